@@ -1,0 +1,121 @@
+"""The exceptions of the library.
+
+Knows nothing else of ours: every other module may import this one. The tree is flat, because callers catch by
+remedy::
+
+    IpcError
+    +- StreamClosedError     (also ConnectionError)  the other side is gone: reconnect or give up
+    +- RequestTimeoutError   (also TimeoutError)     no answer in time: try again or give up
+    +- RemoteError                                   the other side answered with an error
+    +- UnexpectedReplyError  (also TypeError)        the reply is of another class than was expected
+    +- SerializationError                            a message cannot be turned into bytes, or bytes into a message
+    +- FrameTooLargeError                            a message is over max_frame_size
+    +- InvalidStreamError    (also ValueError)       a stream was closed or is unusable on our side
+
+Misuse of the library (wrong arguments, two threads, a forked copy) stays ``TypeError``, ``ValueError`` and
+``RuntimeError``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Optional, Tuple
+
+if TYPE_CHECKING:
+    from .messages import Message
+    from .session import Session
+
+__all__ = [
+    "FrameTooLargeError",
+    "InvalidStreamError",
+    "IpcError",
+    "RemoteError",
+    "RequestTimeoutError",
+    "SerializationError",
+    "StreamClosedError",
+    "UnexpectedReplyError",
+]
+
+
+class IpcError(Exception):
+    """Base class of all errors of this library."""
+
+
+class StreamClosedError(IpcError, ConnectionError):
+    """The session's stream has ended.
+
+    The text says who closed it: this side, the other side, or the operating system; for a child process also its
+    exit status or signal and the last lines of its stderr. ``__cause__`` keeps the operating system's error, if any.
+    """
+
+
+class RequestTimeoutError(IpcError, TimeoutError):
+    """A request got no reply before its deadline, or a message could not be sent in time.
+
+    Attributes:
+        timeout: The limit in seconds that has passed.
+    """
+
+    def __init__(self, message: str, timeout: Optional[float] = None) -> None:
+        super().__init__(message)
+        self.timeout = timeout
+
+
+class RemoteError(IpcError):
+    """The other side answered a request with an ``ErrorMessage``; the text is its text."""
+
+
+class UnexpectedReplyError(IpcError, TypeError):
+    """A reply is of another class than the request's ``expect``.
+
+    Attributes:
+        reply: The reply that came.
+    """
+
+    def __init__(self, message: str, reply: Optional[Message] = None) -> None:
+        super().__init__(message)
+        self.reply = reply
+
+
+class SerializationError(IpcError):
+    """A message cannot be turned into a payload, or a payload into a message.
+
+    Attributes:
+        request_id: The id of the request envelope whose content could not be decoded, if it could be read.
+        response_id: The same for a response envelope.
+    """
+
+    def __init__(
+        self, message: str, *, request_id: Optional[str] = None, response_id: Optional[str] = None
+    ) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+        self.response_id = response_id
+
+
+class FrameTooLargeError(IpcError):
+    """A payload is larger than ``max_frame_size``.
+
+    Attributes:
+        size: The payload's size in bytes.
+        limit: The limit in bytes.
+    """
+
+    def __init__(self, message: str, size: Optional[int] = None, limit: Optional[int] = None) -> None:
+        super().__init__(message)
+        self.size = size
+        self.limit = limit
+
+
+class InvalidStreamError(IpcError, ValueError):
+    """A stream was closed by its owner while a session was using it, or cannot be used at all.
+
+    Attributes:
+        session: The session concerned, or None. It does not travel when the error is pickled.
+    """
+
+    def __init__(self, message: str, session: Optional[Session] = None) -> None:
+        super().__init__(message)
+        self.session = session
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return (type(self), (str(self),))

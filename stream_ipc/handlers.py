@@ -1,0 +1,213 @@
+"""The handlers that users register: which of them are for which class, and what they are called with.
+
+Knows how to look at a callable. Must not know messages, sessions or who calls.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import sys
+import typing
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+__all__ = ["Handler", "HandlerList"]
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class Handler:
+    """One registered callable.
+
+    Attributes:
+        function: The callable itself.
+        takes_both: Whether it is called with both arguments, or with the first alone.
+        active: False once it is unregistered.
+    """
+
+    __slots__ = ("active", "function", "takes_both", "types")
+
+    def __init__(self, function: Callable[..., Any], types: Optional[Tuple[type, ...]], takes_both: bool) -> None:
+        self.function = function
+        self.types = types  # None: for every class
+        self.takes_both = takes_both
+        self.active = True
+
+
+class HandlerList:
+    """The handlers of one event, in the order of registration.
+
+    Args:
+        event: The name of the method that registers, for error texts.
+    """
+
+    def __init__(self, event: str) -> None:
+        self._event = event
+        self._handlers: List[Handler] = []
+        self._by_class: Dict[type, Tuple[Handler, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._handlers)
+
+    def add(self, function: Callable[..., Any], caller: Any) -> None:
+        """Register.
+
+        Args:
+            function: Takes the event's first argument, or both. If its first parameter is annotated with a class, it
+                is called for that class only.
+            caller: The frame in which classes that are local to a function are looked up.
+
+        Raises:
+            TypeError: It is not callable, takes the wrong number of arguments, or its annotation cannot be resolved.
+        """
+        if not callable(function):
+            raise TypeError(f"{self._event}() takes a callable, not {function!r:.200}")
+        try:
+            signature = inspect.signature(function)
+        except ValueError:  # a builtin that does not tell
+            self._add(Handler(function, None, False))
+            return
+        parameters = list(signature.parameters.values())
+        positional = [p for p in parameters if p.kind in _POSITIONAL]
+        starred = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+        required = [p for p in positional if p.default is inspect.Parameter.empty]
+        keywords = [
+            p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty
+        ]
+        if len(required) > 2 or keywords or (not positional and not starred):
+            raise TypeError(
+                f"{self._event}() takes a handler of one or two arguments, but {_name(function)} has the signature"
+                f" {signature}"
+            )
+        # A second parameter with a default is the handler's own, unless it says that it is for the session.
+        takes_both = len(required) == 2 or starred or (len(positional) > 1 and positional[1].name == "session")
+        types = None
+        if positional:
+            types = _types(function, positional[0].annotation, caller)
+        self._add(Handler(function, types, takes_both))
+
+    def _add(self, handler: Handler) -> None:
+        self._handlers.append(handler)
+        self._by_class.clear()
+
+    def remove(self, function: Callable[..., Any]) -> None:
+        """Unregister; takes effect at once, also in a dispatch that is under way.
+
+        Raises:
+            ValueError: It is not registered.
+        """
+        for handler in self._handlers:
+            if handler.function == function:
+                handler.active = False
+                self._handlers.remove(handler)
+                self._by_class.clear()
+                return
+        raise ValueError(f"{_name(function)} is not registered with {self._event}()")
+
+    def of(self, cls: type) -> Tuple[Handler, ...]:
+        """The handlers for instances of a class."""
+        try:
+            return self._by_class[cls]
+        except KeyError:
+            found = tuple(h for h in self._handlers if h.types is None or issubclass(cls, h.types))
+            self._by_class[cls] = found
+            return found
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", None) or f"{function!r:.100}"
+
+
+def _types(function: Any, annotation: Any, caller: Any) -> Optional[Tuple[type, ...]]:
+    """The classes that an annotation names, or None for all.
+
+    Only this one annotation is looked at: resolving all of them would fail on a name that is imported under
+    TYPE_CHECKING, and on ``A | B`` before Python 3.10.
+    """
+    if annotation is inspect.Parameter.empty:
+        return None
+    resolved = [annotation]
+    if isinstance(annotation, str):
+        try:
+            resolved = _evaluate(annotation, _namespace(function, caller))
+        except Exception as exc:
+            raise TypeError(
+                f"the annotation {annotation!r} of {_name(function)}'s first parameter cannot be resolved: {exc}; define"
+                " or import the class where the handler is defined (not under TYPE_CHECKING), or drop the annotation"
+            ) from exc
+    types: List[type] = []
+    for item in resolved:
+        found = _flatten(item)
+        if found is None:
+            raise TypeError(
+                f"the annotation {annotation!r} of {_name(function)}'s first parameter is no class; annotate it with a"
+                " message class, a union of them, or nothing"
+            )
+        if object in found:
+            return None
+        types += found
+    return tuple(types)
+
+
+def _flatten(annotation: Any) -> Optional[List[type]]:
+    if annotation is Any or annotation is object:
+        return [object]
+    if isinstance(annotation, type) and not hasattr(annotation, "__origin__"):
+        return [annotation]
+    if isinstance(annotation, typing.TypeVar):
+        bound = annotation.__bound__
+        return [object] if bound is None else _flatten(bound)
+    origin = getattr(annotation, "__origin__", None)
+    if origin is typing.Union or type(annotation).__name__ == "UnionType":
+        types: List[type] = []
+        for arg in annotation.__args__:
+            found = _flatten(arg)
+            if found is None:
+                return None
+            types += found
+        return types
+    if isinstance(origin, type) and origin not in (list, dict, tuple, set, frozenset, type):
+        return [origin]  # a generic message class
+    return None
+
+
+def _namespace(function: Any, caller: Any) -> Dict[str, Any]:
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    function = getattr(function, "__func__", function)
+    if not hasattr(function, "__globals__"):
+        function = getattr(type(function).__call__, "__func__", type(function).__call__)
+    names: Dict[str, Any] = dict(getattr(function, "__globals__", {}))
+    if caller is not None:  # a class that is local to the function that registers the handler
+        names.update({k: v for k, v in caller.f_locals.items() if k not in names})
+    closure = getattr(function, "__closure__", None) or ()
+    for name, cell in zip(getattr(getattr(function, "__code__", None), "co_freevars", ()), closure):
+        try:
+            names[name] = cell.cell_contents
+        except ValueError:
+            pass  # not assigned yet
+    return names
+
+
+def _evaluate(annotation: str, names: Dict[str, Any]) -> List[Any]:
+    """Evaluate an annotation; the parts of ``A | B`` one by one, for Python before 3.10."""
+    parts: List[Any] = []
+    todo = [ast.parse(annotation.strip(), mode="eval").body]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            todo += [node.left, node.right]
+            continue
+        value = eval(compile(ast.Expression(node), "<annotation>", "eval"), names)
+        if isinstance(value, str):  # "quoted" inside a string annotation
+            parts += _evaluate(value, names)
+        else:
+            parts.append(value)
+    return parts
+
+
+def caller_frame(depth: int) -> Any:
+    """The frame that many calls above the caller's."""
+    return sys._getframe(depth + 1)

@@ -1,0 +1,45 @@
+"""Request ids: text that is unique among the requests which are pending on one session.
+
+Knows nothing of ours. Any object with ``generate()`` will do in place of the two classes here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from typing import Protocol
+
+__all__ = ["PidCounterRequestIdGenerator", "PidHrtimeRequestIdGenerator", "RequestIdGenerator"]
+
+
+class RequestIdGenerator(Protocol):
+    """What an ``IpcPeer`` needs of its ``id_generator``."""
+
+    def generate(self) -> str:
+        """Return an id that no pending request has; any text of at most 128 characters."""
+
+
+class PidCounterRequestIdGenerator:
+    """Ids of the form ``<pid>.<counter>``, as the original's."""
+
+    def __init__(self) -> None:
+        # The pid is read once: a peer refuses to be used after a fork, so its generator never lives in another process.
+        self._prefix = f"{os.getpid()}."
+        self._next = itertools.count(1).__next__
+
+    def generate(self) -> str:
+        """Return the next id."""
+        return self._prefix + str(self._next())
+
+
+class PidHrtimeRequestIdGenerator:
+    """Ids of the form ``<pid>.<nanoseconds>.<counter>``, which do not repeat after a restart with the same pid."""
+
+    def __init__(self) -> None:
+        self._prefix = f"{os.getpid()}."
+        self._next = itertools.count(1).__next__
+
+    def generate(self) -> str:
+        """Return the next id."""
+        return f"{self._prefix}{time.monotonic_ns()}.{self._next()}"

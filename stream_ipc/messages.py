@@ -1,0 +1,107 @@
+"""What travels: messages, and the envelopes that make requests and responses of them.
+
+Knows the registry, where every message class is entered. Must not know how messages become bytes or who sends them.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import InitVar, dataclass, field
+from typing import Any, ClassVar, Optional
+
+from . import registry
+
+__all__ = ["ErrorMessage", "LogMessage", "Message", "RequestEnvelope", "ResponseEnvelope"]
+
+
+class Message:
+    """Base class of everything that is sent.
+
+    Derive from it, usually as a dataclass::
+
+        @dataclass
+        class TaskRequest(Message):
+            job: str
+
+    Deriving registers the class under its wire name: ``module.QualName``, or the one that is given with
+    ``class TaskRequest(Message, wire_name="App\\\\Message\\\\TaskRequest")``. Both sides must know the class under the
+    same name, so define it in a module that both import. A dataclass is rebuilt by its constructor on the other
+    side, so ``__post_init__`` can check what came; any other class is rebuilt from its attributes.
+
+    Raises:
+        ValueError: At the definition: the wire name is taken by another class.
+    """
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, wire_name: Optional[str] = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        registry.register(cls, wire_name)
+
+
+@dataclass
+class LogMessage(Message, wire_name="StreamIpc\\Message\\LogMessage"):
+    """A line of text with a level.
+
+    The library itself makes them of text that is no message: bytes between frames (``LEVEL_JUNK``) and what a child
+    process writes to its stderr (``LEVEL_STDERR``).
+
+    Attributes:
+        message: The text.
+        level: Any word; ``"info"`` by default.
+    """
+
+    LEVEL_JUNK: ClassVar[str] = "junk"
+    LEVEL_STDERR: ClassVar[str] = "stderr"
+
+    message: str
+    level: str = "info"
+
+
+@dataclass
+class ErrorMessage(Message, wire_name="StreamIpc\\Message\\ErrorMessage"):
+    """An error as text. As the reply to a request it makes the requester's ``wait()`` raise ``RemoteError``.
+
+    Attributes:
+        message: The text. If an exception was given, its type, message and traceback follow on the next lines.
+    """
+
+    # The original keeps the text in a private property of this name.
+    message: str = field(metadata={"wire_name": "errorMessage", "visibility": "private"})
+    exception: InitVar[Optional[BaseException]] = None
+
+    def __post_init__(self, exception: Optional[BaseException]) -> None:
+        if exception is not None:
+            lines = traceback.format_exception(type(exception), exception, exception.__traceback__)
+            summary = traceback.format_exception_only(type(exception), exception)
+            trace = "".join(lines).rstrip("\n")
+            self.message = f"{self.message}\n{''.join(summary).strip()}\n{trace}"
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass
+class RequestEnvelope(Message, wire_name="StreamIpc\\Envelope\\RequestEnvelope"):
+    """A message that wants an answer.
+
+    Attributes:
+        id: Chosen by the requester; only compared for equality.
+        request: The message.
+    """
+
+    id: str
+    request: Message
+
+
+@dataclass
+class ResponseEnvelope(Message, wire_name="StreamIpc\\Envelope\\ResponseEnvelope"):
+    """The answer to a request.
+
+    Attributes:
+        id: The id of the request.
+        response: The message.
+    """
+
+    id: str
+    response: Message

@@ -1,0 +1,250 @@
+"""What a transport is: to users (``MessageTransport``), and to a session (``Channel``).
+
+Knows messages and errors. Must not know sessions, peers or any particular kind of stream.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+from abc import ABC, abstractmethod
+from itertools import chain, starmap
+from typing import Any, Callable, Deque, List, Optional, Sequence
+
+from ..messages import Message
+from ..wire.codec import Received
+
+__all__ = ["POLL_INTERVAL", "Channel", "Ending", "ForeignChannel", "MessageTransport", "finish"]
+
+# How often a transport without descriptors is asked while waiting, in seconds.
+POLL_INTERVAL = 0.01
+
+
+class MessageTransport(ABC):
+    """Sends and receives messages over something.
+
+    Derive from it to carry messages over anything, and pass an instance to ``IpcPeer.create_session``, which then owns
+    it. An object that merely has the four methods works too. None of them may block.
+
+    What ``send`` and ``receive`` see besides users' messages are ``RequestEnvelope`` and ``ResponseEnvelope``.
+    """
+
+    @abstractmethod
+    def send(self, message: Message) -> None:
+        """Send a message, or queue it.
+
+        Raises:
+            StreamClosedError: The other side is gone.
+        """
+
+    @abstractmethod
+    def receive(self) -> List[Message]:
+        """Return what is there now, in order; an empty list if nothing is.
+
+        Raises:
+            StreamClosedError: The other side is gone, and everything that it had sent was returned before.
+        """
+
+    @abstractmethod
+    def read_fds(self) -> Sequence[int]:
+        """The descriptors that become readable when ``receive`` has something.
+
+        Empty if there are none: then ``receive`` is called on every tick, and at least every 10 ms while waiting.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything. Called once."""
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether ``flush`` should be called when ``write_fd`` is writable."""
+        return False
+
+    @property
+    def write_fd(self) -> Optional[int]:
+        """The descriptor to wait for while ``wants_write``; None to be asked on every tick."""
+        return None
+
+    def flush(self) -> None:
+        """Write some of what is queued.
+
+        Raises:
+            StreamClosedError: The other side is gone.
+        """
+
+
+class Ending:
+    """What is left to be done after a channel was closed, in steps that do not block."""
+
+    def fds(self) -> List[int]:
+        """Descriptors that become readable when ``step`` has something to do."""
+        return []
+
+    def step(self) -> Optional[float]:
+        """Do what can be done now.
+
+        Returns:
+            In how many seconds to call again at the latest, or None if all is done.
+        """
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Release what is held without finishing: in a forked copy of the process."""
+
+
+def finish(endings: Sequence[Ending]) -> None:
+    """Block until all are done, side by side. Each of them bounds its own steps."""
+    while True:
+        waiting = []
+        wait = 60.0
+        for ending in endings:
+            left = ending.step()
+            if left is not None:
+                wait = min(wait, left)
+                waiting.append(ending)
+        if not waiting:
+            return
+        endings = waiting
+        poller = select.poll()
+        for ending in endings:
+            for fd in ending.fds():
+                poller.register(fd, select.POLLIN)
+        poller.poll(math.ceil(wait * 1000))
+
+
+class Channel:
+    """What a session needs of its transport, whatever it is.
+
+    Attributes:
+        transport: The transport as its user knows it.
+        changed: To be called when ``read_fds``, ``write_fd`` or ``poll_interval`` answer differently than before; set
+            by the session.
+        volatile: ``changed`` is never called, so the answers are to be asked for on every tick.
+        corked: While true, small frames may be gathered before they are written.
+        received_bytes: How many bytes have been received in all.
+    """
+
+    transport: Any = None
+    changed: Callable[[], None]
+    volatile = False
+    corked = False
+    received_bytes = 0
+
+    @property
+    def queued_bytes(self) -> int:
+        """How many bytes wait to be written."""
+        return 0
+
+    @property
+    def poll_interval(self) -> Optional[float]:
+        """In how many seconds at the latest ``receive_into`` is to be called though no descriptor is ready."""
+        return None
+
+    def send(self, message: Message) -> None:
+        """Send a message, or queue it whole."""
+        raise NotImplementedError
+
+    def receive_into(self, inbox: Deque[Received], fd: int) -> None:
+        """Append what can be read now to the inbox.
+
+        Args:
+            inbox: Where messages go, and errors that stand for messages.
+            fd: Which of ``read_fds`` is ready; -1 if none is and ``poll_interval`` has passed.
+
+        Raises:
+            StreamClosedError: Nothing more will come.
+        """
+        raise NotImplementedError
+
+    def read_fds(self) -> Sequence[int]:
+        """The descriptors to wait for."""
+        raise NotImplementedError
+
+    def write_fd(self) -> Optional[int]:
+        """The descriptor to wait for until ``flush`` can go on, or None if nothing is queued."""
+        return None
+
+    def flush(self) -> None:
+        """Write what the stream takes now of what is queued."""
+
+    def find_invalid(self) -> Optional[str]:
+        """What is wrong with a stream that its owner closed or replaced, or None."""
+        return None
+
+    def drain(self, inbox: Deque[Received]) -> None:
+        """Read what is there now, after writing has failed."""
+
+    def closed_text(self) -> str:
+        """Why this side closed, for the errors of what was pending."""
+        return "this side closed the session"
+
+    def end(self) -> Optional[Ending]:
+        """Release the streams and close them. Called once.
+
+        Returns:
+            What is left to be done if that takes time.
+        """
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Release the streams but leave them open, as they were found. Called once, instead of ``close``."""
+
+    def describe(self) -> str:
+        """A few words for reprs and logs."""
+        return type(self.transport).__name__
+
+
+class ForeignChannel(Channel):
+    """Makes a channel of a transport that somebody else wrote."""
+
+    volatile = True
+
+    def __init__(self, transport: Any) -> None:
+        for name in ("send", "receive", "read_fds", "close"):
+            if not callable(getattr(transport, name, None)):
+                raise TypeError(f"{type(transport).__name__} is no transport: it has no method {name}()")
+        self.transport = transport
+        self.send = transport.send  # type: ignore[method-assign]
+        self._receive = transport.receive
+        self._wants_write = False
+
+    @property
+    def poll_interval(self) -> Optional[float]:
+        if not self.transport.read_fds() or (self._asked("wants_write") and self._asked("write_fd") is None):
+            return POLL_INTERVAL
+        return None
+
+    def _asked(self, name: str) -> Any:
+        # A property in MessageTransport; a method in somebody's own class is as good.
+        value = getattr(self.transport, name, None)
+        return value() if callable(value) else value
+
+    def receive_into(self, inbox: Deque[Received], fd: int) -> None:
+        if self._asked("wants_write") and self._asked("write_fd") is None:
+            self.flush()
+        # The list goes from receive() into the inbox inside one call: a KeyboardInterrupt cannot come in between.
+        inbox.extend(chain.from_iterable(starmap(self._receive, [()])))
+
+    def read_fds(self) -> Sequence[int]:
+        return tuple(self.transport.read_fds())
+
+    def write_fd(self) -> Optional[int]:
+        return self._asked("write_fd") if self._asked("wants_write") else None
+
+    def flush(self) -> None:
+        flush = getattr(self.transport, "flush", None)
+        if flush is not None:
+            flush()
+
+    @property
+    def queued_bytes(self) -> int:
+        if not self._asked("wants_write"):
+            return 0
+        queued = self._asked("queued_bytes")
+        return queued if isinstance(queued, int) else 1  # something, of unknown size
+
+    def end(self) -> Optional[Ending]:
+        self.transport.close()
+        return None
+

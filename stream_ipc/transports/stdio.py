@@ -1,0 +1,120 @@
+"""This process's own stdin and stdout as a transport: the take-over, and its undoing.
+
+Knows descriptors 0, 1 and 2 and ``sys``. Must not know sessions.
+
+The wire moves to private descriptors. Descriptor 0 becomes the null device, so that nobody else reads what is meant for
+us, and descriptor 1 becomes another stderr, so that a ``print``, or the output of a program that this process starts,
+stays visible and cannot get between the frames.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from typing import Any, Optional
+
+from ..errors import InvalidStreamError
+from ..serializers.base import MessageSerializer
+from .descriptors import ReadEnd, WriteEnd
+from .stream import StreamTransport
+
+__all__ = ["StdioTransport"]
+
+_active: Optional[StdioTransport] = None
+
+
+class StdioTransport(StreamTransport):
+    """Messages over this process's stdin and stdout. There can be one at a time.
+
+    Raises:
+        InvalidStreamError: Descriptor 0 or 1 is closed, or ``sys.stdin`` has read ahead.
+        RuntimeError: There is one already.
+    """
+
+    def __init__(self, serializer: MessageSerializer, max_frame_size: int) -> None:
+        global _active
+        if _active is not None:
+            raise RuntimeError("this process's stdin and stdout are in use by another session; close it first")
+        _flush()
+        self._wire_in = self._wire_out = -1
+        try:
+            self._wire_in = _private_copy(0, "stdin")
+            self._wire_out = _private_copy(1, "stdout")
+            null = os.open(os.devnull, os.O_RDWR)
+            try:
+                os.dup2(null, 0)
+                try:
+                    os.dup2(2, 1)
+                except OSError:  # started without a stderr
+                    os.dup2(null, 1)
+            finally:
+                os.close(null)
+            ahead = _read_ahead()
+            # Shared: both are other processes' open files too, so their flags stay as they are.
+            reader = ReadEnd(self._wire_in, shared=True)
+            reader.ahead = ahead
+            super().__init__(WriteEnd(self._wire_out, shared=True), (reader,), serializer, max_frame_size)
+        except BaseException:
+            self._restore()
+            raise
+        _active = self
+
+    def _let_go(self, how: str) -> None:
+        global _active
+        if _active is self:
+            _active = None
+            _flush()  # what was printed meanwhile goes where it was meant to go
+            super()._let_go("release")
+            self._restore()
+
+    def _restore(self) -> None:
+        for number, fd in ((0, self._wire_in), (1, self._wire_out)):
+            if fd >= 0:
+                os.dup2(fd, number)
+                os.close(fd)
+        self._wire_in = self._wire_out = -1
+
+    def describe(self) -> str:
+        return "stdio"
+
+
+def _private_copy(fd: int, name: str) -> int:
+    try:
+        # Above the standard ones, and not inherited by programs that this process starts.
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    except OSError as exc:
+        raise InvalidStreamError(
+            f"this process has no {name} (descriptor {fd}: {exc}); it is to be started with {name} connected to its"
+            " master"
+        ) from exc
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass  # there is none, it is closed, or nobody reads it
+
+
+def _read_ahead() -> bytes:
+    """What ``sys.stdin`` has read before the take-over; descriptor 0 is the null device already, so this cannot block."""
+    stdin: Any = sys.stdin
+    try:
+        if stdin is None or stdin.fileno() != 0:
+            return b""
+        buffered = stdin.buffer
+        ahead: bytes = buffered.read1(len(buffered.peek()))
+        try:
+            rest = stdin.read()
+        except UnicodeDecodeError:
+            rest = "?"
+    except (AttributeError, OSError):
+        return b""  # replaced by an object that is no file
+    if rest:
+        raise InvalidStreamError(
+            "sys.stdin has read text ahead that may belong to messages; create the session before anything reads"
+            " from sys.stdin, or read from sys.stdin.buffer"
+        )
+    return ahead

@@ -1,0 +1,1 @@
+"""Frames on a byte stream, and messages in frames. No I/O."""

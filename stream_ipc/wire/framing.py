@@ -1,0 +1,192 @@
+"""Frames on a byte stream: magic ``F3 4A 9D E2``, the payload's length as 32-bit big-endian, the payload.
+
+Knows bytes only. Must not know messages, serializers or I/O.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import List, Optional, Tuple, Union
+
+from ..errors import FrameTooLargeError
+
+__all__ = [
+    "HEADER_SIZE",
+    "LARGE",
+    "MAGIC",
+    "MAX_FRAME_SIZE",
+    "START",
+    "Item",
+    "Junk",
+    "State",
+    "advance",
+    "decode_end",
+    "decode_frames",
+    "frame_header",
+    "missing_bytes",
+    "room_for",
+]
+
+MAGIC = b"\xf3\x4a\x9d\xe2"
+HEADER_SIZE = 8
+MAX_FRAME_SIZE = 0xFFFFFFFF  # what the length field can say
+
+# A frame of which more than this is still missing is read straight into its own buffer.
+LARGE = 64 * 1024
+
+_MAGIC_NUMBER = 0xF34A9DE2
+_HEADER = struct.Struct(">II")
+_pack = _HEADER.pack
+_unpack_from = _HEADER.unpack_from
+
+
+def frame_header(size: int) -> bytes:
+    """The eight bytes before a payload of that size."""
+    return _pack(_MAGIC_NUMBER, size)
+
+
+class Junk(bytes):
+    """Bytes that belong to no frame."""
+
+    __slots__ = ()
+
+
+Item = Union[bytes, bytearray, Junk, FrameTooLargeError]
+
+# Everything that is remembered between two pieces of a stream: (bytes of an unfinished magic or header, bytes of an
+# oversized payload still to be skipped, unfinished payload, how much of it is there, its whole size).
+State = Tuple[bytes, int, Optional[bytearray], int, int]
+
+START: State = (b"", 0, None, 0, 0)
+
+
+def decode_frames(data: bytes, state: State, max_frame_size: int) -> Tuple[List[Item], State]:
+    """Cut the next bytes of a stream into payloads and junk.
+
+    A function from state to state and no object with ``feed()``: a caller who is interrupted (``KeyboardInterrupt``)
+    before he has taken the result still has the bytes and the state that belongs to them, and decodes them again.
+    Only an unfinished payload grows in place, and its filled part is in the state.
+
+    At most 3 bytes that may be the beginning of a magic are held back, also if junk begins with one. Memory grows with
+    what has arrived, never with what a header announces.
+
+    Args:
+        data: The bytes, however cut.
+        state: ``START``, or what the call before returned.
+        max_frame_size: The largest payload in bytes. A larger one becomes a ``FrameTooLargeError`` in its place, once,
+            and exactly its bytes are skipped.
+
+    Returns:
+        Payloads (``bytes``; ``bytearray`` for one that came in several pieces), ``Junk`` and ``FrameTooLargeError`` in
+        their order, and the state behind them.
+    """
+    head, skip, frame, filled, size = state
+    items: List[Item] = []
+    if frame is not None:
+        del frame[filled:]  # what an interrupted call may have left there
+        missing = size - filled
+        frame += data[:missing]
+        if len(data) < missing:
+            return items, (b"", 0, frame, filled + len(data), size)
+        items.append(frame)
+        data = data[missing:]
+    elif skip:
+        if len(data) <= skip:
+            return items, (b"", skip - len(data), None, 0, 0)
+        data = data[skip:]
+    elif head:
+        data = head + data
+    at = 0
+    end = len(data)
+    while at < end:
+        if end - at >= HEADER_SIZE:
+            number, size = _unpack_from(data, at)
+            if number == _MAGIC_NUMBER:
+                start = at + HEADER_SIZE
+                at = start + size
+                if size > max_frame_size:
+                    items.append(_too_large(size, max_frame_size))
+                    if at > end:
+                        return items, (b"", at - end, None, 0, 0)
+                elif at <= end:
+                    items.append(data[start:at])
+                else:
+                    return items, (b"", 0, bytearray(data[start:]), end - start, size)
+                continue
+        start = at
+        at = data.find(MAGIC, start)
+        if at < 0:
+            at = end - _magic_suffix(data, start)
+            if at > start:
+                items.append(Junk(data[start:at]))
+            return items, (data[at:], 0, None, 0, 0)
+        if at > start:
+            items.append(Junk(data[start:at]))
+        if end - at < HEADER_SIZE:
+            return items, (data[at:], 0, None, 0, 0)
+    return items, START
+
+
+def missing_bytes(state: State) -> int:
+    """How many bytes of an unfinished payload are still to come."""
+    _, _, frame, filled, size = state
+    return 0 if frame is None else size - filled
+
+
+def room_for(state: State, size: int) -> memoryview:
+    """Room for the next bytes of an unfinished payload, to be read into directly.
+
+    Args:
+        state: One with ``missing_bytes``.
+        size: How many bytes at most; the view is of that size, or of what is missing if that is less.
+    """
+    _, _, frame, filled, whole = state
+    assert frame is not None
+    wanted = filled + min(size, whole - filled)
+    if len(frame) < wanted:
+        # This writes zeros, but only where bytes are about to arrive: the whole payload is never allocated on the
+        # header's word.
+        frame += bytes(wanted - len(frame))
+    return memoryview(frame)[filled:wanted]
+
+
+def advance(state: State, size: int) -> Tuple[List[Item], State]:
+    """What ``decode_frames`` would have returned for ``size`` bytes that were read into ``room_for``.
+
+    The view must have been released.
+    """
+    _, _, frame, filled, whole = state
+    assert frame is not None
+    filled += size
+    if filled < whole:
+        return [], (b"", 0, frame, filled, whole)
+    return [frame], START
+
+
+def decode_end(state: State) -> Tuple[List[Item], str]:
+    """What is left at the end of a stream: junk that was held back, and a text if a frame is unfinished."""
+    head, skip, frame, filled, size = state
+    if frame is not None:
+        return [], f"in the middle of a frame ({filled} of {size} bytes had arrived)"
+    if skip:
+        return [], f"in the middle of a frame that was too large ({skip} bytes were still to come)"
+    if len(head) >= len(MAGIC):
+        return [], f"in the middle of a frame's header ({len(head)} of {HEADER_SIZE} bytes had arrived)"
+    return ([Junk(head)] if head else []), ""
+
+
+def _too_large(size: int, limit: int) -> FrameTooLargeError:
+    return FrameTooLargeError(
+        f"the other side announced a frame of {size} bytes, max_frame_size is {limit}; raise it on both sides, or send"
+        " less at a time",
+        size=size,
+        limit=limit,
+    )
+
+
+def _magic_suffix(data: bytes, start: int) -> int:
+    """How many bytes at the end of ``data[start:]`` may be the beginning of a magic."""
+    for length in (3, 2, 1):
+        if data.endswith(MAGIC[:length], start):
+            return length
+    return 0
