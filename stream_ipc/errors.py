@@ -33,6 +33,7 @@ __all__ = [
     "SerializationError",
     "StreamClosedError",
     "UnexpectedReplyError",
+    "describe",
 ]
 
 
@@ -119,3 +120,13 @@ class InvalidStreamError(IpcError, ValueError):
 
     def __reduce__(self) -> Tuple[Any, ...]:
         return (type(self), (str(self),))
+
+
+def describe(exc: BaseException) -> str:
+    """The class and text of an exception that is not ours, for the text of one that is."""
+    # str() can fail: of ValueError(10**5000), or of a class with a __str__ of its own.
+    try:
+        text = str(exc)
+    except Exception:
+        text = "(it has no text)"
+    return f"{type(exc).__name__}: {text}"

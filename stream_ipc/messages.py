@@ -5,7 +5,6 @@ Knows the registry, where every message class is entered. Must not know how mess
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import InitVar, dataclass, field
 from typing import Any, ClassVar, Optional
 
@@ -71,7 +70,11 @@ class ErrorMessage(Message, wire_name="StreamIpc\\Message\\ErrorMessage"):
     exception: InitVar[Optional[BaseException]] = None
 
     def __post_init__(self, exception: Optional[BaseException]) -> None:
+        if not isinstance(self.message, str):  # it comes off the wire too, and str() of the whole must not fail
+            raise TypeError(f"message must be a str, not {type(self.message).__name__}")
         if exception is not None:
+            import traceback  # 4 ms, which most programs never need
+
             lines = traceback.format_exception(type(exception), exception, exception.__traceback__)
             summary = traceback.format_exception_only(type(exception), exception)
             trace = "".join(lines).rstrip("\n")

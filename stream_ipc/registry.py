@@ -12,7 +12,7 @@ import enum
 import sys
 from typing import Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar, Union, overload
 
-from .errors import SerializationError
+from .errors import SerializationError, describe
 
 __all__ = [
     "FieldInfo",
@@ -63,6 +63,8 @@ class TypeInfo:
     Attributes:
         cls: The class.
         wire_name: The name it travels under.
+        names: The declared fields; None until the class has been looked into, and something that no instance's fields
+            equal if it is rebuilt from its attributes.
         values: Takes an instance apart: ``{field name: value}`` in the order of declaration. The dict may be the
             instance's own: do not change it.
     """
@@ -71,7 +73,7 @@ class TypeInfo:
         self.cls = cls
         self.wire_name = wire_name
         self.is_enum = issubclass(cls, enum.Enum)
-        self._names: Optional[Tuple[str, ...]] = None  # None: not looked into yet
+        self.names: Optional[Tuple[str, ...]] = None  # None: not looked into yet
         self._open = False  # rebuilt from whatever attributes came
         self._fields: Tuple[FieldInfo, ...] = ()
 
@@ -81,7 +83,7 @@ class TypeInfo:
     @property
     def fields(self) -> Tuple[FieldInfo, ...]:
         """The declared fields; empty for a class that is rebuilt from its attributes."""
-        if self._names is None:
+        if self.names is None:
             self._inspect()
         return self._fields
 
@@ -99,25 +101,25 @@ class TypeInfo:
         Raises:
             SerializationError: A required field is missing, or the constructor refused the values.
         """
-        if tuple(values) != self._names:  # not exactly the fields in their order, or not looked into yet
-            return self._build_slowly(values)
+        # The pickle serializer has a copy of this quick way.
         try:
-            return self.cls(**values)
+            if tuple(values) == self.names:  # exactly the fields in their order, and looked into before
+                return self.cls(**values)
         except Exception as exc:
             raise self._refused(exc) from exc
+        return self._build_slowly(values)
 
     def _refused(self, exc: Exception) -> SerializationError:
-        return SerializationError(
-            f"{self.wire_name} cannot be built from the values received: {type(exc).__name__}: {exc}"
-        )
+        return SerializationError(f"{self.wire_name} cannot be built from the values received: {describe(exc)}")
 
     def _build_slowly(self, values: Dict[str, Any]) -> Any:
-        if self._names is None:
+        if self.names is None:
             self._inspect()
         if self._open:
             return self._build_open(values)
-        known = {name: values[name] for name in self._names or () if name in values}
+        known: Dict[str, Any] = {}
         try:
+            known = {name: values[name] for name in self.names or () if name in values}
             return self.cls(**known)
         except Exception as exc:
             missing = [f.name for f in self._fields if f.name not in known and f.name in self._required()]
@@ -150,7 +152,7 @@ class TypeInfo:
 
     def _inspect(self) -> None:
         cls = self.cls
-        if "__dataclass_fields__" in cls.__dict__:
+        if _has_constructor_of_dataclass(cls):
             self._fields = tuple(
                 FieldInfo(
                     f.name,
@@ -172,7 +174,7 @@ class TypeInfo:
         names = tuple(f.name for f in self._fields)
         self.values = self._open_values if self._open else _values_of(names)  # type: ignore[assignment,method-assign]
         # An impossible name keeps build() off its quick way for classes that are rebuilt from attributes.
-        self._names = ("",) if self._open else names
+        self.names = ("",) if self._open else names
 
     @staticmethod
     def _open_values(obj: Any) -> Dict[str, Any]:
@@ -205,17 +207,27 @@ def _values_of(names: Tuple[str, ...]) -> Callable[[Any], Dict[str, Any]]:
     return values
 
 
+def _has_constructor_of_dataclass(cls: type) -> bool:
+    # A class that derives from a dataclass and is not decorated itself has its base's fields, constructor and checks;
+    # one with a constructor of its own has not.
+    for base in cls.__mro__:
+        if "__dataclass_fields__" in base.__dict__:
+            return True
+        if "__init__" in base.__dict__ or "__new__" in base.__dict__:
+            break
+    return False
+
+
 def default_wire_name(cls: type) -> str:
     """The wire name of a class that was given none: ``module.QualName``.
 
     In a module that runs as ``python -m pkg.mod`` the name is ``pkg.mod`` and not ``__main__``, so that both ends
-    of a conversation agree on it.
+    of a conversation agree on it. The same script in a child of ``multiprocessing`` is ``__mp_main__``.
     """
     module = cls.__module__
-    if module == "__main__":
-        spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-        if spec is not None:
-            module = spec.name
+    if module in ("__main__", "__mp_main__"):
+        spec = getattr(sys.modules.get(module), "__spec__", None)
+        module = "__main__" if spec is None else spec.name
     return f"{module}.{cls.__qualname__}"
 
 
@@ -233,7 +245,6 @@ def register(cls: type, wire_name: Optional[str] = None) -> None:
         wire_name = cls.__dict__.get("_stream_ipc_wire_name") or default_wire_name(cls)
     elif not isinstance(wire_name, str) or not wire_name:
         raise TypeError(f"wire_name of {cls.__qualname__} must be a non-empty str, not {wire_name!r}")
-    cls._stream_ipc_wire_name = wire_name  # type: ignore[attr-defined]
     taken = _by_name.get(wire_name)
     if taken is not None and taken.cls is not cls:
         old = taken.cls
@@ -244,6 +255,7 @@ def register(cls: type, wire_name: Optional[str] = None) -> None:
                 f"wire name {wire_name!r} of {cls.__module__}.{cls.__qualname__} is taken by"
                 f" {old.__module__}.{old.__qualname__}; give one of them another wire_name"
             )
+    cls._stream_ipc_wire_name = wire_name  # type: ignore[attr-defined]
     for cache in _caches:
         cache.clear()
     previous = _by_class.get(cls)
@@ -337,10 +349,11 @@ def lookup(wire_name: Any) -> TypeInfo:
     Raises:
         SerializationError: Nothing is registered under that name.
     """
-    try:
-        return _by_name[wire_name]
-    except (KeyError, TypeError):
-        pass
+    if isinstance(wire_name, str):  # nothing else is hashed: of a deeply nested tuple that ends the process
+        try:
+            return _by_name[wire_name]
+        except KeyError:
+            pass
     shown = wire_name[:200] if isinstance(wire_name, str) else type(wire_name).__name__
     advice = "import the module that defines it on this side too"
     if isinstance(wire_name, str) and wire_name.startswith("__main__."):

@@ -33,6 +33,7 @@ __all__ = [
     "convert",
     "find_class",
     "old_name",
+    "other_format",
     "plain_type",
     "shown",
     "wire_name",
@@ -93,8 +94,10 @@ def find_class(name: Any) -> TypeInfo:
     try:
         return registry.lookup(name)
     except SerializationError:
-        if type(name) is not str or name not in _OLD_NAMES:
+        if type(name) is not str or "\\" not in name:
             raise
+    if name not in _OLD_NAMES:
+        raise SerializationError(f"Unknown class: {name[:200]} (import a class with this wire_name on this side too)")
     return registry.type_info(_OLD_NAMES[name])
 
 
@@ -171,7 +174,7 @@ def convert(code: str) -> Callable[[Any], Any]:
 
 
 def _takes_positional(info: TypeInfo) -> bool:
-    # cls(a, b) costs 0.1 us less than cls(x=a, y=b), which makes a dict on the way. Only where the constructor is a
+    # cls(a, b) costs 0.2 us less than cls(x=a, y=b), which makes a dict on the way. Only where the constructor is a
     # plain function with just the fields first: a dataclass may have keyword-only fields, InitVar parameters in
     # between, or a constructor of its own.
     names = tuple(f.name for f in info.fields)
@@ -197,8 +200,8 @@ def builder(info: TypeInfo, keys: Sequence[str], conversions: Sequence[str], oth
     Returns:
         A function that takes the dict.
     """
-    # Against TypeInfo.build() this spares a dict of the right names and a call with keywords: decoding the small
-    # request takes 0.5 us less.
+    # Against TypeInfo.build() this spares a dict of the right names and a call with keywords: 0.31 us an object
+    # instead of 0.64.
     lines = ["def made(data):", "    try:", "        pass"]
     lines += [f"        v{i} = data[{key!r}]" for i, key in enumerate(keys)]
     lines += ["    except KeyError:", "        pass", "    else:"]
@@ -235,6 +238,24 @@ def bad_id() -> SerializationError:
 
 def _bad_content(value: Any) -> SerializationError:
     return SerializationError(f"the content of an envelope is {a(type(value))} and not a message")
+
+
+_FORMATS = {
+    "JSON": re.compile(rb"\s*[{\[]"),
+    "PHP's format": re.compile(rb"[OaC]:[0-9]+:|[NbidsE][:;]"),
+    "a pickle": re.compile(rb"\x80[\x02-\x05]"),
+}
+
+
+def other_format(payload: Any, own: str) -> str:
+    """What an error about a payload in none of its own format goes on with, if it looks like another."""
+    for name, start in _FORMATS.items():
+        try:
+            if start.match(payload) is not None:
+                return "" if name == own else f"; it looks like {name}: do both sides use the same serializer?"
+        except TypeError:  # no buffer, which is what the error is about
+            break
+    return ""
 
 
 def add_id(error: SerializationError, name: Any, identity: Any) -> None:

@@ -6,8 +6,9 @@ the registry has.
 PHP's strings are bytes and their lengths count bytes, so everything here is done on texts of one character per byte
 (Latin-1), which costs nothing to make and to turn back, and in which an ASCII text stands as it is. Writing has a
 quick way, one compiled function per class, and a slow one that numbers the values for back-references and finds out
-what is wrong. Reading is one loop with its own stack: hostile input cannot make it recurse, look back, or reserve what
-it only announces.
+what is wrong. Reading has a quick way for the messages that are mostly sent, whose fields are short texts and numbers,
+with one compiled pattern per class, and one loop with its own stack for everything: hostile input cannot make it
+recurse, look back, or reserve what it only announces.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from ._shared import (
     compile_function,
     convert,
     find_class,
+    other_format,
     plain_type,
     shown,
     wire_name,
@@ -46,6 +48,8 @@ __all__ = ["PhpMessageSerializer"]
 
 # (value, depth, ids of the objects so far)
 Encoder = Callable[[Any, int, Set[int]], str]
+# (text, where the first property begins, where the object ends) -> the object, or None: read it the other way
+Quick = Callable[[str, int, int], Any]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -60,6 +64,8 @@ def _raw(text: str) -> str:
 
 
 def _text(value: str) -> str:
+    if value.isascii():
+        return f's:{len(value)}:"{value}";'
     raw = _raw(value)
     return f's:{len(raw)}:"{raw}";'
 
@@ -103,7 +109,7 @@ _CANONICAL = re.compile(r"(?:0|-?[1-9][0-9]{0,18})\Z")
 
 def _array_key(key: str) -> Any:
     """A text as PHP takes it for a key: an int, if it looks just like one."""
-    if _CANONICAL.match(key) and INT_MIN <= int(key) <= INT_MAX:
+    if key[:1] <= "9" and _CANONICAL.match(key) and INT_MIN <= int(key) <= INT_MAX:
         return int(key)
     return key
 
@@ -189,12 +195,11 @@ class _Encoders(Dict[type, Encoder]):
         for i, f in enumerate(info.fields):
             lines += [
                 f"    v = value.{f.name}",
-                f"    t{i} = text(v) if (t := type(v)) is str"
-                " else scalars[t](v) if t in scalars else encoders[t](v, depth + 1, seen)",
+                f"    t{i} = scalars[t](v) if (t := type(v)) in scalars else encoders[t](v, depth + 1, seen)",
             ]
             text += f"{_braces(_text(_mangled(f, info, self.old)))}{{t{i}}}"
         lines.append(f"    return f{text + '}}'!r}")
-        names = {"Message": Message, "Unfit": Unfit, "encoders": self, "scalars": _SCALARS, "text": _text}
+        names = {"Message": Message, "Unfit": Unfit, "encoders": self, "scalars": _SCALARS}
         return compile_function(lines, names)
 
     def _open(self, name: str, info: TypeInfo) -> Encoder:
@@ -451,6 +456,95 @@ _CONVERSIONS = {
 _classes = _Classes()
 
 
+# What the quick way takes for a value: a text (its length, and itself), an int, a float, a bool. Longer texts are left
+# to the other way, which does not look at each character.
+_QUICK_VALUE = (
+    r'(?:s:([0-9]{1,3}):"([^"]{0,200})"|i:(-?[0-9]{1,18})|d:(-?[0-9]{1,30}(?:\.[0-9]{1,30})?(?:E[+-][0-9]{1,3})?)'
+    r"|b:([01])|N);"
+)
+_QUICK_FIELDS = 20
+_HEAD = re.compile(r'O:([0-9]{1,3}):"([^"]{1,500})":[0-9]{1,3}:\{')
+_LONGEST_HEAD = 520
+_ENVELOPE_FIELDS = re.compile(
+    r's:2:"id";s:([0-9]{1,3}):"([^"]{0,128})";(s:7:"request";|s:8:"response";)(' + _HEAD.pattern + ")"
+).match
+
+
+class _QuickWays(Dict[str, Optional[Quick]]):
+    """What stands before an object's first property -> the quick way to read it, or None if there is none.
+
+    Against the loop below: a request with one text 3.1 us instead of 8.0.
+    """
+
+    def __init__(self, content: Optional[_QuickWays] = None) -> None:
+        super().__init__()
+        self.content = content  # of envelopes; they are not read quickly inside each other
+        registry.clear_on_change(self)
+
+    def __missing__(self, head: str) -> Optional[Quick]:
+        found = _HEAD.fullmatch(head)
+        if found is None:
+            return None
+        name = found[2]
+        try:
+            info = find_class(_shown_text(name))
+            cls = _classes[name]
+        except SerializationError:
+            return None
+        if head != f'O:{len(name)}:"{name}":{len(cls.names)}:{{':
+            return None  # and not kept: there is no end of such heads
+        made = None
+        if info.cls in ENVELOPES:
+            if self.content is not None:
+                made = _quick_envelope(info.cls, cls.keys[1], self.content)
+        elif issubclass(info.cls, Message) and 0 < len(cls.names) <= _QUICK_FIELDS:
+            made = _quick_message(cls)
+        self[head] = made
+        return made
+
+
+def _quick_message(cls: _Class) -> Quick:
+    pattern = "".join([re.escape(key) + _QUICK_VALUE for key in cls.keys])
+    count = len(cls.names)
+    groups = ", ".join(f"n{i}, t{i}, i{i}, d{i}, b{i}" for i in range(count))
+    lines = [
+        "def made(text, start, end):",
+        "    found = fullmatch(text, start, end)",
+        "    if found is None: return None",
+        f"    {groups} = found.groups()",
+    ]
+    for i in range(count):
+        lines += [
+            f"    if t{i} is not None:",
+            f"        if len(t{i}) != int(n{i}): return None",
+            f"        v{i} = t{i} if t{i}.isascii() else not_ascii(t{i})",
+            f"    elif i{i} is not None: v{i} = int(i{i})",
+            f"    elif b{i} is not None: v{i} = b{i} == '1'",
+            f"    else: v{i} = None if d{i} is None else float(d{i})",
+        ]
+    lines.append(f"    return build({{{', '.join(f'{name!r}: v{i}' for i, name in enumerate(cls.names))}}})")
+    fullmatch = re.compile(pattern + r"\}").fullmatch
+    return compile_function(lines, {"build": cls.build, "fullmatch": fullmatch, "not_ascii": _not_ascii})
+
+
+def _quick_envelope(cls: Any, expected: str, content: _QuickWays) -> Quick:
+    def quick(text: str, start: int, end: int) -> Any:
+        found = _ENVELOPE_FIELDS(text, start, end)
+        if found is None or text[end - 1] != "}":
+            return None
+        length, identity, key, head = found.group(1, 2, 3, 4)
+        way = content[head]
+        if way is None or key != expected or len(identity) != int(length) or not identity.isascii():
+            return None
+        message = way(text, found.end(), end - 1)
+        return None if message is None else cls(identity, message)
+
+    return quick
+
+
+_quick_ways = _QuickWays(_QuickWays())
+
+
 def _bare(key: str) -> str:
     """The name of a property without what says who may see it."""
     return key[key.find("\0", 1) + 1 :] if key[:1] == "\0" else key
@@ -489,17 +583,19 @@ def _parse(text: str, classes: Any, root: List[Any]) -> Any:
         classes: Class name -> :class:`_Class`.
         root: Gets the class name and the properties (so far) of the outermost object, for when this fails.
     """
-    # Values by number, if any are referred to: most payloads spare it, about 0.03 us a value.
-    numbered: Optional[List[Any]] = [] if "r:" in text or "R:" in text else None
-    stack: List[Tuple[Any, Any, bool, int, Any, int]] = []
+    numbered: List[Any] = []  # the values that may be referred to, which is all but references themselves
+    heights: Dict[int, int] = {}  # number of a container that is complete -> how many levels it has
+    copies = [len(text)]  # how many items of arrays may still be copied: as many as the payload has bytes
+    stack: List[Tuple[Any, Any, bool, int, Any, int, int]] = []
     # The container that is being read: its class or None; its items so far; whether they are a list; how many are
-    # still to come; the key of the next; its number.
+    # still to come; the key of the next; its number; how many levels its items have.
     cls: Any = None
     items: Any = None
     is_list = False
     left = 0
     key: Any = None
     number = 0
+    height = 0
     size = len(text)
     position = 0
     while True:
@@ -507,8 +603,9 @@ def _parse(text: str, classes: Any, root: List[Any]) -> Any:
         found = _TOKEN(text, position)
         if found is None:
             _bad(position, "no value that is known")
-        kind = found.lastindex
+        kind: Any = found.lastindex
         end = found.end()
+        levels = 0
         value: Any
         if kind == _STRING:
             position = end + int(found[1])
@@ -518,13 +615,13 @@ def _parse(text: str, classes: Any, root: List[Any]) -> Any:
             position += 2
             if not value.isascii():
                 value = _not_ascii(value)
-        elif kind == _ARRAY or kind == _OBJECT:
+        elif kind in (_ARRAY, _OBJECT):
             count = int(found[kind])
             if count * _SHORTEST_ITEM >= size - end:
                 _bad(end, "an array or object that says it has more than there is")
             if len(stack) >= MAX_DEPTH:
                 _bad(end, f"something nested deeper than {MAX_DEPTH} levels")
-            stack.append((cls, items, is_list, left, key, number))
+            stack.append((cls, items, is_list, left, key, number, height))
             if kind == _ARRAY:
                 cls, items, is_list = None, [], True
             else:
@@ -534,9 +631,8 @@ def _parse(text: str, classes: Any, root: List[Any]) -> Any:
                 if len(stack) == 1:
                     root[:] = found[5], items
             left = count
-            if numbered is not None:
-                number = len(numbered)
-                numbered.append(_OPEN)
+            height = 0
+            number = len(numbered)
             value = _OPEN
             position = end
         else:
@@ -557,7 +653,7 @@ def _parse(text: str, classes: Any, root: List[Any]) -> Any:
                 value = _enum_case(found[15], found[16])
             else:
                 index = int(found[kind]) - 1
-                if numbered is None or not 0 <= index < len(numbered):
+                if not 0 <= index < len(numbered):
                     _bad(found.start(), "a reference to a value that is not there")
                 value = numbered[index]
                 if value is _OPEN:
@@ -565,7 +661,12 @@ def _parse(text: str, classes: Any, root: List[Any]) -> Any:
                         f"The value at byte {found.start()} refers to what it is part of, which cannot be built by its"
                         " constructor"
                     )
-        if numbered is not None and value is not _OPEN and kind != _REFERENCE:
+                levels = heights.get(index, 0)
+                if len(stack) + levels > MAX_DEPTH:
+                    _bad(found.start(), f"something nested deeper than {MAX_DEPTH} levels")
+                if type(value) in (list, dict):
+                    value = _copy(value, copies)
+        if kind != _REFERENCE:
             numbered.append(value)
 
         # A value is complete, or a container has begun.
@@ -579,6 +680,8 @@ def _parse(text: str, classes: Any, root: List[Any]) -> Any:
                     items.append(value)
                 else:
                     items[key] = value
+                if levels > height:
+                    height = levels
                 left -= 1
             if left:
                 break
@@ -587,13 +690,13 @@ def _parse(text: str, classes: Any, root: List[Any]) -> Any:
             position += 1
             if cls is not None:
                 value = cls.build(items)
-            elif is_list or (0 in items and list(items) != list(range(len(items)))) or 0 not in items:
-                value = items
+            elif not is_list and 0 in items and list(items) == list(range(len(items))):
+                value = list(items.values())  # some key came twice
             else:
-                value = list(items.values())  # a key twice
-            if numbered is not None:
-                numbered[number] = value
-            cls, items, is_list, left, key, number = stack.pop()
+                value = items
+            numbered[number] = value
+            levels = heights[number] = height + 1
+            cls, items, is_list, left, key, number, height = stack.pop()
 
         # A key begins here.
         if is_list:
@@ -604,7 +707,7 @@ def _parse(text: str, classes: Any, root: List[Any]) -> Any:
             items = dict(enumerate(items))
             is_list = False
         elif cls is not None:
-            # Properties mostly come in the order of declaration: 0.1 us instead of 0.7 for finding out which.
+            # Properties mostly come in the order of declaration: 0.2 us instead of 0.9 for finding out which.
             index = len(items)
             if index < len(cls.keys) and text.startswith(cls.keys[index], position):
                 key = cls.names[index]
@@ -631,6 +734,23 @@ def _parse(text: str, classes: Any, root: List[Any]) -> Any:
                 key = str(key)
         else:
             _bad(position, "a key that is neither a string nor an int")
+
+
+def _copy(value: Any, left: List[int]) -> Any:
+    # Arrays are values in PHP: one that is referred to twice is two lists here. With neither this nor a limit, forty
+    # references to references would be a list that takes for ever to print or to send on.
+    made = value.copy()
+    todo = [made]
+    while todo:
+        items = todo.pop()
+        left[0] -= len(items)
+        if left[0] < 0:
+            raise SerializationError("Arrays that are referred to so often that they would outgrow the payload")
+        for k, v in enumerate(items) if type(items) is list else items.items():
+            if type(v) in (list, dict):
+                items[k] = v.copy()
+                todo.append(items[k])
+    return made
 
 
 class _AnyClass:
@@ -668,7 +788,8 @@ class PhpMessageSerializer:
     Refused at the sender, with the path of the field: ints beyond 64 bits, other keys, sets, complex numbers, classes
     that are not registered, subclasses of ``str``, ``int``, ``list`` and so on, more than 511 levels. Refused at the
     receiver, though PHP takes them: anything after the value, ints beyond 64 bits, the formats ``S:`` and ``C:``.
-    Only registered classes are built.
+    Only registered classes are built. Against a peer that is hostile, still prefer JSON: forty objects that each hold
+    the next one twice are a small payload, but take for ever to print or to compare.
 
     Args:
         namespace: ``"StreamIpc"``, or ``"PhpStreamIpc"`` to write to the older release of the original, which calls
@@ -677,6 +798,12 @@ class PhpMessageSerializer:
     Raises:
         ValueError: The namespace is another one.
     """
+
+    # For the text of a request that got no reply.
+    silence_hint = (
+        "; if the other side is PHP: it never answers a request whose class it does not know by that wire name, or that has"
+        " a value of a wrong type for a property; its own error handlers or its stderr may say more"
+    )
 
     def __init__(self, *, namespace: str = "StreamIpc") -> None:
         self._old = check_namespace(namespace)
@@ -720,8 +847,14 @@ class PhpMessageSerializer:
                 ``response_id`` says it.
         """
         try:
-            message = _parse(str(payload, "latin-1"), _classes, [])
+            text = str(payload, "latin-1")
+            start = text.find("{", 0, _LONGEST_HEAD) + 1
+            quick = _quick_ways[text[:start]]
+            message = None if quick is None else quick(text, start, len(text))
+            if message is None:
+                message = _parse(text, _classes, [])
         except SerializationError as exc:
+            exc.args = (str(exc) + other_format(payload, "PHP's format"),)
             add_id(exc, *_salvage(payload))
             raise
         except Exception as exc:
