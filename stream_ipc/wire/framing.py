@@ -6,7 +6,8 @@ Knows bytes only. Must not know messages, serializers or I/O.
 from __future__ import annotations
 
 import struct
-from typing import List, Optional, Tuple, Union
+from functools import partial
+from typing import Callable, List, Optional, Tuple, Union
 
 from ..errors import FrameTooLargeError
 
@@ -22,7 +23,9 @@ __all__ = [
     "advance",
     "decode_end",
     "decode_frames",
+    "detached",
     "frame_header",
+    "has_room",
     "missing_bytes",
     "room_for",
 ]
@@ -36,13 +39,11 @@ LARGE = 64 * 1024
 
 _MAGIC_NUMBER = 0xF34A9DE2
 _HEADER = struct.Struct(">II")
-_pack = _HEADER.pack
 _unpack_from = _HEADER.unpack_from
 
 
-def frame_header(size: int) -> bytes:
-    """The eight bytes before a payload of that size."""
-    return _pack(_MAGIC_NUMBER, size)
+# The eight bytes before a payload of a size. A partial and not a function: 0.1 us less for each message.
+frame_header: Callable[[int], bytes] = partial(_HEADER.pack, _MAGIC_NUMBER)
 
 
 class Junk(bytes):
@@ -83,9 +84,12 @@ def decode_frames(data: bytes, state: State, max_frame_size: int) -> Tuple[List[
     head, skip, frame, filled, size = state
     items: List[Item] = []
     if frame is not None:
-        del frame[filled:]  # what an interrupted call may have left there
         missing = size - filled
-        frame += data[:missing]
+        try:
+            del frame[filled:]  # what an interrupted call may have left there
+            frame += data[:missing]
+        except BufferError:  # its traceback still holds a view of the payload
+            frame = frame[:filled] + data[:missing]
         if len(data) < missing:
             return items, (b"", 0, frame, filled + len(data), size)
         items.append(frame)
@@ -138,16 +142,28 @@ def room_for(state: State, size: int) -> memoryview:
 
     Args:
         state: One with ``missing_bytes``.
-        size: How many bytes at most; the view is of that size, or of what is missing if that is less.
+        size: How many bytes there should be room for, if so many are missing.
     """
     _, _, frame, filled, whole = state
     assert frame is not None
-    wanted = filled + min(size, whole - filled)
-    if len(frame) < wanted:
-        # This writes zeros, but only where bytes are about to arrive: the whole payload is never allocated on the
-        # header's word.
-        frame += bytes(wanted - len(frame))
-    return memoryview(frame)[filled:wanted]
+    if len(frame) < min(filled + size, whole):
+        # What has arrived is doubled: the whole payload is never allocated on the header's word, and yet there are few
+        # steps in which it has to be moved.
+        frame += bytes(min(max(size, filled), whole - len(frame)))
+    return memoryview(frame)[filled:]
+
+
+def detached(state: State) -> State:
+    """The same state with a copy of the unfinished payload, whose size can be changed again."""
+    head, skip, frame, filled, size = state
+    assert frame is not None
+    return head, skip, frame[:filled], filled, size
+
+
+def has_room(state: State) -> bool:
+    """Whether an unfinished payload has room from an earlier ``room_for`` left."""
+    _, _, frame, filled, _ = state
+    return frame is not None and len(frame) > filled
 
 
 def advance(state: State, size: int) -> Tuple[List[Item], State]:
