@@ -5,14 +5,13 @@ Knows messages and errors. Must not know sessions, peers or any particular kind 
 
 from __future__ import annotations
 
-import math
-import select
 from abc import ABC, abstractmethod
 from itertools import chain, starmap
 from typing import Any, Callable, Deque, List, Optional, Sequence
 
 from ..messages import Message
 from ..wire.codec import Received
+from .descriptors import wait_readable
 
 __all__ = ["POLL_INTERVAL", "Channel", "Ending", "ForeignChannel", "MessageTransport", "finish"]
 
@@ -106,11 +105,7 @@ def finish(endings: Sequence[Ending]) -> None:
         if not waiting:
             return
         endings = waiting
-        poller = select.poll()
-        for ending in endings:
-            for fd in ending.fds():
-                poller.register(fd, select.POLLIN)
-        poller.poll(math.ceil(wait * 1000))
+        wait_readable([fd for ending in endings for fd in ending.fds()], wait)
 
 
 class Channel:
@@ -118,11 +113,14 @@ class Channel:
 
     Attributes:
         transport: The transport as its user knows it.
-        changed: To be called when ``read_fds``, ``write_fd`` or ``poll_interval`` answer differently than before; set
+        changed: To be called when ``read_fds``, ``output_fd`` or ``poll_interval`` answer differently than before; set
             by the session.
         volatile: ``changed`` is never called, so the answers are to be asked for on every tick.
         corked: While true, small frames may be gathered before they are written.
         received_bytes: How many bytes have been received in all.
+        text_bytes: How many of these were no frames but text from a stream for it.
+        queued_bytes: How many bytes wait to be written.
+        sent: How many messages have been queued or written in all, if the channel counts them.
     """
 
     transport: Any = None
@@ -130,11 +128,9 @@ class Channel:
     volatile = False
     corked = False
     received_bytes = 0
-
-    @property
-    def queued_bytes(self) -> int:
-        """How many bytes wait to be written."""
-        return 0
+    text_bytes = 0
+    queued_bytes: int = 0
+    sent = 0
 
     @property
     def poll_interval(self) -> Optional[float]:
@@ -161,12 +157,23 @@ class Channel:
         """The descriptors to wait for."""
         raise NotImplementedError
 
-    def write_fd(self) -> Optional[int]:
+    def output_fd(self) -> Optional[int]:
         """The descriptor to wait for until ``flush`` can go on, or None if nothing is queued."""
         return None
 
     def flush(self) -> None:
         """Write what the stream takes now of what is queued."""
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether something has been read and is not in the inbox yet."""
+        return False
+
+    def note_interrupted(self) -> None:
+        """``receive_into`` was interrupted by a signal handler's exception: it is to be called again soon."""
+
+    def give_up(self) -> None:
+        """Drop what is queued: it can never be written."""
 
     def find_invalid(self) -> Optional[str]:
         """What is wrong with a stream that its owner closed or replaced, or None."""
@@ -190,6 +197,9 @@ class Channel:
     def release(self) -> None:
         """Release the streams but leave them open, as they were found. Called once, instead of ``close``."""
 
+    def abandon(self) -> None:
+        """Close this process's copies of the descriptors and touch nothing else: it is a fork of the owner."""
+
     def describe(self) -> str:
         """A few words for reprs and logs."""
         return type(self.transport).__name__
@@ -202,12 +212,15 @@ class ForeignChannel(Channel):
 
     def __init__(self, transport: Any) -> None:
         for name in ("send", "receive", "read_fds", "close"):
+            if isinstance(transport, type):
+                raise TypeError(f"{transport!r} is a class; pass an instance")
             if not callable(getattr(transport, name, None)):
                 raise TypeError(f"{type(transport).__name__} is no transport: it has no method {name}()")
         self.transport = transport
         self.send = transport.send  # type: ignore[method-assign]
         self._receive = transport.receive
-        self._wants_write = False
+        self._given_up = False
+        self._ended = False
 
     @property
     def poll_interval(self) -> Optional[float]:
@@ -221,16 +234,25 @@ class ForeignChannel(Channel):
         return value() if callable(value) else value
 
     def receive_into(self, inbox: Deque[Received], fd: int) -> None:
-        if self._asked("wants_write") and self._asked("write_fd") is None:
+        try:
+            asked_to_flush = self._asked("wants_write") and self._asked("write_fd") is None
+        except Exception:
+            asked_to_flush = False  # the session has learned of it when it asked what to watch
+        if asked_to_flush:
             self.flush()
+        before = len(inbox)
         # The list goes from receive() into the inbox inside one call: a KeyboardInterrupt cannot come in between.
         inbox.extend(chain.from_iterable(starmap(self._receive, [()])))
+        self.received_bytes += len(inbox) - before  # at least so many
 
     def read_fds(self) -> Sequence[int]:
         return tuple(self.transport.read_fds())
 
-    def write_fd(self) -> Optional[int]:
-        return self._asked("write_fd") if self._asked("wants_write") else None
+    def output_fd(self) -> Optional[int]:
+        return self._asked("write_fd") if self._asked("wants_write") and not self._given_up else None
+
+    def give_up(self) -> None:
+        self._given_up = True
 
     def flush(self) -> None:
         flush = getattr(self.transport, "flush", None)
@@ -238,13 +260,20 @@ class ForeignChannel(Channel):
             flush()
 
     @property
-    def queued_bytes(self) -> int:
-        if not self._asked("wants_write"):
+    def queued_bytes(self) -> int:  # type: ignore[override]
+        if self._given_up:
             return 0
-        queued = self._asked("queued_bytes")
+        try:
+            if not self._asked("wants_write"):
+                return 0
+            queued = self._asked("queued_bytes")
+        except Exception:  # the session learns of it when it asks what to watch
+            return 0
         return queued if isinstance(queued, int) else 1  # something, of unknown size
 
     def end(self) -> Optional[Ending]:
-        self.transport.close()
+        if not self._ended:
+            self._ended = True
+            self.transport.close()
         return None
 

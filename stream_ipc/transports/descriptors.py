@@ -14,22 +14,68 @@ lose bytes. A ``for`` statement over an iterator that makes the call stores the 
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import select
-import socket
 import stat
+import sys
+import time
 from functools import partial
 from itertools import repeat
-from typing import Any, Callable, Iterator, List, Optional
+from types import SimpleNamespace
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 from ..errors import InvalidStreamError
 
-__all__ = ["READ_SIZE", "ReadEnd", "WriteEnd", "close_stream", "describe_stream"]
+__all__ = ["READ_SIZE", "ReadEnd", "WriteEnd", "close_streams", "describe_stream", "needs_thread", "wait_readable"]
 
 # More makes small round trips slower (256 KiB: 0.39), because the buffer is then mapped and unmapped every time.
 READ_SIZE = 64 * 1024
-PIPE_BUF = select.PIPE_BUF
-_SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
+PIPE_BUF: int = getattr(select, "PIPE_BUF", 512)
+ONLY_SOCKETS_ARE_POLLED = sys.platform == "win32"
+_PTY_MASTER = os.makedev(5, 2) if sys.platform.startswith("linux") else -1
+
+
+def _dont_wait(shared: bool) -> int:
+    # For a socket whose flags are not ours to change.
+    flag: int = sys.modules["socket"].MSG_DONTWAIT if shared else 0
+    return flag
+
+
+def needs_thread(stream: Any) -> bool:
+    """Whether a stream is one that cannot be waited for, so that a thread has to; see ``threads.py``.
+
+    That is an object without a usable ``fileno()`` that has ``read`` or ``write``, and on a platform that can wait for
+    sockets only, whatever is no socket.
+    """
+    sockets: Any = sys.modules.get("socket")
+    if sockets is not None and isinstance(stream, sockets.socket):
+        return False
+    if isinstance(stream, int):
+        return ONLY_SOCKETS_ARE_POLLED
+    if not any(callable(getattr(stream, name, None)) for name in ("read1", "read", "write")):
+        return False
+    try:
+        fd = stream.fileno()
+    except (AttributeError, io.UnsupportedOperation):
+        return True
+    except (OSError, ValueError):  # a closed file object has none any more
+        return getattr(stream, "closed", False) is not True
+    return ONLY_SOCKETS_ARE_POLLED or not isinstance(fd, int) or fd < 0
+
+
+def wait_readable(fds: Sequence[int], seconds: float) -> bool:
+    """Block until one of some descriptors is readable, hung up or broken, or the time is over."""
+    if hasattr(select, "poll"):
+        poller = select.poll()
+        for fd in fds:
+            poller.register(fd, select.POLLIN)
+        return bool(poller.poll(math.ceil(seconds * 1000)))
+    if fds:
+        return bool(select.select(fds, [], [], seconds)[0])
+    time.sleep(seconds)  # Windows does not wait for nothing
+    return False
 
 
 def describe_stream(stream: Any) -> str:
@@ -37,46 +83,82 @@ def describe_stream(stream: Any) -> str:
     return f"descriptor {stream}" if isinstance(stream, int) else f"{stream!r:.100}"
 
 
-def close_stream(stream: Any, fd: int) -> None:
-    """Close a stream that was released."""
-    try:
-        if isinstance(stream, int):
-            os.close(fd)
-        else:
-            stream.close()
-    except (OSError, ValueError):
-        pass  # a file object that cannot flush what its owner left in it, or a descriptor that somebody closed
+def close_streams(streams: List[Tuple[Any, int]]) -> None:
+    """Close streams that were released, and take each out of the list. Interrupted, it can be called again."""
+    while streams:
+        stream, fd = streams[-1]
+        raw = isinstance(stream, int)
+        try:
+            if raw:
+                # In one breath: a number that was closed may be another file's the next moment.
+                del streams[-1]
+                os.close(fd)
+            else:
+                stream.close()
+        except (OSError, ValueError):
+            pass  # a file object that cannot flush what its owner left in it, or a descriptor that somebody closed
+        if not raw:
+            del streams[-1]
 
 
 class _End:
-    """A descriptor and whoever owns it."""
+    """A descriptor and whoever owns it.
+
+    Attributes:
+        pump: The thread that stands between the stream and the descriptor, if there is one.
+        alarm_fd: A descriptor that is readable when writing has failed though nobody has tried; -1 if there is none.
+        lag: For how many seconds what was written to the stream may not be readable here yet.
+    """
+
+    pump: Any = None
+    alarm_fd = -1
+    lag = 0.0
+
+    @property
+    def error(self) -> Optional[BaseException]:
+        """Why the stream ended, if the descriptor does not tell."""
+        return None
+
+    def start(self) -> None:
+        """Begin: all ends could be opened."""
 
     def __init__(self, stream: Any, shared: bool) -> None:
         self.stream = stream
-        self.socket: Optional[socket.socket] = None
+        self.socket: Any = None
         self._timeout: Any = None
         try:
             self.fd: int = stream if isinstance(stream, int) else stream.fileno()
-            status = os.fstat(self.fd)
-        except (AttributeError, OSError, ValueError) as exc:
+            status = _status(stream, self.fd)
+        except (AttributeError, OSError, TypeError, ValueError) as exc:
             raise InvalidStreamError(
                 f"{describe_stream(stream)} cannot be used as a stream: {exc}; pass an open file object, socket or"
                 " descriptor"
             ) from exc
         self._identity = (status.st_dev, status.st_ino)
         self.mode = status.st_mode
-        # Our own descriptors 0 to 2 and terminals are shared with whoever started us.
-        self.shared = shared or self.fd <= 2 or (stat.S_ISCHR(self.mode) and os.isatty(self.fd))
+        self.is_terminal = stat.S_ISCHR(self.mode) and os.isatty(self.fd)
+        # Our own descriptors 0 to 2 and terminals are shared with whoever started us; not so the other end of a
+        # pseudo-terminal, which whoever made it has for himself.
+        self.is_pty_master = self.is_terminal and status.st_rdev == _PTY_MASTER
+        self.shared = shared or self.fd <= 2 or (self.is_terminal and not self.is_pty_master)
         self._restore: Optional[bool] = None
-        if isinstance(stream, socket.socket):
+        # Importing it takes 3 ms, and whoever has a socket object has imported it.
+        sockets: Any = sys.modules.get("socket")
+        if sockets is not None and isinstance(stream, sockets.socket):
             self.socket = stream
             self._timeout = stream.gettimeout()
             stream.setblocking(False)
         elif stat.S_ISSOCK(self.mode):
             # Through a socket object, for the flags of send() and recv(). It is detached again when it is let go.
+            import socket
+
+            blocking = os.get_blocking(self.fd)
             self.socket = socket.socket(fileno=self.fd)
             if self.shared:
-                self.socket.settimeout(None)
+                if self.socket.gettimeout() is not None:  # socket.setdefaulttimeout() was used, and has set the flag
+                    self.socket.settimeout(None)
+                if os.get_blocking(self.fd) != blocking:
+                    os.set_blocking(self.fd, blocking)
             else:
                 self._set_nonblocking()
                 self.socket.settimeout(0)
@@ -91,16 +173,15 @@ class _End:
         """What is wrong if the owner closed the stream meanwhile, or None."""
         stream = self.stream
         try:
-            if not isinstance(stream, int):
-                # File objects and sockets remember that they were closed; their number may belong to another file now.
-                if getattr(stream, "closed", False) or stream.fileno() != self.fd:
-                    return f"{describe_stream(stream)} was closed while a session was using it"
-                return None
-            status = os.fstat(self.fd)
+            # File objects and sockets remember that they were closed; their number may belong to another file now.
+            if not isinstance(stream, int) and (getattr(stream, "closed", False) or stream.fileno() != self.fd):
+                return f"{describe_stream(stream)} was closed while a session was using it"
+            status = _status(stream, self.fd)
         except (OSError, ValueError) as exc:
             return f"{describe_stream(stream)} was closed while a session was using it: {exc}"
         if (status.st_dev, status.st_ino) != self._identity:
-            return f"{describe_stream(stream)} was closed while a session was using it, and its number is another file's now"
+            text = "was closed while a session was using it, and its number is another file's now"
+            return f"{describe_stream(stream)} {text}"
         return None
 
     def release(self) -> None:
@@ -114,7 +195,10 @@ class _End:
             except OSError:
                 pass
         if self.socket is not None and self.socket is self.stream:
-            self.socket.settimeout(self._timeout)
+            try:
+                self.socket.settimeout(self._timeout)
+            except OSError:
+                pass
         self._detach()
 
     def _detach(self) -> None:
@@ -124,13 +208,22 @@ class _End:
         self.fd = -1
 
 
+def _status(stream: Any, fd: int) -> Any:
+    try:
+        return os.fstat(fd)
+    except OSError:
+        if not ONLY_SOCKETS_ARE_POLLED or isinstance(stream, int) or fd < 0:
+            raise
+        # A socket's number is no descriptor there.
+        return SimpleNamespace(st_dev=0, st_ino=fd, st_mode=stat.S_IFSOCK, st_rdev=0)
+
+
 class ReadEnd(_End):
     """The end that is read.
 
     Attributes:
         reads: Iterating it once reads once: at most ``READ_SIZE`` bytes, empty at the end of the stream. Raises
             ``BlockingIOError`` if nothing is there.
-        ahead: What a buffered file object had read before it came to us.
         ahead: What a buffered file object has read before it came to us.
     """
 
@@ -141,7 +234,7 @@ class ReadEnd(_End):
         if sock is None:
             self.reads = map(os.read, repeat(self.fd), repeat(READ_SIZE))
         else:
-            self.reads = map(sock.recv, repeat(READ_SIZE), repeat(socket.MSG_DONTWAIT if self.shared else 0))
+            self.reads = map(sock.recv, repeat(READ_SIZE), repeat(_dont_wait(self.shared)))
         self.ahead = self._read_ahead()
 
     def reads_into(self, view: memoryview) -> Iterator[int]:
@@ -149,7 +242,7 @@ class ReadEnd(_End):
         sock = self.socket
         if sock is None:
             return map(os.readv, (self.fd,), ([view],))
-        return map(sock.recv_into, (view,), (0,), (socket.MSG_DONTWAIT if self.shared else 0,))
+        return map(sock.recv_into, (view,), (0,), (_dont_wait(self.shared),))
 
     def _read_ahead(self) -> bytes:
         buffered = getattr(self.stream, "buffer", self.stream)  # under a text layer
@@ -166,35 +259,41 @@ class WriteEnd(_End):
     """The end that is written.
 
     Attributes:
-        write: Writes some of one buffer and returns how much. Raises ``BlockingIOError`` if it would block.
-        writev: The same for a list of buffers.
+        writes: Takes a sequence of one buffer; iterating the result once writes some of it, and the item is how much.
+            Raises ``BlockingIOError`` if it would block.
+        writes_many: The same for a list of buffers, of which one call writes some.
     """
 
-    write: Callable[[Any], int]
-    writev: Callable[[List[Any]], int]
+    writes: Callable[[Sequence[Any]], Iterator[int]]
+    writes_many: Callable[[List[Any]], Iterator[int]]
 
     def __init__(self, stream: Any, shared: bool = False) -> None:
         flush = getattr(stream, "flush", None)
         if flush is not None:
-            flush()  # what its owner wrote before comes first
+            try:
+                flush()  # what its owner wrote before comes first
+            except (OSError, ValueError) as exc:
+                raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {exc}") from exc
         super().__init__(stream, shared)
         self._own_fd = -1
         sock = self.socket
         if sock is not None:
-            flags = _SEND_FLAGS | (socket.MSG_DONTWAIT if self.shared else 0)
-            self.write = lambda data: sock.send(data, flags)
-            self.writev = lambda buffers: sock.sendmsg(buffers, (), flags)
+            flags = _dont_wait(self.shared) | getattr(sys.modules["socket"], "MSG_NOSIGNAL", 0)
+            self.writes = lambda buffers: map(sock.send, buffers, (flags,))
+            if hasattr(sock, "sendmsg"):
+                self.writes_many = lambda buffers: map(sock.sendmsg, (buffers,), ((),), (flags,))
+            else:
+                self.writes_many = lambda buffers: map(sock.send, buffers[:1], (flags,))
             return
         fd = self.fd
         if self.shared and not stat.S_ISREG(self.mode):
             fd = self._reopen()
             if fd < 0:
-                self.write = self._write_piece
-                self.writev = lambda buffers: self._write_piece(buffers[0])
+                self.writes = self.writes_many = self._writes_piece
                 return
             self._own_fd = fd
-        self.write = partial(os.write, fd)
-        self.writev = partial(os.writev, fd)
+        self.writes = partial(map, os.write, (fd,))
+        self.writes_many = lambda buffers: map(os.writev, (fd,), (buffers,))
 
     @property
     def poll_fd(self) -> int:
@@ -202,24 +301,33 @@ class WriteEnd(_End):
         return self._own_fd if self._own_fd >= 0 else self.fd
 
     def _reopen(self) -> int:
-        # The same pipe as an open file of our own, whose O_NONBLOCK is nobody else's. Linux only, and not everywhere.
-        if not stat.S_ISFIFO(self.mode):
+        # The same pipe or terminal as an open file of our own, whose O_NONBLOCK is nobody else's. Not everywhere.
+        if not stat.S_ISFIFO(self.mode) and (not self.is_terminal or self.is_pty_master):
             return -1
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
-            return os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return os.open(f"/proc/self/fd/{self.fd}", flags)
+        except OSError:
+            pass
+        try:
+            return os.open(os.ttyname(self.fd), flags)  # not for a pipe
         except OSError:
             return -1
 
-    def _write_piece(self, data: Any) -> int:
-        # A pipe or terminal that is writable takes PIPE_BUF bytes without blocking.
+    def _writes_piece(self, buffers: Sequence[Any]) -> Iterator[int]:
+        # A pipe that is writable takes PIPE_BUF bytes without blocking, a terminal just one.
         poller = select.poll()
         poller.register(self.fd, select.POLLOUT)
         if not poller.poll(0):
             raise BlockingIOError
-        return os.write(self.fd, memoryview(data)[:PIPE_BUF])
+        return map(os.write, (self.fd,), (memoryview(buffers[0])[: 1 if self.is_terminal else PIPE_BUF],))
 
-    def release(self) -> None:
+    def close_own(self) -> None:
+        """Close the descriptor that was made here, if any."""
         if self._own_fd >= 0:
             fd, self._own_fd = self._own_fd, -1
             os.close(fd)
+
+    def release(self) -> None:
+        self.close_own()
         super().release()

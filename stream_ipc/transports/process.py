@@ -10,15 +10,15 @@ import shlex
 import signal
 import subprocess
 import time
-from typing import IO, Any, Deque, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import IO, Any, Deque, Iterable, List, Mapping, NoReturn, Optional, Sequence, Tuple, Union
 
 from ..errors import StreamClosedError
 from ..messages import LogMessage
 from ..serializers.base import MessageSerializer
 from ..wire.codec import Received
 from .base import Ending
-from .descriptors import READ_SIZE, ReadEnd, close_stream
-from .stream import StreamTransport
+from .descriptors import READ_SIZE, ReadEnd, close_streams
+from .stream import StreamTransport, open_end
 
 __all__ = ["Command", "ProcessEnding", "ProcessTransport", "spawn"]
 
@@ -32,6 +32,9 @@ KILL_GRACE = 2.0
 # Seconds that a child whose stdout has ended has for its exit status to appear. It dies a moment after its pipes do.
 STATUS_GRACE = 0.25
 
+# The same for one that no longer reads its stdin: the call that has found this out waits so long.
+_DYING_GRACE = 0.05
+
 # Without a pidfd (macOS, Python 3.8, old kernels) a child's death is looked for this often, in seconds.
 _DEATH_INTERVAL = 0.05
 
@@ -41,7 +44,7 @@ _SPARE_DESCRIPTORS = 12  # what starting a process takes for a moment
 
 def spawn(
     command: Command,
-    cwd: Optional[Union[str, "os.PathLike[str]"]],
+    cwd: Optional[Union[str, os.PathLike[str]]],
     env: Optional[Mapping[str, str]],
     stderr: Union[None, int, IO[Any]],
 ) -> subprocess.Popen[bytes]:
@@ -75,13 +78,13 @@ def _require_descriptors() -> None:
             os.close(fd)
 
 
-def exit_text(process: subprocess.Popen[Any]) -> str:
+def exit_text(process: subprocess.Popen[Any], unknown: bool) -> str:
     """How a process ended, or that it did not."""
     status = process.poll()
     if status is None:
         return "is still running"
-    if status == 0 and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
-        return "ended (exit status unknown: SIGCHLD is ignored in this process)"
+    if unknown:
+        return "ended (exit status unknown: something else in this process reaps its children)"
     if status >= 0:
         return f"exited with exit status {status}"
     try:
@@ -97,6 +100,21 @@ def process_name(process: subprocess.Popen[Any]) -> str:
     if not isinstance(args, (str, bytes)) and isinstance(args, Iterable):
         args = " ".join(shlex.quote(os.fsdecode(arg)) for arg in args)
     return f"child process {os.fsdecode(args)!r:.100} (pid {process.pid})"
+
+
+def poll(process: subprocess.Popen[Any]) -> Optional[int]:
+    """The exit status of a process, or None while it runs."""
+    status = process.poll()
+    if status is None and hasattr(os, "WNOHANG"):
+        # An exception that a signal handler raises inside Popen.poll() can leave its lock held, and then it says None for
+        # ever. Asking the system is right in any case.
+        try:
+            pid, code = os.waitpid(process.pid, os.WNOHANG)
+        except OSError:
+            return process.poll()
+        if pid:
+            status = process.returncode = -os.WTERMSIG(code) if os.WIFSIGNALED(code) else os.WEXITSTATUS(code)
+    return status
 
 
 class ProcessTransport(StreamTransport):
@@ -125,13 +143,19 @@ class ProcessTransport(StreamTransport):
                 )
         self.process = process
         self._owned = owned
-        self._tail = ""
+        self._tail = ""  # of stderr
+        self._junk = ""  # of what was printed to stdout between frames
         self._dead = False
         self._pidfd = -1
+        self._unknown = False  # its exit status is lost
+        self._broken_error: Optional[StreamClosedError] = None
+        self._ending: Optional[ProcessEnding] = None
         self._status_due: Optional[float] = None  # set while an ended stdout waits for the exit status
         super().__init__(process.stdin, (process.stdout,), serializer, max_frame_size)
         if process.stderr is not None and not process.stderr.closed:
-            self._add_input(ReadEnd(process.stderr), None, LogMessage.LEVEL_STDERR)
+            errors = open_end(ReadEnd, process.stderr)
+            self._add_input(errors, None, LogMessage.LEVEL_STDERR)
+            errors.start()
         if hasattr(os, "pidfd_open"):
             try:
                 self._pidfd = os.pidfd_open(process.pid)
@@ -148,29 +172,38 @@ class ProcessTransport(StreamTransport):
             return _DEATH_INTERVAL
         return super().poll_interval
 
-    def receive_into(self, inbox: Deque[Received], fd: int) -> None:
-        if fd == self._pidfd and fd >= 0:
+    def _receive_other(self, inbox: Deque[Received], fd: int) -> None:
+        if fd >= 0 and fd == self._pidfd:
             self._died(inbox)
-        elif fd >= 0:
-            super().receive_into(inbox, fd)
-        else:
-            super().receive_into(inbox, fd)
-            if self.process.poll() is not None:
-                self._died(inbox)
-            elif self._status_due is not None and time.monotonic() >= self._status_due:
-                self.drain(inbox)
-                raise StreamClosedError(self._ended_text()) from self._error
+        super()._receive_other(inbox, fd)
+        if self._poll() is not None:
+            self._died(inbox)
+        elif self._status_due is not None and time.monotonic() >= self._status_due:
+            self.drain(inbox)
+            raise StreamClosedError(self._ended_text()) from self._error
+
+    def _poll(self) -> Optional[int]:
+        """The exit status, or None while it runs."""
+        process = self.process
+        if process.returncode is None and hasattr(os, "waitid"):
+            try:
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                self._unknown = True  # SIGCHLD is ignored, or somebody waits for any child; Popen says 0 then
+            except OSError:
+                pass
+        return poll(process)
 
     def _died(self, inbox: Deque[Received]) -> None:
         """The process is dead, whoever may still hold its pipes: what it had written is read, then this is the end."""
-        self.process.poll()
+        self._poll()
         self._dead = True
         self.changed()
         self.drain(inbox)
         raise StreamClosedError(self._ended_text()) from self._error
 
     def _ended(self, inbox: Deque[Received]) -> None:
-        if self._dead or self.process.poll() is not None:
+        if self._dead or self._poll() is not None:
             self._dead = True
             self.drain(inbox)
             raise StreamClosedError(self._ended_text()) from self._error
@@ -182,7 +215,7 @@ class ProcessTransport(StreamTransport):
         self._tail = (self._tail + text)[-_TAIL:]
 
     def _ended_text(self) -> str:
-        state = exit_text(self.process)
+        state = exit_text(self.process, self._unknown)
         text = f"{process_name(self.process)} {state}"
         if state == "is still running":
             text = f"{process_name(self.process)} closed its stdout but {state}"
@@ -192,30 +225,68 @@ class ProcessTransport(StreamTransport):
 
     def _tail_text(self) -> str:
         tail = self._tail.strip()
-        return f"; the end of its stderr:\n{tail}" if tail else ""
+        if tail:
+            return f"; the end of its stderr:\n{tail}"
+        # Not every program has the sense to complain on stderr: PHP without a php.ini does not.
+        junk = self._junk.strip()
+        return f"; the last that it printed to its stdout:\n{junk}" if junk else ""
+
+    def _decode(self, inbox: Deque[Received], source: Any) -> None:
+        before = len(inbox)
+        super()._decode(inbox, source)
+        for index in range(before, len(inbox)):
+            message = inbox[index]
+            if type(message) is LogMessage and message.level == LogMessage.LEVEL_JUNK:
+                self._junk = (self._junk + message.message)[-_TAIL:]
+
+    def _raise_broken(self) -> NoReturn:
+        self._broken_error = StreamClosedError(self._broken_text())
+        raise self._broken_error from self._broken
+
+    def drain(self, inbox: Deque[Received]) -> None:
+        super().drain(inbox)
+        if self._broken_error is not None:
+            # Its last words are known only now, and the error is on its way already.
+            self._broken_error.args = (self._broken_text(),)
+            self._broken_error = None
 
     def _broken_text(self) -> str:
         # A child that is dying closes its stdin first; its status is there a moment later.
-        try:
-            self.process.wait(0.05)
-        except subprocess.TimeoutExpired:
-            return f"{process_name(self.process)} no longer reads its stdin: {self._broken}" + self._tail_text()
+        due = time.monotonic() + _DYING_GRACE
+        while self._poll() is None:
+            if time.monotonic() >= due:
+                text = f"{process_name(self.process)} no longer reads its stdin: {self._broken}"
+                return text + self._tail_text()
+            time.sleep(0.001)
         return self._ended_text()
 
     def end(self) -> Optional[Ending]:
         if not self._owned:
             self._close_pidfd()
             return super().end()
-        stdin, outputs = self.process.stdin, (self.process.stdout, self.process.stderr)
-        pidfd, self._pidfd = self._pidfd, -1
-        super().release()
-        if stdin is not None:
-            close_stream(stdin, -1)
-        return ProcessEnding(self.process, [out for out in outputs if out is not None], pidfd)
+        outputs = [out for out in (self.process.stdout, self.process.stderr) if out is not None]
+        if self._output.pump is not None or self._threads is not None:
+            super().end()
+            outputs = []  # its threads read and close them
+        else:
+            super().release()
+            stdin = self.process.stdin
+            if stdin is not None:
+                close_streams([(stdin, -1)])
+        if self._ending is None:
+            ending = ProcessEnding(self.process, outputs, self._pidfd, self._threads)
+            # In one breath:
+            self._ending = ending
+            self._pidfd = -1
+        return self._ending
 
     def release(self) -> None:
         self._close_pidfd()
         super().release()
+
+    def abandon(self) -> None:
+        self._close_pidfd()
+        super().abandon()
 
     def _close_pidfd(self) -> None:
         fd, self._pidfd = self._pidfd, -1
@@ -228,10 +299,22 @@ class ProcessTransport(StreamTransport):
 
 
 class ProcessEnding(Ending):
-    """Ends a process whose stdin was closed: waits, terminates, kills, reaps, and reads its output all the while."""
+    """Ends a process whose stdin was closed: waits, terminates, kills, reaps, and reads its output all the while.
 
-    def __init__(self, process: subprocess.Popen[Any], outputs: List[Any], pidfd: int) -> None:
+    Args:
+        process: The process.
+        outputs: Its streams that are still to be read, which are closed at the end.
+        pidfd: Its pidfd, which is closed at the end, or -1.
+        threads: If threads read its output and close its stdin, what ends them.
+    """
+
+    def __init__(
+        self, process: subprocess.Popen[Any], outputs: List[Any], pidfd: int, threads: Optional[Any] = None
+    ) -> None:
         self._process = process
+        self._threads: Any = threads
+        if threads is not None:
+            threads.grace = EXIT_GRACE + TERMINATE_GRACE + KILL_GRACE
         self._pidfd = pidfd
         self._outputs = {}
         for stream in outputs:
@@ -245,11 +328,13 @@ class ProcessEnding(Ending):
         self._due = time.monotonic() + EXIT_GRACE
 
     def fds(self) -> List[int]:
-        return [*self._outputs, *([self._pidfd] if self._pidfd >= 0 else [])]
+        threads = [] if self._threads is None else self._threads.fds()
+        return [*self._outputs, *threads, *([self._pidfd] if self._pidfd >= 0 else [])]
 
     def step(self) -> Optional[float]:
         self._read()
-        if self._process.poll() is None:
+        reading: Optional[float] = None if self._threads is None else self._threads.step()
+        if poll(self._process) is None:
             now = time.monotonic()
             if now < self._due:
                 left = self._due - now
@@ -257,9 +342,15 @@ class ProcessEnding(Ending):
             if self._stages:
                 grace, act = self._stages.pop(0)
                 self._due = now + grace
-                act()
+                try:
+                    act()
+                except OSError:
+                    pass  # it runs as somebody else now: what can be done is to wait
                 return min(grace, _DEATH_INTERVAL)
             # Not even SIGKILL: it hangs in the kernel. Popen reaps it some day.
+        if reading is not None:
+            self._threads.hurry()
+            return min(reading, _DEATH_INTERVAL)
         self._close()
         return None
 
@@ -274,17 +365,19 @@ class ProcessEnding(Ending):
                 except OSError:
                     pass
                 del self._outputs[fd]
-                close_stream(stream, fd)
+                close_streams([(stream, fd)])
                 break
 
     def _close(self) -> None:
         for fd, stream in self._outputs.items():
-            close_stream(stream, fd)
+            close_streams([(stream, fd)])
         self._outputs.clear()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
 
     def forget(self) -> None:
+        if self._threads is not None:
+            self._threads.forget()
         self._close()
 

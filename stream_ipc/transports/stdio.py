@@ -9,7 +9,7 @@ stays visible and cannot get between the frames.
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import sys
 from typing import Any, Optional
@@ -17,7 +17,7 @@ from typing import Any, Optional
 from ..errors import InvalidStreamError
 from ..serializers.base import MessageSerializer
 from .descriptors import ReadEnd, WriteEnd
-from .stream import StreamTransport
+from .stream import StreamTransport, open_end
 
 __all__ = ["StdioTransport"]
 
@@ -39,22 +39,24 @@ class StdioTransport(StreamTransport):
         _flush()
         self._wire_in = self._wire_out = -1
         try:
-            self._wire_in = _private_copy(0, "stdin")
-            self._wire_out = _private_copy(1, "stdout")
+            self._wire_in = _private_copy(0, "stdin", sys.__stdin__)
+            self._wire_out = _private_copy(1, "stdout", sys.__stdout__)
             null = os.open(os.devnull, os.O_RDWR)
             try:
                 os.dup2(null, 0)
                 try:
-                    os.dup2(2, 1)
-                except OSError:  # started without a stderr
+                    # Started without a stderr, descriptor 2 may be anything that was opened since.
+                    os.dup2(null if sys.__stderr__ is None else 2, 1)
+                except OSError:  # it was closed since
                     os.dup2(null, 1)
             finally:
                 os.close(null)
             ahead = _read_ahead()
             # Shared: both are other processes' open files too, so their flags stay as they are.
-            reader = ReadEnd(self._wire_in, shared=True)
+            reader = open_end(ReadEnd, self._wire_in, shared=True)
             reader.ahead = ahead
-            super().__init__(WriteEnd(self._wire_out, shared=True), (reader,), serializer, max_frame_size)
+            writer = open_end(WriteEnd, self._wire_out, shared=True)
+            super().__init__(writer, (reader,), serializer, max_frame_size)
         except BaseException:
             self._restore()
             raise
@@ -63,31 +65,51 @@ class StdioTransport(StreamTransport):
     def _let_go(self, how: str) -> None:
         global _active
         if _active is self:
-            _active = None
             _flush()  # what was printed meanwhile goes where it was meant to go
             super()._let_go("release")
             self._restore()
+            _active = None
 
     def _restore(self) -> None:
-        for number, fd in ((0, self._wire_in), (1, self._wire_out)):
-            if fd >= 0:
-                os.dup2(fd, number)
-                os.close(fd)
-        self._wire_in = self._wire_out = -1
+        if self._wire_in >= 0:
+            os.dup2(self._wire_in, 0)
+            fd, self._wire_in = self._wire_in, -1
+            os.close(fd)
+        if self._wire_out >= 0:
+            os.dup2(self._wire_out, 1)
+            fd, self._wire_out = self._wire_out, -1
+            os.close(fd)
 
     def describe(self) -> str:
         return "stdio"
 
 
-def _private_copy(fd: int, name: str) -> int:
+def _private_copy(fd: int, name: str, original: Any) -> int:
     try:
+        if original is None:
+            # The interpreter found none when it started. The number may be another file's by now: the poller's, say.
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         # Above the standard ones, and not inherited by programs that this process starts.
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        return _duplicate(fd)
     except OSError as exc:
         raise InvalidStreamError(
             f"this process has no {name} (descriptor {fd}: {exc}); it is to be started with {name} connected to its"
             " master"
         ) from exc
+
+
+def _duplicate(fd: int) -> int:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        copy = os.dup(fd)
+        if copy > 2:
+            return copy
+        try:
+            return _duplicate(fd)
+        finally:
+            os.close(copy)
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def _flush() -> None:
@@ -99,7 +121,7 @@ def _flush() -> None:
 
 
 def _read_ahead() -> bytes:
-    """What ``sys.stdin`` has read before the take-over; descriptor 0 is the null device already, so this cannot block."""
+    """What ``sys.stdin`` has read before the take-over; descriptor 0 is the null device by now: this cannot block."""
     stdin: Any = sys.stdin
     try:
         if stdin is None or stdin.fileno() != 0:
@@ -110,8 +132,8 @@ def _read_ahead() -> bytes:
             rest = stdin.read()
         except UnicodeDecodeError:
             rest = "?"
-    except (AttributeError, OSError):
-        return b""  # replaced by an object that is no file
+    except (AttributeError, OSError, ValueError):
+        return b""  # replaced by an object that is no file, or closed
     if rest:
         raise InvalidStreamError(
             "sys.stdin has read text ahead that may belong to messages; create the session before anything reads"
