@@ -30,7 +30,9 @@ from .transports.base import MessageTransport
 from .transports.stream import StreamTransport
 
 if TYPE_CHECKING:
+    from .listener import Listener
     from .serializers.json import JsonMessageSerializer
+    from .serializers.php import PhpMessageSerializer
     from .serializers.pickle import PickleMessageSerializer
 
 __version__ = "1.0.0"
@@ -42,10 +44,12 @@ __all__ = [
     "IpcError",
     "IpcPeer",
     "JsonMessageSerializer",
+    "Listener",
     "LogMessage",
     "Message",
     "MessageSerializer",
     "MessageTransport",
+    "PhpMessageSerializer",
     "PickleMessageSerializer",
     "PidCounterRequestIdGenerator",
     "PidHrtimeRequestIdGenerator",
@@ -66,18 +70,20 @@ __all__ = [
 ]
 
 _LAZY = {
-    "JsonMessageSerializer": "json",
-    "PickleMessageSerializer": "pickle",
+    "JsonMessageSerializer": "serializers.json",
+    "Listener": "listener",
+    "PhpMessageSerializer": "serializers.php",
+    "PickleMessageSerializer": "serializers.pickle",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # The serializers are imported at first use: most programs need one of them.
+    # Imported at first use: most programs need one serializer, and no listener.
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f".serializers.{module}", __name__), name)
+    value = getattr(import_module(f".{module}", __name__), name)
     globals()[name] = value
     return value

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import sys
 import typing
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -40,15 +39,19 @@ class HandlerList:
 
     Args:
         event: The name of the method that registers, for error texts.
+        most: How many arguments the event has.
+        of_messages: Whether the first is a message.
+
+    Attributes:
+        by_class: The handlers for each class that was asked for; ``of`` fills it.
     """
 
-    def __init__(self, event: str) -> None:
+    def __init__(self, event: str, most: int = 2, of_messages: bool = False) -> None:
         self._event = event
+        self._most = most
+        self._of_messages = of_messages
         self._handlers: List[Handler] = []
-        self._by_class: Dict[type, Tuple[Handler, ...]] = {}
-
-    def __len__(self) -> int:
-        return len(self._handlers)
+        self.by_class: Dict[type, Tuple[Handler, ...]] = {}
 
     def add(self, function: Callable[..., Any], caller: Any) -> None:
         """Register.
@@ -75,21 +78,33 @@ class HandlerList:
         keywords = [
             p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty
         ]
-        if len(required) > 2 or keywords or (not positional and not starred):
+        if len(required) > self._most or keywords or (not positional and not starred):
+            number = "one argument" if self._most == 1 else "one or two arguments"
             raise TypeError(
-                f"{self._event}() takes a handler of one or two arguments, but {_name(function)} has the signature"
-                f" {signature}"
+                f"{self._event}() takes a handler of {number}, but {_name(function)} has the signature {signature}"
             )
-        # A second parameter with a default is the handler's own, unless it says that it is for the session.
-        takes_both = len(required) == 2 or starred or (len(positional) > 1 and positional[1].name == "session")
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"{self._event}() takes a plain function, but {_name(function)} is a coroutine function")
+        # A second parameter with a default is the handler's own, unless it says that it is for the session. The *args of
+        # print() are not for it, and before Python 3.11 nobody knows of them.
+        takes_both = self._most == 2 and (
+            len(required) == 2
+            or (starred and not inspect.isbuiltin(function))
+            or (len(positional) > 1 and positional[1].name == "session")
+        )
         types = None
         if positional:
             types = _types(function, positional[0].annotation, caller)
+            if self._of_messages and types and all([cls.__module__ == "builtins" for cls in types]):
+                raise TypeError(
+                    f"the annotation of {_name(function)}'s first parameter is no message class, so {self._event}() would"
+                    " never call it; the message comes first, the session second"
+                )
         self._add(Handler(function, types, takes_both))
 
     def _add(self, handler: Handler) -> None:
         self._handlers.append(handler)
-        self._by_class.clear()
+        self.by_class.clear()
 
     def remove(self, function: Callable[..., Any]) -> None:
         """Unregister; takes effect at once, also in a dispatch that is under way.
@@ -101,17 +116,17 @@ class HandlerList:
             if handler.function == function:
                 handler.active = False
                 self._handlers.remove(handler)
-                self._by_class.clear()
+                self.by_class.clear()
                 return
         raise ValueError(f"{_name(function)} is not registered with {self._event}()")
 
     def of(self, cls: type) -> Tuple[Handler, ...]:
         """The handlers for instances of a class."""
         try:
-            return self._by_class[cls]
+            return self.by_class[cls]
         except KeyError:
             found = tuple(h for h in self._handlers if h.types is None or issubclass(cls, h.types))
-            self._by_class[cls] = found
+            self.by_class[cls] = found
             return found
 
 
@@ -147,12 +162,20 @@ def _types(function: Any, annotation: Any, caller: Any) -> Optional[Tuple[type, 
         if object in found:
             return None
         types += found
+    try:
+        issubclass(object, tuple(types))
+    except TypeError as exc:  # a Protocol, a TypedDict
+        raise TypeError(
+            f"the annotation {annotation!r} of {_name(function)}'s first parameter is of no use: {exc}"
+        ) from exc
     return tuple(types)
 
 
 def _flatten(annotation: Any) -> Optional[List[type]]:
     if annotation is Any or annotation is object:
         return [object]
+    if annotation is None:
+        return [type(None)]
     if isinstance(annotation, type) and not hasattr(annotation, "__origin__"):
         return [annotation]
     if isinstance(annotation, typing.TypeVar):
@@ -167,7 +190,7 @@ def _flatten(annotation: Any) -> Optional[List[type]]:
                 return None
             types += found
         return types
-    if isinstance(origin, type) and origin not in (list, dict, tuple, set, frozenset, type):
+    if isinstance(origin, type) and origin.__module__.partition(".")[0] not in ("builtins", "collections"):
         return [origin]  # a generic message class
     return None
 
@@ -178,10 +201,14 @@ def _namespace(function: Any, caller: Any) -> Dict[str, Any]:
     function = inspect.unwrap(function)
     function = getattr(function, "__func__", function)
     if not hasattr(function, "__globals__"):
-        function = getattr(type(function).__call__, "__func__", type(function).__call__)
+        method: Any = type(function).__call__
+        if isinstance(function, type):
+            method = function.__init__  # type: ignore[misc]
+        function = getattr(method, "__func__", method)
     names: Dict[str, Any] = dict(getattr(function, "__globals__", {}))
     if caller is not None:  # a class that is local to the function that registers the handler
-        names.update({k: v for k, v in caller.f_locals.items() if k not in names})
+        inner = _is_local_to(function, caller)
+        names.update({k: v for k, v in caller.f_locals.items() if inner or k not in names})
     closure = getattr(function, "__closure__", None) or ()
     for name, cell in zip(getattr(getattr(function, "__code__", None), "co_freevars", ()), closure):
         try:
@@ -189,6 +216,16 @@ def _namespace(function: Any, caller: Any) -> Dict[str, Any]:
         except ValueError:
             pass  # not assigned yet
     return names
+
+
+def _is_local_to(function: Any, caller: Any) -> bool:
+    # Then the caller's names hide the module's, as they do where the handler is defined.
+    code = getattr(function, "__code__", None)
+    return (
+        code is not None
+        and code.co_filename == caller.f_code.co_filename
+        and f".{caller.f_code.co_name}.<locals>." in f".{function.__qualname__}"
+    )
 
 
 def _evaluate(annotation: str, names: Dict[str, Any]) -> List[Any]:
@@ -206,8 +243,3 @@ def _evaluate(annotation: str, names: Dict[str, Any]) -> List[Any]:
         else:
             parts.append(value)
     return parts
-
-
-def caller_frame(depth: int) -> Any:
-    """The frame that many calls above the caller's."""
-    return sys._getframe(depth + 1)

@@ -7,33 +7,42 @@ Knows sessions, transports and the poller. One private loop, ``pump``, serves ev
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import select
-import socket
+import sys
 import time
 import warnings
 from _thread import get_ident
-from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from itertools import starmap
+from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 from weakref import WeakSet
 
-from .errors import FrameTooLargeError, IpcError, RequestTimeoutError, StreamClosedError
+from . import log
+from .errors import FrameTooLargeError, RequestTimeoutError, StreamClosedError
 from .ids import PidCounterRequestIdGenerator, RequestIdGenerator
 from .messages import Message
 from .poller import READ, Poller
-from .promise import check_timeout
+from .promise import DEFAULT, check_timeout
 from .serializers.base import MessageSerializer
 from .session import FLUSH_BOUND, HIGH_WATER, Session, _Until
 from .transports.base import POLL_INTERVAL, Channel, Ending, ForeignChannel, finish
+from .transports.descriptors import close_streams
 from .transports.stream import DEFAULT_MAX_FRAME_SIZE, StreamTransport
 from .wire.codec import check_max_frame_size
 
 if TYPE_CHECKING:
+    import socket
+    import ssl
     import subprocess
 
+    from .listener import Listener
     from .transports.process import Command
+    from .transports.sockets import Address
 
 __all__ = ["IpcPeer"]
 
+MAX_ID = 128  # characters
 MAX_DEPTH = 32  # nested ticks beyond this only settle replies
 
 # While nothing happens, streams are looked at for having been closed by their owner, which no poller reports: so often
@@ -72,8 +81,8 @@ class IpcPeer:
         timeout: Optional[float] = 30.0,
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     ) -> None:
-        self._thread: Optional[int] = None  # the thread that is inside, if any
-        self._closed = True  # until everything is made
+        self.thread: Optional[int] = None  # the thread that is inside, if any
+        self._closed = self._released = True  # until everything is made
         check_timeout(timeout)
         check_max_frame_size(max_frame_size)
         if serializer is None:
@@ -86,6 +95,8 @@ class IpcPeer:
             for name in names:
                 if not callable(getattr(plugin, name, None)):
                     raise TypeError(f"{plugin!r:.100} has no method {name}()")
+            if isinstance(plugin, type):
+                raise TypeError(f"{plugin!r} is a class; pass an instance: {plugin.__name__}()")
         self.serializer = serializer
         self.id_generator = id_generator
         self.timeout = timeout
@@ -94,18 +105,26 @@ class IpcPeer:
         self.poller = Poller()
         self._sessions: Dict[Session, None] = {}
         self._snapshot: Optional[Tuple[Session, ...]] = ()
-        self._work: Dict[Session, None] = {}  # sessions with something to dispatch, in turn
-        self._intervals: Dict[Session, None] = {}  # sessions that are looked at by time, not by descriptor
+        self.work: Dict[Session, None] = {}  # for sessions: those with something to dispatch, in turn
+        self._intervals: Dict[Any, None] = {}  # sessions that are looked at by time, not by descriptor
         self._paused: Dict[Session, None] = {}
+        self.corked: Dict[Session, None] = {}  # for sessions: those inside batch()
+        self.unfinished: Dict[Session, None] = {}  # for sessions: those that an interruption has left with work
         self._endings: List[Ending] = []
+        self.turns = 0  # for sessions: how many messages have been dispatched in all
         self._depth = 0  # dispatches that are under way, one inside the other
-        self._starving = 0  # waits that are under way without dispatching
-        self._drained = False
+        self.starving = 0  # for sessions: waits that are under way without dispatching
+        self.due = math.inf  # for sessions: no pending request has an earlier deadline
+        self.happenings = 0  # for sessions: queues that drained, and sessions that began or ended
+        self.listeners: Dict[Listener, None] = {}  # for listeners: those that are open
+        self._awaited: Dict[_Awaited, None] = {}  # descriptors that are no session's and that a call waits for
         self._check_at = 0
-        self._checked = 0.0
-        self._wake: Optional[Tuple[int, int]] = None
+        self._check_due = 0.0
+        self._outer: Optional[Poller] = None
+        self._pipe: Optional[Tuple[int, int]] = None
+        self.wake: Optional[Tuple[int, int]] = None  # for sessions: set once the pipe is watched
         self._awake = False
-        self._closed = False
+        self._closed = self._released = False
         _peers.add(self)
 
     def __repr__(self) -> str:
@@ -122,34 +141,41 @@ class IpcPeer:
         self.close()
 
     def __del__(self) -> None:
-        if self._closed or self._thread == _FORKED:
+        if self._released or self.thread == _FORKED:
             return
-        if self._sessions:
+        if self._sessions or self.listeners:
             warnings.warn(f"unclosed {self!r}; close it, or use it in a with statement", ResourceWarning, source=self)
+        for listener in tuple(self.listeners):
+            listener.end()
         for session in tuple(self._sessions):
-            session.channel.end()
+            ending = session.channel.end()
+            if ending is not None:
+                ending.forget()
+        for ending in self._endings:
+            ending.forget()
         self._release()
 
     # -- one thread, one process
 
     def enter(self) -> Optional[int]:
         """Begin a call; returns what ``leave`` takes. ``RuntimeError`` if another thread is inside."""
-        outer = self._thread
-        me = get_ident()
+        me = get_ident()  # first: no other thread gets its turn between the next lines
+        outer = self.thread
         if outer is not None and outer != me:
-            raise self._refusal()
-        self._thread = me
+            raise self.refusal()
+        self.thread = me
         return outer
 
     def leave(self, outer: Optional[int]) -> None:
         """End a call."""
-        if self._thread != _FORKED:
-            self._thread = outer
-        if self._wake is not None:
-            self._update_wake()
+        if self.thread != _FORKED:  # a handler has forked, and this is the copy
+            self.thread = outer
+        if self.wake is not None:
+            self.update_wake()
 
-    def _refusal(self) -> RuntimeError:
-        if self._thread == _FORKED:
+    def refusal(self) -> RuntimeError:
+        """The error for a call from where the peer does not belong."""
+        if self.thread == _FORKED:
             return RuntimeError(
                 "this IpcPeer belongs to the process that made it, and this is a fork of it; make a new IpcPeer here"
             )
@@ -158,9 +184,14 @@ class IpcPeer:
         )
 
     @property
+    def is_closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._closed
+
+    @property
     def is_forked(self) -> bool:
         """Whether this is the copy in a forked process."""
-        return self._thread == _FORKED
+        return self.thread == _FORKED
 
     # -- making sessions
 
@@ -220,14 +251,23 @@ class IpcPeer:
         process = spawn(command, cwd, env, stderr)
         try:
             transport = ProcessTransport(process, True, self.serializer, self.max_frame_size)
+            return self._add(transport, process)
         except BaseException:
-            process.kill()
-            process.communicate()
+            if not any([session.process is process for session in self._sessions]):  # nobody has it yet
+                process.kill()
+                process.communicate()
             raise
-        return self._add(transport, process)
 
     def create_stream_session(self, write: Any, read: Any, read2: Any = None) -> Session:
         """Talk over any streams: file objects, sockets or raw descriptors. The session owns and closes them.
+
+        A stream with a descriptor is used by its descriptor. One that has none (its ``fileno()`` is missing or refuses)
+        needs blocking methods instead, and gets a thread of its own that calls them: ``read(n)``, or better ``read1(n)``,
+        returns bytes as soon as some are there, and none at the end; ``write(data)`` returns how many it took, or None
+        for all of them. ``flush()`` and ``close()`` are called if there are any. What such a method raises is the end of
+        the session and the cause of its ``StreamClosedError``. Closing the session writes what is queued, for at most
+        two seconds, and waits half a second for a ``read`` that is under way; a thread that is still blocked then is left
+        behind as a daemon, and what its call returns is dropped.
 
         Args:
             write: What is written.
@@ -235,20 +275,24 @@ class IpcPeer:
             read2: A second input with frames.
 
         Raises:
-            InvalidStreamError: A stream is closed or has no descriptor.
+            InvalidStreamError: A stream is closed, or has neither a descriptor nor such methods.
         """
         self._check_usable()
         reads = [read] if read2 is None else [read, read2]
+        if any([_is_tls(stream) for stream in (write, *reads)]):
+            raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
         return self._add(StreamTransport(write, reads, self.serializer, self.max_frame_size))
 
     def create_socket_session(self, sock: socket.socket) -> Session:
-        """Talk over a connected stream socket. The session owns and closes it.
+        """Talk over a connected stream socket, also an ``ssl.SSLSocket``. The session owns and closes it.
 
         Raises:
             TypeError: It is no socket.
             ValueError: It is no stream socket, or not connected.
         """
         self._check_usable()
+        import socket
+
         if not isinstance(sock, socket.socket):
             raise TypeError(f"create_socket_session() takes a socket, not {sock!r:.100}")
         if sock.type != socket.SOCK_STREAM:
@@ -257,7 +301,7 @@ class IpcPeer:
             sock.getpeername()
         except OSError as exc:
             raise ValueError(f"{sock!r} cannot be used: {exc}; connect it first") from exc
-        return self.create_stream_session(sock, sock)
+        return self.add_socket(sock)
 
     def create_session(self, transport: Any) -> Session:
         """Talk over a transport of one's own. The session owns and closes it.
@@ -274,25 +318,157 @@ class IpcPeer:
     def create_session_pair(self) -> Tuple[Session, Session]:
         """Two connected sessions of this peer, for tests and demonstrations."""
         self._check_usable()
+        import socket
+
         a, b = socket.socketpair()
         return self.create_socket_session(a), self.create_socket_session(b)
 
+    # -- connections
+
+    def connect(
+        self,
+        address: Address,
+        *,
+        ssl_context: Optional[ssl.SSLContext] = None,
+        server_hostname: Optional[str] = None,
+        timeout: Optional[float] = DEFAULT,
+    ) -> Session:
+        """Connect to a listening peer.
+
+        Blocks until the connection is there, TLS handshake included. Runs no handlers, but keeps the bytes of the other
+        sessions flowing, so a peer can also connect to its own listener. Looking up the name of a host cannot be
+        interrupted; it takes as long as the system's resolver lets it, which counts against the timeout.
+
+        With TLS 1.3, a server that refuses our certificate does so after the handshake: then the session ends with a
+        ``StreamClosedError`` that says so.
+
+        Args:
+            address: A path (Unix socket), or a pair ``(host, port)`` (TCP). If a host has several addresses, they are
+                tried one after the other.
+            ssl_context: For TLS; needed for every host but this one (127.0.0.0/8, ::1).
+            server_hostname: The name that the server's certificate must have, by default the host.
+            timeout: Seconds; by default the peer's, None for no limit.
+
+        Returns:
+            The session.
+
+        Raises:
+            TypeError: An argument is of a wrong kind.
+            ValueError: It is no address, or not loopback and there is no ``ssl_context``.
+            TimeoutError: It took too long.
+            OSError: It failed, and the text names the address: ``ConnectionRefusedError``, ``FileNotFoundError``,
+                ``socket.gaierror`` (the host does not resolve), ``ssl.SSLError``, ``PermissionError`` (also if the
+                listener of a Unix socket runs as another user), ...
+        """
+        if timeout is DEFAULT:
+            timeout = self.timeout
+        else:
+            check_timeout(timeout)
+        self._check_usable()
+        from .listener import open_connection
+
+        outer = self.enter()
+        try:
+            return open_connection(self, address, ssl_context, server_hostname, timeout)
+        finally:
+            self.leave(outer)
+
+    def listen(
+        self,
+        address: Address,
+        on_session: Callable[[Session], Any],
+        *,
+        ssl_context: Optional[ssl.SSLContext] = None,
+    ) -> Listener:
+        """Accept connections at an address, inside ticks.
+
+        Does not block, but for the system's resolver if the host is a name.
+
+        Args:
+            address: A path (Unix socket), or a pair ``(host, port)`` (TCP); port 0 lets the system choose one, which is
+                in the listener's ``address``. A Unix socket's file has mode 0600, takes the place of one that a dead
+                listener has left, and is removed on close; connections from other users are refused.
+            on_session: Called with each new session during a tick, before anything that came over it is dispatched, and
+                so the place to register its handlers. What it raises comes out of the call that was ticking; the
+                session, which nobody has taken, is closed then.
+            ssl_context: For TLS; needed for every address but loopback (127.0.0.0/8, ::1). Without one, whoever can
+                reach the port is let in. A connection whose handshake is not over within the peer's timeout (30 s if it
+                has none) is dropped. Whether clients need a certificate is for the context to say (``verify_mode``).
+
+        Returns:
+            What listens; it closes with the peer at the latest.
+
+        Raises:
+            TypeError: An argument is of a wrong kind.
+            ValueError: It is no address, or not loopback and there is no ``ssl_context``.
+            OSError: It cannot be listened at, and the text names the address: somebody does so already, the path is too
+                long, the host does not resolve, ...
+        """
+        self._check_usable()
+        from .listener import open_listener
+
+        outer = self.enter()
+        try:
+            return open_listener(self, address, on_session, ssl_context)
+        finally:
+            self.leave(outer)
+
+    def add_socket(self, sock: socket.socket, on_session: Optional[Callable[[Session], Any]] = None) -> Session:
+        """A session over a connected socket, to be handed to ``on_session`` when it is dispatched."""
+        if _is_tls(sock):
+            from .transports.tls import TlsTransport
+
+            channel: Channel = TlsTransport(sock, self.serializer, self.max_frame_size)
+        else:
+            channel = StreamTransport(sock, [sock], self.serializer, self.max_frame_size)
+        return self._add(channel, on_session=on_session)
+
+    def wait_for(self, fd: int, events: int, limit: Optional[float]) -> bool:
+        """Wait for a descriptor that is no session's, moving the sessions' bytes but running no handlers.
+
+        Args:
+            fd: The descriptor; -1 just waits.
+            events: What to wait for.
+            limit: A time of this peer's clock, or None.
+
+        Returns:
+            Whether it is ready.
+        """
+        awaited = _Awaited()
+        self._awaited[awaited] = None
+        try:
+            if fd >= 0:
+                self.watch(awaited, fd, events)
+            self.pump(awaited, limit, dispatch=False)
+        finally:
+            self.unwatch(awaited, fd)
+            self._awaited.pop(awaited, None)
+        return awaited.settled
+
     def _check_usable(self) -> None:
-        if self._thread is not None and self._thread != get_ident():
-            raise self._refusal()
+        if self.thread is not None and self.thread != get_ident():
+            raise self.refusal()
         if self._closed:
             raise RuntimeError("this IpcPeer is closed; make a new one")
 
-    def _add(self, channel: Channel, process: Optional[subprocess.Popen[Any]] = None) -> Session:
+    def _add(
+        self,
+        channel: Channel,
+        process: Optional[subprocess.Popen[Any]] = None,
+        on_session: Optional[Callable[[Session], Any]] = None,
+    ) -> Session:
         outer = self.enter()
         try:
             session = Session(self, channel, process)
             self._sessions[session] = None
+            if on_session is not None:
+                session.begin_with(on_session)
             self._snapshot = None
+            self.happenings += 1
             try:
                 session.start()
             except BaseException:
-                session.finish(StreamClosedError("the session could not be started"))
+                session.close()
                 raise
             return session
         finally:
@@ -350,7 +526,9 @@ class IpcPeer:
                             frames[key] = channel.encode(message)
                         except FrameTooLargeError as exc:
                             frames[key] = exc
-            if frames and len(sessions) and all(isinstance(frame, FrameTooLargeError) for frame in frames.values()):
+                else:
+                    frames[id(channel)] = None  # encodes for itself
+            if frames and all(isinstance(frame, FrameTooLargeError) for frame in frames.values()):
                 raise next(iter(frames.values()))
             taken = 0
             stuck = []
@@ -389,7 +567,7 @@ class IpcPeer:
             else:
                 session.notify(message)
             return 1
-        except (IpcError, OSError) as exc:
+        except Exception as exc:
             session.report(exc)
             return 0
 
@@ -398,10 +576,13 @@ class IpcPeer:
     def tick(self, timeout: Optional[float] = 0.0) -> int:
         """One turn over all sessions: write what is queued, read what is there, dispatch it to handlers.
 
+        A request whose deadline has passed is given up by a tick that finds nothing to dispatch: its ``wait()`` raises
+        ``RequestTimeoutError`` from then on.
+
         Args:
             timeout: 0 polls and returns at once; a number waits at most so many seconds for something to happen (a
-                message, the end of a session, a queue that has drained); None waits until something happens. With nothing
-                open, a number sleeps that long.
+                message, the end of a session, a queue that has drained, a request that is overdue); None waits until
+                something happens. With nothing open, a number sleeps that long.
 
         Returns:
             How many messages were dispatched.
@@ -410,7 +591,8 @@ class IpcPeer:
             StreamClosedError: ``timeout`` is None and nothing is open: it would wait for ever.
             Exception: What an ``on_message`` handler has raised. The next tick goes on behind that message.
         """
-        check_timeout(timeout)
+        if timeout is not None and timeout != 0:
+            check_timeout(timeout)
         return self.turn(timeout, None)
 
     def tick_for(self, seconds: float) -> int:
@@ -432,160 +614,182 @@ class IpcPeer:
 
     def turn(self, timeout: Optional[float], only: Optional[Session]) -> int:
         """One turn over all sessions, or over one of them."""
-        outer = self.enter()
-        try:
-            if not self._sessions and timeout is None and not self._endings:
-                raise StreamClosedError("nothing is open, so nothing can ever happen; the last session has been closed")
-            if only is not None and len(self._sessions) == 1:
-                only = None
-            for session in tuple(self._sessions) if self._any_corked() else ():
-                session.flush_corked()
-            count = 0
-            deep = self._depth >= MAX_DEPTH
-            limit = None if not timeout else self.clock() + timeout
-            wait = timeout
-            open_before = len(self._sessions)
-            self._drained = False
-            while True:
-                if self._work and self._has_work(only):
-                    wait = 0
-                self._poll(wait, only)
-                if self._work:
-                    count += self._settle_all() if deep else self._dispatch(None, only)
-                if count or self._drained or timeout == 0 or len(self._sessions) != open_before:
-                    return count
-                if limit is not None:
-                    wait = limit - self.clock()
-                    if wait <= 0:
-                        return count
-                elif not self._sessions and not self._endings:
-                    return count
-                else:
-                    wait = None
-        finally:
-            self.leave(outer)
+        if timeout is None and not (self._sessions or self._endings or self.unfinished or self.listeners):
+            raise StreamClosedError("nothing is open, so nothing can ever happen; the last session has been closed")
+        if self._released:
+            if timeout:
+                time.sleep(timeout)
+            return 0
+        limit = self.clock() + timeout if timeout else timeout
+        if self.due == math.inf:
+            return self.pump(None, limit, only=only)
+        while True:
+            due = self.due if only is None else only.due
+            happenings = self.happenings
+            count = self.pump(None, due if due < (math.inf if limit is None else limit) else limit, only=only)
+            if count or self.happenings != happenings:
+                return count
+            # What had come has been dispatched, so the replies that are missing are missing.
+            now = self.clock()
+            if now < due or self._expire(now, only) or (limit is not None and now >= limit):
+                return 0
 
-    def _any_corked(self) -> bool:
-        return any(session.channel.corked for session in self._sessions) if self._sessions else False
+    def _expire(self, now: float, only: Optional[Session]) -> int:
+        """Give up the requests whose deadline has passed; returns how many."""
+        count = 0
+        for session in self.sessions if only is None else (only,):
+            if session.due <= now:
+                count += session.expire(now)
+        self.due = min([session.due for session in self.sessions], default=math.inf)
+        return count
 
-    def pump(self, until: Any, limit: Optional[float], dispatch: bool = True) -> None:
-        """Turn until ``until.settled`` or the clock has reached ``limit``.
+    def pump(self, until: Any, limit: Optional[float], dispatch: bool = True, only: Optional[Session] = None) -> int:
+        """Turn until something has happened, or the clock has reached ``limit``.
 
-        What is there already counts even if the time is over.
+        This is the loop behind every call that waits. One round waits for descriptors, writes and reads what is ready,
+        then dispatches what is in the inboxes.
 
         Args:
-            until: Anything with an attribute ``settled``.
-            limit: A time of this peer's clock, or None.
+            until: What should happen: anything with an attribute ``settled``. What is there already counts even if the
+                time is over. None for whatever happens first, be it nothing new: a tick.
+            limit: A time of this peer's clock, 0 for one round without waiting, or None.
             dispatch: False only moves bytes and leaves messages in the inboxes.
+            only: The session to look at, None for all.
+
+        Returns:
+            How many messages were dispatched.
         """
-        outer = self.enter()
+        me = get_ident()
+        outer = self.thread
+        if outer is None:
+            self.thread = me
+        elif outer != me:
+            raise self.refusal()
+        work = self.work
         starving = not dispatch or self._depth >= MAX_DEPTH
-        if starving:
-            self._starve(1)
-        wait: Optional[float] = 0.0
+        count = 0
         try:
-            if not dispatch:
-                if until.settled:
-                    return
-            else:
-                for session in tuple(self._sessions) if self._any_corked() else ():
-                    session.flush_corked()
-            first = True
+            if only is not None and len(self._sessions) == 1 and not self.listeners:
+                only = None
+            if self.unfinished:
+                self._catch_up()
+            if starving:
+                self._starve(1)
+                if until is not None and until.settled:
+                    return 0
+            happenings = self.happenings
+            polled = False
             while True:
-                if dispatch and self._work:
-                    if starving:
-                        self._settle_all()
-                    else:
-                        self._dispatch(until, None)
-                    if until.settled:
-                        return
-                if dispatch and self._work and not starving and self._has_work(None):
-                    wait = 0
-                elif limit is not None:
-                    wait = limit - self.clock()
-                    if wait <= 0:
-                        if not first:
-                            return
+                # A tick reads before it dispatches, so that one busy inbox does not keep others from being read. A wait
+                # looks first at what is there.
+                if polled or until is not None:
+                    if work and dispatch:
+                        if starving:
+                            count += self._settle_all()
+                        elif len(work) == 1 and only is None:  # nobody to take turns with
+                            self._depth += 1
+                            try:
+                                for session in work:
+                                    break
+                                count += session.dispatch(0, until)
+                            finally:
+                                self._depth -= 1
+                        else:
+                            count += self._dispatch(until, only)
+                    if until is None:
+                        if count or limit == 0 or self.happenings != happenings:
+                            return count
+                        if limit is None and not (self._sessions or self._endings or self.listeners):
+                            return count
+                    elif until.settled or not (self._sessions or self._awaited):
+                        return count
+                wait = _CHECK_INTERVAL
+                if limit is not None:
+                    left = limit - self.clock() if limit else 0
+                    if left < wait:
+                        if left <= 0:
+                            if polled:
+                                return count
+                            left = 0
+                        wait = left
+                if work:
+                    for session in tuple(work):
+                        session.limit_reading()
+                    if not starving and self._has_work(only):
                         wait = 0
-                else:
-                    wait = None
-                if not self._sessions:
-                    return
-                first = False
-                self._poll(wait, None)
-                if until.settled:
-                    return
+                polled = True
+                if self.corked:
+                    for session in tuple(self.corked):
+                        session.flush_corked()
+                by_time = self._intervals or self._endings
+                if by_time:
+                    wait = self._shorten(wait)
+                poller = self.poller
+                events = poller.poll(wait) if only is None else self._poll_one(wait, only)
+                owners = poller.owners
+                for fd, mask in events:
+                    owner = owners.get(fd)  # None: closed by one that was ready before
+                    if owner is not None:
+                        if mask == READ:
+                            owner.read(fd)
+                        else:
+                            owner.ready(fd, mask)
+                if by_time:
+                    self._look()
+                if not events and self._sessions and (wait or self.clock() >= self._check_due):
+                    self._check_streams()
         finally:
             if starving:
                 self._starve(-1)
-            self.leave(outer)
+            if self.thread == me:  # not in a copy that a handler forked
+                self.thread = outer
+            if self.wake is not None:
+                self.update_wake()
+
+    def _catch_up(self) -> None:
+        """Do what interruptions have left undone."""
+        for session in tuple(self.unfinished):
+            session.catch_up()
 
     def _starve(self, change: int) -> None:
-        self._starving += change
+        self.starving += change
         for session in tuple(self._paused):
             session.update_reading()
 
-    @property
-    def is_starving(self) -> bool:
-        """Whether a wait is under way that dispatches nothing."""
-        return self._starving > 0
-
-    def _poll(self, wait: Optional[float], only: Optional[Session]) -> None:
-        """Write and read what can be written and read, after waiting for it."""
-        if wait is None or wait > _CHECK_INTERVAL:
-            wait = _CHECK_INTERVAL
-        if self._intervals or self._endings:
-            wait = self._shorten(wait)
-        if only is None:
-            events = self.poller.poll(wait)
-        else:
-            events = self._poll_one(wait, only)
-        for owner, fd, mask in events:
-            if owner is not None:
-                owner.ready(fd, mask)
-            elif self._wake is not None and fd == self._wake[0]:
-                continue
-        if self._intervals or self._endings:
-            self._look()
-        if not events and self._sessions:
-            self._check_streams()
-
-    def _poll_one(self, wait: Optional[float], session: Session) -> List[Tuple[Session, int, int]]:
-        poller = select.poll()
-        always = []
-        for fd, mask in session.watched.items():
-            if self.poller.is_always(fd):
-                always.append((session, fd, mask))
-            poller.register(fd, (select.POLLIN if mask & READ else 0) | (select.POLLOUT if mask & ~READ else 0))
+    def _poll_one(self, wait: float, session: Session) -> List[Tuple[int, int]]:
+        always = [(fd, mask) for fd, mask in session.watched.items() if self.poller.is_always(fd)]
         if always:
-            return always
-        milliseconds = None if wait is None else -(-wait * 1000 // 1)
-        out = select.POLLOUT
-        return [
-            (session, fd, (READ if mask & ~out else 0) | (2 if mask & ~select.POLLIN else 0))
-            for fd, mask in poller.poll(milliseconds)
-        ]
+            wait = 0
+        if not hasattr(select, "poll"):
+            single = Poller()
+            for fd, mask in session.watched.items():
+                single.watch(fd, mask, session)
+            try:
+                return single.poll(wait)
+            finally:
+                single.close()
+        poller = select.poll()
+        for fd, mask in session.watched.items():
+            if not self.poller.is_always(fd):
+                poller.register(fd, mask)
+        return [*poller.poll(math.ceil(wait * 1000)), *always]
 
     def _shorten(self, wait: float) -> float:
         for session in tuple(self._intervals):
-            if session.channel.volatile:
-                session.start()  # its answers may have changed
-            interval = session.channel.poll_interval
-            if interval is not None and interval < wait:
-                wait = interval
+            wait = min(wait, session.interval())
         if self._endings:
             wait = min(wait, POLL_INTERVAL)
         return wait
 
     def _look(self) -> None:
         for session in tuple(self._intervals):
-            if session.channel.poll_interval is not None:
-                session.ready(-1, READ)
+            session.look()
         if self._endings:
             self._endings = [ending for ending in self._endings if ending.step() is not None]
 
     def _check_streams(self) -> None:
         """Look at some sessions whether their streams are still what they were."""
+        self._check_due = self.clock() + _CHECK_INTERVAL / 10
         sessions = self.sessions
         if len(sessions) > _CHECK_SESSIONS:
             at = self._check_at % len(sessions)
@@ -596,64 +800,58 @@ class IpcPeer:
 
     def _has_work(self, only: Optional[Session]) -> bool:
         if only is not None:
-            return only in self._work and only.has_work
-        return any(session.has_work for session in self._work)
+            return only in self.work and only.has_work
+        for session in self.work:
+            if session.has_work:
+                return True
+        return False
 
     def _dispatch(self, until: Any, only: Optional[Session]) -> int:
         """Dispatch what is in the inboxes, session by session in turn, until ``until`` has settled."""
-        work = self._work
-        count = 0
+        work = self.work
         self._depth += 1
         try:
+            if only is not None:
+                return only.dispatch(0, until)
+            count = 0
             # Not more than is there now: what nested ticks read meanwhile has its turn in the next tick.
-            left = sum([session.backlog for session in work])
-            while work and left > 0:
-                before = left
-                for session in tuple(work) if only is None else (only,):
-                    turns = _SLICE
-                    while turns and left > 0 and session.has_work:
-                        turns -= 1
-                        left -= 1
-                        count += session.dispatch_next()
-                        if until is not None and until.settled:
-                            return count
-                    if not session.has_undispatched:
-                        work.pop(session, None)
-                if left == before:  # what is there cannot be dispatched now
+            goal = self.turns + sum([session.backlog for session in work])
+            while work:
+                before = self.turns
+                for session in tuple(work):
+                    count += session.dispatch(_SLICE, until)
+                    if self.turns >= goal or (until is not None and until.settled):
+                        return count
+                if self.turns == before:  # what is there cannot be dispatched now
                     break
             return count
         finally:
             self._depth -= 1
 
     def _settle_all(self) -> int:
-        return sum(session.settle_replies() for session in tuple(self._work))
+        return sum(session.settle_replies() for session in tuple(self.work))
 
     # -- for sessions
 
-    def generate_id(self) -> str:
-        """The next request id."""
-        id = self.id_generator.generate()
-        if type(id) is not str or len(id) > 128:
-            raise ValueError(
-                f"{type(self.id_generator).__name__}.generate() returned {id!r:.100}, not a str of at most 128 characters"
-            )
-        return id
-
-    def add_work(self, session: Session) -> None:
-        """A session has something to dispatch."""
-        self._work[session] = None
+    def bad_id(self, id: Any) -> ValueError:
+        """The error for what the id generator made."""
+        name = type(self.id_generator).__name__
+        if type(id) is str and len(id) <= MAX_ID:
+            return ValueError(f"{name}.generate() returned {id!r}, which a pending request has already")
+        return ValueError(f"{name}.generate() returned {id!r:.100}, not a str of at most {MAX_ID} characters")
 
     def add_ending(self, ending: Ending) -> None:
-        """Something is left to be done after a session's end."""
-        if ending.step() is not None:
+        """Something is left to be done after a session's end; ticks do it step by step."""
+        if ending not in self._endings:
             self._endings.append(ending)
 
-    def note_drained(self) -> None:
-        """A session's queue has drained."""
-        self._drained = True
+    def finish_endings(self, endings: Sequence[Ending]) -> None:
+        """Block until these are done, side by side."""
+        finish(endings)
+        self._endings = [e for e in self._endings if e not in endings]
 
-    def set_interval(self, session: Session, on: bool) -> None:
-        """A session is to be looked at by time."""
+    def set_interval(self, session: Any, on: bool) -> None:
+        """A session, or a listener, is to be looked at by time."""
         if on:
             self._intervals[session] = None
         else:
@@ -666,25 +864,29 @@ class IpcPeer:
         else:
             self._paused.pop(session, None)
 
-    def rewatch(self, session: Session, old: Dict[int, int], new: Dict[int, int]) -> None:
-        """Watch other descriptors of a session than before."""
-        for fd in old:
-            if fd not in new:
-                self.poller.unwatch(fd)
-        for fd, events in new.items():
-            if old.get(fd) != events:
-                owner = self.poller.owner(fd)
-                if owner is not None and owner is not session:
-                    # The number was given to a new file, so the old owner's stream was closed without his knowing.
-                    self.poller.unwatch(fd)
-                    owner.find_invalid()
-                self.poller.watch(fd, events, session)
+    def watch(self, session: Any, fd: int, events: int) -> None:
+        """Watch a descriptor of a session, or watch it for other events than before.
+
+        It may be another owner than a session, too: what has ``read(fd)``, ``ready(fd, events)`` and ``find_invalid()``.
+        """
+        owner = self.poller.owners.get(fd)
+        if owner is not None and owner is not session:
+            # The number was given to a new file, so the old owner's stream was closed without his knowing.
+            self.poller.unwatch(fd)
+            owner.find_invalid()
+        self.poller.watch(fd, events, session)
+
+    def unwatch(self, session: Any, fd: int) -> None:
+        """Watch a descriptor no longer, if it is still the session's."""
+        if self.poller.owners.get(fd) is session:
+            self.poller.unwatch(fd)
 
     def discard(self, session: Session) -> None:
         """A session has ended."""
+        self.happenings += 1
         self._sessions.pop(session, None)
         self._snapshot = None
-        for group in (self._work, self._intervals, self._paused):
+        for group in (self.work, self._intervals, self._paused, self.corked):
             group.pop(session, None)
 
     # -- embedding
@@ -692,29 +894,80 @@ class IpcPeer:
     def fileno(self) -> int:
         """A descriptor that becomes readable when ``tick(0)`` has something to do, for any other loop.
 
-        Wait for it, then call ``tick(0)``. Sessions over a transport without descriptors, and the deadlines of
-        requests, cannot wake it.
+        Wait for it, at most for as long as ``next_deadline()`` says, then call ``tick(0)``, in either case. What is due
+        by time cannot wake it: the deadlines of requests, transports and files without a descriptor that can be waited
+        for, children that are ending.
+
+        Raises:
+            OSError: This platform has none (Windows): call ``tick`` now and then.
+            RuntimeError: The peer is closed.
         """
         self._check_usable()
-        if self._wake is None:
-            read, write = os.pipe()
-            os.set_blocking(read, False)
-            os.set_blocking(write, False)
-            self._wake = (read, write)
-            self.poller.watch(read, READ, None)
-            self._update_wake()
-        return self.poller.fileno()
+        if self.wake is None:
+            self.poller.fileno()  # or there is none
+            if self._pipe is None:
+                for self._pipe in starmap(os.pipe, [()]):  # see the note in transports/descriptors.py
+                    break
+            assert self._pipe is not None
+            for fd in self._pipe:
+                os.set_blocking(fd, False)
+            # A poller around the poller, because the pipe is not for the loop in pump().
+            if self._outer is None:
+                self._outer = Poller()
+            self._outer.watch(self.poller.fileno(), READ, None)
+            self._outer.watch(self._pipe[0], READ, None)
+            self.wake = self._pipe
+            self.update_wake()
+        assert self._outer is not None
+        return self._outer.fileno()
 
-    def _update_wake(self) -> None:
+    def next_deadline(self) -> Optional[float]:
+        """In how many seconds at the latest ``tick(0)`` is to be called though ``fileno()`` is not readable.
+
+        For any other loop: ask whenever it is about to wait, so after each ``tick(0)`` and also after each ``request()``,
+        which may have brought an earlier deadline. Does not block and runs no handlers. It looks through all pending
+        requests.
+
+        Returns:
+            Seconds until the first pending request is overdue, or until something is to be looked at by time: a transport
+            or a file that has no descriptor to wait for, a child that is ending, and where there is no pidfd (macOS,
+            Python 3.8) every child. 0.0 if something is due now or waits in an inbox. None if nothing is: then only
+            ``fileno()`` can tell of something new.
+        """
+        if self._closed:
+            return None
+        outer = self.enter()
+        try:
+            if self.unfinished or self.poller.has_always or self._has_work(None):
+                return 0.0
+            if any([session.queued_bytes for session in self.corked]):
+                return 0.0  # a tick lets out what a batch has gathered
+            wait = POLL_INTERVAL if self._endings else math.inf
+            for session in tuple(self._intervals):
+                wait = min(wait, session.interval())
+            for session in self.sessions:
+                if session.due != math.inf:
+                    session.expire(-math.inf)  # none; it finds out which is the next
+            self.due = min([session.due for session in self.sessions], default=math.inf)
+            wait = min(wait, self.due - self.clock())
+            return None if wait == math.inf else max(0.0, wait)
+        finally:
+            self.leave(outer)
+
+    def update_wake(self) -> None:
+        """Make the descriptor of ``fileno`` tell what stands in the inboxes."""
         # The pipe holds a byte just while an inbox has work, because then no other descriptor may be ready.
-        assert self._wake is not None
-        awake = bool(self._work) and self._has_work(None)
+        assert self.wake is not None
+        awake = bool(self.work) and self._has_work(None)
         if awake != self._awake:
             self._awake = awake
-            if awake:
-                os.write(self._wake[1], b"\0")
-            else:
-                os.read(self._wake[0], 1)
+            try:
+                if awake:
+                    os.write(self.wake[1], b"\0")
+                else:
+                    os.read(self.wake[0], 1)
+            except BlockingIOError:
+                pass  # an interrupted call has done it already
 
     # -- closing
 
@@ -723,10 +976,12 @@ class IpcPeer:
 
         What is queued is written first, for at most a second in all. See ``Session.close``.
         """
-        if self._closed:
+        if self._released:
             return
         if self.is_forked:
-            self._closed = True
+            self._closed = self._released = True
+            for listener in tuple(self.listeners):
+                listener.end()
             for session in tuple(self._sessions):
                 session.close()
             return
@@ -738,40 +993,74 @@ class IpcPeer:
 
     def _shut_down(self) -> None:
         self._closed = True
+        for listener in tuple(self.listeners):
+            listener.end()
         sessions = tuple(self._sessions)
         for session in sessions:
             if session.is_open:
                 session.begin_close()
         done = _Until(lambda: not any(session.queued_bytes for session in self._sessions))
-        self.pump(done, self.clock() + FLUSH_BOUND, dispatch=False)
-        endings = self._endings
-        self._endings = []
-        for session in sessions:
-            ending = session.finish(StreamClosedError("this side closed the peer"))
-            if ending is not None:
-                endings.append(ending)
-        finish(endings)
-        self._release()
+        try:
+            self.pump(done, self.clock() + FLUSH_BOUND, dispatch=False)
+            # Before the first on_close handler runs: it might wait for one of these.
+            for session in sessions:
+                session.fail_pending(StreamClosedError("this side closed the peer"))
+            for session in sessions:
+                session.finish(StreamClosedError("this side closed the peer"))
+        finally:  # an on_close handler may have been interrupted
+            for session in (*self._sessions, *self.unfinished):
+                session.finish(StreamClosedError("this side closed the peer"))
+            self.finish_endings(self._endings)
+            self._release()
 
     def _release(self) -> None:
         self._closed = True
+        if self._outer is not None:
+            self._outer.close()
         self.poller.close()
-        if self._wake is not None:
-            for fd in self._wake:
-                os.close(fd)
-            self._wake = None
+        if self._pipe is not None:
+            ends = [(fd, fd) for fd in self._pipe]
+            self.wake = None
+            self._pipe = None
+            close_streams(ends)
+        self._released = True
 
     def forget_fork(self) -> None:
         """This is the copy in a forked process."""
-        self._thread = _FORKED
+        self.thread = _FORKED
+        self.wake = None  # the pipe is the other process's too
+
+
+class _Awaited:
+    """Whose a descriptor is while ``wait_for`` waits for it."""
+
+    def __init__(self) -> None:
+        self.settled = False
+
+    def read(self, fd: int) -> None:
+        self.settled = True
+
+    def ready(self, fd: int, events: int) -> None:
+        self.settled = True
+
+    def find_invalid(self) -> None:
+        self.settled = True
+
+
+def _is_tls(stream: Any) -> bool:
+    ssl = sys.modules.get("ssl")  # importing it takes 20 ms, and whoever has an SSLSocket has imported it
+    return ssl is not None and isinstance(stream, ssl.SSLSocket)
 
 
 def _close_all() -> None:
     """At exit: what is queued leaves, children are ended."""
     for peer in tuple(_peers):
-        if not peer._closed and peer._thread != _FORKED:
-            peer._thread = None  # its thread has ended, or will never run again
-            peer.close()
+        if not peer._released and peer.thread != _FORKED:
+            peer.thread = None  # its thread has ended, or will never run again
+            try:
+                peer.close()
+            except Exception:
+                log.error("closing %r at exit failed", peer, exc_info=True)
 
 
 def _after_fork() -> None:

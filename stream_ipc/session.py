@@ -11,13 +11,15 @@ out of a signal handler (``KeyboardInterrupt``) can lose nothing; see the note i
 from __future__ import annotations
 
 import enum
-import logging
+import math
 import sys
+from _thread import get_ident
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, Type, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, Type, TypeVar, overload
 from weakref import ref
 
+from . import log
 from .errors import (
     FrameTooLargeError,
     InvalidStreamError,
@@ -31,7 +33,7 @@ from .messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from .poller import READ, WRITE
 from .promise import DEFAULT, ResponsePromise, check_timeout
 from .registry import type_info
-from .transports.base import Channel, Ending, finish
+from .transports.base import Channel, Ending
 
 if TYPE_CHECKING:
     import subprocess
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
     from .peer import IpcPeer
 
 __all__ = ["Session"]
-
-logger = logging.getLogger("stream_ipc")
 
 M = TypeVar("M", bound=Message)
 H = TypeVar("H", bound=Callable[..., Any])
@@ -50,11 +50,13 @@ H = TypeVar("H", bound=Callable[..., Any])
 HIGH_WATER = 1024 * 1024
 
 # A session whose inbox holds more is not read from until it has been worked off...
+_INBOX_SMALL = 64  # messages: below this nobody looks, because the next tick dispatches them
 INBOX_COUNT = 4096  # messages
 INBOX_BYTES = 4 * 1024 * 1024
 # ...but while nothing can be worked off, because a send waits for its queue to drain or because handlers are nested too
 # deeply, reading must go on, or two sides that flood each other would wait for each other. It is still bounded.
 INBOX_BYTES_HARD = 256 * 1024 * 1024
+INBOX_COUNT_HARD = 500_000
 
 FLUSH_BOUND = 1.0  # seconds that close() gives to what is still queued
 
@@ -65,6 +67,9 @@ class State(enum.Enum):
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"
+
+
+OPEN, CLOSED = State.OPEN, State.CLOSED  # a member of an enum costs a lookup in the class each time
 
 
 class _Answer:
@@ -87,6 +92,15 @@ class _Delivery:
         self.handlers = handlers
 
 
+class _Opening:
+    """Work that comes first in a session that was accepted: who asked for it gets it."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[[Session], Any]) -> None:
+        self.function = function
+
+
 class Session:
     """One conversation with one other process. Made by the ``create_*`` methods of ``IpcPeer``.
 
@@ -99,21 +113,28 @@ class Session:
         self._process = process
         self._state = State.OPEN
         self._pending: Dict[str, Any] = {}  # id: weak reference to the promise
+        self.due = math.inf  # for the peer: no pending request has an earlier deadline
         self._inbox: Deque[Any] = deque()
         self._current: Any = None
+        self._scanned = 0  # how much of the inbox settle_replies has seen
         self._end: Optional[StreamClosedError] = None  # the stream has ended, but not all of it is dispatched
         self._reason: Optional[StreamClosedError] = None  # why it is closed
+        self._ending: Optional[Ending] = None  # what is left to be done after the end
+        self._closers: Optional[List[Handler]] = None  # on_close handlers that have not run yet
+        self._finished = False
+        self._failing = False  # the channel has raised something, which stands in the inbox; it is left alone until then
+        self._linger: Optional[float] = None  # until when an ended stream is kept for what is still to be written
         self._paused = False  # not read from because the inbox is long
         self._mark = 0  # received_bytes when the inbox was last empty
-        self._heard = False  # whether anything ever came
         self._watched: Dict[int, int] = {}
         self._batches = 0
-        self._receivers: List[List[Message]] = []
-        self._unreceived: Deque[Message] = deque()
-        self._message_handlers = HandlerList("on_message")
-        self._request_handlers = HandlerList("on_request")
+        self._receiving = 0  # receive() calls that are waiting
+        self._received: Deque[Message] = deque()  # what they will return
+        self._message_handlers = HandlerList("on_message", of_messages=True)
+        self._request_handlers = HandlerList("on_request", of_messages=True)
         self._exception_handlers = HandlerList("on_exception")
-        self._close_handlers = HandlerList("on_close")
+        self._close_handlers = HandlerList("on_close", most=1)
+        self._receive_into = channel.receive_into
         channel.changed = self._changed
 
     def __repr__(self) -> str:
@@ -160,9 +181,17 @@ class Session:
 
     # -- sending
 
+    @overload
+    def request(self, message: Message, timeout: Optional[float] = DEFAULT) -> ResponsePromise[Message]: ...
+
+    @overload
     def request(
-        self, message: Message, timeout: Optional[float] = DEFAULT, *, expect: Type[M] = Message  # type: ignore[assignment]
-    ) -> ResponsePromise[M]:
+        self, message: Message, timeout: Optional[float] = DEFAULT, *, expect: Type[M]
+    ) -> ResponsePromise[M]: ...
+
+    def request(
+        self, message: Message, timeout: Optional[float] = DEFAULT, *, expect: Type[Any] = Message
+    ) -> ResponsePromise[Any]:
         """Send a message that wants a reply. It leaves now, or is queued if the stream is full.
 
         Blocks only while more than a mark (1 MiB) is queued, at most for ``timeout``, and runs no handlers.
@@ -184,33 +213,46 @@ class Session:
         """
         if not isinstance(message, Message):
             raise _no_message("request", message)
+        if expect is not Message and not isinstance(expect, type):
+            raise TypeError(f"expect must be a message class, not {expect!r:.100}")
         peer = self._peer
         if timeout is DEFAULT:
             timeout = peer.timeout
         else:
             check_timeout(timeout)
-        outer = peer.enter()
+        # enter() and leave() in place: 0.2 us less.
+        me = get_ident()
+        outer = peer.thread
+        if outer is None:
+            peer.thread = me
+        elif outer != me:
+            raise peer.refusal()
         try:
-            if self._state is not State.OPEN:
+            if self._state is not OPEN:
                 raise self._closed_error()
-            id = peer.generate_id()
-            if id in self._pending:
-                raise ValueError(
-                    f"{type(peer.id_generator).__name__}.generate() returned {id!r}, which a pending request has already"
-                )
-            promise = ResponsePromise(
-                self, id, expect, timeout, None if timeout is None else peer.clock() + timeout
-            )
-            self._pending[id] = ref(promise)  # before the send: the reply may be there at once
+            id = peer.id_generator.generate()
+            pending = self._pending
+            if type(id) is not str or len(id) > 128 or id in pending:
+                raise peer.bad_id(id)
+            deadline = None
+            if timeout is not None:
+                deadline = peer.clock() + timeout
+                if deadline < self.due:
+                    self.note_due(deadline)
+            promise = ResponsePromise(self, id, expect, timeout, deadline)
+            pending[id] = ref(promise)  # before the send: the reply may be there at once
             try:
                 self._send(RequestEnvelope(id, message), timeout)
             except BaseException:
-                self._pending.pop(id, None)
+                pending.pop(id, None)
                 promise.settled = True  # nobody will ever see it
                 raise
             return promise
         finally:
-            peer.leave(outer)
+            if peer.thread == me:  # not in a fork
+                peer.thread = outer
+            if peer.wake is not None:
+                peer.update_wake()
 
     def notify(self, message: Message) -> None:
         """Send a message that expects nothing. It leaves now, or is queued if the stream is full.
@@ -227,19 +269,34 @@ class Session:
         if not isinstance(message, Message):
             raise _no_message("notify", message)
         peer = self._peer
-        outer = peer.enter()
+        me = get_ident()
+        outer = peer.thread
+        if outer is None:
+            peer.thread = me
+        elif outer != me:
+            raise peer.refusal()
         try:
-            if self._state is not State.OPEN:
+            if self._state is not OPEN:
                 raise self._closed_error()
             self._send(message, peer.timeout)
         finally:
-            peer.leave(outer)
+            if peer.thread == me:
+                peer.thread = outer
+            if peer.wake is not None:
+                peer.update_wake()
 
     def _send(self, message: Message, timeout: Optional[float]) -> None:
         channel = self._channel
         if channel.queued_bytes > HIGH_WATER:
             self.make_room(timeout)
-        self._guarded(channel.send, message)
+        try:
+            channel.send(message)
+        except StreamClosedError as exc:
+            self._write_failed(exc)
+            raise
+        except InvalidStreamError as exc:
+            self._stream_failed(exc)
+            raise
 
     def _guarded(self, send: Callable[[Any], None], what: Any) -> None:
         """Send, and take note if the stream turns out to be gone."""
@@ -285,20 +342,24 @@ class Session:
         Raises:
             StreamClosedError: At the end of the block: the other side is gone.
         """
+        peer = self._peer
+        channel = self._channel
+        peer.corked[self] = None
         self._batches += 1
-        self._channel.corked = True
+        channel.corked = True
         try:
             yield self
         finally:
             self._batches -= 1
             if not self._batches:
-                self._channel.corked = False
-                outer = self._peer.enter()
+                channel.corked = False
+                outer = peer.enter()
                 try:
                     if self._state is State.OPEN:
-                        self._guarded(lambda _: self._channel.flush(), None)
+                        self._guarded(lambda _: channel.flush(), None)
+                    peer.corked.pop(self, None)  # last: until then the next tick flushes
                 finally:
-                    self._peer.leave(outer)
+                    peer.leave(outer)
 
     def flush(self, timeout: Optional[float] = None) -> None:
         """Write until nothing is queued. Reads meanwhile, but runs no handlers.
@@ -342,21 +403,22 @@ class Session:
             Exception: What an ``on_message`` handler has raised. The message is returned by the next call.
         """
         check_timeout(timeout)
-        if self._unreceived:
-            return self._unreceived.popleft()
         peer = self._peer
-        if self._state is not State.OPEN:
-            raise self._closed_error()
-        slot: List[Message] = []
-        self._receivers.append(slot)
-        try:
-            limit = None if timeout is None else peer.clock() + timeout
-            peer.pump(_Until(lambda: bool(slot) or self._state is not State.OPEN), limit)
-            if slot:
-                return slot.pop()
-        finally:
-            self._receivers = [other for other in self._receivers if other is not slot]
-            self._unreceived.extend(slot)
+        received = self._received
+        if not received:
+            if self._state is not State.OPEN:
+                raise self._closed_error()
+            self._receiving += 1
+            try:
+                limit = None if timeout is None else peer.clock() + timeout
+                peer.pump(_Until(lambda: bool(received) or self._state is not State.OPEN), limit)
+            finally:
+                self._receiving -= 1
+        if received:
+            # In one breath:
+            message = received[0]
+            del received[0]
+            return message
         if self._state is not State.OPEN:
             raise self._closed_error()
         raise TimeoutError(f"no message within {timeout} s")
@@ -375,8 +437,11 @@ class Session:
             StreamClosedError: The session is closed.
             Exception: What an ``on_message`` handler has raised. The next tick goes on behind that message.
         """
-        check_timeout(timeout)
+        if timeout is not None and timeout != 0:
+            check_timeout(timeout)
         if self._state is State.CLOSED:
+            if not self._finished:
+                self.catch_up()
             raise self._closed_error()
         return self._peer.turn(timeout, self)
 
@@ -481,15 +546,18 @@ class Session:
         if peer.is_forked:
             self._finish_forked()
             return
-        if self._state is not State.OPEN:
+        if self._finished and self._ending is None:
             return
         outer = peer.enter()
         try:
-            self.begin_close()
-            self._flush_bounded()
-            ending = self.finish(StreamClosedError(self._channel.closed_text()))
-            if ending is not None:
-                finish([ending])
+            if self._state is State.OPEN:
+                self.begin_close()
+            if self._state is State.CLOSING:
+                self._flush_bounded()
+            self.finish(StreamClosedError(self._channel.closed_text()))
+            if self._ending is not None:
+                peer.finish_endings([self._ending])
+                self._ending = None
         finally:
             peer.leave(outer)
 
@@ -505,52 +573,76 @@ class Session:
             drained = _Until(lambda: not channel.queued_bytes)
             self._peer.pump(drained, self._peer.clock() + FLUSH_BOUND, dispatch=False)
 
-    def finish(self, reason: StreamClosedError, release: bool = False) -> Optional[Ending]:
+    def finish(self, reason: StreamClosedError, release: bool = False) -> None:
         """The end: every step is taken, also if the one before failed.
+
+        A call that is interrupted is made again by the next tick, so a step that was taken does nothing the second
+        time. What takes time is left to the peer.
 
         Args:
             reason: What pending requests fail with.
             release: Leave the streams open.
-
-        Returns:
-            What is left to be done, if that takes time.
         """
-        if self._state is State.CLOSED:
-            return None
+        if self._finished:
+            return
+        peer = self._peer
+        peer.unfinished[self] = None
         self._state = State.CLOSED
-        self._reason = reason
-        ending: Optional[Ending] = None
+        reason = self._reason = self._reason or reason
+        for fd in self._watched:
+            peer.unwatch(self, fd)
+        self._watched = {}
+        peer.discard(self)
         try:
-            for fd in self._watched:
-                self._peer.poller.unwatch(fd)
-            self._watched = {}
-            self._peer.discard(self)
             if release:
                 self._channel.release()
-            else:
-                ending = self._channel.end()
+            elif self._ending is None:
+                self._ending = self._channel.end()
+            if self._ending is not None:
+                peer.add_ending(self._ending)
         except Exception:
-            logger.exception("closing the streams of %r failed", self)
+            log.error("closing the streams of %r failed", self, exc_info=True)
         self._inbox.clear()
         self._current = None
-        logger.debug("%r: %s", self, reason)
+        self.fail_pending(reason)
+        if self._closers is None:
+            log.debug("%r: %s", self, reason)
+            self._closers = list(self._close_handlers.of(Session))
+        closers = self._closers
+        while closers:
+            handler = closers[0]
+            del closers[0]  # entered once, even if it closes the session again or is interrupted
+            try:
+                if handler.active:
+                    handler.function(self)
+            except Exception:
+                log.error("on_close handler of %r failed", self, exc_info=True)
+        self._finished = True
+        peer.unfinished.pop(self, None)
+
+    def catch_up(self) -> None:
+        """Do what an interruption has left undone."""
+        if self._reason is not None:
+            self.finish(self._reason)
+        else:
+            self._watched = dict.fromkeys(self._watched, 0)  # whatever is watched now
+            self._changed()
+            self._peer.unfinished.pop(self, None)
+
+    def fail_pending(self, reason: StreamClosedError) -> None:
+        """No reply will come any more."""
         for pending in tuple(self._pending.values()):
             promise = pending()
             if promise is not None:
                 promise.fail(reason)
         self._pending.clear()
-        for handler in self._close_handlers.of(Session):
-            try:
-                handler.function(self)
-            except Exception:
-                logger.exception("on_close handler of %r failed", self)
-        return ending
 
     def _finish_forked(self) -> None:
         # A forked copy: the other process has the session. Only our copies of the descriptors go.
         if self._state is not State.CLOSED:
             self._state = State.CLOSED
             self._reason = StreamClosedError("this is a forked copy of the session")
+            self._channel.abandon()
 
     def _closed_error(self) -> StreamClosedError:
         reason = self._reason or self._end
@@ -565,13 +657,42 @@ class Session:
         """Nobody waits for that reply any more."""
         self._pending.pop(id, None)
 
+    def note_due(self, deadline: float) -> None:
+        """A request has an earlier deadline than all that are pending."""
+        self.due = deadline
+        if deadline < self._peer.due:
+            self._peer.due = deadline
+
+    def expire(self, now: float) -> int:
+        """Give up the requests whose deadline has passed, and find out when the next one is due.
+
+        Returns:
+            How many that were.
+        """
+        count = 0
+        due = math.inf
+        for pending in tuple(self._pending.values()):
+            promise = pending()
+            if promise is None or promise.settled or promise.deadline is None:
+                continue
+            if promise.deadline <= now:
+                promise.expire()
+                count += 1
+            else:
+                due = min(due, promise.deadline)
+        self.due = due
+        return count
+
     def silence_text(self) -> str:
         """What probably happened if no reply came."""
-        if self._heard:
-            return ""
+        channel = self._channel
+        # What a serializer knows of the usual other side: PHP answers less often than we do.
+        hint: str = getattr(getattr(channel.transport, "serializer", None), "silence_hint", "")
+        if channel.received_bytes > channel.text_bytes:
+            return hint
         return (
             "; nothing has ever come from the other side: is it ticking, does it use the same serializer, and does it"
-            " know the class of the request?"
+            f" know the class of the request?{hint}"
         )
 
     # -- for the peer: input and output
@@ -581,16 +702,34 @@ class Session:
         if self._state is State.CLOSED:
             return
         channel = self._channel
+        peer = self._peer
         wanted: Dict[int, int] = {}
-        if self._end is None and not self._paused:
-            wanted = dict.fromkeys(channel.read_fds(), READ)
-        fd = channel.write_fd()
+        try:
+            reading = self._end is None and not self._failing
+            if reading and not self._paused:
+                wanted = dict.fromkeys(channel.read_fds(), READ)
+            fd = channel.output_fd()
+            by_time = (reading and (channel.volatile or channel.poll_interval is not None)) or self._linger is not None
+        except Exception as exc:  # of somebody's own transport
+            self._stream_failed(exc)
+            return
         if fd is not None:  # also when the other side has stopped writing: it may still read
             wanted[fd] = wanted.get(fd, 0) | WRITE
-        if wanted != self._watched:
-            self._peer.rewatch(self, self._watched, wanted)
+        watched = self._watched
+        if wanted != watched:
+            self._watched = dict.fromkeys((*watched, *wanted), 0)  # unknown, until all is done
+            for fd in watched:
+                if fd not in wanted:
+                    peer.unwatch(self, fd)
+            for fd, events in wanted.items():
+                if watched.get(fd) != events:
+                    try:
+                        peer.watch(self, fd, events)
+                    except OSError as exc:
+                        self._stream_failed(InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}"))
+                        return
             self._watched = wanted
-        self._peer.set_interval(self, self._end is None and (channel.volatile or channel.poll_interval is not None))
+        peer.set_interval(self, by_time)
 
     @property
     def channel(self) -> Channel:
@@ -602,35 +741,72 @@ class Session:
         """The descriptors that are watched for it, and for what."""
         return self._watched
 
+    def begin_with(self, on_session: Callable[[Session], Any]) -> None:
+        """Give the session to a function before anything else is dispatched."""
+        self._inbox.append(_Opening(on_session))
+        self._peer.work[self] = None
+
     def start(self) -> None:
         """Begin to be watched."""
         self._changed()
 
-    def ready(self, fd: int, events: int) -> None:
-        """A descriptor is ready, or (-1) it is time to look."""
-        if self._state is State.CLOSED:
-            return
-        if events & WRITE:
-            self._flush()
-        if events & READ and self._end is None:
-            self._read(fd)
-
-    def _read(self, fd: int) -> None:
-        inbox = self._inbox
-        channel = self._channel
-        if not inbox:
-            self._mark = channel.received_bytes
+    def interval(self) -> float:
+        """In how many seconds to look though no descriptor is ready."""
+        if self._linger is not None:
+            return max(0.0, self._linger - self._peer.clock())
+        if self._failing:
+            return math.inf
+        if self._channel.volatile:
+            self._changed()  # its answers may be others now
         try:
-            channel.receive_into(inbox, fd)
+            interval = self._channel.poll_interval
+        except Exception:
+            return 0  # reported by _changed
+        return math.inf if interval is None else interval
+
+    def look(self) -> None:
+        """Look, though no descriptor is ready."""
+        if self._linger is not None:
+            if not self._lingers():
+                self._peer.work[self] = None
+        elif not self._paused and self.interval() != math.inf:
+            self.read(-1)
+
+    def ready(self, fd: int, events: int) -> None:
+        """A descriptor is ready in some way."""
+        if events != READ and self._state is not State.CLOSED:
+            try:
+                self._flush()
+            except BaseException:
+                self._peer.unfinished[self] = None
+                raise
+        if events != WRITE:
+            self.read(fd)
+
+    def read(self, fd: int) -> None:
+        """A descriptor is readable, or (-1) it is time to look."""
+        if self._end is not None or self._state is CLOSED:
+            return
+        try:
+            self._receive_into(self._inbox, fd)
         except StreamClosedError as exc:
-            self._stream_ended(exc)
+            # In one breath: the channel says it only once.
+            self._end = exc
+            self._peer.work[self] = None
+            self._changed()
         except Exception as exc:
             self._stream_failed(exc)
-        if inbox:
-            self._heard = True
-            self._peer.add_work(self)
-            if len(inbox) > INBOX_COUNT or channel.received_bytes - self._mark > INBOX_BYTES:
-                self.update_reading()
+        except BaseException:  # an interruption: what was read may not be decoded yet, and nothing else would tell
+            self._peer.unfinished[self] = None
+            self._peer.work[self] = None
+            self._channel.note_interrupted()
+            raise
+        self._peer.work[self] = None
+
+    def limit_reading(self) -> None:
+        """Called before more is read though there is something in the inbox."""
+        if len(self._inbox) > _INBOX_SMALL or self._peer.starving or self._paused:
+            self.update_reading()
 
     def update_reading(self) -> None:
         """Stop reading while the inbox is long, go on when it is not."""
@@ -638,8 +814,8 @@ class Session:
         inbox = self._inbox
         if inbox:
             size = self._channel.received_bytes - self._mark
-            if self._peer.is_starving or self._channel.queued_bytes:
-                paused = size > INBOX_BYTES_HARD
+            if self._peer.starving or self._channel.queued_bytes:
+                paused = size > INBOX_BYTES_HARD or len(inbox) > INBOX_COUNT_HARD
             else:
                 paused = len(inbox) > INBOX_COUNT or size > INBOX_BYTES
         if paused != self._paused:
@@ -655,9 +831,9 @@ class Session:
         except Exception as exc:
             self._stream_failed(exc)
         if not self._channel.queued_bytes:
-            self._peer.note_drained()
+            self._peer.happenings += 1
             if self._inbox:
-                self._peer.add_work(self)  # requests may have waited for this
+                self._peer.work[self] = None  # requests may have waited for this
         if self._paused:
             self.update_reading()
 
@@ -669,245 +845,352 @@ class Session:
     def _write_failed(self, exc: StreamClosedError) -> None:
         """The other side is gone, but what it had written before is still to be read."""
         if self._end is None and self._state is not State.CLOSED:
+            self._channel.give_up()
             self._channel.drain(self._inbox)
             self._stream_ended(exc)
 
     def _stream_ended(self, exc: StreamClosedError) -> None:
+        self._peer.work[self] = None
         if self._end is None:
             self._end = exc
             self._changed()
-        self._peer.add_work(self)
 
-    def _stream_failed(self, exc: BaseException) -> None:
+    def _stream_failed(self, exc: Exception) -> None:
+        if self._failing:  # it is known, and waits to be reported
+            return
+        self._failing = True
         if isinstance(exc, InvalidStreamError):
             exc.session = self
         self._inbox.append(exc)
-        self._peer.add_work(self)
+        self._peer.work[self] = None
+        self._changed()
 
     def find_invalid(self) -> None:
-        """Look whether a stream was closed by its owner; nothing else would ever tell."""
-        if self._state is State.OPEN and self._end is None and not self._inbox:
-            text = self._channel.find_invalid()
+        """Look for what no poller tells: a stream that its owner closed, and what interruptions have left.
+
+        Most of the latter are mended where they happen; this is for the one that comes while another is being mended.
+        """
+        if self._state is not OPEN or self._failing or self._inbox:
+            return
+        channel = self._channel
+        if self._end is None:
+            text = channel.find_invalid()
             if text is not None:
                 self._stream_failed(InvalidStreamError(text))
+                return
+            if channel.has_unread:
+                channel.note_interrupted()
+        if channel.queued_bytes and not channel.corked:
+            self._flush()
+        self._changed()
 
     # -- for the peer: dispatch
 
     @property
     def has_work(self) -> bool:
         """Whether ``dispatch_next`` has something to do."""
-        if self._state is State.CLOSED:
+        if self._state is not OPEN:
             return False
+        inbox = self._inbox
         if self._end is not None:
-            return True
-        if self._state is State.CLOSING:
-            return False
-        if self._current is not None:
-            return True
-        return bool(self._inbox) and self._channel.queued_bytes <= HIGH_WATER
-
-    @property
-    def has_undispatched(self) -> bool:
-        """Whether there is something that waits, even if it cannot be dispatched now."""
-        return self._state is not State.CLOSED and bool(self._inbox or self._end or self._current)
+            return bool(inbox) or not self._lingers()
+        return bool(inbox) and (self._channel.queued_bytes <= HIGH_WATER or type(inbox[0]) is not RequestEnvelope)
 
     @property
     def backlog(self) -> int:
-        """How many times ``dispatch_next`` may be called now."""
+        """How many messages wait to be dispatched, and the end of the stream."""
         return len(self._inbox) + 2
 
-    def dispatch_next(self) -> int:
-        """Dispatch one message, or the end of the stream.
+    def dispatch(self, turns: int, until: Any) -> int:
+        """Dispatch messages, and the end of the stream behind them.
+
+        Args:
+            turns: How many at most; 0 for those that are there now. What nested ticks dispatch meanwhile counts too:
+                otherwise a flood could keep the outer one from ever returning.
+            until: Something with an attribute ``settled`` at which to stop, or None.
 
         Returns:
-            How many messages that were.
+            How many messages that was.
         """
+        channel = self._channel
         inbox = self._inbox
-        message = self._current
-        if message is None:
-            if not inbox:
-                if self._end is not None:
-                    self._finish_ended()
-                return 0
-            # In one breath:
-            self._current = message = inbox[0]
-            del inbox[0]
-            if self._paused and not inbox:
+        peer = self._peer
+        self._scanned = 0
+        count = 0
+        goal = peer.turns + (turns or len(inbox) + 2)
+        try:
+            while self._state is OPEN:
+                if not inbox:
+                    if self._end is not None and not self._lingers():
+                        self._finish_ended()
+                    break
+                if channel.queued_bytes > HIGH_WATER and type(inbox[0]) is RequestEnvelope and self._end is None:
+                    return count  # its reply would only add to the queue
+                # In one breath:
+                self._current = message = inbox[0]
+                del inbox[0]
+                peer.turns += 1
+                cls = type(message)
+                if cls is ResponseEnvelope:
+                    count += 1
+                    self._settle(message)
+                    self._current = None
+                elif cls is RequestEnvelope:
+                    count += 1
+                    self._serve(message)
+                elif isinstance(message, Message):
+                    count += 1
+                    handlers = self._message_handlers.by_class.get(cls)
+                    if handlers is None:
+                        handlers = self._message_handlers.of(cls)
+                    if len(handlers) == 1 and not self._receiving:
+                        # What _deliver does if nobody comes after the first: a flood is a third faster.
+                        handler = handlers[0]
+                        if handler.takes_both:
+                            self._current = None
+                            handler.function(message, self)
+                        else:
+                            self._current = None
+                            handler.function(message)
+                    else:
+                        self._deliver(message, handlers, True)
+                else:
+                    count += self._resume(message)
+                if peer.turns >= goal or (until is not None and until.settled):
+                    break
+        except BaseException:
+            # What no handler has been entered with goes back: an interruption loses nothing.
+            if self._current is not None:
+                inbox.appendleft(self._current)
+                self._current = None
+            raise
+        if not inbox:
+            self._mark = channel.received_bytes
+            if self._paused:
                 self.update_reading()
-        cls = type(message)
-        if cls is ResponseEnvelope:
-            self._settle(message)
-        elif cls is RequestEnvelope:
-            self._serve(message)
-        elif isinstance(message, Message):
-            self._deliver(message, self._message_handlers.of(cls), True)
-        else:
-            return self._resume(message)
-        return 1
+            if self._end is None or self._state is not OPEN or self._linger is not None:
+                peer.work.pop(self, None)
+        return count
 
     def settle_replies(self) -> int:
         """Settle the replies in the inbox before their turn: handlers are nested too deeply to run another."""
-        found = [m for m in self._inbox if type(m) is ResponseEnvelope]
-        if found:
-            self._inbox = deque(m for m in self._inbox if type(m) is not ResponseEnvelope)
-            for message in found:
+        inbox = self._inbox
+        # From the right, where a deque is quick, and only what came since the last time: the inbox may be long.
+        found = [i for i in range(len(inbox) - 1, self._scanned - 1, -1) if _is_reply(inbox[i])]
+        for index in reversed(found):
+            message = inbox[index]
+            if type(message) is ResponseEnvelope:
                 self._settle(message)
+            else:
+                self._undecodable(message)
+        for index in found:  # after the last is settled: settling twice is nothing, losing one is
+            del inbox[index]
+        self._scanned = len(inbox)
+        if self._end is not None:
+            self.fail_pending(self._end)  # the rest of the end has to wait for its turn
         return len(found)
 
-    def _settle(self, message: ResponseEnvelope) -> None:
+    def _settle(self, envelope: ResponseEnvelope) -> None:
+        # The entry goes last, so that an interrupted call can be made again.
         try:
-            pending = self._pending.pop(message.id, None)
+            pending = self._pending.get(envelope.id)
         except TypeError:  # unhashable, from a serializer that does not check
             pending = None
         promise = None if pending is None else pending()
         if promise is None:
-            logger.debug("%r: reply to %.128r discarded: nobody waits for it", self, message.id)
-        else:
-            promise.settle(message.response)
-        self._current = None
+            log.debug("%r: reply to %.128r discarded: nobody waits for it", self, envelope.id)
+            return
+        try:
+            promise.settle(envelope.response)
+        except Exception as exc:  # of the reply's own methods
+            promise.fail(exc)
+        self._pending.pop(envelope.id, None)
 
     def _deliver(self, message: Message, handlers: Tuple[Handler, ...], first: bool) -> None:
-        if first and self._receivers:
-            self._hand_over(message)
+        if first and self._receiving > len(self._received):
+            delivery = _Delivery(message, handlers)
+            # In one breath: an interruption comes back to the handlers only.
+            self._received += (message,)
+            self._current = delivery
         error: Optional[Exception] = None
         index = 0
         try:
             for index, handler in enumerate(handlers):
                 if not handler.active:
                     continue
-                self._current = None
                 try:
+                    # In one breath with the call: 3.10 looks at signals at a branch, too.
                     if handler.takes_both:
+                        self._current = None
                         handler.function(message, self)
                     else:
+                        self._current = None
                         handler.function(message)
                 except Exception as exc:
                     if error is None:
                         error = exc
                     else:
-                        logger.error("another on_message handler failed too", exc_info=exc)
+                        log.error("another on_message handler failed too", exc_info=exc)
         except BaseException:
             rest = handlers[index + 1 :]
             if rest and self._current is None:
-                self._current = _Delivery(message, rest)
-                self._peer.add_work(self)
+                self._inbox.appendleft(_Delivery(message, rest))
+                self._scanned = 0
+                self._peer.work[self] = None
             raise
         self._current = None
         if error is not None:
             raise error
 
-    def _hand_over(self, message: Message) -> None:
-        for slot in self._receivers:
-            if not slot:
-                slot.append(message)
-
     def _serve(self, envelope: RequestEnvelope) -> None:
         request = envelope.request
-        id = envelope.id
+        cls = type(request)
+        handlers = self._request_handlers.by_class.get(cls)
         reply: Any = None
+        sent = -1
         try:
-            for handler in self._request_handlers.of(type(request)):
+            for handler in self._request_handlers.of(cls) if handlers is None else handlers:
                 if not handler.active:
                     continue
-                self._current = None
-                reply = handler.function(request, self) if handler.takes_both else handler.function(request)
+                if handler.takes_both:
+                    self._current = None
+                    reply = handler.function(request, self)
+                else:
+                    self._current = None
+                    reply = handler.function(request)
                 if reply is not None:
-                    if not isinstance(reply, Message):
-                        raise TypeError(
-                            f"on_request handler {_name(handler)} returned a {type(reply).__name__}; it must return a"
-                            " Message, or None to pass the request on"
-                        )
                     break
-            if reply is None:
-                reply = ErrorMessage(f"Unhandled request: {type_info(type(request)).wire_name}")
-            # From here on an interruption comes back to the reply and not to the handlers.
-            self._current = answer = _Answer(id, reply)
+            self._current = None
+            if not isinstance(reply, Message):
+                if reply is not None:
+                    raise TypeError(
+                        f"an on_request handler returned a {type(reply).__name__}; it must return a Message, or None to"
+                        " pass the request on"
+                    )
+                reply = ErrorMessage(f"Unhandled request: {type_info(cls).wire_name}")
+            if self._state is OPEN:
+                channel = self._channel
+                sent = channel.sent
+                channel.send(ResponseEnvelope(envelope.id, reply))
+            else:
+                log.debug("%r: reply to %.128r dropped: the session is closed", self, envelope.id)
         except Exception as exc:
-            self._current = answer = _Answer(id, ErrorMessage("Error in dispatch", exc))
+            # Of a handler, or because the reply cannot be sent as it is.
+            self._answer(_Answer(envelope.id, ErrorMessage("Error in dispatch", exc)))
         except BaseException as exc:
-            if self._current is None:
-                # If the program goes on, the requester learns at the next tick what happened; if it ends, he learns that.
-                self._current = _Answer(id, ErrorMessage("Error in dispatch", exc))
-                self._peer.add_work(self)
+            # If the program goes on, the requester gets his reply at the next tick, or learns what happened; if it ends,
+            # he learns that.
+            if self._current is None and (sent < 0 or self._channel.sent == sent):
+                if not isinstance(reply, Message):
+                    reply = ErrorMessage("Error in dispatch", exc)
+                self._inbox.appendleft(_Answer(envelope.id, reply))
+                self._scanned = 0
+                self._peer.work[self] = None
             raise
-        self._answer(answer)
 
     def _answer(self, answer: _Answer) -> None:
+        """Send a reply; an interruption comes back to it."""
+        self._current = answer
+        sent = self._channel.sent
         try:
-            if self._state is State.OPEN:
-                self._send_reply(answer)
-            else:
-                logger.debug("%r: reply to %.128r dropped: the session is closed", self, answer.id)
-        finally:
-            exc = sys.exc_info()[1]
-            if exc is None or isinstance(exc, Exception):
+            self._send_reply(answer.id, answer.reply)
+        except Exception:
+            log.error("%r: no reply could be sent to %.128r", self, answer.id, exc_info=True)
+        except BaseException:
+            if self._channel.sent != sent:
                 self._current = None
+            raise
+        self._current = None
 
-    def _send_reply(self, answer: _Answer) -> None:
-        envelope = ResponseEnvelope(answer.id, answer.reply)
+    def _send_reply(self, id: str, reply: Message) -> None:
+        if self._state is not OPEN:
+            log.debug("%r: reply to %.128r dropped: the session is closed", self, id)
+            return
         try:
-            self._channel.send(envelope)
-        except FrameTooLargeError as exc:
-            self._send_error_reply(answer, f"the reply could not be sent: {exc}")
-        except SerializationError as exc:
-            self._send_error_reply(answer, f"the reply could not be sent: {exc}")
+            self._channel.send(ResponseEnvelope(id, reply))
+        except (FrameTooLargeError, SerializationError) as exc:
+            text = reply.message if isinstance(reply, ErrorMessage) else f"the reply could not be sent: {exc}"
+            self._send_error_reply(id, text)
         except StreamClosedError as exc:
             self._write_failed(exc)
         except Exception as exc:
             self._stream_failed(exc)
 
-    def _send_error_reply(self, answer: _Answer, text: str) -> None:
-        if isinstance(answer.reply, ErrorMessage):
-            text = answer.reply.message
-        limit = getattr(self._channel.transport, "max_frame_size", None)
-        for length in (len(text), (limit or 4096) // 8, 64):
+    def _send_error_reply(self, id: str, text: str) -> None:
+        # Cut to fit: in characters, of which each may take several bytes in the payload.
+        limit = getattr(self._channel.transport, "max_frame_size", 4096)
+        text = text.encode("utf-8", "backslashreplace").decode()
+        for length in (len(text), limit // 8, 64, 8):
             shown = text if len(text) <= length else text[:length] + "..."
             try:
-                self._channel.send(ResponseEnvelope(answer.id, ErrorMessage(shown.encode("utf-8", "backslashreplace").decode())))
+                self._channel.send(ResponseEnvelope(id, ErrorMessage(shown)))
                 return
             except (FrameTooLargeError, SerializationError) as exc:
                 error: Exception = exc
             except StreamClosedError as exc:
                 self._write_failed(exc)
                 return
-        logger.error("%r: no reply could be sent to %.128r: %s", self, answer.id, error)
+        log.error("%r: no reply could be sent to %.128r: %s", self, id, error)
 
     def _resume(self, item: Any) -> int:
         """What stands in the inbox in place of a message."""
+        if type(item) is _Opening:
+            self._current = None  # entered once, whatever comes of it
+            try:
+                item.function(self)
+            except Exception:
+                self.close()  # nobody has it
+                raise
+            return 0
         if type(item) is _Answer:
             self._answer(item)
             return 0
         if type(item) is _Delivery:
             self._deliver(item.message, item.handlers, False)
             return 0
-        self._current = None
         if isinstance(item, SerializationError):
             self._undecodable(item)
+            self._current = None
             return 1
+        if not isinstance(item, Exception):
+            item = SerializationError(f"{type(self.transport).__name__}.receive() returned a {type(item).__name__}")
+            self._undecodable(item)
+            self._current = None
+            return 1
+        self._current = None
         self._failed(item)
         return 0
 
     def _undecodable(self, error: SerializationError) -> None:
         if error.request_id is not None:
-            answer = self._current = _Answer(error.request_id, ErrorMessage(f"the request could not be decoded: {error}"))
-            self._answer(answer)
+            self._answer(_Answer(error.request_id, ErrorMessage(f"the request could not be decoded: {error}")))
         elif error.response_id is not None:
-            pending = self._pending.pop(error.response_id, None)
+            try:
+                pending = self._pending.get(error.response_id)
+            except TypeError:  # unhashable, from a serializer that does not check
+                return
             promise = None if pending is None else pending()
             if promise is not None:
                 promise.fail(error)
+            self._pending.pop(error.response_id, None)
         else:
             self._deliver(ErrorMessage(str(error)), self._message_handlers.of(ErrorMessage), True)
 
     def _failed(self, error: Exception) -> None:
-        keep = self.report(error)
-        if keep or self._state is State.CLOSED:
-            return
-        if self._end is None:
-            self._end = StreamClosedError(f"the stream failed: {error}")
-            self._end.__cause__ = error
-            self._changed()
-            self._peer.add_work(self)
+        keep = False
+        try:
+            keep = self.report(error)
+        finally:  # also if a handler was interrupted
+            if keep:
+                self._failing = False
+                self._changed()
+            if not keep and self._state is not State.CLOSED:
+                self._channel.give_up()
+                if self._end is None:
+                    self._end = StreamClosedError(f"the stream failed: {error}")
+                    self._end.__cause__ = error
+                    self._changed()
+                self._peer.work[self] = None
 
     def report(self, error: BaseException) -> bool:
         """Tell the on_exception handlers.
@@ -917,26 +1200,32 @@ class Session:
         """
         handlers = self._exception_handlers.of(type(error))
         if not handlers:
-            logger.error("%r: %s", self, error, exc_info=error if not isinstance(error, IpcError) else None)
+            log.error("%r: %s", self, error, exc_info=error if not isinstance(error, IpcError) else None)
             return False
         keep = False
         for handler in handlers:
+            if not handler.active:
+                continue
             try:
                 result = handler.function(error, self) if handler.takes_both else handler.function(error)
                 keep = keep or result is False
             except Exception:
-                logger.exception("on_exception handler of %r failed", self)
+                log.error("on_exception handler of %r failed", self, exc_info=True)
         return keep
 
     def _finish_ended(self) -> None:
         assert self._end is not None
-        if self._channel.queued_bytes:  # the other side may still read, though it writes no more
-            self._flush_bounded()
-            if self._state is State.CLOSED:
-                return
-        ending = self.finish(self._end)
-        if ending is not None:
-            self._peer.add_ending(ending)
+        self.finish(self._end)
+
+    def _lingers(self) -> bool:
+        """Whether an ended stream is to be kept a while: the other side may still read, though it writes no more."""
+        if not self._channel.queued_bytes:
+            return False
+        now = self._peer.clock()
+        if self._linger is None:
+            self._linger = now + FLUSH_BOUND
+            self._changed()
+        return now < self._linger
 
 
 class _Until:
@@ -952,12 +1241,12 @@ class _Until:
         return self._condition()
 
 
+def _is_reply(item: Any) -> bool:
+    return type(item) is ResponseEnvelope or (isinstance(item, SerializationError) and item.response_id is not None)
+
+
 def _no_message(method: str, message: Any) -> TypeError:
     return TypeError(
         f"{method}() takes a Message, not a {type(message).__name__}; derive its class from Message:"
         f" @dataclass class {type(message).__name__.title()}(Message): ..."
     )
-
-
-def _name(handler: Handler) -> str:
-    return getattr(handler.function, "__qualname__", None) or f"{handler.function!r:.100}"
