@@ -1,0 +1,65 @@
+"""What every test checks beside its own subject: nothing is left behind."""
+
+import gc
+import os
+import signal
+import sys
+import threading
+from typing import Iterator, Set
+
+import pytest
+
+# Children of tests import the package and the tests' own modules from the checkout.
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def open_descriptors() -> Set[str]:
+    """The descriptors that this process has open, with what they are."""
+    found = set()
+    for name in os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"):
+        try:
+            found.add(f"{name} {os.fstat(int(name)).st_ino}")
+        except OSError:
+            pass  # the listing's own
+    return found
+
+
+def zombies_or_children() -> bool:
+    """Whether a child process is left, running or not reaped."""
+    try:
+        os.waitpid(-1, os.WNOHANG)
+        return True
+    except ChildProcessError:
+        return False
+
+
+def pytest_configure() -> None:
+    # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # What pytest itself holds need not be looked through before and after each test: that would take most of the time.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    gc.collect()
+    before = open_descriptors()
+    yield
+    gc.collect()
+    left = open_descriptors() - before
+    assert not left, f"descriptors left open: {left}"
+    assert not zombies_or_children(), "a child process is left"
+    assert threading.active_count() == 1, f"threads left: {threading.enumerate()}"
+
+
+@pytest.fixture(autouse=True)
+def children_find_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", ROOT + (os.pathsep + path if path else ""))
+    monkeypatch.syspath_prepend(ROOT)
+    sys.modules.setdefault("tests", __import__("tests"))

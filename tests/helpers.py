@@ -1,0 +1,279 @@
+"""What several test modules share: waiting without sleeping, raw streams, faults that are made on purpose."""
+
+import inspect
+import os
+import random
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple, Union
+
+from stream_ipc import IpcPeer, Message, PickleMessageSerializer, RequestEnvelope, ResponseEnvelope, Session
+
+MAGIC = b"\xf3\x4a\x9d\xe2"
+
+# How long a test waits for what must happen. Far more than it takes, because the machine may be busy with something
+# else; a test that waits that long has failed.
+PATIENCE = 20.0
+
+Ticking = Union[IpcPeer, Session]
+
+
+def frame(payload: bytes) -> bytes:
+    return MAGIC + struct.pack(">I", len(payload)) + payload
+
+
+def framed(message: Message) -> bytes:
+    return frame(PickleMessageSerializer().serialize(message))
+
+
+def request_bytes(id: str, message: Message) -> bytes:
+    return framed(RequestEnvelope(id, message))
+
+
+def reply_bytes(id: str, message: Message) -> bytes:
+    return framed(ResponseEnvelope(id, message))
+
+
+def unframe(data: bytes) -> List[Message]:
+    """The messages that some bytes hold; all of them must be whole frames."""
+    messages: List[Message] = []
+    while data:
+        assert data[:4] == MAGIC, data[:40]
+        (size,) = struct.unpack(">I", data[4:8])
+        assert len(data) >= 8 + size, "half a frame"
+        messages.append(PickleMessageSerializer().deserialize(data[8 : 8 + size]))
+        data = data[8 + size :]
+    return messages
+
+
+def tick_until(condition: Callable[[], Any], *ticking: Ticking, seconds: float = PATIENCE) -> None:
+    """Tick until something is so."""
+    end = time.monotonic() + seconds
+    wait = 0.05 if len(ticking) == 1 else 0.0
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        for one in ticking:
+            one.tick(wait)
+
+
+class RawPeer:
+    """A session whose other end is a bare socket in the hands of the test."""
+
+    def __init__(self, peer: IpcPeer, small: bool = False) -> None:
+        ours, self.sock = socket.socketpair()
+        if small:
+            for sock in (ours, self.sock):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.sock.setblocking(False)
+        self.session = peer.create_socket_session(ours)
+
+    def write(self, *parts: bytes) -> None:
+        data = b"".join(parts)
+        assert self.sock.send(data) == len(data)
+
+    def read(self) -> bytes:
+        """What is there now."""
+        data = b""
+        while True:
+            try:
+                piece = self.sock.recv(1 << 20)
+            except BlockingIOError:
+                return data
+            if not piece:
+                return data
+            data += piece
+
+    def messages(self) -> List[Message]:
+        return unframe(self.read())
+
+    def __enter__(self) -> "RawPeer":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.sock.close()
+
+
+class Gate:
+    """A pipe through which one process lets another go on. Children that are started with close_fds=False have it."""
+
+    def __init__(self) -> None:
+        self.read_fd, self.write_fd = os.pipe()
+        os.set_inheritable(self.read_fd, True)
+        os.set_inheritable(self.write_fd, True)
+
+    def open(self) -> None:
+        os.write(self.write_fd, b"\0")
+
+    def is_open(self, timeout: float = 0.0) -> bool:
+        return bool(select.select([self.read_fd], [], [], timeout)[0])
+
+    def __enter__(self) -> "Gate":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        os.close(self.read_fd)
+        os.close(self.write_fd)
+
+
+class FakeClock:
+    """Stands in for a peer's clock."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class CpuMeter:
+    """How much processor time a block takes, and how much real time."""
+
+    def __enter__(self) -> "CpuMeter":
+        self._cpu = time.process_time()
+        self._real = time.monotonic()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.cpu = time.process_time() - self._cpu
+        self.real = time.monotonic() - self._real
+
+
+def seeds(count: int) -> Iterator[int]:
+    """Fresh seeds; set STREAM_IPC_SEED to repeat a run that has failed. They are printed, which a failure shows."""
+    fixed = os.environ.get("STREAM_IPC_SEED")
+    for _ in range(1 if fixed else count):
+        seed = int(fixed) if fixed else random.SystemRandom().randrange(1 << 32)
+        print(f"STREAM_IPC_SEED={seed}")
+        yield seed
+
+
+class Interruption(BaseException):
+    """What stands for a KeyboardInterrupt where pytest must not take it for the user's."""
+
+
+_PLACES = ("call", "c_return") if sys.version_info >= (3, 11) else ("call", "c_return", "return")
+
+
+class InterruptAt:
+    """Raises an exception at the n-th place in the package's code where a signal handler could raise it.
+
+    Those are the beginning of a function, and the moment when a C function has returned but its result is not stored
+    yet; before 3.11 also when another function has. A profile function can raise at just these, so every one of them
+    can be tried in turn, which signals alone never manage. It raises once at most.
+    """
+
+    def __init__(self, number: int, error: BaseException) -> None:
+        self.number = number
+        self.error = error
+        self.count = 0
+        self.where = ""
+
+    def _profile(self, frame: Any, event: str, arg: Any) -> None:
+        code = frame.f_code
+        if event not in _PLACES or "/stream_ipc/" not in code.co_filename:
+            return
+        if event == "return" and "/stream_ipc/" not in frame.f_back.f_code.co_filename:
+            return  # a result that is on its way to the test is out of the package's hands
+        if code.co_name == "__del__":  # there an exception is ignored, by the interpreter itself
+            return
+        if event != "c_return" and code.co_flags & inspect.CO_GENERATOR:
+            return  # going on with a generator: here old versions would end it without its finally clauses
+        self.count += 1
+        if self.count == self.number:
+            self.where = f"{event} {getattr(arg, '__qualname__', '')} in {frame.f_code.co_name}:{frame.f_lineno}"
+            raise self.error
+
+    def __enter__(self) -> "InterruptAt":
+        sys.setprofile(self._profile)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.setprofile(None)
+
+    @property
+    def hit(self) -> bool:
+        return bool(self.where)
+
+
+class Alarm(BaseException):
+    """As a KeyboardInterrupt; an Exception would be taken for the error of whatever it comes out of."""
+
+
+class Alarms:
+    """A signal every millisecond; its handler raises, or just counts."""
+
+    def __init__(self, raises: bool) -> None:
+        self.raises = raises
+        self.count = 0
+        self.armed = False
+
+    def _ring(self, number: int, frame: Any) -> None:
+        self.count += 1
+        # Only where the test is prepared to catch it.
+        if self.raises and self.armed:
+            self.armed = False
+            raise Alarm
+
+    def __enter__(self) -> "Alarms":
+        self._old: Any = signal.signal(signal.SIGALRM, self._ring)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._old)
+
+    def call(self, function: Callable[[], Any]) -> Tuple[bool, Any]:
+        """Call; returns whether it was not interrupted, and its result."""
+        result: Any = None
+        try:
+            self.armed = True
+            result = function()
+            self.armed = False
+            return True, result
+        except Alarm:
+            return False, None
+
+
+def run_python(
+    code: str, *args: str, strict: bool = True, timeout: float = 60.0
+) -> "subprocess.CompletedProcess[str]":
+    """Run code in an interpreter of its own, by default one that makes errors of warnings."""
+    flags = ["-X", "dev", "-W", "error"] if strict else []
+    return subprocess.run(
+        [sys.executable, *flags, "-c", code, *args],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        timeout=timeout,
+    )
+
+
+def child(role: str, *args: str) -> List[str]:
+    return [sys.executable, "-m", "tests.child", role, *args]
+
+
+def no_pending(*sessions: Session) -> bool:
+    """Whether nothing is left in the tables of some sessions. A repr shows it without reaching inside."""
+    return all("pending=0 inbox=0" in repr(session) for session in sessions)
+
+
+def values(messages: Iterable[Any]) -> List[Any]:
+    return [message.value if hasattr(message, "value") else message.text for message in messages]
+
+
+def socket_peers(peer_a: IpcPeer, peer_b: IpcPeer) -> Tuple[Session, Session]:
+    """Two connected sessions of two peers."""
+    a, b = socket.socketpair()
+    return peer_a.create_socket_session(a), peer_b.create_socket_session(b)
+
+
+def expect_none(value: Optional[object]) -> None:
+    assert value is None, value

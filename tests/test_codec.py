@@ -1,0 +1,485 @@
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Any, Callable, Iterable, List, Tuple, Union
+
+import pytest
+
+from stream_ipc.errors import FrameTooLargeError, IpcError, SerializationError
+from stream_ipc.messages import ErrorMessage, LogMessage, Message
+from stream_ipc.serializers.pickle import PickleMessageSerializer
+from stream_ipc.wire.codec import MessageDecoder, MessageEncoder, check_max_frame_size, decode_text
+from stream_ipc.wire.framing import HEADER_SIZE, MAGIC, MAX_FRAME_SIZE, frame_header, missing_bytes
+
+LIMIT = 1024 * 1024
+PICKLE = PickleMessageSerializer()
+
+
+class Text:
+    """The simplest serializer of all: a LogMessage is its text."""
+
+    def serialize(self, message: Message) -> bytes:
+        assert isinstance(message, LogMessage)
+        return message.message.encode()
+
+    def deserialize(self, payload: Union[bytes, bytearray, memoryview]) -> Message:
+        return LogMessage(bytes(payload).decode())
+
+
+@dataclass
+class Large(Message, wire_name="test.codec.Large"):
+    value: Any
+
+
+def frame(payload: bytes) -> bytes:
+    return frame_header(len(payload)) + payload
+
+
+def junk(text: str) -> LogMessage:
+    return LogMessage(text, "junk")
+
+
+def decode(chunks: Iterable[bytes], serializer: Any = None, limit: int = LIMIT) -> Tuple[List[Any], str]:
+    decoder = MessageDecoder(serializer or Text(), limit)
+    messages: List[Any] = []
+    for chunk in chunks:
+        found, decoder.state = decoder.decode(chunk)
+        messages += found
+    found, text = decoder.decode_end()
+    return messages + found, text
+
+
+def is_junk(message: Any) -> bool:
+    return isinstance(message, LogMessage) and message.level == "junk"
+
+
+def merged(messages: List[Any]) -> List[Any]:
+    result: List[Any] = []
+    for message in messages:
+        last: Any = result[-1] if result else None
+        if is_junk(message) and is_junk(last):
+            result[-1] = junk(last.message + message.message)
+        else:
+            result.append(message)
+    return result
+
+
+# --- junk -----------------------------------------------------------------------------------------------------
+
+TEXTS = [
+    (b"plain\n", "plain\n"),
+    ("aü€\U0001f600z".encode(), "aü€\U0001f600z"),
+    (b"\xff\xfe", "\\xff\\xfe"),
+    (b"a\xc3", "a\\xc3"),
+    (b"a\xe2\x82", "a\\xe2\\x82"),
+    (b"\xf0\x9f\x98!", "\\xf0\\x9f\\x98!"),
+    (b"\xed\xa0\x80", "\\xed\\xa0\\x80"),
+    (b"\xc0\x80", "\\xc0\\x80"),
+    (b"nul\x00 esc\x1b[31m", "nul\x00 esc\x1b[31m"),
+    (b"\xc3\xc3\xa9", "\\xc3é"),
+    (b"\xf3", "\\xf3"),
+    (b"x\xf3\x4a\x9d", "x\\xf3J\\x9d"),
+    (b"\xf3\xb1\x80\x80", "\U000f1000"),
+    (b"\\x41", "\\x41"),
+]
+
+
+@pytest.mark.parametrize(("data", "text"), TEXTS, ids=[repr(d) for d, _ in TEXTS])
+def test_junk_is_text_however_it_is_cut(data: bytes, text: str) -> None:
+    for behind, more in ((b"", []), (frame(b"next"), [LogMessage("next")])):
+        whole = data + behind
+        expected = [junk(text), *more]
+        assert merged(decode([whole])[0]) == expected
+        assert merged(decode([whole[i : i + 1] for i in range(len(whole))])[0]) == expected
+        for cut in range(len(whole) + 1):
+            assert merged(decode([whole[:cut], whole[cut:]])[0]) == expected, f"cut at {cut}"
+
+
+def test_junk_that_is_not_finished_stays_before_the_frame_that_follows() -> None:
+    messages, _ = decode(["ü".encode()[:1], frame(b"one"), "ü".encode()[1:], frame(b"two")])
+    assert messages == [junk("\\xc3"), LogMessage("one"), junk("\\xbc"), LogMessage("two")]
+
+
+def test_junk_comes_out_at_once_but_for_an_unfinished_character() -> None:
+    decoder = MessageDecoder(Text(), LIMIT)
+    messages, decoder.state = decoder.decode("aü".encode()[:-1])
+    assert messages == [junk("a")]
+    messages, decoder.state = decoder.decode("ü".encode()[-1:])
+    assert messages == [junk("ü")]
+    messages, decoder.state = decoder.decode("€".encode()[:1])
+    assert messages == []
+    messages, decoder.state = decoder.decode("€".encode()[1:] + b"b")
+    assert messages == [junk("€b")]
+    assert decoder.decode_end() == ([], "")
+
+
+def test_junk_between_an_error_and_a_message_is_in_its_place() -> None:
+    messages, end = decode([b"a" + frame(b"x" * 11) + b"b" + frame(b"\xff") + b"c" + frame(b"m") + b"d"], limit=10)
+    assert [type(m).__name__ for m in messages] == [
+        "LogMessage",
+        "FrameTooLargeError",
+        "LogMessage",
+        "SerializationError",
+        "LogMessage",
+        "LogMessage",
+        "LogMessage",
+    ]
+    assert [m.message for m in messages if isinstance(m, LogMessage)] == ["a", "b", "c", "m", "d"]
+    assert end == ""
+
+
+def test_random_junk_and_frames_in_random_pieces() -> None:
+    first = random.Random(20240229).randrange(1 << 30)
+    for seed in range(first, first + 400):
+        rng = random.Random(seed)
+        data = b""
+        expected: List[Any] = []
+        for _ in range(rng.randrange(8)):
+            text = "".join(rng.choice("aü€\U0001f600") for _ in range(rng.randrange(1, 6)))
+            if rng.random() < 0.5:
+                data += frame(text.encode())
+                expected.append(LogMessage(text))
+            else:
+                data += text.encode()
+                expected.append(junk(text))
+        chunks = []
+        while data:
+            size = rng.choice([1, 2, 3, 9, 30])
+            chunks.append(data[:size])
+            data = data[size:]
+        assert merged(decode(chunks)[0]) == merged(expected), f"seed {seed}"
+
+
+def test_decode_text() -> None:
+    assert decode_text(b"") == ("", b"")
+    assert decode_text(b"a\xe2\x82") == ("a", b"\xe2\x82")
+    assert decode_text(b"a\xe2\x82", final=True) == ("a\\xe2\\x82", b"")
+    assert decode_text(b"\xff\xe2") == ("\\xff", b"\xe2")
+    for size in range(5):  # at most three bytes of a character are ever held back
+        assert len(decode_text(("\U0001f600" * 2).encode()[: 4 + size])[1]) == size % 4
+
+
+# --- decoding -------------------------------------------------------------------------------------------------
+
+
+class Raising:
+    def __init__(self, make: Callable[[], BaseException]) -> None:
+        self._make = make
+        self.calls = 0
+
+    def serialize(self, message: Message) -> bytes:
+        self.calls += 1
+        raise self._make()
+
+    def deserialize(self, payload: Any) -> Message:
+        self.calls += 1
+        if bytes(payload) == b"good":
+            return LogMessage("good")
+        raise self._make()
+
+
+class NoText(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("even this fails")
+
+
+ERRORS: List[Tuple[Callable[[], Exception], str]] = [
+    (lambda: ValueError("why"), "ValueError: why"),
+    (lambda: KeyError("k"), "KeyError: 'k'"),
+    (lambda: RecursionError("deep"), "RecursionError: deep"),
+    (lambda: MemoryError(), "MemoryError: "),
+    (lambda: AssertionError(), "AssertionError: "),
+    (lambda: StopIteration(), "StopIteration: "),
+    (lambda: OSError(5, "gone"), r"OSError: \[Errno 5\] gone"),
+    (lambda: FrameTooLargeError("mine"), "FrameTooLargeError: mine"),
+    (lambda: NoText(), "NoText: "),
+    (lambda: ValueError(10**5000), "ValueError: "),
+]
+
+
+@pytest.mark.parametrize(("make", "text"), ERRORS, ids=[text for _, text in ERRORS])
+def test_whatever_a_serializer_raises_is_an_error_in_its_place(make: Callable[[], Exception], text: str) -> None:
+    good, bad = frame(b"good"), frame(b"bad")
+    for chunks in ([bad], [good + bad + good], [bad[:-1], b"d" + good]):
+        serializer = Raising(make)
+        messages, end = decode(chunks, serializer)
+        errors = [m for m in messages if not isinstance(m, Message)]
+        (error,) = errors
+        assert isinstance(error, SerializationError)
+        assert re.match(f"Raising could not deserialize a payload of 3 bytes: {text}", str(error))
+        assert type(error.__cause__) is type(make())
+        assert [m for m in messages if m is not error] == [LogMessage("good")] * (len(messages) - 1)
+        assert serializer.calls == len(messages)
+        assert end == ""
+    with pytest.raises(SerializationError, match=f"Raising could not serialize LogMessage: {text}") as caught:
+        MessageEncoder(Raising(make), LIMIT).encode(LogMessage("x"))
+    assert type(caught.value.__cause__) is type(make())
+
+
+def test_a_serialization_error_stays_itself() -> None:
+    error = SerializationError("why", request_id="7")
+    for chunks in ([frame(b"bad")], [frame(b"bad") * 1 + b"junk"]):
+        messages, _ = decode(chunks, Raising(lambda: error))
+        assert messages[0] is error
+    with pytest.raises(SerializationError) as caught:
+        MessageEncoder(Raising(lambda: error), LIMIT).encode(LogMessage("x"))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_passes_and_loses_nothing(kind: Any) -> None:
+    interrupts = [kind(), kind()]
+
+    class Interrupted(Text):
+        def deserialize(self, payload: Any) -> Message:
+            if bytes(payload) == b"two" and interrupts:
+                raise interrupts.pop()
+            return super().deserialize(payload)
+
+    for head in (b"", frame(b"one")[:-1]):
+        interrupts[:] = [kind(), kind()]
+        decoder = MessageDecoder(Interrupted(), LIMIT)
+        messages, decoder.state = decoder.decode(head)
+        data = frame(b"one")[len(head) :] + b"text" + frame(b"two") + frame(b"three")[:-1]
+        for _ in range(2):
+            with pytest.raises(kind):
+                decoder.decode(data)
+        messages, decoder.state = decoder.decode(data)
+        assert messages == [LogMessage("one"), junk("text"), LogMessage("two")]
+        messages, decoder.state = decoder.decode(b"e")
+        assert messages == [LogMessage("three")]
+
+
+@pytest.mark.parametrize("result", [None, 5, "text", b"bytes", object(), LogMessage, [LogMessage("x")]], ids=repr)
+def test_what_is_no_message_is_an_error(result: Any) -> None:
+    class Wrong(Text):
+        def deserialize(self, payload: Any) -> Any:
+            return result
+
+    for chunks in ([frame(b"a")], [frame(b"a") + b"junk"], [frame(b"a")[:-1], b"a"]):
+        messages, _ = decode(chunks, Wrong())
+        assert isinstance(messages[0], SerializationError)
+        assert str(messages[0]) == f"Wrong.deserialize() returned a {type(result).__name__}, not a Message"
+
+
+def test_a_thousand_empty_frames_are_a_thousand_errors() -> None:
+    messages, _ = decode([frame(b"") * 1000 + frame(PICKLE.serialize(LogMessage("x")))], PICKLE)
+    assert len(messages) == 1001
+    assert all(isinstance(m, SerializationError) for m in messages[:-1])
+    assert messages[-1] == LogMessage("x")
+
+
+def test_errors_and_messages_keep_their_order() -> None:
+    data = frame(b"1") + frame(b"\xff") + b"j" + frame(b"x" * 50) + frame(b"2")
+    for size in (1, 5, 100):
+        messages, _ = decode([data[i : i + size] for i in range(0, len(data), size)], limit=20)
+        assert [m.message if isinstance(m, LogMessage) else type(m) for m in messages] == [
+            "1",
+            SerializationError,
+            "j",
+            FrameTooLargeError,
+            "2",
+        ]
+        assert all(isinstance(m, (Message, IpcError)) for m in messages)
+
+
+def test_the_oversized_frame_carries_size_and_limit() -> None:
+    messages, _ = decode([frame_header(21), b"x" * 21, frame(b"next")], limit=20)
+    assert (messages[0].size, messages[0].limit) == (21, 20)
+    assert messages[1:] == [LogMessage("next")]
+    for whole in (frame(b"x" * 21), frame(b"x" * 21) + frame(b"next")):
+        assert isinstance(decode([whole], limit=20)[0][0], FrameTooLargeError)
+    assert decode([frame(b"x" * 20)], limit=20)[0] == [LogMessage("x" * 20)]
+
+
+def test_the_end() -> None:
+    assert decode([]) == ([], "")
+    assert decode([frame(b"abc")[:-1]]) == ([], "in the middle of a frame (2 of 3 bytes had arrived)")
+    assert decode([frame(b"abc")[:5]]) == ([], "in the middle of a frame's header (5 of 8 bytes had arrived)")
+    assert decode([b"\xc3"]) == ([junk("\\xc3")], "")
+    assert decode([b"\xc3\xf3\x4a"]) == ([junk("\\xc3\\xf3J")], "")
+
+
+def test_a_payload_read_directly() -> None:
+    payload = b"x" * 1000
+    decoder = MessageDecoder(Text(), LIMIT)
+    assert missing_bytes(decoder.state[0]) == 0
+    messages, decoder.state = decoder.decode(b"junk" + frame(payload)[:-900])
+    assert messages == [junk("junk")]
+    for left in (900, 500, 100):
+        assert missing_bytes(decoder.state[0]) == left
+        view = decoder.room(400)
+        count = min(400, left)
+        assert len(view) >= count
+        view[:count] = b"x" * count
+        view.release()
+        messages, decoder.state = decoder.advance(count)
+    assert messages == [LogMessage("x" * 1000)]
+    assert missing_bytes(decoder.state[0]) == 0
+    messages, decoder.state = decoder.decode(frame(b"next"))
+    assert messages == [LogMessage("next")]
+
+
+def test_nothing_changes_before_the_state_is_assigned() -> None:
+    decoder = MessageDecoder(Text(), LIMIT)
+    for chunk in (b"a\xc3", frame(b"abc")[:-1], b"c" + frame(b"d") + b"\xf3"):
+        before = decoder.state
+        first = decoder.decode(chunk)[0]
+        assert decoder.state is before
+        second, decoder.state = decoder.decode(chunk)
+        assert first == second
+
+
+# --- encoding -------------------------------------------------------------------------------------------------
+
+
+def encoded(serializer: Any, message: Message, limit: int = LIMIT) -> List[Any]:
+    return MessageEncoder(serializer, limit).encode(message)
+
+
+@pytest.mark.parametrize("result", [bytearray(b"abc"), memoryview(b"abc"), memoryview(b"aXbXcX")[::2], b"abc"], ids=repr)
+def test_a_serializer_may_return_any_kind_of_bytes(result: Any) -> None:
+    class Other(Text):
+        def serialize(self, message: Message) -> Any:
+            return result
+
+    assert b"".join(encoded(Other(), LogMessage("x"))) == frame(b"abc")
+
+
+@pytest.mark.parametrize("result", [None, 5, "text", [], [b"abc"], [5], (b"a",), object(), {}], ids=repr)
+def test_a_serializer_that_returns_something_else(result: Any) -> None:
+    class Other(Text):
+        def serialize(self, message: Message) -> Any:
+            return result
+
+    with pytest.raises(SerializationError, match=rf"Other.serialize\(\) returned a {type(result).__name__}, not bytes"):
+        encoded(Other(), LogMessage("x"))
+
+
+def test_a_bytearray_is_copied() -> None:
+    buffer = bytearray(b"x" * 100_000)
+
+    class Reusing(Text):
+        def serialize(self, message: Message) -> Any:
+            return buffer
+
+    for size in (10, 100_000):
+        buffer[:] = b"x" * size
+        buffers = encoded(Reusing(), LogMessage("x"))
+        buffer[:] = b"y" * size
+        assert b"".join(buffers) == frame(b"x" * size)
+
+
+def test_large_bytes_go_by_reference_and_a_large_bytearray_does_not() -> None:
+    large, changing = b"x" * 200_000, bytearray(b"y" * 200_000)
+    message = Large([large, changing, "end"])
+    buffers = encoded(PICKLE, message)
+    assert any(buffer is large for buffer in buffers)
+    changing[:] = bytes(200_000)
+    messages, _ = decode([b"".join(buffers)], PICKLE)
+    assert messages == [Large([large, bytearray(b"y" * 200_000), "end"])]
+    assert b"".join(buffers)[:HEADER_SIZE] == frame_header(sum(map(len, buffers)) - HEADER_SIZE)
+
+
+def test_a_small_frame_is_one_buffer() -> None:
+    for size in (0, 1, 100, 30_000):
+        buffers = encoded(Text(), LogMessage("x" * size))
+        assert buffers == [frame(b"x" * size)]
+        assert type(buffers[0]) is bytes
+    for size in (32 * 1024, 40_000, 70_000):
+        assert b"".join(encoded(Text(), LogMessage("x" * size))) == frame(b"x" * size)
+
+
+def test_the_limit() -> None:
+    for limit in (10, 40_000, 100_000):
+        assert b"".join(encoded(Text(), LogMessage("x" * limit), limit)) == frame(b"x" * limit)
+        with pytest.raises(FrameTooLargeError) as caught:
+            encoded(Text(), LogMessage("x" * (limit + 1)), limit)
+        assert (caught.value.size, caught.value.limit) == (limit + 1, limit)
+        assert re.search(f"frame of {limit + 1} bytes for LogMessage exceeds max_frame_size {limit}", str(caught.value))
+    with pytest.raises(FrameTooLargeError):
+        encoded(PICKLE, Large([b"x" * 70_000, b"y" * 70_000]), 140_000)
+    assert encoded(PICKLE, Large([b"x" * 70_000, b"y" * 70_000]), 150_000)
+
+
+def test_an_override_of_serialize_counts_although_the_base_has_chunks() -> None:
+    class Compressed(PickleMessageSerializer):
+        def serialize(self, message: Message) -> bytes:
+            return zlib.compress(super().serialize(message))
+
+        def deserialize(self, payload: Any) -> Message:
+            return super().deserialize(zlib.decompress(payload))
+
+    data = b"".join(encoded(Compressed(), LogMessage("x" * 1000)))
+    assert len(data) < 200
+    assert decode([data], Compressed())[0] == [LogMessage("x" * 1000)]
+
+
+def test_a_wrapper_that_hands_on_what_it_does_not_know() -> None:
+    class Wrapper:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+        def serialize(self, message: Message) -> bytes:
+            payload: bytes = self._inner.serialize(message)
+            return b"<" + payload
+
+        def deserialize(self, payload: Any) -> Any:
+            return self._inner.deserialize(payload[1:])
+
+    data = b"".join(encoded(Wrapper(PICKLE), LogMessage("x")))
+    assert data[HEADER_SIZE : HEADER_SIZE + 1] == b"<"
+    assert decode([data], Wrapper(PICKLE))[0] == [LogMessage("x")]
+
+
+def test_a_serialize_that_is_set_on_the_instance() -> None:
+    serializer = PickleMessageSerializer()
+    serializer.serialize = lambda message: b"mine"  # type: ignore[method-assign]
+    assert encoded(serializer, LogMessage("x")) == [frame(b"mine")]
+
+
+def test_an_override_of_both() -> None:
+    class Both(Text):
+        def serialize_chunks(self, message: Message) -> List[bytes]:
+            return [b"a", b"b" * 50_000]
+
+    assert b"".join(encoded(Both(), LogMessage("x"))) == frame(b"a" + b"b" * 50_000)
+
+
+def test_what_is_no_serializer() -> None:
+    class Half:
+        def serialize(self, message: Message) -> bytes:
+            return b""
+
+    for wrong, name in ((object(), "serialize"), (None, "serialize"), (Half(), "deserialize"), ("pickle", "serialize")):
+        with pytest.raises(TypeError, match=rf"{type(wrong).__name__} is no serializer: it has no method {name}\(\)"):
+            MessageEncoder(wrong, LIMIT)  # type: ignore[arg-type]
+
+
+def test_max_frame_size() -> None:
+    for good in (1, 100, MAX_FRAME_SIZE):
+        assert check_max_frame_size(good) == good
+    for bad in (0, -1, MAX_FRAME_SIZE + 1):
+        with pytest.raises(ValueError, match="max_frame_size must be from 1 to"):
+            check_max_frame_size(bad)
+        with pytest.raises(ValueError, match="max_frame_size"):
+            MessageEncoder(PICKLE, bad)
+    for wrong in (1.5, "1", None, True):
+        with pytest.raises(TypeError, match="max_frame_size must be a number of bytes"):
+            check_max_frame_size(wrong)  # type: ignore[arg-type]
+
+
+def test_a_round_trip_of_many_messages_in_any_pieces() -> None:
+    messages: List[Message] = [LogMessage("x" * n) for n in (0, 1, 100, 70_000)]
+    messages += [ErrorMessage("why"), Large([b"z" * 100_000, {"k": MAGIC}]), LogMessage("last")]
+    encoder = MessageEncoder(PICKLE, LIMIT)
+    data = b"".join(b"".join(encoder.encode(m)) for m in messages)
+    for size in (1, 7, 4096, 65536, len(data)):
+        step = size if size > 1 else 997
+        assert decode([data[i : i + step] for i in range(0, len(data), step)], PICKLE) == (messages, "")

@@ -1,0 +1,675 @@
+"""Transports that somebody else wrote: with and without descriptors, with queues of their own, with faults."""
+
+import collections
+import os
+import select
+from typing import Any, Callable, Deque, Iterator, List, Optional, Type
+
+import pytest
+
+from stream_ipc import (
+    ErrorMessage,
+    FrameTooLargeError,
+    IpcPeer,
+    Message,
+    MessageTransport,
+    RequestEnvelope,
+    RequestTimeoutError,
+    ResponseEnvelope,
+    Session,
+    StreamClosedError,
+)
+from tests.helpers import CpuMeter, Interruption, RawPeer, no_pending, tick_until, values
+from tests.messages import Note, Ping, Pong
+
+
+@pytest.fixture
+def peer() -> Iterator[IpcPeer]:
+    with IpcPeer(timeout=5) as made:
+        yield made
+
+
+class Memory(MessageTransport):
+    """Messages in lists. Without descriptors, so it is asked."""
+
+    def __init__(self) -> None:
+        self.incoming: Deque[Any] = collections.deque()
+        self.sent: List[Message] = []
+        self.closed = 0
+        self.receives = 0
+        self.other: Optional[Memory] = None
+
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
+        if self.other is not None:
+            self.other.incoming.append(message)
+
+    def receive(self) -> List[Message]:
+        self.receives += 1
+        there: List[Message] = []
+        while self.incoming:
+            if isinstance(self.incoming[0], BaseException):
+                if there:
+                    break
+                raise self.incoming.popleft()
+            there.append(self.incoming.popleft())
+        return there
+
+    def read_fds(self) -> List[int]:
+        return []
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class WithPipe(Memory):
+    """Has a descriptor, which is readable while something is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fd, self.bell = os.pipe()
+
+    def put(self, *items: Any) -> None:
+        self.incoming.extend(items)
+        os.write(self.bell, b"\0")
+
+    def receive(self) -> List[Message]:
+        if select.select([self.fd], [], [], 0)[0]:
+            os.read(self.fd, 1000)
+        there = super().receive()
+        if self.incoming:
+            os.write(self.bell, b"\0")
+        return there
+
+    def read_fds(self) -> List[int]:
+        return [self.fd]
+
+    def close(self) -> None:
+        super().close()
+        os.close(self.fd)
+        os.close(self.bell)
+
+
+class Duck:
+    """No subclass; has the four methods and no more."""
+
+    def __init__(self) -> None:
+        self.memory = Memory()
+        self.send = self.memory.send
+        self.receive = self.memory.receive
+        self.close = self.memory.close
+
+    def read_fds(self) -> Any:
+        return ()
+
+
+def memory_pair() -> List[Memory]:
+    one, two = Memory(), Memory()
+    one.other, two.other = two, one
+    return [one, two]
+
+
+def test_conversation_over_lists(peer: IpcPeer) -> None:
+    one, two = memory_pair()
+    a, b = peer.create_session(one), peer.create_session(two)
+    assert a.transport is one and a.process is None
+    b.on_request(lambda ping: Pong(ping.value))
+    seen: List[Any] = []
+    b.on_message(seen.append)
+    a.notify(Note("x"))
+    assert a.request(Ping(3), expect=Pong).wait().value == 3
+    assert seen == [Note("x")]
+    assert [type(m) for m in one.sent] == [Note, RequestEnvelope] and isinstance(two.sent[0], ResponseEnvelope)
+    assert no_pending(a, b)
+
+
+def test_object_that_merely_has_the_methods(peer: IpcPeer) -> None:
+    duck = Duck()
+    session = peer.create_session(duck)
+    session.notify(Note("out"))
+    duck.memory.incoming.append(Note("in"))
+    assert session.receive(5) == Note("in") and duck.memory.sent == [Note("out")]
+    session.flush(1)
+    assert session.queued_bytes == 0
+    session.close()
+    session.close()
+    assert duck.memory.closed == 1
+
+
+@pytest.mark.parametrize("missing", ["send", "receive", "read_fds", "close"])
+def test_object_that_lacks_a_method_is_refused(peer: IpcPeer, missing: str) -> None:
+    methods = {name: lambda *args: None for name in ("send", "receive", "read_fds", "close") if name != missing}
+    with pytest.raises(TypeError, match=missing):
+        peer.create_session(type("Lacking", (), methods)())
+    assert peer.sessions == ()
+
+
+def test_base_class_has_defaults_for_what_is_optional() -> None:
+    transport = Memory()
+    assert not transport.wants_write and transport.write_fd is None
+    transport.flush()
+    with pytest.raises(TypeError):
+        MessageTransport()  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize("of", ["peer", "session", "wait", "receive"])
+def test_without_descriptors_it_is_asked_while_waiting_and_that_costs_little(peer: IpcPeer, of: str) -> None:
+    memory = Memory()
+    session = peer.create_session(memory)
+    promise = session.request(Ping())
+    calls: Any = {
+        "peer": lambda: peer.tick(0.3),
+        "session": lambda: session.tick(0.3),
+        "wait": lambda: promise.wait(0.3),
+        "receive": lambda: session.receive(0.3),
+    }
+    before = memory.receives
+    with CpuMeter() as meter:
+        try:
+            calls[of]()
+        except TimeoutError:
+            pass
+    asked = memory.receives - before
+    assert 0.3 <= meter.real < 5 and meter.cpu < 0.1
+    # Every 10 ms at least; a machine that is busy may be late. Not much more often either.
+    assert 5 <= asked <= 100
+
+
+def test_without_descriptors_every_tick_asks(peer: IpcPeer) -> None:
+    memory = Memory()
+    peer.create_session(memory)
+    for expected in range(1, 6):
+        peer.tick()
+        assert memory.receives == expected
+
+
+def test_with_a_descriptor_a_wait_ends_when_it_is_readable(peer: IpcPeer) -> None:
+    transport = WithPipe()
+    session = peer.create_session(transport)
+    with CpuMeter() as meter:
+        assert peer.tick(0.1) == 0
+    assert transport.receives <= 1 and meter.cpu < 0.02
+    transport.put(Note("1"), Note("2"))
+    assert session.receive(5) == Note("1")
+    assert session.receive(5) == Note("2")
+    with pytest.raises(TimeoutError):
+        session.receive(0)
+
+
+def test_descriptors_may_change(peer: IpcPeer) -> None:
+    transport = WithPipe()
+    session = peer.create_session(transport)
+    peer.tick()
+    old = transport.fd, transport.bell
+    transport.fd, transport.bell = os.pipe()
+    peer.tick()
+    for fd in old:
+        os.close(fd)
+    transport.put(Note("1"))
+    assert session.receive(5) == Note("1")
+    transport.read_fds = list  # type: ignore[method-assign]  # and may go away
+    transport.incoming.append(Note("2"))
+    assert session.receive(5) == Note("2")
+
+
+def test_order_of_the_list_is_the_order_of_dispatch(peer: IpcPeer) -> None:
+    memory = Memory()
+    session = peer.create_session(memory)
+    log: List[Any] = []
+    promise = session.request(Ping())
+    session.on_message(lambda note: log.append((note.text, promise.done)))
+    session.on_request(lambda ping: log.append(("request", promise.done)) or Pong())  # type: ignore[func-returns-value]
+    memory.incoming += [
+        Note("1"), RequestEnvelope("a", Ping()), Note("2"), ResponseEnvelope(promise.id, Pong()), Note("3"),
+    ]  # fmt: skip
+    assert peer.tick() == 5
+    assert log == [("1", False), ("request", False), ("2", False), ("3", True)]
+
+
+# -- the end
+
+
+@pytest.mark.parametrize("transport_class", [Memory, WithPipe])
+def test_receive_that_raises_stream_closed_ends_the_session(peer: IpcPeer, transport_class: Type[Memory]) -> None:
+    transport = transport_class()
+    session = peer.create_session(transport)
+    closed: List[Any] = []
+    errors: List[Any] = []
+    seen: List[Any] = []
+    session.on_close(closed.append)
+    session.on_exception(errors.append)
+    session.on_message(seen.append)
+    promise = session.request(Ping(), timeout=None)
+    items = [Note("last"), StreamClosedError("the line was cut")]
+    if isinstance(transport, WithPipe):
+        transport.put(*items)
+    else:
+        transport.incoming += items
+    with pytest.raises(StreamClosedError, match="the line was cut"):
+        promise.wait()
+    assert seen == [Note("last")] and closed == [session] and errors == [] and transport.closed == 1
+    assert peer.sessions == () and not session.is_open
+    with pytest.raises(StreamClosedError):
+        session.tick()
+
+
+@pytest.mark.parametrize("kind", [OSError, LookupError, RecursionError])
+@pytest.mark.parametrize("keep", [True, False])
+def test_receive_that_raises_something_else(peer: IpcPeer, kind: Type[Exception], keep: bool) -> None:
+    memory = Memory()
+    session = peer.create_session(memory)
+    errors: List[Any] = []
+
+    @session.on_exception
+    def failed(error: Exception) -> Optional[bool]:
+        errors.append(error)
+        return False if keep else None
+
+    promise = session.request(Ping(), timeout=None, expect=Pong)
+    memory.incoming += [kind("here"), Note("behind"), ResponseEnvelope(promise.id, Pong(1))]
+    if keep:
+        assert promise.wait() == Pong(1)
+    else:
+        with pytest.raises(StreamClosedError, match="here"):
+            promise.wait()
+        assert not session.is_open and memory.closed == 1
+    assert [type(error) for error in errors] == [kind]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Interruption])
+def test_receive_that_is_interrupted(peer: IpcPeer, kind: Type[BaseException]) -> None:
+    memory = Memory()
+    session = peer.create_session(memory)
+    memory.incoming += [Note("1"), kind("here"), Note("2")]
+    seen: List[Any] = []
+    session.on_message(seen.append)
+    with pytest.raises(kind, match="here"):
+        while True:
+            peer.tick(5)
+    tick_until(lambda: len(seen) == 2, peer)
+    assert values(seen) == ["1", "2"] and session.is_open
+
+
+@pytest.mark.parametrize("kind", [OSError, LookupError, StreamClosedError, KeyboardInterrupt])
+@pytest.mark.parametrize("call", ["notify", "request"])
+def test_send_that_raises(peer: IpcPeer, kind: Type[BaseException], call: str) -> None:
+    memory = Memory()
+    session = peer.create_session(memory)
+
+    def fails(message: Message) -> None:
+        raise kind("here")
+
+    broken = type("Broken", (Memory,), {"send": lambda self, message: fails(message)})()
+    bad = peer.create_session(broken)
+    with pytest.raises(kind, match="here"):
+        getattr(bad, call)(Ping())
+    assert "pending=0" in repr(bad)
+    # The others go on.
+    memory.incoming.append(Note("x"))
+    assert session.receive(5) == Note("x")
+    if kind is StreamClosedError:
+        tick_until(lambda: not bad.is_open, peer)
+
+
+def test_send_that_raises_while_replying_and_broadcasting(peer: IpcPeer) -> None:
+    class Broken(Memory):
+        def send(self, message: Message) -> None:
+            raise OSError("here")
+
+    transport = Broken()
+    session = peer.create_session(transport)
+    good = peer.create_session(Memory())
+    errors: List[Any] = []
+    session.on_exception(lambda error: errors.append(error) or False)  # type: ignore[func-returns-value]
+    assert peer.broadcast(Note()) == 1
+    assert len(errors) == 1
+    session.on_request(lambda ping: Pong())
+    transport.incoming.append(RequestEnvelope("1", Ping()))
+    tick_until(lambda: len(errors) == 2, peer)
+    assert all("here" in str(error) for error in errors) and good.is_open and session.is_open
+
+
+@pytest.mark.parametrize("what", ["read_fds", "close", "wants_write", "flush"])
+def test_other_methods_that_raise_do_not_harm_other_sessions(peer: IpcPeer, what: str) -> None:
+    class Broken(Memory):
+        armed = False
+
+        def _fail(self, name: str, value: Any) -> Any:
+            if self.armed and name == what:
+                raise OSError("from " + name)
+            return value
+
+        def read_fds(self) -> List[int]:
+            return self._fail("read_fds", [])  # type: ignore[no-any-return]
+
+        @property
+        def wants_write(self) -> bool:
+            return bool(self._fail("wants_write", what == "flush" and self.armed))
+
+        def flush(self) -> None:
+            self._fail("flush", None)
+
+        def close(self) -> None:
+            super().close()
+            self._fail("close", None)
+
+    transport = Broken()
+    session = peer.create_session(transport)
+    closed: List[Any] = []
+    session.on_close(closed.append)
+    errors: List[Any] = []
+    session.on_exception(errors.append)
+    good = Memory()
+    other = peer.create_session(good)
+    seen: List[Any] = []
+    other.on_message(seen.append)
+    promise = session.request(Ping())
+    transport.armed = True
+    if what == "close":
+        session.close()
+    good.incoming.append(Note("unharmed"))
+    try:
+        tick_until(lambda: seen and not session.is_open, peer, seconds=5)
+    finally:
+        transport.armed = False
+    assert seen == [Note("unharmed")] and closed == [session] and promise.done
+    assert [str(error) for error in errors] == ([] if what == "close" else ["from " + what])
+
+
+# -- output of its own
+
+
+class Queued(WithPipe):
+    """Queues what it sends, and writes it when it may."""
+
+    def __init__(self, descriptor: bool) -> None:
+        super().__init__()
+        self.queue: Deque[Message] = collections.deque()
+        self.out_read, self.out_write = os.pipe()
+        os.set_blocking(self.out_write, False)
+        self.descriptor = descriptor
+        self.flushes = 0
+
+    def block(self) -> None:
+        try:
+            while True:
+                os.write(self.out_write, b"x" * 4096)
+        except BlockingIOError:
+            pass
+
+    def unblock(self) -> None:
+        while select.select([self.out_read], [], [], 0)[0]:
+            os.read(self.out_read, 1 << 16)
+
+    def send(self, message: Message) -> None:
+        self.queue.append(message)
+
+    def _wants(self) -> bool:
+        return bool(self.queue)
+
+    def _fd(self) -> Optional[int]:
+        return self.out_write if self.descriptor else None
+
+    def flush(self) -> None:
+        self.flushes += 1
+        while self.queue and select.select([], [self.out_write], [], 0)[1]:
+            self.sent.append(self.queue.popleft())
+
+    def close(self) -> None:
+        super().close()
+        os.close(self.out_read)
+        os.close(self.out_write)
+
+
+class QueuedProperties(Queued):
+    wants_write = property(lambda self: self._wants())
+    write_fd = property(lambda self: self._fd())
+
+
+class QueuedMethods(Queued):
+    def wants_write(self) -> bool:  # type: ignore[override]
+        return self._wants()
+
+    def write_fd(self) -> Optional[int]:  # type: ignore[override]
+        return self._fd()
+
+
+@pytest.mark.parametrize("made", [QueuedProperties, QueuedMethods])
+@pytest.mark.parametrize("descriptor", [True, False])
+def test_queued_output_is_flushed_when_it_can_be_written(
+    peer: IpcPeer, made: Callable[[bool], Queued], descriptor: bool
+) -> None:
+    transport = made(descriptor)
+    transport.block()
+    session = peer.create_session(transport)
+    session.notify(Note("1"))
+    assert session.queued_bytes > 0
+    with CpuMeter() as meter:
+        peer.tick(0.1)
+    assert transport.sent == [] and meter.cpu < 0.05, "it spins while nothing can be written"
+    if descriptor:
+        assert transport.flushes <= 3
+    with pytest.raises(TimeoutError):
+        session.flush(0.05)
+    transport.unblock()
+    tick_until(lambda: transport.sent, peer)
+    assert transport.sent == [Note("1")] and session.queued_bytes == 0
+    session.notify(Note("2"))
+    session.flush(5)
+    assert values(transport.sent) == ["1", "2"]
+    session.notify(Note("3"))
+    session.close()  # flushes
+    assert values(transport.sent) == ["1", "2", "3"] and transport.closed == 1
+
+
+@pytest.mark.parametrize("made", [QueuedProperties, QueuedMethods])
+def test_flush_that_raises_ends_the_session(peer: IpcPeer, made: Callable[[bool], Queued]) -> None:
+    transport = made(True)
+
+    def fails() -> None:
+        raise StreamClosedError("cut while writing")
+
+    transport.flush = fails  # type: ignore[method-assign]
+    session = peer.create_session(transport)
+    promise = session.request(Ping(), timeout=None)
+    with pytest.raises(StreamClosedError, match="cut while writing"):
+        promise.wait()
+    assert not session.is_open and transport.closed == 1
+
+
+def test_custom_transports_beside_real_streams(peer: IpcPeer) -> None:
+    memory = Memory()
+    session = peer.create_session(memory)
+    a, b = peer.create_session_pair()
+
+    @b.on_request
+    def forward(ping: Ping) -> Pong:
+        memory.incoming.append(Note("from the other"))
+        return Pong(session.receive(5).text)  # type: ignore[attr-defined]
+
+    assert a.request(Ping(), expect=Pong).wait().value == "from the other"
+
+
+def test_what_is_no_message_in_the_list_is_an_error_in_its_place(peer: IpcPeer) -> None:
+    memory = Memory()
+    session = peer.create_session(memory)
+    seen: List[Any] = []
+    session.on_message(seen.append)
+    session.on_exception(lambda error: seen.append(error) or False)  # type: ignore[func-returns-value]
+    memory.incoming += [Note("1"), "text", Note("2")]
+    tick_until(lambda: Note("2") in seen, peer)
+    assert seen[0] == Note("1") and seen[-1] == Note("2") and len(seen) == 3
+    assert isinstance(seen[1], (ErrorMessage, Exception))
+
+
+def test_removed_session_leaves_a_custom_transport_open(peer: IpcPeer) -> None:
+    memory = Memory()
+    session = peer.create_session(memory)
+    peer.remove_session(session)
+    assert memory.closed == 0 and not session.is_open
+
+
+def test_handler_sees_the_session_of_the_transport(peer: IpcPeer) -> None:
+    memory = Memory()
+    session = peer.create_session(memory)
+    seen: List[Session] = []
+    session.on_message(lambda note, session: seen.append(session))
+    memory.incoming.append(Note())
+    peer.tick()
+    assert seen == [session]
+
+
+# -- transports that fail, that are many, that have an opinion of their own
+
+
+class Broken(Memory):
+    """receive() always raises."""
+
+    def receive(self) -> List[Message]:
+        self.receives += 1
+        raise OSError("out of order")
+
+
+class BrokenWithPipe(WithPipe):
+    """The same with a descriptor, which stays readable."""
+
+    def receive(self) -> List[Message]:
+        self.receives += 1
+        raise OSError("out of order")
+
+
+@pytest.mark.parametrize("transport_class", [Broken, BrokenWithPipe])
+@pytest.mark.parametrize("fileno", [False, True])
+def test_receive_that_always_raises_is_reported_once_and_costs_nothing(
+    peer: IpcPeer, transport_class: Type[Memory], fileno: bool
+) -> None:
+    if fileno:
+        peer.fileno()
+    transport = transport_class()
+    session = peer.create_session(transport)
+    errors: List[Exception] = []
+    session.on_exception(errors.append)
+    if isinstance(transport, WithPipe):
+        transport.put(Note())
+    with RawPeer(peer) as raw:
+        raw.session.notify(Note(data=bytes(900_000)))  # nobody reads it
+        with CpuMeter() as meter, pytest.raises(TimeoutError):
+            raw.session.flush(0.5)
+        assert meter.real >= 0.5 and meter.cpu < 0.1
+        assert 1 <= transport.receives < 5
+    tick_until(lambda: not session.is_open, peer)
+    (error,) = errors
+    assert isinstance(error, OSError) and transport.closed == 1
+
+
+class Flooding(Memory):
+    """Always has a hundred more."""
+
+    def receive(self) -> List[Message]:
+        self.receives += 1
+        return [Note(str(self.receives))] * 100
+
+
+def test_transport_without_descriptors_is_not_asked_while_its_inbox_is_long(peer: IpcPeer) -> None:
+    transport = Flooding()
+    session = peer.create_session(transport)
+    seen: List[Any] = []
+    session.on_message(seen.append)
+    a, _ = peer.create_session_pair()
+    for _ in range(300):
+        assert a.tick(0) == 0  # dispatches nothing of the flood
+    stopped = transport.receives
+    assert stopped < 60 and seen == []  # 4096 messages are a long inbox
+    for _ in range(100):
+        a.tick(0)
+    assert transport.receives == stopped
+    tick_until(lambda: transport.receives > stopped, peer)  # it has been worked off
+    assert len(seen) >= 100 * stopped
+
+
+def test_silence_is_not_said_of_a_transport_from_which_something_came(peer: IpcPeer) -> None:
+    transport = Memory()
+    session = peer.create_session(transport)
+    with pytest.raises(RequestTimeoutError, match="nothing has ever come"):
+        session.request(Ping(), timeout=0.02).wait()
+    transport.incoming.append(Note())
+    assert session.tick() == 1
+    with pytest.raises(RequestTimeoutError) as caught:
+        session.request(Ping(), timeout=0.02).wait()
+    assert "nothing" not in str(caught.value)
+
+
+@pytest.mark.parametrize("closing", ["session", "peer", "end"])
+@pytest.mark.parametrize("transport_class", [Memory, WithPipe])
+def test_transport_is_closed_once_though_an_on_close_handler_is_interrupted(
+    transport_class: Type[Memory], closing: str
+) -> None:
+    peer = IpcPeer(timeout=5)
+    transport = transport_class()
+    session = peer.create_session(transport)
+    calls: List[str] = []
+
+    @session.on_close
+    def interrupted(session: Session) -> None:
+        calls.append("interrupted")
+        raise KeyboardInterrupt
+
+    session.on_close(lambda session: calls.append("behind"))
+    with pytest.raises(KeyboardInterrupt):
+        if closing == "end":
+            transport.incoming.append(StreamClosedError("over"))
+            if isinstance(transport, WithPipe):
+                transport.put()
+            tick_until(lambda: not session.is_open, peer)
+        elif closing == "peer":
+            peer.close()
+        else:
+            session.close()
+    assert transport.closed == 1
+    session.close()
+    peer.close()
+    assert transport.closed == 1
+    assert calls == ["interrupted", "behind"]
+
+
+def test_class_in_place_of_a_transport_is_refused(peer: IpcPeer) -> None:
+    for bad in (Memory, WithPipe, Duck):
+        with pytest.raises(TypeError, match="class"):
+            peer.create_session(bad)
+    assert peer.sessions == ()
+
+
+class Raising(Memory):
+    def send(self, message: Message) -> None:
+        raise RuntimeError("cannot send")
+
+
+def test_broadcast_goes_on_behind_a_transport_that_raises(peer: IpcPeer) -> None:
+    first, bad, last = Memory(), Raising(), Memory()
+    sessions = [peer.create_session(transport) for transport in (first, bad, last)]
+    seen: List[Any] = []
+    for session in peer.create_session_pair():
+        session.on_message(seen.append)
+    errors: List[Exception] = []
+    sessions[1].on_exception(errors.append)
+    assert peer.broadcast(Note("all")) == 4
+    assert first.sent == last.sent == [Note("all")]
+    tick_until(lambda: len(seen) == 2, peer)
+    assert seen == [Note("all")] * 2
+    (error,) = errors
+    assert isinstance(error, RuntimeError)
+
+
+def test_broadcast_that_is_too_large_for_streams_reaches_other_transports() -> None:
+    with IpcPeer(timeout=5, max_frame_size=1000) as peer:
+        transport = Memory()
+        session = peer.create_session(transport)
+        a, _ = peer.create_session_pair()
+        errors: List[Exception] = []
+        a.on_exception(errors.append)
+        note = Note(data=bytes(5000))
+        assert peer.broadcast(note) == 1
+        assert transport.sent == [note]
+        (error,) = errors
+        assert isinstance(error, FrameTooLargeError)
+        assert a.is_open and session.is_open

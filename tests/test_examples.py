@@ -1,0 +1,177 @@
+"""The examples, each run as its reader would run it: in a checkout, with nothing installed."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+EXPECTED = {
+    "master": """\
+Slave 0 replied with: TASK #0
+Slave 1 replied with: TASK #1
+Slave 2 replied with: TASK #2
+Exit statuses: [0, 0, 0]
+""",
+    "progress": """\
+1 of 5 words done
+2 of 5 words done
+3 of 5 words done
+4 of 5 words done
+5 of 5 words done
+Result: makeee allll theseee wordsss longerrr
+""",
+    "customized": """\
+Request master-1: first job done
+Request master-2: second job done
+""",
+    "loop_asyncio": """\
+BREAD
+BUTTER
+slow: RequestTimeoutError after 0.2 s
+JAM
+""",
+    "sockets": """\
+CLIENT 0
+CLIENT 1
+CLIENT 2
+""",
+    "transport": """\
+stressed backwards is desserts
+drawer backwards is reward
+The worker has ended
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of what an example needs, and nothing else."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("stream_ipc", "examples"):
+        shutil.copytree(str(ROOT / name), str(folder / name), ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def run(checkout, module, *arguments, python=sys.executable, **variables):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    env["PYTHONWARNINGS"] = "error"  # also in the processes that the example starts
+    env.update(variables)
+    # -S: what is installed cannot be imported.
+    return subprocess.run(
+        [python, "-S", "-m", module, *arguments],
+        cwd=str(checkout),
+        env=env,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=50,
+    )
+
+
+def output(checkout, module):
+    done = run(checkout, module)
+    assert (done.stderr, done.returncode) == ("", 0)
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_output(checkout, name):
+    assert output(checkout, f"examples.{name}") == EXPECTED[name]
+
+
+def test_workers(checkout):
+    lines = output(checkout, "examples.workers").splitlines()
+    # Which is ready first is not for us to say.
+    assert sorted(lines) == [
+        "1229 primes are below 10000",
+        "2262 primes are below 20000",
+        "3245 primes are below 30000",
+        "4203 primes are below 40000",
+        "5133 primes are below 50000",
+        "6057 primes are below 60000",
+    ]
+
+
+def test_own_loop(checkout):
+    *progress, result, frames = output(checkout, "examples.own_loop").splitlines()
+    assert progress == [f"The slave has done {step} of 5" for step in range(1, 6)]
+    assert result == "The slave's result: something long is done"
+    match = re.fullmatch(r"The program's own work was done (\d+) times meanwhile", frames)
+    assert match is not None
+    # At most one in each period; how many it really were depends on how busy the machine is.
+    assert int(match.group(1)) >= 1
+
+
+def test_loop_select(checkout):
+    lines = output(checkout, "examples.loop_select").splitlines()
+    # If the machine is busy, the deadline may pass before the first reply is there.
+    assert sorted(lines) == ["BREAD", "BUTTER", "JAM", "RequestTimeoutError after 0.2 s"]
+
+
+def test_loop_tkinter_without_a_display(checkout):
+    done = run(checkout, "examples.loop_tkinter", DISPLAY="")
+    assert (done.stderr, done.returncode) == ("", 0) and done.stdout.startswith("No window can be shown: ")
+
+
+@pytest.fixture
+def display():
+    """The name of a display that nobody sees."""
+    if shutil.which("Xvfb") is None:
+        pytest.skip("Xvfb is not installed")
+    read, write = os.pipe()
+    command = ["Xvfb", "-displayfd", str(write), "-nolisten", "tcp", "-screen", "0", "640x480x24"]
+    with subprocess.Popen(command, pass_fds=[write], stderr=subprocess.PIPE, text=True) as server:
+        os.close(write)
+        with open(read) as answer:
+            number = answer.readline().strip()  # comes when it is ready
+        try:
+            if not number:
+                pytest.skip(f"Xvfb does not start: {server.stderr.read()}")
+            yield f":{number}"
+        finally:
+            server.terminate()
+
+
+def test_loop_tkinter(checkout, display):
+    for python in (sys.executable, "/usr/bin/python3"):
+        done = subprocess.run([python, "-c", "import tkinter"], stderr=subprocess.DEVNULL)
+        if done.returncode == 0:
+            break
+    else:
+        pytest.skip("no interpreter here has tkinter")
+    done = run(checkout, "examples.loop_tkinter", python=python, DISPLAY=display)
+    assert (done.stderr, done.returncode) == ("", 0)
+    *progress, result = done.stdout.splitlines()
+    assert progress == [f"The slave has done {step} of 5" for step in range(1, 6)]
+    assert result == "The slave's result: something long is done"
+
+
+SLAVES = [
+    "slave",
+    "progress slave",
+    "own_loop slave",
+    "customized slave",
+    "workers worker",
+    "loop_select slave",
+    "remote slave",
+]
+
+
+@pytest.mark.parametrize("command", SLAVES)
+def test_slave_without_a_master_ends(checkout, command):
+    name, *arguments = command.split()
+    done = run(checkout, f"examples.{name}", *arguments)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_no_example_is_forgotten():
+    modules = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    tested_elsewhere = {"benchmark", "benchmark_child", "php_master", "php_slave"}  # in test_benchmark.py, test_php.py
+    tested_here = {*EXPECTED, "workers", "own_loop", "loop_select", "loop_tkinter"}
+    assert modules - {"__init__", "messages", "slave"} - tested_elsewhere - {"remote"} == tested_here

@@ -1,0 +1,490 @@
+"""Copies of a peer in forked processes, several threads, the end of the interpreter."""
+
+import gc
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Callable, Iterator, List
+
+import pytest
+
+from stream_ipc import IpcPeer, Message, StreamClosedError
+from tests.helpers import Gate, RawPeer, child, framed, run_python, tick_until, unframe, values
+from tests.messages import Note, Ping, Pong
+
+
+@pytest.fixture
+def peer() -> Iterator[IpcPeer]:
+    with IpcPeer(timeout=20) as made:
+        yield made
+
+
+# -- fork
+
+
+def in_fork(function: Callable[[], str]) -> str:
+    """What a function returns in a forked process."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        text = "nothing"
+        try:
+            text = function() or "fine"
+        except BaseException as exc:
+            text = f"{type(exc).__name__}: {exc}"
+        finally:
+            os.write(write, text.encode()[:4000])
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as reader:
+        text = reader.read().decode()
+    os.waitpid(pid, 0)
+    return text
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_copy_in_a_forked_process_refuses_to_be_used(peer: IpcPeer) -> None:
+    with RawPeer(peer) as raw:
+        session = raw.session
+        promise = session.request(Ping(), expect=Pong)
+        raw.read()
+        calls: List[Any] = [
+            lambda: session.notify(Note()),
+            lambda: session.request(Ping()),
+            lambda: session.tick(),
+            lambda: session.tick(None),
+            lambda: session.flush(),
+            lambda: session.receive(0),
+            lambda: promise.wait(),
+            lambda: peer.tick(),
+            lambda: peer.tick(None),
+            lambda: peer.tick_for(0),
+            lambda: peer.broadcast(Note()),
+            lambda: peer.create_session_pair(),
+            lambda: peer.fileno(),
+            lambda: peer.remove_session(session),
+        ]
+
+        def use() -> str:
+            wrong = []
+            for number, call in enumerate(calls):
+                try:
+                    call()
+                    wrong.append(f"call {number} worked")
+                except RuntimeError as exc:
+                    if "process" not in str(exc):
+                        wrong.append(f"call {number}: {exc}")
+            session.close()
+            peer.close()
+            repr(session), repr(peer), repr(promise)
+            return "; ".join(wrong)
+
+        assert in_fork(use) == "fine"
+        assert raw.read() == b""  # nothing was sent from there
+        raw.write(framed(Note("to the parent")))
+        # The parent goes on, and its descriptors are still watched.
+        assert session.receive(20) == Note("to the parent")
+        session.notify(Note("from the parent"))
+        assert raw.messages() == [Note("from the parent")]
+        promise.cancel()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forked_process_may_make_a_peer_of_its_own(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+    b.on_request(lambda ping: Pong(ping.value))
+    ids = [a.request(Ping()).id]
+
+    def use() -> str:
+        with IpcPeer() as own:
+            c, d = own.create_session_pair()
+            d.on_request(lambda ping: Pong(ping.value))
+            promise = c.request(Ping(3), expect=Pong)
+            assert promise.wait().value == 3
+            return promise.id
+
+    other = in_fork(use)
+    assert other not in ids and other.rsplit(".", 1)[0] != ids[0].rsplit(".", 1)[0]
+    assert a.request(Ping(1), expect=Pong).wait().value == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("way", ["close", "exit"])
+def test_exit_of_a_forked_process_flushes_and_ends_nothing(way: str) -> None:
+    # The whole of it in a process of its own, because the fork ends as a program does.
+    done = run_python(
+        """
+import os, socket, sys, gc, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from stream_ipc import IpcPeer
+from tests.helpers import child
+from tests.messages import Note, Ping, Pong
+peer = IpcPeer(timeout=20)
+left, right = socket.socketpair()
+session = peer.create_socket_session(left)
+command = peer.create_command_session(child("echo"))
+session.notify(Note(data=b"x" * 700000))
+queued = session.queued_bytes
+assert queued
+pid = os.fork()
+if pid == 0:
+    warnings.simplefilter("ignore", ResourceWarning)  # as for anything that is open across a fork
+    if sys.argv[1] == "close":
+        peer.close()
+    sys.exit(0)
+_, status = os.waitpid(pid, 0)
+assert status == 0, status
+assert session.queued_bytes == queued
+assert command.request(Ping(1), expect=Pong).wait().value == 1
+received = 0
+right.setblocking(False)
+while True:
+    try:
+        received += len(right.recv(1 << 20))
+    except BlockingIOError:
+        if not session.queued_bytes:
+            break
+        peer.tick()
+assert 700000 < received < 700200, received
+peer.close()
+right.close()
+print("fine")
+""",
+        way,
+        # With its debug allocator 3.8 itself breaks down in any process that has forked.
+        strict=sys.version_info >= (3, 9),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("how", ["peer", "session"])
+def test_close_in_a_forked_process_lets_go_of_the_descriptors(peer: IpcPeer, how: str) -> None:
+    # Otherwise the other side sees no end of the stream for as long as the copy lives.
+    with RawPeer(peer) as raw:
+        session = raw.session
+        fd = session.transport.read_fds()[0]
+        session.notify(Note("queued", b"x" * 700000))
+        queued = session.queued_bytes
+
+        def use() -> str:
+            (peer if how == "peer" else session).close()
+            try:
+                os.fstat(fd)
+            except OSError:
+                return "closed"
+            return "still open"
+
+        assert in_fork(use) == "closed"
+        assert session.is_open and session.queued_bytes == queued
+        data = raw.read()
+        while session.queued_bytes:
+            peer.tick()
+            data += raw.read()
+        assert len(unframe(data)) == 1
+
+
+# -- threads
+
+
+def in_thread(function: Callable[[], Any]) -> Any:
+    """What a function returns or raises in another thread."""
+    results: queue.Queue[Any] = queue.Queue()
+
+    def run() -> None:
+        try:
+            results.put(function())
+        except BaseException as exc:
+            results.put(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it hangs"
+    return results.get_nowait()
+
+
+def test_two_threads_at_once_are_an_error(peer: IpcPeer) -> None:
+    with RawPeer(peer) as raw:
+        results: List[Any] = []
+        session = raw.session
+        promise = session.request(Ping())
+        raw.read()
+
+        @session.on_message
+        def handler(note: Note) -> None:
+            # This thread is inside a tick for as long as the other one tries.
+            calls: List[Any] = [
+                lambda: session.notify(Note()),
+                lambda: session.request(Ping()),
+                lambda: session.tick(),
+                lambda: session.flush(),
+                lambda: session.receive(0),
+                lambda: session.close(),
+                lambda: promise.wait(0),
+                lambda: peer.tick(),
+                lambda: peer.broadcast(Note()),
+                lambda: peer.create_session_pair(),
+                lambda: peer.remove_session(session),
+                lambda: peer.close(),
+            ]
+            for call in calls:
+                results.append(in_thread(call))
+
+        raw.write(framed(Note("1")))
+        tick_until(lambda: results, peer)
+        assert [type(result) for result in results] == [RuntimeError] * 12
+        assert all("thread" in str(result) for result in results)
+        assert raw.read() == b"" and session.is_open and peer.sessions == (session,)
+        raw.write(framed(Note("2")))
+        tick_until(lambda: len(results) == 24, peer)
+
+
+def test_thread_that_waits_keeps_the_others_out(peer: IpcPeer) -> None:
+    with RawPeer(peer) as raw:
+        results: List[Any] = []
+        thread = threading.Thread(target=lambda: results.append(raw.session.receive(20)))
+        thread.start()
+        try:
+            end = time.monotonic() + 20
+            while True:  # until the thread is inside
+                assert time.monotonic() < end
+                try:
+                    raw.session.peer.broadcast(Note())
+                except RuntimeError:
+                    break
+        finally:
+            raw.write(framed(Note("there")))
+            thread.join(20)
+        assert results == [Note("there")]
+
+
+def test_peer_may_be_handed_from_thread_to_thread(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+    b.on_request(lambda ping: Pong(threading.get_ident()))
+    mine = a.request(Ping(), expect=Pong).wait().value
+    other = in_thread(lambda: a.request(Ping(), expect=Pong).wait().value)
+    assert isinstance(other, int) and mine == threading.get_ident() != other
+    promise = in_thread(lambda: a.request(Ping(), expect=Pong))
+    assert promise.wait().value == mine
+
+
+def test_error_in_a_thread_leaves_the_peer_free(peer: IpcPeer) -> None:
+    with RawPeer(peer) as raw:
+
+        @raw.session.on_message
+        def fails(note: Note) -> None:
+            raise LookupError
+
+        raw.write(framed(Note()))
+        assert type(in_thread(lambda: peer.tick(20))) is LookupError
+        assert peer.tick() == 0
+
+
+def test_peers_of_several_threads_do_not_disturb_each_other() -> None:
+    def work() -> int:
+        with IpcPeer(timeout=20) as peer:
+            a, b = peer.create_session_pair()
+            b.on_request(lambda ping: Pong(ping.value))
+            return sum(a.request(Ping(index), expect=Pong).wait().value for index in range(200))
+
+    results: queue.Queue[int] = queue.Queue()
+    threads = [threading.Thread(target=lambda: results.put(work())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [results.get_nowait() for _ in threads] == [sum(range(200))] * 4
+
+
+# -- garbage
+
+
+def test_open_session_is_kept_by_its_peer(peer: IpcPeer) -> None:
+    seen: List[Message] = []
+    with RawPeer(peer) as raw:
+        raw.session.on_message(seen.append)
+        del raw.session
+        gc.collect()
+        raw.write(framed(Note("x")))
+        tick_until(lambda: seen, peer)
+
+
+def test_closed_sessions_and_settled_promises_are_not_kept(peer: IpcPeer) -> None:
+    import weakref
+
+    a, b = peer.create_session_pair()
+    b.on_request(lambda ping: Pong())
+    promise = a.request(Ping())
+    promise.wait()
+    watched: List[Any] = [weakref.ref(a), weakref.ref(promise)]
+    a.close()
+    tick_until(lambda: not peer.sessions, peer)
+    del a, b, promise
+    gc.collect()
+    assert all(ref() is None for ref in watched)
+
+
+# -- the end of the interpreter
+
+
+def test_end_of_the_interpreter_with_everything_open_is_silent() -> None:
+    began = time.monotonic()
+    done = run_python(
+        """
+import warnings
+from stream_ipc import IpcPeer
+from tests.helpers import child
+from tests.messages import Note, Ping, Pong
+peer = IpcPeer()
+a, b = peer.create_session_pair()
+b.on_request(lambda ping: Pong(ping.value))
+command = peer.create_command_session(child("echo"))
+assert command.request(Ping(1), expect=Pong).wait().value == 1
+promise = a.request(Ping())
+fd = peer.fileno()
+other = IpcPeer()
+pair = other.create_session_pair()
+other.close()
+"""
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert time.monotonic() - began < 20
+
+
+QUEUED = """
+import sys
+from stream_ipc import IpcPeer
+from tests.messages import Note, Ping
+peer = IpcPeer()
+session = peer.create_stdio_session()
+for index in range(10):
+    session.notify(Note(str(index), b"x" * 60000))
+assert session.queued_bytes
+import os
+os.write(READY, b"x")
+END
+"""
+
+
+def start_queued(end: str, ready: Gate, strict: bool = True) -> "subprocess.Popen[bytes]":
+    """Start a process with a queue that its stdout does not take; returns when it is about to end."""
+    code = QUEUED.replace("END", end).replace("READY", str(ready.write_fd))
+    process = subprocess.Popen(
+        [sys.executable, *(["-X", "dev", "-W", "error"] if strict else []), "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        close_fds=False,
+    )
+    assert ready.is_open(20)
+    return process
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(3)", "raise SystemExit(3)", "1 / 0", "peer.close()", "session.close()"])
+def test_queued_output_is_flushed_when_the_interpreter_ends(peer: IpcPeer, end: str) -> None:
+    with Gate() as ready:
+        process = start_queued(end, ready)
+        out, err = process.communicate(timeout=20)
+    assert values(unframe(out)) == [str(index) for index in range(10)]
+    assert process.returncode == {"": 0, "1 / 0": 1, "peer.close()": 0, "session.close()": 0}.get(end, 3)
+    assert (b"ZeroDivisionError" in err) if end == "1 / 0" else err == b""
+
+
+def test_end_of_the_interpreter_is_bounded_when_nobody_reads() -> None:
+    with Gate() as ready:
+        process = start_queued("", ready)
+        try:
+            assert process.wait(20) == 0  # nothing has been read
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def test_end_of_the_interpreter_when_the_other_side_is_gone_is_silent() -> None:
+    with Gate() as ready, Gate() as gate:
+        process = start_queued(f"os.read({gate.read_fd}, 1)", ready)
+        assert process.stdout is not None and process.stdin is not None and process.stderr is not None
+        process.stdout.close()
+        process.stdin.close()
+        gate.open()
+        with process.stderr:
+            err = process.stderr.read()
+        assert (process.wait(20), err) == (0, b"")
+
+
+def test_sys_exit_in_a_handler_ends_the_process_with_its_status_and_answers(peer: IpcPeer) -> None:
+    session = peer.create_command_session(child("exit_in_handler"))
+    seen: List[Any] = []
+    session.on_message(lambda message: seen.append(message))
+    promise = session.request(Ping(7))
+    with pytest.raises((StreamClosedError, Exception)):
+        promise.wait()
+    tick_until(lambda: not session.is_open, peer)
+    assert [message.text for message in seen if isinstance(message, Note)] == ["0", "1", "2"]
+    assert session.process is not None
+    session.close()
+    assert session.process.wait(20) == 7
+    peer.close()
+
+
+def test_main_thread_that_ends_while_another_is_inside_does_not_hang() -> None:
+    # A daemon thread sits in a tick when the interpreter ends.
+    done = run_python(
+        """
+import threading, os
+from stream_ipc import IpcPeer
+peer = IpcPeer()
+a, b = peer.create_session_pair()
+threading.Thread(target=peer.tick, args=(None,), daemon=True).start()
+while True:
+    try:
+        peer.broadcast
+        a.flush()
+    except RuntimeError:
+        break
+""",
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_handler_that_forks_after_fileno_leaves_the_parent_ticking(peer: IpcPeer) -> None:
+    peer.fileno()
+    forked: List[int] = []
+    seen: List[str] = []
+    with RawPeer(peer) as raw:
+
+        @raw.session.on_message
+        def fork(note: Note) -> None:
+            seen.append(note.text)
+            if note.text == "raise":
+                raise LookupError
+            if note.text == "fork":
+                forked.append(os.fork())
+                if forked[-1]:
+                    os.waitpid(forked[-1], 0)  # the copy has gone through all of its tick
+
+        raw.write(framed(Note("raise")), framed(Note("fork")), framed(Note("behind")))
+        with pytest.raises(LookupError):
+            peer.tick(20)  # the rest stands in the inbox, which the descriptor tells
+        try:
+            peer.tick(20)
+            peer.tick(0)
+        finally:
+            if forked == [0]:
+                os._exit(0)
+        tick_until(lambda: seen == ["raise", "fork", "behind"], peer)
+        for count, text in enumerate(("more", "and more"), 4):
+            raw.write(framed(Note(text)))
+            while len(seen) < count:
+                assert peer.tick(20) == 1
+        assert peer.tick(0) == 0

@@ -1,0 +1,846 @@
+"""Exceptions that come at any moment: out of handlers, out of plug-ins, out of signal handlers."""
+
+import functools
+import random
+import signal
+import sys
+import time
+from typing import Any, Callable, Iterator, List, Optional, Tuple, Type
+
+import pytest
+
+from stream_ipc import (
+    ErrorMessage,
+    IpcPeer,
+    Message,
+    PickleMessageSerializer,
+    RemoteError,
+    ResponseEnvelope,
+    ResponsePromise,
+    Session,
+    StreamClosedError,
+    as_completed,
+    gather,
+)
+from tests.helpers import (
+    Alarm,
+    Alarms,
+    InterruptAt,
+    Interruption,
+    RawPeer,
+    child,
+    frame,
+    framed,
+    no_pending,
+    reply_bytes,
+    request_bytes,
+    seeds,
+    tick_until,
+    unframe,
+    values,
+)
+from tests.messages import Many, Note, Ping, Pong
+
+# Before 3.10 the interpreter looks at signals in places where no code can be prepared for them.
+RAISING = sys.version_info >= (3, 10)
+
+
+@pytest.fixture
+def peer() -> Iterator[IpcPeer]:
+    with IpcPeer(timeout=20) as made:
+        yield made
+
+
+@pytest.fixture
+def raw(peer: IpcPeer) -> Iterator[RawPeer]:
+    with RawPeer(peer) as made:
+        yield made
+
+
+# -- out of handlers
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Interruption, GeneratorExit])
+def test_interruption_of_an_on_message_handler_passes_through_and_loses_nothing(
+    raw: RawPeer, kind: Type[BaseException]
+) -> None:
+    before: List[str] = []
+    after: List[str] = []
+    promise = raw.session.request(Ping(), expect=Pong)
+    raw.session.on_message(lambda note: before.append(note.text))
+
+    @raw.session.on_message
+    def interrupted(note: Note) -> None:
+        if note.text == "2":
+            raise kind
+
+    raw.session.on_message(lambda note: after.append(note.text))
+    raw.write(*(framed(Note(str(index))) for index in range(4)), reply_bytes(promise.id, Pong("there")))
+    with pytest.raises(kind):
+        promise.wait()
+    assert before == ["0", "1", "2"] and after == ["0", "1"]
+    assert promise.wait().value == "there"
+    assert before == after == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("of", ["tick", "session tick", "wait", "receive"])
+def test_interruption_of_an_on_request_handler(raw: RawPeer, kind: Type[BaseException], of: str) -> None:
+    @raw.session.on_request
+    def interrupted(ping: Ping) -> Pong:
+        if ping.value == 1:
+            raise kind("stop")
+        return Pong(ping.value)
+
+    promise = raw.session.request(Ping(), expect=Pong)
+    raw.read()
+    raw.write(*(request_bytes(str(index), Ping(index)) for index in range(3)), reply_bytes(promise.id, Pong()))
+    calls: Any = {
+        "tick": lambda: raw.session.peer.tick(20),
+        "session tick": lambda: raw.session.tick(20),
+        "wait": promise.wait,
+        "receive": raw.session.receive,
+    }
+    with pytest.raises(kind, match="stop"):
+        calls[of]()
+    assert promise.wait() == Pong()
+    replies: Any = raw.messages()
+    assert [reply.id for reply in replies] == ["0", "1", "2"]  # the requester is not left waiting
+    assert isinstance(replies[1].response, ErrorMessage) and kind.__name__ in str(replies[1].response)
+    assert [replies[0].response, replies[2].response] == [Pong(0), Pong(2)]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_interruption_of_an_on_close_handler(peer: IpcPeer, kind: Type[BaseException]) -> None:
+    with RawPeer(peer) as raw, RawPeer(peer) as other:
+
+        @raw.session.on_close
+        def interrupted(session: Session) -> None:
+            raise kind
+
+        promise = raw.session.request(Ping())
+        raw.read()
+        raw.sock.close()
+        other.write(framed(Note("there")))
+        with pytest.raises(kind):
+            while True:
+                peer.tick(20)
+        assert not raw.session.is_open and promise.done and peer.sessions == (other.session,)
+        with pytest.raises(StreamClosedError):
+            promise.wait()
+        seen: List[Any] = []
+        other.session.on_message(seen.append)
+        other.write(framed(Note("end")))
+        tick_until(lambda: Note("end") in seen, peer)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_child_is_reaped_though_an_on_close_handler_was_interrupted(peer: IpcPeer, kind: Type[BaseException]) -> None:
+    session = peer.create_command_session(child("echo"))
+    session.on_request(lambda ping: Pong())
+
+    @session.on_close
+    def interrupted(session: Session) -> None:
+        raise kind
+
+    process = session.process
+    assert process is not None
+    try:
+        with pytest.raises(kind):
+            session.close()
+        peer.close()  # what an interruption has left is done here
+        assert process.returncode is not None, "the child is neither ended nor reaped"
+    finally:
+        if process.returncode is None:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_interruption_of_an_on_exception_handler_does_not_keep_the_session(kind: Type[BaseException]) -> None:
+    with IpcPeer(max_frame_size=1000, timeout=20) as peer, RawPeer(peer) as raw:
+
+        @raw.session.on_exception
+        def interrupted(error: Exception) -> None:
+            raise kind
+
+        raw.write(b"\xf3\x4a\x9d\xe2\x00\xff\xff\xff")
+        with pytest.raises(kind):
+            while True:
+                peer.tick(20)
+        for _ in range(3):
+            try:
+                peer.tick(0.01)
+            except kind:
+                pass
+        assert not raw.session.is_open, "the failure was forgotten"
+
+
+def test_interruption_in_nested_handlers_unwinds_all_of_them(raw: RawPeer) -> None:
+    seen: List[str] = []
+
+    @raw.session.on_message
+    def handler(note: Note) -> None:
+        seen.append(note.text)
+        if note.text == "3":
+            raise Interruption
+        raw.session.tick()
+
+    raw.write(*(framed(Note(str(index))) for index in range(6)))
+    with pytest.raises(Interruption):
+        raw.session.tick(20)
+    assert seen == ["0", "1", "2", "3"]
+    tick_until(lambda: len(seen) == 6, raw.session)
+    assert seen == ["0", "1", "2", "3", "4", "5"]
+    # The depth is back to nothing: 31 levels are free again.
+    deep: List[int] = []
+
+    @raw.session.on_message
+    def deeper(ping: Ping) -> None:
+        deep.append(1)
+        if len(deep) < 31:
+            raw.write(framed(Ping()))
+            raw.session.tick(20)
+
+    raw.write(framed(Ping()))
+    tick_until(lambda: len(deep) == 31, raw.session)
+
+
+# -- out of plug-ins
+
+
+class Fragile:
+    """A serializer and an id generator that raise when they are told to."""
+
+    def __init__(self) -> None:
+        self.real = PickleMessageSerializer()
+        self.fail: Any = {}
+        self.ids = 0
+
+    def _point(self, name: str) -> None:
+        error = self.fail.pop(name, None)
+        if error is not None:
+            raise error
+
+    def serialize(self, message: Message) -> bytes:
+        self._point("before serialize")
+        self._point("before serialize " + type(message).__name__)
+        data = self.real.serialize(message)
+        self._point("behind serialize")
+        return data
+
+    def deserialize(self, payload: Any) -> Message:
+        self._point("before deserialize")
+        message = self.real.deserialize(payload)
+        self._point("behind deserialize")
+        return message
+
+    def generate(self) -> str:
+        self._point("generate")
+        self.ids += 1
+        return str(self.ids)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Interruption, LookupError, MemoryError])
+@pytest.mark.parametrize(
+    ("call", "point"),
+    [(call, point) for call in ("notify", "request", "broadcast") for point in ("before serialize", "behind serialize")]
+    + [("request", "generate")],
+)
+def test_error_while_sending_sends_nothing(kind: Type[BaseException], point: str, call: str) -> None:
+    plug = Fragile()
+    with IpcPeer(plug, plug, timeout=20) as peer:
+        a, b = peer.create_session_pair()
+        b.on_request(lambda ping: Pong(ping.value))
+        seen: List[Any] = []
+        b.on_message(seen.append)
+        send: Any = peer.broadcast if call == "broadcast" else getattr(a, call)
+        plug.fail = {point: kind("here")}
+        with pytest.raises(BaseException, match="here") as caught:
+            send(Ping(1))
+        if issubclass(kind, Exception) and point != "generate":
+            assert type(caught.value).__name__ == "SerializationError"
+        else:
+            assert isinstance(caught.value, kind)
+        assert a.queued_bytes == 0 and no_pending(a, b) and peer.tick() == 0
+        a.notify(Note("next"))
+        assert a.request(Ping(2), expect=Pong).wait().value == 2
+        assert seen == [Note("next")]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Interruption])
+@pytest.mark.parametrize("point", ["before deserialize", "behind deserialize"])
+def test_interrupted_deserializer_loses_nothing(kind: Type[BaseException], point: str) -> None:
+    plug = Fragile()
+    with IpcPeer(plug, plug, timeout=20) as peer:
+        a, b = peer.create_session_pair()
+        b.on_request(lambda ping: Pong(ping.value))
+        seen: List[Any] = []
+        b.on_message(seen.append)
+        for index in range(3):
+            a.notify(Note(str(index)))
+        promise = a.request(Ping(1), expect=Pong)
+        a.notify(Note("3"))
+        interruptions = 0
+        end = time.monotonic() + 5
+        while not (promise.done and len(seen) >= 4):
+            assert time.monotonic() < end, "what was read before the interruption is not looked at any more"
+            if interruptions < 6:
+                plug.fail = {point: kind("here")}
+            try:
+                peer.tick(0.5)
+            except kind:
+                interruptions += 1
+        assert interruptions >= 2
+        assert values(seen) == ["0", "1", "2", "3"] and promise.wait().value == 1
+
+
+@pytest.mark.parametrize("kind", [LookupError, MemoryError])
+@pytest.mark.parametrize("point", ["before deserialize", "behind deserialize"])
+def test_error_of_a_deserializer_is_an_error_message_in_its_place(kind: Type[Exception], point: str) -> None:
+    plug = Fragile()
+    with IpcPeer(plug, plug, timeout=20) as peer:
+        a, b = peer.create_session_pair()
+        seen: List[Any] = []
+        b.on_message(seen.append)
+        for index in range(3):
+            a.notify(Note(str(index)))
+        plug.fail = {point: kind("here")}
+        tick_until(lambda: len(seen) == 3, peer)
+        assert isinstance(seen[0], ErrorMessage) and "here" in str(seen[0])
+        assert seen[1:] == [Note("1"), Note("2")]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, LookupError])
+@pytest.mark.parametrize("point", ["before serialize ResponseEnvelope", "behind serialize"])
+def test_error_while_replying_still_answers_exactly_once(kind: Type[BaseException], point: str) -> None:
+    plug = Fragile()
+    with IpcPeer(plug, timeout=20) as peer, RawPeer(peer) as raw:
+        asked: List[int] = []
+
+        @raw.session.on_request
+        def answer(ping: Ping) -> Pong:
+            asked.append(ping.value)
+            plug.fail = {point: kind("here")} if ping.value == 1 else {}
+            return Pong(ping.value)
+
+        raw.write(*(request_bytes(str(index), Ping(index)) for index in range(3)))
+        caught: List[BaseException] = []
+        replies: List[Any] = []
+        end = time.monotonic() + 10
+        while len(replies) < 3:
+            assert time.monotonic() < end
+            try:
+                raw.session.tick(1)
+            except kind as exc:
+                caught.append(exc)
+            replies += raw.messages()
+        assert [reply.id for reply in replies] == ["0", "1", "2"]
+        assert asked == [0, 1, 2], "a handler ran twice"
+        if kind is LookupError:
+            assert caught == [] and isinstance(replies[1].response, ErrorMessage)
+        else:
+            assert len(caught) == 1 and replies[1].response == Pong(1)
+
+
+# -- at every place where a signal handler could raise
+
+
+# Each of hundreds of attempts takes milliseconds; a few that do not come to an end are enough to know.
+SOON = 2.0
+ENOUGH = 4
+
+
+class Run:
+    """One attempt: work that is begun anew after each interruption, until it is done."""
+
+    def __init__(self, number: int) -> None:
+        self.error = Interruption(f"at {number}")
+        self.interrupt = InterruptAt(number, self.error)
+        self.raised = False
+
+    def until(self, condition: Callable[[], Any], turn: Callable[[], Any]) -> None:
+        """Turn until something is so; only the turns are interrupted."""
+        end = time.monotonic() + SOON
+        while not condition():
+            assert time.monotonic() < end, "it does not happen any more"
+            if self.interrupt.hit:
+                turn()
+            else:
+                self.once(turn)
+
+    def once(self, call: Callable[[], Any]) -> Tuple[bool, Any]:
+        """Call; returns whether it was not interrupted, and its result."""
+        try:
+            with self.interrupt:
+                return True, call()
+        except Interruption as exc:
+            assert exc is self.error
+            self.raised = True
+            return False, None
+
+
+def at_every_place(scenario: Callable[[Run], None], step: int = 1) -> None:
+    """Run a scenario with an interruption at its first place, at its second, and so on until there is no further."""
+    failures = []
+    number = 1
+    while True:
+        run = Run(number)
+        try:
+            scenario(run)
+        except Exception as exc:  # pytest's own failures are no Exceptions and pass
+            failures.append(f"{run.interrupt.where}: {type(exc).__name__}: {str(exc)[:300]}")
+        except BaseException as exc:
+            if not run.interrupt.hit or isinstance(exc, KeyboardInterrupt):
+                raise
+            failures.append(f"{run.interrupt.where}: {type(exc).__name__}: {str(exc)[:300]}")
+        if not run.interrupt.hit or len(failures) >= ENOUGH:
+            break
+        number += step
+    assert not failures, "after an interruption at:\n" + "\n".join(failures)
+    assert number > 10, "nothing was interrupted"
+
+
+def outcome(promise: "ResponsePromise[Any]") -> Any:
+    try:
+        return promise.wait(SOON)
+    except Exception as exc:
+        return type(exc)
+
+
+def test_interrupted_tick_loses_no_message_and_repeats_none() -> None:
+    broken = frame(b"nonsense")
+
+    def scenario(run: Run) -> None:
+        with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+            seen: List[Any] = []
+            raw.session.on_message(seen.append)
+            raw.session.on_request(lambda ping: Pong(ping.value))
+            promises = [raw.session.request(Ping(index)) for index in range(2)]
+            raw.read()
+            raw.write(
+                framed(Note("1")), request_bytes("a", Ping("a")), reply_bytes(promises[0].id, Pong("0")), broken,
+                framed(Note("2")), reply_bytes(promises[1].id, ErrorMessage("no")), request_bytes("b", Ping("b")),
+                framed(Note("3")),
+            )  # fmt: skip
+            def turn() -> None:
+                raw.session.tick(0.01)
+
+            run.until(lambda: Note("3") in seen, turn)
+            for _ in range(3):
+                peer.tick()
+            replies: List[Any] = list(raw.messages())
+            assert [type(m).__name__ for m in seen] == ["Note", "ErrorMessage", "Note", "Note"], seen
+            assert [m.text for m in seen if isinstance(m, Note)] == ["1", "2", "3"], seen
+            assert [reply.id for reply in replies] == ["a", "b"], replies
+            for reply in replies:
+                # An interruption while a request is being answered may be what its answer is.
+                assert reply.response == Pong(reply.id) or "Interruption" in str(reply.response), reply
+            assert [outcome(promise) for promise in promises] == [Pong("0"), RemoteError]
+            assert no_pending(raw.session)
+
+    at_every_place(scenario)
+
+
+def test_interrupted_end_of_stream_still_ends() -> None:
+    def scenario(run: Run) -> None:
+        with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+            seen: List[Any] = []
+            closed: List[Any] = []
+            raw.session.on_message(seen.append)
+            raw.session.on_close(closed.append)
+            promise = raw.session.request(Ping())
+            raw.read()
+            raw.write(framed(Note("1")))
+            raw.sock.close()
+            ended = [raw.session]
+            run.until(lambda: promise.done and not peer.sessions and closed == ended, lambda: peer.tick(0.01))
+            assert not raw.session.is_open
+            assert seen == [Note("1")] and closed == [raw.session]
+            assert outcome(promise) is StreamClosedError
+
+    at_every_place(scenario)
+
+
+def test_interrupted_wait_goes_on() -> None:
+    def scenario(run: Run) -> None:
+        with IpcPeer(timeout=20) as peer:
+            a, b = peer.create_session_pair()
+            b.on_request(lambda ping: Pong(ping.value))
+            promise = a.request(Ping(5), expect=Pong)
+            done = False
+            while not done:
+                done, reply = run.once(lambda: outcome(promise))
+            assert reply == Pong(5) or reply is RemoteError, reply
+            peer.tick()  # what an interruption has left half done
+            assert no_pending(a, b)
+
+    at_every_place(scenario)
+
+
+def test_interrupted_receive_goes_on() -> None:
+    def scenario(run: Run) -> None:
+        with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+            raw.write(*(framed(Note(str(index))) for index in range(3)))
+            got: List[str] = []
+
+            def take() -> None:
+                # Appended by a C function in a function of the test: not interrupted in between.
+                got.append(raw.session.receive(2).text)  # type: ignore[attr-defined]
+
+            while len(got) < 3:
+                run.once(take)
+            assert got == ["0", "1", "2"]
+
+    at_every_place(scenario)
+
+
+def test_interrupted_gather_and_as_completed_go_on() -> None:
+    def scenario(run: Run) -> None:
+        with IpcPeer(timeout=20) as peer, IpcPeer(timeout=20) as other:
+            first, second = peer.create_session_pair(), other.create_session_pair()
+            promises: List[ResponsePromise[Pong]] = []
+            for a, b in (first, second):
+                b.on_request(lambda ping: Pong(ping.value))
+                promises += [a.request(Ping(index), expect=Pong) for index in range(2)]
+            done = False
+            while not done:
+                done, _ = run.once(lambda: [promise.id for promise in as_completed(promises, 5)])
+            done = False
+            while not done:
+                done, replies = run.once(lambda: [outcome(promise) for promise in promises])
+            assert all(reply is RemoteError or isinstance(reply, Pong) for reply in replies)
+            if RemoteError not in replies:
+                done, replies = run.once(lambda: gather(promises, 5))
+                assert not done or values(replies) == [0, 1, 0, 1]
+
+    at_every_place(scenario, 3)
+
+
+@pytest.mark.parametrize("size", [10, 300000])
+def test_interrupted_send_sends_whole_messages_in_order_and_none_twice(size: int) -> None:
+    def scenario(run: Run) -> None:
+        with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+            promise = raw.session.request(Ping(), expect=Pong)
+            done: List[str] = []
+            maybe: List[str] = []
+            for index in range(4):
+                note = Note(str(index), b"x" * size)
+                whole, _ = run.once(functools.partial(raw.session.notify, note))
+                (done if whole else maybe).append(note.text)
+            run.once(lambda: raw.session.tick())
+            data = bytearray(raw.read())
+            end = time.monotonic() + 5
+            while raw.session.queued_bytes:
+                assert time.monotonic() < end
+                run.once(lambda: raw.session.tick())
+                data += raw.read()
+            raw.session.notify(Note("end"))
+            raw.session.flush(5)
+            data += raw.read()
+            texts = [m.text for m in unframe(bytes(data))[1:] if isinstance(m, Note)]
+            assert texts == sorted(texts[:-1]) + ["end"], texts
+            assert len(set(texts)) == len(texts)
+            assert set(done) <= set(texts) <= {*done, *maybe, "end"}, (done, maybe, texts)
+            raw.write(reply_bytes(promise.id, Pong("there")))
+            assert promise.wait().value == "there"
+
+    at_every_place(scenario)
+
+
+def test_interrupted_request_leaves_nothing_behind() -> None:
+    def scenario(run: Run) -> None:
+        with IpcPeer(timeout=20) as peer:
+            a, b = peer.create_session_pair()
+            b.on_request(lambda ping: Pong(ping.value))
+            whole, promise = run.once(lambda: a.request(Ping(1), expect=Pong))
+            if whole:
+                assert outcome(promise) == Pong(1)
+            assert a.request(Ping(2), expect=Pong).wait(5).value == 2
+            tick_until(lambda: no_pending(a, b), peer, seconds=2)
+
+    at_every_place(scenario)
+
+
+def test_interrupted_large_messages_arrive_unharmed() -> None:
+    def scenario(run: Run) -> None:
+        with IpcPeer(timeout=20) as peer:
+            a, b = peer.create_session_pair()
+            seen: List[Any] = []
+            b.on_message(seen.append)
+            for index in range(2):
+                a.notify(Note(str(index), bytes([index]) * 400000))
+            run.until(lambda: len(seen) == 2, lambda: peer.tick(0.01))
+            assert [(m.text, m.data) for m in seen] == [(str(i), bytes([i]) * 400000) for i in range(2)]
+
+    at_every_place(scenario, 3)
+
+
+@pytest.mark.parametrize("which", ["session", "peer"])
+def test_interrupted_close_can_be_repeated(which: str) -> None:
+    # Descriptors are looked after by conftest.
+    def scenario(run: Run) -> None:
+        peer = IpcPeer(timeout=20)
+        raw = RawPeer(peer)
+        try:
+            promise = raw.session.request(Ping(), timeout=None)
+            closing: Any = raw.session if which == "session" else peer
+            done = False
+            while not done:
+                done, _ = run.once(closing.close)
+            peer.close()
+            assert not raw.session.is_open and promise.done
+            assert outcome(promise) is StreamClosedError
+            raw.sock.setblocking(True)
+            raw.sock.settimeout(2)
+            data = raw.sock.recv(1 << 16)
+            assert len(unframe(data)) == 1
+            assert raw.sock.recv(1) == b"", "the stream was not closed"
+        finally:
+            peer.close()
+            raw.sock.close()
+
+    at_every_place(scenario)
+
+
+def test_interrupted_batch_loses_nothing() -> None:
+    def scenario(run: Run) -> None:
+        with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+            done: List[str] = []
+
+            def send() -> None:
+                with raw.session.batch():
+                    for text in "012":
+                        raw.session.notify(Note(text))
+                        done.append(text)
+
+            run.once(send)
+            raw.session.tick()
+            raw.session.notify(Note("end"))
+            texts = values(raw.messages())  # nothing is held back any more
+            assert texts[-1] == "end" and texts[:-1] == list("012")[: len(texts) - 1]
+            assert len(texts) - 1 >= len(done)
+
+    at_every_place(scenario)
+
+
+def test_interrupted_undecodable_reply_still_settles_its_promise() -> None:
+    class Picky:
+        def __init__(self) -> None:
+            self.real = PickleMessageSerializer()
+
+        def serialize(self, message: Message) -> bytes:
+            return self.real.serialize(message)
+
+        def deserialize(self, payload: Any) -> Message:
+            from stream_ipc import SerializationError
+
+            message = self.real.deserialize(payload)
+            if isinstance(message, ResponseEnvelope):
+                raise SerializationError("picky", response_id=message.id)
+            return message
+
+    def scenario(run: Run) -> None:
+        with IpcPeer(Picky(), timeout=2) as peer, RawPeer(peer) as raw:
+            promise = raw.session.request(Ping())
+            raw.write(reply_bytes(promise.id, Pong()))
+            run.until(lambda: promise.done, lambda: raw.session.tick(0.01))
+            assert outcome(promise).__name__ == "SerializationError", outcome(promise)
+
+    at_every_place(scenario)
+
+
+# -- with real signals
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+def test_signals_during_a_session_pair_lose_nothing(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+    got_a: List[Any] = []
+    got_b: List[Any] = []
+    a.on_message(got_a.append)
+    b.on_message(got_b.append)
+    b.on_request(lambda ping: Pong(ping.value))
+    sent_a: List[str] = []
+    sent_b: List[str] = []
+    maybe: List[str] = []
+    promises: List[Any] = []
+    with Alarms(RAISING) as alarms:
+        end = time.monotonic() + 1.0
+        index = 0
+        while time.monotonic() < end:
+            text = f"{index:06d}"
+            index += 1
+            data = b"x" * (index * 7919 % 3000 if index % 20 else 100000)
+            for session, sent in ((a, sent_a), (b, sent_b)):
+                whole, _ = alarms.call(functools.partial(session.notify, Note(text, data)))
+                (sent if whole else maybe).append(text)
+            if index % 10 == 0:
+                _, promise = alarms.call(functools.partial(a.request, Ping(index), expect=Pong))
+                if promise is not None:
+                    promises.append((index, promise))
+            alarms.call(lambda: peer.tick(0.002))
+        count = alarms.count
+    a.notify(Note("end"))
+    b.notify(Note("end"))
+    tick_until(lambda: Note("end") in got_a and Note("end") in got_b, peer)
+    assert count > 50
+    for got, sent in ((got_a, sent_b), (got_b, sent_a)):
+        texts = values(got)[:-1]
+        assert texts == sorted(texts) and len(set(texts)) == len(texts)
+        assert set(sent) <= set(texts), f"lost: {sorted(set(sent) - set(texts))[:10]}"
+        assert set(texts) <= set(sent) | set(maybe)
+    for number, promise in promises:
+        try:
+            assert promise.wait(5).value == number
+        except RemoteError as exc:  # the handler was interrupted
+            assert "Alarm" in str(exc)
+
+
+@pytest.mark.skipif(not RAISING, reason="needs 3.10")
+def test_signals_in_both_processes_lose_nothing(peer: IpcPeer) -> None:
+    with peer.create_command_session(child("alarmed")) as session:
+        sent: List[str] = []
+        maybe: List[str] = []
+        with Alarms(True) as alarms:
+            end = time.monotonic() + 1.0
+            index = 0
+            while time.monotonic() < end:
+                text = f"{index:06d}"
+                index += 1
+                data = b"x" * (index * 7919 % 3000 if index % 20 else 100000)
+                whole, _ = alarms.call(functools.partial(session.notify, Note(text, data)))
+                (sent if whole else maybe).append(text)
+        session.notify(Note("end"))
+        report: Optional[Message] = None
+        while not isinstance(report, Many):
+            report = session.receive(20)
+        rings, texts = report.items
+        assert rings > 10 and alarms.count > 50
+        assert texts.pop() == "end"
+        assert texts == sorted(texts) and len(set(texts)) == len(texts)
+        assert set(sent) <= set(texts) <= set(sent) | set(maybe)
+
+
+def test_signal_handler_that_only_counts_disturbs_no_wait(raw: RawPeer) -> None:
+    with Alarms(False) as alarms:
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            raw.session.request(Ping()).wait(0.2)
+        assert 0.2 <= time.monotonic() - began < 5  # the deadline is not begun anew by each signal
+        count = alarms.count
+    assert count > 10
+
+
+def test_keyboard_interrupt_by_a_real_sigint(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+    b.on_request(lambda ping: Pong(ping.value))
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # The timer's signal becomes the interrupt while the wait sleeps.
+    old_alarm = signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            a.receive(20)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGINT, old)
+        signal.signal(signal.SIGALRM, old_alarm)
+    assert a.request(Ping(3), expect=Pong).wait().value == 3
+
+
+def test_interruption_in_a_nested_dispatch_loses_no_answer(raw: RawPeer) -> None:
+    interrupted: List[Any] = []
+
+    @raw.session.on_request
+    def answer(ping: Ping, session: Session) -> Pong:
+        if ping.value == 2:
+            raise KeyboardInterrupt
+        try:
+            session.request(Ping("never answered")).wait(20)
+        except KeyboardInterrupt as exc:
+            interrupted.append(exc)
+        return Pong(ping.value)
+
+    raw.write(request_bytes("1", Ping(1)), request_bytes("2", Ping(2)))
+    replies: List[Any] = []
+
+    def answered() -> int:
+        replies.extend(m for m in raw.messages() if isinstance(m, ResponseEnvelope))
+        return len(replies) >= 2
+
+    tick_until(answered, raw.session)
+    for _ in range(5):
+        raw.session.tick()
+    replies += [m for m in raw.messages() if isinstance(m, ResponseEnvelope)]
+    assert len(interrupted) == 1
+    assert sorted(reply.id for reply in replies) == ["1", "2"]
+    by_id = {reply.id: reply.response for reply in replies}
+    assert by_id["1"] == Pong(1)
+    assert isinstance(by_id["2"], ErrorMessage) and "KeyboardInterrupt" in str(by_id["2"])
+    assert raw.session.is_open and "inbox=0" in repr(raw.session)
+
+
+class Storm:
+    """Signals at random intervals, of which up to two raise out of each call that is made under it."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._budget = 0
+        self.raised = 0
+        self.twice = 0
+
+    def _ring(self, number: int, frame: Any) -> None:
+        signal.setitimer(signal.ITIMER_REAL, self._random.choice((0.00002, 0.0001, 0.0005, 0.002)))
+        if self._budget:
+            self._budget -= 1
+            self.raised += 1
+            if not self._budget:
+                self.twice += 1
+            raise Alarm
+
+    def call(self, function: Callable[[], Any]) -> None:
+        try:
+            try:
+                self._budget = 2
+                function()
+                self._budget = 0
+            except Alarm:
+                self._budget = 0
+        except Alarm:  # the second came when the first was hardly caught
+            pass
+
+    def __enter__(self) -> "Storm":
+        self._old: Any = signal.signal(signal.SIGALRM, self._ring)
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        # Ignored first: a handler that is about to run would arm the timer again.
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._old)
+
+
+@pytest.mark.skipif(not RAISING, reason="needs 3.10")
+def test_signals_in_quick_succession_leave_nothing_that_never_leaves() -> None:
+    (seed,) = seeds(1)
+    with IpcPeer(timeout=20) as peer:
+        a, b = peer.create_session_pair()
+        data = bytes(200_000)
+        got: List[str] = []
+        for session in (a, b):
+            session.on_message(lambda note: got.append(note.text))
+        choice = random.Random(seed + 1)
+        with Storm(seed) as storm:
+            end = time.monotonic() + 2.0
+            while time.monotonic() < end:
+                for session in (a, b):
+                    storm.call(functools.partial(session.notify, Note("data", data)))
+                if choice.random() < 0.5:
+                    storm.call(functools.partial(choice.choice((peer, a, b)).tick, 0.001))
+        assert storm.raised > 50 and storm.twice > 5
+        tick_until(lambda: not a.queued_bytes and not b.queued_bytes, peer, seconds=5)
+        a.notify(Note("end"))
+        b.notify(Note("end"))
+        tick_until(lambda: got.count("end") == 2, peer, seconds=5)

@@ -1,0 +1,228 @@
+"""As a part of other loops: what is due by time, and the examples with loops of several kinds."""
+
+import gc
+import os
+import select
+import sys
+import time
+from typing import Any, Iterator, List
+
+import pytest
+
+from stream_ipc import IpcPeer, RequestTimeoutError
+from tests.helpers import PATIENCE, CpuMeter, FakeClock, RawPeer, child, framed, no_pending, reply_bytes, tick_until
+from tests.messages import Note, Ping, Pong
+from tests.test_custom_transport import Memory
+
+
+@pytest.fixture
+def peer() -> Iterator[IpcPeer]:
+    with IpcPeer(timeout=30) as made:
+        yield made
+
+
+@pytest.fixture
+def clock(peer: IpcPeer) -> FakeClock:
+    fake = FakeClock()
+    peer.clock = fake
+    return fake
+
+
+# -- next_deadline
+
+
+def test_nothing_is_due(peer: IpcPeer) -> None:
+    assert peer.next_deadline() is None
+    with RawPeer(peer) as raw:
+        assert peer.next_deadline() is None
+        promise = raw.session.request(Ping(), timeout=None)
+        assert peer.next_deadline() is None and not promise.done
+    peer.close()
+    assert peer.next_deadline() is None
+
+
+def test_the_earliest_deadline_counts(peer: IpcPeer, clock: FakeClock) -> None:
+    with RawPeer(peer) as one, RawPeer(peer) as two:
+        late = one.session.request(Ping())
+        assert peer.next_deadline() == 30
+        early = two.session.request(Ping(), timeout=5)
+        assert peer.next_deadline() == 5
+        clock.now += 4
+        assert peer.next_deadline() == 1
+        two.write(reply_bytes(early.id, Pong()))
+        assert peer.next_deadline() == 1  # it has not been read yet
+        peer.tick()
+        assert peer.next_deadline() == 26
+        assert late.cancel()
+        assert peer.next_deadline() is None
+        one.session.request(Ping(), timeout=2)  # nobody keeps it
+        gc.collect()
+        assert peer.next_deadline() is None
+
+
+def test_zero_once_it_has_passed_until_a_tick(peer: IpcPeer, clock: FakeClock) -> None:
+    with RawPeer(peer) as raw:
+        promise = raw.session.request(Ping(), timeout=5)
+        clock.now += 5
+        assert peer.next_deadline() == 0.0 and promise.done and not promise.settled
+        assert peer.tick() == 0
+        assert peer.next_deadline() is None and promise.settled and no_pending(raw.session)
+        for _ in range(2):
+            with pytest.raises(RequestTimeoutError, match="within 5 s"):
+                promise.wait()
+        raw.write(reply_bytes(promise.id, Pong()))
+        assert peer.tick() == 1
+        with pytest.raises(RequestTimeoutError):
+            promise.wait()
+
+
+@pytest.mark.parametrize("of", ["peer", "session"])
+def test_a_reply_that_has_come_beats_the_deadline(peer: IpcPeer, clock: FakeClock, of: str) -> None:
+    with RawPeer(peer) as raw, RawPeer(peer) as other:
+        promise = raw.session.request(Ping(), timeout=5)
+        behind = other.session.request(Ping(), timeout=5)
+        raw.write(reply_bytes(promise.id, Pong(1)))
+        clock.now += 100
+        ticking: Any = peer if of == "peer" else raw.session
+        assert ticking.tick() == 1
+        assert promise.wait() == Pong(1)
+        # As long as there was something to dispatch, the rest may be behind it.
+        assert not behind.settled
+        other.write(reply_bytes(behind.id, Pong(2)))
+        if of == "session":
+            assert raw.session.tick() == 0 and not behind.settled  # it does not look at other sessions
+        assert peer.tick() == 1 and behind.wait() == Pong(2)
+
+
+def test_tick_of_one_session_gives_up_its_own_requests(peer: IpcPeer, clock: FakeClock) -> None:
+    with RawPeer(peer) as one, RawPeer(peer) as two:
+        a, b = one.session.request(Ping(), timeout=1), two.session.request(Ping(), timeout=1)
+        clock.now += 2
+        assert one.session.tick() == 0 and a.settled and not b.settled
+        assert peer.next_deadline() == 0.0
+        assert peer.tick() == 0 and b.settled and peer.next_deadline() is None
+
+
+@pytest.mark.parametrize("of", ["peer", "session"])
+@pytest.mark.parametrize("timeout", [None, 10.0])
+def test_a_waiting_tick_ends_with_a_request_that_is_overdue(peer: IpcPeer, of: str, timeout: Any) -> None:
+    with RawPeer(peer) as raw, RawPeer(peer):
+        ticking: Any = peer if of == "peer" else raw.session
+        with CpuMeter() as meter:
+            settled = raw.session.request(Ping(), timeout=0.05)
+            settled.cancel()
+            promise = raw.session.request(Ping(), timeout=0.2)
+            while not promise.done:
+                assert ticking.tick(timeout) == 0
+        assert promise.settled and 0.19 < meter.real < 5 and meter.cpu < 0.05
+        with CpuMeter() as meter:
+            assert ticking.tick(0.1) == 0
+        assert 0.1 <= meter.real < 5 and meter.cpu < 0.05
+
+
+def test_many_requests_that_are_answered_leave_nothing_due(peer: IpcPeer, clock: FakeClock) -> None:
+    a, b = peer.create_session_pair()
+    b.on_request(lambda ping: Pong(ping.value))
+    for index in range(100):
+        promise = a.request(Ping(index), timeout=1)
+        assert promise.wait() == Pong(index)
+        clock.now += 0.5
+    assert peer.next_deadline() is None
+
+
+def test_zero_while_an_inbox_holds_something(peer: IpcPeer) -> None:
+    with RawPeer(peer) as raw:
+        raw.write(framed(Note("1")), framed(Note("2")))
+        assert raw.session.receive(20) == Note("1")
+        assert peer.next_deadline() == 0.0
+        peer.tick()
+        assert peer.next_deadline() is None
+
+
+def test_zero_while_a_batch_holds_something(peer: IpcPeer) -> None:
+    with RawPeer(peer) as raw, raw.session.batch():
+        raw.session.notify(Note())
+        assert peer.next_deadline() == 0.0
+        peer.tick()
+        assert peer.next_deadline() is None
+
+
+def test_zero_while_a_regular_file_is_read(peer: IpcPeer, tmp_path: Any) -> None:
+    # epoll refuses it, so the descriptor of the peer does not tell.
+    path = tmp_path / "frames"
+    path.write_bytes(framed(Note("1")))
+    session = peer.create_stream_session(os.open(os.devnull, os.O_WRONLY), os.open(path, os.O_RDONLY))
+    assert peer.next_deadline() == 0.0
+    assert session.receive(20) == Note("1")
+    tick_until(lambda: not session.is_open, peer)
+    assert peer.next_deadline() is None
+
+
+def test_soon_while_there_is_a_transport_without_descriptors(peer: IpcPeer) -> None:
+    memory = Memory()
+    session = peer.create_session(memory)
+    due = peer.next_deadline()
+    assert due is not None and 0 < due <= 0.01
+    promise = session.request(Ping(), timeout=0)
+    assert peer.next_deadline() == 0.0 and promise.done
+    session.close()
+    assert peer.next_deadline() is None
+
+
+def test_soon_while_a_child_is_ending(peer: IpcPeer) -> None:
+    # Its stdout has ended, so the session has, but the process lives until its stdin does, too.
+    code = "import os, sys; os.close(1); sys.stdin.read()"
+    session = peer.create_command_session([sys.executable, "-c", code])
+    reason: List[Any] = []
+    session.on_close(reason.append)
+    turns = 0
+    limit = time.monotonic() + PATIENCE
+    while session.process is not None and session.process.returncode is None or peer.next_deadline() is not None:
+        assert time.monotonic() < limit
+        turns += 1
+        due = peer.next_deadline()
+        select.select([peer.fileno()], [], [], due)
+        peer.tick(0)
+    assert reason and turns < 2000
+
+
+def test_from_another_thread_or_after_a_fork() -> None:
+    peer = IpcPeer()
+    session, _ = peer.create_session_pair()
+    promise = session.request(Ping())
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            peer.next_deadline()
+        except RuntimeError:
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert not promise.done
+    peer.close()
+
+
+# -- a loop that only ever asks
+
+
+def test_select_loop_carries_a_conversation_and_its_deadlines(peer: IpcPeer) -> None:
+    session = peer.create_command_session(child("echo"))
+    with RawPeer(peer) as deaf:
+        replies = [session.request(Ping(index), expect=Pong) for index in range(20)]
+        overdue = [deaf.session.request(Ping(), timeout=0.01 * index) for index in range(10)]
+        waiting: List[Any] = [*replies, *overdue]
+        turns = 0
+        while waiting:
+            due = peer.next_deadline()
+            assert due is not None  # there is a request
+            select.select([peer.fileno()], [], [], due)
+            peer.tick(0)
+            turns += 1
+            waiting = [promise for promise in waiting if not promise.settled]
+        assert [promise.wait().value for promise in replies] == list(range(20))
+        for promise in overdue:
+            with pytest.raises(RequestTimeoutError):
+                promise.wait()
+        assert turns < 500

@@ -1,0 +1,542 @@
+"""IpcPeer: making sessions over all kinds of streams, broadcast, removing, closing."""
+
+import gc
+import os
+import resource
+import socket
+import subprocess
+import sys
+from typing import Any, Callable, Iterator, List
+
+import pytest
+
+from stream_ipc import (
+    FrameTooLargeError,
+    InvalidStreamError,
+    IpcPeer,
+    JsonMessageSerializer,
+    LogMessage,
+    Message,
+    PickleMessageSerializer,
+    PidHrtimeRequestIdGenerator,
+    RequestTimeoutError,
+    SerializationError,
+    Session,
+    StreamClosedError,
+    StreamTransport,
+)
+from tests.helpers import CpuMeter, RawPeer, framed, no_pending, tick_until, unframe, values
+from tests.messages import Note, Ping, Pong
+
+
+@pytest.fixture
+def peer() -> Iterator[IpcPeer]:
+    with IpcPeer(timeout=20) as made:
+        yield made
+
+
+# -- arguments
+
+
+@pytest.mark.parametrize("size", [0, -1, 1 << 32, 1 << 40])
+def test_frame_size_that_no_frame_can_have(size: int) -> None:
+    with pytest.raises(ValueError):
+        IpcPeer(max_frame_size=size)
+
+
+@pytest.mark.parametrize("size", ["1", 1.5, None, True])
+def test_frame_size_that_is_no_number(size: Any) -> None:
+    with pytest.raises(TypeError):
+        IpcPeer(max_frame_size=size)
+
+
+def test_what_is_no_serializer_and_no_generator() -> None:
+    for bad in (object(), PidHrtimeRequestIdGenerator()):
+        with pytest.raises(TypeError):
+            IpcPeer(bad)  # type: ignore[arg-type]
+    for bad in (object(), PickleMessageSerializer()):
+        with pytest.raises(TypeError):
+            IpcPeer(id_generator=bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [PickleMessageSerializer, JsonMessageSerializer])
+def test_conversation_with_each_serializer_and_generator(make: Callable[[], Any]) -> None:
+    with IpcPeer(make(), PidHrtimeRequestIdGenerator(), timeout=None) as peer:
+        a, b = peer.create_session_pair()
+        b.on_request(lambda ping: Pong(ping.value))
+        promises = [a.request(Ping(index), expect=Pong) for index in range(100)]
+        assert len({promise.id for promise in promises}) == 100
+        assert [promise.wait().value for promise in promises] == list(range(100))
+
+
+# -- streams of all kinds
+
+
+def converse(peer: IpcPeer, a: Session, b: Session) -> None:
+    b.on_request(lambda ping: Pong(ping.value))
+    big = b"x" * 300000
+    assert a.request(Ping(big), expect=Pong).wait().value == big
+    a.on_request(lambda ping: Pong(ping.value))
+    assert b.request(Ping(1), expect=Pong).wait().value == 1
+    a.close()
+    tick_until(lambda: not b.is_open, peer)
+
+
+@pytest.mark.parametrize("kind", ["fds", "unbuffered", "buffered", "sockets", "socket fds", "socket files", "mixed"])
+def test_streams_of_all_kinds(peer: IpcPeer, kind: str) -> None:
+    # A session owns what it was given: conftest looks whether the descriptors are closed.
+    if "socket" in kind:
+        left, right = socket.socketpair()
+        if kind == "sockets":
+            a, b = peer.create_stream_session(left, left), peer.create_stream_session(right, right)
+        elif kind == "socket fds":
+            one, two = left.detach(), right.detach()
+            a, b = peer.create_stream_session(one, one), peer.create_stream_session(two, two)
+        else:
+            one_file, two_file = left.makefile("rwb", 0), right.makefile("rwb", 0)
+            left.close()
+            right.close()
+            a, b = peer.create_stream_session(one_file, one_file), peer.create_stream_session(two_file, two_file)
+    else:
+        (read_a, write_b), (read_b, write_a) = os.pipe(), os.pipe()
+        make: Any = {
+            "fds": lambda fd, mode: fd,
+            "unbuffered": lambda fd, mode: os.fdopen(fd, mode, 0),
+            "buffered": lambda fd, mode: os.fdopen(fd, mode),
+            "mixed": lambda fd, mode: fd if mode == "rb" else os.fdopen(fd, mode),
+        }[kind]
+        a = peer.create_stream_session(make(write_a, "wb"), make(read_a, "rb"))
+        b = peer.create_stream_session(make(write_b, "wb"), make(read_b, "rb"))
+    converse(peer, a, b)
+
+
+def test_second_input(peer: IpcPeer) -> None:
+    (read1, write1), (read2, write2), (read3, write3) = os.pipe(), os.pipe(), os.pipe()
+    session = peer.create_stream_session(write1, read2, read3)
+    os.write(write2, framed(Note("one")))
+    assert session.receive(20) == Note("one")
+    os.write(write3, framed(Note("two")))
+    assert session.receive(20) == Note("two")
+    os.close(write2)
+    os.write(write3, framed(Note("still")))  # it ends when both have ended
+    assert session.receive(20) == Note("still")
+    assert session.is_open
+    os.close(write3)
+    with pytest.raises(StreamClosedError):
+        session.receive(20)
+    os.close(read1)
+
+
+def test_what_a_buffered_reader_has_read_before_is_not_lost(peer: IpcPeer) -> None:
+    read, write = os.pipe()
+    out_read, out_write = os.pipe()
+    os.write(write, b"a line of its owner\n" + framed(Note("1")) + framed(Note("2"))[:10])
+    reader = os.fdopen(read, "rb")
+    assert reader.readline() == b"a line of its owner\n"
+    session = peer.create_stream_session(out_write, reader)
+    assert session.receive(20) == Note("1")
+    os.write(write, framed(Note("2"))[10:])
+    assert session.receive(20) == Note("2")
+    os.close(write)
+    os.close(out_read)
+
+
+def test_what_a_buffered_writer_holds_goes_first(peer: IpcPeer) -> None:
+    left, right = socket.socketpair()
+    read, write = os.pipe()
+    writer = os.fdopen(write, "wb")
+    writer.write(b"before ")
+    session = peer.create_stream_session(writer, left)
+    session.notify(Note("x"))
+    data = os.read(read, 1000)
+    assert data.startswith(b"before ") and unframe(data[7:]) == [Note("x")]
+    os.close(read)
+    right.close()
+
+
+def test_regular_file_and_null_device_as_input(peer: IpcPeer, tmp_path: Any) -> None:
+    path = tmp_path / "messages"
+    path.write_bytes(framed(Note("1")) + b"text\n" + framed(Note("2")))
+    seen: List[Any] = []
+    with open(str(path), "rb", 0) as file, open(str(tmp_path / "out"), "wb", 0) as out:
+        session = peer.create_stream_session(out, file)
+        session.on_message(seen.append)
+        session.notify(Note("written"))
+        tick_until(lambda: not session.is_open, peer)
+    assert seen == [Note("1"), LogMessage("text\n", "junk"), Note("2")]
+    assert unframe((tmp_path / "out").read_bytes()) == [Note("written")]
+    null = os.open(os.devnull, os.O_RDWR)
+    session = peer.create_stream_session(null, null)
+    with CpuMeter() as meter:
+        tick_until(lambda: not session.is_open, peer)
+    assert meter.cpu < 1
+
+
+def test_terminal(peer: IpcPeer) -> None:
+    import pty
+    import tty
+
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    session = peer.create_stream_session(slave, slave)
+    session.notify(Note("out"))
+    tick_until(lambda: not session.queued_bytes, peer)
+    data = b""
+    while len(data) < len(framed(Note("out"))):
+        data += os.read(master, 1000)
+    assert unframe(data) == [Note("out")]
+    os.write(master, framed(Note("in")))
+    assert session.receive(20) == Note("in")
+    session.close()
+    os.close(master)
+
+
+def test_descriptors_above_1024(peer: IpcPeer) -> None:
+    import fcntl
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2100:
+        pytest.skip("not enough descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2100), hard))
+    try:
+        left, right = socket.socketpair()
+        fd = fcntl.fcntl(left.fileno(), fcntl.F_DUPFD_CLOEXEC, 2000)
+        left.close()
+        a, b = peer.create_stream_session(fd, fd), peer.create_socket_session(right)
+        converse(peer, a, b)
+    finally:
+        peer.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_flags_of_what_was_inherited_stay(peer: IpcPeer) -> None:
+    # A child of ours whose stdin and stdout are pipes that we hold, too.
+    code = "from tests.child import ROLES\nROLES['echo']()"
+    in_read, in_write = os.pipe()
+    out_read, out_write = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=in_read, stdout=out_write)
+    session = peer.create_stream_session(in_write, out_read)
+    assert session.request(Ping(5), expect=Pong).wait().value == 5
+    assert os.get_blocking(in_read) and os.get_blocking(out_write)
+    session.close()
+    os.close(in_read)
+    os.close(out_write)
+    assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("bad", [None, "text", 5.0, object(), 99999, -1])
+def test_what_is_no_stream(peer: IpcPeer, bad: Any) -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        for args in ((bad, left), (left, bad), (left, left, bad)):
+            if args == (left, left, None):
+                continue
+            with pytest.raises(InvalidStreamError) as caught:
+                peer.create_stream_session(*args)
+            assert isinstance(caught.value, ValueError)
+        left.close()
+        with pytest.raises(ValueError):
+            peer.create_stream_session(left, right)
+        assert right.gettimeout() is None and peer.sessions == ()  # what was not taken is left as it was
+
+
+def test_what_is_no_connected_stream_socket(peer: IpcPeer) -> None:
+    with pytest.raises(TypeError):
+        peer.create_socket_session(5)  # type: ignore[arg-type]
+    for kind, match in ((socket.SOCK_DGRAM, "stream"), (socket.SOCK_STREAM, "connect")):
+        with socket.socket(socket.AF_INET, kind) as sock:
+            with pytest.raises(ValueError, match=match):
+                peer.create_socket_session(sock)
+    assert peer.sessions == ()
+
+
+def test_transport_made_by_hand(peer: IpcPeer) -> None:
+    left, right = socket.socketpair()
+    one = StreamTransport(left, [left], PickleMessageSerializer(), max_frame_size=1000)
+    a, b = peer.create_session(one), peer.create_socket_session(right)
+    assert a.transport is one
+    with pytest.raises(FrameTooLargeError):
+        a.notify(Note(data=b"x" * 2000))
+    b.on_request(lambda ping: Pong(ping.value))
+    assert a.request(Ping(1), expect=Pong).wait().value == 1
+
+
+# -- broadcast
+
+
+class Counting:
+    def __init__(self) -> None:
+        self.real = PickleMessageSerializer()
+        self.count = 0
+
+    def serialize(self, message: Message) -> bytes:
+        self.count += 1
+        return self.real.serialize(message)
+
+    def deserialize(self, payload: Any) -> Message:
+        return self.real.deserialize(payload)
+
+
+def test_broadcast_reaches_all_and_encodes_once() -> None:
+    serializer = Counting()
+    with IpcPeer(serializer) as peer:
+        raws = [RawPeer(peer) for _ in range(5)]
+        try:
+            assert peer.broadcast(Note("all")) == 5
+            assert serializer.count == 1
+            assert [raw.messages() for raw in raws] == [[Note("all")]] * 5
+            raws[2].session.close()
+            assert peer.broadcast(Note("again")) == 4
+        finally:
+            for raw in raws:
+                raw.sock.close()
+    with IpcPeer() as empty:
+        assert empty.broadcast(Note()) == 0
+
+
+def test_broadcast_refuses_what_cannot_travel(peer: IpcPeer) -> None:
+    with RawPeer(peer) as raw:
+        with pytest.raises(TypeError):
+            peer.broadcast("text")  # type: ignore[arg-type]
+        with pytest.raises(SerializationError):
+            peer.broadcast(Note(data=lambda: None))
+        assert raw.read() == b""
+    with IpcPeer(max_frame_size=1000) as small:
+        with RawPeer(small) as raw, pytest.raises(FrameTooLargeError):
+            small.broadcast(Note(data=b"x" * 2000))
+
+
+def test_broadcast_with_a_dead_session(peer: IpcPeer) -> None:
+    with RawPeer(peer) as one, RawPeer(peer) as dead, RawPeer(peer) as two:
+        dead.sock.close()
+        errors: List[Any] = []
+        dead.session.on_exception(lambda error, session: errors.append((type(error), session)))
+        dead.session.on_close(lambda session: two.session.close())
+        assert peer.broadcast(Note("x")) == 2
+        assert one.messages() == [Note("x")] and two.messages() == [Note("x")]
+        assert errors == [(StreamClosedError, dead.session)]
+        tick_until(lambda: not dead.session.is_open, peer)
+        assert peer.sessions == (one.session,)
+
+
+def test_broadcast_to_stuck_sessions_waits_once_and_tells_them() -> None:
+    with IpcPeer(timeout=0.4) as peer:
+        stuck = [RawPeer(peer) for _ in range(3)]
+        good = RawPeer(peer)
+        errors: List[Any] = []
+
+        def keep(error: Exception, session: Session) -> bool:
+            errors.append((error, session))
+            return False
+
+        try:
+            for raw in stuck:
+                raw.session.on_exception(keep)
+                with pytest.raises(RequestTimeoutError):
+                    while True:
+                        raw.session.request(Ping(b"x" * 300000), timeout=0.01)
+            queued = [raw.session.queued_bytes for raw in stuck]
+            errors.clear()
+            with CpuMeter() as meter:
+                assert peer.broadcast(Note("news")) == 1
+            assert 0.4 <= meter.real < 1.15, "the stuck ones are waited for once, not one after the other"
+            assert good.messages() == [Note("news")]
+            assert [session for _, session in errors] == [raw.session for raw in stuck]
+            assert all(isinstance(error, RequestTimeoutError) for error, _ in errors)
+            assert [raw.session.queued_bytes for raw in stuck] == queued and all(raw.session.is_open for raw in stuck)
+        finally:
+            for raw in [*stuck, good]:
+                raw.sock.close()
+
+
+def test_broadcast_with_peers_of_different_limits(peer: IpcPeer) -> None:
+    left, right = socket.socketpair()
+    with right, RawPeer(peer) as raw:
+        small = peer.create_session(StreamTransport(left, [left], PickleMessageSerializer(), max_frame_size=1000))
+        errors: List[Any] = []
+        small.on_exception(lambda error: errors.append(type(error)) or False)  # type: ignore[func-returns-value]
+        assert peer.broadcast(Note(data=b"x" * 2000)) == 1
+        assert errors == [FrameTooLargeError] and len(raw.messages()) == 1 and small.is_open
+
+
+# -- removing and closing
+
+
+def test_removed_session_leaves_its_streams_open_and_as_they_were(peer: IpcPeer) -> None:
+    left, right = socket.socketpair()
+    left.settimeout(7)
+    session = peer.create_socket_session(left)
+    closed: List[Any] = []
+    session.on_close(closed.append)
+    promise = session.request(Ping())
+    peer.remove_session(session)
+    assert closed == [session] and not session.is_open and peer.sessions == ()
+    with pytest.raises(StreamClosedError):
+        promise.wait()
+    assert left.fileno() != -1 and left.gettimeout() == 7
+    right.recv(1000)
+    left.sendall(b"still open")
+    assert right.recv(100) == b"still open"
+    peer.remove_session(session)  # a second time does no harm
+    left.close()
+    right.close()
+    read, write = os.pipe()
+    out_read, out_write = os.pipe()
+    session = peer.create_stream_session(out_write, read)
+    peer.remove_session(session)
+    assert os.get_blocking(read) and os.get_blocking(out_write)
+    for fd in (read, write, out_read, out_write):
+        os.close(fd)
+
+
+def test_session_of_another_peer_is_not_removed(peer: IpcPeer) -> None:
+    with IpcPeer() as other:
+        session = other.create_session_pair()[0]
+        with pytest.raises(ValueError):
+            peer.remove_session(session)
+        assert session.is_open
+
+
+def test_close_closes_every_session_and_may_be_repeated() -> None:
+    peer = IpcPeer()
+    pairs = [peer.create_session_pair() for _ in range(3)]
+    promises = [a.request(Ping()) for a, _ in pairs]
+    closed: List[Session] = []
+    for pair in pairs:
+        for session in pair:
+            session.on_close(closed.append)
+    assert len(peer.sessions) == 6
+    peer.close()
+    peer.close()
+    assert not peer.sessions and len(closed) == 6
+    for promise in promises:
+        with pytest.raises(StreamClosedError):
+            promise.wait()
+    for make in (peer.create_session_pair, peer.create_stdio_session, lambda: peer.create_stream_session(0, 0)):
+        with pytest.raises(RuntimeError, match="closed"):
+            make()
+    assert peer.broadcast(Note()) == 0
+    repr(peer)
+
+
+def test_close_flushes_all_sessions(peer: IpcPeer) -> None:
+    with IpcPeer() as other:
+        sent, received = [], []
+        for index in range(3):
+            left, right = socket.socketpair()
+            a, b = other.create_socket_session(left), peer.create_socket_session(right)
+            b.on_message(lambda note: received.append(len(note.data)))
+            a.notify(Note(str(index), b"x" * 150000))
+            sent.append(a)
+        # The other side reads in a process of its own, usually; here its socket buffers are large enough together with
+        # what is read before.
+        for _ in range(3):
+            peer.tick()
+            other.tick()
+    tick_until(lambda: not peer.sessions, peer)
+    assert received == [150000] * 3
+
+
+def test_close_inside_a_handler(peer: IpcPeer) -> None:
+    with RawPeer(peer) as one, RawPeer(peer) as two:
+        seen: List[str] = []
+
+        @one.session.on_message
+        def close(note: Note) -> None:
+            seen.append(note.text)
+            peer.close()
+
+        two.session.on_message(close)
+        for raw in (one, two):
+            raw.write(framed(Note("1")), framed(Note("2")))
+        peer.tick(20)
+        assert seen == ["1"] and peer.sessions == ()
+
+
+def test_leaving_the_context_closes_also_after_an_error() -> None:
+    with pytest.raises(LookupError):
+        with IpcPeer() as peer:
+            pair = peer.create_session_pair()
+            raise LookupError
+    assert not any(session.is_open for session in pair)
+
+
+def test_sessions_made_in_handlers(peer: IpcPeer) -> None:
+    with RawPeer(peer) as raw:
+        made: List[Any] = []
+        raw.session.on_message(lambda note: made.extend(peer.create_session_pair()))
+        raw.write(framed(Note()))
+        tick_until(lambda: made, peer)
+        a, b = made
+        b.on_request(lambda ping: Pong(1))
+        assert a.request(Ping(), expect=Pong).wait().value == 1
+        assert peer.sessions == (raw.session, a, b)
+
+
+def test_dropped_peer_warns_and_releases_everything() -> None:
+    peer = IpcPeer()
+    a, b = peer.create_session_pair()
+    peer.fileno()
+    del peer, a, b
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        gc.collect()
+
+
+def test_dropped_peer_that_was_closed_does_not_warn() -> None:
+    peer = IpcPeer()
+    peer.create_session_pair()
+    peer.close()
+    del peer
+    gc.collect()
+
+
+def test_thousand_sessions(peer: IpcPeer) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2200:
+        pytest.skip("not enough descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2200), hard))
+    try:
+        pairs = [peer.create_session_pair() for _ in range(500)]
+        for _, b in pairs:
+            b.on_request(lambda ping: Pong(ping.value))
+        promises = [a.request(Ping(index), expect=Pong) for index, (a, _) in enumerate(pairs)]
+        assert values([promise.wait() for promise in promises]) == list(range(500))
+        assert no_pending(*(session for pair in pairs for session in pair))
+        assert peer.broadcast(Note()) == 1000
+    finally:
+        peer.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_classes_in_place_of_plug_ins_are_refused() -> None:
+    bad: Any
+    for bad in (PickleMessageSerializer, JsonMessageSerializer):
+        with pytest.raises(TypeError, match="instance"):
+            IpcPeer(bad)
+    bad = PidHrtimeRequestIdGenerator
+    with pytest.raises(TypeError, match="instance"):
+        IpcPeer(id_generator=bad)
+
+
+def test_requests_of_all_sessions_have_failed_when_on_close_handlers_run() -> None:
+    peer = IpcPeer(timeout=20)
+    raws = [RawPeer(peer) for _ in range(3)]
+    promises = [raw.session.request(Ping(), timeout=None) for raw in raws]
+    failed: List[BaseException] = []
+
+    def wait_for_all(session: Session) -> None:
+        for promise in promises:
+            assert promise.done
+            try:
+                promise.wait(5)
+            except Exception as exc:
+                failed.append(exc)
+
+    for raw in raws:
+        raw.session.on_close(wait_for_all)
+    with CpuMeter() as meter:
+        peer.close()
+    assert meter.real < 4
+    assert [type(error) for error in failed] == [StreamClosedError] * 9
+    for raw in raws:
+        raw.sock.close()

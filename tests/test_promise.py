@@ -1,0 +1,476 @@
+"""ResponsePromise, gather, as_completed."""
+
+import gc
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any, Dict, Iterator, List, Tuple
+
+import pytest
+
+from stream_ipc import (
+    ErrorMessage,
+    IpcError,
+    IpcPeer,
+    RemoteError,
+    RequestTimeoutError,
+    ResponsePromise,
+    Session,
+    StreamClosedError,
+    as_completed,
+    gather,
+)
+from tests.helpers import CpuMeter, FakeClock, RawPeer, child, framed, no_pending, reply_bytes, socket_peers, tick_until
+from tests.messages import Note, Ping, Pong
+
+
+@pytest.fixture
+def peer() -> Iterator[IpcPeer]:
+    with IpcPeer(timeout=20) as made:
+        yield made
+
+
+@pytest.fixture
+def raw(peer: IpcPeer) -> Iterator[RawPeer]:
+    with RawPeer(peer) as made:
+        yield made
+
+
+def test_wait_again_returns_the_same_reply(raw: RawPeer) -> None:
+    promise = raw.session.request(Ping(), expect=Pong)
+    assert isinstance(promise.id, str) and not promise.done
+    raw.write(reply_bytes(promise.id, Pong([1])))
+    reply = promise.wait()
+    assert promise.done and promise.wait() is reply and promise.wait(0) is reply
+    raw.session.close()
+    assert promise.wait() is reply
+
+
+@pytest.mark.parametrize("kind", ["remote", "timeout", "closed", "unexpected", "cancelled"])
+def test_wait_again_raises_the_same_error(raw: RawPeer, kind: str) -> None:
+    promise = raw.session.request(Ping(), expect=Pong, timeout=0.01 if kind == "timeout" else 20)
+    if kind == "remote":
+        raw.write(reply_bytes(promise.id, ErrorMessage("no")))
+    elif kind == "closed":
+        raw.sock.close()
+    elif kind == "unexpected":
+        raw.write(reply_bytes(promise.id, Note("no")))
+    elif kind == "cancelled":
+        assert promise.cancel() is True
+    errors: List[BaseException] = []
+    for _ in range(3):
+        with pytest.raises(IpcError) as caught:
+            promise.wait()
+        errors.append(caught.value)
+    assert errors[0] is errors[1] is errors[2]
+    assert promise.done and promise.cancel() is False
+    depth = 0
+    trace = errors[2].__traceback__
+    while trace is not None:
+        depth += 1
+        trace = trace.tb_next
+    assert depth < 4, "the traceback grows with each wait"
+
+
+def test_error_of_the_other_side_keeps_its_text(raw: RawPeer) -> None:
+    promise = raw.session.request(Ping())
+    try:
+        raise KeyError("inner")
+    except KeyError as exc:
+        raw.write(reply_bytes(promise.id, ErrorMessage("it went wrong", exc)))
+    with pytest.raises(RemoteError) as caught:
+        promise.wait()
+    text = str(caught.value)
+    assert text.startswith("it went wrong\n") and "KeyError: 'inner'" in text and "Traceback" in text
+
+
+def test_own_timeout_of_wait_leaves_the_request_pending(raw: RawPeer) -> None:
+    promise = raw.session.request(Ping(), expect=Pong)
+    for timeout in (0, 0.05):
+        with CpuMeter() as meter, pytest.raises(TimeoutError) as caught:
+            promise.wait(timeout)
+        assert type(caught.value) is TimeoutError and timeout <= meter.real < 5
+        assert not promise.done
+    raw.write(reply_bytes(promise.id, Pong(1)))
+    assert promise.wait(0) == Pong(1)  # what is there counts, though there is no time to wait
+
+
+def test_deadline_before_the_own_timeout_is_the_requests(raw: RawPeer) -> None:
+    with CpuMeter() as meter, pytest.raises(RequestTimeoutError):
+        raw.session.request(Ping(), timeout=0.05).wait(20)
+    assert 0.05 <= meter.real < 10 and no_pending(raw.session)
+
+
+def test_reply_that_is_there_beats_the_deadline(raw: RawPeer) -> None:
+    clock = raw.session.peer.clock = FakeClock()
+    promise = raw.session.request(Ping(), timeout=1, expect=Pong)
+    raw.write(reply_bytes(promise.id, Pong("in time")))
+    clock.now += 100
+    assert promise.done
+    assert promise.wait().value == "in time"
+
+
+def test_done_never_blocks_and_runs_no_handlers(raw: RawPeer) -> None:
+    seen: List[Any] = []
+    raw.session.on_message(seen.append)
+    promise = raw.session.request(Ping())
+    raw.write(framed(Note()), reply_bytes(promise.id, Pong()))
+    with CpuMeter() as meter:
+        assert not promise.done
+    assert meter.real < 1 and seen == []
+    tick_until(lambda: promise.done, raw.session.peer)
+
+
+def test_cancel_discards_a_late_reply(raw: RawPeer) -> None:
+    promise = raw.session.request(Ping())
+    raw.read()
+    assert promise.cancel() is True and promise.done and promise.cancel() is False
+    assert raw.read() == b"" and no_pending(raw.session)  # the other side is not told
+    raw.write(reply_bytes(promise.id, Pong()), framed(Note()))
+    assert raw.session.receive(20) == Note()
+    with pytest.raises(IpcError, match="cancelled"):
+        promise.wait()
+
+
+def test_cancel_in_a_handler_ends_the_wait(raw: RawPeer) -> None:
+    promise = raw.session.request(Ping())
+    raw.session.on_message(lambda note: promise.cancel())
+    raw.write(framed(Note()))
+    with CpuMeter() as meter, pytest.raises(IpcError, match="cancelled"):
+        promise.wait()
+    assert meter.real < 10
+
+
+def test_wait_in_a_handler_for_what_is_waited_for_outside(raw: RawPeer) -> None:
+    promise = raw.session.request(Ping(), expect=Pong)
+    inner: List[Any] = []
+
+    @raw.session.on_message
+    def handler(note: Note) -> None:
+        raw.write(reply_bytes(promise.id, Pong(7)))
+        inner.append(promise.wait().value)
+
+    raw.write(framed(Note()))
+    assert promise.wait().value == 7 and inner == [7]
+
+
+def test_wait_drives_the_other_sessions_of_the_peer(peer: IpcPeer) -> None:
+    with RawPeer(peer) as one, RawPeer(peer) as two:
+        promise = one.session.request(Ping(), expect=Pong)
+        two.session.on_message(lambda note: one.write(reply_bytes(promise.id, Pong(note.text))))
+        two.write(framed(Note("from the other")))
+        assert promise.wait().value == "from the other"
+
+
+def test_promise_does_not_keep_reply_alive_when_dropped(raw: RawPeer) -> None:
+    promise = raw.session.request(Ping())
+    id = promise.id
+    del promise
+    gc.collect()
+    assert no_pending(raw.session)
+    raw.write(reply_bytes(id, Pong()), framed(Note()))
+    assert raw.session.receive(20) == Note()
+
+
+def test_error_says_how_a_child_died(peer: IpcPeer) -> None:
+    with peer.create_command_session(child("work")) as session:
+        with pytest.raises(StreamClosedError, match="7"):
+            session.request(Ping(["exit", 7])).wait()
+
+
+# -- gather
+
+
+def echo_pair(peer: IpcPeer) -> Tuple[Session, Session]:
+    a, b = peer.create_session_pair()
+
+    @b.on_request
+    def answer(ping: Ping) -> Pong:
+        if ping.value == "raise":
+            raise LookupError("asked to")
+        return Pong(ping.value)
+
+    return a, b
+
+
+def test_gather_returns_the_replies_in_order(peer: IpcPeer) -> None:
+    pairs = [echo_pair(peer) for _ in range(3)]
+    promises = [pairs[index % 3][0].request(Ping(index), expect=Pong) for index in range(30)]
+    assert [reply.value for reply in gather(promises)] == list(range(30))
+    assert [reply.value for reply in gather(iter(promises[::-1]))] == list(range(29, -1, -1))
+    assert gather([]) == [] and gather([promises[0], promises[0]]) == [Pong(0), Pong(0)]
+
+
+def test_gather_raises_the_first_error_in_order_when_all_have_settled(raw: RawPeer) -> None:
+    promises = [raw.session.request(Ping(index)) for index in range(4)]
+    raw.write(
+        reply_bytes(promises[3].id, ErrorMessage("three")), reply_bytes(promises[0].id, Pong()),
+        reply_bytes(promises[1].id, ErrorMessage("one")),
+    )  # fmt: skip
+    last: List[bool] = []
+
+    @raw.session.on_message
+    def later(note: Note) -> None:
+        last.append(True)
+        raw.write(reply_bytes(promises[2].id, Pong()))
+
+    raw.write(framed(Note()))
+    with pytest.raises(RemoteError, match="^one"):
+        gather(promises)
+    assert last and all(promise.done for promise in promises)
+    assert promises[0].wait() == Pong()
+
+
+def test_gather_gives_up_in_time_and_leaves_the_rest_pending(raw: RawPeer) -> None:
+    promises = [raw.session.request(Ping(index)) for index in range(3)]
+    raw.write(reply_bytes(promises[1].id, Pong()))
+    with CpuMeter() as meter, pytest.raises(TimeoutError, match="2 of 3") as caught:
+        gather(promises, 0.1)
+    assert type(caught.value) is TimeoutError and 0.1 <= meter.real < 5 and meter.cpu < 0.05
+    assert [promise.done for promise in promises] == [False, True, False]
+    for promise in promises:
+        raw.write(reply_bytes(promise.id, Pong(1)))
+    assert len(gather(promises, 20)) == 3
+
+
+def test_gather_keeps_each_requests_deadline(raw: RawPeer) -> None:
+    short = raw.session.request(Ping(), timeout=0.05)
+    long = raw.session.request(Ping(), expect=Pong)
+    both: List[ResponsePromise[Any]] = [long, short]
+    raw.write(reply_bytes(long.id, Pong("there")))
+    with pytest.raises(RequestTimeoutError):
+        gather(both)
+    assert long.wait().value == "there"
+
+
+def test_gather_when_a_session_ends(peer: IpcPeer) -> None:
+    with RawPeer(peer) as one, RawPeer(peer) as two:
+        promises = [one.session.request(Ping(), timeout=None), two.session.request(Ping(), timeout=None)]
+        one.sock.close()
+        two.write(reply_bytes(promises[1].id, Pong()))
+        with pytest.raises(StreamClosedError):
+            gather(promises)
+        assert promises[1].wait() == Pong()
+
+
+@pytest.mark.parametrize("bad", [[1], [None], ["x"]])
+def test_gather_takes_promises_only(bad: Any) -> None:
+    with pytest.raises(TypeError):
+        gather(bad)
+    with pytest.raises(TypeError):
+        as_completed(bad)
+
+
+def test_gather_inside_a_handler(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+    a.on_request(lambda ping: Pong(ping.value))
+
+    @b.on_request
+    def collect(ping: Ping) -> Pong:
+        return Pong([reply.value for reply in gather(b.request(Ping(index), expect=Pong) for index in range(5))])
+
+    assert a.request(Ping(), expect=Pong).wait().value == [0, 1, 2, 3, 4]
+
+
+# -- as_completed
+
+
+def test_as_completed_yields_in_the_order_of_settling(raw: RawPeer) -> None:
+    promises = [raw.session.request(Ping(index), expect=Pong) for index in range(6)]
+    early = raw.session.request(Ping(), expect=Pong)
+    raw.write(reply_bytes(early.id, Pong("early")))
+    early.wait()
+    order = [4, 1, 5, 0, 3, 2]
+    raw.write(*(reply_bytes(promises[index].id, Pong(index)) for index in order))
+    got = [promise.wait(0).value for promise in as_completed([*promises, early, early])]
+    assert got == ["early", *order]
+
+
+def test_as_completed_yields_errors_and_timeouts_as_well(raw: RawPeer) -> None:
+    promises: Dict[str, ResponsePromise[Any]] = {
+        "late": raw.session.request(Ping(), timeout=0.05),
+        "remote": raw.session.request(Ping()),
+        "good": raw.session.request(Ping()),
+        "cancelled": raw.session.request(Ping()),
+    }
+    raw.session.on_message(lambda note: promises["cancelled"].cancel())
+    raw.write(
+        reply_bytes(promises["remote"].id, ErrorMessage("no")), framed(Note()),
+        reply_bytes(promises["good"].id, Pong()),
+    )  # fmt: skip
+    names = {promise.id: name for name, promise in promises.items()}
+    assert [names[promise.id] for promise in as_completed(promises.values())] == ["remote", "cancelled", "good", "late"]
+    assert no_pending(raw.session)
+
+
+def test_as_completed_gives_up_in_time(raw: RawPeer) -> None:
+    promises = [raw.session.request(Ping(index)) for index in range(3)]
+    raw.write(reply_bytes(promises[1].id, Pong()))
+    got = []
+    with CpuMeter() as meter, pytest.raises(TimeoutError, match="2 of 3"):
+        for promise in as_completed(promises, 0.1):
+            got.append(promise)
+    assert got == [promises[1]] and 0.1 <= meter.real < 5 and meter.cpu < 0.05
+    assert [promise.done for promise in promises] == [False, True, False]
+
+
+def test_as_completed_that_is_left_early_leaves_nothing(raw: RawPeer) -> None:
+    promises = [raw.session.request(Ping(index)) for index in range(3)]
+    raw.write(reply_bytes(promises[0].id, Pong()))
+    for promise in as_completed(promises):
+        break
+    iterator = as_completed(promises)  # never begun
+    del iterator, promises, promise
+    gc.collect()
+    assert no_pending(raw.session)
+
+
+def test_requests_made_while_iterating(peer: IpcPeer) -> None:
+    a, _ = echo_pair(peer)
+    values = []
+    for promise in as_completed([a.request(Ping(index), expect=Pong) for index in range(5)]):
+        value = promise.wait().value
+        values.append(a.request(Ping(value * 10), expect=Pong).wait().value)
+    assert sorted(values) == [0, 10, 20, 30, 40]
+
+
+# -- over several peers
+
+
+def test_gather_and_as_completed_over_several_peers() -> None:
+    with IpcPeer(timeout=20) as one, IpcPeer(timeout=20) as two, IpcPeer(timeout=20) as three:
+        sessions = [echo_pair(peer)[0] for peer in (one, two, three)]
+        promises = [sessions[index % 3].request(Ping(index), expect=Pong) for index in range(30)]
+        assert [reply.value for reply in gather(promises)] == list(range(30))
+        promises = [sessions[index % 3].request(Ping(index), expect=Pong) for index in range(30)]
+        assert sorted(promise.wait(0).value for promise in as_completed(promises)) == list(range(30))
+
+
+def test_gather_over_peers_that_need_each_other() -> None:
+    # Each answers only while the other is driven as well.
+    with IpcPeer(timeout=20) as one, IpcPeer(timeout=20) as two:
+        a, b = socket_peers(one, two)
+        for session in (a, b):
+            session.on_request(lambda ping: Pong(ping.value))
+        first = [a.request(Ping(b"x" * 500000), expect=Pong), b.request(Ping(b"y" * 500000), expect=Pong)]
+        assert [len(reply.value) for reply in gather(first, 20)] == [500000] * 2
+
+
+def test_gather_over_several_peers_waits_without_spinning_and_in_time() -> None:
+    with IpcPeer(timeout=20) as one, IpcPeer(timeout=20) as two:
+        with RawPeer(one) as first, RawPeer(two) as second:
+            promises = [first.session.request(Ping()), second.session.request(Ping())]
+            second.write(reply_bytes(promises[1].id, Pong()))
+            with CpuMeter() as meter, pytest.raises(TimeoutError, match="1 of 2"):
+                gather(promises, 0.3)
+            assert 0.3 <= meter.real < 5 and meter.cpu < 0.1
+            short = second.session.request(Ping(), timeout=0.1)
+            assert [p for p in as_completed([short, promises[1]])] == [promises[1], short]
+            with pytest.raises(RequestTimeoutError):
+                short.wait()
+
+
+def test_gather_over_several_peers_when_one_is_closed() -> None:
+    with IpcPeer(timeout=20) as one, IpcPeer(timeout=20) as two:
+        with RawPeer(one) as first, RawPeer(two) as second:
+            promises = [first.session.request(Ping(index)) for index in range(2)]
+            lost = second.session.request(Ping())
+
+            @first.session.on_message
+            def close(note: Note) -> None:
+                two.close()
+                first.write(reply_bytes(promises[1].id, Pong(1)))
+
+            first.write(reply_bytes(promises[0].id, Pong(0)), framed(Note()))
+            order = []
+            for promise in as_completed([*promises, lost], 10):
+                order.append(promise)
+            assert order == [promises[0], lost, promises[1]]
+            with pytest.raises(StreamClosedError):
+                lost.wait()
+
+
+def test_gather_over_two_children_of_two_peers() -> None:
+    with IpcPeer(timeout=20) as one, IpcPeer(timeout=20) as two:
+        sessions = [peer.create_command_session(child("echo")) for peer in (one, two)]
+        promises = [session.request(Ping(index), expect=Pong) for session in sessions for index in range(20)]
+        assert [reply.value for reply in gather(promises)] == list(range(20)) * 2
+
+
+# -- errors in the middle, and types
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one peer", "two peers"])
+def test_as_completed_goes_on_behind_the_error_of_a_handler(several: bool) -> None:
+    with IpcPeer(timeout=20) as one, IpcPeer(timeout=20) as two:
+        with RawPeer(one) as first, RawPeer(two if several else one) as second:
+            promises = [first.session.request(Ping(index)) for index in range(3)]
+            promises.append(second.session.request(Ping(3)))
+
+            @first.session.on_message
+            def fail(note: Note) -> None:
+                raise LookupError(note.text)
+
+            first.write(
+                reply_bytes(promises[1].id, Pong()), framed(Note("a")), reply_bytes(promises[0].id, Pong()),
+                framed(Note("b")),
+            )  # fmt: skip
+            iterator = as_completed(promises, 20)
+            got: List[Any] = []
+            for _ in range(4):
+                try:
+                    got.append(next(iterator))
+                except LookupError as exc:
+                    got.append(str(exc))
+            if not several:
+                assert got == [promises[1], "a", promises[0], "b"]
+            assert [item for item in got if isinstance(item, str)] == ["a", "b"]
+            assert [item for item in got if not isinstance(item, str)] == [promises[1], promises[0]]
+            first.write(reply_bytes(promises[2].id, Pong()))
+            assert next(iterator) is promises[2]
+            second.write(reply_bytes(promises[3].id, Pong()))
+            assert list(iterator) == [promises[3]]
+            with pytest.raises(StopIteration):
+                next(iterator)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="needs mypy")
+def test_gather_of_replies_of_several_classes_type_checks(tmp_path: pathlib.Path) -> None:
+    checked = tmp_path / "checked.py"
+    checked.write_text(
+        """
+from typing import List
+
+from stream_ipc import Message, ResponsePromise, Session, as_completed, gather
+
+
+class A(Message):
+    pass
+
+
+class B(Message):
+    pass
+
+
+def use(session: Session) -> List[Message]:
+    same: List[A] = gather([session.request(A(), expect=A), session.request(B(), expect=A)])
+    base: ResponsePromise[Message] = session.request(A(), expect=B)
+    for promise in as_completed([session.request(A(), expect=A), session.request(B(), expect=B), base]):
+        promise.wait()
+    mixed = gather([session.request(A(), expect=A), session.request(B(), expect=B)])
+    return [*mixed, *same]
+"""
+    )
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--config-file=",
+         f"--cache-dir={tmp_path / 'cache'}", str(checked)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+        env=dict(os.environ, MYPYPATH=root),
+        cwd=str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,268 @@
+"""The library's structure: layers, public names, docstrings, and what it never does."""
+
+import ast
+import importlib.util
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import stream_ipc
+
+PACKAGE = Path(stream_ipc.__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
+
+# From the bottom up: a module imports from its own layer and from those before it, and never in a circle.
+LAYERS = [
+    ["errors", "log"],
+    ["registry", "messages", "ids"],
+    ["serializers"],
+    ["wire"],
+    ["transports"],
+    ["handlers", "poller", "promise"],
+    ["session"],
+    ["listener"],
+    ["peer"],
+    [""],  # stream_ipc itself
+]
+
+# What is below transports/ turns values into other values. ids is not: it asks for the process id and the time.
+PURE = ["errors", "registry", "messages", "serializers", "wire"]
+IMPURE = {"os", "socket", "select", "selectors", "subprocess", "time", "threading", "_thread", "signal", "fcntl", "asyncio"}
+
+PUBLIC = [
+    "ErrorMessage",
+    "FrameTooLargeError",
+    "InvalidStreamError",
+    "IpcError",
+    "IpcPeer",
+    "JsonMessageSerializer",
+    "Listener",
+    "LogMessage",
+    "Message",
+    "MessageSerializer",
+    "MessageTransport",
+    "PhpMessageSerializer",
+    "PickleMessageSerializer",
+    "PidCounterRequestIdGenerator",
+    "PidHrtimeRequestIdGenerator",
+    "RemoteError",
+    "RequestEnvelope",
+    "RequestIdGenerator",
+    "RequestTimeoutError",
+    "ResponseEnvelope",
+    "ResponsePromise",
+    "SerializationError",
+    "Session",
+    "StreamClosedError",
+    "StreamTransport",
+    "UnexpectedReplyError",
+    "as_completed",
+    "gather",
+    "register_type",
+]
+
+
+def module_name(path):
+    """``wire/codec.py`` -> ``wire.codec``; the package itself is the empty name."""
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    if parts[-1] == "__init__":
+        parts.pop()
+    return ".".join(parts)
+
+
+SOURCES = {module_name(path): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
+PACKAGES = {module_name(path) for path in PACKAGE.rglob("__init__.py")}
+
+
+def layer(module):
+    top = module.split(".")[0]
+    for index, names in enumerate(LAYERS):
+        if top in names:
+            return index
+    raise AssertionError(f"stream_ipc.{module} belongs to no layer")
+
+
+def in_folders(module, folders):
+    return module.split(".")[0] in folders
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(node):
+    """The import statements that run, also those inside functions."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.Import, ast.ImportFrom)):
+            yield child
+        elif is_type_checking(child):
+            for other in child.orelse:
+                yield from imports(other)
+        else:
+            yield from imports(child)
+
+
+def imported_modules(module):
+    """Full names of what a module imports: ``os``, ``stream_ipc.wire.codec``."""
+    for node in imports(TREES[module]):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name
+            continue
+        base = node.module or ""
+        if node.level:
+            package = ["stream_ipc", *module.split(".")] if module else ["stream_ipc"]
+            up = node.level - 1 if module in PACKAGES else node.level
+            package = package[: len(package) - up]
+            base = ".".join([*package, *filter(None, [node.module])])
+        if base == "stream_ipc" or base.startswith("stream_ipc."):
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield full if full[len("stream_ipc.") :] in SOURCES else base
+        else:
+            yield base
+
+
+def own_imports(module):
+    for name in imported_modules(module):
+        if name == "stream_ipc" or name.startswith("stream_ipc."):
+            yield name[len("stream_ipc.") :]
+
+
+def test_the_reader_of_imports_sees_them():
+    assert {"errors", "messages", "session", "transports.stream", "wire.codec"} <= set(own_imports("peer"))
+    assert "transports.stdio" in own_imports("peer")  # inside a method
+    assert "session" not in own_imports("errors")  # for type checkers only
+    assert {"os", "select"} <= set(imported_modules("peer"))
+    assert "wire.framing" in own_imports("wire.codec")
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_imports_point_down(module):
+    for other in own_imports(module):
+        assert layer(other) <= layer(module), f"stream_ipc.{module} imports stream_ipc.{other}, which stands above it"
+        assert other or not module, f"stream_ipc.{module} imports from stream_ipc itself"
+
+
+def test_imports_make_no_circle():
+    done, path = set(), []
+
+    def visit(module):
+        assert module not in path, " -> ".join([*path, module])
+        if module not in done:
+            path.append(module)
+            for other in own_imports(module):
+                visit(other)
+            done.add(path.pop())
+
+    for module in SOURCES:
+        visit(module)
+
+
+@pytest.mark.parametrize("module", sorted(name for name in SOURCES if in_folders(name, PURE)))
+def test_pure_modules_do_no_io(module):
+    found = {name.split(".")[0] for name in imported_modules(module)} & IMPURE
+    assert not found, f"stream_ipc.{module} is below transports/ and imports {sorted(found)}"
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_module_says_what_it_is(module):
+    assert (ast.get_docstring(TREES[module]) or "").strip()
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_nothing_prints_or_reads_the_wall_clock(module):
+    for node in ast.walk(TREES[module]):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        if isinstance(function, ast.Name):
+            assert function.id not in ("print", "input"), f"line {node.lineno}"
+        elif isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+            called = (function.value.id, function.attr)
+            # It jumps when somebody sets the clock.
+            assert called not in {("time", "time"), ("time", "time_ns"), ("datetime", "now")}, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_nothing_outside_the_standard_library_is_needed(module):
+    for name in imported_modules(module):
+        top = name.split(".")[0]
+        if top != "stream_ipc" and top not in sys.builtin_module_names:
+            origin = importlib.util.find_spec(top).origin
+            assert "site-packages" not in (origin or ""), name
+
+
+def test_public_names():
+    assert set(PUBLIC) <= set(stream_ipc.__all__)
+    assert sorted(stream_ipc.__all__) == list(stream_ipc.__all__)
+    assert len(set(stream_ipc.__all__)) == len(stream_ipc.__all__)
+
+
+def test_star_import():
+    names = {}
+    exec("from stream_ipc import *", names)
+    assert set(stream_ipc.__all__) <= set(names)
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="Nonsense"):
+        stream_ipc.Nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("name", sorted({*PUBLIC, *stream_ipc.__all__}))
+def test_public_name_has_a_docstring(name):
+    value = getattr(stream_ipc, name)
+    doc = value.__dict__.get("__doc__") if isinstance(value, type) else value.__doc__
+    assert doc
+    # What @dataclass writes if there is none.
+    assert not doc.startswith(f"{name}(")
+    if not isinstance(value, type):
+        return
+    for member, attribute in vars(value).items():
+        if member.startswith("_") or not (inspect.isfunction(attribute) or isinstance(attribute, property)):
+            continue
+        inherited = any(member in vars(base) for base in value.__mro__[1:])  # then the base says what it is
+        assert inherited or attribute.__doc__, f"{name}.{member}"
+
+
+def test_version():
+    assert [part.isdigit() for part in stream_ipc.__version__.split(".")] == [True, True, True]
+    # setuptools reads it without importing the package, for which it must be a literal.
+    assigned = [node for node in TREES[""].body if isinstance(node, ast.Assign) and node.targets[0].id == "__version__"]
+    assert [ast.literal_eval(node.value) for node in assigned] == [stream_ipc.__version__]
+
+
+def test_package_is_typed():
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_import_is_silent_and_imports_no_more_than_it_needs():
+    code = "import sys, stream_ipc; print([n for n in ('asyncio', 'pickle', 'subprocess') if n in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-S", "-W", "error", "-c", code],
+        cwd=str(PACKAGE.parent),
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=50,
+    )
+    assert done.stdout == b"[]\n"
+    assert done.returncode == 0
+
+
+def test_top_level_holds_nothing_else():
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("this is no checkout, or git is not installed")
+    done = subprocess.run(["git", "ls-files"], cwd=str(ROOT), capture_output=True, text=True, timeout=50)
+    if done.returncode:
+        pytest.skip(f"git cannot read the checkout: {done.stderr}")
+    top = {name.split("/")[0] for name in done.stdout.splitlines()}
+    allowed = {"setup.cfg", "setup.py", "README.rst", "LICENSE", "stream_ipc", "tests", "examples"}
+    assert {name for name in top if not name.startswith(".")} <= allowed

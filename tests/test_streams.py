@@ -1,0 +1,993 @@
+"""One suite for every kind of stream, and what each of them does when it breaks."""
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import pathlib
+import pty
+import random
+import resource
+import socket
+import struct
+import subprocess
+import threading
+import time
+import tracemalloc
+import tty
+from typing import Any, Callable, Iterator, List, Tuple
+
+import pytest
+
+from stream_ipc import (
+    InvalidStreamError,
+    IpcPeer,
+    Message,
+    PickleMessageSerializer,
+    RequestEnvelope,
+    RequestTimeoutError,
+    ResponseEnvelope,
+    Session,
+    StreamClosedError,
+)
+from stream_ipc.wire.framing import frame_header
+
+from .messages import Note, Ping, Pong
+from .os_helpers import (
+    PATIENCE,
+    await_death,
+    collect,
+    cpu_seconds,
+    ended,
+    kill,
+    listing,
+    program,
+    read_exactly,
+    role,
+    script,
+    tick_until,
+    wait_readable,
+    write_all,
+)
+
+PIPE = subprocess.PIPE
+
+# Both ways; the regular file, which only gives, has its own tests below and takes part where one way is enough.
+KINDS = ["pipe", "pipe objects", "socketpair", "socket fds", "fifo", "tty", "tcp"]
+
+
+@pytest.fixture
+def peer() -> Iterator[IpcPeer]:
+    with IpcPeer() as peer:
+        yield peer
+
+
+class Link:
+    """Two connected ends, each a pair (write, read) of what a session may be given."""
+
+    def __init__(self, kind: str, folder: pathlib.Path) -> None:
+        self.kind = kind
+        self.a: Tuple[Any, Any]
+        self.b: Tuple[Any, Any]
+        if kind.startswith("pipe"):
+            (read_b, write_a), (read_a, write_b) = os.pipe(), os.pipe()
+            self.a, self.b = (write_a, read_a), (write_b, read_b)
+            if kind == "pipe objects":
+                self.a = (os.fdopen(write_a, "wb"), os.fdopen(read_a, "rb"))
+                self.b = (os.fdopen(write_b, "wb", 0), os.fdopen(read_b, "rb", 0))
+        elif kind == "fifo":
+            fds = []
+            for name in "xy":
+                os.mkfifo(folder / name)
+                read = os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK)
+                fds += [read, os.open(folder / name, os.O_WRONLY)]
+                os.set_blocking(read, True)
+            self.a, self.b = (fds[1], fds[2]), (fds[3], fds[0])
+        elif kind == "tty":
+            master, slave = pty.openpty()
+            tty.setraw(slave)
+            self.a, self.b = (master, master), (slave, slave)
+        else:
+            if kind == "tcp":
+                with socket.create_server(("127.0.0.1", 0)) as server:
+                    a = socket.create_connection(server.getsockname())
+                    b = server.accept()[0]
+            else:
+                a, b = socket.socketpair()
+            if kind == "socket fds":
+                self.a, self.b = (a.detach(),) * 2, (b.detach(),) * 2
+            else:
+                self.a, self.b = (a, a), (b, b)
+
+    @property
+    def raw(self) -> Tuple[int, int]:
+        """The second end as descriptors."""
+        return tuple(s if isinstance(s, int) else s.fileno() for s in self.b)  # type: ignore[return-value]
+
+    def close_b(self) -> None:
+        close_all(self.b)
+
+
+def close_all(streams: Any) -> None:
+    for stream in {id(s): s for s in streams}.values():
+        if isinstance(stream, int):
+            os.close(stream)
+        else:
+            stream.close()
+
+
+@pytest.fixture(params=KINDS)
+def link(request: Any, tmp_path: pathlib.Path) -> Link:
+    return Link(request.param, tmp_path)
+
+
+def frame_of(message: Message) -> bytes:
+    payload = PickleMessageSerializer().serialize(message)
+    return frame_header(len(payload)) + payload
+
+
+def is_open(stream: Any) -> bool:
+    try:
+        os.fstat(stream if isinstance(stream, int) else stream.fileno())
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+# -- one suite for all kinds
+
+
+def test_a_conversation(peer: IpcPeer, link: Link) -> None:
+    a, b = peer.create_stream_session(*link.a), peer.create_stream_session(*link.b)
+    for session in (a, b):
+        session.on_request(lambda ping: Pong(ping.value))
+    got = collect(a, Note), collect(b, Note)
+    randomness = random.Random(5)
+    sizes = [0, 1, 4000, 4096, 65_535, 65_536, 300_000] + [randomness.randrange(20_000) for _ in range(40)]
+    sent = [Note(str(index), randomness.getrandbits(8 * size + 1)) for index, size in enumerate(sizes)]
+    for note in sent:
+        a.notify(note)
+        b.notify(note)
+    assert a.request(Ping(b"\xf3\x4a\x9d\xe2" * 3000), expect=Pong).wait().value == b"\xf3\x4a\x9d\xe2" * 3000
+    assert b.request(Ping("x"), expect=Pong).wait().value == "x"
+    assert got[0] == sent and got[1] == sent
+    a.close()
+    assert not any(map(is_open, link.a))
+    tick_until(lambda: not b.is_open, peer)
+    assert not any(map(is_open, link.b))
+
+
+def test_both_sides_send_before_anybody_ticks(peer: IpcPeer, link: Link) -> None:
+    a, b = peer.create_stream_session(*link.a), peer.create_stream_session(*link.b)
+    got = collect(a, Note), collect(b, Note)
+    count = 40 if link.kind == "tty" else 100
+    for index in range(count):
+        a.notify(Note(str(index), bytes(50_000)))
+        b.notify(Note(str(index), bytes(50_000)))
+    assert got == ([], [])  # sending runs no handlers
+    tick_until(lambda: len(got[0]) == len(got[1]) == count, peer)
+    for notes in got:
+        assert [note.text for note in notes] == [str(index) for index in range(count)]
+
+
+def test_short_writes_and_slow_reads(peer: IpcPeer, link: Link) -> None:
+    make_tiny(*link.a, *link.b)
+    session = peer.create_stream_session(*link.a)
+    _, read = link.raw
+    notes = [Note("large", b"\xf3" * 1_000_000), Note("small"), Note("last", b"\x9d" * 70_000)]
+    for note in notes:
+        session.notify(note)
+    expected = b"".join(map(frame_of, notes))
+    assert session.queued_bytes > 700_000
+    received = bytearray()
+    limit = time.monotonic() + PATIENCE
+    while len(received) < len(expected):
+        assert time.monotonic() < limit
+        peer.tick(0)
+        if wait_readable(read, 0):
+            received += os.read(read, 997 if len(received) < 200_000 else 20_000)
+    assert received == expected
+    assert session.queued_bytes == 0
+    link.close_b()
+
+
+def make_tiny(*streams: Any) -> None:
+    """As small a buffer as the system allows, so that writes are cut anywhere."""
+    for stream in streams:
+        if isinstance(stream, socket.socket):
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+            if stream.family == socket.AF_UNIX:  # TCP with a tiny window moves a segment every 200 ms
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        else:
+            try:
+                fcntl.fcntl(stream, 1031, 4096)  # F_SETPIPE_SZ
+            except OSError:
+                pass
+
+
+def test_a_trickle_of_single_bytes(peer: IpcPeer, link: Link) -> None:
+    session = peer.create_stream_session(*link.a)
+    notes = collect(session, Note)
+    write, _ = link.raw
+    for byte in frame_of(Note("one")) + frame_of(Note("two")):
+        os.write(write, bytes([byte]))
+        peer.tick(0)
+    tick_until(lambda: len(notes) == 2, peer)
+    assert notes == [Note("one"), Note("two")]
+    link.close_b()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "file"])
+def test_the_end_at_each_byte_of_a_frame(peer: IpcPeer, tmp_path: pathlib.Path, kind: str) -> None:
+    whole = frame_of(Note("n"))
+    data = whole + whole
+    for cut in range(len(data) + 1):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        if kind == "file":
+            (folder / "file").write_bytes(data[:cut])
+            nothing, file = os.open(os.devnull, os.O_WRONLY), os.open(folder / "file", os.O_RDONLY)
+            session = peer.create_stream_session(nothing, file)
+        else:
+            link = Link(kind, folder)
+            session = peer.create_stream_session(*link.a)
+            write_all(link.raw[0], data[:cut])
+            link.close_b()
+        notes, closed = collect(session, Note), ended(session)
+        errors: List[Any] = []
+        session.on_exception(errors.append)
+        tick_until(lambda closed=closed: closed, peer)
+        assert notes == [Note("n")] * (cut // len(whole)), f"cut at {cut}"
+        assert errors == []
+        with pytest.raises(StreamClosedError) as caught:
+            session.notify(Note())
+        inside = cut % len(whole)
+        if inside >= 8:
+            assert f"{inside - 8} of {len(whole) - 8} bytes" in str(caught.value), f"cut at {cut}"
+        elif inside >= 4:
+            assert "header" in str(caught.value)
+        else:
+            assert "middle" not in str(caught.value)
+
+
+def test_what_had_arrived_before_the_end_is_dispatched_first(peer: IpcPeer, link: Link) -> None:
+    session = peer.create_stream_session(*link.a)
+    promises = [session.request(Ping(index), timeout=None) for index in range(2)]
+    order: List[Any] = []
+    session.on_message(lambda note: order.append(note.text))
+    session.on_close(lambda session: order.append("closed"))
+    reply = ResponseEnvelope(promises[0].id, Pong("reply"))
+    write_all(link.raw[0], b"".join(map(frame_of, [Note("1"), Note("2"), reply, Note("3")])))
+    read_exactly(link.raw[1], 50)  # or a socket would be reset, and forget them
+    drain(link.raw[1])
+    link.close_b()
+    with pytest.raises(StreamClosedError):
+        promises[1].wait(PATIENCE)
+    assert order == ["1", "2", "3", "closed"]
+    assert promises[0].wait(0) == Pong("reply")
+    assert peer.sessions == ()
+
+
+def drain(fd: int) -> None:
+    os.set_blocking(fd, False)
+    try:
+        while os.read(fd, 65536):
+            pass
+    except BlockingIOError:
+        pass
+
+
+def test_sending_to_a_closed_end(peer: IpcPeer, link: Link) -> None:
+    session = peer.create_stream_session(*link.a)
+    order: List[Any] = []
+    session.on_message(lambda note: order.append(note.text))
+    session.on_close(lambda session: order.append("closed"))
+    session.on_exception(lambda error: order.append(error))
+    write_all(link.raw[0], frame_of(Note("last words")))
+    link.close_b()
+    with pytest.raises(StreamClosedError):
+        for _ in range(50):  # the first may still find room in the connection
+            session.request(Ping(bytes(100_000)), timeout=5).wait()
+    tick_until(lambda: order[-1:] == ["closed"], peer)
+    assert order == ["last words", "closed"]
+    for _ in range(2):
+        with pytest.raises(StreamClosedError):
+            session.notify(Note())
+
+
+def test_nobody_spins_after_the_end(peer: IpcPeer, link: Link) -> None:
+    session = peer.create_stream_session(*link.a)
+    other = peer.create_session_pair()
+    link.close_b()
+    tick_until(lambda: not session.is_open, peer)
+    assert cpu_seconds(lambda: peer.tick(0.2)) < 0.05
+    assert other[0].is_open
+
+
+def test_nobody_spins_while_idle_or_while_the_other_side_does_not_read(peer: IpcPeer, link: Link) -> None:
+    session = peer.create_stream_session(*link.a)
+    assert cpu_seconds(lambda: peer.tick(0.2)) < 0.05
+    session.notify(Note("more than it holds", bytes(800_000)))
+    if link.kind == "tcp":
+        while session.queued_bytes and peer.tick(0.05):
+            pass
+    assert cpu_of_timeout(session.request(Ping(), timeout=0.2).wait) < 0.05
+    peer.remove_session(session)
+    close_all(link.a)
+    link.close_b()
+
+
+def cpu_of_timeout(function: Callable[..., Any], *args: Any) -> float:
+    def call() -> None:
+        with pytest.raises(RequestTimeoutError):
+            function(*args)
+
+    return cpu_seconds(call)
+
+
+def test_a_removed_session_leaves_its_streams_as_they_were(peer: IpcPeer, link: Link) -> None:
+    ends = [end for end in (*link.a, *link.b)]
+    if link.kind in ("socketpair", "tcp"):
+        link.a[0].settimeout(7.5)
+    before = [(flags(end), timeout_of(end)) for end in ends]
+    a, b = peer.create_stream_session(*link.a), peer.create_stream_session(*link.b)
+    b.on_request(lambda ping: Pong(ping.value))
+    assert a.request(Ping(1), expect=Pong).wait().value == 1
+    pending = a.request(Ping(2))
+    peer.remove_session(a)
+    with pytest.raises(StreamClosedError, match="removed"):
+        pending.wait()
+    peer.tick(0)
+    peer.remove_session(b)
+    assert peer.sessions == ()
+    assert [(flags(end), timeout_of(end)) for end in ends] == before
+    drain(link.raw[1])
+    for end, blocking in zip(ends, before):
+        if not isinstance(end, int) or blocking:
+            os.set_blocking(end if isinstance(end, int) else end.fileno(), not blocking[0] & os.O_NONBLOCK)
+    # And they can be used again.
+    drain_end(link.a[1])
+    again, other = peer.create_stream_session(*link.a), peer.create_stream_session(*link.b)
+    other.on_request(lambda ping: Pong(ping.value))
+    assert again.request(Ping(3), expect=Pong).wait().value == 3
+
+
+def drain_end(stream: Any) -> None:
+    fd = stream if isinstance(stream, int) else stream.fileno()
+    blocking = os.get_blocking(fd)
+    drain(fd)
+    os.set_blocking(fd, blocking)
+
+
+def flags(stream: Any) -> int:
+    return fcntl.fcntl(stream, fcntl.F_GETFL)
+
+
+def timeout_of(stream: Any) -> Any:
+    return stream.gettimeout() if isinstance(stream, socket.socket) else None
+
+
+def test_a_stream_that_its_owner_closed_is_an_error_and_no_hang(peer: IpcPeer, link: Link) -> None:
+    session = peer.create_stream_session(*link.a)
+    good, other = peer.create_session_pair()
+    other.on_request(lambda ping: Pong(ping.value))
+    errors: List[Any] = []
+    session.on_exception(lambda error, session: errors.append((error, session)))
+    closed, promise = ended(session), session.request(Ping(), timeout=None)
+    close_all(link.a)
+    with pytest.raises(StreamClosedError):
+        promise.wait(10)
+    assert closed == [session]
+    [(error, told)] = errors
+    assert isinstance(error, InvalidStreamError) and isinstance(error, ValueError)
+    assert error.session is session and told is session
+    assert good.request(Ping(4), expect=Pong).wait().value == 4
+    link.close_b()
+
+
+def test_a_number_that_was_reused_is_left_alone(peer: IpcPeer, link: Link) -> None:
+    session = peer.create_stream_session(*link.a)
+    numbers = sorted({end if isinstance(end, int) else end.fileno() for end in link.a})
+    errors: List[Any] = []
+    session.on_exception(errors.append)
+    close_all(link.a)
+    # Other files get the numbers before anybody has noticed.
+    pipes = [os.pipe() for _ in numbers]
+    for (read, _), number in zip(pipes, numbers):
+        if read != number and number not in sum(pipes, ()):
+            os.dup2(read, number)
+    before = [os.fstat(number) for number in numbers]
+    tick_until(lambda: not session.is_open, peer)
+    assert [type(error) for error in errors] == [InvalidStreamError]
+    assert [os.fstat(number).st_ino for number in numbers] == [status.st_ino for status in before]
+    for fd in {fd for pair in pipes for fd in pair} | set(numbers):
+        os.close(fd)
+    link.close_b()
+
+
+def test_a_number_that_another_session_got_is_his(peer: IpcPeer) -> None:
+    for _ in range(3):
+        a, b = socket.socketpair()
+        number = a.fileno()
+        first = peer.create_stream_session(number, number)
+        errors: List[Any] = []
+        first.on_exception(errors.append)
+        a.close()
+        b.close()
+        c, d = socket.socketpair()
+        assert number in (c.fileno(), d.fileno())
+        second, third = peer.create_socket_session(c), peer.create_socket_session(d)
+        third.on_request(lambda ping: Pong(ping.value))
+        second.on_request(lambda ping: Pong(ping.value))
+        assert second.request(Ping(1), expect=Pong).wait().value == 1
+        tick_until(lambda first=first: not first.is_open, peer)
+        assert third.request(Ping(2), expect=Pong).wait().value == 2
+        assert [type(error) for error in errors] == [InvalidStreamError]
+        second.close()
+        third.close()
+
+
+def test_descriptors_above_1024(peer: IpcPeer, link: Link) -> None:
+    with many_descriptors(2200):
+        a = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 2000) for end in link.a]
+        b = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 2000) for end in link.b]
+        assert min(a + b) >= 2000
+        first, second = peer.create_stream_session(*a), peer.create_stream_session(*b)
+        second.on_request(lambda ping: Pong(ping.value))
+        for tick in (peer.tick, first.tick, second.tick):
+            promise = first.request(Ping(bytes(200_000)), expect=Pong)
+            tick(0)
+            assert promise.wait().value == bytes(200_000)
+        first.close()
+        second.close()
+    close_all(link.a)
+    link.close_b()
+
+
+class many_descriptors:
+    """Allows that many, or skips the test."""
+
+    def __init__(self, count: int) -> None:
+        self.limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        soft, hard = self.limits
+        if hard != resource.RLIM_INFINITY and hard < count:
+            pytest.skip(f"only {hard} descriptors are allowed here")
+        if soft < count:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc_info: object) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
+
+
+# -- regular files and the null device
+
+
+def test_a_regular_file_is_read_to_its_end_and_closed(peer: IpcPeer, tmp_path: pathlib.Path) -> None:
+    notes = [Note(str(index), bytes(index * 1000)) for index in range(100)]
+    (tmp_path / "in").write_bytes(b"junk" + b"".join(map(frame_of, notes)))
+    session = peer.create_stream_session(open(tmp_path / "out", "wb"), open(tmp_path / "in", "rb", 0))  # noqa: SIM115
+    got, closed = collect(session, Note), ended(session)
+    session.notify(Note("written"))
+    tick_until(lambda: closed, peer)
+    assert got == notes
+    assert (tmp_path / "out").read_bytes() == frame_of(Note("written"))
+
+
+def test_the_null_device_is_at_its_end(peer: IpcPeer) -> None:
+    session = peer.create_stream_session(os.open(os.devnull, os.O_WRONLY), os.open(os.devnull, os.O_RDONLY))
+    closed = ended(session)
+    session.notify(Note("lost"))
+    tick_until(lambda: closed, peer)
+
+
+# -- two inputs
+
+
+def two_inputs(peer: IpcPeer) -> Tuple[Session, int, int, int]:
+    out, write = os.pipe()
+    (read, first), (read2, second) = os.pipe(), os.pipe()
+    return peer.create_stream_session(write, read, read2), first, second, out
+
+
+def test_a_second_input_is_framed_too_and_both_have_to_end(peer: IpcPeer) -> None:
+    session, first, second, out = two_inputs(peer)
+    notes, closed = collect(session, Note), ended(session)
+    os.write(first, frame_of(Note("first"))[:20])
+    os.write(second, frame_of(Note("second")))
+    os.write(first, frame_of(Note("first"))[20:])
+    tick_until(lambda: len(notes) == 2, peer)
+    assert {note.text for note in notes} == {"first", "second"}
+    os.close(first)
+    peer.tick(0)
+    assert cpu_seconds(lambda: peer.tick(0.2)) < 0.05  # the one that has ended makes nobody spin
+    assert session.is_open
+    os.write(second, frame_of(Note("third")) + frame_of(Note("half"))[:30])
+    os.close(second)
+    tick_until(lambda: closed, peer)
+    assert notes[2:] == [Note("third")]
+    with pytest.raises(StreamClosedError, match="22 of"):
+        session.notify(Note())
+    os.close(out)
+
+
+def test_a_reply_may_come_on_either_input(peer: IpcPeer) -> None:
+    session, first, second, out = two_inputs(peer)
+    for end in (first, second):
+        promise = session.request(Ping(), expect=Pong)
+        write_all(end, frame_of(ResponseEnvelope(promise.id, Pong(end))))
+        assert promise.wait().value == end
+    session.close()
+    for fd in (first, second, out):
+        os.close(fd)
+
+
+# -- half-open and reset connections
+
+
+def test_a_reset_connection_is_a_closed_stream(peer: IpcPeer) -> None:
+    for sending in (False, True):
+        link = Link("tcp", pathlib.Path())
+        session = peer.create_socket_session(link.a[0])
+        closed, promise = ended(session), session.request(Ping(), timeout=None)
+        link.b[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        link.b[0].close()
+        if sending:
+            try:
+                for _ in range(10):
+                    session.notify(Note("x", bytes(100_000)))
+            except StreamClosedError:
+                pass
+        with pytest.raises(StreamClosedError) as caught:
+            promise.wait(PATIENCE)
+        assert isinstance(caught.value.__cause__, OSError)
+        assert caught.value.__cause__.errno in (errno.ECONNRESET, errno.EPIPE)
+        assert closed == [session]
+
+
+def test_after_a_half_close_what_is_queued_still_leaves(peer: IpcPeer) -> None:
+    # The other side says that it writes no more, and then reads slowly.
+    code = """
+        import hashlib, socket
+        sock = socket.socket(fileno=int(sys.argv[1]))
+        sock.shutdown(socket.SHUT_WR)
+        digest = hashlib.sha256()
+        while True:
+            data = sock.recv(5000)
+            if not data:
+                break
+            digest.update(data)
+        print(digest.hexdigest())
+    """
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen(script(code, theirs.fileno()), pass_fds=[theirs.fileno()], stdout=PIPE)
+    theirs.close()
+    try:
+        session = peer.create_socket_session(ours)
+        notes = [Note(str(index), bytes(100_000)) for index in range(9)]
+        with session.batch():
+            for note in notes:
+                session.notify(note)
+            pending = session.request(Ping(), timeout=None)
+        with pytest.raises(StreamClosedError):
+            pending.wait(PATIENCE)
+        expected = b"".join(map(frame_of, notes))
+        assert process.stdout is not None
+        # The request is behind them: its frame, too, is whole.
+        expected += frame_of(RequestEnvelope(pending.id, Ping()))
+        assert process.stdout.read().decode().strip() == hashlib.sha256(expected).hexdigest()
+    finally:
+        kill(process)
+
+
+def test_sigpipe_at_its_default_kills_nobody_on_a_socket() -> None:
+    code = """
+        import socket
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        for fds in (False, True):
+            a, b = socket.socketpair()
+            with IpcPeer() as peer:
+                session = peer.create_stream_session(a.fileno(), a.fileno()) if fds else peer.create_socket_session(a)
+                b.close()
+                try:
+                    session.notify(Note())
+                except StreamClosedError:
+                    print("alive")
+            a.detach()
+    """
+    done = subprocess.run(program(code), stdout=PIPE, stderr=PIPE, timeout=PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"alive\nalive\n", b"")
+
+
+def test_the_error_path_sends_nothing(peer: IpcPeer) -> None:
+    link = Link("socketpair", pathlib.Path())
+    session = peer.create_socket_session(link.a[0])
+    calls: List[str] = []
+
+    def complain(name: str) -> Callable[..., None]:
+        def handler(*args: Any) -> None:
+            calls.append(name)
+            with pytest.raises(StreamClosedError):
+                session.notify(Note("it has failed"))
+
+        return handler
+
+    close = complain("close")
+    session.on_close(lambda session: close())
+    link.b[0].close()
+    with pytest.raises(StreamClosedError):
+        session.notify(Note())
+    tick_until(lambda: calls, peer)
+    assert calls == ["close"]
+
+
+# -- a reader that never reads
+
+
+def test_a_reader_that_never_reads_bounds_the_sender(tmp_path: pathlib.Path) -> None:
+    for kind in ("pipe", "socketpair"):
+        with IpcPeer(timeout=0.3) as peer:
+            link = Link(kind, tmp_path)
+            session = peer.create_stream_session(*link.a)
+            sent = []
+            with pytest.raises(RequestTimeoutError):
+                for index in range(1000):
+                    session.notify(Note(str(index), bytes(40_000)))
+                    sent.append(index)
+            assert session.queued_bytes < 3 * 1024 * 1024
+            assert cpu_of_timeout(session.notify, Note()) < 0.1
+            with pytest.raises(RequestTimeoutError):
+                session.request(Ping(), timeout=0.1)
+            # What was sent is whole, and nothing else is there.
+            other = peer.create_stream_session(*link.b)
+            notes, pings = collect(other, Note), []  # type: ignore[var-annotated]
+            other.on_request(pings.append)
+            tick_until(lambda notes=notes, sent=sent: len(notes) == len(sent), peer)
+            session.notify(Note("end"))
+            tick_until(lambda notes=notes: notes[-1].text == "end", peer)
+            assert [note.text for note in notes] == [*map(str, sent), "end"]
+            assert pings == []
+
+
+# -- what was read or written before
+
+
+def test_a_reader_that_had_read_ahead(peer: IpcPeer) -> None:
+    (read, write), (out, sink) = os.pipe(), os.pipe()
+    reader = os.fdopen(read, "rb")
+    write_all(write, b"a line\n" + frame_of(Note("1")) + frame_of(Note("2"))[:40])
+    assert reader.readline() == b"a line\n"
+    session = peer.create_stream_session(sink, reader)
+    notes = collect(session, Note)
+    tick_until(lambda: notes, peer)
+    write_all(write, frame_of(Note("2"))[40:])
+    tick_until(lambda: len(notes) == 2, peer)
+    assert notes == [Note("1"), Note("2")]
+    assert cpu_seconds(lambda: peer.tick(0.2)) < 0.05
+    os.close(write)
+    os.close(out)
+
+
+def test_all_that_was_read_ahead_and_then_the_end(peer: IpcPeer) -> None:
+    (read, write), (out, sink) = os.pipe(), os.pipe()
+    reader = os.fdopen(read, "rb")
+    write_all(write, b"a line\n" + frame_of(Note("1")))
+    os.close(write)
+    assert reader.readline() == b"a line\n"
+    session = peer.create_stream_session(sink, reader)
+    notes, closed = collect(session, Note), ended(session)
+    tick_until(lambda: closed, peer)
+    assert notes == [Note("1")]
+    os.close(out)
+
+
+def test_a_writer_with_text_of_its_own(peer: IpcPeer) -> None:
+    (read, write), (nothing, hold) = os.pipe(), os.pipe()
+    writer = os.fdopen(write, "wb")
+    writer.write(b"not flushed, ")
+    session = peer.create_stream_session(writer, nothing)
+    session.notify(Note("frame"))
+    expected = b"not flushed, " + frame_of(Note("frame"))
+    assert read_exactly(read, len(expected)) == expected
+    os.close(read)
+    os.close(hold)
+
+
+def test_socket_files_with_read_ahead(peer: IpcPeer) -> None:
+    a, b = socket.socketpair()
+    with a, b:
+        b.sendall(b"HELLO\n" + frame_of(Note("1")))
+        reader = a.makefile("rb")
+        assert reader.readline() == b"HELLO\n"
+        session = peer.create_stream_session(a, reader)
+        assert session.receive(PATIENCE) == Note("1")
+        session.notify(Note("2"))
+        assert read_exactly(b.fileno(), 10) == frame_of(Note("2"))[:10]
+        session.close()
+
+
+# -- what is no stream
+
+
+@pytest.mark.parametrize("bad", [io.StringIO(), None, "text", -1, 99999, object()], ids=repr)
+def test_what_has_no_descriptor_is_refused_and_nothing_changes(peer: IpcPeer, bad: Any) -> None:
+    a, b = socket.socketpair()
+    with a, b:
+        for streams in ((a, bad), (bad, a), (a, a, bad)):
+            if streams[-1] is None and len(streams) == 3:
+                continue
+            with pytest.raises((InvalidStreamError, TypeError)):
+                peer.create_stream_session(*streams)
+            assert a.gettimeout() is None and os.get_blocking(a.fileno())
+        assert peer.sessions == ()
+
+
+def test_closed_streams_are_refused(peer: IpcPeer) -> None:
+    read, write = os.pipe()
+    closed = os.fdopen(os.dup(read), "rb")
+    closed.close()
+    number = os.dup(read)
+    os.close(number)
+    for bad in (closed, number):
+        with pytest.raises(InvalidStreamError):
+            peer.create_stream_session(write, bad)
+    os.close(read)
+    os.close(write)
+
+
+def test_only_connected_stream_sockets_are_taken(peer: IpcPeer) -> None:
+    with socket.socket() as fresh, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram:
+        for bad in (fresh, datagram):
+            with pytest.raises(ValueError):
+                peer.create_socket_session(bad)
+    closed = socket.socket()
+    closed.close()
+    with pytest.raises(ValueError):
+        peer.create_socket_session(closed)
+    with pytest.raises((TypeError, ValueError)):
+        peer.create_socket_session(5)  # type: ignore[arg-type]
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(ValueError):
+        peer.create_socket_session(server)
+    assert peer.sessions == ()
+
+
+# -- much
+
+
+@pytest.mark.parametrize("kind", ["stdio", "socket"])
+def test_32_mib_echoed_twice_at_once(peer: IpcPeer, kind: str) -> None:
+    if kind == "stdio":
+        session = peer.create_command_session(role("echo"))
+        process = None
+    else:
+        ours, theirs = socket.socketpair()
+        process = subprocess.Popen(role("echo socket", theirs.fileno()), pass_fds=[theirs.fileno()])
+        theirs.close()
+        session = peer.create_socket_session(ours)
+    try:
+        values = [bytes([index]) * (32 * 1024 * 1024) for index in (1, 2)]
+        promises = [session.request(Ping(value), expect=Pong) for value in values]
+        for promise, value in zip(promises, values):
+            assert promise.wait().value == value
+        session.close()
+    finally:
+        if process is not None:
+            assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("kind", ["stdio", "socket"])
+def test_both_processes_flood_before_either_ticks(peer: IpcPeer, kind: str) -> None:
+    count, size = 700, 50_000  # 35 MB each way, as fast as both can
+    process = None
+    if kind == "stdio":
+        session = peer.create_command_session(role("flood first", count, size))
+    else:
+        ours, theirs = socket.socketpair()
+        command = role("flood first", count, size, theirs.fileno())
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        theirs.close()
+        session = peer.create_socket_session(ours)
+    try:
+        notes: List[str] = []
+        session.on_message(lambda note: notes.append(note.text) if isinstance(note, Note) else None)
+        for index in range(count):
+            session.notify(Note(str(index), bytes(size)))
+        assert notes == []
+        promise = session.request(Ping("what came?"), expect=Pong)
+        assert promise.wait().value == [str(index) for index in range(count)]
+        # The reply was sent behind all of them.
+        assert notes == [str(index) for index in range(count)]
+        session.close()
+    finally:
+        if process is not None:
+            assert process.wait(PATIENCE) == 0
+
+
+def test_a_huge_message_keeps_no_other_session_waiting(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+    c, d = peer.create_session_pair()
+    d.on_request(lambda ping: Pong(ping.value))
+    got = collect(b, Note)
+    a.notify(Note("huge", bytes(40_000_000)))
+    for index in range(3):
+        assert c.request(Ping(index), expect=Pong).wait().value == index
+    assert got == []  # it is still under way
+    tick_until(lambda: got, peer)
+
+
+def test_more_than_a_thousand_idle_sessions_cost_nothing(peer: IpcPeer) -> None:
+    def busy(a: Session) -> float:
+        def work() -> None:
+            for _ in range(200):
+                a.request(Ping(), expect=Pong).wait()
+
+        return min(cpu_seconds(work) for _ in range(5))
+
+    with many_descriptors(3300):
+        a, b = peer.create_session_pair()
+        b.on_request(lambda ping: Pong(ping.value))
+        alone = busy(a)
+        idle = [peer.create_session_pair() for _ in range(750)]
+        assert len(peer.sessions) == 1502
+        crowded = busy(a)
+        assert crowded < 3 * alone + 0.01, f"{alone:.4f} s alone, {crowded:.4f} s among 1500"
+        assert cpu_seconds(lambda: peer.tick(0.3)) < 0.05
+        # Each of them is awake when something comes.
+        got: List[Any] = []
+        for left, right in idle[::50]:
+            right.on_message(lambda note, session: got.append((note.text, session)))
+            left.notify(Note(str(len(got))))
+        tick_until(lambda: len(got) == 15, peer)
+        start = time.monotonic()
+        peer.close()
+        assert time.monotonic() - start < 10
+
+
+def test_a_large_message_takes_its_own_size_and_little_more(peer: IpcPeer) -> None:
+    size = 32 * 1024 * 1024
+    link = Link("socketpair", pathlib.Path())
+    session = peer.create_socket_session(link.a[0])
+    frame = frame_of(Note("large", bytes(size)))
+    sender = threading.Thread(target=link.b[0].sendall, args=(frame,))
+    tracemalloc.start()
+    try:
+        sender.start()
+        got: List[int] = []
+        session.on_message(lambda note: got.append(len(note.data)))
+        tick_until(lambda: got, peer)
+        sender.join(PATIENCE)
+        _, peak = tracemalloc.get_traced_memory()
+        assert got == [size]
+        # The payload, which may grow by an eighth ahead of what arrives, and the object made of it.
+        assert peak < 2.3 * size, f"{peak / size:.2f} times its size"
+        peer.tick(0)
+        held, _ = tracemalloc.get_traced_memory()
+        assert held < size / 4
+    finally:
+        tracemalloc.stop()
+    link.close_b()
+
+
+def test_a_large_message_is_sent_without_copies(peer: IpcPeer) -> None:
+    size = 16 * 1024 * 1024
+    a, b = peer.create_session_pair()
+    note = Note("large", bytes(size))
+    tracemalloc.start()
+    try:
+        a.notify(note)
+        _, peak = tracemalloc.get_traced_memory()
+        assert peak < 1.3 * size, f"{peak / size:.2f} times its size"
+    finally:
+        tracemalloc.stop()
+    got: List[int] = []
+    b.on_message(lambda note: got.append(len(note.data)))
+    tick_until(lambda: got, peer)
+
+
+def test_memory_grows_with_what_arrives_and_not_with_what_is_announced(peer: IpcPeer) -> None:
+    links = [Link("pipe", pathlib.Path()) for _ in range(20)]
+    sessions = [peer.create_stream_session(*link.a) for link in links]
+    tracemalloc.start()
+    try:
+        for link in links:
+            os.write(link.raw[0], frame_header(60 * 1024 * 1024) + b"x" * 100)
+        for _ in range(5):
+            peer.tick(0)
+        _, peak = tracemalloc.get_traced_memory()
+        assert peak < 10 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+    assert all(session.is_open for session in sessions)
+    for link in links:
+        link.close_b()
+
+
+def test_sockets_leave_nothing_behind(peer: IpcPeer) -> None:
+    peer.create_session_pair()[0].close()
+    peer.tick(0)
+    before = None
+    for _ in range(3):
+        for kind in KINDS:
+            if kind == "fifo":
+                continue
+            link = Link(kind, pathlib.Path())
+            a, b = peer.create_stream_session(*link.a), peer.create_stream_session(*link.b)
+            a.notify(Note("unread"))
+            a.close()
+            tick_until(lambda b=b: not b.is_open, peer)
+        if before is None:
+            before = listing()
+        assert listing() == before
+
+
+def test_a_killed_process_at_the_other_end_of_a_socket(peer: IpcPeer) -> None:
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen(role("echo socket", theirs.fileno()), pass_fds=[theirs.fileno()])
+    theirs.close()
+    try:
+        session = peer.create_socket_session(ours)
+        assert session.request(Ping(1), expect=Pong).wait().value == 1
+        pending = session.request(Ping(bytes(2_000_000)), timeout=None)
+        process.kill()
+        await_death(process)
+        with pytest.raises(StreamClosedError):
+            pending.wait(PATIENCE)
+            session.request(Ping(1)).wait()
+    finally:
+        kill(process)
+
+
+# -- one stream twice, and streams that are closed already
+
+
+@pytest.mark.parametrize("how", ["numbers", "object and number", "number and object"])
+def test_a_stream_that_is_written_and_read_is_closed_once(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    ours, other = socket.socketpair()
+    with other:
+        fd = fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD_CLOEXEC, 300)
+        ours.close()
+        whole = socket.socket(fileno=fd) if how != "numbers" else None
+        write: Any = whole if how == "object and number" else int(str(fd))  # above 256, equal ones are two objects
+        read: Any = whole if how == "number and object" else int(str(fd))
+        session = peer.create_stream_session(write, read)
+        other.sendall(frame_of(Note("there")))
+        assert session.receive(PATIENCE) == Note("there")
+        closed: List[int] = []
+        close = os.close
+
+        def counting(number: int) -> None:
+            closed.append(number)
+            close(number)
+
+        monkeypatch.setattr(os, "close", counting)
+        session.close()
+        monkeypatch.undo()
+        assert closed.count(fd) == (1 if whole is None else 0)  # the socket closes itself
+        with pytest.raises(OSError):
+            os.fstat(fd)
+        assert other.recv(100) == b""
+
+
+@pytest.mark.parametrize("kind", ["raw", "buffered", "text", "socket file"])
+@pytest.mark.parametrize("side", ["write", "read"])
+def test_a_closed_file_object_is_refused(peer: IpcPeer, kind: str, side: str) -> None:
+    a, b = socket.socketpair()
+    with a, b:
+        mode = "w" if side == "write" else "r"
+        closed: Any
+        if kind == "socket file":
+            closed = b.makefile("wb" if side == "write" else "rb")
+        elif kind == "text":
+            closed = os.fdopen(os.open(os.devnull, os.O_RDWR), mode)
+        else:
+            closed = os.fdopen(os.open(os.devnull, os.O_RDWR), mode + "b", 0 if kind == "raw" else -1)
+        closed.close()
+        with pytest.raises(InvalidStreamError):
+            peer.create_stream_session(*((closed, a) if side == "write" else (a, closed)))
+        assert a.gettimeout() is None and os.get_blocking(a.fileno())
+        assert peer.sessions == ()

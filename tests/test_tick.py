@@ -1,0 +1,672 @@
+"""The contract of a tick: what it returns, how long it waits, what it costs, who has a turn."""
+
+import os
+import resource
+import select
+import socket
+import subprocess
+import sys
+import time
+from typing import Any, Callable, Iterator, List
+
+import pytest
+
+from stream_ipc import IpcPeer, Message, RequestTimeoutError, Session, StreamClosedError
+from tests.helpers import (
+    CpuMeter,
+    FakeClock,
+    RawPeer,
+    child,
+    framed,
+    reply_bytes,
+    request_bytes,
+    socket_peers,
+    tick_until,
+    unframe,
+    values,
+)
+from tests.messages import Note, Ping, Pong
+
+# A wait that only sleeps takes microseconds of processor time; one that spins takes all of it.
+IDLE = 0.02
+
+
+@pytest.fixture
+def peer() -> Iterator[IpcPeer]:
+    with IpcPeer(timeout=20) as made:
+        yield made
+
+
+@pytest.fixture
+def raw(peer: IpcPeer) -> Iterator[RawPeer]:
+    with RawPeer(peer) as made:
+        yield made
+
+
+# -- what it returns, and when
+
+
+def test_tick_returns_how_many_messages_were_dispatched(raw: RawPeer) -> None:
+    peer = raw.session.peer
+    assert peer.tick() == 0 and raw.session.tick() == 0
+    raw.write(framed(Note()), framed(Note()), request_bytes("1", Ping()))
+    assert peer.tick() == 3
+    promise = raw.session.request(Ping())
+    raw.write(reply_bytes(promise.id, Pong()))
+    assert raw.session.tick() == 1 and promise.done
+    assert peer.tick() == 0
+
+
+def test_tick_zero_returns_at_once(raw: RawPeer) -> None:
+    with CpuMeter() as meter:
+        for _ in range(100):
+            assert raw.session.peer.tick() == 0 and raw.session.tick(0) == 0
+    assert meter.real < 5
+
+
+@pytest.mark.parametrize("of", ["peer", "session"])
+def test_waiting_tick_waits_that_long_and_does_not_spin(raw: RawPeer, of: str) -> None:
+    ticking: Any = raw.session.peer if of == "peer" else raw.session
+    with CpuMeter() as meter:
+        assert ticking.tick(0.2) == 0
+    assert 0.2 <= meter.real < 5 and meter.cpu < IDLE
+
+
+def test_waiting_tick_returns_when_something_comes(raw: RawPeer) -> None:
+    raw.write(framed(Note()))
+    with CpuMeter() as meter:
+        assert raw.session.peer.tick(20) == 1
+        raw.write(framed(Note()))
+        assert raw.session.tick(None) == 1
+    assert meter.real < 10
+
+
+def test_tick_none_returns_when_a_session_ends(raw: RawPeer) -> None:
+    raw.sock.close()
+    assert raw.session.peer.tick(None) == 0
+    assert not raw.session.is_open
+
+
+def test_tick_of_one_session_leaves_the_others_alone(peer: IpcPeer) -> None:
+    with RawPeer(peer) as one, RawPeer(peer) as two:
+        seen: List[Session] = []
+        for raw in (one, two):
+            raw.session.on_message(lambda note, session: seen.append(session))
+            raw.write(framed(Note()), framed(Note()))
+        assert one.session.tick(20) == 2
+        assert seen == [one.session] * 2
+        assert one.session.tick() == 0 and len(seen) == 2
+        assert peer.tick() == 2 and seen[2:] == [two.session] * 2
+
+
+@pytest.mark.parametrize("of", ["peer", "session", "promise", "receive"])
+def test_wait_on_a_dead_stream_does_not_spin(peer: IpcPeer, of: str) -> None:
+    # An end of stream stays readable for ever; whoever keeps watching it burns the processor.
+    with RawPeer(peer) as dead, RawPeer(peer) as other:
+        dead.sock.close()
+        tick_until(lambda: not dead.session.is_open, peer)
+        promise = other.session.request(Ping())
+        calls: Any = {
+            "peer": lambda: peer.tick(0.2),
+            "session": lambda: other.session.tick(0.2),
+            "promise": lambda: promise.wait(0.2),
+            "receive": lambda: other.session.receive(0.2),
+        }
+        with CpuMeter() as meter:
+            try:
+                calls[of]()
+            except TimeoutError:
+                pass
+        assert meter.real >= 0.2 and meter.cpu < IDLE
+
+
+def test_wait_while_output_is_queued_does_not_spin(raw: RawPeer) -> None:
+    raw.session.notify(Note(data=b"x" * 900000))
+    assert raw.session.queued_bytes
+    with CpuMeter() as meter:
+        raw.session.peer.tick(0.1)
+        with pytest.raises(TimeoutError):
+            raw.session.flush(0.1)
+        with pytest.raises(TimeoutError):
+            raw.session.request(Ping()).wait(0.1)
+    assert meter.cpu < 2 * IDLE and meter.real >= 0.3
+
+
+def test_wait_with_half_a_frame_there_does_not_spin(raw: RawPeer) -> None:
+    raw.write(framed(Note(data=b"x" * 1000))[:500])
+    with CpuMeter() as meter:
+        assert raw.session.peer.tick(0.2) == 0
+    assert meter.cpu < IDLE and meter.real >= 0.2
+
+
+def test_tiny_timeouts_do_not_become_a_busy_loop(raw: RawPeer) -> None:
+    count = 0
+    end = time.monotonic() + 0.1
+    while time.monotonic() < end:
+        raw.session.peer.tick(0.0004)
+        count += 1
+    # A timeout that was rounded down to nothing would make tens of thousands of turns.
+    assert count <= 300
+
+
+def test_write_that_becomes_possible_wakes_a_tick(raw: RawPeer) -> None:
+    raw.session.notify(Note(data=b"x" * 400000))
+    while raw.session.queued_bytes:
+        before = raw.session.queued_bytes
+        assert raw.read()
+        with CpuMeter() as meter:
+            raw.session.peer.tick(5 if before < 100000 else 0)
+        assert meter.real < 5, "the tick slept though the queue could be written"
+
+
+# -- nothing open
+
+
+def test_with_nothing_open_a_number_sleeps(peer: IpcPeer) -> None:
+    with CpuMeter() as meter:
+        assert peer.tick(0.2) == 0
+    assert 0.2 <= meter.real < 5 and meter.cpu < IDLE
+    with CpuMeter() as meter:
+        assert peer.tick() == 0
+    assert meter.real < 0.2
+
+
+def test_with_nothing_open_none_raises(peer: IpcPeer) -> None:
+    with pytest.raises(StreamClosedError):
+        peer.tick(None)
+    for session in peer.create_session_pair():
+        session.close()
+    with pytest.raises(StreamClosedError):
+        peer.tick(None)
+
+
+@pytest.mark.parametrize("loop", ["peer", "session"])
+def test_bare_loop_in_an_orphaned_process_ends(loop: str) -> None:
+    code = (
+        "from stream_ipc import IpcPeer, StreamClosedError\n"
+        "peer = IpcPeer()\n"
+        "session = peer.create_stdio_session()\n"
+        "try:\n"
+        f"    while True: {loop}.tick(None)\n"
+        "except StreamClosedError: pass\n"
+        "peer.close()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, b"", b"")
+
+
+def test_tick_of_a_closed_peer_does_not_spin(peer: IpcPeer) -> None:
+    peer.create_session_pair()
+    peer.close()
+    with pytest.raises(StreamClosedError):
+        peer.tick(None)
+
+
+# -- tick_for
+
+
+def test_tick_for_ticks_until_the_time_is_over(raw: RawPeer) -> None:
+    raw.write(framed(Note()), framed(Note()))
+    with CpuMeter() as meter:
+        assert raw.session.peer.tick_for(0.2) == 2
+    assert 0.2 <= meter.real < 5 and meter.cpu < 2 * IDLE
+    with CpuMeter() as meter:
+        assert raw.session.peer.tick_for(0) == 0
+    assert meter.real < 0.2
+    with pytest.raises(TypeError):
+        raw.session.peer.tick_for(None)  # type: ignore[arg-type]
+
+
+def test_tick_for_with_nothing_open(peer: IpcPeer) -> None:
+    with CpuMeter() as meter:
+        assert peer.tick_for(0.1) == 0
+    assert 0.1 <= meter.real < 5 and meter.cpu < IDLE
+
+
+# -- order and fairness
+
+
+@pytest.mark.parametrize("first", ["flood", "other"])
+def test_flood_does_not_starve_another_session(peer: IpcPeer, first: str) -> None:
+    raws = [RawPeer(peer), RawPeer(peer)]
+    flood, other = raws if first == "flood" else raws[::-1]
+    with flood, other:
+        seen: List[str] = []
+        flood.session.on_message(lambda note: seen.append("flood"))
+        other.session.on_message(lambda note: seen.append("other"))
+        note = framed(Note("x"))
+        sent = 0
+        try:
+            while sent < 10000:
+                sent += flood.sock.send(note * 50) // len(note)
+        except BlockingIOError:
+            pass
+        other.write(framed(Note("y")))
+        peer.tick()
+        assert sent > 500 and "other" in seen
+        assert seen.index("other") <= sent / 3, "the other session came after all of the flood"
+
+
+def test_endless_flood_does_not_keep_a_tick_or_a_wait_from_returning(raw: RawPeer) -> None:
+    # The handler refills the stream, so there is always something.
+    note = framed(Note("x"))
+
+    def refill(_: Message) -> None:
+        try:
+            raw.sock.send(note * 2)  # more than it takes away
+        except BlockingIOError:
+            pass
+
+    raw.session.on_message(refill)
+    raw.write(note * 100)
+    with CpuMeter() as meter:
+        assert 0 < raw.session.peer.tick() < 50000
+        assert 0 < raw.session.tick(20) < 50000
+        with pytest.raises(RequestTimeoutError):
+            raw.session.request(Ping(), timeout=0.2).wait()
+    assert meter.real < 15
+
+
+def test_flood_with_ticking_handlers_does_not_keep_a_wait_from_timing_out(raw: RawPeer) -> None:
+    note = framed(Note("x"))
+
+    def refill(_: Message) -> None:
+        try:
+            raw.sock.send(note * 2)
+        except BlockingIOError:
+            pass
+        raw.session.peer.tick()
+
+    raw.session.on_message(refill)
+    raw.write(note * 100)
+    with CpuMeter() as meter, pytest.raises(RequestTimeoutError):
+        raw.session.request(Ping(), timeout=0.2).wait()
+    assert meter.real < 15
+
+
+def test_all_ready_sessions_have_a_turn_in_one_tick(peer: IpcPeer) -> None:
+    raws = [RawPeer(peer) for _ in range(50)]
+    seen: List[Session] = []
+    try:
+        for raw in raws:
+            raw.session.on_message(lambda note, session: seen.append(session))
+            raw.write(framed(Note()))
+        assert peer.tick() == 50
+        assert sorted(map(id, seen)) == sorted(id(raw.session) for raw in raws)
+    finally:
+        for raw in raws:
+            raw.sock.close()
+
+
+def test_two_thousand_idle_sessions_cost_a_tick_no_more_than_fifty() -> None:
+    def cost(count: int) -> float:
+        with IpcPeer() as peer:
+            for _ in range(count // 2):
+                peer.create_session_pair()
+            best = 1e9
+            for _ in range(25):
+                began = time.process_time()
+                for _ in range(50):
+                    peer.tick()
+                best = min(best, time.process_time() - began)
+            return best
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2200
+    if soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            pytest.skip("not enough descriptors")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    try:
+        fifty, many = cost(50), cost(2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert many < fifty * 3 + 0.0005, (fifty, many)
+
+
+def test_order_is_kept_over_many_ticks_and_sessions(peer: IpcPeer) -> None:
+    pairs = [peer.create_session_pair() for _ in range(3)]
+    seen: List[List[int]] = [[], [], []]
+    for (a, b), into in zip(pairs, seen):
+        b.on_message(lambda note, into=into: into.append(note.data[0]))
+    for index in range(300):
+        for a, _ in pairs:
+            a.notify(Note(data=(index, b"x" * (index * 37 % 5000))))
+        if index % 7 == 0:
+            peer.tick()
+    tick_until(lambda: all(len(into) == 300 for into in seen), peer)
+    assert seen == [list(range(300))] * 3
+
+
+# -- nesting
+
+
+def test_thousand_pipelined_requests_whose_handlers_call_back(peer: IpcPeer) -> None:
+    # The child's handlers nest up to its limit. Without one its stack would be exhausted, which a reply would tell.
+    asked: List[int] = []
+
+    def answer(ping: Ping) -> Pong:
+        asked.append(ping.value)
+        return Pong(ping.value)
+
+    with peer.create_command_session(child("many")) as session:
+        session.on_request(answer)
+        promises = [session.request(Ping(i), expect=Pong) for i in range(1000)]
+        assert [promise.wait().value for promise in promises] == list(range(1000))
+    assert asked == list(range(1000))
+
+
+def nest(raw: RawPeer, levels: int, bottom: Callable[[], None]) -> None:
+    """Enter that many handlers, one inside the other, and call ``bottom`` in the last."""
+    reached = [0]
+
+    @raw.session.on_message
+    def deeper(note: Note) -> None:
+        if note.text != "deeper":
+            return
+        reached[0] += 1
+        if reached[0] == levels:
+            bottom()
+        else:
+            raw.write(framed(Note("deeper")))
+            raw.session.tick(20)
+
+    raw.write(framed(Note("deeper")))
+    tick_until(lambda: reached[0] == levels, raw.session)
+
+
+def test_beyond_the_limit_only_replies_are_settled_and_the_rest_waits() -> None:
+    with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+        at_bottom: List[Any] = []
+        seen: List[str] = []
+
+        @raw.session.on_message
+        def note_it(note: Note) -> None:
+            if note.text != "deeper":
+                seen.append(note.text)
+
+        def bottom() -> None:
+            promise = raw.session.request(Ping(), expect=Pong)
+            raw.write(framed(Note("before")), reply_bytes(promise.id, Pong("reply")), framed(Note("behind")))
+            at_bottom.append(promise.wait().value)
+            raw.session.tick()
+            peer.tick(0)
+            at_bottom.extend(seen)
+
+        nest(raw, 32, bottom)
+        assert at_bottom == ["reply"], "a message was dispatched below the nesting limit"
+        tick_until(lambda: len(seen) == 2, peer)
+        assert seen == ["before", "behind"]
+
+
+def test_just_above_the_limit_everything_is_dispatched() -> None:
+    with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+        at_bottom: List[str] = []
+        seen: List[str] = []
+
+        @raw.session.on_message
+        def note_it(note: Note) -> None:
+            if note.text != "deeper":
+                seen.append(note.text)
+
+        def bottom() -> None:
+            raw.write(framed(Note("x")))
+            raw.session.tick(20)
+            at_bottom.extend(seen)
+
+        nest(raw, 31, bottom)
+        assert at_bottom == ["x"]
+
+
+def test_beyond_the_limit_a_wait_ends_when_the_stream_does() -> None:
+    with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+        errors: List[BaseException] = []
+        waited: List[float] = []
+
+        def bottom() -> None:
+            promise = raw.session.request(Ping(), timeout=3)
+            raw.sock.close()
+            with CpuMeter() as meter:
+                try:
+                    promise.wait()
+                except Exception as exc:
+                    errors.append(exc)
+            waited.append(meter.cpu)
+
+        nest(raw, 32, bottom)
+        assert [type(error) for error in errors] == [StreamClosedError]
+        assert waited[0] < 0.5
+
+
+def test_beyond_the_limit_a_wait_still_times_out_without_spinning() -> None:
+    with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+        errors: List[BaseException] = []
+        meters: List[CpuMeter] = []
+
+        def bottom() -> None:
+            raw.write(framed(Note("waits")))
+            promise = raw.session.request(Ping(), timeout=0.2)
+            with CpuMeter() as meter:
+                try:
+                    promise.wait()
+                except Exception as exc:
+                    errors.append(exc)
+            meters.append(meter)
+            with CpuMeter() as meter:
+                peer.tick(0.2)
+            meters.append(meter)
+
+        nest(raw, 32, bottom)
+        assert [type(error) for error in errors] == [RequestTimeoutError]
+        assert all(meter.cpu < IDLE for meter in meters), [meter.cpu for meter in meters]
+
+
+def test_nested_deadlines_are_each_their_own(raw: RawPeer) -> None:
+    clock = raw.session.peer.clock = FakeClock()
+    outer = raw.session.request(Ping(), timeout=10)
+    errors: List[BaseException] = []
+
+    @raw.session.on_message
+    def handler(note: Note) -> None:
+        clock.now += 20  # beyond the outer deadline
+        inner = raw.session.request(Ping(), timeout=30, expect=Pong)
+        raw.write(reply_bytes(inner.id, Pong("inner")))
+        assert inner.wait().value == "inner"
+
+    raw.write(framed(Note()))
+    with pytest.raises(RequestTimeoutError):
+        outer.wait()
+    assert errors == []
+
+
+# -- as a part of another loop
+
+
+def test_fileno_is_readable_just_when_there_is_something_to_do(peer: IpcPeer) -> None:
+    with RawPeer(peer) as raw:
+        poller = select.poll()
+        poller.register(peer.fileno(), select.POLLIN)
+        assert peer.fileno() == peer.fileno()
+        assert poller.poll(0) == []
+        raw.write(framed(Note()))
+        assert poller.poll(20000)
+        assert peer.tick() == 1
+        assert poller.poll(0) == []
+
+
+def test_fileno_tells_of_what_is_left_in_an_inbox(peer: IpcPeer) -> None:
+    # No descriptor is ready any more, but a message has been read and not dispatched.
+    with RawPeer(peer) as raw:
+        fd = peer.fileno()
+        raw.write(framed(Note("1")), framed(Note("2")), framed(Note("3")))
+        assert raw.session.receive(20) == Note("1")
+        assert select.select([fd], [], [], 0)[0]
+        assert peer.tick() == 2
+        assert not select.select([fd], [], [], 0)[0]
+
+
+def test_fileno_after_a_handler_has_raised(peer: IpcPeer) -> None:
+    with RawPeer(peer) as raw:
+        fd = peer.fileno()
+
+        @raw.session.on_message
+        def fails(note: Note) -> None:
+            if note.text == "1":
+                raise LookupError
+
+        raw.write(framed(Note("1")), framed(Note("2")))
+        with pytest.raises(LookupError):
+            peer.tick(20)
+        assert select.select([fd], [], [], 0)[0]
+        assert peer.tick() == 1
+        assert not select.select([fd], [], [], 0)[0]
+
+
+def test_select_poll_as_the_outer_loop_carries_a_conversation() -> None:
+    with IpcPeer(timeout=20) as one, IpcPeer(timeout=20) as two:
+        a, b = socket_peers(one, two)
+        b.on_request(lambda ping: Pong(ping.value))
+        seen: List[Any] = []
+        b.on_message(lambda note: seen.append(note.text))
+        poller = select.poll()
+        peers = {one.fileno(): one, two.fileno(): two}
+        for fd in peers:
+            poller.register(fd, select.POLLIN)
+        # More than the sockets hold, so the output has to be driven by the loop, too.
+        promise = a.request(Ping(b"x" * 900000), expect=Pong)
+        for index in range(50):
+            a.notify(Note(str(index)))
+        turns = 0
+        end = time.monotonic() + 20
+        while not (promise.done and len(seen) == 50):
+            assert time.monotonic() < end
+            ready = poller.poll(5000)
+            assert ready, "nothing is ready though the conversation is not over"
+            for fd, _ in ready:
+                turns += 1
+                peers[fd].tick()
+        assert len(promise.wait().value) == 900000 and seen == [str(i) for i in range(50)]
+        assert poller.poll(0) == [] and turns < 2000
+
+
+def test_fileno_of_a_closed_peer(peer: IpcPeer) -> None:
+    peer.fileno()
+    peer.close()
+    with pytest.raises(RuntimeError):
+        peer.fileno()
+
+
+def test_descriptors_are_not_inherited(peer: IpcPeer) -> None:
+    before = set(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
+    peer.create_session_pair()
+    peer.fileno()
+    after = set(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
+    for name in after - before:
+        try:
+            assert not os.get_inheritable(int(name))
+        except OSError:
+            pass  # the listing's own
+
+
+def test_values_of_a_burst_are_all_there_in_one_or_few_ticks(raw: RawPeer) -> None:
+    seen: List[Any] = []
+    raw.session.on_message(seen.append)
+    raw.write(*(framed(Note(str(index))) for index in range(200)))
+    assert raw.session.tick(20) + raw.session.tick() == 200
+    assert values(seen) == [str(index) for index in range(200)]
+
+
+# -- waits inside handlers, half-closed streams, closed peers
+
+
+@pytest.mark.parametrize("call", ["wait", "flush"])
+def test_wait_inside_a_handler_does_not_spin_after_fileno(raw: RawPeer, call: str) -> None:
+    peer = raw.session.peer
+    peer.fileno()
+    raw.session.notify(Note(data=bytes(900_000)))
+    meters: List[CpuMeter] = []
+    seen: List[str] = []
+
+    @raw.session.on_message
+    def waits(note: Note) -> None:
+        seen.append(note.text)
+        if note.text == "first":
+            with CpuMeter() as meter, pytest.raises(TimeoutError):
+                if call == "wait":
+                    raw.session.request(Ping()).wait(0.5)
+                else:
+                    raw.session.flush(1)
+            meters.append(meter)
+
+    raw.write(framed(Note("first")), framed(Note("second")))
+    with pytest.raises(TimeoutError):
+        raw.session.flush(0.05)  # both stand in the inbox now, so the descriptor is readable
+    assert select.select([peer.fileno()], [], [], 0)[0]
+    while len(seen) < 2:
+        peer.tick(0)
+    (meter,) = meters
+    assert meter.real >= 0.5 and meter.cpu < 0.1
+
+
+def test_half_closed_stream_that_is_not_read_blocks_no_tick(peer: IpcPeer) -> None:
+    clock = FakeClock()
+    peer.clock = clock  # it stands still, so the second that the queue has is as long as it takes
+    with RawPeer(peer) as raw:
+        raw.session.notify(Note("queued", bytes(900_000)))
+        raw.sock.shutdown(socket.SHUT_WR)
+        with CpuMeter() as meter:
+            for _ in range(20):
+                assert peer.tick(0) == 0 and raw.session.tick(0) == 0
+        assert meter.real < 0.5
+        assert raw.session.queued_bytes
+        clock.now += 0.9
+        data = b""
+        while raw.session.queued_bytes:
+            data += raw.read()
+            peer.tick(0)
+        data += raw.read()
+        assert unframe(data) == [Note("queued", bytes(900_000))]
+        tick_until(lambda: not raw.session.is_open, peer)
+
+
+def test_half_closed_stream_that_nobody_reads_ends_after_its_second(peer: IpcPeer) -> None:
+    clock = FakeClock()
+    peer.clock = clock
+    with RawPeer(peer) as raw:
+        raw.session.notify(Note("queued", bytes(900_000)))
+        raw.sock.shutdown(socket.SHUT_WR)
+        for _ in range(3):
+            peer.tick(0)
+        assert raw.session.queued_bytes
+        clock.now += 1.1
+        for _ in range(3):
+            peer.tick(0)
+        assert not raw.session.is_open
+
+
+def test_ticks_of_a_closed_peer_sleep_and_return_zero(peer: IpcPeer) -> None:
+    peer.create_session_pair()
+    peer.close()
+    assert peer.tick(0) == 0 and peer.tick() == 0 and peer.tick_for(0) == 0
+    for call in (peer.tick, peer.tick_for):
+        with CpuMeter() as meter:
+            assert call(0.05) == 0
+        assert 0.05 <= meter.real < 5 and meter.cpu < 0.04
+    with pytest.raises(StreamClosedError):
+        peer.tick(None)
+
+
+@pytest.mark.parametrize("fileno", [False, True])
+def test_handler_that_closes_the_peer_inside_tick_for(peer: IpcPeer, fileno: bool) -> None:
+    with RawPeer(peer) as raw:
+        if fileno:
+            peer.fileno()
+        raw.session.on_message(lambda note: peer.close())
+        raw.write(framed(Note()), framed(Note()))
+        with CpuMeter() as meter:
+            assert peer.tick_for(0.1) == 1
+        assert 0.1 <= meter.real < 5 and meter.cpu < 0.09
+        assert peer.is_closed and not raw.session.is_open
