@@ -1,4 +1,4 @@
-"""The messages that the examples' masters and slaves share."""
+"""The messages that both sides of the examples share (examples/messages.py)."""
 
 from dataclasses import dataclass
 
@@ -13,3 +13,24 @@ class TaskRequest(Message):
 @dataclass
 class TaskResponse(Message):
     result: str
+
+
+@dataclass
+class Progress(Message):
+    done: int
+    total: int
+
+
+@dataclass
+class PrimesRequest(Message):
+    below: int
+
+
+@dataclass
+class PrimesResponse(Message):
+    count: int
+
+
+@dataclass
+class Payload(Message):
+    body: object

@@ -1,6 +1,4 @@
-"""A slave: it is started by ``examples.master`` and talks to it over stdin and stdout."""
-
-import sys
+"""A slave, which talks to its master over stdin and stdout (examples/slave.py)."""
 
 from examples.messages import TaskRequest, TaskResponse
 from stream_ipc import IpcPeer, LogMessage
@@ -16,9 +14,8 @@ def work(request: TaskRequest) -> TaskResponse:
 @session.on_message
 def log(message: LogMessage) -> None:
     if message.message == "shutdown":
-        sys.exit(0)
-    print(message.message)  # to stderr: stdout belongs to the messages
+        session.close()
 
 
-while True:
+while session.is_open:  # also ends when the master is gone
     session.tick(None)
