@@ -1310,10 +1310,13 @@ def test_expecting_what_is_no_class_is_refused_at_once(raw: RawPeer, bad: Any) -
     assert raw.read() == b"" and no_pending(raw.session)
 
 
-class Quacking(typing.Protocol):
-    """isinstance() raises a TypeError for it."""
+class Unaskable(type):
+    def __instancecheck__(cls, instance: Any) -> bool:
+        raise TypeError("nobody knows")
 
-    value: Any
+
+class Quacking(metaclass=Unaskable):
+    """isinstance() raises a TypeError for it."""
 
 
 class MuteError(ErrorMessage):
