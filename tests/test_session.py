@@ -1405,9 +1405,9 @@ def test_empty_things_are_no_timeouts(peer: IpcPeer, bad: Any) -> None:
     a, _ = peer.create_session_pair()
     calls: List[Any] = [a.tick, a.flush, a.receive, peer.tick, peer.tick_for, a.request(Ping()).wait]
     for call in calls:
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="number of seconds"):
             call(bad)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="number of seconds"):
         a.request(Ping(), timeout=bad)
 
 
