@@ -787,10 +787,13 @@ class Storm:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._budget = 0
+        self._over = False
         self.raised = 0
         self.twice = 0
 
     def _ring(self, number: int, frame: Any) -> None:
+        if self._over:
+            return
         signal.setitimer(signal.ITIMER_REAL, self._random.choice((0.00002, 0.0001, 0.0005, 0.002)))
         if self._budget:
             self._budget -= 1
@@ -816,14 +819,12 @@ class Storm:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        # Ignored first: a handler that is about to run would arm the timer again.
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        self._over = True  # first: a handler that is about to run would arm the timer again
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self._old)
 
 
 @pytest.mark.skipif(not RAISING, reason="needs 3.10")
-@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")  # in a __del__ it is ignored
 def test_signals_in_quick_succession_leave_nothing_that_never_leaves() -> None:
     (seed,) = seeds(1)
     with IpcPeer(timeout=20) as peer:
