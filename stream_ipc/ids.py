@@ -24,7 +24,8 @@ class PidCounterRequestIdGenerator:
     """Ids of the form ``<pid>.<counter>``, as the original's."""
 
     def __init__(self) -> None:
-        # The pid is read once: a peer refuses to be used after a fork, so its generator never lives in another process.
+        # The pid is read once. A fork that gives the generator to a new peer has ids with the pid of its parent: they only
+        # have to differ from those that are pending on the same session.
         self._next = map(f"{os.getpid()}.{{}}".format, itertools.count(1)).__next__
         if type(self) is PidCounterRequestIdGenerator:
             # One call into an iterator instead of a method of ours: 0.15 us an id instead of 0.35 us.

@@ -1,9 +1,10 @@
 """One conversation with one other process: requests and their replies, notifications, handlers.
 
-Knows its channel, its promises and its handlers. Must not know descriptors, frames or the poller: the peer says when
-the channel has something, and the session says to the peer that it has work or has ended.
+Knows its channel, its promises and its handlers. Must not know frames, or what kind of stream there is: descriptors are
+numbers that the channel names and the peer watches. The peer says when one is ready, and the session says to the peer
+that it has work or has ended.
 
-A message's way: the channel puts it into the inbox; ``dispatch_next`` takes it out, in order, and gives it to a promise
+A message's way: the channel puts it into the inbox; ``dispatch`` takes it out, in order, and gives it to a promise
 or to handlers. What is being dispatched stands in ``_current`` until a handler has been entered, so that an exception
 out of a signal handler (``KeyboardInterrupt``) can lose nothing; see the note in ``transports/stream.py``.
 """
@@ -888,7 +889,7 @@ class Session:
 
     @property
     def has_work(self) -> bool:
-        """Whether ``dispatch_next`` has something to do."""
+        """Whether ``dispatch`` has something to do."""
         if self._state is not OPEN:
             return False
         inbox = self._inbox
@@ -1030,7 +1031,7 @@ class Session:
                     if error is None:
                         error = exc
                     else:
-                        log.error("another on_message handler failed too", exc_info=exc)
+                        log.error("%r: another on_message handler failed too", self, exc_info=exc)
         except BaseException:
             rest = handlers[index + 1 :]
             if rest and self._current is None:

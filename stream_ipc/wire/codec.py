@@ -38,7 +38,7 @@ def check_max_frame_size(size: int) -> int:
 
     Raises:
         TypeError: It is no int.
-        ValueError: It is negative or over what the length field can say.
+        ValueError: It is below 1 or over what the length field can say.
     """
     if not isinstance(size, int) or isinstance(size, bool):
         raise TypeError(f"max_frame_size must be a number of bytes, not {size!r}")
