@@ -754,7 +754,8 @@ class Session:
     def interval(self) -> float:
         """In how many seconds to look though no descriptor is ready."""
         if self._linger is not None:
-            return max(0.0, self._linger - self._peer.clock())
+            # Once it is over, that is work for dispatch, which a wait without dispatching must not be kept awake by.
+            return math.inf if self in self._peer.work else max(0.0, self._linger - self._peer.clock())
         if self._failing:
             return math.inf
         if self._channel.volatile:

@@ -4,6 +4,7 @@ One place for what children do; each role is a function. A role that wants to be
 byte on an extra pipe, and does not sleep.
 """
 
+import faulthandler
 import os
 import random
 import signal
@@ -282,6 +283,7 @@ def print_at_exit() -> None:
 def soak(seed: str) -> None:
     """One end of the soak: answers, calls back, notifies, closes or dies, and tells what came out of order."""
     randomness = random.Random(int(seed))
+    faulthandler.register(signal.SIGUSR1)
     session = stdio()
     heard = -1
     said = 0

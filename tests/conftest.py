@@ -2,8 +2,10 @@
 
 import gc
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from typing import Iterator, Set
 
@@ -33,24 +35,22 @@ def zombies_or_children() -> bool:
         return False
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    # What pytest itself holds need not be looked through before and after each test: that would take most of the time.
-    gc.collect()
-    gc.freeze()
+    # Two thousand children would each compile the package anew (30 ms). They may, but not into this folder.
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None) is not None:
+        os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="stream-ipc-pycache-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True))
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    gc.collect()
     before = open_descriptors()
     yield
     gc.collect()
+    gc.freeze()  # what pytest holds need not be looked through after each test: that would be a third of the time
     left = open_descriptors() - before
     assert not left, f"descriptors left open: {left}"
     assert not zombies_or_children(), "a child process is left"

@@ -8,6 +8,7 @@ import ctypes
 import gc
 import os
 import random
+import signal
 import time
 from typing import Any, Dict, List, Tuple
 
@@ -23,7 +24,7 @@ from stream_ipc import (
 )
 
 from .messages import Note, Ping, Pong
-from .os_helpers import listing, role, tick_until
+from .os_helpers import PATIENCE, listing, role, tick_until
 
 SECONDS = float(os.environ.get("STREAM_IPC_SOAK", "10"))
 SEED = int(os.environ.get("STREAM_IPC_SEED", str(random.SystemRandom().randrange(1 << 31))))
@@ -223,10 +224,32 @@ def act(life: Life, randomness: random.Random) -> None:
     elif chance < 0.994:
         session.close()
     elif chance < 0.995:
-        assert session.process is not None and session.process.stdin is not None
-        os.kill(session.process.pid, 15)
+        assert session.process is not None
+        try:
+            session.process.terminate()
+        except ProcessLookupError:
+            pass  # it has died already, and was reaped by a tick
     else:
-        session.flush(5)
+        flush(session)
+
+
+def flush(session: Session) -> None:
+    try:
+        session.flush(PATIENCE)
+    except TimeoutError:
+        # This must not happen, so whoever sees it wants to know what the child was doing.
+        assert session.process is not None
+        pid = session.process.pid
+        print(session, session.peer, session.peer.sessions)
+        for name in ("status", "wchan", "stack"):
+            try:
+                with open(f"/proc/{pid}/{name}") as file:
+                    print(f"/proc/{pid}/{name}:", file.read())
+            except OSError as exc:
+                print(exc)
+        os.kill(pid, signal.SIGUSR1)  # prints its Python stack to stderr
+        tick_until(lambda: not session.queued_bytes, session.peer, seconds=2)
+        raise
 
 
 def test_many_children_that_die_while_all_talk() -> None:
