@@ -1232,13 +1232,25 @@ def show_table(table: Table) -> Iterator[str]:
 
 
 class Progress:
-    """A line that says what is being done, if somebody looks at it."""
+    """A line that says what is being done, if somebody looks at it, and the place where Control-C ends it all.
+
+    An exception out of a signal handler may come anywhere: in a ``__del__``, where it is lost, or in an executor, which
+    then waits for ever. The second Control-C is one all the same.
+    """
 
     def __init__(self) -> None:
         self.begin = time.monotonic()
         self.shown = sys.stderr.isatty()
+        self.interrupted = False
+        signal.signal(signal.SIGINT, self.interrupt)
+
+    def interrupt(self, *_: object) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __call__(self, text: str) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
         if self.shown:
             line = f"[{time.monotonic() - self.begin:3.0f} s] {text}"
             sys.stderr.write(f"\r\x1b[K{line[:79]}")

@@ -291,7 +291,7 @@ def connection_child(connection: Any, behaviour: str) -> None:
                     connection.send(Plain(SMALL))
             else:
                 connection.send(Plain(answer(behaviour, message.body)))
-    except EOFError:
+    except (EOFError, OSError):  # ConnectionResetError if it went while we were writing
         pass
 
 
