@@ -28,6 +28,8 @@ LAYERS = [
     ["listener"],
     ["peer"],
     [""],  # stream_ipc itself
+    ["tap"],  # which needs nothing of it but what frames and formats look like
+    ["__main__"],
 ]
 
 # What is below transports/ turns values into other values. ids is not: it asks for the process id and the time.

@@ -1,0 +1,665 @@
+"""``python3 -m stream_ipc tap`` and ``decode``: what they show, and that nobody notices them."""
+
+import enum
+import hashlib
+import os
+import pickle
+import pty
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream_ipc import (
+    ErrorMessage,
+    IpcPeer,
+    JsonMessageSerializer,
+    LogMessage,
+    Message,
+    PhpMessageSerializer,
+    PickleMessageSerializer,
+    RemoteError,
+    RequestEnvelope,
+    ResponseEnvelope,
+    StreamClosedError,
+    register_type,
+)
+from stream_ipc.tap.payloads import look
+from stream_ipc.tap.report import HEAD_SIZE, Report, Skimmer
+from stream_ipc.wire.framing import START, Junk, decode_end, decode_frames
+
+from .helpers import PATIENCE, frame, seeds
+
+ROOT = Path(__file__).resolve().parent.parent
+CHILD = str(Path(__file__).resolve().parent / "tap_child.py")
+
+
+@register_type
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@register_type
+@dataclass
+class Point:
+    x: int
+    y: Any
+
+
+@dataclass
+class Job(Message, wire_name="App\\Job"):
+    name: str
+    size: int = 5
+    point: Any = None
+    more: Any = None
+
+
+FORMATS = {
+    "pickle": PickleMessageSerializer(),
+    "plain pickle": PickleMessageSerializer(unsafe=True),
+    "json": JsonMessageSerializer(),
+    "php": PhpMessageSerializer(),
+}
+NAMES = {name: f"{__name__}.Job" if name == "plain pickle" else "App\\Job" for name in FORMATS}
+
+
+# -- what a payload says
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_fields(name):
+    serializer = FORMATS[name]
+    payload = serializer.serialize(Job("a\n", point=[1, 2.5, None], more={"k": True}))
+    content = look(payload, len(payload))
+    assert content == (
+        "notification",
+        "",
+        NAMES[name],
+        NAMES[name] + "(name='a\\n', size=5, point=[1, 2.5, None], more={'k': True})",
+    )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_envelopes(name):
+    serializer = FORMATS[name]
+    for kind, message in (
+        ("request", RequestEnvelope("1.2", Job("x"))),
+        ("response", ResponseEnvelope("1.2", Job("x"))),
+    ):
+        payload = serializer.serialize(message)
+        content = look(payload, len(payload))
+        assert content[:3] == (kind, "1.2", NAMES[name])
+        assert content.view == NAMES[name] + "(name='x', size=5, point=None, more=None)"
+
+
+def test_nested_objects_and_enums():
+    job = Job("x", point=Point(1, Colour.RED), more=Point(2, [Point(3, None)]))
+    for name, member in (("pickle", ".RED"), ("php", "::RED"), ("json", "(name='RED', value='red')")):
+        payload = FORMATS[name].serialize(job)
+        view = look(payload, len(payload)).view
+        assert f"point=Point(x=1, y=Colour{member})" in view
+        assert "more=Point(x=2, y=[Point(x=3, y=None)])" in view
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_long_values_are_shortened(name):
+    job = Job("x" * 5000, point=list(range(5000)), more=Point(1, "y" * 10**6))
+    payload = FORMATS[name].serialize(job)
+    view = look(payload, len(payload)).view
+    assert "(5000 characters)" in view
+    assert len(view) < 500
+    head = look(payload[:HEAD_SIZE], len(payload))
+    assert head.name == NAMES[name]
+    assert f"{NAMES[name]}(name='xxxx" in head.view
+    assert head.view.endswith("...)") or head.view.endswith("xx...')")
+
+
+def test_a_text_in_json_that_breaks_off_has_no_length():
+    payload = JsonMessageSerializer().serialize(Job("x" * 50))
+    assert look(payload[:60], len(payload)).view.startswith("App\\Job(name='xxx")
+    assert "characters" not in look(payload[:60], len(payload)).view
+
+
+def test_bytes_are_shortened():
+    payload = PickleMessageSerializer().serialize(Job("x", point=b"\xff" * 10**6))
+    view = look(payload[:HEAD_SIZE], len(payload)).view
+    assert re.search(r"point=b'(\\xff)+\.\.\.' \(1000000 bytes\)", view)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_beginning_says_something(name):
+    job = Job("é" * 20, point=Point(1, [Point(2, {"k": "v"})]), more={"a": (1, 2), "b": None, "c": Colour.RED})
+    serializer = FORMATS[name]
+    payload = serializer.serialize(RequestEnvelope("12.34", job))
+    known = False
+    for end in range(len(payload)):
+        content = look(payload[:end], len(payload))
+        assert len(content.view) < 600
+        if known:  # what was known once stays known
+            assert content[:3] == ("request", "12.34", NAMES[name]), end
+        known = content[:3] == ("request", "12.34", NAMES[name])
+        # And as if it were all of it: an error, but for JSON and PHP that would be the case at the very end only.
+        assert look(payload[:end], end).kind == "unreadable"
+    assert known
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_mutations(name):
+    format = name.split()[-1]
+    job = Job("text", point=Point(1, [Point(2, {"k": "v"})] * 3), more={"a": [1, 2], "b": 1e300, "c": Colour.RED})
+    payload = FORMATS[name].serialize(RequestEnvelope("12.34", job))
+    for seed in seeds(1):
+        rng = random.Random(seed)
+        for _ in range(3000):
+            data = bytearray(payload)
+            for _ in range(rng.randrange(1, 6)):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+            cut = rng.randrange(len(data) + 1)
+            content = look(bytes(data[:cut]), rng.choice([cut, len(data)]), rng.choice(["", format]))
+            assert content.kind in ("request", "response", "notification", "unreadable")
+            assert len(content.view) < 2000
+
+
+def test_garbage():
+    for seed in seeds(1):
+        rng = random.Random(seed)
+        for _ in range(3000):
+            data = bytes([rng.choice(b'\x80\x05\x95(}]){sutK\x8c.e0N\x88{}[]",:0Oaisd;x\xff')]) + os.urandom(
+                rng.randrange(200)
+            )
+            assert look(data, len(data) + rng.randrange(2), rng.choice(["", "pickle", "json", "php"])).view != ""
+
+
+def test_what_is_unreadable_says_why():
+    assert look(b"", 0).view == "not a message in php: at byte 0, something that is not PHP's format; begins with b''"
+    assert "no opcode" in look(b"\x80\x05\xff", 3).view
+    assert "breaks off" in look(pickle.dumps("x" * 50, 5)[:30], 30).view
+    assert "a plain value" in look(pickle.dumps("x", 5), len(pickle.dumps("x", 5))).view
+    assert "not a message in json: a dict" in look(b"{}", 2).view
+
+
+def test_nothing_that_a_pickle_names_is_called(tmp_path):
+    mark = tmp_path / "called"
+
+    class Bad:
+        def __reduce__(self):
+            return os.system, (f"touch {mark}",)
+
+    payload = pickle.dumps(Bad(), 5)
+    assert "posix.system('touch" in look(payload, len(payload)).view
+    assert not mark.exists()
+
+
+def test_what_is_shared_again_and_again_stays_short():
+    value: Any = ["x"]
+    for _ in range(60):
+        value = [value, value]
+    loop: Any = []
+    loop.append(loop)
+    for content in (value, loop):
+        payload = pickle.dumps((0, None, "Name", {"field": content}), 5)
+        begin = time.process_time()
+        assert len(look(payload, len(payload)).view) < 500
+        assert time.process_time() - begin < 1
+
+
+def test_huge_numbers_and_deep_json():
+    payload = pickle.dumps((0, None, "Name", {"field": 1 << 100000}), 5)
+    assert "field=<int of 100001 bits>" in look(payload, len(payload)).view
+    text = b'{"__class":"A","n":' + b"9" * 5000 + b"}"
+    assert "n=<int of 5000 digits>" in look(text, len(text)).view
+    deep = b"[" * 4000
+    assert look(deep, len(deep) + 1).kind == "unreadable"
+
+
+# -- frames
+
+
+class Seen:
+    """What a Skimmer reports; neighbouring junk as one."""
+
+    def __init__(self) -> None:
+        self.items = []
+        self.skimmer = Skimmer(self.junk, self.frame)
+
+    def junk(self, data: bytes) -> None:
+        if self.items and isinstance(self.items[-1], bytes):
+            self.items[-1] += data
+        else:
+            self.items.append(data)
+
+    def frame(self, size: int, head: bytes) -> None:
+        assert len(head) == min(size, HEAD_SIZE)
+        self.items.append((size, head))
+
+
+STREAM = (
+    b"text\xf3"
+    + frame(b"abc")
+    + frame(b"")
+    + b"\xf3\x4a"
+    + frame(b"\xf3\x4a\x9d\xe2" * 3)
+    + frame(b"y" * (HEAD_SIZE + 10))
+    + b"end\xf3\x4a\x9d"
+)
+ITEMS = [
+    b"text\xf3",
+    (3, b"abc"),
+    (0, b""),
+    b"\xf3\x4a",
+    (12, b"\xf3\x4a\x9d\xe2" * 3),
+    (HEAD_SIZE + 10, b"y" * HEAD_SIZE),
+    b"end\xf3\x4a\x9d",
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000, 100000])
+def test_skimmer_sees_the_same_however_it_is_cut(size):
+    seen = Seen()
+    for at in range(0, len(STREAM), size):
+        seen.skimmer.feed(STREAM[at : at + size])
+    assert seen.skimmer.end() == ""
+    assert seen.items == ITEMS
+
+
+def test_skimmer_agrees_with_the_decoder():
+    for seed in seeds(3):
+        rng = random.Random(seed)
+        stream = b""
+        for _ in range(50):
+            stream += rng.choice([frame(os.urandom(rng.randrange(40))), os.urandom(3), b"\xf3\x4a\x9d", b"\xf3"])
+        items, state = decode_frames(stream, START, 1 << 32)
+        rest, text = decode_end(state)
+        expected = Seen()
+        for item in [*items, *rest]:
+            expected.junk(bytes(item)) if isinstance(item, Junk) else expected.frame(len(item), bytes(item))
+        seen = Seen()
+        at = 0
+        while at < len(stream):
+            size = rng.randrange(1, 20)
+            if seen.skimmer.unseen:
+                size = min(size, seen.skimmer.unseen)
+                seen.skimmer.skip(min(size, len(stream) - at))
+            else:
+                seen.skimmer.feed(stream[at : at + size])
+            at += size
+        assert bool(seen.skimmer.end()) == bool(text)
+        assert seen.items == expected.items
+
+
+def test_skimmer_needs_only_the_beginning():
+    seen = Seen()
+    data = frame(b"z" * (HEAD_SIZE + 100))
+    seen.skimmer.feed(data[: HEAD_SIZE - 10])
+    assert seen.skimmer.unseen == 0
+    seen.skimmer.feed(data[HEAD_SIZE - 10 : HEAD_SIZE + 20])
+    assert seen.skimmer.unseen == 88
+    seen.skimmer.skip(80)
+    assert not seen.items
+    seen.skimmer.skip(8)
+    assert seen.items == [(HEAD_SIZE + 100, b"z" * HEAD_SIZE)]
+    seen.skimmer.feed(frame(b"next"))
+    assert seen.items[1:] == [(4, b"next")]
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (frame(b"abcdef")[:-2], "in the middle of a frame: 4 of 6 bytes had come"),
+        (frame(b"abcdef")[:6], "in the middle of a frame's header: 6 of 8 bytes had come"),
+    ],
+)
+def test_skimmer_tells_what_broke_off(data, text):
+    seen = Seen()
+    seen.skimmer.feed(data)
+    assert seen.skimmer.end() == text
+
+
+# -- lines
+
+
+def conversation(coloured=False, clock=None):
+    """The lines of a short conversation."""
+    serializer = PickleMessageSerializer()
+    lines = []
+    now = [100.0]
+    report = Report(lines.append, "", clock or (lambda: now[0]), coloured)
+    there, back = report.direction("->", "<-"), report.direction("<-", "->")
+    there.feed(frame(serializer.serialize(RequestEnvelope("1", Job("a")))))
+    there.feed(frame(serializer.serialize(RequestEnvelope("2", Job("b")))))
+    back.feed(frame(serializer.serialize(RequestEnvelope("1", Job("c")))))  # its own, of the same id
+    now[0] += 0.25
+    back.feed(b"hello" + frame(serializer.serialize(ResponseEnvelope("1", Job("d")))))
+    back.feed(frame(serializer.serialize(LogMessage("note"))))
+    back.feed(frame(b"rubbish") + frame(serializer.serialize(ResponseEnvelope("9", ErrorMessage("no")))))
+    return lines, report
+
+
+def test_lines():
+    lines, report = conversation()
+    job = "(name='{}', size=5, point=None, more=None)"
+    assert [line.split(None, 3) for line in lines[:3]] == [
+        ["0.000000", "->", "request", "1                 72 B  App\\Job" + job.format("a") + "\n"],
+        ["0.000000", "->", "request", "2                 72 B  App\\Job" + job.format("b") + "\n"],
+        ["0.000000", "<-", "request", "1                 72 B  App\\Job" + job.format("c") + "\n"],
+    ]
+    assert lines[3].split() == ["0.250000", "<-", "junk", "5", "B", "'hello'"]
+    assert lines[4].split()[:8] == ["0.250000", "<-", "response", "1", "250.0", "ms", "72", "B"]
+    assert lines[5].split()[:3] == ["0.250000", "<-", "notification"]
+    assert "unreadable" in lines[6] and "rubbish" in lines[6]
+    assert lines[7].split()[2:4] == ["response", "9"]  # nobody had asked: no latency
+    assert lines[7].split()[4:6] == [
+        str(len(PickleMessageSerializer().serialize(ResponseEnvelope("9", ErrorMessage("no"))))),
+        "B",
+    ]
+    assert len({line.index("App\\Job") for line in (*lines[:3], lines[4])}) == 1  # columns
+
+
+def test_summary():
+    _, report = conversation()
+    assert report.summary().splitlines() == [
+        "-> 160 bytes: 2 requests",
+        f"<- {report._bytes['<-']} bytes: 1 request, 1 junk, 2 responses, 1 notification, 1 unreadable",
+        "slowest requests:",
+        "  250.0 ms  1  App\\Job",
+        "requests without an answer: 2",
+        "  since 0.000000  2  App\\Job",
+        "  since 0.000000  1  App\\Job",
+    ]
+
+
+def test_colours():
+    plain, _ = conversation()
+    coloured, _ = conversation(coloured=True)
+    assert not any("\033" in line for line in plain)
+    assert all("\033[" in line for line in coloured)
+    assert [re.sub("\033\\[[0-9]+m", "", line) for line in coloured] == plain
+    assert "\033[31m" in coloured[7]  # a response that is an error
+
+
+# -- between a master and a slave
+
+
+def tap_command(*arguments, options=(), code=None):
+    start = ["-m", "stream_ipc"] if code is None else ["-c", code]
+    return [sys.executable, *start, "tap", *options, "--", sys.executable, CHILD, *map(str, arguments)]
+
+
+def tapped(*arguments, stderr=subprocess.PIPE, **options):
+    return subprocess.Popen(
+        tap_command(*arguments, **options), cwd=str(ROOT), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+    )
+
+
+NO_SPLICE = "import os, sys; vars(os).pop('splice', 0); from stream_ipc.__main__ import main; sys.exit(main())"
+
+
+@pytest.mark.parametrize("code", [None, NO_SPLICE], ids=["splice", "no splice"])
+def test_every_byte_passes_unchanged(code, tmp_path):
+    for seed in seeds(1):
+        rng = random.Random(seed)
+        data = b""
+        while len(data) < 6_000_000:
+            size = rng.choice([0, 5, 100, 5000, 70_000, 2_000_000])
+            data += rng.choice([frame(os.urandom(size)), os.urandom(size % 1000), b"\xf3\x4a\x9d\xe2", b"\xf3\x4a"])
+        with tapped("echo", options=["--log", tmp_path / "log"], code=code) as process:
+            back = process.communicate(data, timeout=50)[0]
+        assert hashlib.sha256(back).digest() == hashlib.sha256(data).digest()
+        assert process.returncode == 0
+
+
+def test_bytes_pass_at_once(tmp_path):
+    with tapped("echo", options=["--log", tmp_path / "log"]) as process:
+        for size in (1, 3, 20, 5000, 100_000):
+            for data in (os.urandom(size), frame(b"z" * size)[: size + 4]):  # the frame is not even complete
+                process.stdin.write(data)
+                process.stdin.flush()
+                back = b""
+                while len(back) < len(data):
+                    back += os.read(process.stdout.fileno(), len(data) - len(back))
+                assert back == data
+        process.stdin.close()
+        assert process.wait(20) == 0
+
+
+def test_a_master_and_a_slave_that_it_knows_nothing_of(tmp_path):
+    log = tmp_path / "log"
+    # The tap runs where the modules of the two cannot be imported.
+    tap = [
+        sys.executable,
+        "-c",
+        "import os, sys; os.chdir('/'); from stream_ipc.__main__ import main; sys.exit(main())",
+    ]
+    slave = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from examples.messages import *; from stream_ipc import *\n"
+        "os.write(1, b'before\\n')\n"
+        "session = IpcPeer().create_stdio_session()\n"
+        "@session.on_request\n"
+        "def work(request: TaskRequest):\n"
+        "    if not request.job: raise ValueError('empty')\n"
+        "    session.notify(LogMessage('working'))\n"
+        "    return TaskResponse(request.job.upper())\n"
+        "while session.is_open: session.tick(None)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    sys.path.insert(0, str(ROOT))
+    try:
+        from examples.messages import TaskRequest, TaskResponse
+    finally:
+        sys.path.remove(str(ROOT))
+    with IpcPeer() as peer:
+        command = [*tap, "tap", "--log", str(log), "--", sys.executable, "-c", slave, str(ROOT)]
+        session = peer.create_command_session(command, env=env)
+        assert session.request(TaskRequest("a"), expect=TaskResponse).wait().result == "A"
+        large = session.request(TaskRequest("b" * 300_000), expect=TaskResponse).wait()
+        assert large.result == "B" * 300_000
+        with pytest.raises(RemoteError, match="empty"):
+            session.request(TaskRequest("")).wait()
+    assert session.process.returncode == 0
+    text = log.read_text(encoding="utf-8")
+    assert re.search(r"<- junk +7 B  'before\\n'\n", text)
+    assert re.search(r"-> request +\S+ +\d+ B  examples\.messages\.TaskRequest\(job='a'\)\n", text)
+    assert re.search(
+        r"<- notification +\d+ B  StreamIpc\\Message\\LogMessage\(message='working', level='info'\)\n", text
+    )
+    assert re.search(
+        r"<- response +\S+ +[0-9.]+ (us|ms|s) +\d+ B  examples\.messages\.TaskResponse\(result='A'\)\n", text
+    )
+    assert re.search(r"TaskRequest\(job='bbbb+\.\.\.' \(300000 characters\), \.\.\.\)\n", text)
+    assert "ErrorMessage(message='Error in dispatch" in text
+    assert "slowest requests:\n" in text
+    assert "exited with status 0\n" in text
+    assert "\033" not in text
+
+
+def test_lines_go_to_stderr_by_default():
+    with tapped("echo") as process:
+        out, err = process.communicate(frame(b"x"), timeout=20)
+    assert out == frame(b"x")
+    assert err.count(b"unreadable") == 4  # two lines, and twice in the summary
+
+
+def test_the_exit_status_is_passed_on():
+    with tapped("status") as process:
+        process.communicate(b"", timeout=20)
+    assert process.returncode == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGINT])
+def test_the_signal_that_has_killed_the_slave_is_passed_on(number):
+    with tapped("die", int(number)) as process:
+        out, err = process.communicate(timeout=20)  # stdin stays open until then
+    assert out == b"last words"
+    assert process.returncode == -number
+    assert f"was killed by signal {int(number)}".encode() in err
+
+
+def test_a_slave_that_dies_while_the_master_says_nothing(tmp_path):
+    with IpcPeer() as peer:
+        session = peer.create_command_session(
+            tap_command("die", 9, options=["--log", str(tmp_path / "log")]), cwd=str(ROOT)
+        )
+        with pytest.raises(StreamClosedError, match="SIGKILL"):
+            session.request(Job("x"), timeout=PATIENCE).wait()
+
+
+def test_a_signal_for_the_tap_is_the_slaves():
+    with tapped("wait") as process:
+        assert process.stdout.read(5) == b"ready"
+        process.terminate()
+        assert process.wait(20) == 9
+
+
+def test_the_end_of_the_masters_stream_is_passed_on():
+    with tapped("swallow") as process:
+        out = process.communicate(b"12345", timeout=20)[0]
+    assert (out, process.returncode) == (b"5", 0)
+
+
+def test_a_slave_that_closes_its_stdout_lives_on():
+    with tapped("close-stdout") as process:
+        assert process.stdout.read() == b"bye"  # to the end
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(20) == 4
+
+
+def test_a_slave_that_closes_its_stdin():
+    with tapped("close-stdin") as process:
+        assert process.stdout.read(6) == b"closed"
+        with pytest.raises(BrokenPipeError):
+            end = time.monotonic() + PATIENCE
+            while time.monotonic() < end:
+                os.write(process.stdin.fileno(), b"x")
+        process.kill()
+        process.stdin.close()
+
+
+def test_a_master_that_no_longer_reads():
+    with tapped("echo", stderr=subprocess.DEVNULL) as process:
+        process.stdout.close()
+        with pytest.raises(BrokenPipeError):  # the slave has met the end of its stdout, and has died of it
+            end = time.monotonic() + PATIENCE
+            while time.monotonic() < end:
+                os.write(process.stdin.fileno(), b"x" * 1000)
+        process.stdin.close()
+        assert process.wait(20) == 1
+
+
+def test_a_grandchild_that_holds_the_pipes():
+    read, write = os.pipe()
+    os.set_inheritable(read, True)
+    command = tap_command("grandchild", read, options=["--log", os.devnull])
+    process = subprocess.Popen(command, cwd=str(ROOT), stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False)
+    try:
+        assert process.wait(20) == 3
+    finally:
+        os.write(write, b"x")
+        os.close(read)
+        os.close(write)
+    out = process.stdout.read()
+    process.stdout.close()
+    process.stdin.close()
+    assert re.fullmatch(rb"before \d+", out)
+
+
+def test_no_command_and_one_that_does_not_exist():
+    for arguments, status, text in (
+        (["tap"], 2, "put it behind a --"),
+        (["tap", "--"], 2, "put it behind a --"),
+        (["tap", "--json", "--php", "--", "x"], 2, "not allowed with"),
+        (["tap", "--log", "/nowhere/x", "--", "x"], 2, "the log cannot be written"),
+        (["tap", "--", "/nowhere/x"], 127, "cannot start '/nowhere/x'"),
+        (["tap", "--", "/"], 126, "cannot start '/'"),
+        ([], 2, "tap | decode"),
+        (["decode", "/nowhere/x"], 2, "/nowhere/x cannot be read"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "stream_ipc", *arguments], cwd=str(ROOT), capture_output=True, text=True, timeout=20
+        )
+        assert (done.returncode, done.stdout) == (status, "")
+        assert text in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_terminal_gets_colours():
+    master, slave = pty.openpty()
+    env = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    for variables, coloured in (
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+    ):
+        process = subprocess.Popen(
+            tap_command("echo"),
+            cwd=str(ROOT),
+            env={**env, **variables},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=slave,
+        )
+        process.communicate(frame(b"x"), timeout=20)
+        assert (b"\033[31m" in os.read(master, 65536)) == coloured
+    os.close(master)
+    os.close(slave)
+
+
+# -- a captured stream
+
+
+def decoded(data, *options, file="-"):
+    return subprocess.run(
+        [sys.executable, "-m", "stream_ipc", "decode", *options, str(file)],
+        cwd=str(ROOT),
+        input=data,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=20,
+    )
+
+
+@pytest.mark.parametrize("name", ["pickle", "json", "php"])
+def test_decode(name, tmp_path):
+    serializer = FORMATS[name]
+    data = frame(serializer.serialize(Job("a"))) + b"junk" + frame(serializer.serialize(RequestEnvelope("7", Job("b"))))
+    (tmp_path / "stream").write_bytes(data)
+    for options in ([], [f"--{name}"]):
+        done = decoded(b"", *options, file=tmp_path / "stream")
+        assert (done.returncode, done.stderr) == (0, b"")
+        lines = done.stdout.decode().splitlines()
+        assert len(lines) == 4
+        assert lines[0].split()[1:3] == ["--", "notification"] and "App\\Job(name='a'" in lines[0]
+        assert lines[1].endswith("'junk'")
+        assert lines[2].split()[:4] == [str(len(data)), "--", "request", "7"]
+        assert lines[3] == f"-- {len(data)} bytes: 1 notification, 1 junk, 1 request"
+        assert decoded(data, *options).stdout == done.stdout  # from stdin
+    other = "json" if name == "pickle" else "pickle"
+    assert b"unreadable" in decoded(data, f"--{other}").stdout
+
+
+def test_decode_of_half_a_frame():
+    done = decoded(frame(b"abcdef")[:-1])
+    assert done.returncode == 1
+    assert b"the stream ends in the middle of a frame: 5 of 6 bytes had come" in done.stdout
+
+
+def test_decode_into_a_pipe_that_nobody_reads():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stream_ipc", "decode", "-"],
+        cwd=str(ROOT),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    process.stdin.write(frame(b"x") * 10000)
+    process.stdin.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(20) == 1
