@@ -2,7 +2,9 @@
 
 import ast
 import io
+import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -66,7 +68,10 @@ def is_piece_of(block, text):
 
 
 SHOWN = [block for block in PYTHON if any(is_piece_of(block, text) for text in EXAMPLES.values())]
-RUN = [block for block in PYTHON if block not in SHOWN]
+PROGRAMS = [block for block in PYTHON if "__main__" in block.text]
+TESTS = [block for block in PYTHON if "def test_" in block.text]
+SLAVES = [block for block in PYTHON if block not in SHOWN + PROGRAMS and "create_stdio_session()" in block.text]
+RUN = [block for block in PYTHON if block not in SHOWN + PROGRAMS + TESTS + SLAVES]
 
 # What the blocks that are run here print: a word of the block, and the output.
 PRINTED = {
@@ -124,10 +129,60 @@ def test_blocks_that_show_examples():
 
 def test_blocks_of_php_show_what_runs():
     scripts = [path.read_text(encoding="utf-8") for path in (ROOT / "examples" / "php").glob("*.php")]
-    blocks = [block for block in BLOCKS if block.kind == "php"]
-    assert len(blocks) == 1
-    for block in blocks:
-        assert any(is_piece_of(block, text) for text in scripts)
+    messages, slave = [block for block in BLOCKS if block.kind == "php"]
+    assert any(is_piece_of(messages, text) for text in scripts)
+    # The other one needs the original library.
+    if shutil.which("php") is None:
+        pytest.skip("php is not installed")
+    done = subprocess.run(["php", "-l"], input=f"<?php\n{slave.text}", capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_same_program_in_both(tmp_path):
+    assert len(PROGRAMS) == 2
+    for number, block in enumerate(PROGRAMS):
+        script = tmp_path / f"program{number}.py"
+        script.write_text(block.text, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, str(script)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
+        assert (done.stdout, done.stderr, done.returncode) == ("9\n16\n", "", 0)
+
+
+def test_the_slave_of_a_php_master(tmp_path, names):
+    (block,) = SLAVES
+    classes = (
+        "from dataclasses import dataclass\n"
+        "from stream_ipc import IpcPeer, Message, PhpMessageSerializer\n"
+        "@dataclass\n"
+        "class TaskRequest(Message, wire_name='Readme\\\\TaskRequest'):\n    job: str\n"
+        "@dataclass\n"
+        "class TaskResponse(Message, wire_name='Readme\\\\TaskResponse'):\n    result: str\n"
+    )
+    script = tmp_path / "slave.py"
+    script.write_text(classes + block.text, encoding="utf-8")
+    ours = {"__name__": "readme"}
+    exec(compile(classes, "classes", "exec", dont_inherit=True), ours)
+    with IpcPeer(stream_ipc.PhpMessageSerializer(), timeout=20) as peer:
+        session = peer.create_command_session([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+        reply = session.request(ours["TaskRequest"]("a"), expect=ours["TaskResponse"]).wait()
+        assert reply == ours["TaskResponse"]("A")
+    assert session.process.returncode == 0
+
+
+def test_recipes_for_tests(names, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert len(TESTS) == 2
+    exec("import sys", names)
+    for block in TESTS:
+        before = set(names)
+        exec(compile(block.text, "README.rst", "exec", dont_inherit=True), names)
+        (test,) = [names[name] for name in names if name.startswith("test_") and name not in before]
+        test()
 
 
 def test_every_other_block_is_run():
