@@ -325,17 +325,16 @@ def test_skimmer_tells_what_broke_off(data, text):
 # -- lines
 
 
-def conversation(coloured=False, clock=None):
+def conversation(coloured=False):
     """The lines of a short conversation."""
     serializer = PickleMessageSerializer()
     lines = []
-    now = [100.0]
-    report = Report(lines.append, "", clock or (lambda: now[0]), coloured)
+    report = Report(lines.append, coloured=coloured)
     there, back = report.direction("->", "<-"), report.direction("<-", "->")
     there.feed(frame(serializer.serialize(RequestEnvelope("1", Job("a")))))
     there.feed(frame(serializer.serialize(RequestEnvelope("2", Job("b")))))
     back.feed(frame(serializer.serialize(RequestEnvelope("1", Job("c")))))  # its own, of the same id
-    now[0] += 0.25
+    report.now = 0.25
     back.feed(b"hello" + frame(serializer.serialize(ResponseEnvelope("1", Job("d")))))
     back.feed(frame(serializer.serialize(LogMessage("note"))))
     back.feed(frame(b"rubbish") + frame(serializer.serialize(ResponseEnvelope("9", ErrorMessage("no")))))
@@ -346,9 +345,9 @@ def test_lines():
     lines, report = conversation()
     job = "(name='{}', size=5, point=None, more=None)"
     assert [line.split(None, 3) for line in lines[:3]] == [
-        ["0.000000", "->", "request", "1                 72 B  App\\Job" + job.format("a") + "\n"],
-        ["0.000000", "->", "request", "2                 72 B  App\\Job" + job.format("b") + "\n"],
-        ["0.000000", "<-", "request", "1                 72 B  App\\Job" + job.format("c") + "\n"],
+        ["0.000000", "->", "request", "1                72 B  App\\Job" + job.format("a") + "\n"],
+        ["0.000000", "->", "request", "2                72 B  App\\Job" + job.format("b") + "\n"],
+        ["0.000000", "<-", "request", "1                72 B  App\\Job" + job.format("c") + "\n"],
     ]
     assert lines[3].split() == ["0.250000", "<-", "junk", "5", "B", "'hello'"]
     assert lines[4].split()[:8] == ["0.250000", "<-", "response", "1", "250.0", "ms", "72", "B"]
@@ -477,6 +476,22 @@ def test_a_master_and_a_slave_that_it_knows_nothing_of(tmp_path):
     assert "slowest requests:\n" in text
     assert "exited with status 0\n" in text
     assert "\033" not in text
+
+
+def test_lines_stand_in_the_order_of_cause_and_effect(tmp_path):
+    log = tmp_path / "log"
+    data = frame(b"x" * 50)
+    with tapped("echo", options=["--log", log]) as process:
+        for _ in range(300):
+            process.stdin.write(data)
+            process.stdin.flush()
+            assert process.stdout.read(len(data)) == data
+        process.stdin.close()
+        assert process.wait(20) == 0
+    lines = log.read_text(encoding="utf-8").splitlines()
+    assert [line.split()[1] for line in lines[:600]] == ["->", "<-"] * 300
+    times = [float(line.split()[0]) for line in lines[:600]]
+    assert times == sorted(times)
 
 
 def test_lines_go_to_stderr_by_default():

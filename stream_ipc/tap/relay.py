@@ -4,7 +4,8 @@ Knows descriptors, processes and threads. Must not know frames beyond what a ``S
 
 Each direction has a thread that reads and writes blocking descriptors, so what one side does not take is simply not
 taken from the other, as if there were nothing in between. A loop over non-blocking descriptors would need queues, and
-the flags of stdin and stdout are shared with whoever has started us. Bytes are passed on first and looked at then.
+the flags of stdin and stdout are shared with whoever has started us. Bytes are passed on first and looked at then, but
+in the order in which they came: a reply before what the master says to it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import signal
 import subprocess
 import threading
 import time
-from typing import Any, Callable, List, Optional, Sequence, TextIO
+from collections import deque
+from typing import Any, Callable, Deque, List, Optional, Sequence, TextIO, Tuple, Union
 
 from .report import Report, Skimmer
 
@@ -36,16 +38,40 @@ _QUIET = 0.1  # seconds without output after which a dead slave's pipe, which so
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
+class _Log:
+    """What has passed and is still to be looked at, by whichever thread has the time."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._start = time.perf_counter()
+        self._passed: Deque[Tuple[float, Skimmer, Union[bytes, int]]] = deque()
+        self._lock = threading.Lock()
+
+    def note(self, skimmer: Skimmer, passed: Union[bytes, int]) -> None:
+        """Bytes are about to be passed on, or so many have been that need not be seen."""
+        self._passed.append((time.perf_counter() - self._start, skimmer, passed))
+
+    def catch_up(self) -> None:
+        """Look at all of it."""
+        with self._lock:
+            while self._passed:
+                self._report.now, skimmer, passed = self._passed.popleft()
+                if isinstance(passed, int):
+                    skimmer.skip(passed)
+                else:
+                    skimmer.feed(passed)
+
+
 class _Direction(threading.Thread):
     """Passes bytes on from one descriptor to another until the end."""
 
-    def __init__(self, source: int, target: int, skimmer: Skimmer, close_source: Callable[[], None]) -> None:
+    def __init__(self, source: int, target: int, skimmer: Skimmer, log: _Log) -> None:
         super().__init__(daemon=True)
         self._source = source
         self._target = target
-        self._skimmer = skimmer
-        self._close_source = close_source
+        self._log = log
         self._splices = _SPLICE is not None
+        self.skimmer = skimmer
         self.busy = False
         self.failure: Optional[BaseException] = None
 
@@ -54,8 +80,8 @@ class _Direction(threading.Thread):
             while self._turn():
                 pass
         except OSError:
-            # The other side no longer reads: let this side know in the way that it would have known.
-            self._close_source()
+            # The other side no longer reads: let this side know in the way in which it would have known.
+            os.close(self._source)
         except BaseException as exc:  # a fault of ours must not look like the end of the conversation
             self.failure = exc
             raise
@@ -64,7 +90,7 @@ class _Direction(threading.Thread):
             os.close(self._target)
 
     def _turn(self) -> bool:
-        skimmer = self._skimmer
+        skimmer = self.skimmer
         self.busy = False
         if self._splices and skimmer.unseen:
             assert _SPLICE is not None
@@ -77,16 +103,19 @@ class _Direction(threading.Thread):
                 return True
             self.busy = True
             if count:
-                skimmer.skip(count)
+                self._log.note(skimmer, count)
+                self._log.catch_up()
             return count > 0
         data = os.read(self._source, _READ_SIZE)
+        if not data:
+            return False
         self.busy = True
+        self._log.note(skimmer, data)
         view = memoryview(data)
         while view:
             view = view[os.write(self._target, view) :]
-        if data:
-            skimmer.feed(data)
-        return bool(data)
+        self._log.catch_up()
+        return True
 
 
 def tap(command: Sequence[str], format: str, log: TextIO, coloured: bool) -> int:
@@ -105,7 +134,8 @@ def tap(command: Sequence[str], format: str, log: TextIO, coloured: bool) -> int
         OSError: It cannot be started.
     """
     write = _writer(log)
-    report = Report(write, format, time.perf_counter, coloured)
+    report = Report(write, format, coloured=coloured)
+    passed = _Log(report)
     process = subprocess.Popen(list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     assert process.stdin is not None and process.stdout is not None
     _forward_signals(process)
@@ -115,15 +145,14 @@ def tap(command: Sequence[str], format: str, log: TextIO, coloured: bool) -> int
     process.stdout.close()
     for fd in (slave_in, slave_out):
         _enlarge(fd)
-    there, back = report.direction(TO_SLAVE, TO_MASTER), report.direction(TO_MASTER, TO_SLAVE)
     # What is to be written to stdout by accident must not get between the frames.
     master_in, master_out = os.dup(0), os.dup(1)
     os.dup2(2, 1)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    to_slave = _Direction(master_in, slave_in, there, lambda: os.close(master_in))
-    to_master = _Direction(slave_out, master_out, back, lambda: os.close(slave_out))
+    to_slave = _Direction(master_in, slave_in, report.direction(TO_SLAVE, TO_MASTER), passed)
+    to_master = _Direction(slave_out, master_out, report.direction(TO_MASTER, TO_SLAVE), passed)
     to_slave.start()
     to_master.start()
     status = process.wait()
@@ -134,12 +163,13 @@ def tap(command: Sequence[str], format: str, log: TextIO, coloured: bool) -> int
         to_master.join(_QUIET)
         if not to_master.busy and not poller.poll(0):
             break
-    for direction, skimmer, thread in ((TO_SLAVE, there, to_slave), (TO_MASTER, back, to_master)):
-        broken = skimmer.end()
+    passed.catch_up()
+    for arrow, direction in ((TO_SLAVE, to_slave), (TO_MASTER, to_master)):
+        broken = direction.skimmer.end()
         if broken:
-            report.note(direction, f"the stream ended {broken}")
-        if thread.failure is not None:
-            report.note(direction, f"the tap has failed: {thread.failure!r}")
+            report.note(arrow, f"the stream ended {broken}")
+        if direction.failure is not None:
+            report.note(arrow, f"the tap has failed: {direction.failure!r}")
     how = f"exited with status {status}" if status >= 0 else f"was killed by signal {-status}"
     write(f"the slave (pid {process.pid}) {how}\n{report.summary()}")
     return status
@@ -190,7 +220,7 @@ def decode(read: Callable[[int], bytes], format: str, log: TextIO, coloured: boo
         Whether all of it could be read.
     """
     broken: List[str] = []
-    report = Report(log.write, format, None, coloured)
+    report = Report(log.write, format, False, coloured)
     skimmer = report.direction("--", "--")
     while True:
         data = read(_READ_SIZE)

@@ -6,9 +6,8 @@ payload only the beginning is kept, so that watching costs the same for a long o
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 from ..wire.framing import HEADER_SIZE, MAGIC
 from .payloads import look
@@ -112,29 +111,24 @@ def _magic_suffix(data: bytes, start: int) -> int:
 class Report:
     """Writes a line for each frame of a conversation, and a summary.
 
-    May be used by two threads, one for each direction.
-
     Args:
         write: Takes a piece of text.
         format: One of ``payloads.FORMATS``, or an empty text to find out from each payload.
-        clock: The time in seconds, or None if there is none to be told: then lines begin with where the frame ends in
-            the stream, in bytes.
+        timed: Whether there are times to be told. Otherwise lines begin with where the frame ends in the stream, in bytes.
         coloured: Whether to use a terminal's colours.
+
+    Attributes:
+        now: When what is fed next has passed, in seconds since the start.
     """
 
     def __init__(
-        self,
-        write: Callable[[str], Any],
-        format: str = "",
-        clock: Optional[Callable[[], float]] = None,
-        coloured: bool = False,
+        self, write: Callable[[str], Any], format: str = "", timed: bool = True, coloured: bool = False
     ) -> None:
+        self.now = 0.0
         self._write = write
         self._format = format
-        self._clock = clock
-        self._start = clock() if clock is not None else 0.0
+        self._timed = timed
         self._coloured = coloured
-        self._lock = threading.Lock()
         self._directions: List[str] = []
         self._counts: Dict[Tuple[str, str], int] = {}
         self._bytes: Dict[str, int] = {}
@@ -157,68 +151,58 @@ class Report:
 
     def note(self, arrow: str, text: str) -> None:
         """Write a line that is about no frame."""
-        self._line(self._now(), arrow, "error", "", "", "", text)
-
-    def _now(self) -> float:
-        return self._clock() - self._start if self._clock is not None else 0.0
+        self._line(arrow, "error", "", "", "", text)
 
     def _on_junk(self, arrow: str, data: bytes) -> None:
-        now = self._now()
         text = data.decode("utf-8", "backslashreplace")
         shown = repr(text[:_JUNK])
-        with self._lock:
-            self._count(arrow, "junk", len(data))
-            self._line(now, arrow, "junk", "", "", f"{len(data)} B", shown if len(text) <= _JUNK else shown + "...")
+        self._count(arrow, "junk", len(data))
+        self._line(arrow, "junk", "", "", f"{len(data)} B", shown if len(text) <= _JUNK else shown + "...")
 
     def _on_frame(self, arrow: str, answers: str, size: int, head: bytes) -> None:
-        now = self._now()
-        content = look(head, size, self._format)
+        kind, id, name, view = look(head, size, self._format)
         latency = ""
-        with self._lock:
-            self._count(arrow, content.kind, HEADER_SIZE + size)
-            if content.kind == "request":
-                self._waiting[answers, content.id] = now, content.name
-                if len(self._waiting) > _UNANSWERED:
-                    self._waiting.popitem(last=False)
-            elif content.kind == "response":
-                asked = self._waiting.pop((arrow, content.id), None)
-                if asked is not None and self._clock is not None:
-                    latency = _duration(now - asked[0])
-                    self._slowest.append((now - asked[0], content.id, asked[1]))
-                    if len(self._slowest) > 20 * _SLOWEST:
-                        self._slowest = sorted(self._slowest, reverse=True)[:_SLOWEST]
-            kind = content.kind
-            colour = "error" if kind == "response" and content.name.endswith("ErrorMessage") else kind
-            self._line(now, arrow, kind, content.id, latency, f"{size} B", content.view, colour)
+        self._count(arrow, kind, HEADER_SIZE + size)
+        if kind == "request":
+            self._waiting[answers, id] = self.now, name
+            if len(self._waiting) > _UNANSWERED:
+                self._waiting.popitem(last=False)
+        elif kind == "response":
+            asked = self._waiting.pop((arrow, id), None)
+            if asked is not None and self._timed:
+                seconds = self.now - asked[0]
+                latency = _duration(seconds)
+                self._slowest.append((seconds, id, asked[1]))
+                if len(self._slowest) > 20 * _SLOWEST:
+                    self._slowest = sorted(self._slowest, reverse=True)[:_SLOWEST]
+        failed = kind == "response" and name.endswith("ErrorMessage")
+        self._line(arrow, kind, id, latency, f"{size} B", view, "error" if failed else kind)
 
     def _count(self, arrow: str, kind: str, size: int) -> None:
         self._counts[arrow, kind] = self._counts.get((arrow, kind), 0) + 1
         self._bytes[arrow] += size
 
-    def _line(
-        self, now: float, arrow: str, kind: str, id: str, latency: str, size: str, text: str, colour: str = ""
-    ) -> None:
-        when = f"{now:10.6f}" if self._clock is not None else f"{self._bytes.get(arrow, 0):10}"
+    def _line(self, arrow: str, kind: str, id: str, latency: str, size: str, text: str, colour: str = "") -> None:
+        when = f"{self.now:10.6f}" if self._timed else f"{self._bytes[arrow]:10}"
+        shown = f"{kind:12}"
         if self._coloured:
-            code = _COLOURS[colour or kind]
-            kind = f"\033[{code}m{kind:12}\033[0m"
-        self._write(f"{when} {arrow} {kind:12} {id:>12} {latency:>8} {size:>11}  {text}\n")
+            shown = f"\033[{_COLOURS[colour or kind]}m{shown}\033[0m"
+        self._write(f"{when} {arrow} {shown} {id:>11} {latency:>8} {size:>10}  {text}\n")
 
     def summary(self) -> str:
         """Counts, bytes, the slowest requests, and those without an answer."""
-        with self._lock:
-            lines = []
-            for arrow in self._directions:
-                counts = [_counted(n, kind) for (a, kind), n in self._counts.items() if a == arrow]
-                lines.append(f"{arrow} {self._bytes[arrow]} bytes: {', '.join(counts) or 'nothing'}")
-            slowest = sorted(self._slowest, reverse=True)[:_SLOWEST]
-            if slowest:
-                lines.append("slowest requests:")
-                lines += [f"  {_duration(seconds):>8}  {id}  {name}" for seconds, id, name in slowest]
-            if self._waiting and self._clock is not None:
-                lines.append(f"requests without an answer: {len(self._waiting)}")
-                for (_, id), (when, name) in list(self._waiting.items())[:_SLOWEST]:
-                    lines.append(f"  since {when:.6f}  {id}  {name}")
+        lines = []
+        for arrow in self._directions:
+            counts = [_counted(n, kind) for (a, kind), n in self._counts.items() if a == arrow]
+            lines.append(f"{arrow} {self._bytes[arrow]} bytes: {', '.join(counts) or 'nothing'}")
+        slowest = sorted(self._slowest, reverse=True)[:_SLOWEST]
+        if slowest:
+            lines.append("slowest requests:")
+            lines += [f"  {_duration(seconds):>8}  {id}  {name}" for seconds, id, name in slowest]
+        if self._waiting and self._timed:
+            lines.append(f"requests without an answer: {len(self._waiting)}")
+            for (_, id), (when, name) in list(self._waiting.items())[:_SLOWEST]:
+                lines.append(f"  since {when:.6f}  {id}  {name}")
         return "".join([f"{line}\n" for line in lines])
 
 
