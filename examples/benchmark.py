@@ -5,7 +5,7 @@
 Each workload is done by all competitors in turn, several rounds of it. What is shown are medians over the rounds; a
 ratio is taken within each round, because the speed of a machine changes from one minute to the next. The bare loop
 (``RawLoop`` in ``examples/benchmark_child.py``) is what pickle over pipes costs with a selector before there is any
-feature. execnet, rpyc and pyzmq take part if they are installed.
+feature. execnet, rpyc, pyzmq and, as a serializer, msgspec take part if they are installed.
 """
 
 from __future__ import annotations
@@ -383,6 +383,16 @@ class StreamIpc(Competitor):
 
 class StreamIpcJson(StreamIpc):
     serializer = "json"
+
+
+class StreamIpcMsgspec(StreamIpc):
+    """With the serializer of ``examples/msgspec_serializer.py``."""
+
+    serializer = package = "msgspec"
+
+    @classmethod
+    def missing(cls) -> str:
+        return "msgspec: not installed" if find_spec(cls.package) is None else ""
 
 
 class StreamIpcBatch(StreamIpc):
@@ -774,7 +784,8 @@ class Bench:
         self.limit = descriptors()
         self.left_out: List[str] = []
         self.absent: Set[Type[Competitor]] = set()
-        for competitor in EVERYBODY:
+        optional: Sequence[Type[Competitor]] = (*EVERYBODY, StreamIpcMsgspec)
+        for competitor in optional:
             if competitor.missing():
                 self.absent.add(competitor)
                 self.left_out.append(competitor.missing())
@@ -852,6 +863,8 @@ class Bench:
         rounds = min(work.rounds, self.most_rounds)
         with self.cleaned_up():
             entrants = list(work.enter(self).items())
+            if not entrants:  # what it is about is not installed
+                return []
             for number in range(rounds):
                 first = number % len(entrants)  # nobody always comes after the same
                 for name, measure in entrants[first:] + entrants[:first]:
@@ -880,6 +893,13 @@ def small_round_trips(bench: Bench) -> Entrants:
 @workload(Row("json", "small round trips, JSON serializer", "/s"), rounds=15)
 def json_round_trips(bench: Bench) -> Entrants:
     return bench.entrants((Raw, StreamIpcJson), lambda c: bench.rate(c, 2000, partial(c.calls, SMALL)))
+
+
+@workload(Row("msgspec", "small round trips, msgspec example", "/s"), rounds=15)
+def msgspec_round_trips(bench: Bench) -> Entrants:
+    if StreamIpcMsgspec in bench.absent:
+        return {}
+    return bench.entrants((Raw, StreamIpcMsgspec), lambda c: bench.rate(c, 2000, partial(c.calls, SMALL)))
 
 
 @workload(Row("pipeline", f"pipelined, {IN_FLIGHT} in flight", "/s"), rounds=15)

@@ -20,7 +20,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # type checkers take it for true, and the bare loop's child does without importing typing
 if TYPE_CHECKING:
-    from typing import Any, Callable, Deque, List, Tuple
+    from typing import Any, Callable, Deque, List, Optional, Tuple
 
     from stream_ipc import IpcPeer, Session
 
@@ -200,11 +200,19 @@ def raw_child(behaviour: str, *fds: str) -> None:
 
 def make_peer(serializer: str) -> IpcPeer:
     """A peer as both sides of the benchmark have it."""
-    from stream_ipc import IpcPeer, JsonMessageSerializer, register_type
+    from stream_ipc import IpcPeer, JsonMessageSerializer, MessageSerializer, register_type
 
     for cls in (Address, Person, Order):
         register_type(cls)
-    return IpcPeer(JsonMessageSerializer() if serializer == "json" else None, max_frame_size=128 * MIB)
+    chosen: Optional[MessageSerializer] = None
+    if serializer == "json":
+        chosen = JsonMessageSerializer()
+    elif serializer == "msgspec":
+        from examples.messages import Payload
+        from examples.msgspec_serializer import MsgspecSerializer
+
+        chosen = MsgspecSerializer([Payload, Address, Person, Order])
+    return IpcPeer(chosen, max_frame_size=128 * MIB)
 
 
 def ipc_child(serializer: str, behaviour: str, *fds: str) -> None:
