@@ -60,6 +60,8 @@ class MsgspecSerializer:
         elif isinstance(message, ResponseEnvelope):
             kind, id, content = "response", message.id, message.response
         try:
+            if not isinstance(content, Message):
+                raise TypeError("it is no message")
             return self._encode((kind, id, self._object(content)))
         except SerializationError:
             raise
@@ -76,7 +78,7 @@ class MsgspecSerializer:
             if kind == "notification":
                 return message
             return {"request": RequestEnvelope, "response": ResponseEnvelope}[kind](id, message)
-        except Exception as exc:  # whatever the bytes have caused; with the id, the other side is told, or who waits
+        except Exception as exc:  # whatever the bytes have caused
             error = SerializationError(f"payload is not a message: {exc}")
             error.request_id = id if kind == "request" else None
             error.response_id = id if kind == "response" else None

@@ -181,7 +181,8 @@ def test_what_cannot_be_sent_names_the_field(value: Any, text: str) -> None:
 
 def test_what_is_no_message_cannot_be_sent() -> None:
     inner: Any = RequestEnvelope("1", Box(1))
-    for message in (Stranger(), RequestEnvelope("1", Stranger()), ResponseEnvelope("1", inner)):
+    point: Any = Point(1)
+    for message in (point, Stranger(), *(RequestEnvelope("1", content) for content in (point, Stranger(), inner))):
         with pytest.raises(SerializationError, match="cannot be sent"):
             make().serialize(message)
     with pytest.raises(SerializationError, match="cannot be sent"):
