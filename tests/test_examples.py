@@ -1,10 +1,15 @@
 """The examples, each run as its reader would run it: in a checkout, with nothing installed."""
 
+import fcntl
 import os
+import pty
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -58,15 +63,24 @@ def checkout(tmp_path_factory):
     return folder
 
 
-def run(checkout, module, *arguments, python=sys.executable, **variables):
+def environment(**variables):
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     env["PYTHONWARNINGS"] = "error"  # also in the processes that the example starts
     env.update(variables)
+    return env
+
+
+def needs(package):
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+
+
+def run(checkout, module, *arguments, python=sys.executable, site=False, **variables):
     # -S: what is installed cannot be imported.
     return subprocess.run(
-        [python, "-S", "-m", module, *arguments],
+        [python, *([] if site else ["-S"]), "-m", module, *arguments],
         cwd=str(checkout),
-        env=env,
+        env=environment(**variables),
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -152,12 +166,102 @@ def test_loop_tkinter(checkout, display):
     assert result == "The slave's result: something long is done"
 
 
+def test_msgspec_serializer_without_msgspec(checkout):
+    expected = "This example needs msgspec, which is not installed.\n"
+    assert output(checkout, "examples.msgspec_serializer") == expected
+
+
+def test_msgspec_serializer(checkout):
+    needs("msgspec")
+    done = run(checkout, "examples.msgspec_serializer", site=True)
+    assert (done.stderr, done.returncode) == ("", 0)
+    sent, reply, refused = done.stdout.splitlines()
+    assert sent == "94 bytes: TurnRequest(picture=Picture(width=3, pixels=b'abcdef'), turn=<Turn.LEFT: 'left'>)"
+    assert reply == "Reply: TurnResponse(picture=Picture(width=2, pixels=b'cfbead'))"
+    assert refused.startswith("Refused: the request could not be decoded: ")
+    assert refused.endswith(": Picture cannot be built: 6 pixels do not fill lines of 4")
+
+
+BELOW = ["below  50,000", "below 100,000", "below 150,000"]
+PRIMES = ["5133 primes are below 50000", "9592 primes are below 100000", "13848 primes are below 150000"]
+
+
+def test_progress_bars_without_a_terminal(checkout):
+    lines = output(checkout, "examples.progress_bars").splitlines()
+    assert lines[-3:] == PRIMES
+    for name in BELOW:
+        assert [line for line in lines if line.startswith(name)] == [f"{name}: {n} %" for n in (25, 50, 75, 100)]
+    assert len(lines) == 15
+
+
+BARS = {
+    "rich": [rf"{name} \S+ 100% 0:00:00" for name in BELOW],
+    "tqdm": [rf"{name} 100 % \S{{40}}" for name in BELOW],
+    "line": ["   ".join(f"{name} 100 %" for name in BELOW)],
+}
+
+
+@pytest.mark.parametrize("kind", sorted(BARS))
+def test_progress_bars_in_a_terminal(checkout, kind):
+    if kind != "line":
+        needs(kind)
+    near, far = pty.openpty()
+    fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    env = environment(TERM="xterm", PYTHONIOENCODING="utf-8")
+    for name in ("COLUMNS", "LINES"):
+        env.pop(name, None)
+    command = [sys.executable, *(["-S"] if kind == "line" else []), "-m", "examples.progress_bars"]
+    arguments = [] if kind == "line" else [kind]  # where nothing is installed, there is no need to ask for it
+    data = []
+    with subprocess.Popen([*command, *arguments], cwd=str(checkout), env=env, stdin=far, stdout=far, stderr=far) as process:
+        os.close(far)
+        try:
+            while not data or data[-1]:
+                data.append(os.read(near, 65536))
+        except OSError:  # on Linux, the end of a terminal is an error
+            pass
+        finally:
+            os.close(near)
+    lines = screen(b"".join(data).decode())
+    assert lines[-3:] == PRIMES and process.returncode == 0
+    assert len(lines) == len(BARS[kind]) + 3, lines
+    for line, expected in zip(lines, BARS[kind]):
+        assert re.fullmatch(expected, line)
+
+
+def screen(text):
+    """The lines that a terminal shows in the end. It knows what is needed here, and its lines do not break."""
+    lines, row, column = [""], 0, 0
+    for control, char in re.findall(r"\x1b\[([?0-9;]*[A-Za-z])|([^\x1b])", text):
+        if control:
+            kind, count = control[-1], control[:-1]
+            if kind == "A":
+                row -= int(count or 1)
+                assert row >= 0, "above the first line"
+            elif kind == "K":
+                lines[row] = "" if count == "2" else lines[row][:column]
+            else:
+                assert kind in "mhl", control  # colours, and whether the cursor is to be seen
+        elif char == "\r":
+            column = 0
+        elif char == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        else:
+            lines[row] = lines[row].ljust(column)[:column] + char + lines[row][column + 1 :]
+            column += 1
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h"), "the cursor is left hidden"
+    assert lines.pop() == "", "the prompt would stand behind something"
+    return [line.rstrip() for line in lines]
+
+
 SLAVES = [
     "slave",
     "progress slave",
     "own_loop slave",
     "customized slave",
     "workers worker",
+    "progress_bars slave",
     "loop_select slave",
     "remote slave",
 ]
@@ -174,4 +278,5 @@ def test_no_example_is_forgotten():
     modules = {path.stem for path in (ROOT / "examples").glob("*.py")}
     tested_elsewhere = {"benchmark", "benchmark_child", "php_master", "php_slave"}  # in test_benchmark.py, test_php.py
     tested_here = {*EXPECTED, "workers", "own_loop", "loop_select", "loop_tkinter"}
+    tested_here |= {"msgspec_serializer", "progress_bars"}
     assert modules - {"__init__", "messages", "slave"} - tested_elsewhere - {"remote"} == tested_here
