@@ -882,6 +882,7 @@ class Session:
                 return
             if channel.has_unread:
                 channel.note_interrupted()
+            channel.trim()
         if channel.queued_bytes and not channel.corked:
             self._flush()
         self._changed()

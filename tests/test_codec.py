@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import re
+import tracemalloc
 import zlib
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, List, Tuple, Union
@@ -10,12 +11,16 @@ import pytest
 
 from stream_ipc.errors import FrameTooLargeError, IpcError, SerializationError
 from stream_ipc.messages import ErrorMessage, LogMessage, Message
+from stream_ipc.serializers.json import JsonMessageSerializer
+from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.pickle import PickleMessageSerializer
 from stream_ipc.wire.codec import MessageDecoder, MessageEncoder, check_max_frame_size, decode_text
 from stream_ipc.wire.framing import HEADER_SIZE, MAGIC, MAX_FRAME_SIZE, frame_header, missing_bytes
 
 LIMIT = 1024 * 1024
 PICKLE = PickleMessageSerializer()
+JSON = JsonMessageSerializer()
+PHP = PhpMessageSerializer()
 
 
 class Text:
@@ -321,6 +326,201 @@ def test_a_payload_read_directly() -> None:
     assert missing_bytes(decoder.state[0]) == 0
     messages, decoder.state = decoder.decode(frame(b"next"))
     assert messages == [LogMessage("next")]
+
+
+# --- buffers that are used again ------------------------------------------------------------------------------
+
+
+class Noting(Text):
+    """Notes the buffers that it is given, without keeping one, and says so."""
+
+    keeps_payload = False
+
+    def __init__(self) -> None:
+        self.ids: List[int] = []
+        self.error: Any = None
+
+    def deserialize(self, payload: Any) -> Message:
+        self.ids.append(id(payload))
+        if self.error is not None:
+            raise self.error
+        return super().deserialize(payload)
+
+
+class Keeping(PickleMessageSerializer):
+    """Overrides deserialize() of one that keeps nothing, and keeps everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: List[Any] = []
+
+    def deserialize(self, payload: Any) -> Message:
+        self.kept.append(payload)
+        return super().deserialize(payload)
+
+
+def receive(decoder: MessageDecoder, payload: bytes) -> List[Any]:
+    """Receive a large payload as a transport does."""
+    messages, decoder.state = decoder.decode(frame(payload)[:60_000])
+    while missing_bytes(decoder.state[0]):
+        assert messages == []
+        view = decoder.room(50_000)
+        at = len(payload) - missing_bytes(decoder.state[0])
+        count = min(50_000, len(view))
+        view[:count] = payload[at : at + count]
+        view.release()
+        messages, decoder.state = decoder.advance(count)
+    return messages
+
+
+def test_the_buffer_of_a_large_payload_is_used_again() -> None:
+    serializer = Noting()
+    decoder = MessageDecoder(serializer, 10 * LIMIT)
+    for size in (200_000, 200_000, 100_000, 300_000, 70_000):
+        text = f"{size} " + "x" * size
+        assert receive(decoder, text.encode()) == [LogMessage(text)]
+        # Small ones in between, in one piece and in two.
+        messages, decoder.state = decoder.decode(frame(b"small") + frame(b"cut")[:-1])
+        messages, decoder.state = decoder.decode(b"t")
+    assert len(set(serializer.ids[::3])) == 1
+
+
+def test_a_buffer_that_is_too_large_is_not_kept() -> None:
+    decoder = MessageDecoder(Noting(), 10 * LIMIT)
+    tracemalloc.start()
+    try:
+        for size in (200_000, 5 * LIMIT):
+            assert len(receive(decoder, b"x" * size)) == 1
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_kept_buffer_is_given_back_when_nothing_happens() -> None:
+    decoder = MessageDecoder(Noting(), LIMIT)
+    tracemalloc.start()
+    try:
+        assert len(receive(decoder, b"x" * 500_000)) == 1
+        decoder.trim()
+        assert tracemalloc.get_traced_memory()[0] > 400_000
+        assert len(receive(decoder, b"x" * 500_000)) == 1
+        decoder.trim()
+        assert tracemalloc.get_traced_memory()[0] > 400_000
+        decoder.trim()
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert receive(decoder, b"y" * 100_000) == [LogMessage("y" * 100_000)]
+
+
+def test_a_buffer_is_kept_while_the_payload_in_it_is_unfinished() -> None:
+    decoder = MessageDecoder(Noting(), LIMIT)
+    receive(decoder, b"x" * 100_000)
+    data = frame(b"y" * 100_000)
+    _, decoder.state = decoder.decode(data[:60_000])
+    decoder.trim()
+    decoder.trim()
+    messages, decoder.state = decoder.decode(data[60_000:])
+    assert messages == [LogMessage("y" * 100_000)]
+
+
+class Wrapping:
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.kept: List[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def deserialize(self, payload: Any) -> Any:
+        self.kept.append(payload)
+        return self.inner.deserialize(payload)
+
+
+def on_the_instance() -> Any:
+    serializer: Any = PickleMessageSerializer()
+    original = serializer.deserialize
+    serializer.kept = []
+
+    def deserialize(payload: Any) -> Any:
+        serializer.kept.append(payload)
+        return original(payload)
+
+    serializer.deserialize = deserialize
+    return serializer
+
+
+@pytest.mark.parametrize("make", [Keeping, lambda: Wrapping(PICKLE), on_the_instance])
+def test_a_serializer_that_may_keep_its_payloads_sees_them_unchanged(make: Callable[[], Any]) -> None:
+    serializer = make()
+    decoder = MessageDecoder(serializer, LIMIT)
+    payloads = [PICKLE.serialize(Large(bytes([n]) * 200_000)) for n in range(4)]
+    for payload in payloads:
+        assert len(receive(decoder, payload)) == 1
+    assert serializer.kept == payloads and all(type(kept) is bytearray for kept in serializer.kept)
+
+
+def test_the_serializers_of_ours_let_their_buffers_be_used_again() -> None:
+    class Renamed(PickleMessageSerializer):  # with the very same deserialize()
+        pass
+
+    for serializer in (PICKLE, PickleMessageSerializer(unsafe=True), JSON, PHP, Renamed()):
+        decoder = MessageDecoder(serializer, LIMIT)
+        buffers = set()
+        messages = [LogMessage(str(n) * (200_000 + n % 2)) for n in range(4)]
+        for message in messages:
+            payload = serializer.serialize(message)
+            _, decoder.state = decoder.decode(frame(payload)[:60_000])
+            buffers.add(id(decoder.state[0][2]))
+            (got,), decoder.state = decoder.decode(frame(payload)[60_000:])
+            assert got == message
+        assert len(buffers) == 1
+        # What came before has not changed.
+        assert got == LogMessage("3" * 200_001)
+
+
+def test_a_buffer_whose_payload_could_not_be_decoded_is_not_used_again() -> None:
+    for error in (ValueError("no"), SerializationError("no")):
+        serializer = Noting()
+        decoder = MessageDecoder(serializer, LIMIT)
+        receive(decoder, b"a" * 100_000)
+        held = decoder.decode(frame(b"b" * 100_000)[:60_000])[1][0][2]
+        serializer.error = error
+        (got,) = receive(decoder, b"b" * 100_000)
+        assert isinstance(got, SerializationError) and held == b"b" * 100_000
+        serializer.error = None
+        assert receive(decoder, b"c" * 100_000) == [LogMessage("c" * 100_000)]
+        assert held == b"b" * 100_000
+
+
+def test_an_interrupt_while_a_buffer_is_used_again() -> None:
+    serializer = Noting()
+    decoder = MessageDecoder(serializer, LIMIT)
+    receive(decoder, b"a" * 100_000)
+    for letter, size in ((b"b", 100_000), (b"c", 120_000), (b"d", 80_000)):
+        serializer.error = KeyboardInterrupt()
+        data = frame(letter * size)
+        decoder.decode(data[:60_000])  # a result that is discarded
+        _, decoder.state = decoder.decode(data[:60_000])
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                decoder.decode(data[60_000:] + frame(b"next")[:-1])
+        serializer.error = None
+        decoder.decode(data[60_000:] + frame(b"next")[:-1])  # also one in which it was decoded
+        messages, decoder.state = decoder.decode(data[60_000:] + frame(b"next")[:-1])
+        assert messages == [LogMessage((letter * size).decode())]
+        messages, decoder.state = decoder.decode(b"t")
+        assert messages == [LogMessage("next")]
+
+
+def test_a_payload_that_begins_in_the_chunk_in_which_the_last_one_ends() -> None:
+    decoder = MessageDecoder(Noting(), LIMIT)
+    stream = b"".join(frame(letter * 100_000) for letter in (b"a", b"b", b"c", b"d"))
+    got: List[Any] = []
+    for at in range(0, len(stream), 60_000):
+        messages, decoder.state = decoder.decode(stream[at : at + 60_000])
+        got += messages
+    assert got == [LogMessage(letter * 100_000) for letter in "abcd"]
 
 
 def test_nothing_changes_before_the_state_is_assigned() -> None:

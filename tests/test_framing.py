@@ -430,6 +430,56 @@ def test_missing_bytes() -> None:
     assert missing_bytes(decode_frames(frame(b"abc")[:9], START, 2)[1]) == 0  # is skipped, not kept
 
 
+# --- a spare buffer -------------------------------------------------------------------------------------------
+
+
+def begun(spare: bytearray, size: int) -> State:
+    return decode_frames(frame_header(size) + b"a" * 10, START, MAX_FRAME_SIZE, spare)[1]
+
+
+@pytest.mark.parametrize("had", [0, 5, 99_999, 100_000, 100_001, 300_000])
+def test_a_large_payload_is_put_into_a_spare_buffer(had: int) -> None:
+    spare = bytearray(b"?" * had)
+    state = begun(spare, 100_000)
+    assert state[2] is spare and (state[3], state[4]) == (10, 100_000)
+    assert 10 <= len(spare) <= 100_000
+    while missing_bytes(state):
+        view = room_for(state, 30_000)
+        count = min(len(view), 30_000)
+        view[:count] = b"b" * count
+        view.release()
+        items, state = advance(state, count)
+    assert items == [b"a" * 10 + b"b" * 99_990] and items[0] is spare
+
+
+def test_a_payload_in_a_spare_buffer_may_also_be_decoded() -> None:
+    spare = bytearray(b"?" * 200_000)
+    state = begun(spare, 100_000)
+    for _ in range(2):  # the first result is discarded
+        items, after = decode_frames(b"b" * 50_000, state, LIMIT)
+        assert items == [] and after[3] == 50_010
+    items, state = decode_frames(b"b" * 49_990 + frame(b"next")[:-1], after, LIMIT)
+    assert items == [b"a" * 10 + b"b" * 99_990] and items[0] is spare
+    assert decode_frames(b"t", state, LIMIT)[0] == [b"next"]
+
+
+def test_a_result_in_a_spare_buffer_may_be_discarded() -> None:
+    spare = bytearray(b"?" * 100_000)
+    begun(spare, 100_000)
+    state = begun(spare, 100_000)
+    assert state[2] is spare and bytes(spare[:10]) == b"a" * 10 and state[3] == 10
+
+
+def test_no_spare_buffer_for_a_small_payload_or_one_that_is_looked_at() -> None:
+    spare = bytearray(b"?" * 100_000)
+    assert begun(spare, 60_000)[2] is not spare
+    with memoryview(spare) as view:
+        state = begun(spare, 90_000)
+        assert state[2] is not spare and state[2] == b"a" * 10
+        assert bytes(view) == b"?" * 100_000
+    assert begun(spare, 90_000)[2] is spare
+
+
 # --- sizes ----------------------------------------------------------------------------------------------------
 
 
@@ -489,6 +539,16 @@ def test_a_header_that_announces_4_gib_allocates_nothing(limit: int) -> None:
                 _, state = decode_frames(b"y" * 10, state, limit)
 
         assert memory(run) < 64 * 1024
+
+
+def test_a_header_that_announces_4_gib_does_not_make_a_spare_buffer_grow() -> None:
+    spare = bytearray(100_000)
+
+    def run() -> None:
+        state = begun(spare, MAX_FRAME_SIZE)
+        assert len(room_for(state, 1000)) == 99_990
+
+    assert memory(run) < 64 * 1024 and len(spare) == 100_000
 
 
 def test_room_grows_with_what_is_read_and_not_with_the_header() -> None:

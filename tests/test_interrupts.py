@@ -568,10 +568,14 @@ def test_interrupted_large_messages_arrive_unharmed() -> None:
             a, b = peer.create_session_pair()
             seen: List[Any] = []
             b.on_message(seen.append)
-            for index in range(2):
-                a.notify(Note(str(index), bytes([index]) * 400000))
+            notes = [Note(str(size), bytes([size // 1000 % 256]) * size) for size in (300000, 300000, 250000, 400000)]
+            for note in notes[:2]:
+                a.notify(note)
             run.until(lambda: len(seen) == 2, lambda: peer.tick(0.01))
-            assert [(m.text, m.data) for m in seen] == [(str(i), bytes([i]) * 400000) for i in range(2)]
+            for note in notes[2:]:  # into the buffers of those before
+                a.notify(note)
+            run.until(lambda: len(seen) == 4, lambda: peer.tick(0.01))
+            assert seen == notes
 
     at_every_place(scenario, 3)
 

@@ -805,6 +805,9 @@ class PhpMessageSerializer:
         " a value of a wrong type for a property; its own error handlers or its stderr may say more"
     )
 
+    # deserialize() keeps nothing of what it is given, so that a large buffer can be used again; see wire/codec.py.
+    keeps_payload = False
+
     def __init__(self, *, namespace: str = "StreamIpc") -> None:
         self._old = check_namespace(namespace)
         self._encoders = _top_encoders[self._old]

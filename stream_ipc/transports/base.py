@@ -179,6 +179,9 @@ class Channel:
         """What is wrong with a stream that its owner closed or replaced, or None."""
         return None
 
+    def trim(self) -> None:
+        """Give memory back that is only kept to be quick. Called now and then while nothing happens."""
+
     def drain(self, inbox: Deque[Received]) -> None:
         """Read what is there now, after writing has failed."""
 

@@ -574,6 +574,11 @@ class StreamTransport(MessageTransport, Channel):
                 return text
         return None
 
+    def trim(self) -> None:
+        for source in self._inputs.values():
+            if source.decoder is not None:
+                source.decoder.trim()
+
     # -- ending
 
     def close(self) -> None:

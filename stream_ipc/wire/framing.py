@@ -37,6 +37,8 @@ MAX_FRAME_SIZE = 0xFFFFFFFF  # what the length field can say
 # A frame of which more than this is still missing is read straight into its own buffer.
 LARGE = 64 * 1024
 
+_ZEROS = bytes(64 * 1024)
+
 _MAGIC_NUMBER = 0xF34A9DE2
 _HEADER = struct.Struct(">II")
 _unpack_from = _HEADER.unpack_from
@@ -55,13 +57,16 @@ class Junk(bytes):
 Item = Union[bytes, bytearray, Junk, FrameTooLargeError]
 
 # Everything that is remembered between two pieces of a stream: (bytes of an unfinished magic or header, bytes of an
-# oversized payload still to be skipped, unfinished payload, how much of it is there, its whole size).
+# oversized payload still to be skipped, unfinished payload, how much of it is there, its whole size). The buffer of the
+# unfinished payload may be longer than what is there.
 State = Tuple[bytes, int, Optional[bytearray], int, int]
 
 START: State = (b"", 0, None, 0, 0)
 
 
-def decode_frames(data: bytes, state: State, max_frame_size: int) -> Tuple[List[Item], State]:
+def decode_frames(
+    data: bytes, state: State, max_frame_size: int, spare: Optional[bytearray] = None
+) -> Tuple[List[Item], State]:
     """Cut the next bytes of a stream into payloads and junk.
 
     A function from state to state and no object with ``feed()``: a caller who is interrupted (``KeyboardInterrupt``)
@@ -76,6 +81,8 @@ def decode_frames(data: bytes, state: State, max_frame_size: int) -> Tuple[List[
         state: ``START``, or what the call before returned.
         max_frame_size: The largest payload in bytes. A larger one becomes a ``FrameTooLargeError`` in its place, once,
             and exactly its bytes are skipped.
+        spare: A buffer that nobody needs any more: a large payload that is unfinished at the end of ``data`` is put into
+            it. Not the payload that ``state`` holds.
 
     Returns:
         Payloads (``bytes``; ``bytearray`` for one that came in several pieces), ``Junk`` and ``FrameTooLargeError`` in
@@ -115,7 +122,7 @@ def decode_frames(data: bytes, state: State, max_frame_size: int) -> Tuple[List[
                 elif at <= end:
                     items.append(data[start:at])
                 else:
-                    return items, (b"", 0, bytearray(data[start:]), end - start, size)
+                    return items, (b"", 0, _begin(data[start:], size, spare), end - start, size)
                 continue
         start = at
         at = data.find(MAGIC, start)
@@ -129,6 +136,18 @@ def decode_frames(data: bytes, state: State, max_frame_size: int) -> Tuple[List[
         if end - at < HEADER_SIZE:
             return items, (data[at:], 0, None, 0, 0)
     return items, START
+
+
+def _begin(data: bytes, size: int, spare: Optional[bytearray]) -> bytearray:
+    """The buffer of a payload of which the first bytes have come."""
+    if spare is None or size < LARGE:
+        return bytearray(data)
+    try:
+        del spare[size:]
+        spare[: len(data)] = data
+    except BufferError:  # somebody looks at it after all
+        return bytearray(data)
+    return spare
 
 
 def missing_bytes(state: State) -> int:
@@ -149,7 +168,11 @@ def room_for(state: State, size: int) -> memoryview:
     if len(frame) < min(filled + size, whole):
         # What has arrived is doubled: the whole payload is never allocated on the header's word, and yet there are few
         # steps in which it has to be moved.
-        frame += bytes(min(max(size, filled), whole - len(frame)))
+        more = min(max(size, filled), whole - len(frame))
+        while more > len(_ZEROS):  # and not all at once: for 16 MiB 3.4 ms instead of 30, which are page faults
+            frame += _ZEROS
+            more -= len(_ZEROS)
+        frame += _ZEROS[:more]
     return memoryview(frame)[filled:]
 
 
@@ -161,7 +184,7 @@ def detached(state: State) -> State:
 
 
 def has_room(state: State) -> bool:
-    """Whether an unfinished payload has room from an earlier ``room_for`` left."""
+    """Whether an unfinished payload has room left, from an earlier ``room_for`` or because its buffer was a spare one."""
     _, _, frame, filled, _ = state
     return frame is not None and len(frame) > filled
 
