@@ -1074,7 +1074,9 @@ def imports(bench: Bench) -> Entrants:
                 total += int(fields[1])
         return total / 1000, own / 1000
 
-    return bench.fresh_entrants(EVERYBODY, measure)
+    entrants = bench.fresh_entrants(EVERYBODY, measure)
+    bench.warm_up(entrants)  # for the bytecode to be there
+    return entrants
 
 
 # Other messages: key, title, how many, and what makes the body.
@@ -1347,8 +1349,11 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # for the tests: figures mean nothing
     arguments = parser.parse_args()
     path = arguments.json and os.path.abspath(arguments.json)
+    # Without bytecode each child would compile anew what it imports. The children of multiprocessing inherit it not only
+    # by the environment: they are started with the flags of this process.
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None) and sys.flags.dont_write_bytecode:
+        os.execv(sys.executable, [sys.executable, "-m", "examples.benchmark", *sys.argv[1:]])
     os.chdir(ROOT)  # where children find the package
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of them would compile it anew
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if arguments.tiny:
         bench = Bench(0.002, 1, big=8 * MIB, children=2)

@@ -85,6 +85,23 @@ def test_every_workload_yields_figures(tmp_path):
 
 
 @pytest.mark.timeout(60)
+def test_children_use_bytecode_though_the_environment_forbids_it(tmp_path):
+    done = subprocess.run(
+        [*COMMAND, "--only", "start"],
+        cwd=str(ROOT),
+        env={**environment(), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=50,
+    )
+    assert (done.stderr, done.returncode) == ("", 0), done.stdout
+    # The last one is imported by the children of multiprocessing only.
+    for name in ("stream_ipc/session.*.pyc", "examples/benchmark.*.pyc"):
+        assert list(tmp_path.rglob(name)), name
+
+
+@pytest.mark.timeout(60)
 def test_interrupt_ends_everything():
     # A group of its own, for a signal as a terminal sends it, to all of it.
     process = subprocess.Popen(
