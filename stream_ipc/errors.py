@@ -33,6 +33,7 @@ __all__ = [
     "SerializationError",
     "StreamClosedError",
     "UnexpectedReplyError",
+    "article",
     "describe",
 ]
 
@@ -83,7 +84,10 @@ class SerializationError(IpcError):
     Attributes:
         request_id: The id of the request envelope whose content could not be decoded, if it could be read.
         response_id: The same for a response envelope.
+        payload_size: The size in bytes of a received payload that could not be decoded; None if it is not known.
     """
+
+    payload_size: Optional[int] = None
 
     def __init__(
         self, message: str, *, request_id: Optional[str] = None, response_id: Optional[str] = None
@@ -120,6 +124,11 @@ class InvalidStreamError(IpcError, ValueError):
 
     def __reduce__(self) -> Tuple[Any, ...]:
         return (type(self), (str(self),))
+
+
+def article(cls: type) -> str:
+    """The name of a class with its article."""
+    return f"{'an' if cls.__name__[0] in 'aeiouAEIOU' else 'a'} {cls.__name__}"
 
 
 def describe(exc: BaseException) -> str:

@@ -11,7 +11,7 @@ import inspect
 import typing
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-__all__ = ["Handler", "HandlerList"]
+__all__ = ["Handler", "HandlerList", "name_of"]
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -81,10 +81,10 @@ class HandlerList:
         if len(required) > self._most or keywords or (not positional and not starred):
             number = "one argument" if self._most == 1 else "one or two arguments"
             raise TypeError(
-                f"{self._event}() takes a handler of {number}, but {_name(function)} has the signature {signature}"
+                f"{self._event}() takes a handler of {number}, but {name_of(function)} has the signature {signature}"
             )
         if inspect.iscoroutinefunction(function):
-            raise TypeError(f"{self._event}() takes a plain function, but {_name(function)} is a coroutine function")
+            raise TypeError(f"{self._event}() takes a plain function, but {name_of(function)} is a coroutine function")
         # A second parameter with a default is the handler's own, unless it says that it is for the session. The *args of
         # print() are not for it, and before Python 3.11 nobody knows of them.
         takes_both = self._most == 2 and (
@@ -97,7 +97,7 @@ class HandlerList:
             types = _types(function, positional[0].annotation, caller)
             if self._of_messages and types and all([cls.__module__ == "builtins" for cls in types]):
                 raise TypeError(
-                    f"the annotation of {_name(function)}'s first parameter is no message class, so {self._event}() would"
+                    f"the annotation of {name_of(function)}'s first parameter is no message class, so {self._event}() would"
                     " never call it; the message comes first, the session second"
                 )
         self._add(Handler(function, types, takes_both))
@@ -118,7 +118,7 @@ class HandlerList:
                 self._handlers.remove(handler)
                 self.by_class.clear()
                 return
-        raise ValueError(f"{_name(function)} is not registered with {self._event}()")
+        raise ValueError(f"{name_of(function)} is not registered with {self._event}()")
 
     def of(self, cls: type) -> Tuple[Handler, ...]:
         """The handlers for instances of a class."""
@@ -130,7 +130,8 @@ class HandlerList:
             return found
 
 
-def _name(function: Any) -> str:
+def name_of(function: Any) -> str:
+    """What to call a handler in texts."""
     return getattr(function, "__qualname__", None) or f"{function!r:.100}"
 
 
@@ -148,7 +149,7 @@ def _types(function: Any, annotation: Any, caller: Any) -> Optional[Tuple[type, 
             resolved = _evaluate(annotation, _namespace(function, caller))
         except Exception as exc:
             raise TypeError(
-                f"the annotation {annotation!r} of {_name(function)}'s first parameter cannot be resolved: {exc}; define"
+                f"the annotation {annotation!r} of {name_of(function)}'s first parameter cannot be resolved: {exc}; define"
                 " or import the class where the handler is defined (not under TYPE_CHECKING), or drop the annotation"
             ) from exc
     types: List[type] = []
@@ -156,7 +157,7 @@ def _types(function: Any, annotation: Any, caller: Any) -> Optional[Tuple[type, 
         found = _flatten(item)
         if found is None:
             raise TypeError(
-                f"the annotation {annotation!r} of {_name(function)}'s first parameter is no class; annotate it with a"
+                f"the annotation {annotation!r} of {name_of(function)}'s first parameter is no class; annotate it with a"
                 " message class, a union of them, or nothing"
             )
         if object in found:
@@ -166,7 +167,8 @@ def _types(function: Any, annotation: Any, caller: Any) -> Optional[Tuple[type, 
         issubclass(object, tuple(types))
     except TypeError as exc:  # a Protocol, a TypedDict
         raise TypeError(
-            f"the annotation {annotation!r} of {_name(function)}'s first parameter is of no use: {exc}"
+            f"the annotation {annotation!r} of {name_of(function)}'s first parameter is of no use: {exc}; annotate it"
+            " with a message class, a union of them, or nothing"
         ) from exc
     return tuple(types)
 

@@ -26,10 +26,14 @@ class PidCounterRequestIdGenerator:
     def __init__(self) -> None:
         # The pid is read once. A fork that gives the generator to a new peer has ids with the pid of its parent: they only
         # have to differ from those that are pending on the same session.
-        self._next = map(f"{os.getpid()}.{{}}".format, itertools.count(1)).__next__
+        self._pid = os.getpid()
+        self._next = map(f"{self._pid}.{{}}".format, itertools.count(1)).__next__
         if type(self) is PidCounterRequestIdGenerator:
             # One call into an iterator instead of a method of ours: 0.15 us an id instead of 0.35 us.
             self.generate = self._next  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} pid {getattr(self, '_pid', '?')}>"
 
     def generate(self) -> str:
         """Return the next id."""
@@ -40,8 +44,12 @@ class PidHrtimeRequestIdGenerator:
     """Ids of the form ``<pid>.<nanoseconds>.<counter>``, which do not repeat after a restart with the same pid."""
 
     def __init__(self) -> None:
-        self._prefix = f"{os.getpid()}."
+        self._pid = os.getpid()
+        self._prefix = f"{self._pid}."
         self._next = itertools.count(1).__next__
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} pid {getattr(self, '_pid', '?')}>"
 
     def generate(self) -> str:
         """Return the next id."""

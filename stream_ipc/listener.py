@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, Union
 
 from . import log
 from .poller import READ, Poller
+from .transports.descriptors import describe_address
 from .transports.sockets import (
     Place,
     Shield,
@@ -105,8 +106,9 @@ class Listener:
 
     def __repr__(self) -> str:
         try:
-            return f"<Listener {self._place!r} {'closed' if self._closed else 'open'} handshakes={len(self._handshakes)}>"
-        except AttributeError:  # half made
+            state = "closed" if self._closed else "open" if self._paused_until is None else "paused"
+            return f"<Listener {self._place!r} {state} handshakes={len(self._handshakes)}>"
+        except Exception:  # half made
             return "<Listener>"
 
     def __enter__(self) -> Listener:
@@ -151,10 +153,13 @@ class Listener:
         """Begin to be watched."""
         self._peer.listeners[self] = None
         self._peer.watch(self, self._fd, READ)
+        log.debug("listener %r opened", self._place)
 
     def end(self) -> None:
         """Release everything. In a forked copy of the process, only what is this process's own."""
         peer = self._peer
+        if not self._closed and not peer.is_forked:
+            log.debug("listener %r closed", self._place)
         self._closed = True
         peer.listeners.pop(self, None)
         if not peer.is_forked:
@@ -170,7 +175,7 @@ class Listener:
 
     def find_invalid(self) -> None:
         """Somebody else has closed the descriptor that the peer watches."""
-        log.error("%r: its descriptor was closed by somebody else; it listens no more", self)
+        log.error("%r: its descriptor was closed by somebody else; it listens no more, so make a new one", self)
         self.end()
 
     def ready(self, fd: int, events: int) -> None:
@@ -239,7 +244,7 @@ class Listener:
             try:
                 self._take(sock)
             except (OSError, ValueError) as exc:  # it is gone again
-                log.debug("%r: a connection was lost: %s", self, exc)
+                log.debug("%r: a connection was lost before it had a session: %s", self, exc)
                 sock.close()
             except BaseException:
                 sock.close()
@@ -254,10 +259,10 @@ class Listener:
                 sock.close()
                 return
         set_nodelay(sock)
+        name = f"at {self._place!r}" if is_unix(self._place) else f"from {describe_address(sock.getpeername())}"
         if self._context is None:
-            self._peer.add_socket(sock, self._on_session)
+            self._peer.add_socket(sock, self._on_session, name)
             return
-        name = f"{sock.getpeername()}" if not is_unix(self._place) else "a client"
         tls = self._tls.wrap(self._context, sock, True)
         now = self._peer.clock()
         timeout = self._peer.timeout
@@ -278,13 +283,13 @@ class Listener:
             return
         self._forget(handshake)
         try:
-            self._peer.add_socket(sock, self._on_session)
+            self._peer.add_socket(sock, self._on_session, handshake.name)
         except (OSError, ValueError) as exc:
-            log.debug("%r: a connection was lost: %s", self, exc)
+            log.debug("%r: a connection was lost before it had a session: %s", self, exc)
             sock.close()
 
     def _drop(self, handshake: _Handshake, why: str) -> None:
-        log.info("%r: the TLS handshake with %s failed: %s", self, handshake.name, why)
+        log.info("%r: the TLS handshake of a connection %s failed: %s", self, handshake.name, why)
         self._forget(handshake)
         stop_writing(handshake.sock)  # so that the other side learns why
         handshake.sock.close()
@@ -358,7 +363,7 @@ def open_connection(
                 _check_owner(sock, place)
             if context is not None:
                 sock = _shake_hands(peer, sock, place, context, server_hostname, limit)
-            return peer.add_socket(sock)
+            return peer.add_socket(sock, name=f"to {describe_address(place)}")
         except BaseException:
             sock.close()
             raise

@@ -71,7 +71,7 @@ class ErrorMessage(Message, wire_name="StreamIpc\\Message\\ErrorMessage"):
 
     def __post_init__(self, exception: Optional[BaseException]) -> None:
         if not isinstance(self.message, str):  # it comes off the wire too, and str() of the whole must not fail
-            raise TypeError(f"message must be a str, not {type(self.message).__name__}")
+            raise TypeError(f"message of an ErrorMessage must be a str, not {type(self.message).__name__}")
         if exception is not None:
             import traceback  # 4 ms, which most programs never need
 

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Option
 from weakref import WeakSet
 
 from . import log
-from .errors import FrameTooLargeError, RequestTimeoutError, StreamClosedError
+from .errors import FrameTooLargeError, StreamClosedError, article
 from .ids import PidCounterRequestIdGenerator, RequestIdGenerator
 from .messages import Message
 from .poller import READ, Poller
@@ -27,7 +27,7 @@ from .promise import DEFAULT, check_timeout
 from .serializers.base import MessageSerializer
 from .session import FLUSH_BOUND, HIGH_WATER, Session, _Until
 from .transports.base import POLL_INTERVAL, Channel, Ending, ForeignChannel, finish
-from .transports.descriptors import close_streams
+from .transports.descriptors import close_streams, describe_address
 from .transports.stream import DEFAULT_MAX_FRAME_SIZE, StreamTransport
 from .wire.codec import check_max_frame_size
 
@@ -94,7 +94,8 @@ class IpcPeer:
         for plugin, names in ((serializer, ("serialize", "deserialize")), (id_generator, ("generate",))):
             for name in names:
                 if not callable(getattr(plugin, name, None)):
-                    raise TypeError(f"{plugin!r:.100} has no method {name}()")
+                    kind = "serializer" if plugin is serializer else "id_generator"
+                    raise TypeError(f"{kind} has no method {name}(): {plugin!r:.100}")
             if isinstance(plugin, type):
                 raise TypeError(f"{plugin!r} is a class; pass an instance: {plugin.__name__}()")
         self.serializer = serializer
@@ -129,9 +130,13 @@ class IpcPeer:
 
     def __repr__(self) -> str:
         try:
-            state = "closed" if self._closed else f"sessions={len(self._sessions)}"
-            return f"<IpcPeer {state} serializer={type(self.serializer).__name__}>"
-        except AttributeError:  # half made
+            state = "open" if not self._closed else "closed" if self._released else "closing"
+            state = "forked" if self.thread == _FORKED else state
+            return (
+                f"<IpcPeer {state} sessions={len(self._sessions)} listeners={len(self.listeners)}"
+                f" serializer={type(self.serializer).__name__}>"
+            )
+        except Exception:  # half made
             return "<IpcPeer>"
 
     def __enter__(self) -> IpcPeer:
@@ -246,10 +251,11 @@ class IpcPeer:
             OSError: It cannot be started: ``FileNotFoundError``, ``PermissionError``, ...
         """
         self._check_usable()
-        from .transports.process import ProcessTransport, spawn
+        from .transports.process import ProcessTransport, process_name, spawn
 
         process = spawn(command, cwd, env, stderr)
         try:
+            log.debug("%s started", process_name(process))
             transport = ProcessTransport(process, True, self.serializer, self.max_frame_size)
             return self._add(transport, process)
         except BaseException:
@@ -298,10 +304,10 @@ class IpcPeer:
         if sock.type != socket.SOCK_STREAM:
             raise ValueError(f"{sock!r} is no stream socket; messages need SOCK_STREAM")
         try:
-            sock.getpeername()
+            address = sock.getpeername()
         except OSError as exc:
             raise ValueError(f"{sock!r} cannot be used: {exc}; connect it first") from exc
-        return self.add_socket(sock)
+        return self.add_socket(sock, name=f"to {describe_address(address)}" if address else "")
 
     def create_session(self, transport: Any) -> Session:
         """Talk over a transport of one's own. The session owns and closes it.
@@ -413,14 +419,21 @@ class IpcPeer:
         finally:
             self.leave(outer)
 
-    def add_socket(self, sock: socket.socket, on_session: Optional[Callable[[Session], Any]] = None) -> Session:
-        """A session over a connected socket, to be handed to ``on_session`` when it is dispatched."""
+    def add_socket(
+        self, sock: socket.socket, on_session: Optional[Callable[[Session], Any]] = None, name: str = ""
+    ) -> Session:
+        """A session over a connected socket, to be handed to ``on_session`` when it is dispatched.
+
+        The name says what it is connected to.
+        """
         if _is_tls(sock):
             from .transports.tls import TlsTransport
 
-            channel: Channel = TlsTransport(sock, self.serializer, self.max_frame_size)
+            channel: StreamTransport = TlsTransport(sock, self.serializer, self.max_frame_size)
         else:
             channel = StreamTransport(sock, [sock], self.serializer, self.max_frame_size)
+        if name:
+            channel.connected(name)
         return self._add(channel, on_session=on_session)
 
     def wait_for(self, fd: int, events: int, limit: Optional[float]) -> bool:
@@ -466,6 +479,7 @@ class IpcPeer:
             self._snapshot = None
             self.happenings += 1
             try:
+                log.debug("session %s opened: %s", session.name, channel.details() or type(channel.transport).__name__)
                 session.start()
             except BaseException:
                 session.close()
@@ -491,7 +505,7 @@ class IpcPeer:
             raise ValueError(f"{session!r} belongs to another peer")
         outer = self.enter()
         try:
-            session.finish(StreamClosedError("the session was removed from its peer"), release=True)
+            session.finish(StreamClosedError(f"this side removed the session from its peer ({session.name})"), release=True)
         finally:
             self.leave(outer)
 
@@ -512,7 +526,7 @@ class IpcPeer:
             FrameTooLargeError: It is too large for every session. Nobody got it.
         """
         if not isinstance(message, Message):
-            raise TypeError(f"broadcast() takes a Message, not a {type(message).__name__}")
+            raise TypeError(f"broadcast() takes a Message, not {article(type(message))}")
         outer = self.enter()
         try:
             sessions = [session for session in self.sessions if session.is_open]
@@ -543,13 +557,7 @@ class IpcPeer:
                 self.pump(room, limit, dispatch=False)
                 for session in stuck:
                     if session.is_writable and session.channel.queued_bytes > HIGH_WATER:
-                        session.report(
-                            RequestTimeoutError(
-                                f"a broadcast was not sent: {session.channel.queued_bytes} bytes are queued, and the"
-                                f" other side has not read them within {self.timeout} s",
-                                timeout=self.timeout,
-                            )
-                        )
+                        session.report(session.stuck_error(self.timeout))
                     else:
                         taken += self._send_to(session, message, frames)
             return taken
@@ -602,7 +610,7 @@ class IpcPeer:
             How many messages were dispatched.
         """
         if seconds is None:
-            raise TypeError("tick_for() takes a number of seconds")
+            raise TypeError("tick_for() takes a number of seconds, not None")
         check_timeout(seconds)
         limit = self.clock() + seconds
         count = self.tick(0)
@@ -615,7 +623,9 @@ class IpcPeer:
     def turn(self, timeout: Optional[float], only: Optional[Session]) -> int:
         """One turn over all sessions, or over one of them."""
         if timeout is None and not (self._sessions or self._endings or self.unfinished or self.listeners):
-            raise StreamClosedError("nothing is open, so nothing can ever happen; the last session has been closed")
+            raise StreamClosedError(
+                "nothing is open, so tick(None) would wait for ever: this peer has no session and no listener, or no longer"
+            )
         if self._released:
             if timeout:
                 time.sleep(timeout)

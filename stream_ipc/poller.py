@@ -126,7 +126,7 @@ class Poller:
             return number
         fileno = getattr(self._selector, "fileno", None)
         if fileno is None:
-            raise OSError("this platform's selector has no descriptor")
+            raise OSError("this platform has no descriptor to wait for a whole IpcPeer; call tick() now and then instead")
         return int(fileno())
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any, Dict, Generic, Iterable, Iterator, List, Optional, Tuple, Type, TypeVar
 
-from .errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError
+from .errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article
 from .messages import ErrorMessage, Message
 from .transports.descriptors import wait_readable
 
@@ -42,9 +42,9 @@ def check_timeout(timeout: Any) -> None:
     try:
         seconds = float(timeout)
     except OverflowError:
-        raise ValueError("timeout is too large; None is for no limit") from None
+        raise ValueError("timeout is a number of seconds beyond all floats; None is for no limit") from None
     if math.isnan(seconds) or seconds < 0:
-        raise ValueError(f"timeout must not be negative or NaN, but is {timeout!r}")
+        raise ValueError(f"timeout must be 0 seconds or more, not {timeout!r}")
 
 
 class ResponsePromise(Generic[M_co]):
@@ -74,13 +74,16 @@ class ResponsePromise(Generic[M_co]):
         self.deadline = deadline
 
     def __repr__(self) -> str:
-        if not self.settled:
-            state = "pending"
-        elif self._error is not None:
-            state = type(self._error).__name__
-        else:
-            state = type(self._reply).__name__
-        return f"<ResponsePromise {self.id} {state}>"
+        try:
+            if self._error is not None:
+                state = f"failed {type(self._error).__name__}"
+            elif self.settled:
+                state = f"replied {type(self._reply).__name__}"
+            else:
+                state = "overdue" if self.done else "pending"
+            return f"<ResponsePromise {self.id} {state}>"
+        except Exception:  # half made
+            return "<ResponsePromise>"
 
     def __del__(self) -> None:
         # No I/O here: only the entry that a late reply would look for.
@@ -122,7 +125,7 @@ class ResponsePromise(Generic[M_co]):
             peer.pump(self, limit)
             if not self.settled:
                 if self.deadline is None or peer.clock() < self.deadline:
-                    raise TimeoutError(f"no reply to request {self.id} within {timeout} s; it is still pending")
+                    raise TimeoutError(f"{self._silence(timeout)}; it is still pending")
                 self.expire()
         if self._error is not None:
             raise self._error.with_traceback(None)
@@ -151,9 +154,10 @@ class ResponsePromise(Generic[M_co]):
     def expire(self) -> None:
         """Give the request up because its deadline has passed. For whoever waits, or ticks."""
         hint = self._session.silence_text()
-        self.fail(
-            RequestTimeoutError(f"no reply to request {self.id} within {self._timeout} s{hint}", timeout=self._timeout)
-        )
+        self.fail(RequestTimeoutError(f"{self._silence(self._timeout)}{hint}", timeout=self._timeout))
+
+    def _silence(self, timeout: Optional[float]) -> str:
+        return f"no reply to request {self.id} within {timeout} s ({self._session.name})"
 
     # -- for the session
 
@@ -169,8 +173,8 @@ class ResponsePromise(Generic[M_co]):
         else:
             self.fail(
                 UnexpectedReplyError(
-                    f"the reply to request {self.id} is a {type(reply).__name__}, expected was"
-                    f" {self._expect.__name__}",
+                    f"the reply to request {self.id} is {article(type(reply))}, and the request expected"
+                    f" {article(self._expect)} ({self._session.name})",
                     reply,
                 )
             )
@@ -207,7 +211,7 @@ class _Waiting:
         check_timeout(timeout)
         for promise in promises:
             if not isinstance(promise, ResponsePromise):
-                raise TypeError(f"expected promises as request() returns them, not {promise!r:.100}")
+                raise TypeError(f"gather() and as_completed() take promises of request(), not {promise!r:.100}")
         # In the order of settling; those that had settled before come first, in the order given. A dict, because a
         # promise whose settling was interrupted enters itself again.
         self.queue: Dict[ResponsePromise[Any], None] = {p: None for p in promises if p.settled}
@@ -279,6 +283,10 @@ class _Waiting:
             promise.unwatch(self.queue)
 
 
+def _too_few(left: int, count: int, timeout: Optional[float]) -> TimeoutError:
+    return TimeoutError(f"{left} of {count} requests got no reply within {timeout} s; they are still pending")
+
+
 def gather(promises: Iterable[ResponsePromise[M]], timeout: Optional[float] = None) -> List[M]:
     """Wait until all have settled, and tick every peer concerned meanwhile.
 
@@ -298,7 +306,7 @@ def gather(promises: Iterable[ResponsePromise[M]], timeout: Optional[float] = No
     waiting = _Waiting(unique, timeout)
     try:
         if not waiting.until(len(unique)):
-            raise TimeoutError(f"{len(unique) - len(waiting.queue)} of {len(unique)} requests got no reply in {timeout} s")
+            raise _too_few(len(unique) - len(waiting.queue), len(unique), timeout)
     finally:
         waiting.end()
     return [promise.wait() for promise in given]
@@ -338,7 +346,7 @@ class _AsCompleted(Iterator[ResponsePromise[Any]]):
             self._waiting.end()
             raise StopIteration
         if not self._waiting.until(1):
-            raise TimeoutError(f"{self._left} of {self._count} requests got no reply in {self._timeout} s")
+            raise _too_few(self._left, self._count, self._timeout)
         queue = self._waiting.queue
         for promise in queue:
             break

@@ -28,8 +28,10 @@ from .errors import (
     RequestTimeoutError,
     SerializationError,
     StreamClosedError,
+    article,
+    describe,
 )
-from .handlers import Handler, HandlerList
+from .handlers import Handler, HandlerList, name_of
 from .messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from .poller import READ, WRITE
 from .promise import DEFAULT, ResponsePromise, check_timeout
@@ -137,15 +139,27 @@ class Session:
         self._close_handlers = HandlerList("on_close", most=1)
         self._receive_into = channel.receive_into
         channel.changed = self._changed
+        self.name = channel.describe()  # what reprs, logs and error texts call it
 
     def __repr__(self) -> str:
         try:
+            reason = self._reason or self._end
+            why = "" if reason is None else f" ({self._short(reason)})"
             return (
-                f"<Session {self._channel.describe()} {self._state.value} pending={len(self._pending)}"
+                f"<Session {self.name} {self._state.value}{why} pending={len(self._pending)}"
                 f" inbox={len(self._inbox)} queued={self._channel.queued_bytes}>"
             )
         except Exception:  # half made
             return "<Session>"
+
+    def _short(self, reason: BaseException) -> str:
+        """A reason in a few words: without what its text repeats of the name, and what a child has written."""
+        text = describe(reason).partition(": ")[2]
+        if self._process is not None:
+            _, found, rest = text.partition(f"(pid {self._process.pid}) ")
+            text = rest if found else text
+        text = text.partition("\n")[0].partition("; ")[0].replace(f" ({self.name})", "")
+        return text if len(text) <= 100 else text[:97] + "..."
 
     def __enter__(self) -> Session:
         return self
@@ -319,11 +333,15 @@ class Session:
         if not self.is_writable:
             raise self._closed_error()
         if channel.queued_bytes > HIGH_WATER:
-            raise RequestTimeoutError(
-                f"not sent: {channel.queued_bytes} bytes are queued, and the other side has not read them within"
-                f" {timeout} s",
-                timeout=timeout,
-            )
+            raise self.stuck_error(timeout)
+
+    def stuck_error(self, timeout: Optional[float]) -> RequestTimeoutError:
+        """The error for a message that could not leave."""
+        return RequestTimeoutError(
+            f"the message was not sent: {self._channel.queued_bytes} bytes are queued ({self.name}), and the other side"
+            f" has not read them within {timeout} s; is it ticking?",
+            timeout=timeout,
+        )
 
     @property
     def is_writable(self) -> bool:
@@ -384,7 +402,10 @@ class Session:
             limit = None if timeout is None else self._peer.clock() + timeout
             self._peer.pump(_Until(lambda: not channel.queued_bytes or not self.is_writable), limit, dispatch=False)
             if channel.queued_bytes:
-                raise TimeoutError(f"{channel.queued_bytes} bytes are still queued after {timeout} s")
+                raise TimeoutError(
+                    f"{channel.queued_bytes} bytes are still queued ({self.name}): the other side has not read them within"
+                    f" {timeout} s; is it ticking?"
+                )
             if not self.is_writable:
                 raise self._closed_error()
         finally:
@@ -422,7 +443,7 @@ class Session:
             return message
         if self._state is not State.OPEN:
             raise self._closed_error()
-        raise TimeoutError(f"no message within {timeout} s")
+        raise TimeoutError(f"no notification within {timeout} s ({self.name})")
 
     def tick(self, timeout: Optional[float] = 0.0) -> int:
         """One turn over this session only: write what is queued, read what is there, dispatch it to handlers.
@@ -607,7 +628,7 @@ class Session:
         self._current = None
         self.fail_pending(reason)
         if self._closers is None:
-            log.debug("%r: %s", self, reason)
+            log.debug("session %s closed: %s", self.name, self._short(reason))
             self._closers = list(self._close_handlers.of(Session))
         closers = self._closers
         while closers:
@@ -642,13 +663,13 @@ class Session:
         # A forked copy: the other process has the session. Only our copies of the descriptors go.
         if self._state is not State.CLOSED:
             self._state = State.CLOSED
-            self._reason = StreamClosedError("this is a forked copy of the session")
+            self._reason = StreamClosedError("this is a forked copy of the session; make a new IpcPeer in this process")
             self._channel.abandon()
 
     def _closed_error(self) -> StreamClosedError:
         reason = self._reason or self._end
-        text = "it is being closed" if reason is None else str(reason)
-        error = StreamClosedError(f"the session is closed: {text}")
+        text = f"is being closed ({self.name})" if reason is None else f"is closed: {reason}"
+        error = StreamClosedError(f"the session {text}")
         error.__cause__ = None if reason is None else reason.__cause__
         return error
 
@@ -1001,7 +1022,7 @@ class Session:
             pending = None
         promise = None if pending is None else pending()
         if promise is None:
-            log.debug("%r: reply to %.128r discarded: nobody waits for it", self, envelope.id)
+            log.debug("session %s: late reply to request %.128r dropped: nobody waits for it", self.name, envelope.id)
             return
         try:
             promise.settle(envelope.response)
@@ -1067,8 +1088,8 @@ class Session:
             if not isinstance(reply, Message):
                 if reply is not None:
                     raise TypeError(
-                        f"an on_request handler returned a {type(reply).__name__}; it must return a Message, or None to"
-                        " pass the request on"
+                        f"the on_request handler {name_of(handler.function)} returned {article(type(reply))}; it must"
+                        " return a Message, or None to pass the request on"
                     )
                 reply = ErrorMessage(f"Unhandled request: {type_info(cls).wire_name}")
             if self._state is OPEN:
@@ -1076,10 +1097,11 @@ class Session:
                 sent = channel.sent
                 channel.send(ResponseEnvelope(envelope.id, reply))
             else:
-                log.debug("%r: reply to %.128r dropped: the session is closed", self, envelope.id)
+                log.debug("session %s: reply to request %.128r dropped: it is closed", self.name, envelope.id)
         except Exception as exc:
             # Of a handler, or because the reply cannot be sent as it is.
             self._answer(_Answer(envelope.id, ErrorMessage("Error in dispatch", exc)))
+            log.debug("session %s: request %.128r was answered with %s", self.name, envelope.id, article(type(exc)))
         except BaseException as exc:
             # If the program goes on, the requester gets his reply at the next tick, or learns what happened; if it ends,
             # he learns that.
@@ -1098,7 +1120,7 @@ class Session:
         try:
             self._send_reply(answer.id, answer.reply)
         except Exception:
-            log.error("%r: no reply could be sent to %.128r", self, answer.id, exc_info=True)
+            log.error("%r: no reply to request %.128r could be sent", self, answer.id, exc_info=True)
         except BaseException:
             if self._channel.sent != sent:
                 self._current = None
@@ -1107,7 +1129,7 @@ class Session:
 
     def _send_reply(self, id: str, reply: Message) -> None:
         if self._state is not OPEN:
-            log.debug("%r: reply to %.128r dropped: the session is closed", self, id)
+            log.debug("session %s: reply to request %.128r dropped: it is closed", self.name, id)
             return
         try:
             self._channel.send(ResponseEnvelope(id, reply))
@@ -1133,7 +1155,7 @@ class Session:
             except StreamClosedError as exc:
                 self._write_failed(exc)
                 return
-        log.error("%r: no reply could be sent to %.128r: %s", self, id, error)
+        log.error("%r: no reply to request %.128r could be sent: %s", self, id, error)
 
     def _resume(self, item: Any) -> int:
         """What stands in the inbox in place of a message."""
@@ -1156,7 +1178,10 @@ class Session:
             self._current = None
             return 1
         if not isinstance(item, Exception):
-            item = SerializationError(f"{type(self.transport).__name__}.receive() returned a {type(item).__name__}")
+            item = SerializationError(
+                f"{type(self.transport).__name__}.receive() returned a list with a {type(item).__name__} in it; all must be"
+                " Messages"
+            )
             self._undecodable(item)
             self._current = None
             return 1
@@ -1165,6 +1190,8 @@ class Session:
         return 0
 
     def _undecodable(self, error: SerializationError) -> None:
+        size = "a message" if error.payload_size is None else f"a message of {error.payload_size} bytes"
+        log.debug("session %s: %s was refused: %s", self.name, size, error)
         if error.request_id is not None:
             self._answer(_Answer(error.request_id, ErrorMessage(f"the request could not be decoded: {error}")))
         elif error.response_id is not None:
@@ -1190,7 +1217,8 @@ class Session:
             if not keep and self._state is not State.CLOSED:
                 self._channel.give_up()
                 if self._end is None:
-                    self._end = StreamClosedError(f"the stream failed: {error}")
+                    text = str(error) if isinstance(error, IpcError) else describe(error)
+                    self._end = StreamClosedError(f"the stream failed ({self.name}): {text}")
                     self._end.__cause__ = error
                     self._changed()
                 self._peer.work[self] = None
@@ -1203,8 +1231,10 @@ class Session:
         """
         handlers = self._exception_handlers.of(type(error))
         if not handlers:
-            log.error("%r: %s", self, error, exc_info=error if not isinstance(error, IpcError) else None)
+            trace = None if isinstance(error, IpcError) else error
+            log.error("%r has no on_exception handler for %s: %s", self, type(error).__name__, error, exc_info=trace)
             return False
+        log.debug("session %s: its on_exception handlers get %s: %s", self.name, type(error).__name__, error)
         keep = False
         for handler in handlers:
             if not handler.active:
@@ -1250,6 +1280,6 @@ def _is_reply(item: Any) -> bool:
 
 def _no_message(method: str, message: Any) -> TypeError:
     return TypeError(
-        f"{method}() takes a Message, not a {type(message).__name__}; derive its class from Message:"
+        f"{method}() takes a Message, not {article(type(message))}; derive its class from Message:"
         f" @dataclass class {type(message).__name__.title()}(Message): ..."
     )

@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterable, List, Tuple, Union
 
 import pytest
 
-from stream_ipc.errors import FrameTooLargeError, IpcError, SerializationError
+from stream_ipc.errors import FrameTooLargeError, IpcError, SerializationError, article
 from stream_ipc.messages import ErrorMessage, LogMessage, Message
 from stream_ipc.serializers.json import JsonMessageSerializer
 from stream_ipc.serializers.php import PhpMessageSerializer
@@ -267,7 +267,7 @@ def test_what_is_no_message_is_an_error(result: Any) -> None:
     for chunks in ([frame(b"a")], [frame(b"a") + b"junk"], [frame(b"a")[:-1], b"a"]):
         messages, _ = decode(chunks, Wrong())
         assert isinstance(messages[0], SerializationError)
-        assert str(messages[0]) == f"Wrong.deserialize() returned a {type(result).__name__}, not a Message"
+        assert str(messages[0]) == f"Wrong.deserialize() returned {article(type(result))}, not a Message"
 
 
 def test_a_thousand_empty_frames_are_a_thousand_errors() -> None:
@@ -555,7 +555,7 @@ def test_a_serializer_that_returns_something_else(result: Any) -> None:
         def serialize(self, message: Message) -> Any:
             return result
 
-    with pytest.raises(SerializationError, match=rf"Other.serialize\(\) returned a {type(result).__name__}, not bytes"):
+    with pytest.raises(SerializationError, match=rf"Other.serialize\(\) returned {article(type(result))}, not bytes"):
         encoded(Other(), LogMessage("x"))
 
 
@@ -599,7 +599,7 @@ def test_the_limit() -> None:
         with pytest.raises(FrameTooLargeError) as caught:
             encoded(Text(), LogMessage("x" * (limit + 1)), limit)
         assert (caught.value.size, caught.value.limit) == (limit + 1, limit)
-        assert re.search(f"frame of {limit + 1} bytes for LogMessage exceeds max_frame_size {limit}", str(caught.value))
+        assert re.search(f"frame of {limit + 1} bytes for LogMessage exceeds max_frame_size, which is {limit} bytes", str(caught.value))
     with pytest.raises(FrameTooLargeError):
         encoded(PICKLE, Large([b"x" * 70_000, b"y" * 70_000]), 140_000)
     assert encoded(PICKLE, Large([b"x" * 70_000, b"y" * 70_000]), 150_000)

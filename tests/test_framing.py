@@ -504,7 +504,7 @@ def test_the_error_comes_with_the_header_and_names_size_and_limit() -> None:
     (error,) = items
     assert isinstance(error, FrameTooLargeError)
     assert (error.size, error.limit) == (1001, 1000)
-    assert re.search("frame of 1001 bytes.*max_frame_size is 1000.*raise it on both sides", str(error))
+    assert re.search("frame of 1001 bytes.*max_frame_size is 1000 bytes; raise it on both sides", str(error))
     assert state == (b"", 1001, None, 0, 0)
     for _ in range(10):
         items, state = decode_frames(b"x" * 100, state, 1000)

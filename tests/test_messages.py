@@ -90,13 +90,13 @@ def test_error_message_of_odd_exceptions() -> None:
 @pytest.mark.parametrize("text", [None, 5, b"text", ["text"], ValueError("why"), 10**5000], ids=lambda t: type(t).__name__)
 def test_error_message_takes_text_only(text: Any) -> None:
     # Also off the wire: str() of it must not fail where a reply is turned into an exception.
-    with pytest.raises(TypeError, match=f"message must be a str, not {type(text).__name__}"):
+    with pytest.raises(TypeError, match=f"message of an ErrorMessage must be a str, not {type(text).__name__}"):
         ErrorMessage(text)
     serializer = PickleMessageSerializer()
     error = ErrorMessage("text")
     error.message = text
     if not isinstance(text, ValueError):
-        with pytest.raises(SerializationError, match="message must be a str"):
+        with pytest.raises(SerializationError, match="message of an ErrorMessage must be a str"):
             serializer.deserialize(serializer.serialize(error))
 
 

@@ -587,7 +587,7 @@ def test_recursion_while_reading_is_a_decode_error() -> None:
             return str(exc)
         return None  # 3.12 on: the scanner has a stack of its own
 
-    assert at_depth(sys.getrecursionlimit() - depth - 60, read) in ("JSON that is nested too deeply", None)
+    assert at_depth(sys.getrecursionlimit() - depth - 60, read) in ("payload is nested too deeply", None)
 
 
 @pytest.mark.parametrize("error", [MemoryError, RecursionError, ZeroDivisionError])
@@ -646,7 +646,7 @@ def test_interrupts_pass(error: Any) -> None:
     ],
 )  # fmt: skip
 def test_not_json(data: bytes) -> None:
-    with pytest.raises(SerializationError, match="Not JSON"):
+    with pytest.raises(SerializationError, match="^payload is not JSON: "):
         S.deserialize(data)
 
 
@@ -656,7 +656,7 @@ def test_not_json(data: bytes) -> None:
      '"\\ud83d \\ude00"', '"\\\\\\ud800"', '"a\tb"', '"a\x00b"', '"a\x1fb"', '"\ud800"', "1}}", "1,", "\u0661"],
 )  # fmt: skip
 def test_refused_values(value: str) -> None:
-    with pytest.raises(SerializationError, match="Not JSON"):
+    with pytest.raises(SerializationError, match="^payload is not JSON: "):
         S.deserialize(any_payload(value))
 
 
@@ -932,9 +932,9 @@ def test_named_tuples_and_enums() -> None:
     assert b'{"__class":"test.json.Colour","name":"ODD"}' in S.serialize(AnyMessage(Colour.ODD))
     assert S.deserialize(any_payload('{"__class":"test.json.Pair","a":1}')) == AnyMessage(Pair(1))
     for bad in ('"name":"BLUE"', '"name":"__class__"', '"name":["RED"]', '"value":1', '"name":null', '"x":1'):
-        with pytest.raises(SerializationError, match="Unknown case"):
+        with pytest.raises(SerializationError, match="has no member .*add it to the enum"):
             S.deserialize(any_payload('{"__class":"test.json.Colour",' + bad + "}"))
-    with pytest.raises(SerializationError, match="Unknown value"):
+    with pytest.raises(SerializationError, match="has no value .*add it to the enum"):
         S.deserialize(any_payload('{"__class":"test.json.Rights","value":4096}'))
 
 

@@ -459,7 +459,7 @@ def closed_text(session, peer):
     tick_until(lambda: not session.is_open, peer)
     with pytest.raises(StreamClosedError) as caught:
         session.notify(Note())
-    return str(caught.value).replace("the session is closed: ", "")
+    return str(caught.value).replace("the session is closed: ", "").replace(f" ({session.name})", "")
 
 
 @pytest.mark.parametrize("clean", [True, False])

@@ -11,7 +11,7 @@ import re
 from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 from .. import registry
-from ..errors import SerializationError
+from ..errors import SerializationError, article, describe
 from ..messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..registry import TypeInfo
 
@@ -24,7 +24,6 @@ __all__ = [
     "Builder",
     "Unfit",
     "Walk",
-    "a",
     "add_id",
     "bad_id",
     "builder",
@@ -32,6 +31,7 @@ __all__ = [
     "compile_function",
     "convert",
     "find_class",
+    "namespace_text",
     "old_name",
     "other_format",
     "plain_type",
@@ -70,6 +70,11 @@ def check_namespace(namespace: str) -> bool:
     return namespace == "PhpStreamIpc"
 
 
+def namespace_text(serializer: Any) -> str:
+    """The argument of a serializer for its repr, also if it is half made."""
+    return "namespace='PhpStreamIpc'" if getattr(serializer, "_old", False) else ""
+
+
 def old_name(name: str) -> str:
     """What the older release called one of the library's classes."""
     return _OLD_NAMESPACE + name[len(_NAMESPACE) :]
@@ -99,11 +104,6 @@ def find_class(name: Any) -> TypeInfo:
     if name not in _OLD_NAMES:
         raise SerializationError(f"Unknown class: {name[:200]} (import a class with this wire_name on this side too)")
     return registry.type_info(_OLD_NAMES[name])
-
-
-def a(cls: type) -> str:
-    """The name of a class with its article."""
-    return f"{'an' if cls.__name__[0] in 'aeiouAEIOU' else 'a'} {cls.__name__}"
 
 
 def shown(value: Any) -> str:
@@ -237,7 +237,7 @@ def bad_id() -> SerializationError:
 
 
 def _bad_content(value: Any) -> SerializationError:
-    return SerializationError(f"the content of an envelope is {a(type(value))} and not a message")
+    return SerializationError(f"the content of an envelope is not a message but {article(type(value))}")
 
 
 _FORMATS = {
@@ -306,12 +306,12 @@ class Walk:
         except SerializationError:
             raise
         except Exception as exc:  # of a property or a __getattr__
-            raise self._error("", f"{type(exc).__name__}: {exc}") from exc
+            raise self._error("", describe(exc)) from exc
 
     def _text(self, message: Any) -> str:
         if not isinstance(message, Message):
             raise SerializationError(
-                f"{a(type(message))} cannot be sent by itself: only messages can; derive a class from Message"
+                f"{article(type(message))} cannot be sent by itself: only messages can; derive a class from Message"
             )
         self.value(type(message).__name__, message)
         while self._stack:
@@ -369,7 +369,7 @@ class Walk:
             if type(value.id) is not str or len(value.id) > MAX_ID_LENGTH:
                 self.fail(step, f"an envelope's id must be a str of at most {MAX_ID_LENGTH} characters")
             if not isinstance(content, Message):
-                self.fail(step, f"an envelope must hold a Message, not {a(type(content))}")
+                self.fail(step, f"an envelope must hold a Message, not {article(type(content))}")
         return info
 
     def _advice(self, value: Any) -> Optional[str]:

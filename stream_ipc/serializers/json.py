@@ -21,7 +21,7 @@ from math import isfinite
 from typing import Any, Callable, Dict, Iterator, List, NoReturn, Tuple
 
 from .. import registry
-from ..errors import SerializationError
+from ..errors import SerializationError, article, describe
 from ..messages import Message
 from ..registry import TypeInfo
 from ._shared import (
@@ -33,13 +33,13 @@ from ._shared import (
     Builder,
     Unfit,
     Walk,
-    a,
     add_id,
     builder,
     check_namespace,
     compile_function,
     convert,
     find_class,
+    namespace_text,
     other_format,
     plain_type,
     shown,
@@ -234,9 +234,9 @@ class _JsonWalk(Walk):
         for key, v in value.items():
             step = f"[{shown(key)}]"
             if type(key) is not str:
-                self.fail(step, f"a dict key in JSON must be a str, not {a(type(key))}")
+                self.fail(step, f"a dict key in JSON must be a str, not {article(type(key))}")
             if key == "__class":
-                self.fail(step, 'a dict with the key "__class" would be taken for an object')
+                self.fail(step, 'a dict with the key "__class" would be taken for an object; use another key')
             self.check_text(step, key)
             yield (f"{before}{encode_basestring(key)}:", step, v)
             before = ","
@@ -314,8 +314,8 @@ def _enum_member(info: TypeInfo, data: Dict[str, Any]) -> Any:
         try:
             return cls(value)
         except Exception as exc:
-            raise SerializationError(f"Unknown value of {info.wire_name}: {value}") from exc
-    raise SerializationError(f"Unknown case of {info.wire_name}: {shown(name)}")
+            raise SerializationError(f"{info.wire_name} has no value {value}; add it to the enum on this side too") from exc
+    raise SerializationError(f"{info.wire_name} has no member {shown(name)}; add it to the enum on this side too")
 
 
 _decoders = _Decoders()
@@ -332,7 +332,7 @@ def _object(data: Dict[str, Any]) -> Any:
     except TypeError:
         if isinstance(name, str):
             raise
-        raise SerializationError(f"Unknown class: {a(type(name))} is no class name") from None
+        raise SerializationError(f"Unknown class: the name of a class must be text, not {article(type(name))}") from None
     return decoder(data)
 
 
@@ -348,7 +348,7 @@ def _parse_int(text: str) -> Any:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+    raise ValueError(f"it holds {name}")
 
 
 _decoder = json.JSONDecoder(object_hook=_object, parse_int=_parse_int, parse_constant=_no_constant)
@@ -390,7 +390,7 @@ def _whole(text: str, decoder: json.JSONDecoder) -> Any:
     start = 0 if text[:1] not in _SPACE else len(text) - len(text.lstrip(_SPACE))
     value, end = decoder.raw_decode(text, start)
     if end != len(text) and text[end:].strip(_SPACE):
-        raise SerializationError(f"Not JSON: something follows the value at character {end}")
+        raise SerializationError(f"payload is not JSON: something follows the value at character {end}")
     return value
 
 
@@ -435,6 +435,9 @@ class JsonMessageSerializer:
     def __init__(self, *, namespace: str = "StreamIpc") -> None:
         self._old = check_namespace(namespace)
         self._encoders = _top_encoders[self._old]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({namespace_text(self)})"
 
     def serialize(self, message: Message) -> bytes:
         """Turn a message into JSON.
@@ -489,7 +492,7 @@ class JsonMessageSerializer:
             if len(text) > 2 * MAX_DEPTH:  # more levels take at least two characters each, and a bracket
                 data = bytes(payload)
                 if text.count("[") + text.count("{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
-                    raise SerializationError(f"JSON that is nested deeper than {MAX_DEPTH} levels")
+                    raise SerializationError(f"payload is nested deeper than {MAX_DEPTH} levels")
                 if _LONG_INT not in data.translate(_DIGITS):
                     decoder = _short_int_decoder
             if "\\u" in text and _SURROGATE.search(text) is not None:
@@ -506,21 +509,21 @@ class JsonMessageSerializer:
             raise error from exc
         if isinstance(message, Message):
             return message
-        raise SerializationError(f"The payload is {a(type(message))} and not a message")
+        raise SerializationError(f"payload is not a message but {article(type(message))}")
 
 
 def _reason(exc: Exception) -> str:
     if isinstance(exc, RecursionError):
-        return "JSON that is nested too deeply"
+        return "payload is nested too deeply"
     if isinstance(exc, MemoryError):
-        return "Not enough memory for the payload"
+        return "payload cannot be decoded: there is not enough memory"
     if isinstance(exc, UnicodeDecodeError):
-        return f"Not JSON: byte {exc.start} is not UTF-8"
+        return f"payload is not JSON: byte {exc.start} is not UTF-8"
     if isinstance(exc, UnicodeEncodeError):
-        return "Not JSON: a lone surrogate in an escape"
+        return "payload is not JSON: it has a lone surrogate in an escape"
     if isinstance(exc, ValueError):
-        return f"Not JSON: {exc}"
-    return f"Invalid payload: {type(exc).__name__}: {exc}"
+        return f"payload is not JSON: {exc}"
+    return f"payload cannot be decoded: {describe(exc)}"
 
 
 def _salvage(payload: Payload) -> Tuple[Any, Any]:

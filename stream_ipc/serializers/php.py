@@ -18,7 +18,7 @@ from math import isfinite
 from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Set, Tuple
 
 from .. import registry
-from ..errors import SerializationError
+from ..errors import SerializationError, article, describe
 from ..messages import Message
 from ..registry import FieldInfo, TypeInfo
 from ._shared import (
@@ -30,13 +30,13 @@ from ._shared import (
     Builder,
     Unfit,
     Walk,
-    a,
     add_id,
     builder,
     check_namespace,
     compile_function,
     convert,
     find_class,
+    namespace_text,
     other_format,
     plain_type,
     shown,
@@ -332,9 +332,9 @@ class _PhpWalk(Walk):
             except Unfit:
                 if type(key) is int:
                     self.fail(step, "a dict key beyond 64 bits cannot travel in PHP's format")
-                self.fail(step, f"a dict key in PHP's format must be a str or an int, not {a(type(key))}")
+                self.fail(step, f"a dict key in PHP's format must be a str or an int, not {article(type(key))}")
             if before in written:
-                self.fail(step, "a second key that is the same to PHP, which takes digits for an int")
+                self.fail(step, "a dict has a second key that is the same to PHP, which takes digits for an int")
             written.add(before)
             yield (before, step, v)
 
@@ -567,12 +567,13 @@ def _enum_case(name: str, case: str) -> Any:
     cls: Any = info.cls
     member = cls.__members__.get(_shown_text(case)) if info.is_enum else None
     if member is None:
-        raise SerializationError(f"Unknown case of {info.wire_name}: {shown(_shown_text(case))}")
+        text = f"{info.wire_name} has no member {shown(_shown_text(case))}; add it to the enum on this side too"
+        raise SerializationError(text)
     return member
 
 
 def _bad(position: int, what: str) -> NoReturn:
-    raise SerializationError(f"Not in PHP's format: {what} at byte {position}")
+    raise SerializationError(f"payload is not in PHP's format: {what} at byte {position}")
 
 
 def _parse(text: str, classes: Any, root: List[Any]) -> Any:
@@ -602,7 +603,7 @@ def _parse(text: str, classes: Any, root: List[Any]) -> Any:
         # A value begins here.
         found = _TOKEN(text, position)
         if found is None:
-            _bad(position, "no value that is known")
+            _bad(position, "there is no value that is known")
         kind: Any = found.lastindex
         end = found.end()
         levels = 0
@@ -658,7 +659,7 @@ def _parse(text: str, classes: Any, root: List[Any]) -> Any:
                 value = numbered[index]
                 if value is _OPEN:
                     raise SerializationError(
-                        f"The value at byte {found.start()} refers to what it is part of, which cannot be built by its"
+                        f"the value at byte {found.start()} refers to what it is part of, which cannot be built by its"
                         " constructor"
                     )
                 levels = heights.get(index, 0)
@@ -745,7 +746,7 @@ def _copy(value: Any, left: List[int]) -> Any:
         items = todo.pop()
         left[0] -= len(items)
         if left[0] < 0:
-            raise SerializationError("Arrays that are referred to so often that they would outgrow the payload")
+            raise SerializationError("payload refers to the same arrays so often that they would outgrow it")
         for k, v in enumerate(items) if type(items) is list else items.items():
             if type(v) in (list, dict):
                 items[k] = v.copy()
@@ -812,6 +813,9 @@ class PhpMessageSerializer:
         self._old = check_namespace(namespace)
         self._encoders = _top_encoders[self._old]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({namespace_text(self)})"
+
     def serialize(self, message: Message) -> bytes:
         """Turn a message into PHP's format.
 
@@ -861,12 +865,12 @@ class PhpMessageSerializer:
             add_id(exc, *_salvage(payload))
             raise
         except Exception as exc:
-            error = SerializationError(f"Invalid payload: {type(exc).__name__}: {exc}")
+            error = SerializationError(f"payload cannot be decoded: {describe(exc)}")
             add_id(error, *_salvage(payload))
             raise error from exc
         if isinstance(message, Message):
             return message
-        raise SerializationError(f"The payload is {a(type(message))} and not a message")
+        raise SerializationError(f"payload is not a message but {article(type(message))}")
 
 
 def _salvage(payload: Payload) -> Tuple[Any, Any]:

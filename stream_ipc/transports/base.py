@@ -187,7 +187,7 @@ class Channel:
 
     def closed_text(self) -> str:
         """Why this side closed, for the errors of what was pending."""
-        return "this side closed the session"
+        return f"this side closed the session ({self.describe()})"
 
     def end(self) -> Optional[Ending]:
         """Release the streams and close them. Called once.
@@ -204,8 +204,12 @@ class Channel:
         """Close this process's copies of the descriptors and touch nothing else: it is a fork of the owner."""
 
     def describe(self) -> str:
-        """A few words for reprs and logs."""
+        """A few words for reprs, logs and error texts; the same for as long as it lives."""
         return type(self.transport).__name__
+
+    def details(self) -> str:
+        """What the log says once, at the beginning, beside ``describe``; may be empty."""
+        return ""
 
 
 class ForeignChannel(Channel):
@@ -218,7 +222,8 @@ class ForeignChannel(Channel):
             if isinstance(transport, type):
                 raise TypeError(f"{transport!r} is a class; pass an instance")
             if not callable(getattr(transport, name, None)):
-                raise TypeError(f"{type(transport).__name__} is no transport: it has no method {name}()")
+                text = f"{type(transport).__name__} is no transport: it has no method {name}()"
+                raise TypeError(f"{text}; derive it from MessageTransport")
         self.transport = transport
         self.send = transport.send  # type: ignore[method-assign]
         self._receive = transport.receive

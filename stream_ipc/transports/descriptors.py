@@ -28,7 +28,16 @@ from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 from ..errors import InvalidStreamError
 
-__all__ = ["READ_SIZE", "ReadEnd", "WriteEnd", "close_streams", "describe_stream", "needs_thread", "wait_readable"]
+__all__ = [
+    "READ_SIZE",
+    "ReadEnd",
+    "WriteEnd",
+    "close_streams",
+    "describe_address",
+    "describe_stream",
+    "needs_thread",
+    "wait_readable",
+]
 
 # More makes small round trips slower (256 KiB: 0.39), because the buffer is then mapped and unmapped every time.
 READ_SIZE = 64 * 1024
@@ -81,6 +90,14 @@ def wait_readable(fds: Sequence[int], seconds: float) -> bool:
 def describe_stream(stream: Any) -> str:
     """A few words for an error text."""
     return f"descriptor {stream}" if isinstance(stream, int) else f"{stream!r:.100}"
+
+
+def describe_address(address: Any) -> str:
+    """The same for the address of a socket: ``127.0.0.1:80``, ``[::1]:80``, or the path of a Unix socket in quotes."""
+    if not isinstance(address, tuple):
+        return repr(address)
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def close_streams(streams: List[Tuple[Any, int]]) -> None:

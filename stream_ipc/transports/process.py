@@ -5,6 +5,7 @@ Knows processes. Must not know sessions or peers. No wait here is without a limi
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import time
 from typing import IO, Any, Deque, Iterable, List, Mapping, NoReturn, Optional, Sequence, Tuple, Union
 
+from .. import log
 from ..errors import StreamClosedError
 from ..messages import LogMessage
 from ..serializers.base import MessageSerializer
@@ -73,6 +75,11 @@ def _require_descriptors() -> None:
     try:
         for _ in range(_SPARE_DESCRIPTORS):
             spare.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as exc:
+        if exc.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        text = f"{exc.strerror}: starting a process takes {_SPARE_DESCRIPTORS} descriptors for a moment"
+        raise OSError(exc.errno, f"{text}; close some, or raise the limit (ulimit -n)") from exc
     finally:
         for fd in spare:
             os.close(fd)
@@ -88,10 +95,9 @@ def exit_text(process: subprocess.Popen[Any], unknown: bool) -> str:
     if status >= 0:
         return f"exited with exit status {status}"
     try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = "signal"
-    return f"was killed by {name} (signal {-status})"
+        return f"was killed by {signal.Signals(-status).name} (signal {-status})"
+    except ValueError:  # a real-time signal has no name
+        return f"was killed by signal {-status}"
 
 
 def process_name(process: subprocess.Popen[Any]) -> str:
@@ -274,7 +280,7 @@ class ProcessTransport(StreamTransport):
             if stdin is not None:
                 close_streams([(stdin, -1)])
         if self._ending is None:
-            ending = ProcessEnding(self.process, outputs, self._pidfd, self._threads)
+            ending = ProcessEnding(self.process, outputs, self._pidfd, self._threads, self._unknown)
             # In one breath:
             self._ending = ending
             self._pidfd = -1
@@ -297,6 +303,13 @@ class ProcessTransport(StreamTransport):
     def describe(self) -> str:
         return f"pid {self.process.pid}"
 
+    def details(self) -> str:
+        return f"{'started' if self._owned else 'attached to'} {process_name(self.process)}"
+
+    def _state_text(self) -> str:
+        status = self.process.returncode  # asking would reap it
+        return super()._state_text() + ("" if status is None else f" returncode={status}")
+
 
 class ProcessEnding(Ending):
     """Ends a process whose stdin was closed: waits, terminates, kills, reaps, and reads its output all the while.
@@ -306,12 +319,21 @@ class ProcessEnding(Ending):
         outputs: Its streams that are still to be read, which are closed at the end.
         pidfd: Its pidfd, which is closed at the end, or -1.
         threads: If threads read its output and close its stdin, what ends them.
+        unknown: Whether its exit status is lost.
     """
 
     def __init__(
-        self, process: subprocess.Popen[Any], outputs: List[Any], pidfd: int, threads: Optional[Any] = None
+        self,
+        process: subprocess.Popen[Any],
+        outputs: List[Any],
+        pidfd: int,
+        threads: Optional[Any] = None,
+        unknown: bool = False,
     ) -> None:
         self._process = process
+        self._unknown = unknown
+        self._stage = "by itself"  # how far its end has gone, for the log
+        self._told = False
         self._threads: Any = threads
         if threads is not None:
             threads.grace = EXIT_GRACE + TERMINATE_GRACE + KILL_GRACE
@@ -321,9 +343,9 @@ class ProcessEnding(Ending):
             if not stream.closed:
                 os.set_blocking(stream.fileno(), False)
                 self._outputs[stream.fileno()] = stream
-        self._stages: List[Tuple[float, Any]] = [
-            (TERMINATE_GRACE, process.terminate),
-            (KILL_GRACE, process.kill),
+        self._stages: List[Tuple[float, Any, str]] = [
+            (TERMINATE_GRACE, process.terminate, "after SIGTERM"),
+            (KILL_GRACE, process.kill, "after SIGKILL"),
         ]
         self._due = time.monotonic() + EXIT_GRACE
 
@@ -340,7 +362,7 @@ class ProcessEnding(Ending):
                 left = self._due - now
                 return left if self._pidfd >= 0 else min(left, _DEATH_INTERVAL)
             if self._stages:
-                grace, act = self._stages.pop(0)
+                grace, act, self._stage = self._stages.pop(0)
                 self._due = now + grace
                 try:
                     act()
@@ -348,6 +370,13 @@ class ProcessEnding(Ending):
                     pass  # it runs as somebody else now: what can be done is to wait
                 return min(grace, _DEATH_INTERVAL)
             # Not even SIGKILL: it hangs in the kernel. Popen reaps it some day.
+            if not self._told:
+                self._told = True
+                log.error("%s still runs %s, and is left alone", process_name(self._process), self._stage)
+        elif not self._told:
+            self._told = True
+            how = exit_text(self._process, self._unknown)
+            log.debug("%s %s, %s", process_name(self._process), how, self._stage)
         if reading is not None:
             self._threads.hurry()
             return min(reading, _DEATH_INTERVAL)

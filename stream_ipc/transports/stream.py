@@ -95,6 +95,7 @@ class StreamTransport(MessageTransport, Channel):
         serializer: MessageSerializer,
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     ) -> None:
+        self._name = ""  # what describe() says, once that can no longer be found out
         self._encoder = MessageEncoder(serializer, max_frame_size)
         self._serialize = self._encoder.serialize
         self.serializer = serializer
@@ -137,6 +138,19 @@ class StreamTransport(MessageTransport, Channel):
             self._ahead = True
         if decoder is not None:
             self._framed += 1
+
+    def __repr__(self) -> str:
+        try:
+            return f"<{type(self).__name__} {self.describe()} {self._state_text()} queued={self.queued_bytes}>"
+        except Exception:  # half made
+            return f"<{type(self).__name__}>"
+
+    def _state_text(self) -> str:
+        if self._streams is not None:
+            return "closed"
+        if not self._framed:
+            return "ended"  # nothing more will come
+        return "open" if self._broken is None else "broken"  # nothing more can be written
 
     @property
     def transport(self) -> Any:
@@ -317,7 +331,7 @@ class StreamTransport(MessageTransport, Channel):
 
     def give_up(self) -> None:
         if self._broken is None:
-            self._break(StreamClosedError("the stream has failed"))
+            self._break(StreamClosedError(f"the stream has failed ({self.describe()})"))
 
     def _raise_broken(self) -> NoReturn:
         raise StreamClosedError(self._broken_text()) from self._broken
@@ -325,7 +339,9 @@ class StreamTransport(MessageTransport, Channel):
     def _broken_text(self) -> str:
         if self._output.error is not None:
             return f"{describe_stream(self._output.stream)} cannot be written: {_text(self._output.error)}"
-        return f"the other side no longer reads: {self._broken}"
+        if isinstance(self._broken, StreamClosedError):  # it was not the other side
+            return str(self._broken)
+        return f"the other side no longer reads ({self.describe()}): {self._broken}"
 
     # -- receiving
 
@@ -444,7 +460,8 @@ class StreamTransport(MessageTransport, Channel):
         error = self._output.error
         if error is not None:
             self._raise_invalid(error)
-        self._break(error or self._broken or StreamClosedError("its thread has ended"))
+        text = f"the thread that writes {describe_stream(self._output.stream)} has ended"
+        self._break(error or self._broken or StreamClosedError(text))
         self.drain(inbox)
         self._raise_broken()
 
@@ -547,8 +564,8 @@ class StreamTransport(MessageTransport, Channel):
     def _ended_text(self) -> str:
         where = f" {self._where}" if self._where else ""
         if self._error is not None:
-            return f"the connection was lost{where}: {_text(self._error)}"
-        return f"the other side closed the stream{where}"
+            return f"the connection was lost{where} ({self.describe()}): {_text(self._error)}"
+        return f"the other side closed the stream{where} ({self.describe()})"
 
     def drain(self, inbox: Deque[Received]) -> None:
         """Read what is there now on all inputs, as far as a pipe can hold something."""
@@ -599,9 +616,10 @@ class StreamTransport(MessageTransport, Channel):
 
     def _let_go(self, how: str) -> None:
         # Interrupted at any point, it can be called again.
+        self._name = self.describe()
         self._inputs.clear()
         self._blocked = False
-        self._break(self._broken or StreamClosedError("this side closed the stream"))
+        self._break(self._broken or StreamClosedError(f"this side closed the stream ({self._name})"))
         if self._streams is None:
             self._streams = self._find_streams()
         if self._threads is None and any([end.pump is not None for end in self._ends]):
@@ -631,8 +649,16 @@ class StreamTransport(MessageTransport, Channel):
         return [*objects.values(), *numbers.values()]
 
     def describe(self) -> str:
-        fds = sorted({end.fd for end in self._ends})
-        return "fd " + "/".join(map(str, fds)) if fds else "no stream"
+        if not self._name:
+            fds = sorted({end.fd for end in self._ends})
+            if not fds:
+                return "no stream"
+            self._name = "fd " + "/".join(map(str, fds))
+        return self._name
+
+    def connected(self, how: str) -> None:
+        """Say what its socket is connected to, in a few words for ``describe``."""
+        self._name = f"{how} {self.describe()}"
 
 
 def _text(error: BaseException) -> str:

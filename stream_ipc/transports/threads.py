@@ -177,7 +177,7 @@ class _WritePump(_Pump):
             if not isinstance(count, int) or isinstance(count, bool):
                 return  # an object that does not count takes all
             if not 0 < count <= len(data):
-                raise OSError(f"write() of {len(data)} bytes returned {count}")
+                raise OSError(f"write() of {len(data)} bytes returned {count}; it must return how many it took")
             data = data[count:]
 
     def finish(self) -> None:

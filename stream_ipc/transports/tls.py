@@ -103,6 +103,7 @@ class TlsTransport(StreamTransport):
         self._write_wants_read = False
         self._broken_error: Optional[StreamClosedError] = None
         super().__init__(sock, (sock,), serializer, max_frame_size)
+        self._name = f"TLS {self.describe()}"
         sock.suppress_ragged_eofs = False
         self._writes = self._output.writes = self._output.writes_many = self._write
         if sock.pending():  # its owner has read a part of what had come

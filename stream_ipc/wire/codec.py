@@ -9,8 +9,8 @@ from __future__ import annotations
 import codecs
 from typing import Any, Callable, List, Optional, Tuple, Union
 
-from ..errors import FrameTooLargeError, IpcError, SerializationError, describe
-from ..messages import LogMessage, Message
+from ..errors import FrameTooLargeError, IpcError, SerializationError, article, describe
+from ..messages import LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..serializers.base import MessageSerializer
 from . import framing
 from .framing import MAX_FRAME_SIZE, frame_header
@@ -88,7 +88,7 @@ class MessageEncoder:
         if isinstance(exc, SerializationError):
             return exc
         return SerializationError(
-            f"{type(self.serializer).__name__} could not serialize {type(message).__name__}: {describe(exc)}"
+            f"{type(self.serializer).__name__} could not serialize {_content_name(message)}: {describe(exc)}"
         )
 
     def frame(self, message: Message, payload: Any) -> List[Any]:
@@ -105,13 +105,13 @@ class MessageEncoder:
             chunks = [bytes(payload)]
         else:
             raise SerializationError(
-                f"{type(self.serializer).__name__}.serialize() returned a {type(payload).__name__}, not bytes"
+                f"{type(self.serializer).__name__}.serialize() returned {article(type(payload))}, not bytes"
             )
         size = sum(map(len, chunks))
         if size > self.max_frame_size:
             raise FrameTooLargeError(
-                f"frame of {size} bytes for {type(message).__name__} exceeds max_frame_size {self.max_frame_size};"
-                " raise it on both sides, or send less at a time",
+                f"frame of {size} bytes for {_content_name(message)} exceeds max_frame_size, which is"
+                f" {self.max_frame_size} bytes; raise it on both sides, or send less at a time",
                 size=size,
                 limit=self.max_frame_size,
             )
@@ -120,6 +120,15 @@ class MessageEncoder:
         else:
             chunks.insert(0, frame_header(size))
         return chunks
+
+
+def _content_name(message: Any) -> str:
+    """The class of what somebody has sent, also if an envelope is around it."""
+    if type(message) is RequestEnvelope:
+        message = message.request
+    elif type(message) is ResponseEnvelope:
+        message = message.response
+    return type(message).__name__
 
 
 def _has_chunks(serializer: Any) -> bool:
@@ -269,15 +278,16 @@ class MessageDecoder:
     def failure(self, payload: Union[bytes, bytearray], exc: Exception) -> SerializationError:
         """What stands for a payload whose ``deserialize`` has raised."""
         if isinstance(exc, SerializationError):
-            return exc
-        error = SerializationError(
-            f"{type(self._serializer).__name__} could not deserialize a payload of {len(payload)} bytes: {describe(exc)}"
-        )
-        error.__cause__ = exc
+            error = exc
+        else:
+            name = type(self._serializer).__name__
+            error = SerializationError(f"{name} could not deserialize a payload of {len(payload)} bytes: {describe(exc)}")
+            error.__cause__ = exc
+        error.payload_size = len(payload)
         return error
 
     def no_message(self, message: Any) -> SerializationError:
         """What stands for a payload whose ``deserialize`` has returned no message."""
         return SerializationError(
-            f"{type(self._serializer).__name__}.deserialize() returned a {type(message).__name__}, not a Message"
+            f"{type(self._serializer).__name__}.deserialize() returned {article(type(message))}, not a Message"
         )

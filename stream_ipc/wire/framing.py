@@ -216,8 +216,8 @@ def decode_end(state: State) -> Tuple[List[Item], str]:
 
 def _too_large(size: int, limit: int) -> FrameTooLargeError:
     return FrameTooLargeError(
-        f"the other side announced a frame of {size} bytes, max_frame_size is {limit}; raise it on both sides, or send"
-        " less at a time",
+        f"the other side announced a frame of {size} bytes, and max_frame_size is {limit} bytes; raise it on both sides, or"
+        " send less at a time",
         size=size,
         limit=limit,
     )
