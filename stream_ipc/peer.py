@@ -73,6 +73,8 @@ class IpcPeer:
         ValueError: ``timeout`` is negative, or ``max_frame_size`` is no size that a frame can have.
     """
 
+    _released = True  # until everything is made
+
     def __init__(
         self,
         serializer: Optional[MessageSerializer] = None,

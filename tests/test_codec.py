@@ -599,7 +599,8 @@ def test_the_limit() -> None:
         with pytest.raises(FrameTooLargeError) as caught:
             encoded(Text(), LogMessage("x" * (limit + 1)), limit)
         assert (caught.value.size, caught.value.limit) == (limit + 1, limit)
-        assert re.search(f"frame of {limit + 1} bytes for LogMessage exceeds max_frame_size, which is {limit} bytes", str(caught.value))
+        text = f"frame of {limit + 1} bytes for LogMessage exceeds max_frame_size, which is {limit} bytes;"
+        assert str(caught.value).startswith(text)
     with pytest.raises(FrameTooLargeError):
         encoded(PICKLE, Large([b"x" * 70_000, b"y" * 70_000]), 140_000)
     assert encoded(PICKLE, Large([b"x" * 70_000, b"y" * 70_000]), 150_000)

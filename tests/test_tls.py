@@ -451,8 +451,12 @@ def test_handshakes_at_the_same_time(peer, host, listener, certificates):
 
 def test_clean_end(peer, pair):
     client, server = pair
+    fd = client.transport.read_fds()[0]
+    assert repr(client.transport).startswith("<TlsTransport to ")
+    assert repr(client.transport).endswith(f" TLS fd {fd} open queued=0>")
     server.close()
     assert closed_text(client, peer) == "the other side closed the stream"
+    assert repr(client.transport).endswith(f" TLS fd {fd} closed queued=0>")
 
 
 def closed_text(session, peer):
