@@ -2,12 +2,83 @@
 
 A master starts slave processes, or connects to them, and both sides send each other messages: requests that are
 answered, notifications that are not, broadcasts to all. Everything happens in calls that the program makes itself, above
-all ``tick()`` and ``wait()``: there is no thread and no event loop.
+all ``tick()`` and ``wait()``: there is no thread and no event loop, and handlers run inside these calls.
+
+A module that both sides import, ``messages.py``::
+
+    from dataclasses import dataclass
+    from stream_ipc import Message
+
+    @dataclass
+    class TaskRequest(Message):
+        job: str
+
+    @dataclass
+    class TaskResponse(Message):
+        result: str
+
+The slave, ``slave.py``, which talks over its stdin and stdout (``print`` goes to stderr meanwhile)::
+
+    from messages import TaskRequest, TaskResponse
+    from stream_ipc import IpcPeer, LogMessage
+
+    session = IpcPeer().create_stdio_session()
+
+    @session.on_request
+    def work(request: TaskRequest) -> TaskResponse:
+        session.notify(LogMessage(f"working on {request.job}"))
+        return TaskResponse(request.job.upper())
+
+    while session.is_open:  # until the master closes the session, or is gone
+        session.tick(None)
+
+The master, ``master.py``, which starts it and ends it::
+
+    import sys
+    from messages import TaskRequest, TaskResponse
+    from stream_ipc import IpcPeer, LogMessage, RemoteError, StreamClosedError
+
+    with IpcPeer() as peer:
+        slave = peer.create_command_session([sys.executable, "slave.py"])
+
+        @slave.on_message
+        def log(message: LogMessage) -> None:  # also what the slave writes to its stderr
+            print(message.level, message.message)
+
+        try:
+            promise = slave.request(TaskRequest("a task"), timeout=10, expect=TaskResponse)
+            print(promise.wait().result)
+        except RemoteError as error:
+            print("the slave could not do it:", error)
+        except StreamClosedError as error:
+            print("the slave is gone:", error)
+
+What there is:
+
+* ``IpcPeer`` owns sessions and makes them: ``create_command_session``, ``create_stdio_session``, ``connect``,
+  ``listen`` (a ``Listener``), ``create_process_session``, ``create_socket_session``, ``create_stream_session``,
+  ``create_session``, ``create_session_pair``.
+* ``Session``, a conversation with one other process: ``request``, ``notify``, ``receive``, ``on_message``,
+  ``on_request``, ``on_exception``, ``on_close``, ``tick``, ``close``.
+* ``ResponsePromise``, what ``request`` returns: ``wait``, ``done``, ``cancel``; ``gather`` and ``as_completed`` for many.
+* ``Message``, the base class of what travels; ``LogMessage`` and ``ErrorMessage``; ``RequestEnvelope`` and
+  ``ResponseEnvelope``, which only serializers and transports see; ``register_type`` for other classes inside messages.
+* ``PickleMessageSerializer`` (the default, in a safe form), ``JsonMessageSerializer`` and ``PhpMessageSerializer``; any
+  ``MessageSerializer`` will do. Both sides of a session must use the same.
+* ``PidCounterRequestIdGenerator`` (the default) and ``PidHrtimeRequestIdGenerator``; any ``RequestIdGenerator`` will do.
+* ``MessageTransport``, to derive transports from; ``StreamTransport``, the one for streams.
+* ``IpcError`` and what derives from it: ``StreamClosedError`` (also a ``ConnectionError``), ``RequestTimeoutError``
+  (also a ``TimeoutError``), ``RemoteError``, ``UnexpectedReplyError``, ``SerializationError``, ``FrameTooLargeError``,
+  ``InvalidStreamError``. Wrong arguments are ``TypeError`` and ``ValueError``; a call from another thread while one is
+  inside, in a forked copy of the process, or on a closed peer is a ``RuntimeError``.
+
+Times are seconds and sizes bytes, everywhere. A ``timeout`` of None is no limit. The logger ``stream_ipc`` tells at
+``DEBUG`` what happens to sessions and children, without what they say.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, List
 
 from .errors import (
     FrameTooLargeError,
@@ -75,6 +146,10 @@ _LAZY = {
     "PhpMessageSerializer": "serializers.php",
     "PickleMessageSerializer": "serializers.pickle",
 }
+
+
+def __dir__() -> List[str]:
+    return sorted({*globals(), *__all__})  # help() finds only what dir() names
 
 
 def __getattr__(name: str) -> Any:

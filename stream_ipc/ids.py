@@ -14,10 +14,13 @@ __all__ = ["PidCounterRequestIdGenerator", "PidHrtimeRequestIdGenerator", "Reque
 
 
 class RequestIdGenerator(Protocol):
-    """What an ``IpcPeer`` needs of its ``id_generator``."""
+    """What an ``IpcPeer`` needs of its ``id_generator``: any object with this method will do."""
 
     def generate(self) -> str:
-        """Return an id that no pending request has; any text of at most 128 characters."""
+        """Return an id that no pending request of the session has; any text of at most 128 characters.
+
+        Called once for each request. What it raises comes out of ``Session.request``, and nothing is sent.
+        """
 
 
 class PidCounterRequestIdGenerator:

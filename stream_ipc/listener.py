@@ -119,7 +119,10 @@ class Listener:
 
     @property
     def address(self) -> Union[str, Tuple[str, int]]:
-        """Where it listens: the path, or the host as it was given and the port, also one that the system chose."""
+        """Where it listens: the path, or the host as it was given and the port, also one that the system chose.
+
+        Stays the same when it is closed.
+        """
         return self._place
 
     @property

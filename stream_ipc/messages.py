@@ -40,7 +40,7 @@ class Message:
 
 @dataclass
 class LogMessage(Message, wire_name="StreamIpc\\Message\\LogMessage"):
-    """A line of text with a level.
+    """Text with a level.
 
     The library itself makes them of text that is no message: bytes between frames (``LEVEL_JUNK``) and what a child
     process writes to its stderr (``LEVEL_STDERR``).
@@ -48,6 +48,8 @@ class LogMessage(Message, wire_name="StreamIpc\\Message\\LogMessage"):
     Attributes:
         message: The text.
         level: Any word; ``"info"`` by default.
+        LEVEL_JUNK: ``"junk"``.
+        LEVEL_STDERR: ``"stderr"``.
     """
 
     LEVEL_JUNK: ClassVar[str] = "junk"

@@ -60,13 +60,22 @@ _peers: WeakSet[IpcPeer] = WeakSet()
 class IpcPeer:
     """Owns any number of sessions and drives them.
 
-    It belongs to one thread at a time, and to the process that made it. A context manager: leaving closes it.
+    It belongs to the process that made it, and to one thread at a time: any call while another thread is inside, or in a
+    forked copy of the process, is a ``RuntimeError``, and so is making a session once it is closed. A context manager:
+    leaving closes it. So does the end of the interpreter.
 
     Args:
-        serializer: Turns messages into payloads; ``PickleMessageSerializer()`` by default.
+        serializer: Turns messages into payloads; ``PickleMessageSerializer()`` by default. May serve several peers.
         id_generator: Makes request ids; ``PidCounterRequestIdGenerator()`` by default.
-        timeout: The default for requests, in seconds; None for no limit.
+        timeout: The default for requests, in seconds; None for no limit. Also how long ``notify`` waits for room, and how
+            long a handshake of ``listen`` may take.
         max_frame_size: The largest payload in bytes, both ways.
+
+    Attributes:
+        serializer: As it was given, and so are the next three.
+        id_generator: See above.
+        timeout: See above.
+        max_frame_size: See above.
 
     Raises:
         TypeError: An argument is of a wrong kind.
@@ -192,7 +201,7 @@ class IpcPeer:
 
     @property
     def is_closed(self) -> bool:
-        """Whether ``close`` was called."""
+        """Whether ``close`` was called; then no session can be made."""
         return self._closed
 
     @property
@@ -206,7 +215,10 @@ class IpcPeer:
         """Talk over this process's own stdin and stdout, as a slave does with its master.
 
         Takes them over: what is printed from now on, also by programs that this process starts, goes to stderr; reading
-        ``sys.stdin`` gives end of file. Closing the session restores both.
+        ``sys.stdin`` gives end of file. Closing the session restores both. Does not block.
+
+        Returns:
+            The session. There can be one at a time.
 
         Raises:
             RuntimeError: They are taken over already.
@@ -221,7 +233,10 @@ class IpcPeer:
         """Attach to a process that was started with ``stdin=PIPE, stdout=PIPE`` and optionally ``stderr=PIPE``.
 
         Text on its stderr arrives as ``LogMessage(text, "stderr")``. The session owns the three streams and closes them;
-        ending the process stays with its owner.
+        ending the process, and reaping it, stays with its owner. Does not block.
+
+        Returns:
+            The session; its ``process`` is the Popen.
 
         Raises:
             ValueError: The Popen is unsuitable; the text says what to pass.
@@ -241,6 +256,9 @@ class IpcPeer:
     ) -> Session:
         """Start a process and talk over its stdin and stdout. Closing the session ends and reaps it.
 
+        Blocks only until the system has started it. A program that is no slave, or fails at once, is noticed later: what
+        it prints arrives as ``LogMessage``, and its end is a ``StreamClosedError``.
+
         Args:
             command: The program and its arguments, as a list; there is no shell.
             cwd: The folder to start it in.
@@ -248,8 +266,12 @@ class IpcPeer:
             stderr: ``subprocess.PIPE`` (the default: text arrives as ``LogMessage(text, "stderr")``), None to share
                 this process's stderr, or whatever else ``subprocess.Popen`` takes.
 
+        Returns:
+            The session; its ``process`` is the Popen.
+
         Raises:
             TypeError: ``command`` is no list.
+            ValueError: ``command`` is empty.
             OSError: It cannot be started: ``FileNotFoundError``, ``PermissionError``, ...
         """
         self._check_usable()
@@ -282,8 +304,12 @@ class IpcPeer:
             read: What is read; may be the same as ``write``.
             read2: A second input with frames.
 
+        Returns:
+            The session. Making it does not block.
+
         Raises:
-            InvalidStreamError: A stream is closed, or has neither a descriptor nor such methods.
+            InvalidStreamError: A stream is closed, or has neither a descriptor nor such methods. The streams stay open.
+            ValueError: One of them is an ``ssl.SSLSocket``; see ``create_socket_session``.
         """
         self._check_usable()
         reads = [read] if read2 is None else [read, read2]
@@ -293,6 +319,8 @@ class IpcPeer:
 
     def create_socket_session(self, sock: socket.socket) -> Session:
         """Talk over a connected stream socket, also an ``ssl.SSLSocket``. The session owns and closes it.
+
+        Does not block, also if the TLS handshake is still to be made: ticks make it.
 
         Raises:
             TypeError: It is no socket.
@@ -315,7 +343,7 @@ class IpcPeer:
         """Talk over a transport of one's own. The session owns and closes it.
 
         Args:
-            transport: A ``MessageTransport``, or any object with its methods.
+            transport: A ``MessageTransport``, or any object with its four abstract methods.
 
         Raises:
             TypeError: It lacks a method.
@@ -324,7 +352,10 @@ class IpcPeer:
         return self._add(transport if isinstance(transport, Channel) else ForeignChannel(transport))
 
     def create_session_pair(self) -> Tuple[Session, Session]:
-        """Two connected sessions of this peer, for tests and demonstrations."""
+        """Two connected sessions of this peer, for tests and demonstrations.
+
+        What one sends the other gets, so ``a.request(message).wait()`` runs the handlers of b.
+        """
         self._check_usable()
         import socket
 
@@ -492,13 +523,17 @@ class IpcPeer:
 
     @property
     def sessions(self) -> Tuple[Session, ...]:
-        """The open ones, in the order in which they were made."""
+        """The sessions that are open, in the order in which they were made."""
         if self._snapshot is None:
             self._snapshot = tuple(self._sessions)
         return self._snapshot
 
     def remove_session(self, session: Session) -> None:
         """Close a session but leave its streams open, to their owner, as they were found. Pending requests fail.
+
+        What is queued and not written yet is lost: call ``Session.flush`` before. A child process is left running. Does
+        not wait, but for a second at most if a stream has no descriptor. ``on_close`` handlers run. Does nothing if the
+        session is closed.
 
         Raises:
             ValueError: It is no session of this peer.
@@ -514,7 +549,7 @@ class IpcPeer:
     # -- sending to all
 
     def broadcast(self, message: Message) -> int:
-        """Notify every open session. The message is encoded once per serializer.
+        """Notify every open session. The message is encoded once per serializer. Only ``on_exception`` handlers run.
 
         A dead or stuck session hinders no other: the stuck ones together are waited for once, at most for the peer's
         timeout. The ``on_exception`` handlers of a session that did not get it are told.
@@ -586,8 +621,8 @@ class IpcPeer:
     def tick(self, timeout: Optional[float] = 0.0) -> int:
         """One turn over all sessions: write what is queued, read what is there, dispatch it to handlers.
 
-        A request whose deadline has passed is given up by a tick that finds nothing to dispatch: its ``wait()`` raises
-        ``RequestTimeoutError`` from then on.
+        May be called inside handlers. A request whose deadline has passed is given up by a tick that finds nothing to
+        dispatch: its ``wait()`` raises ``RequestTimeoutError`` from then on.
 
         Args:
             timeout: 0 polls and returns at once; a number waits at most so many seconds for something to happen (a
@@ -606,10 +641,15 @@ class IpcPeer:
         return self.turn(timeout, None)
 
     def tick_for(self, seconds: float) -> int:
-        """Tick until that much time is over, whatever happens.
+        """Tick until so many seconds are over, whatever happens; handlers run.
 
         Returns:
             How many messages were dispatched.
+
+        Raises:
+            TypeError: ``seconds`` is no number.
+            ValueError: ``seconds`` is negative.
+            Exception: As ``tick``, before the time is over.
         """
         if seconds is None:
             raise TypeError("tick_for() takes a number of seconds, not None")
@@ -986,7 +1026,8 @@ class IpcPeer:
     def close(self) -> None:
         """Close every session, and end the children that were started, side by side. A second call does nothing.
 
-        What is queued is written first, for at most a second in all. See ``Session.close``.
+        What is queued is written first, for at most a second in all. Then ``on_close`` handlers run, and children are
+        waited for, 6 s in the worst case: see ``Session.close``. Listeners close, too.
         """
         if self._released:
             return

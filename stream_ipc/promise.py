@@ -50,7 +50,8 @@ def check_timeout(timeout: Any) -> None:
 class ResponsePromise(Generic[M_co]):
     """The reply to a request, as ``Session.request`` returns it.
 
-    Dropping it is fine: nothing stays behind, and a late reply is discarded.
+    Dropping it is fine: nothing stays behind, and a late reply is discarded. It outlives its session: what is settled
+    stays so.
 
     Attributes:
         id: The request's id.
@@ -97,10 +98,10 @@ class ResponsePromise(Generic[M_co]):
         """Wait for the reply, and tick the whole peer meanwhile, so handlers run.
 
         What is already there counts even if the time is over. Further calls return the same reply, or raise the same
-        error again, at once.
+        error again, at once. May be called inside a handler.
 
         Args:
-            timeout: Wait at most that many seconds; None waits until the request's own deadline.
+            timeout: Wait at most that many seconds; 0 takes what is there; None waits until the request's own deadline.
 
         Returns:
             The reply, of the class that the request expects.
@@ -141,7 +142,7 @@ class ResponsePromise(Generic[M_co]):
         return self.settled
 
     def cancel(self) -> bool:
-        """Give the request up; a late reply is discarded. The other side is not told.
+        """Give the request up; a late reply is discarded. The other side is not told. Neither blocks nor runs handlers.
 
         Returns:
             Whether it was still pending. If so, ``wait()`` raises ``IpcError`` from now on.

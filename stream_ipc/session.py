@@ -105,9 +105,14 @@ class _Opening:
 
 
 class Session:
-    """One conversation with one other process. Made by the ``create_*`` methods of ``IpcPeer``.
+    """One conversation with one other process. Made by the ``create_*`` methods and ``connect`` of ``IpcPeer``.
 
-    A context manager: leaving closes it.
+    It owns its streams and closes them. A context manager: leaving closes it. Once it is closed, everything that would
+    send or receive raises ``StreamClosedError``, whose text says why. Calls from another thread while one is inside the
+    peer, or in a forked copy of the process, are a ``RuntimeError``.
+
+    Attributes:
+        name: What texts and logs call it: ``pid 4242``, ``stdio``, ``to 127.0.0.1:80 fd 7``, ``fd 5/6``.
     """
 
     def __init__(self, peer: IpcPeer, channel: Channel, process: Optional[subprocess.Popen[Any]] = None) -> None:
@@ -176,22 +181,22 @@ class Session:
 
     @property
     def transport(self) -> Any:
-        """The transport that it talks over."""
+        """The transport that it talks over: the one given to ``create_session``, otherwise a ``StreamTransport``."""
         return self._channel.transport
 
     @property
     def process(self) -> Optional[subprocess.Popen[Any]]:
-        """The child process at the other end, or None."""
+        """The ``Popen`` of the child process at the other end, or None."""
         return self._process
 
     @property
     def is_open(self) -> bool:
-        """Whether messages can be sent."""
+        """Whether messages can be sent. False as soon as ``close`` begins, or once the end of the stream is dispatched."""
         return self._state is State.OPEN
 
     @property
     def queued_bytes(self) -> int:
-        """How many bytes wait to be written."""
+        """How many bytes wait to be written, because the other side has not read what was sent before."""
         return self._channel.queued_bytes
 
     # -- sending
@@ -214,13 +219,14 @@ class Session:
         Args:
             message: The request.
             timeout: Seconds until the reply must be there; by default the peer's, None for no limit.
-            expect: The class of the reply.
+            expect: The class of the reply; another one is an ``UnexpectedReplyError`` at ``wait()``.
 
         Returns:
             A promise; its ``wait()`` returns the reply.
 
         Raises:
-            TypeError: ``message`` is no Message.
+            TypeError: ``message`` is no Message, or another argument is of a wrong kind.
+            ValueError: ``timeout`` is negative, or the id generator has made an id that cannot be used.
             SerializationError: The message cannot travel. Nothing was sent.
             FrameTooLargeError: It is over the peer's ``max_frame_size``. Nothing was sent.
             StreamClosedError: The session is closed.
@@ -356,7 +362,11 @@ class Session:
     def batch(self) -> Iterator[Session]:
         """Gather what is sent inside into few large writes.
 
-        It is out at the latest when the block ends or a tick begins. Use it for many small messages in a row.
+        It is out at the latest when the block ends or a tick begins. Use it for many small messages in a row. It may be
+        nested: the outermost block counts.
+
+        Yields:
+            The session.
 
         Raises:
             StreamClosedError: At the end of the block: the other side is gone.
@@ -382,6 +392,8 @@ class Session:
 
     def flush(self, timeout: Optional[float] = None) -> None:
         """Write until nothing is queued. Reads meanwhile, but runs no handlers.
+
+        What is written is with the system; whether the other side has read it is not known.
 
         Args:
             timeout: Seconds; None waits without limit.
@@ -414,10 +426,16 @@ class Session:
     # -- receiving
 
     def receive(self, timeout: Optional[float] = None) -> Message:
-        """Tick until the next notification arrives. ``on_message`` handlers see it too.
+        """Tick the whole peer until the next notification arrives, so handlers run. ``on_message`` handlers see it too.
+
+        Only what arrives during a call is returned: what a tick or a ``wait()`` has dispatched before is not kept. Text
+        of a child, and errors of decoding, are notifications, too: ``LogMessage`` and ``ErrorMessage``.
 
         Args:
-            timeout: Seconds; None waits without limit.
+            timeout: Seconds; 0 takes what is there; None waits without limit.
+
+        Returns:
+            The notification.
 
         Raises:
             TimeoutError: Nothing came in time.
@@ -472,7 +490,8 @@ class Session:
     def on_message(self, handler: H) -> H:
         """Register a handler for notifications; usable as a decorator.
 
-        All of them see each message, in the order of registration.
+        All of them see each message, in the order of registration. If one raises, the others still run; then the error
+        comes out of the call that was ticking.
 
         Args:
             handler: Takes ``(message)`` or ``(message, session)``. If its first parameter is annotated with a message
@@ -508,10 +527,12 @@ class Session:
     def on_exception(self, handler: H) -> H:
         """Register a handler for failures of the stream; usable as a decorator.
 
-        After them the session closes, unless one returns False. Without any, failures are logged.
+        After them the session closes, unless one returns False. Without any, failures are logged. That the other side is
+        gone is no failure: see ``on_close``. What a handler raises is logged.
 
         Args:
-            handler: Takes ``(error)`` or ``(error, session)``.
+            handler: Takes ``(error)`` or ``(error, session)``. If its first parameter is annotated with a class of
+                exceptions, it is called for that class only.
 
         Returns:
             The handler.
@@ -540,25 +561,41 @@ class Session:
         return handler
 
     def off_message(self, handler: Callable[..., Any]) -> None:
-        """Unregister; ``ValueError`` if it is not registered."""
+        """Unregister a handler of ``on_message``; takes effect at once, also inside a handler.
+
+        Raises:
+            ValueError: It is not registered.
+        """
         self._message_handlers.remove(handler)
 
     def off_request(self, handler: Callable[..., Any]) -> None:
-        """Unregister; ``ValueError`` if it is not registered."""
+        """Unregister a handler of ``on_request``; takes effect at once, also inside a handler.
+
+        Raises:
+            ValueError: It is not registered.
+        """
         self._request_handlers.remove(handler)
 
     def off_exception(self, handler: Callable[..., Any]) -> None:
-        """Unregister; ``ValueError`` if it is not registered."""
+        """Unregister a handler of ``on_exception``; takes effect at once, also inside a handler.
+
+        Raises:
+            ValueError: It is not registered.
+        """
         self._exception_handlers.remove(handler)
 
     def off_close(self, handler: Callable[..., Any]) -> None:
-        """Unregister; ``ValueError`` if it is not registered."""
+        """Unregister a handler of ``on_close``; takes effect at once, also inside a handler.
+
+        Raises:
+            ValueError: It is not registered.
+        """
         self._close_handlers.remove(handler)
 
     # -- closing
 
     def close(self) -> None:
-        """Close the session. A second call does nothing; allowed inside a handler.
+        """Close the session. A second call does nothing; allowed inside a handler. Runs ``on_close`` handlers, no others.
 
         What is queued is written first, for at most a second; then what is pending fails with ``StreamClosedError``, and
         the streams are released and closed. A child process that the peer started is ended and reaped: its stdin is

@@ -234,6 +234,31 @@ def test_public_name_has_a_docstring(name):
         assert inherited or attribute.__doc__, f"{name}.{member}"
 
 
+def test_the_example_of_the_docstring_runs(tmp_path):
+    blocks = {}
+    name = None
+    for line in inspect.getdoc(stream_ipc).splitlines():
+        if line.startswith("    "):
+            blocks[name] = blocks.get(name, "") + line[4:] + "\n"
+        elif not line and name in blocks:
+            blocks[name] += "\n"
+        elif line:
+            name = next((part for part in line.split("``") if part.endswith(".py")), name)
+    assert sorted(blocks) == ["master.py", "messages.py", "slave.py"]
+    for name, code in blocks.items():
+        (tmp_path / name).write_text(code)
+    command = [sys.executable, "-W", "error", "master.py"]
+    done = subprocess.run(command, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=50)
+    assert done.stdout == b"info working on a task\nA TASK\n"
+    assert done.returncode == 0
+
+
+def test_the_docstring_names_what_there_is():
+    for name in stream_ipc.__all__:
+        assert f"``{name}``" in stream_ipc.__doc__, name
+    assert set(stream_ipc.__all__) <= set(dir(stream_ipc))
+
+
 def test_version():
     assert [part.isdigit() for part in stream_ipc.__version__.split(".")] == [True, True, True]
     # setuptools reads it without importing the package, for which it must be a literal.

@@ -162,7 +162,7 @@ class PickleMessageSerializer:
     against a peer that is hostile use ``JsonMessageSerializer``.
 
     Args:
-        unsafe: Plain pickle instead, for a peer that may run code here anyway. Both sides must agree.
+        unsafe: Plain pickle instead, for a peer that may run code here anyway. Both sides must use the same.
     """
 
     # deserialize() keeps nothing of what it is given, so that a large buffer can be used again; see wire/codec.py.

@@ -22,8 +22,9 @@ POLL_INTERVAL = 0.01
 class MessageTransport(ABC):
     """Sends and receives messages over something.
 
-    Derive from it to carry messages over anything, and pass an instance to ``IpcPeer.create_session``, which then owns
-    it. An object that merely has the four methods works too. None of them may block.
+    Derive from it to carry messages over anything, and pass an instance to ``IpcPeer.create_session``, whose session
+    then owns and closes it. Anything but ``StreamClosedError`` that a method raises is a failure of the stream: see
+    ``Session.on_exception``. An object that merely has the four methods works too. None of them may block.
 
     What ``send`` and ``receive`` see besides users' messages are ``RequestEnvelope`` and ``ResponseEnvelope``.
     """
@@ -46,7 +47,7 @@ class MessageTransport(ABC):
 
     @abstractmethod
     def read_fds(self) -> Sequence[int]:
-        """The descriptors that become readable when ``receive`` has something.
+        """The descriptors that become readable when ``receive`` has something. Asked again on every tick.
 
         Empty if there are none: then ``receive`` is called on every tick, and at least every 10 ms while waiting.
         """

@@ -83,9 +83,16 @@ class StreamTransport(MessageTransport, Channel):
         serializer: What turns messages into payloads.
         max_frame_size: The largest payload in bytes, both ways.
 
+    Attributes:
+        serializer: As it was given.
+        max_frame_size: As it was given.
+        queued_bytes: How many bytes wait to be written.
+        received_bytes: How many bytes have been received in all.
+
     Raises:
-        InvalidStreamError: A stream is closed, or has neither a descriptor nor such methods.
-        TypeError: The serializer lacks a method.
+        InvalidStreamError: A stream is closed, or has neither a descriptor nor such methods. All streams stay open.
+        TypeError: The serializer lacks a method, or ``max_frame_size`` is no int.
+        ValueError: ``max_frame_size`` is no size that a frame can have.
     """
 
     def __init__(
