@@ -17,7 +17,21 @@ import sys
 from _thread import get_ident
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, Type, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    Iterator,
+    List,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+    overload,
+)
 from weakref import ref
 
 from . import log
@@ -43,10 +57,18 @@ if TYPE_CHECKING:
 
     from .peer import IpcPeer
 
+    # What handlers are to a type checker, which cannot be told that the first parameter is some class of messages: a
+    # bound must not be generic, and without type variables of their own the decorators return the handler's own type.
+    EventHandler = Union[Callable[[Any], Any], Callable[[Any, "Session"], Any]]
+    RequestHandler = Union[Callable[[Any], Optional[Message]], Callable[[Any, "Session"], Optional[Message]]]
+    CloseHandler = Callable[["Session"], Any]
+
 __all__ = ["Session"]
 
 M = TypeVar("M", bound=Message)
-H = TypeVar("H", bound=Callable[..., Any])
+EventH = TypeVar("EventH", bound="EventHandler")
+RequestH = TypeVar("RequestH", bound="RequestHandler")
+CloseH = TypeVar("CloseH", bound="CloseHandler")
 
 # Above this many queued bytes a send waits until the queue is below it again, and requests of this session wait in the
 # inbox, because their replies would only add to the queue.
@@ -121,7 +143,7 @@ class Session:
         self._process = process
         self._state = State.OPEN
         self._pending: Dict[str, Any] = {}  # id: weak reference to the promise
-        self.due = math.inf  # for the peer: no pending request has an earlier deadline
+        self.due: float = math.inf  # for the peer: no pending request has an earlier deadline
         self._inbox: Deque[Any] = deque()
         self._current: Any = None
         self._scanned = 0  # how much of the inbox settle_replies has seen
@@ -487,7 +509,7 @@ class Session:
 
     # -- handlers
 
-    def on_message(self, handler: H) -> H:
+    def on_message(self, handler: EventH) -> EventH:
         """Register a handler for notifications; usable as a decorator.
 
         All of them see each message, in the order of registration. If one raises, the others still run; then the error
@@ -506,7 +528,7 @@ class Session:
         self._message_handlers.add(handler, sys._getframe(1))
         return handler
 
-    def on_request(self, handler: H) -> H:
+    def on_request(self, handler: RequestH) -> RequestH:
         """Register a handler for requests; usable as a decorator.
 
         They are asked in the order of registration; the first that returns a message answers. None passes on to the
@@ -524,7 +546,7 @@ class Session:
         self._request_handlers.add(handler, sys._getframe(1))
         return handler
 
-    def on_exception(self, handler: H) -> H:
+    def on_exception(self, handler: EventH) -> EventH:
         """Register a handler for failures of the stream; usable as a decorator.
 
         After them the session closes, unless one returns False. Without any, failures are logged. That the other side is
@@ -543,7 +565,7 @@ class Session:
         self._exception_handlers.add(handler, sys._getframe(1))
         return handler
 
-    def on_close(self, handler: H) -> H:
+    def on_close(self, handler: CloseH) -> CloseH:
         """Register a handler for the end of the session, whoever ends it; usable as a decorator.
 
         It runs once, when pending requests have failed and the streams are released. What it raises is logged.
