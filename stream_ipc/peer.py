@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     import subprocess
 
     from .listener import Listener
-    from .transports.process import Command
+    from .transports.base import Transport
+    from .transports.process import Command, Path
     from .transports.sockets import Address
+    from .transports.stream import ReadStream, WriteStream
 
 __all__ = ["IpcPeer"]
 
@@ -114,7 +116,7 @@ class IpcPeer:
         self.timeout = timeout
         self.max_frame_size = max_frame_size
         self.clock: Callable[[], float] = time.monotonic
-        self.poller = Poller()
+        self.poller: Poller = Poller()
         self._sessions: Dict[Session, None] = {}
         self._snapshot: Optional[Tuple[Session, ...]] = ()
         self.work: Dict[Session, None] = {}  # for sessions: those with something to dispatch, in turn
@@ -123,11 +125,11 @@ class IpcPeer:
         self.corked: Dict[Session, None] = {}  # for sessions: those inside batch()
         self.unfinished: Dict[Session, None] = {}  # for sessions: those that an interruption has left with work
         self._endings: List[Ending] = []
-        self.turns = 0  # for sessions: how many messages have been dispatched in all
+        self.turns: int = 0  # for sessions: how many messages have been dispatched in all
         self._depth = 0  # dispatches that are under way, one inside the other
-        self.starving = 0  # for sessions: waits that are under way without dispatching
-        self.due = math.inf  # for sessions: no pending request has an earlier deadline
-        self.happenings = 0  # for sessions: queues that drained, and sessions that began or ended
+        self.starving: int = 0  # for sessions: waits that are under way without dispatching
+        self.due: float = math.inf  # for sessions: no pending request has an earlier deadline
+        self.happenings: int = 0  # for sessions: queues that drained, and sessions that began or ended
         self.listeners: Dict[Listener, None] = {}  # for listeners: those that are open
         self._awaited: Dict[_Awaited, None] = {}  # descriptors that are no session's and that a call waits for
         self._check_at = 0
@@ -250,7 +252,7 @@ class IpcPeer:
         self,
         command: Command,
         *,
-        cwd: Optional[Union[str, os.PathLike[str]]] = None,
+        cwd: Optional[Path] = None,
         env: Optional[Mapping[str, str]] = None,
         stderr: Union[None, int, IO[Any]] = -1,
     ) -> Session:
@@ -288,7 +290,9 @@ class IpcPeer:
                 process.communicate()
             raise
 
-    def create_stream_session(self, write: Any, read: Any, read2: Any = None) -> Session:
+    def create_stream_session(
+        self, write: WriteStream, read: ReadStream, read2: Optional[ReadStream] = None
+    ) -> Session:
         """Talk over any streams: file objects, sockets or raw descriptors. The session owns and closes them.
 
         A stream with a descriptor is used by its descriptor. One that has none (its ``fileno()`` is missing or refuses)
@@ -339,7 +343,7 @@ class IpcPeer:
             raise ValueError(f"{sock!r} cannot be used: {exc}; connect it first") from exc
         return self.add_socket(sock, name=f"to {describe_address(address)}" if address else "")
 
-    def create_session(self, transport: Any) -> Session:
+    def create_session(self, transport: Transport) -> Session:
         """Talk over a transport of one's own. The session owns and closes it.
 
         Args:

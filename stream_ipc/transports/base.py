@@ -7,11 +7,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from itertools import chain, starmap
-from typing import Any, Callable, Deque, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Deque, Iterable, List, Optional, Sequence
 
 from ..messages import Message
 from ..wire.codec import Received
 from .descriptors import wait_readable
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Transport(Protocol):
+        """What an object must have to be carried by a ``ForeignChannel``, derived from ``MessageTransport`` or not."""
+
+        def send(self, message: Message, /) -> Any: ...
+
+        def receive(self) -> Iterable[Message]: ...
+
+        def read_fds(self) -> Iterable[int]: ...
+
+        def close(self) -> Any: ...
+
 
 __all__ = ["POLL_INTERVAL", "Channel", "Ending", "ForeignChannel", "MessageTransport", "finish"]
 
@@ -226,7 +241,7 @@ class ForeignChannel(Channel):
                 text = f"{type(transport).__name__} is no transport: it has no method {name}()"
                 raise TypeError(f"{text}; derive it from MessageTransport")
         self.transport = transport
-        self.send = transport.send  # type: ignore[method-assign]
+        self.send: Callable[[Message], None] = transport.send  # type: ignore[assignment]
         self._receive = transport.receive
         self._given_up = False
         self._ended = False

@@ -11,7 +11,7 @@ import shlex
 import signal
 import subprocess
 import time
-from typing import IO, Any, Deque, Iterable, List, Mapping, NoReturn, Optional, Sequence, Tuple, Union
+from typing import IO, TYPE_CHECKING, Any, Deque, Iterable, List, Mapping, NoReturn, Optional, Sequence, Tuple, Union
 
 from .. import log
 from ..errors import StreamClosedError
@@ -22,9 +22,26 @@ from .base import Ending
 from .descriptors import READ_SIZE, ReadEnd, close_streams
 from .stream import StreamTransport, open_end
 
-__all__ = ["Command", "ProcessEnding", "ProcessTransport", "spawn"]
+if TYPE_CHECKING:
+    from typing import Iterator, Protocol, TypeVar
 
-Command = Sequence[Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]]
+    T_co = TypeVar("T_co", covariant=True)
+
+    class Items(Protocol[T_co]):
+        """A sequence that is no str and no bytes, which are sequences too: these do not contain any ``object``."""
+
+        def __len__(self) -> int: ...
+
+        def __getitem__(self, index: int, /) -> T_co: ...
+
+        def __iter__(self) -> Iterator[T_co]: ...
+
+        def __contains__(self, value: object, /) -> bool: ...
+
+    Path = Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]
+    Command = Items[Path]
+
+__all__ = ["ProcessEnding", "ProcessTransport", "spawn"]
 
 # Seconds that a child has, one after the other: to exit once its stdin is closed, after SIGTERM, after SIGKILL.
 EXIT_GRACE = 2.0
@@ -46,7 +63,7 @@ _SPARE_DESCRIPTORS = 12  # what starting a process takes for a moment
 
 def spawn(
     command: Command,
-    cwd: Optional[Union[str, os.PathLike[str]]],
+    cwd: Optional[Path],
     env: Optional[Mapping[str, str]],
     stderr: Union[None, int, IO[Any]],
 ) -> subprocess.Popen[bytes]:
@@ -157,6 +174,7 @@ class ProcessTransport(StreamTransport):
         self._broken_error: Optional[StreamClosedError] = None
         self._ending: Optional[ProcessEnding] = None
         self._status_due: Optional[float] = None  # set while an ended stdout waits for the exit status
+        assert process.stdin is not None and process.stdout is not None
         super().__init__(process.stdin, (process.stdout,), serializer, max_frame_size)
         if process.stderr is not None and not process.stderr.closed:
             errors = open_end(ReadEnd, process.stderr)

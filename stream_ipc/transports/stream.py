@@ -11,7 +11,7 @@ written is either still queued or gone, never both and never neither.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple, Union
 
 from ..errors import InvalidStreamError, StreamClosedError
 from ..messages import LogMessage, Message
@@ -20,6 +20,34 @@ from ..wire.codec import CLEAN, JOIN, MessageDecoder, MessageEncoder, Received, 
 from ..wire.framing import HEADER_SIZE, frame_header
 from .base import Channel, Ending, MessageTransport, finish
 from .descriptors import ReadEnd, WriteEnd, close_streams, describe_stream, needs_thread, wait_readable
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from ..serializers.base import Payload
+
+    class HasFileno(Protocol):
+        """A file object or a socket."""
+
+        def fileno(self) -> int: ...
+
+    class HasRead(Protocol):
+        """A stream without a descriptor."""
+
+        def read(self, size: int, /) -> Optional[Payload]: ...
+
+    class HasRead1(Protocol):
+        """The same with the method that is preferred."""
+
+        def read1(self, size: int, /) -> Optional[Payload]: ...
+
+    class HasWrite(Protocol):
+        """A stream without a descriptor."""
+
+        def write(self, data: bytes, /) -> Any: ...
+
+    ReadStream = Union[int, HasFileno, HasRead, HasRead1, ReadEnd]
+    WriteStream = Union[int, HasFileno, HasWrite, WriteEnd]
 
 __all__ = ["DEFAULT_MAX_FRAME_SIZE", "StreamTransport", "open_end"]
 
@@ -97,8 +125,8 @@ class StreamTransport(MessageTransport, Channel):
 
     def __init__(
         self,
-        write: Any,
-        reads: Sequence[Any],
+        write: WriteStream,
+        reads: Sequence[ReadStream],
         serializer: MessageSerializer,
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     ) -> None:
@@ -114,7 +142,7 @@ class StreamTransport(MessageTransport, Channel):
         self._batch: List[Any] = []
         self._at = 0
         self._queue: List[Any] = []
-        self.queued_bytes = 0
+        self.queued_bytes: int = 0
         self._written: Optional[int] = None  # what a write has returned and is not accounted for yet
         self._blocked = False
         self._broken: Optional[BaseException] = None
