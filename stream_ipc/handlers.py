@@ -28,10 +28,10 @@ class Handler:
     __slots__ = ("active", "function", "takes_both", "types")
 
     def __init__(self, function: Callable[..., Any], types: Optional[Tuple[type, ...]], takes_both: bool) -> None:
-        self.function = function
-        self.types = types  # None: for every class
-        self.takes_both = takes_both
-        self.active = True
+        self.function: Callable[..., Any] = function
+        self.types: Optional[Tuple[type, ...]] = types  # None: for every class
+        self.takes_both: bool = takes_both
+        self.active: bool = True
 
 
 class HandlerList:

@@ -21,6 +21,7 @@ class RequestIdGenerator(Protocol):
 
         Called once for each request. What it raises comes out of ``Session.request``, and nothing is sent.
         """
+        ...
 
 
 class PidCounterRequestIdGenerator:

@@ -48,10 +48,10 @@ class FieldInfo:
     __slots__ = ("annotation", "name", "visibility", "wire_name")
 
     def __init__(self, name: str, wire_name: str, annotation: Any, visibility: str) -> None:
-        self.name = name
-        self.wire_name = wire_name
-        self.annotation = annotation
-        self.visibility = visibility
+        self.name: str = name
+        self.wire_name: str = wire_name
+        self.annotation: Any = annotation
+        self.visibility: str = visibility
 
 
 class TypeInfo:
@@ -72,7 +72,7 @@ class TypeInfo:
     def __init__(self, cls: type, wire_name: str) -> None:
         self.cls = cls
         self.wire_name = wire_name
-        self.is_enum = issubclass(cls, enum.Enum)
+        self.is_enum: bool = issubclass(cls, enum.Enum)
         self.names: Optional[Tuple[str, ...]] = None  # None: not looked into yet
         self._open = False  # rebuilt from whatever attributes came
         self._fields: Tuple[FieldInfo, ...] = ()

@@ -21,14 +21,15 @@ class MessageSerializer(Protocol):
     ``SerializationError``; any other exception is treated the same. Neither may block.
     """
 
-    def serialize(self, message: Message) -> bytes:
+    def serialize(self, message: Message, /) -> bytes:
         """Turn a message into its payload.
 
         Raises:
             SerializationError: Something in the message cannot travel; the text names the field.
         """
+        ...
 
-    def deserialize(self, payload: Payload) -> Message:
+    def deserialize(self, payload: Payload, /) -> Message:
         """Turn a payload into its message.
 
         Args:
@@ -38,3 +39,4 @@ class MessageSerializer(Protocol):
             SerializationError: The payload is no message. Where the id of an envelope could still be read, the
                 error carries it as ``request_id`` or ``response_id``.
         """
+        ...

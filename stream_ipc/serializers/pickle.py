@@ -68,7 +68,7 @@ class _Builder(_Inert):
         return handle
 
 
-build = _Builder()
+build: _Builder = _Builder()
 _GLOBAL = (__name__, "build")
 
 

@@ -128,8 +128,8 @@ class _End:
     """
 
     pump: Any = None
-    alarm_fd = -1
-    lag = 0.0
+    alarm_fd: int = -1
+    lag: float = 0.0
 
     @property
     def error(self) -> Optional[BaseException]:
@@ -152,12 +152,12 @@ class _End:
                 " descriptor"
             ) from exc
         self._identity = (status.st_dev, status.st_ino)
-        self.mode = status.st_mode
-        self.is_terminal = stat.S_ISCHR(self.mode) and os.isatty(self.fd)
+        self.mode: int = status.st_mode
+        self.is_terminal: bool = stat.S_ISCHR(self.mode) and os.isatty(self.fd)
         # Our own descriptors 0 to 2 and terminals are shared with whoever started us; not so the other end of a
         # pseudo-terminal, which whoever made it has for himself.
-        self.is_pty_master = self.is_terminal and status.st_rdev == _PTY_MASTER
-        self.shared = shared or self.fd <= 2 or (self.is_terminal and not self.is_pty_master)
+        self.is_pty_master: bool = self.is_terminal and status.st_rdev == _PTY_MASTER
+        self.shared: bool = shared or self.fd <= 2 or (self.is_terminal and not self.is_pty_master)
         self._restore: Optional[bool] = None
         # Importing it takes 3 ms, and whoever has a socket object has imported it.
         sockets: Any = sys.modules.get("socket")
@@ -252,7 +252,7 @@ class ReadEnd(_End):
             self.reads = map(os.read, repeat(self.fd), repeat(READ_SIZE))
         else:
             self.reads = map(sock.recv, repeat(READ_SIZE), repeat(_dont_wait(self.shared)))
-        self.ahead = self._read_ahead()
+        self.ahead: bytes = self._read_ahead()
 
     def reads_into(self, view: memoryview) -> Iterator[int]:
         """As ``reads``, but into a buffer; the items are byte counts."""

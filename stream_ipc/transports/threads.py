@@ -302,10 +302,10 @@ class ThreadReadEnd(_ThreadEnd, ReadEnd):
         InvalidStreamError: It is closed, or has no such method.
     """
 
-    lag = 0.05
+    lag: float = 0.05
 
     def __init__(self, stream: Any) -> None:
-        self.pump = _ReadPump(stream)
+        self.pump: Any = _ReadPump(stream)
         ReadEnd.__init__(self, self.pump.near)
         self._stand_for(stream)
 
@@ -322,11 +322,11 @@ class ThreadWriteEnd(_ThreadEnd, WriteEnd):
     """
 
     def __init__(self, stream: Any) -> None:
-        self.pump = _WritePump(stream)
+        self.pump: Any = _WritePump(stream)
         WriteEnd.__init__(self, self.pump.near)
         self._stand_for(stream)
         # Nothing ever comes out of the near end, so it is readable just when the thread has failed.
-        self.alarm_fd = self.fd
+        self.alarm_fd: int = self.fd
 
 
 class ThreadEnding(Ending):
@@ -348,7 +348,7 @@ class ThreadEnding(Ending):
         threaded.sort(key=lambda end: not isinstance(end, ThreadWriteEnd))
         streams = [end.stream for end in threaded if end.find_invalid() is None]
         self._streams = list({id(stream): stream for stream in streams}.values()) if close else []
-        self.grace = READ_GRACE if close else 0.0
+        self.grace: float = READ_GRACE if close else 0.0
         self._due = time.monotonic() + WRITE_GRACE
         self._writing = True
         self._done = False

@@ -11,7 +11,7 @@ from typing import Any, Callable, List, Optional, Tuple, Union
 
 from ..errors import FrameTooLargeError, IpcError, SerializationError, article, describe
 from ..messages import LogMessage, Message, RequestEnvelope, ResponseEnvelope
-from ..serializers.base import MessageSerializer
+from ..serializers.base import MessageSerializer, Payload
 from . import framing
 from .framing import MAX_FRAME_SIZE, frame_header
 
@@ -62,7 +62,7 @@ class MessageEncoder:
 
     def __init__(self, serializer: MessageSerializer, max_frame_size: int) -> None:
         self.serializer = serializer
-        self.max_frame_size = check_max_frame_size(max_frame_size)
+        self.max_frame_size: int = check_max_frame_size(max_frame_size)
         for name in ("serialize", "deserialize"):
             if not callable(getattr(serializer, name, None)):
                 raise TypeError(f"{type(serializer).__name__} is no serializer: it has no method {name}()")
@@ -190,9 +190,9 @@ class MessageDecoder:
 
     def __init__(self, serializer: MessageSerializer, max_frame_size: int) -> None:
         self._serializer = serializer
-        self.deserialize = serializer.deserialize
+        self.deserialize: Callable[[Payload], Message] = serializer.deserialize
         self._max_frame_size = max_frame_size
-        self.state = CLEAN
+        self.state: DecoderState = CLEAN
         self._reuses = _keeps_nothing(serializer)
         self._spare: Optional[bytearray] = None  # the last large payload; may be the unfinished one in the state, too
         self._idle = False
