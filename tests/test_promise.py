@@ -1,11 +1,6 @@
 """ResponsePromise, gather, as_completed."""
 
 import gc
-import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
 from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
@@ -399,7 +394,7 @@ def test_gather_over_two_children_of_two_peers() -> None:
         assert [reply.value for reply in gather(promises)] == list(range(20)) * 2
 
 
-# -- errors in the middle, and types
+# -- errors in the middle
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one peer", "two peers"])
@@ -434,43 +429,3 @@ def test_as_completed_goes_on_behind_the_error_of_a_handler(several: bool) -> No
             assert list(iterator) == [promises[3]]
             with pytest.raises(StopIteration):
                 next(iterator)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="needs mypy")
-def test_gather_of_replies_of_several_classes_type_checks(tmp_path: pathlib.Path) -> None:
-    checked = tmp_path / "checked.py"
-    checked.write_text(
-        """
-from typing import List
-
-from stream_ipc import Message, ResponsePromise, Session, as_completed, gather
-
-
-class A(Message):
-    pass
-
-
-class B(Message):
-    pass
-
-
-def use(session: Session) -> List[Message]:
-    same: List[A] = gather([session.request(A(), expect=A), session.request(B(), expect=A)])
-    base: ResponsePromise[Message] = session.request(A(), expect=B)
-    for promise in as_completed([session.request(A(), expect=A), session.request(B(), expect=B), base]):
-        promise.wait()
-    mixed = gather([session.request(A(), expect=A), session.request(B(), expect=B)])
-    return [*mixed, *same]
-"""
-    )
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--config-file=",
-         f"--cache-dir={tmp_path / 'cache'}", str(checked)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        universal_newlines=True,
-        env=dict(os.environ, MYPYPATH=root),
-        cwd=str(tmp_path),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout

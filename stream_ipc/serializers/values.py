@@ -118,7 +118,7 @@ def _reduce_defaultdict(value: Any) -> Tuple[Any, ...]:
     return (None if factory is None else factory.__name__, dict(value))
 
 
-# type: (name on the wire, take apart, build)
+# By type: (name on the wire, take apart, build)
 _TYPES: Dict[type, Tuple[str, Callable[[Any], Tuple[Any, ...]], Callable[..., Any]]] = {
     complex: ("complex", lambda v: (v.real, v.imag), _build_complex),
     datetime.datetime: (
