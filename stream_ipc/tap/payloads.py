@@ -56,10 +56,10 @@ class Node:
     __slots__ = ("cut", "items", "kind", "name")
 
     def __init__(self, kind: str, items: List[Any], name: str = "", cut: bool = False) -> None:
-        self.kind = kind
-        self.items = items
-        self.name = name
-        self.cut = cut
+        self.kind: str = kind
+        self.items: List[Any] = items
+        self.name: str = name
+        self.cut: bool = cut
 
     def get(self, key: str) -> Any:
         """The value of a field, or None."""

@@ -38,7 +38,7 @@ class Skimmer:
         self._size = -1  # of the payload that is under way; -1 between frames
         self._head = b""
         self._left = 0  # bytes of it that are still to come
-        self.unseen = 0
+        self.unseen: int = 0
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, however cut."""
@@ -124,7 +124,7 @@ class Report:
     def __init__(
         self, write: Callable[[str], Any], format: str = "", timed: bool = True, coloured: bool = False
     ) -> None:
-        self.now = 0.0
+        self.now: float = 0.0
         self._write = write
         self._format = format
         self._timed = timed
