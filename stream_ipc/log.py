@@ -1,5 +1,9 @@
 """The logger ``stream_ipc``.
 
+At DEBUG: sessions and listeners that begin and end, children that start and end, what is refused or dropped; at INFO
+what strangers have tried; at ERROR what went wrong and nobody is told of. Never what messages hold, and never where a
+message just comes or goes: that would cost time.
+
 Knows ``logging``, but imports it only when there is something to say that somebody could see: it would be a tenth of
 the time that importing the library takes.
 """

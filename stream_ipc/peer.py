@@ -516,7 +516,7 @@ class IpcPeer:
             self._snapshot = None
             self.happenings += 1
             try:
-                log.debug("session %s opened: %s", session.name, channel.details() or type(channel.transport).__name__)
+                log.debug("session %s opened%s", session.name, channel.details())
                 session.start()
             except BaseException:
                 session.close()
@@ -670,7 +670,7 @@ class IpcPeer:
         """One turn over all sessions, or over one of them."""
         if timeout is None and not (self._sessions or self._endings or self.unfinished or self.listeners):
             raise StreamClosedError(
-                "nothing is open, so tick(None) would wait for ever: this peer has no session and no listener, or no longer"
+                "nothing is open, so tick(None) would wait for ever: this IpcPeer has no open session and no listener"
             )
         if self._released:
             if timeout:

@@ -464,7 +464,8 @@ def _plain_loads(payload: Payload) -> Message:
     except Exception as exc:
         raise SerializationError(f"payload cannot be unpickled: {describe(exc)}{_other_format(payload)}") from exc
     if not isinstance(message, Message):
-        raise SerializationError(f"payload is not a message but {article(type(message))}")
+        text = f"payload is not a message but {article(type(message))}"
+        raise SerializationError(f"{text}; do both sides use PickleMessageSerializer(unsafe=True)?")
     return message
 
 

@@ -224,7 +224,7 @@ class Channel:
         return type(self.transport).__name__
 
     def details(self) -> str:
-        """What the log says once, at the beginning, beside ``describe``; may be empty."""
+        """What the log says once, at the beginning, behind ``describe``; may be empty."""
         return ""
 
 

@@ -192,13 +192,13 @@ class _End:
         try:
             # File objects and sockets remember that they were closed; their number may belong to another file now.
             if not isinstance(stream, int) and (getattr(stream, "closed", False) or stream.fileno() != self.fd):
-                return f"{describe_stream(stream)} was closed while a session was using it"
+                return f"{describe_stream(stream)} was closed while a session was using it; close the session instead"
             status = _status(stream, self.fd)
         except (OSError, ValueError) as exc:
-            return f"{describe_stream(stream)} was closed while a session was using it: {exc}"
+            return f"{describe_stream(stream)} was closed while a session was using it ({exc}); close the session instead"
         if (status.st_dev, status.st_ino) != self._identity:
-            text = "was closed while a session was using it, and its number is another file's now"
-            return f"{describe_stream(stream)} {text}"
+            text = f"{describe_stream(stream)} was closed while a session was using it"
+            return f"{text}, and its number is another file's now; close the session instead"
         return None
 
     def release(self) -> None:

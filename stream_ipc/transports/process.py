@@ -122,7 +122,10 @@ def process_name(process: subprocess.Popen[Any]) -> str:
     args: Any = process.args
     if not isinstance(args, (str, bytes)) and isinstance(args, Iterable):
         args = " ".join(shlex.quote(os.fsdecode(arg)) for arg in args)
-    return f"child process {os.fsdecode(args)!r:.100} (pid {process.pid})"
+    text = os.fsdecode(args)
+    if len(text) > 100:
+        text = f"{text[:97]}..."
+    return f"child process {text!r} (pid {process.pid})"
 
 
 def poll(process: subprocess.Popen[Any]) -> Optional[int]:
@@ -322,7 +325,7 @@ class ProcessTransport(StreamTransport):
         return f"pid {self.process.pid}"
 
     def details(self) -> str:
-        return f"{'started' if self._owned else 'attached to'} {process_name(self.process)}"
+        return f": {'started' if self._owned else 'attached to'} {process_name(self.process)}"
 
     def _state_text(self) -> str:
         status = self.process.returncode  # asking would reap it

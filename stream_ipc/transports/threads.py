@@ -276,12 +276,12 @@ class _ThreadEnd:
             try:
                 status = os.fstat(self.stream)
             except OSError as exc:
-                return f"{text}: {exc}"
-            return None if self.identity == (status.st_dev, status.st_ino) else text
+                return f"{text} ({exc}); close the session instead"
+            return None if self.identity == (status.st_dev, status.st_ino) else f"{text}; close the session instead"
         # One that closes itself at its end, or when it fails, is not meant. A closed file object raises ValueError.
         if self.pump.clean or not isinstance(self.pump.error, (ValueError, type(None))):
             return None
-        return text if getattr(self.stream, "closed", False) is True else None
+        return f"{text}; close the session instead" if getattr(self.stream, "closed", False) is True else None
 
     def release(self) -> None:
         """Let go. If the thread runs, a ``ThreadEnding`` sees to it."""
