@@ -18,20 +18,28 @@ __all__ = ["debug", "error", "info"]
 
 def debug(text: str, *args: Any) -> None:
     """What happens in the normal course of things, for a program that has set up logging."""
-    logging = sys.modules.get("logging")
-    if logging is not None:
-        logging.getLogger("stream_ipc").debug(text, *args)
+    _log("debug", text, *args)
 
 
 def info(text: str, *args: Any) -> None:
     """What others have tried in vain, for a program that has set up logging."""
-    logging = sys.modules.get("logging")
-    if logging is not None:
-        logging.getLogger("stream_ipc").info(text, *args)
+    _log("info", text, *args)
 
 
 def error(text: str, *args: Any, exc_info: Any = None) -> None:
     """What went wrong and is told to nobody else."""
-    import logging
+    import logging  # noqa: F401 - if it is not there yet
 
-    logging.getLogger("stream_ipc").error(text, *args, exc_info=exc_info)
+    _log("error", text, *args, exc_info=exc_info)
+
+
+def _log(level: str, text: str, *args: Any, **options: Any) -> None:
+    logging: Any = sys.modules.get("logging")
+    if logging is None:
+        return
+    try:
+        getattr(logging.getLogger("stream_ipc"), level)(text, *args, **options)
+    except Exception:
+        # A handler may do anything, such as sending the record over the very session that is closing. Whoever has
+        # something to tell is often in the middle of what must not stop here.
+        pass

@@ -495,9 +495,13 @@ class IpcPeer:
             self._awaited.pop(awaited, None)
         return awaited.settled
 
-    def _check_usable(self) -> None:
+    def check_thread(self) -> None:
+        """Refuse a call from another thread or from a fork, where ``enter`` is not needed."""
         if self.thread is not None and self.thread != get_ident():
             raise self.refusal()
+
+    def _check_usable(self) -> None:
+        self.check_thread()
         if self._closed:
             raise RuntimeError("this IpcPeer is closed; make a new one")
 
@@ -535,9 +539,8 @@ class IpcPeer:
     def remove_session(self, session: Session) -> None:
         """Close a session but leave its streams open, to their owner, as they were found. Pending requests fail.
 
-        What is queued and not written yet is lost: call ``Session.flush`` before. A child process is left running. Does
-        not wait, but for a second at most if a stream has no descriptor. ``on_close`` handlers run. Does nothing if the
-        session is closed.
+        What is queued is written first, for at most a second; what is left then is lost, be it half a message. A child
+        process is left running. ``on_close`` handlers run. Does nothing if the session is closed.
 
         Raises:
             ValueError: It is no session of this peer.
@@ -546,6 +549,7 @@ class IpcPeer:
             raise ValueError(f"{session!r} belongs to another peer")
         outer = self.enter()
         try:
+            session.flush_bounded()
             session.finish(StreamClosedError(f"this side removed the session from its peer ({session.name})"), release=True)
         finally:
             self.leave(outer)
@@ -752,6 +756,8 @@ class IpcPeer:
                                 self._depth -= 1
                         else:
                             count += self._dispatch(until, only)
+                        if self.thread == _FORKED:  # a handler has forked, and this is the copy
+                            raise self.refusal()
                     if until is None:
                         if count or limit == 0 or self.happenings != happenings:
                             return count
@@ -781,18 +787,26 @@ class IpcPeer:
                 if by_time:
                     wait = self._shorten(wait)
                 poller = self.poller
-                events = poller.poll(wait) if only is None else self._poll_one(wait, only)
+                try:
+                    events = poller.poll(wait) if only is None else self._poll_one(wait, only)
+                except (OSError, ValueError):
+                    if self._released:  # by a signal handler, meanwhile
+                        return count
+                    raise
                 owners = poller.owners
                 for fd, mask in events:
-                    owner = owners.get(fd)  # None: closed by one that was ready before
-                    if owner is not None:
+                    owner = owners.get(fd)
+                    if owner is None:  # closed by one that was ready before; or its descriptor was closed by its owner
+                        self._forget_lost()
+                    else:
                         if mask == READ:
                             owner.read(fd)
                         else:
                             owner.ready(fd, mask)
                 if by_time:
                     self._look()
-                if not events and self._sessions and (wait or self.clock() >= self._check_due):
+                # Also if others are busy all the time.
+                if self._sessions and ((wait and not events) or self.clock() >= self._check_due):
                     self._check_streams()
         finally:
             if starving:
@@ -801,6 +815,10 @@ class IpcPeer:
                 self.thread = outer
             if self.wake is not None:
                 self.update_wake()
+
+    def _forget_lost(self) -> None:
+        if self.poller.forget_lost() and self._outer is not None:
+            self._outer.watch(self.poller.fileno(), READ, None)
 
     def _catch_up(self) -> None:
         """Do what interruptions have left undone."""
@@ -1085,6 +1103,8 @@ class IpcPeer:
     def forget_fork(self) -> None:
         """This is the copy in a forked process."""
         self.thread = _FORKED
+        for session in tuple(self._sessions):
+            session.note_forked()
         self.wake = None  # the pipe is the other process's too
 
 

@@ -47,6 +47,8 @@ class Poller:
 
     def __init__(self) -> None:
         self.owners: Dict[int, Any] = {}
+        self._events: Dict[int, int] = {}  # what each registered descriptor is watched for
+        self._lost = False  # a descriptor could not be unregistered
         self._always: Dict[int, int] = {}
         # Not selectors.EpollSelector: building its keys costs 0.9 us a tick, and its methods can be interrupted half-way.
         self._epoll: Any = select.epoll() if hasattr(select, "epoll") else None
@@ -86,6 +88,7 @@ class Poller:
                     self._selector.modify(fd, _SELECTOR_EVENTS[events])
         except PermissionError:
             return False
+        self._events[fd] = events
         return True
 
     def unwatch(self, fd: int) -> None:
@@ -98,9 +101,35 @@ class Poller:
                 self._epoll.unregister(fd)
             else:
                 self._selector.unregister(fd)
-        except (KeyError, OSError, ValueError):
+        except (KeyError, ValueError):
             pass
+        except OSError:
+            self._lost = True
+        self._events.pop(fd, None)
         self.owners.pop(fd, None)
+
+    def forget_lost(self) -> bool:
+        """Forget what could not be unregistered, because its number had been closed.
+
+        If the same open file has another number somewhere (a ``dup``, a forked process), epoll goes on reporting it under
+        the number that is gone, and there is no other way to be rid of it than a new set.
+
+        Returns:
+            Whether there was such a thing. Then who watches ``fileno`` has to watch it again.
+        """
+        if not self._lost or self._epoll is None:
+            return False
+        self._lost = False
+        fresh = select.epoll()
+        for fd, events in self._events.items():
+            try:
+                fresh.register(fd, events)
+            except OSError:  # it is closed too, which its owner will find out
+                pass
+        # The same number, so that nobody else has to know.
+        os.dup2(fresh.fileno(), self._epoll.fileno(), inheritable=False)
+        fresh.close()
+        return True
 
     def _poll(self, timeout: float) -> List[Tuple[int, int]]:
         if self._always:

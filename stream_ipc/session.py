@@ -92,6 +92,7 @@ class State(enum.Enum):
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"
+    FORKED = "forked"  # this is the copy in a forked process
 
 
 OPEN, CLOSED = State.OPEN, State.CLOSED  # a member of an enum costs a lookup in the class each time
@@ -155,6 +156,7 @@ class Session:
         self._failing = False  # the channel has raised something, which stands in the inbox; it is left alone until then
         self._linger: Optional[float] = None  # until when an ended stream is kept for what is still to be written
         self._paused = False  # not read from because the inbox is long
+        self._reading = False  # a call is reading, so that a message's constructor may be at work
         self._mark = 0  # received_bytes when the inbox was last empty
         self._watched: Dict[int, int] = {}
         self._batches = 0
@@ -330,7 +332,7 @@ class Session:
 
     def _send(self, message: Message, timeout: Optional[float]) -> None:
         channel = self._channel
-        if channel.queued_bytes > HIGH_WATER:
+        if channel.queued_bytes > HIGH_WATER and not channel.writing:
             self.make_room(timeout)
         try:
             channel.send(message)
@@ -395,6 +397,8 @@ class Session:
         """
         peer = self._peer
         channel = self._channel
+        peer.check_thread()
+        # In one breath:
         peer.corked[self] = None
         self._batches += 1
         channel.corked = True
@@ -433,6 +437,11 @@ class Session:
             channel = self._channel
             if not channel.queued_bytes:
                 return
+            if channel.writing:
+                raise RuntimeError(
+                    f"flush() was called in the middle of a write of the same session ({self.name}), by a signal handler or"
+                    " a finalizer; nothing more can be written until it returns"
+                )
             limit = None if timeout is None else self._peer.clock() + timeout
             self._peer.pump(_Until(lambda: not channel.queued_bytes or not self.is_writable), limit, dispatch=False)
             if channel.queued_bytes:
@@ -466,6 +475,7 @@ class Session:
         """
         check_timeout(timeout)
         peer = self._peer
+        peer.check_thread()
         received = self._received
         if not received:
             if self._state is not State.OPEN:
@@ -631,10 +641,7 @@ class Session:
             return
         outer = peer.enter()
         try:
-            if self._state is State.OPEN:
-                self.begin_close()
-            if self._state is State.CLOSING:
-                self._flush_bounded()
+            self.flush_bounded()
             self.finish(StreamClosedError(self._channel.closed_text()))
             if self._ending is not None:
                 peer.finish_endings([self._ending])
@@ -648,11 +655,19 @@ class Session:
         self._channel.corked = False
         self._flush()
 
-    def _flush_bounded(self) -> None:
+    def flush_bounded(self) -> None:
+        """Begin to close: write what is queued, within a short bound."""
         channel = self._channel
-        if channel.queued_bytes:
-            drained = _Until(lambda: not channel.queued_bytes)
-            self._peer.pump(drained, self._peer.clock() + FLUSH_BOUND, dispatch=False)
+        try:
+            if self._state is State.OPEN:
+                self.begin_close()
+            if self._state is State.CLOSING and channel.queued_bytes and not channel.writing:
+                drained = _Until(lambda: not channel.queued_bytes)
+                self._peer.pump(drained, self._peer.clock() + FLUSH_BOUND, dispatch=False)
+        except BaseException:  # an interruption: the next tick goes on with closing
+            self._reason = self._reason or StreamClosedError(channel.closed_text())
+            self._peer.unfinished[self] = None
+            raise
 
     def finish(self, reason: StreamClosedError, release: bool = False) -> None:
         """The end: every step is taken, also if the one before failed.
@@ -717,6 +732,11 @@ class Session:
             if promise is not None:
                 promise.fail(reason)
         self._pending.clear()
+
+    def note_forked(self) -> None:
+        """This is the copy in a forked process."""
+        if self._state is not State.CLOSED:
+            self._state = State.FORKED
 
     def _finish_forked(self) -> None:
         # A forked copy: the other process has the session. Only our copies of the descriptors go.
@@ -836,7 +856,7 @@ class Session:
         if self._linger is not None:
             # Once it is over, that is work for dispatch, which a wait without dispatching must not be kept awake by.
             return math.inf if self in self._peer.work else max(0.0, self._linger - self._peer.clock())
-        if self._failing:
+        if self._failing or self._reading:
             return math.inf
         if self._channel.volatile:
             self._changed()  # its answers may be others now
@@ -869,7 +889,13 @@ class Session:
         """A descriptor is readable, or (-1) it is time to look."""
         if self._end is not None or self._state is CLOSED:
             return
+        if self._reading:
+            # A message's constructor, a finalizer or a signal handler waits for something. What is being read cannot be
+            # read once more beneath it, and its descriptor must not keep that wait awake.
+            self._set_paused(True)
+            return
         try:
+            self._reading = True
             self._receive_into(self._inbox, fd)
         except StreamClosedError as exc:
             # In one breath: the channel says it only once.
@@ -883,6 +909,10 @@ class Session:
             self._peer.work[self] = None
             self._channel.note_interrupted()
             raise
+        finally:
+            self._reading = False
+        if self._paused:
+            self.update_reading()
         self._peer.work[self] = None
 
     def limit_reading(self) -> None:
@@ -892,6 +922,8 @@ class Session:
 
     def update_reading(self) -> None:
         """Stop reading while the inbox is long, go on when it is not."""
+        if self._reading:
+            return
         paused = False
         inbox = self._inbox
         if inbox:
@@ -900,6 +932,9 @@ class Session:
                 paused = size > INBOX_BYTES_HARD or len(inbox) > INBOX_COUNT_HARD
             else:
                 paused = len(inbox) > INBOX_COUNT or size > INBOX_BYTES
+        self._set_paused(paused)
+
+    def _set_paused(self, paused: bool) -> None:
         if paused != self._paused:
             self._paused = paused
             self._peer.set_paused(self, paused)
@@ -928,6 +963,8 @@ class Session:
         """The other side is gone, but what it had written before is still to be read."""
         if self._end is None and self._state is not State.CLOSED:
             self._channel.give_up()
+            if self._reading:  # by a call beneath this one, which goes on to the end
+                return
             self._channel.drain(self._inbox)
             self._stream_ended(exc)
 
@@ -952,7 +989,7 @@ class Session:
 
         Most of the latter are mended where they happen; this is for the one that comes while another is being mended.
         """
-        if self._state is not OPEN or self._failing or self._inbox:
+        if self._state is not OPEN or self._failing or self._reading or self._inbox:
             return
         channel = self._channel
         if self._end is None:
@@ -1047,7 +1084,11 @@ class Session:
                 inbox.appendleft(self._current)
                 self._current = None
             raise
-        if not inbox:
+        if self._state is CLOSED:
+            # By a handler; what an interruption or a read beneath has put back since is nobody's any more.
+            inbox.clear()
+            peer.work.pop(self, None)
+        elif not inbox:
             self._mark = channel.received_bytes
             if self._paused:
                 self.update_reading()
@@ -1268,7 +1309,8 @@ class Session:
     def _failed(self, error: Exception) -> None:
         keep = False
         try:
-            keep = self.report(error)
+            # Not what still cannot be used: it would be reported again at once.
+            keep = self.report(error) and not (isinstance(error, InvalidStreamError) and self._channel.find_invalid())
         finally:  # also if a handler was interrupted
             if keep:
                 self._failing = False

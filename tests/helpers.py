@@ -277,3 +277,40 @@ def socket_peers(peer_a: IpcPeer, peer_b: IpcPeer) -> Tuple[Session, Session]:
 
 def expect_none(value: Optional[object]) -> None:
     assert value is None, value
+
+
+class CallAt:
+    """Calls a function at the n-th place in the package's code where a signal handler or a finalizer could run.
+
+    As ``InterruptAt``, but nothing is raised: what the function does comes in between, and the code goes on.
+    """
+
+    def __init__(self, number: int, function: Callable[[], Any]) -> None:
+        self.number = number
+        self.function = function
+        self.count = 0
+        self.where = ""
+
+    def _profile(self, frame: Any, event: str, arg: Any) -> None:
+        code = frame.f_code
+        if event not in ("call", "c_return") or "/stream_ipc/" not in code.co_filename:
+            return
+        self.count += 1
+        if self.count == self.number:
+            self.where = f"{event} {getattr(arg, '__qualname__', '')} in {code.co_name}:{frame.f_lineno}"
+            sys.setprofile(None)
+            try:
+                self.function()
+            finally:
+                sys.setprofile(self._profile)
+
+    def __enter__(self) -> "CallAt":
+        sys.setprofile(self._profile)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.setprofile(None)
+
+    @property
+    def hit(self) -> bool:
+        return bool(self.where)

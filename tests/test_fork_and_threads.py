@@ -471,7 +471,7 @@ def test_handler_that_forks_after_fileno_leaves_the_parent_ticking(peer: IpcPeer
             if note.text == "fork":
                 forked.append(os.fork())
                 if forked[-1]:
-                    os.waitpid(forked[-1], 0)  # the copy has gone through all of its tick
+                    os.waitpid(forked[-1], 0)  # the copy has come out of its tick
 
         raw.write(framed(Note("raise")), framed(Note("fork")), framed(Note("behind")))
         with pytest.raises(LookupError):

@@ -96,7 +96,7 @@ def test_fork() -> None:
         os.close(write)
         assert lines == [
             "<IpcPeer forked sessions=2 listeners=0 serializer=PickleMessageSerializer>",
-            before,
+            before.replace(" open ", " forked "),
             f"<Session {session.name} closed (this is a forked copy of the session) {ZEROS}>",
         ]
 

@@ -137,6 +137,7 @@ class Channel:
         text_bytes: How many of these were no frames but text from a stream for it.
         queued_bytes: How many bytes wait to be written.
         sent: How many messages have been queued or written in all, if the channel counts them.
+        writing: A write is under way, so that what a finalizer or a signal handler sends meanwhile is only queued.
     """
 
     transport: Any = None
@@ -147,6 +148,7 @@ class Channel:
     text_bytes = 0
     queued_bytes: int = 0
     sent = 0
+    writing = False
 
     @property
     def poll_interval(self) -> Optional[float]:

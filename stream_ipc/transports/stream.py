@@ -145,6 +145,7 @@ class StreamTransport(MessageTransport, Channel):
         self.queued_bytes: int = 0
         self._written: Optional[int] = None  # what a write has returned and is not accounted for yet
         self._blocked = False
+        self.writing = False
         self._broken: Optional[BaseException] = None
         self._ends: List[Any] = []
         self._streams: Optional[List[Tuple[Any, int]]] = None  # what is still to be closed
@@ -238,15 +239,17 @@ class StreamTransport(MessageTransport, Channel):
         self.queued_bytes = size
         self.sent += 1
         try:
+            self.writing = True
             for self._written in self._writes(frame):
                 break
         except (OSError, ValueError):
-            self.flush()  # meets the same error, and deals with it
-            return
+            pass  # flush meets the same error, and deals with it
         except BaseException:
             self._flush_later()
             raise
-        if self._written == size:
+        finally:
+            self.writing = False
+        if self._written == size == self.queued_bytes:
             # In one breath:
             self._at = 1
             self.queued_bytes = 0
@@ -270,7 +273,7 @@ class StreamTransport(MessageTransport, Channel):
         self._queue += frame
         self.queued_bytes += size
         self.sent += 1
-        if self._blocked or (self.corked and self.queued_bytes < _GATHER):
+        if self._blocked or self.writing or (self.corked and self.queued_bytes < _GATHER):
             return
         try:
             self.flush()
@@ -292,6 +295,16 @@ class StreamTransport(MessageTransport, Channel):
         Raises:
             StreamClosedError: The other side no longer reads. What was queued is given up.
         """
+        if self.writing:
+            # A finalizer or a signal handler has come here, in the middle of a write. Whoever is beneath writes this too.
+            return
+        try:
+            self.writing = True
+            self._write_queued()
+        finally:
+            self.writing = False
+
+    def _write_queued(self) -> None:
         while True:
             batch = self._batch
             at = self._at
@@ -338,6 +351,9 @@ class StreamTransport(MessageTransport, Channel):
 
     def _account(self) -> None:
         """Take what was written off the batch."""
+        if self._broken is not None:  # a signal handler has closed the session meanwhile: nothing is queued any more
+            self._written = None
+            return
         written = left = self._written or 0
         batch = self._batch
         at = self._at

@@ -1,0 +1,547 @@
+"""Calls that come in the middle of another: from signal handlers, finalizers and the constructors of messages."""
+
+import logging
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any, Callable, Iterator, List
+
+import pytest
+
+from stream_ipc import InvalidStreamError, IpcPeer, Message, Session, StreamClosedError
+from tests.helpers import CallAt, CpuMeter, RawPeer, framed, run_python, tick_until, unframe, values
+from tests.messages import Note, Ping, Pong
+
+ENOUGH = 4
+
+
+@pytest.fixture
+def peer() -> Iterator[IpcPeer]:
+    with IpcPeer(timeout=20) as made:
+        yield made
+
+
+def at_every_place(scenario: Callable[[int], CallAt]) -> None:
+    """Run a scenario with a call at its first place, at its second, and so on until there is no further."""
+    failures: List[str] = []
+    number = 0
+    while len(failures) < ENOUGH:
+        number += 1
+        where: List[CallAt] = []
+        try:
+            call = scenario(number)
+            where.append(call)
+            if not call.hit:
+                break
+        except Exception as exc:
+            failures.append(f"place {number}: {type(exc).__name__}: {str(exc)[:300]}")
+    assert not failures, "\n".join(failures)
+    assert number > 10
+
+
+# -- sending
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_a_send_in_the_middle_of_another(small: bool) -> None:
+    def scenario(number: int) -> CallAt:
+        with IpcPeer(timeout=20) as peer, RawPeer(peer, small=small) as raw:
+            session = raw.session
+            between = CallAt(number, lambda: session.notify(Note("between")))
+            texts = ["first" * (5000 if small else 1), "second"]
+            with between:
+                for text in texts:
+                    session.notify(Note(text))
+            data = raw.read()
+            while session.queued_bytes:
+                peer.tick()
+                data += raw.read()
+            found = values(unframe(data))
+            assert [text for text in found if text != "between"] == texts
+            assert found.count("between") == int(between.hit)
+            return between
+
+    at_every_place(scenario)
+
+
+def test_a_send_in_the_middle_of_a_flush() -> None:
+    def scenario(number: int) -> CallAt:
+        with IpcPeer(timeout=20) as peer, RawPeer(peer, small=True) as raw:
+            session = raw.session
+            texts = ["x" * 20_000, "y" * 20_000, "z"]
+            for text in texts:
+                session.notify(Note(text))
+            between = CallAt(number, lambda: session.notify(Note("between")))
+            data = b""
+            while session.queued_bytes:
+                data += raw.read()
+                with between:
+                    peer.tick()
+            data += raw.read()
+            found = values(unframe(data))
+            assert [text for text in found if text != "between"] == texts
+            assert found.count("between") == int(between.hit)
+            return between
+
+    at_every_place(scenario)
+
+
+def test_closing_in_the_middle_of_a_send() -> None:
+    def scenario(number: int) -> CallAt:
+        with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+            session = raw.session
+            between = CallAt(number, session.close)
+            try:
+                with between:
+                    session.notify(Note("first"))
+                    session.request(Ping())
+            except StreamClosedError:
+                pass
+            assert session.is_open != between.hit
+            if between.hit:
+                assert session not in peer.sessions and not peer.work
+            return between
+
+    at_every_place(scenario)
+
+
+def test_a_flush_in_the_middle_of_a_write_is_refused(peer: IpcPeer) -> None:
+    refused: List[str] = []
+    with RawPeer(peer, small=True) as raw:
+        session = raw.session
+
+        def flush() -> None:
+            try:
+                session.flush(0)
+            except (RuntimeError, TimeoutError) as exc:
+                refused.append(type(exc).__name__)
+
+        session.notify(Note("x" * 50_000))
+        for number in range(1, 60):
+            raw.read()
+            with CallAt(number, flush):
+                peer.tick()
+            session.notify(Note("x" * 20_000))
+        assert "RuntimeError" in refused
+        data = b""
+        while session.queued_bytes:
+            data += raw.read()
+            peer.tick()
+
+
+# -- receiving
+
+
+@dataclass
+class Busy(Message):
+    """Its constructor does something else, while it is being decoded."""
+
+    number: int
+
+    def __post_init__(self) -> None:
+        if Busy.action is not None:
+            Busy.action()
+
+
+Busy.action = None  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def action() -> Iterator[Callable[[Any], None]]:
+    def set_action(function: Any) -> None:
+        Busy.action = function  # type: ignore[attr-defined]
+
+    yield set_action
+    Busy.action = None  # type: ignore[attr-defined]
+
+
+def busy_frames(count: int) -> List[bytes]:
+    return [framed(Busy(number)) for number in range(count)]
+
+
+def test_a_constructor_that_ticks_or_waits(peer: IpcPeer, action: Any) -> None:
+    frames = busy_frames(3)
+    seen: List[int] = []
+    built: List[int] = []
+    with RawPeer(peer) as raw, RawPeer(peer) as other:
+        raw.session.on_message(lambda busy: seen.append(busy.number))
+
+        def work() -> None:
+            built.append(1)
+            peer.tick(0)
+            raw.session.tick(0)
+            with pytest.raises(TimeoutError):
+                other.session.request(Ping()).wait(0)
+
+        action(work)
+        raw.write(*frames)
+        tick_until(lambda: len(seen) == 3, peer)
+        assert seen == [0, 1, 2]
+        assert len(built) == 3
+        action(None)
+        raw.write(*busy_frames(1))
+        assert peer.tick(20) == 1  # it is read from again
+
+
+def test_a_constructor_that_waits_burns_no_time(peer: IpcPeer, action: Any) -> None:
+    frames = busy_frames(1)
+    seen: List[int] = []
+    with RawPeer(peer) as raw, CpuMeter() as meter:
+        raw.session.on_message(lambda message: seen.append(1))
+        # What comes meanwhile makes the descriptor ready, though nothing may be read now.
+        action(lambda: (raw.write(framed(Note("more"))), peer.tick_for(0.2)))
+        raw.write(*frames, framed(Note("behind")))
+        tick_until(lambda: len(seen) == 3, peer)
+    assert meter.cpu < 0.1
+
+
+def test_a_constructor_that_sends_to_a_full_session(peer: IpcPeer, action: Any) -> None:
+    frames = busy_frames(3)
+    seen: List[int] = []
+    peer.timeout = 0.05
+    with RawPeer(peer) as raw, RawPeer(peer, small=True) as full:
+        raw.session.on_message(lambda busy: seen.append(busy.number))
+        full.session.notify(Note("x" * 2_000_000))
+
+        def send() -> None:
+            try:
+                full.session.notify(Note("y"))
+            except TimeoutError:
+                pass
+
+        action(send)
+        raw.write(*frames)
+        tick_until(lambda: len(seen) == 3, peer)
+        action(None)
+        assert seen == [0, 1, 2]
+        full.session.channel.give_up()
+
+
+@pytest.mark.parametrize("what", ["close", "remove", "peer"])
+def test_a_constructor_that_closes(peer: IpcPeer, action: Any, what: str) -> None:
+    frames = busy_frames(2)
+    seen: List[int] = []
+    with RawPeer(peer) as raw:
+        raw.session.on_message(seen.append)
+        actions = {
+            "close": raw.session.close,
+            "remove": lambda: peer.remove_session(raw.session),
+            "peer": peer.close,
+        }
+        action(actions[what])
+        raw.write(*frames)
+        peer.tick(0)
+        action(None)
+        peer.tick(0)
+        assert not raw.session.is_open and seen == [] and not peer.work
+        raw.session.transport.close()  # removing leaves it open
+
+
+def test_a_constructor_that_sends_to_a_side_that_is_gone(peer: IpcPeer, action: Any) -> None:
+    frames = busy_frames(2)
+    seen: List[Any] = []
+    with RawPeer(peer) as raw:
+        raw.session.on_message(lambda message: seen.append(getattr(message, "number", message)))
+
+        def send() -> None:
+            try:
+                raw.session.notify(Note("x"))
+            except StreamClosedError:
+                pass
+
+        action(send)
+        raw.write(*frames, framed(Note("last")))
+        raw.sock.close()
+        tick_until(lambda: not raw.session.is_open, peer)
+        assert seen == [0, 1, Note("last")]
+
+
+# -- closing
+
+
+def test_closing_the_peer_in_a_signal_handler() -> None:
+    for call, result in (
+        ("peer.tick(None)", "0"),
+        ("peer.tick(20)", "0"),
+        ("session.receive()", "StreamClosedError"),
+        ("promise.wait()", "StreamClosedError"),
+        ("peer.tick_for(0.3)", "0"),
+        ("gather([promise])", "StreamClosedError"),
+        ("next(as_completed([promise])).wait()", "StreamClosedError"),
+    ):
+        code = f"""
+import signal, socket
+from stream_ipc import *
+from tests.messages import Ping
+peer = IpcPeer()
+a, b = socket.socketpair()
+session = peer.create_socket_session(a)
+promise = session.request(Ping())
+signal.signal(signal.SIGALRM, lambda *_: peer.close())
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+try:
+    print({call})
+except Exception as exc:
+    print(type(exc).__name__)
+b.close()
+"""
+        done = run_python(code)
+        assert (done.stdout, done.stderr) == (f"{result}\n", ""), call
+
+
+def test_an_interruption_while_closing_writes(peer: IpcPeer) -> None:
+    closed: List[Session] = []
+    with RawPeer(peer, small=True) as raw:
+        session = raw.session
+        session.on_close(closed.append)
+        promise = session.request(Note("x" * 2_000_000), timeout=None)
+
+        def interrupt(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        old = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(KeyboardInterrupt):
+                session.close()
+        finally:
+            signal.signal(signal.SIGALRM, old)
+        assert not session.is_open
+        with pytest.raises(StreamClosedError, match="this side closed"):
+            promise.wait()
+        assert closed == [session] and session not in peer.sessions
+
+
+def test_a_handler_that_closes_and_is_interrupted(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+
+    @b.on_request
+    def close(request: Ping) -> Pong:
+        b.close()
+        raise KeyboardInterrupt
+
+    a.request(Ping())
+    with pytest.raises(KeyboardInterrupt):
+        tick_until(lambda: False, peer)
+    peer.tick(0)
+    assert not peer.work and b not in peer.sessions
+
+
+def test_removing_a_session_writes_what_is_queued(peer: IpcPeer) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    theirs.setblocking(False)
+    with ours, theirs:
+        session = peer.create_socket_session(ours)
+        session.notify(Note("x" * 30_000))
+        assert session.queued_bytes
+        data: List[bytes] = []
+
+        def take(*_: Any) -> None:  # the other side reads while the session is being removed
+            try:
+                data.append(theirs.recv(1 << 20))
+            except BlockingIOError:
+                pass
+
+        old = signal.signal(signal.SIGALRM, take)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+            peer.remove_session(session)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, old)
+        take()
+        assert unframe(b"".join(data)) == [Note("x" * 30_000)]
+
+
+# -- forks
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_copy_of_a_handler_that_forks_comes_out_of_the_call(peer: IpcPeer) -> None:
+    seen: List[str] = []
+    forked: List[int] = []
+    errors: List[str] = []
+    read, write = os.pipe()
+    with RawPeer(peer) as raw:
+
+        @raw.session.on_message
+        def fork(note: Note) -> None:
+            seen.append(note.text)
+            if note.text == "fork":
+                forked.append(os.fork())
+
+        raw.write(framed(Note("fork")), framed(Note("behind")))
+        try:
+            peer.tick(20)
+        except RuntimeError as exc:
+            errors.append(str(exc))
+        finally:
+            if forked == [0]:
+                os.write(write, f"{seen} {errors}".encode())
+                os._exit(0)
+        os.waitpid(forked[0], 0)
+        text = os.read(read, 4096).decode()
+        os.close(read)
+        os.close(write)
+        assert text.startswith("['fork'] ['this IpcPeer belongs to the process that made it")
+        tick_until(lambda: seen == ["fork", "behind"], peer)
+        assert errors == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_copy_of_a_handler_that_forks_answers_nothing(peer: IpcPeer) -> None:
+    forked: List[int] = []
+    a, b = peer.create_session_pair()
+
+    @b.on_request
+    def fork(request: Ping) -> Pong:
+        forked.append(os.fork())
+        if forked[0]:
+            os.waitpid(forked[0], 0)
+        return Pong(forked[0])
+
+    try:
+        reply = a.request(Ping(), expect=Pong).wait()
+    except RuntimeError:
+        pass
+    finally:
+        if forked == [0]:
+            os._exit(0)
+    assert reply == Pong(forked[0])
+    assert peer.tick(0) == 0  # there is no second one
+
+
+# -- streams that their owner closes
+
+
+def test_a_closed_stream_is_found_though_another_session_is_busy(peer: IpcPeer) -> None:
+    errors: List[Any] = []
+    read, write = os.pipe()
+    back, forth = os.pipe()
+    closed = peer.create_stream_session(forth, read)
+    closed.on_exception(lambda error: errors.append(error))
+    a, b = peer.create_session_pair()
+
+    @b.on_message
+    def again(note: Note) -> None:
+        b.notify(note)
+
+    @a.on_message
+    def and_again(note: Note) -> None:
+        a.notify(note)
+
+    a.notify(Note("to and fro"))
+    os.close(read)
+    end = time.monotonic() + 10
+    while not errors and time.monotonic() < end:
+        peer.tick(1)
+    assert [type(error) for error in errors] == [InvalidStreamError]
+    for fd in (write, back):
+        os.close(fd)
+
+
+def test_keeping_a_session_whose_stream_is_gone_changes_nothing(peer: IpcPeer) -> None:
+    calls: List[Any] = []
+    read, write = os.pipe()
+    back, forth = os.pipe()
+    session = peer.create_stream_session(forth, read)
+
+    @session.on_exception
+    def keep(error: Any) -> bool:
+        calls.append(error)
+        return False
+
+    os.close(read)
+    with CpuMeter() as meter:
+        tick_until(lambda: not session.is_open, peer)
+        peer.tick_for(0.1)
+    assert len(calls) == 1 and meter.cpu < 0.2
+    for fd in (write, back):
+        os.close(fd)
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_a_closed_descriptor_whose_file_lives_on_elsewhere(peer: IpcPeer, embedded: bool) -> None:
+    errors: List[Any] = []
+    ours, theirs = socket.socketpair()
+    number = ours.detach()
+    copy = os.dup(number)  # as a forked process has one
+    session = peer.create_stream_session(number, number)
+    session.on_exception(errors.append)
+    with RawPeer(peer) as raw:
+        if embedded:
+            peer.fileno()
+        os.close(number)
+        theirs.send(b"x")  # which epoll reports under the number that is gone
+        with CpuMeter() as meter:
+            end = time.monotonic() + 10
+            while not errors and time.monotonic() < end:
+                peer.tick(1)
+            peer.tick_for(0.3)
+        assert [type(error) for error in errors] == [InvalidStreamError]
+        assert meter.cpu < 0.2
+        raw.write(framed(Note("the others are still watched")))
+        if embedded:
+            import select
+
+            assert select.select([peer.fileno()], [], [], 20)[0]
+        assert peer.tick(20) == 1
+    os.close(copy)
+    theirs.close()
+
+
+# -- logging
+
+
+def test_a_logging_handler_that_fails_stops_nothing(peer: IpcPeer) -> None:
+    closed: List[Session] = []
+
+    class Forward(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            session.notify(Note(record.getMessage()))
+
+    logger = logging.getLogger("stream_ipc")
+    handler = Forward()
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        with RawPeer(peer) as raw:
+            session = raw.session
+            session.on_close(closed.append)
+            session.close()
+            assert closed == [session]
+            peer.tick(0)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+
+
+# -- threads
+
+
+def test_a_batch_of_another_thread_is_refused(peer: IpcPeer) -> None:
+    import threading
+
+    errors: List[str] = []
+    a, b = peer.create_session_pair()
+
+    def other() -> None:
+        try:
+            with a.batch():
+                errors.append("it was let in")
+        except RuntimeError as exc:
+            errors.append(str(exc))
+
+    @b.on_request
+    def ask(request: Ping) -> Pong:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        return Pong()
+
+    assert a.request(Ping(), expect=Pong).wait() == Pong()
+    assert len(errors) == 1 and errors[0].startswith("another thread")
+    assert not peer.corked
