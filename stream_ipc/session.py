@@ -284,13 +284,17 @@ class Session:
                 deadline = peer.clock() + timeout
                 if deadline < self.due:
                     self.note_due(deadline)
+            channel = self._channel
+            if channel.queued_bytes > HIGH_WATER:
+                self.make_room(timeout)
             promise = ResponsePromise(self, id, expect, timeout, deadline)
             pending[id] = ref(promise)  # before the send: the reply may be there at once
             try:
-                self._send(RequestEnvelope(id, message), timeout)
-            except BaseException:
+                channel.send(RequestEnvelope(id, message))
+            except BaseException as exc:
                 pending.pop(id, None)
                 promise.settled = True  # nobody will ever see it
+                self._send_failed(exc)
                 raise
             return promise
         finally:
@@ -323,40 +327,39 @@ class Session:
         try:
             if self._state is not OPEN:
                 raise self._closed_error()
-            self._send(message, peer.timeout)
+            channel = self._channel
+            if channel.queued_bytes > HIGH_WATER:
+                self.make_room(peer.timeout)
+            try:
+                channel.send(message)
+            except (StreamClosedError, InvalidStreamError) as exc:
+                self._send_failed(exc)
+                raise
         finally:
             if peer.thread == me:
                 peer.thread = outer
             if peer.wake is not None:
                 peer.update_wake()
 
-    def _send(self, message: Message, timeout: Optional[float]) -> None:
-        channel = self._channel
-        if channel.queued_bytes > HIGH_WATER and not channel.writing:
-            self.make_room(timeout)
-        try:
-            channel.send(message)
-        except StreamClosedError as exc:
+    def _send_failed(self, exc: BaseException) -> None:
+        """Take note if the stream turns out to be gone."""
+        if isinstance(exc, StreamClosedError):
             self._write_failed(exc)
-            raise
-        except InvalidStreamError as exc:
+        elif isinstance(exc, InvalidStreamError):
             self._stream_failed(exc)
-            raise
 
     def _guarded(self, send: Callable[[Any], None], what: Any) -> None:
-        """Send, and take note if the stream turns out to be gone."""
         try:
             send(what)
-        except StreamClosedError as exc:
-            self._write_failed(exc)
-            raise
-        except InvalidStreamError as exc:
-            self._stream_failed(exc)
+        except (StreamClosedError, InvalidStreamError) as exc:
+            self._send_failed(exc)
             raise
 
     def make_room(self, timeout: Optional[float]) -> None:
         """Wait until the queue is below the mark, reading but not dispatching meanwhile."""
         channel = self._channel
+        if channel.writing:  # what comes in the middle of a write cannot wait for its end
+            return
         peer = self._peer
         limit = None if timeout is None else peer.clock() + timeout
         peer.pump(_Until(lambda: channel.queued_bytes <= HIGH_WATER or not self.is_writable), limit, dispatch=False)

@@ -135,6 +135,10 @@ class StreamTransport(MessageTransport, Channel):
         self._serialize = self._encoder.serialize
         self.serializer = serializer
         self.max_frame_size = max_frame_size
+        # What is asked for with each message is the instance's own: the interpreter finds it there at once.
+        self.corked = False
+        self.sent = 0
+        self.received_bytes = 0
         self._inputs: Dict[int, _Input] = {}
         self._framed = 0  # framed inputs that have not ended
         # Three parts, so that the first can be worked off without looking at the others: buffers that are being
@@ -432,8 +436,7 @@ class StreamTransport(MessageTransport, Channel):
         except (OSError, ValueError) as exc:
             self._input_failed(inbox, source, exc)
             return
-        data = source.data
-        assert data is not None
+        data: Any = source.data
         size = len(data) - HEADER_SIZE
         if 0 <= size <= self.max_frame_size and data.startswith(frame_header(size)):
             # Just one whole frame, as in most round trips: 2 us less than by the general way.
