@@ -574,51 +574,57 @@ class IpcPeer:
             raise TypeError(f"broadcast() takes a Message, not {article(type(message))}")
         outer = self.enter()
         try:
-            sessions = [session for session in self.sessions if session.is_open]
             frames: Dict[Any, Any] = {}
-            for session in sessions:  # all of them before the first is sent
-                channel = session.channel
-                if isinstance(channel, StreamTransport):
-                    key = (id(channel.serializer), channel.max_frame_size)
-                    if key not in frames:
-                        try:
-                            frames[key] = channel.encode(message)
-                        except FrameTooLargeError as exc:
-                            frames[key] = exc
-                else:
-                    frames[id(channel)] = None  # encodes for itself
-            if frames and all(isinstance(frame, FrameTooLargeError) for frame in frames.values()):
-                raise next(iter(frames.values()))
+            targets: List[Tuple[Session, Any]] = []  # with the frame for each, or the error that stands for it
+            serializer: Any = None
+            size = -1
+            frame: Any = None
+            for session in self.sessions:  # all of them before the first is sent
+                if session.is_open:
+                    channel: Any = session.channel
+                    if not channel.takes_frames:
+                        targets.append((session, None))  # encodes for itself
+                        continue
+                    if channel.serializer is not serializer or channel.max_frame_size != size:  # not as the one before
+                        serializer, size = channel.serializer, channel.max_frame_size
+                        frame = frames.get((id(serializer), size))
+                        if frame is None:
+                            try:
+                                frame = channel.encode(message)
+                            except FrameTooLargeError as exc:
+                                frame = exc
+                            frames[id(serializer), size] = frame
+                    targets.append((session, frame))
+            if targets and all([isinstance(frame, FrameTooLargeError) for _, frame in targets]):
+                raise targets[0][1]
             taken = 0
             stuck = []
-            for session in sessions:
+            for session, frame in targets:
                 if session.channel.queued_bytes > HIGH_WATER:
-                    stuck.append(session)
+                    stuck.append((session, frame))
                 else:
-                    taken += self._send_to(session, message, frames)
+                    taken += self._send_to(session, message, frame)
             if stuck:
                 limit = None if self.timeout is None else self.clock() + self.timeout
-                room = _Until(lambda: all(s.channel.queued_bytes <= HIGH_WATER or not s.is_writable for s in stuck))
+                room = _Until(lambda: all(s.channel.queued_bytes <= HIGH_WATER or not s.is_writable for s, _ in stuck))
                 self.pump(room, limit, dispatch=False)
-                for session in stuck:
+                for session, frame in stuck:
                     if session.is_writable and session.channel.queued_bytes > HIGH_WATER:
                         session.report(session.stuck_error(self.timeout))
                     else:
-                        taken += self._send_to(session, message, frames)
+                        taken += self._send_to(session, message, frame)
             return taken
         finally:
             self.leave(outer)
 
-    def _send_to(self, session: Session, message: Message, frames: Dict[Any, Any]) -> int:
-        channel = session.channel
+    def _send_to(self, session: Session, message: Message, frame: Any) -> int:
         try:
-            if isinstance(channel, StreamTransport):
-                frame = frames[id(channel.serializer), channel.max_frame_size]
-                if isinstance(frame, FrameTooLargeError):
-                    raise frame
+            if type(frame) is list:
                 session.send_encoded(frame)
-            else:
+            elif frame is None:
                 session.notify(message)
+            else:
+                raise frame
             return 1
         except Exception as exc:
             session.report(exc)

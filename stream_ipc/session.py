@@ -140,7 +140,7 @@ class Session:
 
     def __init__(self, peer: IpcPeer, channel: Channel, process: Optional[subprocess.Popen[Any]] = None) -> None:
         self._peer = peer
-        self._channel = channel
+        self.channel = channel  # what it reads from and writes to; for the peer, too
         self._process = process
         self._state = State.OPEN
         self._pending: Dict[str, Any] = {}  # id: weak reference to the promise
@@ -176,7 +176,7 @@ class Session:
             why = "" if reason is None else f" ({self._short(reason)})"
             return (
                 f"<Session {self.name} {self._state.value}{why} pending={len(self._pending)}"
-                f" inbox={len(self._inbox)} queued={self._channel.queued_bytes}>"
+                f" inbox={len(self._inbox)} queued={self.channel.queued_bytes}>"
             )
         except Exception:  # half made
             return "<Session>"
@@ -206,7 +206,7 @@ class Session:
     @property
     def transport(self) -> Any:
         """The transport that it talks over: the one given to ``create_session``, otherwise a ``StreamTransport``."""
-        return self._channel.transport
+        return self.channel.transport
 
     @property
     def process(self) -> Optional[subprocess.Popen[Any]]:
@@ -221,7 +221,7 @@ class Session:
     @property
     def queued_bytes(self) -> int:
         """How many bytes wait to be written, because the other side has not read what was sent before."""
-        return self._channel.queued_bytes
+        return self.channel.queued_bytes
 
     # -- sending
 
@@ -284,7 +284,7 @@ class Session:
                 deadline = peer.clock() + timeout
                 if deadline < self.due:
                     self.note_due(deadline)
-            channel = self._channel
+            channel = self.channel
             if channel.queued_bytes > HIGH_WATER:
                 self.make_room(timeout)
             promise = ResponsePromise(self, id, expect, timeout, deadline)
@@ -327,7 +327,7 @@ class Session:
         try:
             if self._state is not OPEN:
                 raise self._closed_error()
-            channel = self._channel
+            channel = self.channel
             if channel.queued_bytes > HIGH_WATER:
                 self.make_room(peer.timeout)
             try:
@@ -357,7 +357,7 @@ class Session:
 
     def make_room(self, timeout: Optional[float]) -> None:
         """Wait until the queue is below the mark, reading but not dispatching meanwhile."""
-        channel = self._channel
+        channel = self.channel
         if channel.writing:  # what comes in the middle of a write cannot wait for its end
             return
         peer = self._peer
@@ -371,7 +371,7 @@ class Session:
     def stuck_error(self, timeout: Optional[float]) -> RequestTimeoutError:
         """The error for a message that could not leave."""
         return RequestTimeoutError(
-            f"the message was not sent: {self._channel.queued_bytes} bytes are queued ({self.name}), and the other side"
+            f"the message was not sent: {self.channel.queued_bytes} bytes are queued ({self.name}), and the other side"
             f" has not read them within {timeout} s; is it ticking?",
             timeout=timeout,
         )
@@ -383,7 +383,11 @@ class Session:
 
     def send_encoded(self, frame: List[Any]) -> None:
         """Send a frame that was encoded for this session's serializer."""
-        self._guarded(self._channel.enqueue, frame)  # type: ignore[attr-defined]
+        try:
+            self.channel.enqueue(frame)  # type: ignore[attr-defined]
+        except (StreamClosedError, InvalidStreamError) as exc:
+            self._send_failed(exc)
+            raise
 
     @contextmanager
     def batch(self) -> Iterator[Session]:
@@ -399,7 +403,7 @@ class Session:
             StreamClosedError: At the end of the block: the other side is gone.
         """
         peer = self._peer
-        channel = self._channel
+        channel = self.channel
         peer.check_thread()
         # In one breath:
         peer.corked[self] = None
@@ -436,8 +440,8 @@ class Session:
         try:
             if self._state is State.CLOSED:
                 raise self._closed_error()
-            self._guarded(lambda _: self._channel.flush(), None)
-            channel = self._channel
+            self._guarded(lambda _: self.channel.flush(), None)
+            channel = self.channel
             if not channel.queued_bytes:
                 return
             if channel.writing:
@@ -645,7 +649,7 @@ class Session:
         outer = peer.enter()
         try:
             self.flush_bounded()
-            self.finish(StreamClosedError(self._channel.closed_text()))
+            self.finish(StreamClosedError(self.channel.closed_text()))
             if self._ending is not None:
                 peer.finish_endings([self._ending])
                 self._ending = None
@@ -655,12 +659,12 @@ class Session:
     def begin_close(self) -> None:
         """Stop taking messages; write what is queued as far as it goes."""
         self._state = State.CLOSING
-        self._channel.corked = False
+        self.channel.corked = False
         self._flush()
 
     def flush_bounded(self) -> None:
         """Begin to close: write what is queued, within a short bound."""
-        channel = self._channel
+        channel = self.channel
         try:
             if self._state is State.OPEN:
                 self.begin_close()
@@ -694,9 +698,9 @@ class Session:
         peer.discard(self)
         try:
             if release:
-                self._channel.release()
+                self.channel.release()
             elif self._ending is None:
-                self._ending = self._channel.end()
+                self._ending = self.channel.end()
             if self._ending is not None:
                 peer.add_ending(self._ending)
         except Exception:
@@ -746,7 +750,7 @@ class Session:
         if self._state is not State.CLOSED:
             self._state = State.CLOSED
             self._reason = StreamClosedError("this is a forked copy of the session; make a new IpcPeer in this process")
-            self._channel.abandon()
+            self.channel.abandon()
 
     def _closed_error(self) -> StreamClosedError:
         reason = self._reason or self._end
@@ -789,7 +793,7 @@ class Session:
 
     def silence_text(self) -> str:
         """What probably happened if no reply came."""
-        channel = self._channel
+        channel = self.channel
         # What a serializer knows of the usual other side: PHP answers less often than we do.
         hint: str = getattr(getattr(channel.transport, "serializer", None), "silence_hint", "")
         if channel.received_bytes > channel.text_bytes:
@@ -805,7 +809,7 @@ class Session:
         """The channel is to be watched differently."""
         if self._state is State.CLOSED:
             return
-        channel = self._channel
+        channel = self.channel
         peer = self._peer
         wanted: Dict[int, int] = {}
         try:
@@ -836,11 +840,6 @@ class Session:
         peer.set_interval(self, by_time)
 
     @property
-    def channel(self) -> Channel:
-        """What it reads from and writes to."""
-        return self._channel
-
-    @property
     def watched(self) -> Dict[int, int]:
         """The descriptors that are watched for it, and for what."""
         return self._watched
@@ -861,10 +860,10 @@ class Session:
             return math.inf if self in self._peer.work else max(0.0, self._linger - self._peer.clock())
         if self._failing or self._reading:
             return math.inf
-        if self._channel.volatile:
+        if self.channel.volatile:
             self._changed()  # its answers may be others now
         try:
-            interval = self._channel.poll_interval
+            interval = self.channel.poll_interval
         except Exception:
             return 0  # reported by _changed
         return math.inf if interval is None else interval
@@ -910,7 +909,7 @@ class Session:
         except BaseException:  # an interruption: what was read may not be decoded yet, and nothing else would tell
             self._peer.unfinished[self] = None
             self._peer.work[self] = None
-            self._channel.note_interrupted()
+            self.channel.note_interrupted()
             raise
         finally:
             self._reading = False
@@ -930,8 +929,8 @@ class Session:
         paused = False
         inbox = self._inbox
         if inbox:
-            size = self._channel.received_bytes - self._mark
-            if self._peer.starving or self._channel.queued_bytes:
+            size = self.channel.received_bytes - self._mark
+            if self._peer.starving or self.channel.queued_bytes:
                 paused = size > INBOX_BYTES_HARD or len(inbox) > INBOX_COUNT_HARD
             else:
                 paused = len(inbox) > INBOX_COUNT or size > INBOX_BYTES
@@ -945,12 +944,12 @@ class Session:
 
     def _flush(self) -> None:
         try:
-            self._channel.flush()
+            self.channel.flush()
         except StreamClosedError as exc:
             self._write_failed(exc)
         except Exception as exc:
             self._stream_failed(exc)
-        if not self._channel.queued_bytes:
+        if not self.channel.queued_bytes:
             self._peer.happenings += 1
             if self._inbox:
                 self._peer.work[self] = None  # requests may have waited for this
@@ -965,10 +964,10 @@ class Session:
     def _write_failed(self, exc: StreamClosedError) -> None:
         """The other side is gone, but what it had written before is still to be read."""
         if self._end is None and self._state is not State.CLOSED:
-            self._channel.give_up()
+            self.channel.give_up()
             if self._reading:  # by a call beneath this one, which goes on to the end
                 return
-            self._channel.drain(self._inbox)
+            self.channel.drain(self._inbox)
             self._stream_ended(exc)
 
     def _stream_ended(self, exc: StreamClosedError) -> None:
@@ -994,7 +993,7 @@ class Session:
         """
         if self._state is not OPEN or self._failing or self._reading or self._inbox:
             return
-        channel = self._channel
+        channel = self.channel
         if self._end is None:
             text = channel.find_invalid()
             if text is not None:
@@ -1017,7 +1016,7 @@ class Session:
         inbox = self._inbox
         if self._end is not None:
             return bool(inbox) or not self._lingers()
-        return bool(inbox) and (self._channel.queued_bytes <= HIGH_WATER or type(inbox[0]) is not RequestEnvelope)
+        return bool(inbox) and (self.channel.queued_bytes <= HIGH_WATER or type(inbox[0]) is not RequestEnvelope)
 
     @property
     def backlog(self) -> int:
@@ -1035,7 +1034,7 @@ class Session:
         Returns:
             How many messages that was.
         """
-        channel = self._channel
+        channel = self.channel
         inbox = self._inbox
         peer = self._peer
         self._scanned = 0
@@ -1196,7 +1195,7 @@ class Session:
                     )
                 reply = ErrorMessage(f"Unhandled request: {type_info(cls).wire_name}")
             if self._state is OPEN:
-                channel = self._channel
+                channel = self.channel
                 sent = channel.sent
                 channel.send(ResponseEnvelope(envelope.id, reply))
             else:
@@ -1208,7 +1207,7 @@ class Session:
         except BaseException as exc:
             # If the program goes on, the requester gets his reply at the next tick, or learns what happened; if it ends,
             # he learns that.
-            if self._current is None and (sent < 0 or self._channel.sent == sent):
+            if self._current is None and (sent < 0 or self.channel.sent == sent):
                 if not isinstance(reply, Message):
                     reply = ErrorMessage("Error in dispatch", exc)
                 self._inbox.appendleft(_Answer(envelope.id, reply))
@@ -1219,13 +1218,13 @@ class Session:
     def _answer(self, answer: _Answer) -> None:
         """Send a reply; an interruption comes back to it."""
         self._current = answer
-        sent = self._channel.sent
+        sent = self.channel.sent
         try:
             self._send_reply(answer.id, answer.reply)
         except Exception:
             log.error("%r: no reply to request %.128r could be sent", self, answer.id, exc_info=True)
         except BaseException:
-            if self._channel.sent != sent:
+            if self.channel.sent != sent:
                 self._current = None
             raise
         self._current = None
@@ -1235,7 +1234,7 @@ class Session:
             log.debug("session %s: reply to request %.128r dropped: it is closed", self.name, id)
             return
         try:
-            self._channel.send(ResponseEnvelope(id, reply))
+            self.channel.send(ResponseEnvelope(id, reply))
         except (FrameTooLargeError, SerializationError) as exc:
             text = reply.message if isinstance(reply, ErrorMessage) else f"the reply could not be sent: {exc}"
             self._send_error_reply(id, text)
@@ -1246,12 +1245,12 @@ class Session:
 
     def _send_error_reply(self, id: str, text: str) -> None:
         # Cut to fit: in characters, of which each may take several bytes in the payload.
-        limit = getattr(self._channel.transport, "max_frame_size", 4096)
+        limit = getattr(self.channel.transport, "max_frame_size", 4096)
         text = text.encode("utf-8", "backslashreplace").decode()
         for length in (len(text), limit // 8, 64, 8):
             shown = text if len(text) <= length else text[:length] + "..."
             try:
-                self._channel.send(ResponseEnvelope(id, ErrorMessage(shown)))
+                self.channel.send(ResponseEnvelope(id, ErrorMessage(shown)))
                 return
             except (FrameTooLargeError, SerializationError) as exc:
                 error: Exception = exc
@@ -1313,13 +1312,13 @@ class Session:
         keep = False
         try:
             # Not what still cannot be used: it would be reported again at once.
-            keep = self.report(error) and not (isinstance(error, InvalidStreamError) and self._channel.find_invalid())
+            keep = self.report(error) and not (isinstance(error, InvalidStreamError) and self.channel.find_invalid())
         finally:  # also if a handler was interrupted
             if keep:
                 self._failing = False
                 self._changed()
             if not keep and self._state is not State.CLOSED:
-                self._channel.give_up()
+                self.channel.give_up()
                 if self._end is None:
                     text = str(error) if isinstance(error, IpcError) else describe(error)
                     self._end = StreamClosedError(f"the stream failed ({self.name}): {text}")
@@ -1356,7 +1355,7 @@ class Session:
 
     def _lingers(self) -> bool:
         """Whether an ended stream is to be kept a while: the other side may still read, though it writes no more."""
-        if not self._channel.queued_bytes:
+        if not self.channel.queued_bytes:
             return False
         now = self._peer.clock()
         if self._linger is None:

@@ -132,6 +132,7 @@ class Channel:
         changed: To be called when ``read_fds``, ``output_fd`` or ``poll_interval`` answer differently than before; set
             by the session.
         volatile: ``changed`` is never called, so the answers are to be asked for on every tick.
+        takes_frames: Whether it has ``encode`` and ``enqueue``, so that a message can be encoded once for many.
         corked: While true, small frames may be gathered before they are written.
         received_bytes: How many bytes have been received in all.
         text_bytes: How many of these were no frames but text from a stream for it.
@@ -143,6 +144,7 @@ class Channel:
     transport: Any = None
     changed: Callable[[], None]
     volatile = False
+    takes_frames = False
     corked = False
     received_bytes = 0
     text_bytes = 0

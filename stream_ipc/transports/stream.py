@@ -136,6 +136,7 @@ class StreamTransport(MessageTransport, Channel):
         self.serializer = serializer
         self.max_frame_size = max_frame_size
         # What is asked for with each message is the instance's own: the interpreter finds it there at once.
+        self.takes_frames = True
         self.corked = False
         self.sent = 0
         self.received_bytes = 0
