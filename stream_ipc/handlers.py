@@ -83,8 +83,9 @@ class HandlerList:
             raise TypeError(
                 f"{self._event}() takes a handler of {number}, but {name_of(function)} has the signature {signature}"
             )
-        if inspect.iscoroutinefunction(function):
-            raise TypeError(f"{self._event}() takes a plain function, but {name_of(function)} is a coroutine function")
+        for test, what in ((inspect.iscoroutinefunction, "coroutine"), (inspect.isgeneratorfunction, "generator")):
+            if test(function):
+                raise TypeError(f"{self._event}() takes a plain function, but {name_of(function)} is a {what} function")
         # A second parameter with a default is the handler's own, unless it says that it is for the session. The *args of
         # print() are not for it, and before Python 3.11 nobody knows of them.
         takes_both = self._most == 2 and (

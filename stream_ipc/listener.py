@@ -359,12 +359,14 @@ def open_connection(
     elif server_hostname is not None:
         raise ValueError("server_hostname is for TLS; pass an ssl_context too")
     limit = None if timeout is None else peer.clock() + timeout
+    late = f"cannot connect to {place!r} within {timeout} s"
     try:
         sock = connect(place, context is not None, limit, peer.clock, peer.wait_for)
         try:
             if is_unix(place):
                 _check_owner(sock, place)
             if context is not None:
+                late = f"the TLS handshake with {place!r} was not over within {timeout} s; does the other side speak TLS?"
                 sock = _shake_hands(peer, sock, place, context, server_hostname, limit)
             return peer.add_socket(sock, name=f"to {describe_address(place)}")
         except BaseException:
@@ -373,7 +375,7 @@ def open_connection(
     except TimeoutError as exc:
         if exc.errno is not None:  # the system's own
             raise
-        raise TimeoutError(f"cannot connect to {place!r} within {timeout} s") from exc
+        raise TimeoutError(late) from exc
 
 
 def _check_context(context: Any, server_side: bool) -> None:

@@ -19,13 +19,13 @@ from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Option
 from weakref import WeakSet
 
 from . import log
-from .errors import FrameTooLargeError, StreamClosedError, article
+from .errors import FrameTooLargeError, StreamClosedError
 from .ids import PidCounterRequestIdGenerator, RequestIdGenerator
 from .messages import Message
 from .poller import READ, Poller
 from .promise import DEFAULT, check_timeout
 from .serializers.base import MessageSerializer
-from .session import FLUSH_BOUND, HIGH_WATER, Session, _Until
+from .session import ENVELOPES, FLUSH_BOUND, HIGH_WATER, Session, Until, no_message
 from .transports.base import POLL_INTERVAL, Channel, Ending, ForeignChannel, finish
 from .transports.descriptors import close_streams, describe_address
 from .transports.stream import DEFAULT_MAX_FRAME_SIZE, StreamTransport
@@ -207,6 +207,11 @@ class IpcPeer:
         return self._closed
 
     @property
+    def is_starving(self) -> bool:
+        """Whether handlers are nested so deeply that requests have to wait."""
+        return self._depth >= MAX_DEPTH
+
+    @property
     def is_forked(self) -> bool:
         """Whether this is the copy in a forked process."""
         return self.thread == _FORKED
@@ -272,12 +277,12 @@ class IpcPeer:
             The session; its ``process`` is the Popen.
 
         Raises:
-            TypeError: ``command`` is no list.
+            TypeError: ``command`` is no list, or another argument is of a wrong kind.
             ValueError: ``command`` is empty.
             OSError: It cannot be started: ``FileNotFoundError``, ``PermissionError``, ...
         """
         self._check_usable()
-        from .transports.process import ProcessTransport, process_name, spawn
+        from .transports.process import ProcessTransport, kill, process_name, spawn
 
         process = spawn(command, cwd, env, stderr)
         try:
@@ -286,8 +291,7 @@ class IpcPeer:
             return self._add(transport, process)
         except BaseException:
             if not any([session.process is process for session in self._sessions]):  # nobody has it yet
-                process.kill()
-                process.communicate()
+                kill(process)
             raise
 
     def create_stream_session(
@@ -543,8 +547,11 @@ class IpcPeer:
         process is left running. ``on_close`` handlers run. Does nothing if the session is closed.
 
         Raises:
+            TypeError: It is no session.
             ValueError: It is no session of this peer.
         """
+        if not isinstance(session, Session):
+            raise TypeError(f"remove_session() takes a Session, not {session!r:.200}")
         if session.peer is not self:
             raise ValueError(f"{session!r} belongs to another peer")
         outer = self.enter()
@@ -570,8 +577,8 @@ class IpcPeer:
             SerializationError: It cannot travel. Nobody got it.
             FrameTooLargeError: It is too large for every session. Nobody got it.
         """
-        if not isinstance(message, Message):
-            raise TypeError(f"broadcast() takes a Message, not {article(type(message))}")
+        if not isinstance(message, Message) or type(message) in ENVELOPES:
+            raise no_message("broadcast", message)
         outer = self.enter()
         try:
             frames: Dict[Any, Any] = {}
@@ -606,7 +613,7 @@ class IpcPeer:
                     taken += self._send_to(session, message, frame)
             if stuck:
                 limit = None if self.timeout is None else self.clock() + self.timeout
-                room = _Until(lambda: all(s.channel.queued_bytes <= HIGH_WATER or not s.is_writable for s, _ in stuck))
+                room = Until(lambda: all(s.channel.queued_bytes <= HIGH_WATER or not s.is_writable for s, _ in stuck))
                 self.pump(room, limit, dispatch=False)
                 for session, frame in stuck:
                     if session.is_writable and session.channel.queued_bytes > HIGH_WATER:
@@ -1080,7 +1087,7 @@ class IpcPeer:
         for session in sessions:
             if session.is_open:
                 session.begin_close()
-        done = _Until(lambda: not any(session.queued_bytes for session in self._sessions))
+        done = Until(lambda: not any(session.queued_bytes for session in self._sessions))
         try:
             self.pump(done, self.clock() + FLUSH_BOUND, dispatch=False)
             # Before the first on_close handler runs: it might wait for one of these.

@@ -95,6 +95,8 @@ class State(enum.Enum):
     FORKED = "forked"  # this is the copy in a forked process
 
 
+ENVELOPES = frozenset({RequestEnvelope, ResponseEnvelope})
+
 OPEN, CLOSED = State.OPEN, State.CLOSED  # a member of an enum costs a lookup in the class each time
 
 
@@ -256,9 +258,9 @@ class Session:
             StreamClosedError: The session is closed.
             RequestTimeoutError: The queue did not drain in time. Nothing was sent.
         """
-        if not isinstance(message, Message):
-            raise _no_message("request", message)
-        if expect is not Message and not isinstance(expect, type):
+        if not isinstance(message, Message) or type(message) in ENVELOPES:
+            raise no_message("request", message)
+        if expect is not Message and not (isinstance(expect, type) and issubclass(expect, Message)):
             raise TypeError(f"expect must be a message class, not {expect!r:.100}")
         peer = self._peer
         if timeout is DEFAULT:
@@ -315,8 +317,8 @@ class Session:
             StreamClosedError: The session is closed.
             RequestTimeoutError: The queue did not drain in time. Nothing was sent.
         """
-        if not isinstance(message, Message):
-            raise _no_message("notify", message)
+        if not isinstance(message, Message) or type(message) in ENVELOPES:
+            raise no_message("notify", message)
         peer = self._peer
         me = get_ident()
         outer = peer.thread
@@ -362,7 +364,7 @@ class Session:
             return
         peer = self._peer
         limit = None if timeout is None else peer.clock() + timeout
-        peer.pump(_Until(lambda: channel.queued_bytes <= HIGH_WATER or not self.is_writable), limit, dispatch=False)
+        peer.pump(Until(lambda: channel.queued_bytes <= HIGH_WATER or not self.is_writable), limit, dispatch=False)
         if not self.is_writable:
             raise self._closed_error()
         if channel.queued_bytes > HIGH_WATER:
@@ -450,7 +452,7 @@ class Session:
                     " a finalizer; nothing more can be written until it returns"
                 )
             limit = None if timeout is None else self._peer.clock() + timeout
-            self._peer.pump(_Until(lambda: not channel.queued_bytes or not self.is_writable), limit, dispatch=False)
+            self._peer.pump(Until(lambda: not channel.queued_bytes or not self.is_writable), limit, dispatch=False)
             if channel.queued_bytes:
                 raise TimeoutError(
                     f"{channel.queued_bytes} bytes are still queued ({self.name}): the other side has not read them within"
@@ -490,7 +492,7 @@ class Session:
             self._receiving += 1
             try:
                 limit = None if timeout is None else peer.clock() + timeout
-                peer.pump(_Until(lambda: bool(received) or self._state is not State.OPEN), limit)
+                peer.pump(Until(lambda: bool(received) or self._state is not State.OPEN), limit)
             finally:
                 self._receiving -= 1
         if received:
@@ -669,7 +671,7 @@ class Session:
             if self._state is State.OPEN:
                 self.begin_close()
             if self._state is State.CLOSING and channel.queued_bytes and not channel.writing:
-                drained = _Until(lambda: not channel.queued_bytes)
+                drained = Until(lambda: not channel.queued_bytes)
                 self._peer.pump(drained, self._peer.clock() + FLUSH_BOUND, dispatch=False)
         except BaseException:  # an interruption: the next tick goes on with closing
             self._reason = self._reason or StreamClosedError(channel.closed_text())
@@ -796,6 +798,11 @@ class Session:
         channel = self.channel
         # What a serializer knows of the usual other side: PHP answers less often than we do.
         hint: str = getattr(getattr(channel.transport, "serializer", None), "silence_hint", "")
+        if self._peer.is_starving:
+            return (
+                "; handlers that wait are nested so deeply that requests which came meanwhile had to wait: the reply may"
+                " depend on one of them"
+            )
         if channel.received_bytes > channel.text_bytes:
             return hint
         return (
@@ -1187,11 +1194,11 @@ class Session:
                 if reply is not None:
                     break
             self._current = None
-            if not isinstance(reply, Message):
+            if not isinstance(reply, Message) or type(reply) in ENVELOPES:
                 if reply is not None:
                     raise TypeError(
                         f"the on_request handler {name_of(handler.function)} returned {article(type(reply))}; it must"
-                        " return a Message, or None to pass the request on"
+                        " return a Message (no envelope), or None to pass the request on"
                     )
                 reply = ErrorMessage(f"Unhandled request: {type_info(cls).wire_name}")
             if self._state is OPEN:
@@ -1364,7 +1371,7 @@ class Session:
         return now < self._linger
 
 
-class _Until:
+class Until:
     """A condition in the form of a promise: ``pump`` looks at ``settled``."""
 
     __slots__ = ("_condition",)
@@ -1381,8 +1388,12 @@ def _is_reply(item: Any) -> bool:
     return type(item) is ResponseEnvelope or (isinstance(item, SerializationError) and item.response_id is not None)
 
 
-def _no_message(method: str, message: Any) -> TypeError:
+def no_message(method: str, message: Any) -> TypeError:
+    """The error for what cannot be sent."""
+    if isinstance(message, type):
+        return TypeError(f"{method}() takes a Message, not a class; pass an instance: {message.__name__}(...)")
+    if type(message) in ENVELOPES:
+        return TypeError(f"{method}() takes a Message, and makes what envelope it needs; pass the message in it")
     return TypeError(
-        f"{method}() takes a Message, not {article(type(message))}; derive its class from Message:"
-        f" @dataclass class {type(message).__name__.title()}(Message): ..."
+        f"{method}() takes a Message, not {article(type(message))}; derive a class from Message that has a field for it"
     )

@@ -502,3 +502,11 @@ def test_a_handler_removed_and_added_again_is_active() -> None:
     handlers.add(one, None)
     (new,) = handlers.of(First)
     assert (old.active, new.active) == (False, True)
+
+
+def test_a_generator_function_is_no_handler() -> None:
+    def handler(message: Message) -> Any:
+        yield 1
+
+    with pytest.raises(TypeError, match="is a generator function"):
+        added(handler)

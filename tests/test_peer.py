@@ -540,3 +540,40 @@ def test_requests_of_all_sessions_have_failed_when_on_close_handlers_run() -> No
     assert [type(error) for error in failed] == [StreamClosedError] * 9
     for raw in raws:
         raw.sock.close()
+
+
+@pytest.mark.parametrize("what", [None, 1, "x"])
+def test_removing_what_is_no_session(peer: IpcPeer, what: Any) -> None:
+    with pytest.raises(TypeError, match=r"remove_session\(\) takes a Session"):
+        peer.remove_session(what)
+
+
+def test_streams_of_the_wrong_direction(peer: IpcPeer) -> None:
+    read, write = os.pipe()
+    try:
+        with pytest.raises(InvalidStreamError, match=f"descriptor {write} can only be written, and here it is to be read"):
+            peer.create_stream_session(write, write)
+        with pytest.raises(InvalidStreamError, match=f"descriptor {read} can only be read, and here it is to be written"):
+            peer.create_stream_session(read, read)
+        with open(os.devnull, "rb") as file, pytest.raises(InvalidStreamError, match="can only be read"):
+            peer.create_stream_session(file, read)
+        with pytest.raises(InvalidStreamError, match="True is no stream"):
+            peer.create_stream_session(True, True)
+        assert os.get_blocking(read) and os.get_blocking(write)
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"), [({"env": 5}, "env must be a dict"), ({"stderr": "x"}, "stderr must be subprocess.PIPE")]
+)
+def test_options_of_a_command_that_are_of_a_wrong_kind(peer: IpcPeer, options: Any, text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        peer.create_command_session([sys.executable, "-c", ""], **options)
+
+
+def test_attaching_to_what_is_no_process(peer: IpcPeer) -> None:
+    nothing: Any = None
+    with pytest.raises(ValueError, match=r"attached to a subprocess.Popen, not to None"):
+        peer.create_process_session(nothing)

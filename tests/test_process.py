@@ -18,6 +18,7 @@ from stream_ipc import IpcPeer, LogMessage, PickleMessageSerializer, RemoteError
 from stream_ipc.transports import process as process_module
 from stream_ipc.wire.framing import frame_header
 
+from .helpers import InterruptAt, Interruption
 from .messages import Note, Ping, Pong
 from .os_helpers import (
     PATIENCE,
@@ -966,3 +967,33 @@ def test_a_dropped_peer_leaves_no_descriptor_of_a_child() -> None:
         assert process.wait(PATIENCE) == 0  # it has seen the end of its stdin
     finally:
         kill(process)
+
+
+def test_an_interruption_while_a_child_is_being_ended_closes_no_descriptor_twice(peer: IpcPeer) -> None:
+    # The number may be another file's by then.
+    before = len(os.listdir("/dev/fd"))
+    number = 0
+    hit = True
+    while hit:
+        number += 1
+        session = peer.create_command_session(["cat"])
+        interrupt = InterruptAt(number, Interruption())
+        try:
+            with interrupt:
+                session.close()
+        except Interruption:
+            pass
+        hit = interrupt.hit
+        a, b = peer.create_session_pair()
+        b.on_request(lambda request: Pong())
+        session.close()
+        assert a.request(Ping(), expect=Pong).wait(PATIENCE) == Pong(), interrupt.where
+        process = session.process
+        assert process is not None
+        tick_until(lambda process=process: process.poll() is not None, peer)
+        assert a.is_open and b.is_open, interrupt.where
+        peer.tick(0)
+        a.close()
+        b.close()
+        assert len(os.listdir("/dev/fd")) <= before, interrupt.where
+    assert number > 50

@@ -19,6 +19,7 @@ from stream_ipc import (
     Message,
     PickleMessageSerializer,
     RemoteError,
+    RequestEnvelope,
     RequestTimeoutError,
     ResponseEnvelope,
     SerializationError,
@@ -1315,7 +1316,7 @@ class Unaskable(type):
         raise TypeError("nobody knows")
 
 
-class Quacking(metaclass=Unaskable):
+class Quacking(Message, metaclass=Unaskable):
     """isinstance() raises a TypeError for it."""
 
 
@@ -1441,3 +1442,35 @@ def test_descriptor_that_was_closed_under_a_socket_is_an_error_and_no_hang(peer:
         (error,) = errors
         assert isinstance(error, InvalidStreamError) and error.session is session
         assert not session.is_open
+
+
+# -- what is no message
+
+
+@pytest.mark.parametrize("send", ["request", "notify", "broadcast"])
+def test_envelopes_and_classes_cannot_be_sent(peer: IpcPeer, send: str) -> None:
+    a, b = peer.create_session_pair()
+    call = getattr(peer if send == "broadcast" else a, send)
+    for message in (RequestEnvelope("x", Note("a")), ResponseEnvelope("x", Note("a"))):
+        with pytest.raises(TypeError, match=rf"{send}\(\) takes a Message, and makes what envelope it needs"):
+            call(message)
+    with pytest.raises(TypeError, match=r"not a class; pass an instance: Note\(...\)"):
+        call(Note)
+    with pytest.raises(TypeError, match="takes a Message, not a NoneType; derive a class from Message"):
+        call(None)
+    assert a.queued_bytes == 0 and no_pending(a, b)
+
+
+def test_a_handler_that_returns_an_envelope(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+    b.on_request(lambda request: ResponseEnvelope("x", Note("a")))
+    with pytest.raises(RemoteError, match="returned a ResponseEnvelope; it must return a Message"):
+        a.request(Ping()).wait()
+
+
+@pytest.mark.parametrize("expect", [int, object, list, "Pong", (Pong,), None])
+def test_expect_is_a_message_class(peer: IpcPeer, expect: Any) -> None:
+    a, b = peer.create_session_pair()
+    with pytest.raises(TypeError, match="expect must be a message class"):
+        a.request(Ping(), expect=expect)
+    assert no_pending(a)

@@ -691,3 +691,25 @@ def test_threads_are_imported_only_when_they_are_needed() -> None:
         "print('stream_ipc.transports.threads' in sys.modules)"
     )
     assert run_python(code).stdout == "False\n"
+
+
+@pytest.mark.parametrize("result", ["x", 1.5, True, b""])
+def test_a_write_that_returns_nonsense_ends_the_session(peer: IpcPeer, result: Any) -> None:
+    class Odd:
+        closed_by_owner = threading.Event()
+
+        def read(self, size: int) -> bytes:
+            self.closed_by_owner.wait(20)
+            return b""
+
+        def write(self, data: bytes) -> Any:
+            return result
+
+        def close(self) -> None:
+            self.closed_by_owner.set()
+
+    session = peer.create_stream_session(Odd(), Odd())
+    session.notify(Note("x"))
+    tick_until(lambda: not session.is_open, peer)
+    with pytest.raises(StreamClosedError, match=r"write\(\) returned"):
+        session.notify(Note("y"))

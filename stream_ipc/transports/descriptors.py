@@ -127,6 +127,7 @@ class _End:
         lag: For how many seconds what was written to the stream may not be readable here yet.
     """
 
+    useless = -1  # how a descriptor is opened that is of no use here
     pump: Any = None
     alarm_fd: int = -1
     lag: float = 0.0
@@ -151,6 +152,9 @@ class _End:
                 f"{describe_stream(stream)} cannot be used as a stream: {exc}; pass an open file object, socket or"
                 " descriptor"
             ) from exc
+        if _access(self.fd) == self.useless:
+            what, needed = ("written", "read") if self.useless == os.O_WRONLY else ("read", "written")
+            raise InvalidStreamError(f"{describe_stream(stream)} can only be {what}, and here it is to be {needed}")
         self._identity = (status.st_dev, status.st_ino)
         self.mode: int = status.st_mode
         self.is_terminal: bool = stat.S_ISCHR(self.mode) and os.isatty(self.fd)
@@ -225,6 +229,15 @@ class _End:
         self.fd = -1
 
 
+def _access(fd: int) -> int:
+    try:
+        import fcntl
+
+        return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    except (ImportError, OSError):  # Windows
+        return os.O_RDWR
+
+
 def _status(stream: Any, fd: int) -> Any:
     try:
         return os.fstat(fd)
@@ -243,6 +256,8 @@ class ReadEnd(_End):
             ``BlockingIOError`` if nothing is there.
         ahead: What a buffered file object has read before it came to us.
     """
+
+    useless = os.O_WRONLY
 
     def __init__(self, stream: Any, shared: bool = False) -> None:
         super().__init__(stream, shared)
@@ -280,6 +295,8 @@ class WriteEnd(_End):
             Raises ``BlockingIOError`` if it would block.
         writes_many: The same for a list of buffers, of which one call writes some.
     """
+
+    useless = os.O_RDONLY
 
     writes: Callable[[Sequence[Any]], Iterator[int]]
     writes_many: Callable[[List[Any]], Iterator[int]]

@@ -80,10 +80,21 @@ def spawn(
         )
     if not command:
         raise ValueError("command is empty; its first item is the program to start")
+    if env is not None and not isinstance(env, Mapping):
+        raise TypeError(f"env must be a dict of names and values, not {env!r:.200}")
+    if not (stderr is None or isinstance(stderr, int) or hasattr(stderr, "fileno")):
+        raise TypeError(f"stderr must be subprocess.PIPE, None, a descriptor or a file, not {stderr!r:.200}")
     _require_descriptors()
     return subprocess.Popen(
         list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd=cwd, env=env, bufsize=0
     )
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    """End a process at once, reap it and close its streams."""
+    process.kill()
+    close_streams([(stream, -1) for stream in (process.stdin, process.stdout, process.stderr) if stream is not None])
+    process.wait()
 
 
 def _require_descriptors() -> None:
@@ -159,6 +170,8 @@ class ProcessTransport(StreamTransport):
     def __init__(
         self, process: subprocess.Popen[Any], owned: bool, serializer: MessageSerializer, max_frame_size: int
     ) -> None:
+        if not all([hasattr(process, name) for name in ("pid", "stdin", "stdout")]):
+            raise ValueError(f"a session is attached to a subprocess.Popen, not to {process!r:.200}")
         for name in ("stdin", "stdout"):
             stream = getattr(process, name, None)
             if stream is None or stream.closed:
@@ -406,25 +419,30 @@ class ProcessEnding(Ending):
 
     def _read(self) -> None:
         for fd, stream in tuple(self._outputs.items()):
-            for _ in range(16):
-                try:
-                    if os.read(fd, READ_SIZE):
-                        continue
-                except BlockingIOError:
-                    break
-                except OSError:
-                    pass
+            if stream.closed or self._has_ended(fd):
+                close_streams([(stream, fd)])  # before it is forgotten: an interrupted call is made again
                 del self._outputs[fd]
-                close_streams([(stream, fd)])
-                break
+
+    @staticmethod
+    def _has_ended(fd: int) -> bool:
+        """Read some of an output, and find out whether that was all."""
+        for _ in range(16):
+            try:
+                if not os.read(fd, READ_SIZE):
+                    return True
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
+        return False
 
     def _close(self) -> None:
         for fd, stream in self._outputs.items():
             close_streams([(stream, fd)])
         self._outputs.clear()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        fd, self._pidfd = self._pidfd, -1  # before: an interrupted call is made again, and the number may be another's
+        if fd >= 0:
+            os.close(fd)
 
     def forget(self) -> None:
         if self._threads is not None:

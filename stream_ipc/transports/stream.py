@@ -70,6 +70,8 @@ def open_end(kind: Any, stream: Any, shared: bool = False) -> Any:
     """
     if isinstance(stream, kind):
         return stream
+    if isinstance(stream, bool):
+        raise InvalidStreamError(f"{stream} is no stream; pass a file object, a socket or the number of a descriptor")
     if not needs_thread(stream):
         return kind(stream, shared)
     from .threads import ThreadReadEnd, ThreadWriteEnd

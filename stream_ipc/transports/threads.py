@@ -172,10 +172,12 @@ class _WritePump(_Pump):
     def _write(self, data: bytes) -> None:
         while data:
             count = self._stream.write(data)
-            if count is None and isinstance(self._stream, io.RawIOBase):
-                raise BlockingIOError("write() took nothing; a stream without a descriptor has to block instead")
-            if not isinstance(count, int) or isinstance(count, bool):
+            if count is None:
+                if isinstance(self._stream, io.RawIOBase):
+                    raise BlockingIOError("write() took nothing; a stream without a descriptor has to block instead")
                 return  # an object that does not count takes all
+            if not isinstance(count, int) or isinstance(count, bool):
+                raise TypeError(f"write() returned {count!r:.100}; it must return how many bytes it took, or None for all")
             if not 0 < count <= len(data):
                 raise OSError(f"write() of {len(data)} bytes returned {count}; it must return how many it took")
             data = data[count:]
