@@ -54,7 +54,17 @@ def tick_until(condition: Callable[[], Any], *peers: IpcPeer, seconds: float = P
 
 def await_death(process: "subprocess.Popen[Any]") -> None:
     """Wait until a child is dead, and leave it to be reaped by whoever has to."""
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    if hasattr(os, "waitid"):
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        return
+    event = select.kevent(process.pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT)
+    queue = select.kqueue()
+    try:
+        assert queue.control([event], 1, PATIENCE), "it lives on"
+    except ProcessLookupError:
+        pass  # it is dead already
+    finally:
+        queue.close()
 
 
 def read_to_end(fd: int, seconds: float = PATIENCE) -> bytes:

@@ -498,7 +498,12 @@ def test_a_death_is_noticed_while_nobody_waits_for_a_reply(peer: IpcPeer, tmp_pa
         assert time.monotonic() - start < 10
 
 
-def test_a_reaped_child_is_not_said_to_have_succeeded(peer: IpcPeer) -> None:
+@pytest.mark.parametrize("waitid", [True, False])
+def test_a_reaped_child_is_not_said_to_have_succeeded(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, waitid: bool
+) -> None:
+    if not waitid:
+        monkeypatch.delattr(os, "waitid", raising=False)  # macOS before Python 3.13
     session = peer.create_command_session(role("work"))
     promise = session.request(Ping(["exit", 3]), timeout=None)
     assert session.process is not None
@@ -507,8 +512,20 @@ def test_a_reaped_child_is_not_said_to_have_succeeded(peer: IpcPeer) -> None:
         promise.wait(PATIENCE)
 
 
-def test_with_sigchld_ignored_nothing_is_made_up() -> None:
-    code = """
+def test_without_waitid_an_exit_status_is_still_told(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "waitid", raising=False)
+    session = peer.create_command_session(script("os._exit(3)"))
+    closed = ended(session)
+    tick_until(lambda: closed, peer)
+    assert session.process is not None and session.process.returncode == 3
+    with pytest.raises(StreamClosedError, match="exited with exit status 3"):
+        session.notify(Note())
+
+
+@pytest.mark.parametrize("waitid", [True, False])
+def test_with_sigchld_ignored_nothing_is_made_up(waitid: bool) -> None:
+    code = "" if waitid else "\n        vars(os).pop('waitid', None)"
+    code += """
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         with IpcPeer() as peer:
             session = peer.create_command_session([sys.executable, "-m", "tests.child", "work"])

@@ -146,12 +146,35 @@ def poll(process: subprocess.Popen[Any]) -> Optional[int]:
         # An exception that a signal handler raises inside Popen.poll() can leave its lock held, and then it says None for
         # ever. Asking the system is right in any case.
         try:
-            pid, code = os.waitpid(process.pid, os.WNOHANG)
+            _reap(process)
         except OSError:
             return process.poll()
-        if pid:
-            status = process.returncode = -os.WTERMSIG(code) if os.WIFSIGNALED(code) else os.WEXITSTATUS(code)
+        status = process.returncode
     return status
+
+
+def _reap(process: subprocess.Popen[Any]) -> None:
+    pid, code = os.waitpid(process.pid, os.WNOHANG)
+    if pid:
+        process.returncode = -os.WTERMSIG(code) if os.WIFSIGNALED(code) else os.WEXITSTATUS(code)
+
+
+def is_lost(process: subprocess.Popen[Any]) -> bool:
+    """Whether nobody can say any more how a process ended; to be asked before ``poll``, which says 0 then.
+
+    So it is if SIGCHLD is ignored, or if something else in this program waits for any child.
+    """
+    if process.returncode is None:
+        try:
+            if hasattr(os, "waitid"):
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            elif hasattr(os, "WNOHANG"):  # macOS before Python 3.13
+                _reap(process)
+        except ChildProcessError:
+            return True
+        except OSError:
+            pass
+    return False
 
 
 class ProcessTransport(StreamTransport):
@@ -224,15 +247,9 @@ class ProcessTransport(StreamTransport):
 
     def _poll(self) -> Optional[int]:
         """The exit status, or None while it runs."""
-        process = self.process
-        if process.returncode is None and hasattr(os, "waitid"):
-            try:
-                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                self._unknown = True  # SIGCHLD is ignored, or somebody waits for any child; Popen says 0 then
-            except OSError:
-                pass
-        return poll(process)
+        if is_lost(self.process):
+            self._unknown = True
+        return poll(self.process)
 
     def _died(self, inbox: Deque[Received]) -> None:
         """The process is dead, whoever may still hold its pipes: what it had written is read, then this is the end."""
@@ -390,6 +407,8 @@ class ProcessEnding(Ending):
     def step(self) -> Optional[float]:
         self._read()
         reading: Optional[float] = None if self._threads is None else self._threads.step()
+        if is_lost(self._process):
+            self._unknown = True
         if poll(self._process) is None:
             now = time.monotonic()
             if now < self._due:
