@@ -6,6 +6,7 @@ ready descriptor.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -22,13 +23,13 @@ _EVENTS = {1: READ, 2: WRITE, 3: READ | WRITE}  # of selectors' numbers
 _SELECTOR_EVENTS = {ours: theirs for theirs, ours in _EVENTS.items()}
 
 
-def _is_file(fd: int) -> bool:
+def _mode(fd: int) -> int:
     try:
-        return stat.S_ISREG(os.fstat(fd).st_mode)
+        return os.fstat(fd).st_mode
     except OSError:
         if hasattr(select, "poll"):
             raise
-        return False  # Windows: a socket's number is no descriptor there
+        return stat.S_IFSOCK  # Windows: a socket's number is no descriptor there
 
 
 class Poller:
@@ -69,12 +70,13 @@ class Poller:
 
     def watch(self, fd: int, events: int, owner: Any) -> None:
         """Watch a descriptor, or watch it for other events than before. May be called again if it was interrupted."""
-        if _is_file(fd) or not self._register(fd, events):
+        mode = _mode(fd)
+        if stat.S_ISREG(mode) or not self._register(fd, events, mode):
             self._always[fd] = events
             self._choose()
         self.owners[fd] = owner
 
-    def _register(self, fd: int, events: int) -> bool:
+    def _register(self, fd: int, events: int, mode: int) -> bool:
         try:
             if self._epoll is not None:
                 try:
@@ -88,6 +90,10 @@ class Poller:
                     self._selector.modify(fd, _SELECTOR_EVENTS[events])
         except PermissionError:
             return False
+        except OSError as exc:
+            if exc.errno != errno.EINVAL or not stat.S_ISCHR(mode):
+                raise
+            return False  # what kqueue says of some devices
         self._events[fd] = events
         return True
 

@@ -9,7 +9,10 @@ import pathlib
 import pty
 import random
 import resource
+import select
+import selectors
 import socket
+import stat
 import struct
 import subprocess
 import threading
@@ -491,6 +494,31 @@ def two_inputs(peer: IpcPeer) -> Tuple[Session, int, int, int]:
     out, write = os.pipe()
     (read, first), (read2, second) = os.pipe(), os.pipe()
     return peer.create_stream_session(write, read, read2), first, second, out
+
+
+@pytest.mark.parametrize("refused", [stat.S_IFCHR, stat.S_IFIFO])
+def test_a_device_that_kqueue_refuses_is_always_ready(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    class Kqueue(selectors.PollSelector):  # type: ignore[name-defined, misc, unused-ignore]
+        def register(self, fd: Any, events: int, data: Any = None) -> Any:
+            if stat.S_IFMT(os.fstat(fd).st_mode) == refused:
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return super().register(fd, events, data)
+
+    monkeypatch.delattr(select, "epoll", raising=False)
+    monkeypatch.setattr(selectors, "DefaultSelector", Kqueue)
+    with IpcPeer() as other:
+        read, write = os.pipe()
+        os.close(write)
+        device = other.create_stream_session(os.open(os.devnull, os.O_WRONLY), os.open(os.devnull, os.O_RDONLY))
+        pipe = other.create_stream_session(os.open(os.devnull, os.O_WRONLY), read)
+        errors: List[List[BaseException]] = [[], []]
+        device.on_exception(errors[0].append)
+        pipe.on_exception(errors[1].append)
+        tick_until(lambda: not (device.is_open or pipe.is_open), other)
+        assert errors[0] == []  # it was found to be at its end
+        assert ["cannot be waited for" in str(error) for error in errors[1]] == [True] * (refused == stat.S_IFIFO)
 
 
 def test_a_second_input_is_framed_too_and_both_have_to_end(peer: IpcPeer) -> None:
