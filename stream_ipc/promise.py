@@ -60,6 +60,7 @@ class ResponsePromise(Generic[M_co]):
     """
 
     # What most promises never change and hardly anybody asks for stands in the class, so that making one takes less.
+    noted: bool = False  # for the session: its deadline is sorted in
     _reply: Any = None
     _error: Optional[BaseException] = None
     _watchers: Any = None

@@ -12,6 +12,7 @@ out of a signal handler (``KeyboardInterrupt``) can lose nothing; see the note i
 from __future__ import annotations
 
 import enum
+import heapq
 import math
 import sys
 from _thread import get_ident
@@ -147,6 +148,7 @@ class Session:
         self._state = State.OPEN
         self._pending: Dict[str, Any] = {}  # id: weak reference to the promise
         self.due: float = math.inf  # for the peer: no pending request has an earlier deadline
+        self._deadlines: List[Tuple[float, str]] = []  # a heap of deadlines and ids, for expire() only
         self._inbox: Deque[Any] = deque()
         self._current: Any = None
         self._scanned = 0  # how much of the inbox settle_replies has seen
@@ -741,6 +743,7 @@ class Session:
             if promise is not None:
                 promise.fail(reason)
         self._pending.clear()
+        self._deadlines.clear()
 
     def note_forked(self) -> None:
         """This is the copy in a forked process."""
@@ -779,19 +782,52 @@ class Session:
         Returns:
             How many that were.
         """
+        self._note_deadlines()
         count = 0
         due = math.inf
-        for pending in tuple(self._pending.values()):
-            promise = pending()
-            if promise is None or promise.settled or promise.deadline is None:
-                continue
-            if promise.deadline <= now:
+        deadlines = self._deadlines
+        while deadlines:
+            entry = deadlines[0]
+            promise = self._whose(entry)
+            if promise is not None:
+                if entry[0] > now:
+                    due = entry[0]
+                    break
                 promise.expire()
                 count += 1
-            else:
-                due = min(due, promise.deadline)
+            if deadlines and deadlines[0] is entry:  # interrupted before this, it is looked at again
+                heapq.heappop(deadlines)
         self.due = due
         return count
+
+    def _whose(self, entry: Tuple[float, str]) -> Optional[ResponsePromise[Any]]:
+        pending = self._pending.get(entry[1])
+        promise: Optional[ResponsePromise[Any]] = None if pending is None else pending()
+        # An id may have been used again since.
+        return promise if promise is not None and not promise.settled and promise.deadline == entry[0] else None
+
+    def _note_deadlines(self) -> None:
+        """Sort in the requests that came since the last time: here, because most are answered before anybody asks."""
+        fresh: Optional[List[Any]] = None
+        while fresh is None:
+            fresh = []
+            try:
+                for pending in reversed(self._pending.values()):  # those that came last
+                    promise = pending()
+                    if promise is not None:
+                        if promise.noted:
+                            break
+                        fresh.append(promise)
+            except RuntimeError:  # one was dropped meanwhile, which takes it out of the table
+                fresh = None
+        for promise in reversed(fresh):
+            if promise.deadline is not None:
+                heapq.heappush(self._deadlines, (promise.deadline, promise.id))
+            promise.noted = True
+        if len(self._deadlines) > 2 * len(self._pending) + 64:  # most are answered
+            left = [entry for entry in self._deadlines if self._whose(entry) is not None]
+            heapq.heapify(left)
+            self._deadlines = left
 
     def silence_text(self) -> str:
         """What probably happened if no reply came."""

@@ -2,15 +2,28 @@
 
 import gc
 import os
+import random
 import select
 import sys
 import time
+import tracemalloc
 from typing import Any, Iterator, List
 
 import pytest
 
 from stream_ipc import IpcPeer, RequestTimeoutError
-from tests.helpers import PATIENCE, CpuMeter, FakeClock, RawPeer, child, framed, no_pending, reply_bytes, tick_until
+from tests.helpers import (
+    PATIENCE,
+    CpuMeter,
+    FakeClock,
+    RawPeer,
+    child,
+    framed,
+    no_pending,
+    reply_bytes,
+    seeds,
+    tick_until,
+)
 from tests.messages import Note, Ping, Pong
 from tests.test_custom_transport import Memory
 
@@ -128,6 +141,72 @@ def test_many_requests_that_are_answered_leave_nothing_due(peer: IpcPeer, clock:
         assert promise.wait() == Pong(index)
         clock.now += 0.5
     assert peer.next_deadline() is None
+
+
+def test_deadlines_in_any_order(peer: IpcPeer, clock: FakeClock) -> None:
+    for seed in seeds(3):
+        rand = random.Random(seed)
+        with RawPeer(peer) as raw:
+            pending: List[Any] = []
+            for _ in range(1000):
+                promise = None  # keeps nothing
+                what = rand.random()
+                if what < 0.5:
+                    timeout = rand.choice([None, 1, 5, 5, 5, rand.random() * 10])
+                    pending.append(raw.session.request(Ping(), timeout=timeout))
+                    raw.read()
+                elif what < 0.6 and pending:
+                    assert pending.pop(rand.randrange(len(pending))).cancel()
+                elif what < 0.7 and pending:
+                    promise = pending.pop(rand.randrange(len(pending)))
+                    raw.write(reply_bytes(promise.id, Pong()))
+                    assert peer.tick() == 1 and promise.wait() == Pong()
+                elif what < 0.8 and pending:
+                    del pending[rand.randrange(len(pending))]  # nobody keeps it
+                elif what < 0.9:
+                    clock.now += rand.random()
+                    assert peer.tick() == 0
+                    for promise in pending:
+                        assert promise.settled is (promise.deadline is not None and promise.deadline <= clock.now)
+                    pending = [promise for promise in pending if not promise.settled]
+                else:
+                    due = [promise.deadline - clock.now for promise in pending if promise.deadline is not None]
+                    assert peer.next_deadline() == (min(due) if due else None)
+            assert f"pending={len(pending)} " in repr(raw.session)
+            raw.session.close()
+
+
+def test_many_deadlines_cost_no_more_each_than_a_few(peer: IpcPeer, clock: FakeClock) -> None:
+    with RawPeer(peer) as raw, CpuMeter() as meter:
+        pending = []
+        for _ in range(4000):
+            clock.now += 0.001
+            pending.append(raw.session.request(Ping()))
+            raw.read()
+            assert peer.next_deadline() == pending[0].deadline - clock.now
+        for promise in pending:
+            clock.now = promise.deadline
+            assert not promise.settled and peer.tick() == 0 and promise.settled
+    assert meter.cpu < 1.5  # going through all of them each time takes 5 s
+
+
+def test_what_was_answered_leaves_no_deadline_behind(peer: IpcPeer, clock: FakeClock) -> None:
+    with RawPeer(peer) as raw:
+        first = raw.session.request(Ping(), timeout=1)  # stays
+        tracemalloc.start()
+        try:
+            for index in range(600):
+                raw.read()
+                raw.write(reply_bytes(raw.session.request(Ping(), timeout=5).id, Pong()))
+                promise = raw.session.request(Ping(), timeout=5)
+                assert peer.next_deadline() == 1 and promise.cancel()
+                assert peer.tick() == 1
+                if index == 100:
+                    before = tracemalloc.get_traced_memory()[0]
+            assert tracemalloc.get_traced_memory()[0] - before < 20_000
+        finally:
+            tracemalloc.stop()
+        assert not first.settled
 
 
 def test_zero_while_an_inbox_holds_something(peer: IpcPeer) -> None:
