@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from _thread import get_ident
+from functools import partial
 from itertools import starmap
 from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 from weakref import WeakSet
@@ -53,6 +54,8 @@ _CHECK_INTERVAL = 0.5
 _CHECK_SESSIONS = 16
 
 _SLICE = 64  # messages of one session before the next has its turn
+
+_EXIT_TURN = 0.005  # seconds that one peer may write at exit before the next has its turn
 
 _FORKED = -1  # in place of a thread's number: no thread has it
 
@@ -1080,26 +1083,34 @@ class IpcPeer:
             self.leave(outer)
 
     def _shut_down(self) -> None:
+        sessions = tuple(self._sessions)
+        self._begin_close()
+        try:
+            self._write_queued(FLUSH_BOUND)
+            self._finish_sessions(sessions)
+        finally:  # an on_close handler may have been interrupted
+            self._finish_sessions((*self._sessions, *self.unfinished))
+            self.finish_endings(self._endings)
+            self._release()
+
+    def _begin_close(self) -> None:
         self._closed = True
         for listener in tuple(self.listeners):
             listener.end()
-        sessions = tuple(self._sessions)
-        for session in sessions:
+        for session in tuple(self._sessions):
             if session.is_open:
                 session.begin_close()
+
+    def _write_queued(self, seconds: float) -> None:
         done = Until(lambda: not any(session.queued_bytes for session in self._sessions))
-        try:
-            self.pump(done, self.clock() + FLUSH_BOUND, dispatch=False)
-            # Before the first on_close handler runs: it might wait for one of these.
-            for session in sessions:
-                session.fail_pending(StreamClosedError("this side closed the peer"))
-            for session in sessions:
-                session.finish(StreamClosedError("this side closed the peer"))
-        finally:  # an on_close handler may have been interrupted
-            for session in (*self._sessions, *self.unfinished):
-                session.finish(StreamClosedError("this side closed the peer"))
-            self.finish_endings(self._endings)
-            self._release()
+        self.pump(done, self.clock() + seconds, dispatch=False)
+
+    def _finish_sessions(self, sessions: Sequence[Session]) -> None:
+        # Before the first on_close handler runs: it might wait for one of these.
+        for session in sessions:
+            session.fail_pending(StreamClosedError("this side closed the peer"))
+        for session in sessions:
+            session.finish(StreamClosedError("this side closed the peer"))
 
     def _release(self) -> None:
         self._closed = True
@@ -1143,14 +1154,36 @@ def _is_tls(stream: Any) -> bool:
 
 
 def _close_all() -> None:
-    """At exit: what is queued leaves, children are ended."""
-    for peer in tuple(_peers):
-        if not peer._released and peer.thread != _FORKED:
-            peer.thread = None  # its thread has ended, or will never run again
-            try:
-                peer.close()
-            except Exception:
-                log.error("closing %r at exit failed", peer, exc_info=True)
+    """At exit: what is queued leaves, children are ended; of all peers side by side, because each may take its time."""
+    peers = [peer for peer in tuple(_peers) if not peer._released and peer.thread != _FORKED]
+    for peer in peers:
+        peer.thread = None  # its thread has ended, or will never run again
+    left = [peer for peer in peers if _try_at_exit(peer, peer._begin_close)]
+    due = time.monotonic() + FLUSH_BOUND
+    while left and time.monotonic() < due:
+        left = [peer for peer in left if any([session.queued_bytes for session in peer._sessions])]
+        left = [peer for peer in left if _try_at_exit(peer, partial(peer._write_queued, _EXIT_TURN))]
+    for peer in peers:
+        _try_at_exit(peer, partial(peer._finish_sessions, tuple(peer._sessions)))
+    try:
+        finish([ending for peer in peers for ending in peer._endings])
+    except Exception:
+        log.error("ending children at exit failed", exc_info=True)
+    for peer in peers:
+        _try_at_exit(peer, peer._shut_down)
+
+
+def _try_at_exit(peer: IpcPeer, step: Callable[[], None]) -> bool:
+    try:
+        outer = peer.enter()
+        try:
+            step()
+        finally:
+            peer.leave(outer)
+    except Exception:
+        log.error("closing %r at exit failed", peer, exc_info=True)
+        return False
+    return True
 
 
 def _after_fork() -> None:

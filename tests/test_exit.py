@@ -1,6 +1,7 @@
 """The end of the interpreter: what is queued leaves, nobody complains, nothing hangs."""
 
 import os
+import pathlib
 import socket
 import subprocess
 import time
@@ -209,6 +210,46 @@ def test_a_master_that_leaves_ends_its_children() -> None:
             assert not os.path.exists(b"/proc/" + pid)
     finally:
         kill(process)
+
+
+def test_stuck_peers_are_waited_for_side_by_side(tmp_path: pathlib.Path) -> None:
+    code = """
+        import socket
+        import stream_ipc.peer
+        from stream_ipc.transports import process
+        stream_ipc.peer.FLUSH_BOUND, process.EXIT_GRACE, start = 0.4, 0.3, time.monotonic()
+        pairs = [socket.socketpair() for _ in range(5)]
+        for near, far in pairs:
+            peer = IpcPeer()
+            stuck = peer.create_socket_session(near)
+            stuck.notify(Note("", bytes(900000)))
+            peer.create_command_session(["sleep", "60"])
+        into = IpcPeer().create_command_session(["sh", "-c", "exec cat >'%s'" % sys.argv[1]])
+        into.notify(Note("", bytes(900000)))
+        import atexit
+        atexit.unregister(stream_ipc.peer._close_all)
+        atexit.register(lambda: print(time.monotonic() - start))
+        atexit.register(stream_ipc.peer._close_all)
+    """
+    done = subprocess.run(program(code, tmp_path / "out"), stdout=PIPE, stderr=PIPE, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert 0.7 <= float(done.stdout) < 1.5  # one after the other: 3.5
+    assert (tmp_path / "out").stat().st_size > 900_000
+
+
+def test_a_peer_that_cannot_be_closed_keeps_no_other_from_it(tmp_path: pathlib.Path) -> None:
+    code = """
+        peers = [IpcPeer() for _ in range(3)]
+        for peer in peers:
+            peer.create_session_pair()
+            peer.clock = None
+        into = IpcPeer().create_command_session(["sh", "-c", "exec cat >'%s'" % sys.argv[1]])
+        into.notify(Note("", bytes(900000)))
+    """
+    done = subprocess.run(program(code, tmp_path / "out"), stdout=PIPE, stderr=PIPE, timeout=PATIENCE)
+    assert done.returncode == 0
+    assert [done.stderr.count(text) for text in (b"at exit failed", b"TypeError:")] == [3, 3]
+    assert (tmp_path / "out").stat().st_size > 900_000
 
 
 def test_a_forked_copy_leaves_the_conversation_alone(peer: IpcPeer) -> None:
