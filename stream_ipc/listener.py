@@ -212,8 +212,8 @@ class Listener:
             due = min(due, self._paused_until)
         return max(0.0, due - self._peer.clock())
 
-    def look(self) -> None:
-        """Drop handshakes that take too long; accept again after a pause."""
+    def look(self) -> float:
+        """Drop handshakes that take too long; accept again after a pause. Returns for how long it need not be called."""
         now = self._peer.clock()
         for handshake in tuple(self._handshakes.values()):
             if handshake.due > now:
@@ -223,6 +223,7 @@ class Listener:
             self._paused_until = None
             self._poller.watch(self._sock.fileno(), READ, self)
             self._update_interval()
+        return 0.0
 
     # -- inside
 

@@ -123,7 +123,8 @@ class IpcPeer:
         self._sessions: Dict[Session, None] = {}
         self._snapshot: Optional[Tuple[Session, ...]] = ()
         self.work: Dict[Session, None] = {}  # for sessions: those with something to dispatch, in turn
-        self._intervals: Dict[Any, None] = {}  # sessions that are looked at by time, not by descriptor
+        # Sessions that are looked at by time, not by descriptor, and when at the earliest, in the system's time.
+        self._intervals: Dict[Any, float] = {}
         self._paused: Dict[Session, None] = {}
         self.corked: Dict[Session, None] = {}  # for sessions: those inside batch()
         self.unfinished: Dict[Session, None] = {}  # for sessions: those that an interruption has left with work
@@ -865,15 +866,20 @@ class IpcPeer:
         return [*poller.poll(math.ceil(wait * 1000)), *always]
 
     def _shorten(self, wait: float) -> float:
-        for session in tuple(self._intervals):
-            wait = min(wait, session.interval())
+        now = time.monotonic()
+        for session, due in tuple(self._intervals.items()):
+            wait = min(wait, due - now if due > now else session.interval())
         if self._endings:
             wait = min(wait, POLL_INTERVAL)
         return wait
 
     def _look(self) -> None:
-        for session in tuple(self._intervals):
-            session.look()
+        now = time.monotonic()
+        for session, due in tuple(self._intervals.items()):
+            if due <= now:
+                rest = session.look()
+                if rest and session in self._intervals:
+                    self._intervals[session] = now + rest
         if self._endings:
             self._endings = [ending for ending in self._endings if ending.step() is not None]
 
@@ -940,12 +946,12 @@ class IpcPeer:
         finish(endings)
         self._endings = [e for e in self._endings if e not in endings]
 
-    def set_interval(self, session: Any, on: bool) -> None:
-        """A session, or a listener, is to be looked at by time."""
-        if on:
-            self._intervals[session] = None
-        else:
+    def set_interval(self, session: Any, on: bool, rest: float = 0.0) -> None:
+        """A session, or a listener, is to be looked at by time: now, unless it has been and has a rest."""
+        if not on:
             self._intervals.pop(session, None)
+        elif not rest or session not in self._intervals:
+            self._intervals[session] = 0.0
 
     def set_paused(self, session: Session, paused: bool) -> None:
         """A session is not read from because its inbox is long."""
@@ -1032,9 +1038,7 @@ class IpcPeer:
                 return 0.0
             if any([session.queued_bytes for session in self.corked]):
                 return 0.0  # a tick lets out what a batch has gathered
-            wait = POLL_INTERVAL if self._endings else math.inf
-            for session in tuple(self._intervals):
-                wait = min(wait, session.interval())
+            wait = self._shorten(math.inf)
             for session in self.sessions:
                 if session.due != math.inf:
                     session.expire(-math.inf)  # none; it finds out which is the next

@@ -273,6 +273,10 @@ class _Waiting:
             return
         assert self._clock is not None
         wait = 0.05 if limit is None else min(0.05, max(0.0, limit - self._clock()))
+        for peer in self.peers:  # some of their transports may have no descriptor
+            due = peer.next_deadline()
+            if due is not None:
+                wait = min(wait, due)
         try:
             fds = [peer.fileno() for peer in self.peers]
         except OSError:  # this platform's selector has no descriptor

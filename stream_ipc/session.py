@@ -880,7 +880,7 @@ class Session:
                         self._stream_failed(InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}"))
                         return
             self._watched = wanted
-        peer.set_interval(self, by_time)
+        peer.set_interval(self, by_time, channel.rest if self._linger is None else 0.0)
 
     @property
     def watched(self) -> Dict[int, int]:
@@ -911,13 +911,19 @@ class Session:
             return 0  # reported by _changed
         return math.inf if interval is None else interval
 
-    def look(self) -> None:
-        """Look, though no descriptor is ready."""
+    def look(self) -> float:
+        """Look, though no descriptor is ready.
+
+        Returns:
+            For how many seconds that need not be done again.
+        """
         if self._linger is not None:
             if not self._lingers():
                 self._peer.work[self] = None
         elif not self._paused and self.interval() != math.inf:
             self.read(-1)
+            return self._channel.rest if self._linger is None else 0.0
+        return 0.0
 
     def ready(self, fd: int, events: int) -> None:
         """A descriptor is ready in some way."""

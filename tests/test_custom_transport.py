@@ -18,6 +18,7 @@ from stream_ipc import (
     ResponseEnvelope,
     Session,
     StreamClosedError,
+    gather,
 )
 from tests.helpers import CpuMeter, Interruption, RawPeer, no_pending, tick_until, values
 from tests.messages import Note, Ping, Pong
@@ -173,6 +174,16 @@ def test_without_descriptors_it_is_asked_while_waiting_and_that_costs_little(pee
     assert 0.3 <= meter.real < 5 and meter.cpu < 0.1
     # Every 10 ms at least; a machine that is busy may be late. Not much more often either.
     assert 5 <= asked <= 100
+
+
+def test_gather_over_two_peers_asks_it_as_often(peer: IpcPeer) -> None:
+    memory = Memory()
+    with IpcPeer() as other, RawPeer(other) as raw:
+        asked, elsewhere = peer.create_session(memory).request(Ping()), raw.session.request(Ping())
+        before = memory.receives
+        with pytest.raises(TimeoutError):
+            gather([asked, elsewhere], timeout=0.3)
+        assert 10 <= memory.receives - before <= 100  # every 10 ms at least; a machine that is busy may be late
 
 
 def test_without_descriptors_every_tick_asks(peer: IpcPeer) -> None:

@@ -488,7 +488,12 @@ def test_a_grandchild_that_goes_on_writing_hides_no_death_either(peer: IpcPeer) 
     assert time.monotonic() - start < 10
 
 
-def test_a_death_is_noticed_while_nobody_waits_for_a_reply(peer: IpcPeer, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("pidfd", [True, False])
+def test_a_death_is_noticed_while_nobody_waits_for_a_reply(
+    peer: IpcPeer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, pidfd: bool
+) -> None:
+    if not pidfd:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)  # macOS, Python 3.8
     with Gate(tmp_path / "gate") as gate:
         session = peer.create_command_session(role("leave a grandchild", gate.path, "at once"))
         closed = ended(session)
@@ -496,6 +501,29 @@ def test_a_death_is_noticed_while_nobody_waits_for_a_reply(peer: IpcPeer, tmp_pa
         while not closed:
             peer.tick(None)
         assert time.monotonic() - start < 10
+
+
+def test_without_a_pidfd_children_are_asked_for_by_time_and_not_by_every_tick(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: List[int] = []
+
+    def poll(process: Any) -> Any:
+        asked.append(process.pid)
+        return process.poll()
+
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    monkeypatch.setattr(process_module, "poll", poll)
+    with monkeypatch.context() as patch:
+        patch.setattr(process_module, "_DEATH_INTERVAL", 60.0)
+        children = [peer.create_command_session(["cat"]) for _ in range(4)]
+        for _ in range(50):
+            peer.tick()
+            due = peer.next_deadline()
+            assert due is not None and due > 50
+        assert len(asked) == 4
+    for session in children:
+        session.close()
 
 
 @pytest.mark.parametrize("waitid", [True, False])

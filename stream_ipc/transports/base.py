@@ -157,6 +157,11 @@ class Channel:
         """In how many seconds at the latest ``receive_into`` is to be called though no descriptor is ready."""
         return None
 
+    @property
+    def rest(self) -> float:
+        """For how many seconds after such a call another one would be of no use, though others may tick meanwhile."""
+        return 0.0
+
     def send(self, message: Message) -> None:
         """Send a message, or queue it whole."""
         raise NotImplementedError

@@ -235,6 +235,10 @@ class ProcessTransport(StreamTransport):
             return _DEATH_INTERVAL
         return super().poll_interval
 
+    @property
+    def rest(self) -> float:
+        return 0.0 if self._ahead else _DEATH_INTERVAL  # asking the system is dear if there are many children
+
     def _receive_other(self, inbox: Deque[Received], fd: int) -> None:
         if fd >= 0 and fd == self._pidfd:
             self._died(inbox)
