@@ -41,8 +41,9 @@ class SettingResponse(Message, wire_name="App\\Message\\SettingResponse"):
 
 def master(php: str, format: str) -> None:
     serializer = PhpMessageSerializer() if format == "php" else JsonMessageSerializer()
-    # display_errors: otherwise PHP may print its errors to stdout, and they would arrive as junk.
-    command = [php, "-d", "display_errors=stderr", str(FOLDER / "slave.php"), format]
+    # Otherwise PHP may print its errors to stdout, where they would arrive as junk, or to stderr twice.
+    settings = ["-d", "display_errors=stderr", "-d", "log_errors=0"]
+    command = [php, *settings, str(FOLDER / "slave.php"), format]
     with IpcPeer(serializer) as peer:
         session = peer.create_command_session(command)
 

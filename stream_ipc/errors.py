@@ -35,6 +35,7 @@ __all__ = [
     "UnexpectedReplyError",
     "article",
     "describe",
+    "printable",
 ]
 
 
@@ -129,6 +130,19 @@ class InvalidStreamError(IpcError, ValueError):
 def article(cls: type) -> str:
     """The name of a class with its article."""
     return f"{'an' if cls.__name__[0] in 'aeiouAEIOU' else 'a'} {cls.__name__}"
+
+
+def printable(text: str) -> str:
+    """A text that came from elsewhere as one that any stream takes: what was not UTF-8 is shown with backslashes."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        pass
+    try:  # bytes that came in as lone surrogates
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def describe(exc: BaseException) -> str:

@@ -11,7 +11,7 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any, Dict, Generic, Iterable, Iterator, List, Optional, Tuple, Type, TypeVar
 
-from .errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article
+from .errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article, printable
 from .messages import ErrorMessage, Message
 from .transports.descriptors import wait_readable
 
@@ -171,7 +171,7 @@ class ResponsePromise(Generic[M_co]):
                 self._tell()
             self.settled = True
         elif isinstance(reply, ErrorMessage):
-            self.fail(RemoteError(str(reply)))
+            self.fail(RemoteError(printable(str(reply))))
         else:
             self.fail(
                 UnexpectedReplyError(

@@ -12,7 +12,7 @@ import enum
 import sys
 from typing import Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar, Union, overload
 
-from .errors import SerializationError, describe
+from .errors import SerializationError, describe, printable
 
 __all__ = [
     "FieldInfo",
@@ -245,6 +245,10 @@ def register(cls: type, wire_name: Optional[str] = None) -> None:
         wire_name = cls.__dict__.get("_stream_ipc_wire_name") or default_wire_name(cls)
     elif not isinstance(wire_name, str) or not wire_name:
         raise TypeError(f"wire_name of {cls.__qualname__} must be a non-empty str, not {wire_name!r}")
+    elif wire_name.startswith("\\"):
+        raise ValueError(
+            f"wire_name of {cls.__qualname__} begins with a backslash, as no class name on the wire does: {wire_name!r}"
+        )
     taken = _by_name.get(wire_name)
     if taken is not None and taken.cls is not cls:
         old = taken.cls
@@ -354,7 +358,7 @@ def lookup(wire_name: Any) -> TypeInfo:
             return _by_name[wire_name]
         except KeyError:
             pass
-    shown = wire_name[:200] if isinstance(wire_name, str) else type(wire_name).__name__
+    shown = printable(wire_name[:200]) if isinstance(wire_name, str) else type(wire_name).__name__
     advice = "import the module that defines it on this side too"
     if isinstance(wire_name, str) and wire_name.startswith("__main__."):
         advice = (

@@ -842,8 +842,8 @@ class Session:
         if channel.received_bytes > channel.text_bytes:
             return hint
         return (
-            "; nothing has ever come from the other side: is it ticking, does it use the same serializer, and does it"
-            f" know the class of the request?{hint}"
+            "; nothing has ever come from the other side (is it ticking, does it use the same serializer, does it know the"
+            f" class of the request?){hint}"
         )
 
     # -- for the peer: input and output
@@ -922,7 +922,7 @@ class Session:
                 self._peer.work[self] = None
         elif not self._paused and self.interval() != math.inf:
             self.read(-1)
-            return self._channel.rest if self._linger is None else 0.0
+            return self.channel.rest if self._linger is None else 0.0
         return 0.0
 
     def ready(self, fd: int, events: int) -> None:

@@ -18,6 +18,7 @@ from stream_ipc.errors import (
     StreamClosedError,
     UnexpectedReplyError,
     describe,
+    printable,
 )
 from stream_ipc.messages import LogMessage
 
@@ -111,3 +112,9 @@ def test_describe() -> None:
     assert describe(ValueError("why")) == "ValueError: why"
     assert describe(KeyboardInterrupt()) == "KeyboardInterrupt: "
     assert describe(NoText()) == "NoText: (it has no text)"
+
+
+def test_printable() -> None:
+    assert printable("é") == "é"
+    assert printable("a\udcffb") == "a\\xffb"
+    assert printable("a\ud800b") == "a\\ud800b"

@@ -9,6 +9,8 @@ from stream_ipc import (
     ErrorMessage,
     IpcError,
     IpcPeer,
+    LogMessage,
+    PhpMessageSerializer,
     RemoteError,
     RequestTimeoutError,
     ResponsePromise,
@@ -429,3 +431,13 @@ def test_as_completed_goes_on_behind_the_error_of_a_handler(several: bool) -> No
             assert list(iterator) == [promises[3]]
             with pytest.raises(StopIteration):
                 next(iterator)
+
+
+def test_an_error_whose_text_is_not_utf8_can_be_printed() -> None:
+    php = IpcPeer(PhpMessageSerializer(), timeout=20)
+    with php:
+        a, b = php.create_session_pair()
+        b.on_request(lambda request: ErrorMessage("bad \udcff bytes"))
+        with pytest.raises(RemoteError, match=r"bad \\xff bytes") as caught:
+            a.request(LogMessage("x")).wait()
+        str(caught.value).encode()

@@ -124,7 +124,7 @@ def test_every_example_is_named():
 
 
 def test_blocks_that_show_examples():
-    assert len(SHOWN) == 15
+    assert len(SHOWN) == 16
 
 
 def test_blocks_of_php_show_what_runs():

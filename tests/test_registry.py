@@ -471,3 +471,11 @@ def test_attributes_that_are_set_by_nobody() -> None:
     values: Dict[Any, Any] = {"__class__": Bag, "__dict__": {}, 5: 6, "": 7, "_ok": 8}
     built = type_info(Computed).build(values)
     assert (type(built), vars(built)) == (Computed, {"": 7, "_ok": 8})
+
+
+def test_a_wire_name_with_a_leading_backslash() -> None:
+    with pytest.raises(ValueError, match="begins with a backslash"):
+
+        @register_type(wire_name="\\App\\Thing")
+        class Thing:
+            pass

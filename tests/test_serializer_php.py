@@ -726,7 +726,7 @@ def a_cycle() -> Any:
         (2**63, r"\[1\]\.name: an int beyond 64 bits"),
         ([1, -(2**63) - 1], r"\[1\]\.name\[1\]: an int beyond 64 bits"),
         (10**5000, r"an int beyond"),
-        ({1.5: 1}, r"\[1\]\.name\[1\.5\]: a dict key .* must be a str or an int, not a float"),
+        ({1.5: 1}, r"\[1\]\.name\[1\.5\]: a dict key .* must be a str, bytes or an int, not a float"),
         ({True: 1}, r"\[True\]: a dict key .* not a bool"),
         ({None: 1}, r"not a NoneType"),
         ({(1,): 1}, r"not a tuple"),
@@ -1037,3 +1037,24 @@ def test_nothing_is_kept_of_unknown_names() -> None:
 def test_json_is_not_php() -> None:
     with pytest.raises(SerializationError):
         S.deserialize(json.dumps({"__class": "StreamIpc\\Message\\LogMessage"}).encode())
+
+
+# -- keys and texts that are not UTF-8
+
+
+@pytest.mark.parametrize("value", [{b"10": 1, 10: 2}, {b"10": 1, "10": 2}, {b"a": 1, "a": 2}, {b"-5": 1, -5: 2}])
+def test_bytes_that_are_the_same_key_to_php(value: Any) -> None:
+    with pytest.raises(SerializationError, match="a second key that is the same to PHP"):
+        PhpMessageSerializer().serialize(AnyMessage(value))
+
+
+def test_bytes_that_look_like_an_int_are_one_as_a_key() -> None:
+    payload = PhpMessageSerializer().serialize(AnyMessage({b"5": 1, b"05": 2, b"\xff": 3}))
+    assert b'a:3:{i:5;i:1;s:2:"05";i:2;s:1:"\xff";i:3;}' in payload
+
+
+def test_an_unknown_class_whose_name_is_not_utf8() -> None:
+    payload = b'O:3:"A\xffB":0:{}'
+    with pytest.raises(SerializationError, match=r"Unknown class: A\\xffB") as caught:
+        PhpMessageSerializer().deserialize(payload)
+    str(caught.value).encode()

@@ -149,7 +149,13 @@ namespace Wire {
             if ($message instanceof ResponseEnvelope) {
                 $this->replies[$message->id] = $message->response;
             } elseif ($message instanceof RequestEnvelope) {
-                $this->notify(new ResponseEnvelope($message->id, $this->answer($message->request)));
+                $answer = $this->answer($message->request);
+                try {
+                    $this->notify(new ResponseEnvelope($message->id, $answer));
+                } catch (\JsonException $error) { // bytes that are no UTF-8, INF
+                    $answer = new ErrorMessage("The reply cannot be sent: {$error->getMessage()}");
+                    $this->notify(new ResponseEnvelope($message->id, $answer));
+                }
             } else {
                 ($this->onMessage)($message);
             }

@@ -11,7 +11,7 @@ import re
 from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 from .. import registry
-from ..errors import SerializationError, article, describe
+from ..errors import SerializationError, article, describe, printable
 from ..messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..registry import TypeInfo
 
@@ -50,6 +50,13 @@ _NAMESPACE = "StreamIpc\\"
 _OLD_NAMESPACE = "PhpStreamIpc\\"
 
 Builder = Callable[[Dict[Any, Any]], Any]
+
+# For the text of a request that got no reply.
+PHP_IS_SILENT = (
+    "; if the other side is PHP: it never answers a request whose class it does not know by that wire name, or that has a"
+    " value of a wrong type for a property, or an envelope of the other namespace (see the serializer's namespace=); its"
+    " own error handlers or its stderr may say more"
+)
 
 
 class Unfit(Exception):
@@ -102,7 +109,8 @@ def find_class(name: Any) -> TypeInfo:
         if type(name) is not str or "\\" not in name:
             raise
     if name not in _OLD_NAMES:
-        raise SerializationError(f"Unknown class: {name[:200]} (import a class with this wire_name on this side too)")
+        text = printable(name[:200])
+        raise SerializationError(f"Unknown class: {text} (import a class with this wire_name on this side too)")
     return registry.type_info(_OLD_NAMES[name])
 
 

@@ -30,6 +30,7 @@ from ._shared import (
     INT_MIN,
     MAX_DEPTH,
     MAX_ID_LENGTH,
+    PHP_IS_SILENT,
     Builder,
     Unfit,
     Walk,
@@ -423,11 +424,7 @@ class JsonMessageSerializer:
         ValueError: The namespace is another one.
     """
 
-    # For the text of a request that got no reply.
-    silence_hint = (
-        "; if the other side is PHP: it never answers a request whose class it does not know by that wire name, or that has"
-        " a value of a wrong type for a property; its own error handlers or its stderr may say more"
-    )
+    silence_hint = PHP_IS_SILENT
 
     # deserialize() keeps nothing of what it is given, so that a large buffer can be used again; see wire/codec.py.
     keeps_payload = False

@@ -27,6 +27,7 @@ from ._shared import (
     INT_MIN,
     MAX_DEPTH,
     MAX_ID_LENGTH,
+    PHP_IS_SILENT,
     Builder,
     Unfit,
     Walk,
@@ -122,7 +123,8 @@ def _key(key: Any) -> str:
     if type(key) is int:
         return _int(key)
     if type(key) is bytes:
-        return _bytes(key)
+        text = key.decode("latin-1")
+        return _key(text) if _CANONICAL.match(text) else _bytes(key)
     raise Unfit
 
 
@@ -332,7 +334,7 @@ class _PhpWalk(Walk):
             except Unfit:
                 if type(key) is int:
                     self.fail(step, "a dict key beyond 64 bits cannot travel in PHP's format")
-                self.fail(step, f"a dict key in PHP's format must be a str or an int, not {article(type(key))}")
+                self.fail(step, f"a dict key in PHP's format must be a str, bytes or an int, not {article(type(key))}")
             if before in written:
                 self.fail(step, "a dict has a second key that is the same to PHP, which takes digits for an int")
             written.add(before)
@@ -800,11 +802,7 @@ class PhpMessageSerializer:
         ValueError: The namespace is another one.
     """
 
-    # For the text of a request that got no reply.
-    silence_hint = (
-        "; if the other side is PHP: it never answers a request whose class it does not know by that wire name, or that has"
-        " a value of a wrong type for a property; its own error handlers or its stderr may say more"
-    )
+    silence_hint = PHP_IS_SILENT
 
     # deserialize() keeps nothing of what it is given, so that a large buffer can be used again; see wire/codec.py.
     keeps_payload = False
