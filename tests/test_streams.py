@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gzip
 import hashlib
 import io
 import os
@@ -697,6 +698,42 @@ def test_a_reader_that_had_read_ahead(peer: IpcPeer) -> None:
     assert cpu_seconds(lambda: peer.tick(0.2)) < 0.05
     os.close(write)
     os.close(out)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_compressed_file_is_used_by_its_methods(peer: IpcPeer, tmp_path: pathlib.Path, text: bool) -> None:
+    def opened(mode: str) -> Any:
+        zipped: Any = gzip.open(tmp_path / "notes.gz", mode)  # noqa: SIM115
+        return io.TextIOWrapper(zipped) if text else zipped
+
+    notes = [Note(str(index), bytes(1000)) for index in range(100)]
+    with peer.create_stream_session(opened("wb"), os.open(os.devnull, os.O_RDONLY)) as session:
+        for note in notes:
+            session.notify(note)
+    with gzip.open(tmp_path / "notes.gz") as file:
+        assert file.read() == b"".join(map(frame_of, notes))
+    session = peer.create_stream_session(os.open(os.devnull, os.O_WRONLY), opened("rb"))
+    got, closed = collect(session, Note), ended(session)
+    tick_until(lambda: closed, peer)
+    assert got == notes
+
+
+def test_a_reader_whose_peek_fails_is_refused_as_it_was(peer: IpcPeer) -> None:
+    class Strange:
+        def fileno(self) -> int:
+            return read
+
+        def peek(self, size: int) -> bytes:
+            raise AssertionError
+
+        read1 = peek
+
+    read, write = os.pipe()
+    with pytest.raises(InvalidStreamError, match="cannot be used as a stream: TypeError"):
+        peer.create_stream_session(write, Strange())  # type: ignore[arg-type, unused-ignore]
+    assert os.get_blocking(read) and os.get_blocking(write)
+    os.close(read)
+    os.close(write)
 
 
 def test_all_that_was_read_ahead_and_then_the_end(peer: IpcPeer) -> None:

@@ -43,6 +43,7 @@ __all__ = [
 READ_SIZE = 64 * 1024
 PIPE_BUF: int = getattr(select, "PIPE_BUF", 512)
 ONLY_SOCKETS_ARE_POLLED = sys.platform == "win32"
+_BUFFERS = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.BufferedRWPair)  # they pass bytes on as they are
 _PTY_MASTER = os.makedev(5, 2) if sys.platform.startswith("linux") else -1
 
 
@@ -55,8 +56,8 @@ def _dont_wait(shared: bool) -> int:
 def needs_thread(stream: Any) -> bool:
     """Whether a stream is one that cannot be waited for, so that a thread has to; see ``threads.py``.
 
-    That is an object without a usable ``fileno()`` that has ``read`` or ``write``, and on a platform that can wait for
-    sockets only, whatever is no socket.
+    That is an object without a usable ``fileno()`` that has ``read`` or ``write``, also one whose bytes are not those of
+    its descriptor (``gzip.GzipFile``), and on a platform that can wait for sockets only, whatever is no socket.
     """
     sockets: Any = sys.modules.get("socket")
     if sockets is not None and isinstance(stream, sockets.socket):
@@ -71,6 +72,9 @@ def needs_thread(stream: Any) -> bool:
         return True
     except (OSError, ValueError):  # a closed file object has none any more
         return getattr(stream, "closed", False) is not True
+    buffered = getattr(stream, "buffer", stream) if isinstance(stream, io.TextIOBase) else stream
+    if isinstance(buffered, io.BufferedIOBase) and not isinstance(buffered, _BUFFERS):
+        return True
     return ONLY_SOCKETS_ARE_POLLED or not isinstance(fd, int) or fd < 0
 
 
@@ -267,7 +271,11 @@ class ReadEnd(_End):
             self.reads = map(os.read, repeat(self.fd), repeat(READ_SIZE))
         else:
             self.reads = map(sock.recv, repeat(READ_SIZE), repeat(_dont_wait(self.shared)))
-        self.ahead: bytes = self._read_ahead()
+        try:
+            self.ahead: bytes = self._read_ahead()
+        except Exception as exc:  # of somebody's own class
+            self.release()
+            raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {exc!r}") from exc
 
     def reads_into(self, view: memoryview) -> Iterator[int]:
         """As ``reads``, but into a buffer; the items are byte counts."""
