@@ -96,6 +96,7 @@ class Listener:
         self._complained = False
         self._next = 0  # whose turn it is among those that are ready
         self._closed = False
+        self._identity = self._identify()
         self._poller = Poller()
         try:
             self._poller.watch(sock.fileno(), READ, self)
@@ -177,9 +178,23 @@ class Listener:
         self._handshakes.clear()
 
     def find_invalid(self) -> None:
-        """Somebody else has closed the descriptor that the peer watches."""
+        """Somebody else has closed a descriptor of it."""
         log.error("%r: its descriptor was closed by somebody else; it listens no more, so make a new one", self)
+        if self._identify() != self._identity:
+            self._sock.detach()  # the number may be another file's by now
         self.end()
+
+    def check(self) -> None:
+        """Look for what no poller tells: that somebody else has closed the socket."""
+        if not self._closed and self._identify() != self._identity:
+            self.find_invalid()
+
+    def _identify(self) -> Optional[Tuple[int, int]]:
+        try:
+            status = os.fstat(self._sock.fileno())
+        except OSError:  # closed; or Windows, where it is no descriptor
+            return None
+        return status.st_dev, status.st_ino
 
     def ready(self, fd: int, events: int) -> None:
         """Something has happened to its descriptors."""
@@ -220,6 +235,9 @@ class Listener:
                 break
             self._drop(handshake, "it took too long")
         if self._paused_until is not None and now >= self._paused_until:
+            self.check()
+            if self._closed:
+                return 0.0
             self._paused_until = None
             self._poller.watch(self._sock.fileno(), READ, self)
             self._update_interval()
@@ -239,6 +257,9 @@ class Listener:
             except OSError as exc:
                 if exc.errno in _GONE:
                     continue
+                self.check()
+                if self._closed:
+                    return
                 if not self._complained:
                     self._complained = True
                     log.error("%r cannot accept: %s; it goes on trying", self, exc)

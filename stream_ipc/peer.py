@@ -823,7 +823,7 @@ class IpcPeer:
                 if by_time:
                     self._look()
                 # Also if others are busy all the time.
-                if self._sessions and ((wait and not events) or self.clock() >= self._check_due):
+                if (self._sessions or self.listeners) and ((wait and not events) or self.clock() >= self._check_due):
                     self._check_streams()
         finally:
             if starving:
@@ -893,6 +893,8 @@ class IpcPeer:
             sessions = sessions[at : at + _CHECK_SESSIONS]
         for session in sessions:
             session.find_invalid()
+        for listener in tuple(self.listeners):
+            listener.check()
 
     def _has_work(self, only: Optional[Session]) -> bool:
         if only is not None:

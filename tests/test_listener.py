@@ -815,6 +815,53 @@ def test_close(peer, host, path):
         peer.connect(path)
 
 
+def failing(*numbers):
+    """An accept() that fails before it works; for ever if there is one way only."""
+    accept, left = socket.socket.accept, list(numbers)
+
+    def fail(sock):
+        if not left:
+            return accept(sock)
+        number = left[0] if len(numbers) == 1 else left.pop(0)
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_connection_that_is_gone_before_it_is_accepted(peer, host, path, monkeypatch, caplog):
+    peer.listen(path, host)
+    client = peer.connect(path)
+    monkeypatch.setattr("socket.socket.accept", failing(errno.ECONNABORTED, errno.EPROTO))
+    peer.tick()
+    assert len(host.sessions) == 1 and not caplog.records  # it went on with the next one at once
+    client.close()
+
+
+@pytest.mark.parametrize("reused", [False, True])
+@pytest.mark.parametrize("paused", [False, True])
+def test_socket_that_somebody_else_closes(peer, host, path, caplog, monkeypatch, reused, paused):
+    monkeypatch.setattr("stream_ipc.listener._PAUSE", 0.01)
+    monkeypatch.setattr("stream_ipc.peer._CHECK_INTERVAL", 10.0 if paused else 0.01)
+    listener = peer.listen(path, host)
+    if paused:
+        monkeypatch.setattr("socket.socket.accept", failing(errno.EMFILE))
+        client = raw_client(path)
+        peer.tick()
+        assert "paused" in repr(listener)
+        client.close()
+    number = listener._sock.fileno()
+    os.close(number)
+    with open(os.devnull, "rb") as other:
+        assert other.fileno() == number
+        if not reused:
+            other.close()
+        with CpuMeter() as meter:
+            tick_until(lambda: not listener.is_open, peer)
+        assert meter.cpu < 0.5 and peer.tick(0.01) == 0
+        assert reused is not other.closed and (other.closed or other.read() == b"")
+    assert "closed by somebody else" in caplog.text and not os.path.exists(path)
+
+
 def test_connections_that_were_not_accepted_are_closed(peer, host, path):
     listener = peer.listen(path, host)
     client = peer.connect(path)
