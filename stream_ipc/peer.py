@@ -62,6 +62,16 @@ _FORKED = -1  # in place of a thread's number: no thread has it
 _peers: WeakSet[IpcPeer] = WeakSet()
 
 
+class _Pipe(int):
+    """``subprocess.PIPE`` as ``help()`` should show it; importing that takes longer than the rest of the package."""
+
+    def __repr__(self) -> str:
+        return "subprocess.PIPE"
+
+
+_PIPE = _Pipe(-1)
+
+
 class IpcPeer:
     """Owns any number of sessions and drives them.
 
@@ -263,7 +273,7 @@ class IpcPeer:
         *,
         cwd: Optional[Path] = None,
         env: Optional[Mapping[str, str]] = None,
-        stderr: Union[None, int, IO[Any]] = -1,
+        stderr: Union[None, int, IO[Any]] = _PIPE,
     ) -> Session:
         """Start a process and talk over its stdin and stdout. Closing the session ends and reaps it.
 
@@ -934,6 +944,8 @@ class IpcPeer:
     def bad_id(self, id: Any) -> ValueError:
         """The error for what the id generator made."""
         name = type(self.id_generator).__name__
+        if isinstance(id, str) and type(id) is not str:
+            return ValueError(f"{name}.generate() returned {id!r:.100} of a class derived from str; it must be a plain str")
         if type(id) is str and len(id) <= MAX_ID:
             return ValueError(f"{name}.generate() returned {id!r}, which a pending request has already")
         return ValueError(f"{name}.generate() returned {id!r:.100}, not a str of at most {MAX_ID} characters")
@@ -1032,7 +1044,7 @@ class IpcPeer:
             Python 3.8) every child. 0.0 if something is due now or waits in an inbox. None if nothing is: then only
             ``fileno()`` can tell of something new.
         """
-        if self._closed:
+        if self._closed and not self.is_forked:
             return None
         outer = self.enter()
         try:

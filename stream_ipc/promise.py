@@ -127,6 +127,9 @@ class ResponsePromise(Generic[M_co]):
             peer.pump(self, limit)
             if not self.settled:
                 if self.deadline is None or peer.clock() < self.deadline:
+                    if timeout is None:
+                        text = f"request {self.id} has no reply yet, and its session is just ending"
+                        raise TimeoutError(f"{text} ({self._session.name}); wait again later")
                     raise TimeoutError(f"{self._silence(timeout)}; it is still pending")
                 self.expire()
         if self._error is not None:

@@ -589,7 +589,8 @@ class Session:
     def on_close(self, handler: CloseH) -> CloseH:
         """Register a handler for the end of the session, whoever ends it; usable as a decorator.
 
-        It runs once, when pending requests have failed and the streams are released. What it raises is logged.
+        It runs once, when pending requests have failed and the streams are released. What it raises is logged. One that
+        is registered after the end never runs: look at ``is_open`` then.
 
         Args:
             handler: Takes ``(session)``.

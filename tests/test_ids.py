@@ -67,3 +67,17 @@ def test_subclass_that_overrides_nothing_counts() -> None:
 
     generator = Same()
     assert [generator.generate() for _ in range(2)] == [f"{os.getpid()}.1", f"{os.getpid()}.2"]
+
+
+def test_id_of_a_class_derived_from_str_is_called_that() -> None:
+    class Text(str):
+        pass
+
+    class Generator:
+        def generate(self) -> str:
+            return Text("1")
+
+    with IpcPeer(id_generator=Generator()) as peer:
+        a, _ = peer.create_session_pair()
+        with pytest.raises(ValueError, match="returned '1' of a class derived from str; it must be a plain str"):
+            a.request(Ping())

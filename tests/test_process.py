@@ -188,6 +188,11 @@ def test_stderr_may_be_shared_merged_or_dropped(peer: IpcPeer) -> None:
     assert dropped.process is not None and dropped.process.stderr is None
 
 
+def test_help_names_the_default_of_stderr() -> None:
+    code = "import sys; from stream_ipc import *; help(IpcPeer.create_command_session); assert 'subprocess' in sys.modules"
+    assert "= subprocess.PIPE)" in subprocess.check_output(program(code), universal_newlines=True)
+
+
 def test_a_child_that_closes_its_stderr_costs_nothing(peer: IpcPeer) -> None:
     session = peer.create_command_session(role("work"))
     session.request(Ping(["close", 2])).wait()
