@@ -2,7 +2,8 @@
 
 A master starts slave processes, or connects to them, and both sides send each other messages: requests that are
 answered, notifications that are not, broadcasts to all. Everything happens in calls that the program makes itself, above
-all ``tick()`` and ``wait()``: there is no event loop and (but for streams without a descriptor) no thread, and handlers run inside these calls.
+all ``tick()`` and ``wait()``, and handlers run inside these calls. There is no event loop, and no thread (but for streams
+without a descriptor).
 
 A module that both sides import, ``messages.py``::
 
