@@ -142,52 +142,52 @@ class Listener:
         """
         if self._closed:
             return
-        if self._peer.is_forked:
-            self.end()
+        if self._peer._is_forked:
+            self._end()
             return
-        outer = self._peer.enter()
+        outer = self._peer._enter()
         try:
-            self.end()
+            self._end()
         finally:
-            self._peer.leave(outer)
+            self._peer._leave(outer)
 
     # -- for the peer
 
-    def start(self) -> None:
+    def _start(self) -> None:
         """Begin to be watched."""
         self._peer.listeners[self] = None
-        self._peer.watch(self, self._fd, READ)
+        self._peer._watch(self, self._fd, READ)
         log.debug("listener %r opened", self._place)
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """Release everything. In a forked copy of the process, only what is this process's own."""
         peer = self._peer
-        if not self._closed and not peer.is_forked:
+        if not self._closed and not peer._is_forked:
             log.debug("listener %r closed", self._place)
         self._closed = True
         peer.listeners.pop(self, None)
-        if not peer.is_forked:
+        if not peer._is_forked:
             if self._file is not None:
                 self._file.remove()
-            peer.set_interval(self, False)
-            peer.unwatch(self, self._fd)
+            peer._set_interval(self, False)
+            peer._unwatch(self, self._fd)
         self._poller.close()
         self._sock.close()
         for handshake in self._handshakes.values():
             handshake.sock.close()
         self._handshakes.clear()
 
-    def find_invalid(self) -> None:
+    def _find_invalid(self) -> None:
         """Somebody else has closed a descriptor of it."""
         log.error("%r: its descriptor was closed by somebody else; it listens no more, so make a new one", self)
         if self._identify() != self._identity:
             self._sock.detach()  # the number may be another file's by now
-        self.end()
+        self._end()
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Look for what no poller tells: that somebody else has closed the socket."""
         if not self._closed and self._identify() != self._identity:
-            self.find_invalid()
+            self._find_invalid()
 
     def _identify(self) -> Optional[Tuple[int, int]]:
         try:
@@ -196,11 +196,11 @@ class Listener:
             return None
         return status.st_dev, status.st_ino
 
-    def ready(self, fd: int, events: int) -> None:
+    def _ready(self, fd: int, events: int) -> None:
         """Something has happened to its descriptors."""
-        self.read(fd)
+        self._read(fd)
 
-    def read(self, fd: int) -> None:
+    def _read(self, fd: int) -> None:
         """Accept connections and go on with handshakes, as far as one tick should."""
         if self._closed:
             return
@@ -217,7 +217,7 @@ class Listener:
                 elif fd in self._handshakes:
                     self._step(self._handshakes[fd])
 
-    def interval(self) -> float:
+    def _interval(self) -> float:
         """In how many seconds to look though no descriptor is ready."""
         due = math.inf
         for handshake in self._handshakes.values():
@@ -227,7 +227,7 @@ class Listener:
             due = min(due, self._paused_until)
         return max(0.0, due - self._peer.clock())
 
-    def look(self) -> float:
+    def _look(self) -> float:
         """Drop handshakes that take too long; accept again after a pause. Returns for how long it need not be called."""
         now = self._peer.clock()
         for handshake in tuple(self._handshakes.values()):
@@ -235,7 +235,7 @@ class Listener:
                 break
             self._drop(handshake, "it took too long")
         if self._paused_until is not None and now >= self._paused_until:
-            self.check()
+            self._check()
             if self._closed:
                 return 0.0
             self._paused_until = None
@@ -257,7 +257,7 @@ class Listener:
             except OSError as exc:
                 if exc.errno in _GONE:
                     continue
-                self.check()
+                self._check()
                 if self._closed:
                     return
                 if not self._complained:
@@ -286,7 +286,7 @@ class Listener:
         set_nodelay(sock)
         name = f"at {self._place!r}" if is_unix(self._place) else f"from {describe_address(sock.getpeername())}"
         if self._context is None:
-            self._peer.add_socket(sock, self._on_session, name)
+            self._peer._add_socket(sock, self._on_session, name)
             return
         tls = self._tls.wrap(self._context, sock, True)
         now = self._peer.clock()
@@ -308,7 +308,7 @@ class Listener:
             return
         self._forget(handshake)
         try:
-            self._peer.add_socket(sock, self._on_session, handshake.name)
+            self._peer._add_socket(sock, self._on_session, handshake.name)
         except (OSError, ValueError) as exc:
             log.debug("%r: a connection was lost before it had a session: %s", self, exc)
             sock.close()
@@ -339,7 +339,7 @@ class Listener:
         self._update_interval()
 
     def _update_interval(self) -> None:
-        self._peer.set_interval(self, bool(self._handshakes) or self._paused_until is not None)
+        self._peer._set_interval(self, bool(self._handshakes) or self._paused_until is not None)
 
 
 def open_listener(
@@ -360,9 +360,9 @@ def open_listener(
             file.remove()
         raise
     try:
-        listener.start()
+        listener._start()
     except BaseException:
-        listener.end()
+        listener._end()
         raise
     return listener
 
@@ -383,14 +383,14 @@ def open_connection(
     limit = None if timeout is None else peer.clock() + timeout
     late = f"cannot connect to {place!r} within {timeout} s"
     try:
-        sock = connect(place, context is not None, limit, peer.clock, peer.wait_for)
+        sock = connect(place, context is not None, limit, peer.clock, peer._wait_for)
         try:
             if is_unix(place):
                 _check_owner(sock, place)
             if context is not None:
                 late = f"the TLS handshake with {place!r} was not over within {timeout} s; does the other side speak TLS?"
                 sock = _shake_hands(peer, sock, place, context, server_hostname, limit)
-            return peer.add_socket(sock, name=f"to {describe_address(place)}")
+            return peer._add_socket(sock, name=f"to {describe_address(place)}")
         except BaseException:
             sock.close()
             raise
@@ -444,7 +444,7 @@ def _shake_hands(
             events = handshake(tls)
             if not events:
                 return tls
-            if not peer.wait_for(tls.fileno(), events, limit):
+            if not peer._wait_for(tls.fileno(), events, limit):
                 raise TimeoutError
     except ssl.SSLError as exc:
         tls.close()

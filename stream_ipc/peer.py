@@ -1,6 +1,6 @@
 """The sessions of one program, and the turns that drive them.
 
-Knows sessions, transports and the poller. One private loop, ``pump``, serves every call that waits: ``tick``,
+Knows sessions, transports and the poller. One private loop, ``_pump``, serves every call that waits: ``tick``,
 ``wait``, ``receive``, ``flush`` and a send that waits for room.
 """
 
@@ -178,7 +178,7 @@ class IpcPeer:
         if self._sessions or self.listeners:
             warnings.warn(f"unclosed {self!r}; close it, or use it in a with statement", ResourceWarning, source=self)
         for listener in tuple(self.listeners):
-            listener.end()
+            listener._end()
         for session in tuple(self._sessions):
             ending = session.channel.end()
             if ending is not None:
@@ -189,23 +189,23 @@ class IpcPeer:
 
     # -- one thread, one process
 
-    def enter(self) -> Optional[int]:
-        """Begin a call; returns what ``leave`` takes. ``RuntimeError`` if another thread is inside."""
+    def _enter(self) -> Optional[int]:
+        """Begin a call; returns what ``_leave`` takes. ``RuntimeError`` if another thread is inside."""
         me = get_ident()  # first: no other thread gets its turn between the next lines
         outer = self.thread
         if outer is not None and outer != me:
-            raise self.refusal()
+            raise self._refusal()
         self.thread = me
         return outer
 
-    def leave(self, outer: Optional[int]) -> None:
+    def _leave(self, outer: Optional[int]) -> None:
         """End a call."""
         if self.thread != _FORKED:  # a handler has forked, and this is the copy
             self.thread = outer
         if self.wake is not None:
-            self.update_wake()
+            self._update_wake()
 
-    def refusal(self) -> RuntimeError:
+    def _refusal(self) -> RuntimeError:
         """The error for a call from where the peer does not belong."""
         if self.thread == _FORKED:
             return RuntimeError(
@@ -216,17 +216,17 @@ class IpcPeer:
         )
 
     @property
-    def is_closed(self) -> bool:
+    def _is_closed(self) -> bool:
         """Whether ``close`` was called; then no session can be made."""
         return self._closed
 
     @property
-    def is_starving(self) -> bool:
+    def _is_starving(self) -> bool:
         """Whether handlers are nested so deeply that requests have to wait."""
         return self._depth >= MAX_DEPTH
 
     @property
-    def is_forked(self) -> bool:
+    def _is_forked(self) -> bool:
         """Whether this is the copy in a forked process."""
         return self.thread == _FORKED
 
@@ -359,7 +359,7 @@ class IpcPeer:
             address = sock.getpeername()
         except OSError as exc:
             raise ValueError(f"{sock!r} cannot be used: {exc}; connect it first") from exc
-        return self.add_socket(sock, name=f"to {describe_address(address)}" if address else "")
+        return self._add_socket(sock, name=f"to {describe_address(address)}" if address else "")
 
     def create_session(self, transport: Transport) -> Session:
         """Talk over a transport of one's own. The session owns and closes it.
@@ -428,11 +428,11 @@ class IpcPeer:
         self._check_usable()
         from .listener import open_connection
 
-        outer = self.enter()
+        outer = self._enter()
         try:
             return open_connection(self, address, ssl_context, server_hostname, timeout)
         finally:
-            self.leave(outer)
+            self._leave(outer)
 
     def listen(
         self,
@@ -468,13 +468,13 @@ class IpcPeer:
         self._check_usable()
         from .listener import open_listener
 
-        outer = self.enter()
+        outer = self._enter()
         try:
             return open_listener(self, address, on_session, ssl_context)
         finally:
-            self.leave(outer)
+            self._leave(outer)
 
-    def add_socket(
+    def _add_socket(
         self, sock: socket.socket, on_session: Optional[Callable[[Session], Any]] = None, name: str = ""
     ) -> Session:
         """A session over a connected socket, to be handed to ``on_session`` when it is dispatched.
@@ -491,7 +491,7 @@ class IpcPeer:
             channel.connected(name)
         return self._add(channel, on_session=on_session)
 
-    def wait_for(self, fd: int, events: int, limit: Optional[float]) -> bool:
+    def _wait_for(self, fd: int, events: int, limit: Optional[float]) -> bool:
         """Wait for a descriptor that is no session's, moving the sessions' bytes but running no handlers.
 
         Args:
@@ -506,20 +506,20 @@ class IpcPeer:
         self._awaited[awaited] = None
         try:
             if fd >= 0:
-                self.watch(awaited, fd, events)
-            self.pump(awaited, limit, dispatch=False)
+                self._watch(awaited, fd, events)
+            self._pump(awaited, limit, dispatch=False)
         finally:
-            self.unwatch(awaited, fd)
+            self._unwatch(awaited, fd)
             self._awaited.pop(awaited, None)
         return awaited.settled
 
-    def check_thread(self) -> None:
-        """Refuse a call from another thread or from a fork, where ``enter`` is not needed."""
+    def _check_thread(self) -> None:
+        """Refuse a call from another thread or from a fork, where ``_enter`` is not needed."""
         if self.thread is not None and self.thread != get_ident():
-            raise self.refusal()
+            raise self._refusal()
 
     def _check_usable(self) -> None:
-        self.check_thread()
+        self._check_thread()
         if self._closed:
             raise RuntimeError("this IpcPeer is closed; make a new one")
 
@@ -529,23 +529,23 @@ class IpcPeer:
         process: Optional[subprocess.Popen[Any]] = None,
         on_session: Optional[Callable[[Session], Any]] = None,
     ) -> Session:
-        outer = self.enter()
+        outer = self._enter()
         try:
             session = Session(self, channel, process)
             self._sessions[session] = None
             if on_session is not None:
-                session.begin_with(on_session)
+                session._begin_with(on_session)
             self._snapshot = None
             self.happenings += 1
             try:
                 log.debug("session %s opened%s", session.name, channel.details())
-                session.start()
+                session._start()
             except BaseException:
                 session.close()
                 raise
             return session
         finally:
-            self.leave(outer)
+            self._leave(outer)
 
     @property
     def sessions(self) -> Tuple[Session, ...]:
@@ -568,12 +568,12 @@ class IpcPeer:
             raise TypeError(f"remove_session() takes a Session, not {session!r:.200}")
         if session.peer is not self:
             raise ValueError(f"{session!r} belongs to another peer")
-        outer = self.enter()
+        outer = self._enter()
         try:
-            session.flush_bounded()
-            session.finish(StreamClosedError(f"this side removed the session from its peer ({session.name})"), release=True)
+            session._flush_bounded()
+            session._finish(StreamClosedError(f"this side removed the session from its peer ({session.name})"), release=True)
         finally:
-            self.leave(outer)
+            self._leave(outer)
 
     # -- sending to all
 
@@ -593,7 +593,7 @@ class IpcPeer:
         """
         if not isinstance(message, Message) or type(message) in ENVELOPES:
             raise no_message("broadcast", message)
-        outer = self.enter()
+        outer = self._enter()
         try:
             frames: Dict[Any, Any] = {}
             targets: List[Tuple[Session, Any]] = []  # with the frame for each, or the error that stands for it
@@ -627,28 +627,28 @@ class IpcPeer:
                     taken += self._send_to(session, message, frame)
             if stuck:
                 limit = None if self.timeout is None else self.clock() + self.timeout
-                room = Until(lambda: all(s.channel.queued_bytes <= HIGH_WATER or not s.is_writable for s, _ in stuck))
-                self.pump(room, limit, dispatch=False)
+                room = Until(lambda: all(s.channel.queued_bytes <= HIGH_WATER or not s._is_writable for s, _ in stuck))
+                self._pump(room, limit, dispatch=False)
                 for session, frame in stuck:
-                    if session.is_writable and session.channel.queued_bytes > HIGH_WATER:
-                        session.report(session.stuck_error(self.timeout))
+                    if session._is_writable and session.channel.queued_bytes > HIGH_WATER:
+                        session._report(session._stuck_error(self.timeout))
                     else:
                         taken += self._send_to(session, message, frame)
             return taken
         finally:
-            self.leave(outer)
+            self._leave(outer)
 
     def _send_to(self, session: Session, message: Message, frame: Any) -> int:
         try:
             if type(frame) is list:
-                session.send_encoded(frame)
+                session._send_encoded(frame)
             elif frame is None:
                 session.notify(message)
             else:
                 raise frame
             return 1
         except Exception as exc:
-            session.report(exc)
+            session._report(exc)
             return 0
 
     # -- ticking
@@ -673,7 +673,7 @@ class IpcPeer:
         """
         if timeout is not None and timeout != 0:
             check_timeout(timeout)
-        return self.turn(timeout, None)
+        return self._turn(timeout, None)
 
     def tick_for(self, seconds: float) -> int:
         """Tick until so many seconds are over, whatever happens; handlers run.
@@ -697,7 +697,7 @@ class IpcPeer:
                 return count
             count += self.tick(left)
 
-    def turn(self, timeout: Optional[float], only: Optional[Session]) -> int:
+    def _turn(self, timeout: Optional[float], only: Optional[Session]) -> int:
         """One turn over all sessions, or over one of them."""
         if timeout is None and not (self._sessions or self._endings or self.unfinished or self.listeners):
             raise StreamClosedError(
@@ -709,11 +709,11 @@ class IpcPeer:
             return 0
         limit = self.clock() + timeout if timeout else timeout
         if self.due == math.inf:
-            return self.pump(None, limit, only=only)
+            return self._pump(None, limit, only=only)
         while True:
             due = self.due if only is None else only.due
             happenings = self.happenings
-            count = self.pump(None, due if due < (math.inf if limit is None else limit) else limit, only=only)
+            count = self._pump(None, due if due < (math.inf if limit is None else limit) else limit, only=only)
             if count or self.happenings != happenings:
                 return count
             # What had come has been dispatched, so the replies that are missing are missing.
@@ -726,11 +726,11 @@ class IpcPeer:
         count = 0
         for session in self.sessions if only is None else (only,):
             if session.due <= now:
-                count += session.expire(now)
+                count += session._expire(now)
         self.due = min([session.due for session in self.sessions], default=math.inf)
         return count
 
-    def pump(self, until: Any, limit: Optional[float], dispatch: bool = True, only: Optional[Session] = None) -> int:
+    def _pump(self, until: Any, limit: Optional[float], dispatch: bool = True, only: Optional[Session] = None) -> int:
         """Turn until something has happened, or the clock has reached ``limit``.
 
         This is the loop behind every call that waits. One round waits for descriptors, writes and reads what is ready,
@@ -751,7 +751,7 @@ class IpcPeer:
         if outer is None:
             self.thread = me
         elif outer != me:
-            raise self.refusal()
+            raise self._refusal()
         work = self.work
         starving = not dispatch or self._depth >= MAX_DEPTH
         count = 0
@@ -778,13 +778,13 @@ class IpcPeer:
                             try:
                                 for session in work:
                                     break
-                                count += session.dispatch(0, until)
+                                count += session._dispatch(0, until)
                             finally:
                                 self._depth -= 1
                         else:
                             count += self._dispatch(until, only)
                         if self.thread == _FORKED:  # a handler has forked, and this is the copy
-                            raise self.refusal()
+                            raise self._refusal()
                     if until is None:
                         if count or limit == 0 or self.happenings != happenings:
                             return count
@@ -803,13 +803,13 @@ class IpcPeer:
                         wait = left
                 if work:
                     for session in tuple(work):
-                        session.limit_reading()
+                        session._limit_reading()
                     if not starving and self._has_work(only):
                         wait = 0
                 polled = True
                 if self.corked:
                     for session in tuple(self.corked):
-                        session.flush_corked()
+                        session._flush_corked()
                 by_time = self._intervals or self._endings
                 if by_time:
                     wait = self._shorten(wait)
@@ -827,9 +827,9 @@ class IpcPeer:
                         self._forget_lost()
                     else:
                         if mask == READ:
-                            owner.read(fd)
+                            owner._read(fd)
                         else:
-                            owner.ready(fd, mask)
+                            owner._ready(fd, mask)
                 if by_time:
                     self._look()
                 # Also if others are busy all the time.
@@ -841,7 +841,7 @@ class IpcPeer:
             if self.thread == me:  # not in a copy that a handler forked
                 self.thread = outer
             if self.wake is not None:
-                self.update_wake()
+                self._update_wake()
 
     def _forget_lost(self) -> None:
         if self.poller.forget_lost() and self._outer is not None:
@@ -850,27 +850,27 @@ class IpcPeer:
     def _catch_up(self) -> None:
         """Do what interruptions have left undone."""
         for session in tuple(self.unfinished):
-            session.catch_up()
+            session._catch_up()
 
     def _starve(self, change: int) -> None:
         self.starving += change
         for session in tuple(self._paused):
-            session.update_reading()
+            session._update_reading()
 
     def _poll_one(self, wait: float, session: Session) -> List[Tuple[int, int]]:
-        always = [(fd, mask) for fd, mask in session.watched.items() if self.poller.is_always(fd)]
+        always = [(fd, mask) for fd, mask in session._watched.items() if self.poller.is_always(fd)]
         if always:
             wait = 0
         if not hasattr(select, "poll"):
             single = Poller()
-            for fd, mask in session.watched.items():
+            for fd, mask in session._watched.items():
                 single.watch(fd, mask, session)
             try:
                 return single.poll(wait)
             finally:
                 single.close()
         poller = select.poll()
-        for fd, mask in session.watched.items():
+        for fd, mask in session._watched.items():
             if not self.poller.is_always(fd):
                 poller.register(fd, mask)
         return [*poller.poll(math.ceil(wait * 1000)), *always]
@@ -878,7 +878,7 @@ class IpcPeer:
     def _shorten(self, wait: float) -> float:
         now = time.monotonic()
         for session, due in tuple(self._intervals.items()):
-            wait = min(wait, due - now if due > now else session.interval())
+            wait = min(wait, due - now if due > now else session._interval())
         if self._endings:
             wait = min(wait, POLL_INTERVAL)
         return wait
@@ -887,7 +887,7 @@ class IpcPeer:
         now = time.monotonic()
         for session, due in tuple(self._intervals.items()):
             if due <= now:
-                rest = session.look()
+                rest = session._look()
                 if rest and session in self._intervals:
                     self._intervals[session] = now + rest
         if self._endings:
@@ -902,15 +902,15 @@ class IpcPeer:
             self._check_at = at + _CHECK_SESSIONS
             sessions = sessions[at : at + _CHECK_SESSIONS]
         for session in sessions:
-            session.find_invalid()
+            session._find_invalid()
         for listener in tuple(self.listeners):
-            listener.check()
+            listener._check()
 
     def _has_work(self, only: Optional[Session]) -> bool:
         if only is not None:
-            return only in self.work and only.has_work
+            return only in self.work and only._has_work
         for session in self.work:
-            if session.has_work:
+            if session._has_work:
                 return True
         return False
 
@@ -920,14 +920,14 @@ class IpcPeer:
         self._depth += 1
         try:
             if only is not None:
-                return only.dispatch(0, until)
+                return only._dispatch(0, until)
             count = 0
             # Not more than is there now: what nested ticks read meanwhile has its turn in the next tick.
-            goal = self.turns + sum([session.backlog for session in work])
+            goal = self.turns + sum([session._backlog for session in work])
             while work:
                 before = self.turns
                 for session in tuple(work):
-                    count += session.dispatch(_SLICE, until)
+                    count += session._dispatch(_SLICE, until)
                     if self.turns >= goal or (until is not None and until.settled):
                         return count
                 if self.turns == before:  # what is there cannot be dispatched now
@@ -937,11 +937,11 @@ class IpcPeer:
             self._depth -= 1
 
     def _settle_all(self) -> int:
-        return sum(session.settle_replies() for session in tuple(self.work))
+        return sum(session._settle_replies() for session in tuple(self.work))
 
     # -- for sessions
 
-    def bad_id(self, id: Any) -> ValueError:
+    def _bad_id(self, id: Any) -> ValueError:
         """The error for what the id generator made."""
         name = type(self.id_generator).__name__
         if isinstance(id, str) and type(id) is not str:
@@ -950,48 +950,48 @@ class IpcPeer:
             return ValueError(f"{name}.generate() returned {id!r}, which a pending request has already")
         return ValueError(f"{name}.generate() returned {id!r:.100}, not a str of at most {MAX_ID} characters")
 
-    def add_ending(self, ending: Ending) -> None:
+    def _add_ending(self, ending: Ending) -> None:
         """Something is left to be done after a session's end; ticks do it step by step."""
         if ending not in self._endings:
             self._endings.append(ending)
 
-    def finish_endings(self, endings: Sequence[Ending]) -> None:
+    def _finish_endings(self, endings: Sequence[Ending]) -> None:
         """Block until these are done, side by side."""
         finish(endings)
         self._endings = [e for e in self._endings if e not in endings]
 
-    def set_interval(self, session: Any, on: bool, rest: float = 0.0) -> None:
+    def _set_interval(self, session: Any, on: bool, rest: float = 0.0) -> None:
         """A session, or a listener, is to be looked at by time: now, unless it has been and has a rest."""
         if not on:
             self._intervals.pop(session, None)
         elif not rest or session not in self._intervals:
             self._intervals[session] = 0.0
 
-    def set_paused(self, session: Session, paused: bool) -> None:
+    def _set_paused(self, session: Session, paused: bool) -> None:
         """A session is not read from because its inbox is long."""
         if paused:
             self._paused[session] = None
         else:
             self._paused.pop(session, None)
 
-    def watch(self, session: Any, fd: int, events: int) -> None:
+    def _watch(self, session: Any, fd: int, events: int) -> None:
         """Watch a descriptor of a session, or watch it for other events than before.
 
-        It may be another owner than a session, too: what has ``read(fd)``, ``ready(fd, events)`` and ``find_invalid()``.
+        It may be another owner than a session, too: what has ``_read(fd)``, ``_ready(fd, events)`` and ``_find_invalid()``.
         """
         owner = self.poller.owners.get(fd)
         if owner is not None and owner is not session:
             # The number was given to a new file, so the old owner's stream was closed without his knowing.
             self.poller.unwatch(fd)
-            owner.find_invalid()
+            owner._find_invalid()
         self.poller.watch(fd, events, session)
 
-    def unwatch(self, session: Any, fd: int) -> None:
+    def _unwatch(self, session: Any, fd: int) -> None:
         """Watch a descriptor no longer, if it is still the session's."""
         if self.poller.owners.get(fd) is session:
             self.poller.unwatch(fd)
 
-    def discard(self, session: Session) -> None:
+    def _discard(self, session: Session) -> None:
         """A session has ended."""
         self.happenings += 1
         self._sessions.pop(session, None)
@@ -1021,13 +1021,13 @@ class IpcPeer:
             assert self._pipe is not None
             for fd in self._pipe:
                 os.set_blocking(fd, False)
-            # A poller around the poller, because the pipe is not for the loop in pump().
+            # A poller around the poller, because the pipe is not for the loop in _pump().
             if self._outer is None:
                 self._outer = Poller()
             self._outer.watch(self.poller.fileno(), READ, None)
             self._outer.watch(self._pipe[0], READ, None)
             self.wake = self._pipe
-            self.update_wake()
+            self._update_wake()
         assert self._outer is not None
         return self._outer.fileno()
 
@@ -1044,9 +1044,9 @@ class IpcPeer:
             Python 3.8) every child. 0.0 if something is due now or waits in an inbox. None if nothing is: then only
             ``fileno()`` can tell of something new.
         """
-        if self._closed and not self.is_forked:
+        if self._closed and not self._is_forked:
             return None
-        outer = self.enter()
+        outer = self._enter()
         try:
             if self.unfinished or self.poller.has_always or self._has_work(None):
                 return 0.0
@@ -1055,14 +1055,14 @@ class IpcPeer:
             wait = self._shorten(math.inf)
             for session in self.sessions:
                 if session.due != math.inf:
-                    session.expire(-math.inf)  # none; it finds out which is the next
+                    session._expire(-math.inf)  # none; it finds out which is the next
             self.due = min([session.due for session in self.sessions], default=math.inf)
             wait = min(wait, self.due - self.clock())
             return None if wait == math.inf else max(0.0, wait)
         finally:
-            self.leave(outer)
+            self._leave(outer)
 
-    def update_wake(self) -> None:
+    def _update_wake(self) -> None:
         """Make the descriptor of ``fileno`` tell what stands in the inboxes."""
         # The pipe holds a byte just while an inbox has work, because then no other descriptor may be ready.
         assert self.wake is not None
@@ -1087,18 +1087,18 @@ class IpcPeer:
         """
         if self._released:
             return
-        if self.is_forked:
+        if self._is_forked:
             self._closed = self._released = True
             for listener in tuple(self.listeners):
-                listener.end()
+                listener._end()
             for session in tuple(self._sessions):
                 session.close()
             return
-        outer = self.enter()
+        outer = self._enter()
         try:
             self._shut_down()
         finally:
-            self.leave(outer)
+            self._leave(outer)
 
     def _shut_down(self) -> None:
         sessions = tuple(self._sessions)
@@ -1108,27 +1108,27 @@ class IpcPeer:
             self._finish_sessions(sessions)
         finally:  # an on_close handler may have been interrupted
             self._finish_sessions((*self._sessions, *self.unfinished))
-            self.finish_endings(self._endings)
+            self._finish_endings(self._endings)
             self._release()
 
     def _begin_close(self) -> None:
         self._closed = True
         for listener in tuple(self.listeners):
-            listener.end()
+            listener._end()
         for session in tuple(self._sessions):
             if session.is_open:
-                session.begin_close()
+                session._begin_close()
 
     def _write_queued(self, seconds: float) -> None:
         done = Until(lambda: not any(session.queued_bytes for session in self._sessions))
-        self.pump(done, self.clock() + seconds, dispatch=False)
+        self._pump(done, self.clock() + seconds, dispatch=False)
 
     def _finish_sessions(self, sessions: Sequence[Session]) -> None:
         # Before the first on_close handler runs: it might wait for one of these.
         for session in sessions:
-            session.fail_pending(StreamClosedError("this side closed the peer"))
+            session._fail_pending(StreamClosedError("this side closed the peer"))
         for session in sessions:
-            session.finish(StreamClosedError("this side closed the peer"))
+            session._finish(StreamClosedError("this side closed the peer"))
 
     def _release(self) -> None:
         self._closed = True
@@ -1142,27 +1142,27 @@ class IpcPeer:
             close_streams(ends)
         self._released = True
 
-    def forget_fork(self) -> None:
+    def _forget_fork(self) -> None:
         """This is the copy in a forked process."""
         self.thread = _FORKED
         for session in tuple(self._sessions):
-            session.note_forked()
+            session._note_forked()
         self.wake = None  # the pipe is the other process's too
 
 
 class _Awaited:
-    """Whose a descriptor is while ``wait_for`` waits for it."""
+    """Whose a descriptor is while ``_wait_for`` waits for it."""
 
     def __init__(self) -> None:
         self.settled = False
 
-    def read(self, fd: int) -> None:
+    def _read(self, fd: int) -> None:
         self.settled = True
 
-    def ready(self, fd: int, events: int) -> None:
+    def _ready(self, fd: int, events: int) -> None:
         self.settled = True
 
-    def find_invalid(self) -> None:
+    def _find_invalid(self) -> None:
         self.settled = True
 
 
@@ -1193,11 +1193,11 @@ def _close_all() -> None:
 
 def _try_at_exit(peer: IpcPeer, step: Callable[[], None]) -> bool:
     try:
-        outer = peer.enter()
+        outer = peer._enter()
         try:
             step()
         finally:
-            peer.leave(outer)
+            peer._leave(outer)
     except Exception:
         log.error("closing %r at exit failed", peer, exc_info=True)
         return False
@@ -1206,7 +1206,7 @@ def _try_at_exit(peer: IpcPeer, step: Callable[[], None]) -> bool:
 
 def _after_fork() -> None:
     for peer in tuple(_peers):
-        peer.forget_fork()
+        peer._forget_fork()
     _peers.clear()
 
 

@@ -60,7 +60,7 @@ class ResponsePromise(Generic[M_co]):
     """
 
     # What most promises never change and hardly anybody asks for stands in the class, so that making one takes less.
-    noted: bool = False  # for the session: its deadline is sorted in
+    _noted: bool = False  # for the session: its deadline is sorted in
     _reply: Any = None
     _error: Optional[BaseException] = None
     _watchers: Any = None
@@ -91,7 +91,7 @@ class ResponsePromise(Generic[M_co]):
         # No I/O here: only the entry that a late reply would look for.
         try:
             if not self.settled:
-                self._session.forget(self.id)
+                self._session._forget(self.id)
         except AttributeError:
             pass  # __init__ was interrupted
 
@@ -124,14 +124,14 @@ class ResponsePromise(Generic[M_co]):
                 own = peer.clock() + timeout
                 if limit is None or own < limit:
                     limit = own
-            peer.pump(self, limit)
+            peer._pump(self, limit)
             if not self.settled:
                 if self.deadline is None or peer.clock() < self.deadline:
                     if timeout is None:
                         text = f"request {self.id} has no reply yet, and its session is just ending"
                         raise TimeoutError(f"{text} ({self._session.name}); wait again later")
                     raise TimeoutError(f"{self._silence(timeout)}; it is still pending")
-                self.expire()
+                self._expire()
         if self._error is not None:
             raise self._error.with_traceback(None)
         reply: M_co = self._reply
@@ -153,20 +153,20 @@ class ResponsePromise(Generic[M_co]):
         """
         if self.settled:
             return False
-        self.fail(IpcError(f"request {self.id} was cancelled by this side"))
+        self._fail(IpcError(f"request {self.id} was cancelled by this side"))
         return True
 
-    def expire(self) -> None:
+    def _expire(self) -> None:
         """Give the request up because its deadline has passed. For whoever waits, or ticks."""
-        hint = self._session.silence_text()
-        self.fail(RequestTimeoutError(f"{self._silence(self._timeout)}{hint}", timeout=self._timeout))
+        hint = self._session._silence_text()
+        self._fail(RequestTimeoutError(f"{self._silence(self._timeout)}{hint}", timeout=self._timeout))
 
     def _silence(self, timeout: Optional[float]) -> str:
         return f"no reply to request {self.id} within {timeout} s ({self._session.name})"
 
     # -- for the session
 
-    def settle(self, reply: Message) -> None:
+    def _settle(self, reply: Message) -> None:
         """The reply has come. May be called again if it was interrupted."""
         if isinstance(reply, self._expect) and not isinstance(reply, ErrorMessage):
             self._reply = reply
@@ -174,9 +174,9 @@ class ResponsePromise(Generic[M_co]):
                 self._tell()
             self.settled = True
         elif isinstance(reply, ErrorMessage):
-            self.fail(RemoteError(printable(str(reply))))
+            self._fail(RemoteError(printable(str(reply))))
         else:
-            self.fail(
+            self._fail(
                 UnexpectedReplyError(
                     f"the reply to request {self.id} is {article(type(reply))}, and the request expected"
                     f" {article(self._expect)} ({self._session.name})",
@@ -184,24 +184,24 @@ class ResponsePromise(Generic[M_co]):
                 )
             )
 
-    def fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> None:
         """No reply will come, or an error in its place."""
         self._error = error
         if self._watchers is not None:
             self._tell()
         self.settled = True
-        self._session.forget(self.id)
+        self._session._forget(self.id)
 
     def _tell(self) -> None:
         for queue in self._watchers:
             queue[self] = None
 
-    def watch(self, queue: Dict[ResponsePromise[Any], None]) -> None:
+    def _watch(self, queue: Dict[ResponsePromise[Any], None]) -> None:
         """Enter the promise into a queue when it settles."""
         self._watchers = (*(self._watchers or ()), queue)
 
-    def unwatch(self, queue: Dict[ResponsePromise[Any], None]) -> None:
-        """Undo ``watch``."""
+    def _unwatch(self, queue: Dict[ResponsePromise[Any], None]) -> None:
+        """Undo ``_watch``."""
         self._watchers = tuple(q for q in self._watchers or () if q is not queue) or None
 
 
@@ -209,7 +209,7 @@ class _Waiting:
     """Waits for some of many promises, on any number of peers.
 
     Attributes:
-        settled: Whether enough have settled; what the peer's ``pump`` looks at.
+        settled: Whether enough have settled; what the peer's ``_pump`` looks at.
     """
 
     def __init__(self, promises: List[ResponsePromise[Any]], timeout: Optional[float]) -> None:
@@ -222,7 +222,7 @@ class _Waiting:
         self.queue: Dict[ResponsePromise[Any], None] = {p: None for p in promises if p.settled}
         self._unsettled = [p for p in promises if not p.settled]
         for promise in self._unsettled:
-            promise.watch(self.queue)
+            promise._watch(self.queue)
         self.peers: List[IpcPeer] = list(dict.fromkeys(p._session.peer for p in self._unsettled))
         self._clock = self.peers[0].clock if self.peers else None
         self._limit = None if timeout is None or self._clock is None else self._clock() + timeout
@@ -251,7 +251,7 @@ class _Waiting:
             if self._deadlines and (limit is None or self._deadlines[0][0] < limit):
                 limit = self._deadlines[0][0]
             if len(self.peers) == 1:
-                self.peers[0].pump(self, limit)
+                self.peers[0]._pump(self, limit)
             else:
                 self._turn_all(limit)  # a peer that is closed has settled its promises
             if self.settled:
@@ -261,7 +261,7 @@ class _Waiting:
             while self._deadlines and self._deadlines[0][0] <= now:
                 promise = heapq.heappop(self._deadlines)[2]
                 if not promise.settled:
-                    promise.expire()
+                    promise._expire()
             if not self.settled and self._limit is not None and now >= self._limit:
                 return False
         return True
@@ -269,9 +269,9 @@ class _Waiting:
     def _turn_all(self, limit: Optional[float]) -> None:
         # Each peer has its own clock and poller; their descriptors can be waited for together.
         for peer in self.peers:
-            if not peer.is_closed:
+            if not peer._is_closed:
                 peer.tick(0)
-        self.peers = [peer for peer in self.peers if not peer.is_closed]
+        self.peers = [peer for peer in self.peers if not peer._is_closed]
         if self.settled or not self.peers:
             return
         assert self._clock is not None
@@ -289,7 +289,7 @@ class _Waiting:
 
     def end(self) -> None:
         for promise in self._unsettled:
-            promise.unwatch(self.queue)
+            promise._unwatch(self.queue)
 
 
 def _too_few(left: int, count: int, timeout: Optional[float]) -> TimeoutError:

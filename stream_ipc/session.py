@@ -4,7 +4,7 @@ Knows its channel, its promises and its handlers. Must not know frames, or what 
 numbers that the channel names and the peer watches. The peer says when one is ready, and the session says to the peer
 that it has work or has ended.
 
-A message's way: the channel puts it into the inbox; ``dispatch`` takes it out, in order, and gives it to a promise
+A message's way: the channel puts it into the inbox; ``_dispatch`` takes it out, in order, and gives it to a promise
 or to handlers. What is being dispatched stands in ``_current`` until a handler has been entered, so that an exception
 out of a signal handler (``KeyboardInterrupt``) can lose nothing; see the note in ``transports/stream.py``.
 """
@@ -275,22 +275,22 @@ class Session:
         if outer is None:
             peer.thread = me
         elif outer != me:
-            raise peer.refusal()
+            raise peer._refusal()
         try:
             if self._state is not OPEN:
                 raise self._closed_error()
             id = peer.id_generator.generate()
             pending = self._pending
             if type(id) is not str or len(id) > 128 or id in pending:
-                raise peer.bad_id(id)
+                raise peer._bad_id(id)
             deadline = None
             if timeout is not None:
                 deadline = peer.clock() + timeout
                 if deadline < self.due:
-                    self.note_due(deadline)
+                    self._note_due(deadline)
             channel = self.channel
             if channel.queued_bytes > HIGH_WATER:
-                self.make_room(timeout)
+                self._make_room(timeout)
             promise = ResponsePromise(self, id, expect, timeout, deadline)
             pending[id] = ref(promise)  # before the send: the reply may be there at once
             try:
@@ -305,7 +305,7 @@ class Session:
             if peer.thread == me:  # not in a fork
                 peer.thread = outer
             if peer.wake is not None:
-                peer.update_wake()
+                peer._update_wake()
 
     def notify(self, message: Message) -> None:
         """Send a message that expects nothing. It leaves now, or is queued if the stream is full.
@@ -327,13 +327,13 @@ class Session:
         if outer is None:
             peer.thread = me
         elif outer != me:
-            raise peer.refusal()
+            raise peer._refusal()
         try:
             if self._state is not OPEN:
                 raise self._closed_error()
             channel = self.channel
             if channel.queued_bytes > HIGH_WATER:
-                self.make_room(peer.timeout)
+                self._make_room(peer.timeout)
             try:
                 channel.send(message)
             except (StreamClosedError, InvalidStreamError) as exc:
@@ -343,7 +343,7 @@ class Session:
             if peer.thread == me:
                 peer.thread = outer
             if peer.wake is not None:
-                peer.update_wake()
+                peer._update_wake()
 
     def _send_failed(self, exc: BaseException) -> None:
         """Take note if the stream turns out to be gone."""
@@ -359,20 +359,20 @@ class Session:
             self._send_failed(exc)
             raise
 
-    def make_room(self, timeout: Optional[float]) -> None:
+    def _make_room(self, timeout: Optional[float]) -> None:
         """Wait until the queue is below the mark, reading but not dispatching meanwhile."""
         channel = self.channel
         if channel.writing:  # what comes in the middle of a write cannot wait for its end
             return
         peer = self._peer
         limit = None if timeout is None else peer.clock() + timeout
-        peer.pump(Until(lambda: channel.queued_bytes <= HIGH_WATER or not self.is_writable), limit, dispatch=False)
-        if not self.is_writable:
+        peer._pump(Until(lambda: channel.queued_bytes <= HIGH_WATER or not self._is_writable), limit, dispatch=False)
+        if not self._is_writable:
             raise self._closed_error()
         if channel.queued_bytes > HIGH_WATER:
-            raise self.stuck_error(timeout)
+            raise self._stuck_error(timeout)
 
-    def stuck_error(self, timeout: Optional[float]) -> RequestTimeoutError:
+    def _stuck_error(self, timeout: Optional[float]) -> RequestTimeoutError:
         """The error for a message that could not leave."""
         return RequestTimeoutError(
             f"the message was not sent: {self.channel.queued_bytes} bytes are queued ({self.name}), and the other side"
@@ -381,11 +381,11 @@ class Session:
         )
 
     @property
-    def is_writable(self) -> bool:
+    def _is_writable(self) -> bool:
         """Whether it is open and its stream has not ended."""
         return self._state is State.OPEN and self._end is None
 
-    def send_encoded(self, frame: List[Any]) -> None:
+    def _send_encoded(self, frame: List[Any]) -> None:
         """Send a frame that was encoded for this session's serializer."""
         try:
             self.channel.enqueue(frame)  # type: ignore[attr-defined]
@@ -408,7 +408,7 @@ class Session:
         """
         peer = self._peer
         channel = self.channel
-        peer.check_thread()
+        peer._check_thread()
         # In one breath:
         peer.corked[self] = None
         self._batches += 1
@@ -419,13 +419,13 @@ class Session:
             self._batches -= 1
             if not self._batches:
                 channel.corked = False
-                outer = peer.enter()
+                outer = peer._enter()
                 try:
                     if self._state is State.OPEN:
                         self._guarded(lambda _: channel.flush(), None)
                     peer.corked.pop(self, None)  # last: until then the next tick flushes
                 finally:
-                    peer.leave(outer)
+                    peer._leave(outer)
 
     def flush(self, timeout: Optional[float] = None) -> None:
         """Write until nothing is queued. Reads meanwhile, but runs no handlers.
@@ -440,7 +440,7 @@ class Session:
             StreamClosedError: The other side is gone.
         """
         check_timeout(timeout)
-        outer = self._peer.enter()
+        outer = self._peer._enter()
         try:
             if self._state is State.CLOSED:
                 raise self._closed_error()
@@ -454,16 +454,16 @@ class Session:
                     " a finalizer; nothing more can be written until it returns"
                 )
             limit = None if timeout is None else self._peer.clock() + timeout
-            self._peer.pump(Until(lambda: not channel.queued_bytes or not self.is_writable), limit, dispatch=False)
+            self._peer._pump(Until(lambda: not channel.queued_bytes or not self._is_writable), limit, dispatch=False)
             if channel.queued_bytes:
                 raise TimeoutError(
                     f"{channel.queued_bytes} bytes are still queued ({self.name}): the other side has not read them within"
                     f" {timeout} s; is it ticking?"
                 )
-            if not self.is_writable:
+            if not self._is_writable:
                 raise self._closed_error()
         finally:
-            self._peer.leave(outer)
+            self._peer._leave(outer)
 
     # -- receiving
 
@@ -486,7 +486,7 @@ class Session:
         """
         check_timeout(timeout)
         peer = self._peer
-        peer.check_thread()
+        peer._check_thread()
         received = self._received
         if not received:
             if self._state is not State.OPEN:
@@ -494,7 +494,7 @@ class Session:
             self._receiving += 1
             try:
                 limit = None if timeout is None else peer.clock() + timeout
-                peer.pump(Until(lambda: bool(received) or self._state is not State.OPEN), limit)
+                peer._pump(Until(lambda: bool(received) or self._state is not State.OPEN), limit)
             finally:
                 self._receiving -= 1
         if received:
@@ -524,9 +524,9 @@ class Session:
             check_timeout(timeout)
         if self._state is State.CLOSED:
             if not self._finished:
-                self.catch_up()
+                self._catch_up()
             raise self._closed_error()
-        return self._peer.turn(timeout, self)
+        return self._peer._turn(timeout, self)
 
     # -- handlers
 
@@ -646,42 +646,42 @@ class Session:
         closed, and if it does not exit, it is terminated and then killed. That takes up to 6 s in the worst case.
         """
         peer = self._peer
-        if peer.is_forked:
+        if peer._is_forked:
             self._finish_forked()
             return
         if self._finished and self._ending is None:
             return
-        outer = peer.enter()
+        outer = peer._enter()
         try:
-            self.flush_bounded()
-            self.finish(StreamClosedError(self.channel.closed_text()))
+            self._flush_bounded()
+            self._finish(StreamClosedError(self.channel.closed_text()))
             if self._ending is not None:
-                peer.finish_endings([self._ending])
+                peer._finish_endings([self._ending])
                 self._ending = None
         finally:
-            peer.leave(outer)
+            peer._leave(outer)
 
-    def begin_close(self) -> None:
+    def _begin_close(self) -> None:
         """Stop taking messages; write what is queued as far as it goes."""
         self._state = State.CLOSING
         self.channel.corked = False
         self._flush()
 
-    def flush_bounded(self) -> None:
+    def _flush_bounded(self) -> None:
         """Begin to close: write what is queued, within a short bound."""
         channel = self.channel
         try:
             if self._state is State.OPEN:
-                self.begin_close()
+                self._begin_close()
             if self._state is State.CLOSING and channel.queued_bytes and not channel.writing:
                 drained = Until(lambda: not channel.queued_bytes)
-                self._peer.pump(drained, self._peer.clock() + FLUSH_BOUND, dispatch=False)
+                self._peer._pump(drained, self._peer.clock() + FLUSH_BOUND, dispatch=False)
         except BaseException:  # an interruption: the next tick goes on with closing
             self._reason = self._reason or StreamClosedError(channel.closed_text())
             self._peer.unfinished[self] = None
             raise
 
-    def finish(self, reason: StreamClosedError, release: bool = False) -> None:
+    def _finish(self, reason: StreamClosedError, release: bool = False) -> None:
         """The end: every step is taken, also if the one before failed.
 
         A call that is interrupted is made again by the next tick, so a step that was taken does nothing the second
@@ -698,21 +698,21 @@ class Session:
         self._state = State.CLOSED
         reason = self._reason = self._reason or reason
         for fd in self._watched:
-            peer.unwatch(self, fd)
+            peer._unwatch(self, fd)
         self._watched = {}
-        peer.discard(self)
+        peer._discard(self)
         try:
             if release:
                 self.channel.release()
             elif self._ending is None:
                 self._ending = self.channel.end()
             if self._ending is not None:
-                peer.add_ending(self._ending)
+                peer._add_ending(self._ending)
         except Exception:
             log.error("closing the streams of %r failed", self, exc_info=True)
         self._inbox.clear()
         self._current = None
-        self.fail_pending(reason)
+        self._fail_pending(reason)
         if self._closers is None:
             log.debug("session %s closed: %s", self.name, self._short(reason))
             self._closers = list(self._close_handlers.of(Session))
@@ -728,25 +728,25 @@ class Session:
         self._finished = True
         peer.unfinished.pop(self, None)
 
-    def catch_up(self) -> None:
+    def _catch_up(self) -> None:
         """Do what an interruption has left undone."""
         if self._reason is not None:
-            self.finish(self._reason)
+            self._finish(self._reason)
         else:
             self._watched = dict.fromkeys(self._watched, 0)  # whatever is watched now
             self._changed()
             self._peer.unfinished.pop(self, None)
 
-    def fail_pending(self, reason: StreamClosedError) -> None:
+    def _fail_pending(self, reason: StreamClosedError) -> None:
         """No reply will come any more."""
         for pending in tuple(self._pending.values()):
             promise = pending()
             if promise is not None:
-                promise.fail(reason)
+                promise._fail(reason)
         self._pending.clear()
         self._deadlines.clear()
 
-    def note_forked(self) -> None:
+    def _note_forked(self) -> None:
         """This is the copy in a forked process."""
         if self._state is not State.CLOSED:
             self._state = State.FORKED
@@ -767,17 +767,17 @@ class Session:
 
     # -- for promises
 
-    def forget(self, id: str) -> None:
+    def _forget(self, id: str) -> None:
         """Nobody waits for that reply any more."""
         self._pending.pop(id, None)
 
-    def note_due(self, deadline: float) -> None:
+    def _note_due(self, deadline: float) -> None:
         """A request has an earlier deadline than all that are pending."""
         self.due = deadline
         if deadline < self._peer.due:
             self._peer.due = deadline
 
-    def expire(self, now: float) -> int:
+    def _expire(self, now: float) -> int:
         """Give up the requests whose deadline has passed, and find out when the next one is due.
 
         Returns:
@@ -794,7 +794,7 @@ class Session:
                 if entry[0] > now:
                     due = entry[0]
                     break
-                promise.expire()
+                promise._expire()
                 count += 1
             if deadlines and deadlines[0] is entry:  # interrupted before this, it is looked at again
                 heapq.heappop(deadlines)
@@ -816,7 +816,7 @@ class Session:
                 for pending in reversed(self._pending.values()):  # those that came last
                     promise = pending()
                     if promise is not None:
-                        if promise.noted:
+                        if promise._noted:
                             break
                         fresh.append(promise)
             except RuntimeError:  # one was dropped meanwhile, which takes it out of the table
@@ -824,18 +824,18 @@ class Session:
         for promise in reversed(fresh):
             if promise.deadline is not None:
                 heapq.heappush(self._deadlines, (promise.deadline, promise.id))
-            promise.noted = True
+            promise._noted = True
         if len(self._deadlines) > 2 * len(self._pending) + 64:  # most are answered
             left = [entry for entry in self._deadlines if self._whose(entry) is not None]
             heapq.heapify(left)
             self._deadlines = left
 
-    def silence_text(self) -> str:
+    def _silence_text(self) -> str:
         """What probably happened if no reply came."""
         channel = self.channel
         # What a serializer knows of the usual other side: PHP answers less often than we do.
         hint: str = getattr(getattr(channel.transport, "serializer", None), "silence_hint", "")
-        if self._peer.is_starving:
+        if self._peer._is_starving:
             return (
                 "; handlers that wait are nested so deeply that requests which came meanwhile had to wait: the reply may"
                 " depend on one of them"
@@ -872,32 +872,27 @@ class Session:
             self._watched = dict.fromkeys((*watched, *wanted), 0)  # unknown, until all is done
             for fd in watched:
                 if fd not in wanted:
-                    peer.unwatch(self, fd)
+                    peer._unwatch(self, fd)
             for fd, events in wanted.items():
                 if watched.get(fd) != events:
                     try:
-                        peer.watch(self, fd, events)
+                        peer._watch(self, fd, events)
                     except OSError as exc:
                         self._stream_failed(InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}"))
                         return
             self._watched = wanted
-        peer.set_interval(self, by_time, channel.rest if self._linger is None else 0.0)
+        peer._set_interval(self, by_time, channel.rest if self._linger is None else 0.0)
 
-    @property
-    def watched(self) -> Dict[int, int]:
-        """The descriptors that are watched for it, and for what."""
-        return self._watched
-
-    def begin_with(self, on_session: Callable[[Session], Any]) -> None:
+    def _begin_with(self, on_session: Callable[[Session], Any]) -> None:
         """Give the session to a function before anything else is dispatched."""
         self._inbox.append(_Opening(on_session))
         self._peer.work[self] = None
 
-    def start(self) -> None:
+    def _start(self) -> None:
         """Begin to be watched."""
         self._changed()
 
-    def interval(self) -> float:
+    def _interval(self) -> float:
         """In how many seconds to look though no descriptor is ready."""
         if self._linger is not None:
             # Once it is over, that is work for dispatch, which a wait without dispatching must not be kept awake by.
@@ -912,7 +907,7 @@ class Session:
             return 0  # reported by _changed
         return math.inf if interval is None else interval
 
-    def look(self) -> float:
+    def _look(self) -> float:
         """Look, though no descriptor is ready.
 
         Returns:
@@ -921,12 +916,12 @@ class Session:
         if self._linger is not None:
             if not self._lingers():
                 self._peer.work[self] = None
-        elif not self._paused and self.interval() != math.inf:
-            self.read(-1)
+        elif not self._paused and self._interval() != math.inf:
+            self._read(-1)
             return self.channel.rest if self._linger is None else 0.0
         return 0.0
 
-    def ready(self, fd: int, events: int) -> None:
+    def _ready(self, fd: int, events: int) -> None:
         """A descriptor is ready in some way."""
         if events != READ and self._state is not State.CLOSED:
             try:
@@ -935,9 +930,9 @@ class Session:
                 self._peer.unfinished[self] = None
                 raise
         if events != WRITE:
-            self.read(fd)
+            self._read(fd)
 
-    def read(self, fd: int) -> None:
+    def _read(self, fd: int) -> None:
         """A descriptor is readable, or (-1) it is time to look."""
         if self._end is not None or self._state is CLOSED:
             return
@@ -964,15 +959,15 @@ class Session:
         finally:
             self._reading = False
         if self._paused:
-            self.update_reading()
+            self._update_reading()
         self._peer.work[self] = None
 
-    def limit_reading(self) -> None:
+    def _limit_reading(self) -> None:
         """Called before more is read though there is something in the inbox."""
         if len(self._inbox) > _INBOX_SMALL or self._peer.starving or self._paused:
-            self.update_reading()
+            self._update_reading()
 
-    def update_reading(self) -> None:
+    def _update_reading(self) -> None:
         """Stop reading while the inbox is long, go on when it is not."""
         if self._reading:
             return
@@ -989,7 +984,7 @@ class Session:
     def _set_paused(self, paused: bool) -> None:
         if paused != self._paused:
             self._paused = paused
-            self._peer.set_paused(self, paused)
+            self._peer._set_paused(self, paused)
             self._changed()
 
     def _flush(self) -> None:
@@ -1004,9 +999,9 @@ class Session:
             if self._inbox:
                 self._peer.work[self] = None  # requests may have waited for this
         if self._paused:
-            self.update_reading()
+            self._update_reading()
 
-    def flush_corked(self) -> None:
+    def _flush_corked(self) -> None:
         """What a batch has gathered leaves when a tick begins."""
         if self._state is State.OPEN:
             self._flush()
@@ -1036,7 +1031,7 @@ class Session:
         self._peer.work[self] = None
         self._changed()
 
-    def find_invalid(self) -> None:
+    def _find_invalid(self) -> None:
         """Look for what no poller tells: a stream that its owner closed, and what interruptions have left.
 
         Most of the latter are mended where they happen; this is for the one that comes while another is being mended.
@@ -1059,8 +1054,8 @@ class Session:
     # -- for the peer: dispatch
 
     @property
-    def has_work(self) -> bool:
-        """Whether ``dispatch`` has something to do."""
+    def _has_work(self) -> bool:
+        """Whether ``_dispatch`` has something to do."""
         if self._state is not OPEN:
             return False
         inbox = self._inbox
@@ -1069,11 +1064,11 @@ class Session:
         return bool(inbox) and (self.channel.queued_bytes <= HIGH_WATER or type(inbox[0]) is not RequestEnvelope)
 
     @property
-    def backlog(self) -> int:
+    def _backlog(self) -> int:
         """How many messages wait to be dispatched, and the end of the stream."""
         return len(self._inbox) + 2
 
-    def dispatch(self, turns: int, until: Any) -> int:
+    def _dispatch(self, turns: int, until: Any) -> int:
         """Dispatch messages, and the end of the stream behind them.
 
         Args:
@@ -1143,12 +1138,12 @@ class Session:
         elif not inbox:
             self._mark = channel.received_bytes
             if self._paused:
-                self.update_reading()
+                self._update_reading()
             if self._end is None or self._state is not OPEN or self._linger is not None:
                 peer.work.pop(self, None)
         return count
 
-    def settle_replies(self) -> int:
+    def _settle_replies(self) -> int:
         """Settle the replies in the inbox before their turn: handlers are nested too deeply to run another."""
         inbox = self._inbox
         # From the right, where a deque is quick, and only what came since the last time: the inbox may be long.
@@ -1163,7 +1158,7 @@ class Session:
             del inbox[index]
         self._scanned = len(inbox)
         if self._end is not None:
-            self.fail_pending(self._end)  # the rest of the end has to wait for its turn
+            self._fail_pending(self._end)  # the rest of the end has to wait for its turn
         return len(found)
 
     def _settle(self, envelope: ResponseEnvelope) -> None:
@@ -1177,9 +1172,9 @@ class Session:
             log.debug("session %s: late reply to request %.128r dropped: nobody waits for it", self.name, envelope.id)
             return
         try:
-            promise.settle(envelope.response)
+            promise._settle(envelope.response)
         except Exception as exc:  # of the reply's own methods
-            promise.fail(exc)
+            promise._fail(exc)
         self._pending.pop(envelope.id, None)
 
     def _deliver(self, message: Message, handlers: Tuple[Handler, ...], first: bool) -> None:
@@ -1353,7 +1348,7 @@ class Session:
                 return
             promise = None if pending is None else pending()
             if promise is not None:
-                promise.fail(error)
+                promise._fail(error)
             self._pending.pop(error.response_id, None)
         else:
             self._deliver(ErrorMessage(str(error)), self._message_handlers.of(ErrorMessage), True)
@@ -1362,7 +1357,7 @@ class Session:
         keep = False
         try:
             # Not what still cannot be used: it would be reported again at once.
-            keep = self.report(error) and not (isinstance(error, InvalidStreamError) and self.channel.find_invalid())
+            keep = self._report(error) and not (isinstance(error, InvalidStreamError) and self.channel.find_invalid())
         finally:  # also if a handler was interrupted
             if keep:
                 self._failing = False
@@ -1376,7 +1371,7 @@ class Session:
                     self._changed()
                 self._peer.work[self] = None
 
-    def report(self, error: BaseException) -> bool:
+    def _report(self, error: BaseException) -> bool:
         """Tell the on_exception handlers.
 
         Returns:
@@ -1401,7 +1396,7 @@ class Session:
 
     def _finish_ended(self) -> None:
         assert self._end is not None
-        self.finish(self._end)
+        self._finish(self._end)
 
     def _lingers(self) -> bool:
         """Whether an ended stream is to be kept a while: the other side may still read, though it writes no more."""
@@ -1415,7 +1410,7 @@ class Session:
 
 
 class Until:
-    """A condition in the form of a promise: ``pump`` looks at ``settled``."""
+    """A condition in the form of a promise: ``_pump`` looks at ``settled``."""
 
     __slots__ = ("_condition",)
 

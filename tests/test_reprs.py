@@ -115,7 +115,7 @@ def test_open_and_its_counters(peer: IpcPeer) -> None:
             assert queued and repr(raw.session) == f"<Session {name} open pending=2 inbox=0 queued={queued}>"
         raw.write(framed(Note("secret")))
         raw.session.flush()
-        peer.pump(_Happened(raw.session), None, dispatch=False)
+        peer._pump(_Happened(raw.session), None, dispatch=False)
         assert repr(raw.session) == f"<Session {name} open pending=2 inbox=1 queued=0>"
         assert len(promises) == 2
 
@@ -141,7 +141,7 @@ def test_closed_by_this_side(peer: IpcPeer) -> None:
 def test_closing(peer: IpcPeer) -> None:
     with RawPeer(peer, small=True) as raw:
         raw.session.notify(Note("", b"x" * 100_000))
-        raw.session.begin_close()
+        raw.session._begin_close()
         text = f"closing pending=0 inbox=0 queued={raw.session.queued_bytes}>"
         assert repr(raw.session) == f"<Session {raw.session.name} {text}"
 
@@ -154,7 +154,7 @@ def test_ended_but_not_dispatched_yet(peer: IpcPeer) -> None:
 
     @raw.session.on_message
     def look(note: Note) -> None:
-        peer.wait_for(-1, 0, 0)  # reads the end, too
+        peer._wait_for(-1, 0, 0)  # reads the end, too
         seen.append(repr(raw.session))
 
     tick_until(lambda: not raw.session.is_open, peer)

@@ -259,6 +259,30 @@ def test_the_docstring_names_what_there_is():
     assert set(stream_ipc.__all__) <= set(dir(stream_ipc))
 
 
+# What help() shows of the classes that users hold in their hands. What the modules of the package ask of each other's
+# objects begins with an underscore, so that nobody takes it for a part of the interface.
+MEMBERS = {
+    "IpcPeer": [
+        "broadcast", "close", "connect", "create_command_session", "create_process_session", "create_session",
+        "create_session_pair", "create_socket_session", "create_stdio_session", "create_stream_session", "fileno", "listen",
+        "next_deadline", "remove_session", "sessions", "tick", "tick_for",
+    ],
+    "Session": [
+        "batch", "close", "flush", "is_open", "notify", "off_close", "off_exception", "off_message", "off_request",
+        "on_close", "on_exception", "on_message", "on_request", "peer", "process", "queued_bytes", "receive", "request",
+        "tick", "transport",
+    ],
+    "ResponsePromise": ["cancel", "done", "wait"],
+    "Listener": ["address", "close", "is_open"],
+    "MessageTransport": ["close", "flush", "read_fds", "receive", "send", "wants_write", "write_fd"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(MEMBERS))
+def test_public_members(name):
+    assert [member for member in dir(getattr(stream_ipc, name)) if not member.startswith("_")] == MEMBERS[name]
+
+
 def test_version():
     assert [part.isdigit() for part in stream_ipc.__version__.split(".")] == [True, True, True]
     # setuptools reads it without importing the package, for which it must be a literal.

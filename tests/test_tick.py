@@ -669,4 +669,4 @@ def test_handler_that_closes_the_peer_inside_tick_for(peer: IpcPeer, fileno: boo
         with CpuMeter() as meter:
             assert peer.tick_for(0.1) == 1
         assert 0.1 <= meter.real < 5 and meter.cpu < 0.09
-        assert peer.is_closed and not raw.session.is_open
+        assert peer._is_closed and not raw.session.is_open
