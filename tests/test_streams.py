@@ -34,7 +34,9 @@ from stream_ipc import (
     ResponseEnvelope,
     Session,
     StreamClosedError,
+    StreamTransport,
 )
+from stream_ipc.transports.descriptors import ReadEnd, WriteEnd
 from stream_ipc.wire.framing import frame_header
 
 from .messages import Note, Ping, Pong
@@ -48,6 +50,7 @@ from .os_helpers import (
     listing,
     program,
     read_exactly,
+    read_to_end,
     role,
     script,
     tick_until,
@@ -465,6 +468,151 @@ class many_descriptors:
 
     def __exit__(self, *exc_info: object) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
+
+
+# -- promises that only certain streams put to the test
+
+
+def fill(write: int, room: int, read: int) -> int:
+    """Leave so much room in a pipe; returns how much is in it."""
+    os.set_blocking(write, False)
+    filled = 0
+    try:
+        while True:
+            filled += os.write(write, bytes(65536))
+    except BlockingIOError:
+        pass
+    os.set_blocking(write, True)
+    return filled - len(os.read(read, room))
+
+
+def receive(read: int, size: int, peer: IpcPeer) -> bytes:
+    """Read so much, and let the other side write it."""
+    pieces: List[bytes] = []
+
+    def is_there() -> bool:
+        if wait_readable(read, 0):
+            pieces.append(os.read(read, 1 << 20))
+        return sum(map(len, pieces)) >= size
+
+    tick_until(is_there, peer)
+    return b"".join(pieces)
+
+
+def test_a_broadcast_that_one_stream_takes_in_part_reaches_the_others_whole(peer: IpcPeer) -> None:
+    pipes = [os.pipe() for _ in range(3)]
+    filled = fill(pipes[0][1], 8192, pipes[0][0])
+    nothing = [os.pipe() for _ in pipes]
+    sessions = [peer.create_stream_session(write, other) for (_, write), (other, _) in zip(pipes, nothing)]
+    note = Note("", bytes(20_000))
+    assert peer.broadcast(note) == 3
+    assert sessions[0].queued_bytes
+    assert read_exactly(pipes[0][0], filled) == bytes(filled)
+    tick_until(lambda: not sessions[0].queued_bytes, peer)
+    peer.close()
+    for read, _ in pipes:
+        assert read_to_end(read) == frame_of(note)
+        os.close(read)
+    for _, write in nothing:
+        os.close(write)
+
+
+def test_a_queue_of_more_buffers_than_the_system_takes_at_once(peer: IpcPeer) -> None:
+    (read, write), (read2, write2) = os.pipe(), os.pipe()
+    filled = fill(write, 4096, read)
+    session = peer.create_stream_session(write, read2)
+    notes = [Note(str(index), bytes(100)) for index in range(2500)]  # 64 KiB of these are joined
+    for note in notes:
+        session.notify(note)
+    assert session.queued_bytes > 200_000
+    expected = bytes(filled) + b"".join(map(frame_of, notes))
+    assert receive(read, len(expected), peer) == expected and session.is_open
+    os.close(read)
+    os.close(write2)
+
+
+def test_a_shared_pipe_that_cannot_be_opened_again_is_written_in_pieces(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, written = os.open, os.write
+    pieces = []
+
+    def refuse(path: Any, *args: Any, **kwargs: Any) -> int:
+        if str(path).startswith("/proc/self/fd/"):
+            raise FileNotFoundError(path)  # as on macOS
+        return opened(path, *args, **kwargs)
+
+    def write(fd: int, data: Any) -> int:
+        assert len(data) <= select.PIPE_BUF, "more than a pipe that is ready takes without blocking"
+        pieces.append(data)
+        return written(fd, data)
+
+    (read, out), (read2, write2) = os.pipe(), os.pipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        end = WriteEnd(out, shared=True)
+    monkeypatch.setattr(os, "write", write)
+    session = peer.create_stream_session(end, read2)
+    note = Note("", bytes(200_000))
+    session.notify(note)
+    assert receive(read, len(frame_of(note)), peer) == frame_of(note)
+    assert os.get_blocking(out) and len(pieces) > 10
+    os.close(read)
+    os.close(write2)
+
+
+def test_a_shared_descriptor_is_not_read_before_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Buffered:
+        def fileno(self) -> int:
+            return read
+
+        def peek(self) -> bytes:
+            raise AssertionError("this would have blocked")
+
+    def block(fd: int, size: int) -> bytes:
+        assert wait_readable(fd, 0), "this would have blocked"
+        return data(fd, size)
+
+    (read, write), (read2, write2), data = os.pipe(), os.pipe(), os.read
+    monkeypatch.setattr(os, "read", block)
+    transport = StreamTransport(write2, [ReadEnd(Buffered(), shared=True)], PickleMessageSerializer())
+    assert os.get_blocking(read)
+    assert transport.receive() == []
+    write_all(write, frame_of(Note("x")))
+    assert transport.receive() == [Note("x")]
+    transport.close()
+    for fd in (read, write, read2):
+        os.close(fd)
+
+
+def test_descriptors_0_and_1_keep_their_flags_without_being_taken_over() -> None:
+    code = """
+        session = IpcPeer().create_stream_session(1, 0)
+        session.on_request(lambda ping: Pong([os.get_blocking(0), os.get_blocking(1)]))
+        serve(session)
+    """
+    (read, theirs), (others, write) = os.pipe(), os.pipe()
+    process = subprocess.Popen(program(code), stdin=others, stdout=theirs)
+    try:
+        with IpcPeer() as peer:
+            session = peer.create_stream_session(write, read)
+            assert session.request(Ping(), expect=Pong).wait().value == [True, True]
+            assert os.get_blocking(others) and os.get_blocking(theirs)
+    finally:
+        os.close(theirs)
+        os.close(others)
+        kill(process)
+
+
+def test_receive_tells_a_closed_descriptor_from_the_end_of_the_stream() -> None:
+    (read, write), (read2, write2) = os.pipe(), os.pipe()
+    transport = StreamTransport(write2, [read], PickleMessageSerializer())
+    os.close(read)
+    with pytest.raises(InvalidStreamError, match=f"descriptor {read} was closed"):
+        transport.receive()
+    transport.close()
+    os.close(write)
+    os.close(read2)
 
 
 # -- regular files and the null device

@@ -116,8 +116,8 @@ def close_streams(streams: List[Tuple[Any, int]]) -> None:
                 os.close(fd)
             else:
                 stream.close()
-        except (OSError, ValueError):
-            pass  # a file object that cannot flush what its owner left in it, or a descriptor that somebody closed
+        except Exception:
+            pass  # it cannot flush what its owner left in it, somebody has closed it, or it has no close()
         if not raw:
             del streams[-1]
 
