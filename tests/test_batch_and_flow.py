@@ -9,6 +9,7 @@ from typing import Any, Iterator, List
 import pytest
 
 from stream_ipc import IpcPeer, Message, RequestTimeoutError, ResponseEnvelope, StreamClosedError
+from stream_ipc import session as session_module
 from tests.helpers import (
     MAGIC,
     CpuMeter,
@@ -466,3 +467,72 @@ def test_reply_in_a_long_stream_is_found(raw: RawPeer) -> None:
         except BlockingIOError:
             raw.session.tick()
     assert promise.wait().value == "there" and count[0] == 20000
+
+
+# -- how much is read before it is dispatched
+
+
+@pytest.mark.parametrize("limit", ["INBOX_BYTES", "INBOX_COUNT"])
+def test_inbox_that_handlers_do_not_work_off_is_bounded(raw: RawPeer, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(session_module, limit, 100_000 if limit == "INBOX_BYTES" else 100)
+
+    def fail(note: Note) -> None:
+        raise ValueError(note.text)
+
+    raw.session.on_message(fail)
+    note = framed(Note("", bytes(1000)))
+    sent = 0
+    for _ in range(300):
+        try:
+            while True:
+                sent += raw.sock.send(note * 50)
+        except BlockingIOError:
+            pass
+        with pytest.raises(ValueError):  # so each tick dispatches one and reads more
+            raw.session.peer.tick()
+    # What is read at a time comes on top.
+    assert raw.session.transport.received_bytes < 300 * len(note) + 100_000 + 2 * 65536
+    raw.session.off_message(fail)
+    tick_until(lambda: "inbox=0" in repr(raw.session) and not raw.session.peer.tick(), raw.session.peer)
+    assert raw.session.transport.received_bytes > sent - 1100  # it was read on; half a note may be left
+    raw.sock.close()
+
+
+@pytest.mark.parametrize("limit", ["INBOX_BYTES_HARD", "INBOX_COUNT_HARD"])
+def test_inbox_is_bounded_though_a_send_must_wait(
+    peer: IpcPeer, raw: RawPeer, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(session_module, limit, 300_000 if limit == "INBOX_BYTES_HARD" else 300)
+    monkeypatch.setattr(session_module, "INBOX_COUNT", 10)
+    raw.session.notify(Note("", bytes(MIB)))
+    assert raw.session.queued_bytes
+    note = framed(Note("", bytes(1000)))
+    for _ in range(50):
+        try:
+            while True:
+                raw.sock.send(note * 50)
+        except BlockingIOError:
+            pass
+        with pytest.raises(TimeoutError):
+            raw.session.flush(0)
+    assert 290_000 < raw.session.transport.received_bytes < 400_000 + 2 * 65536
+
+
+def test_inbox_of_requests_goes_on_while_replies_are_queued(
+    peer: IpcPeer, raw: RawPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two sides that only write would wait for each other.
+    monkeypatch.setattr(session_module, "INBOX_COUNT", 10)
+    raw.session.on_request(lambda ping: Pong(ping.value))
+    raw.session.notify(Note("", bytes(2 * MIB)))
+    assert raw.session.queued_bytes > MIB
+    for start in range(0, 400, 100):
+        raw.write(*[request_bytes(str(index), Ping(index)) for index in range(start, start + 100)])
+        peer.tick()
+    assert "inbox=400 " in repr(raw.session)
+    data = b""
+    while "inbox=0 queued=0" not in repr(raw.session):
+        data += raw.read()
+        peer.tick()
+    replies: List[Any] = unframe(data + raw.read())[1:]
+    assert [reply.response.value for reply in replies] == list(range(400))

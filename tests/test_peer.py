@@ -577,3 +577,71 @@ def test_attaching_to_what_is_no_process(peer: IpcPeer) -> None:
     nothing: Any = None
     with pytest.raises(ValueError, match=r"attached to a subprocess.Popen, not to None"):
         peer.create_process_session(nothing)
+
+
+# -- streams that their owners close
+
+
+def test_streams_are_looked_at_a_few_at_a_time_but_all_in_turn(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream_ipc.peer._CHECK_INTERVAL", 0.001)
+    looked: List[Session] = []
+    find_invalid = Session.find_invalid
+
+    def look(session: Session) -> None:
+        looked.append(session)
+        find_invalid(session)
+
+    pairs = [os.pipe() + os.pipe() for _ in range(40)]
+    sessions = [peer.create_stream_session(write2, read) for read, _, _, write2 in pairs]
+    monkeypatch.setattr(Session, "find_invalid", look)
+    while set(looked) != set(sessions):
+        before = len(looked)
+        peer.tick()
+        assert len(looked) - before <= 16  # a thousand cost no more
+        assert len(looked) < 4000
+    errors: List[Any] = []
+    sessions[17].on_exception(errors.append)
+    os.close(pairs[17][0])
+    tick_until(lambda: errors, peer)
+    assert isinstance(errors[0], InvalidStreamError) and errors[0].session is sessions[17]
+    for index, (_, write, read2, _) in enumerate(pairs):
+        os.close(write)
+        os.close(read2)
+
+
+def test_number_that_a_new_session_got_tells_the_old_one_at_once(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream_ipc.peer._CHECK_INTERVAL", 1000.0)
+    (read, write), (read2, write2), (other, far) = os.pipe(), os.pipe(), os.pipe()
+    old = peer.create_stream_session(write2, read)
+    errors: List[Any] = []
+    old.on_exception(errors.append)
+    peer.tick()  # looks at them, and not again in this test
+    os.close(read)
+    os.dup2(other, read)
+    new = peer.create_stream_session(os.dup(write2), read)
+    peer.tick()
+    assert [error.session for error in errors] == [old] and not old.is_open and new.is_open
+    for fd in (write, read2, other, far):
+        os.close(fd)
+
+
+def test_tick_does_not_go_on_with_what_comes_meanwhile(peer: IpcPeer) -> None:
+    # As two sides would keep each other's tick from ever returning.
+    with RawPeer(peer) as one, RawPeer(peer) as two:
+        count = 0
+
+        def more(note: Note) -> None:
+            nonlocal count
+            count += 1
+            if count < 1000:
+                one.write(framed(note))
+                two.write(framed(note))
+                peer._wait_for(-1, 0, peer.clock())  # reads, as a send does that waits for room
+
+        for raw in (one, two):
+            raw.session.on_message(more)
+            raw.write(framed(Note()))
+        assert 2 <= peer.tick() <= 2 * 64
+        assert count < 200
