@@ -12,8 +12,10 @@ from typing import Any, Callable, Iterator, List
 import pytest
 
 from stream_ipc import IpcPeer, Message, StreamClosedError
+from stream_ipc.transports.descriptors import WriteEnd
 from tests.helpers import Gate, RawPeer, child, framed, run_python, tick_until, unframe, values
 from tests.messages import Note, Ping, Pong
+from tests.os_helpers import listing
 
 
 @pytest.fixture
@@ -43,6 +45,55 @@ def in_fork(function: Callable[[], str]) -> str:
         text = reader.read().decode()
     os.waitpid(pid, 0)
     return text
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_copy_that_a_handler_forks_stays_a_copy(peer: IpcPeer) -> None:
+    read, write = os.pipe()
+    main, (a, _) = os.getpid(), peer.create_session_pair()
+    peer.fileno()
+    a.on_close(lambda session: os.fork())
+    a.close()  # comes back twice
+    if os.getpid() != main:
+        try:
+            for call in (peer.tick, peer.create_session_pair, peer.fileno):
+                try:
+                    call()
+                    os.write(write, b"used ")
+                except RuntimeError:
+                    os.write(write, b"refused ")
+        finally:
+            os._exit(0)
+    os.wait()
+    assert os.read(read, 100) == b"refused refused refused "
+    assert peer.tick() == 0
+    os.close(read)
+    os.close(write)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and pidfds")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_copy_closes_its_copies_of_all_descriptors(peer: IpcPeer) -> None:
+    before = set(listing())
+    (read, write), (read2, write2) = os.pipe(), os.pipe()
+    # One that is opened again, to be written without blocking.
+    shared = peer.create_stream_session(WriteEnd(write, shared=True), read2)
+    started = peer.create_command_session(["cat"])
+    assert len(set(listing()) - before) >= 8
+
+    def close() -> str:
+        for session in peer.sessions:
+            session.close()
+        for fd in (read, write2):
+            os.close(fd)
+        return "\n".join(set(listing()) - before)
+
+    left = in_fork(close).splitlines()
+    assert len(left) == 2 and all("pipe:" in name for name in left)  # the pipe through which it tells
+    started.close()
+    shared.close()
+    os.close(read)
+    os.close(write2)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

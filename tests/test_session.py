@@ -1474,3 +1474,56 @@ def test_expect_is_a_message_class(peer: IpcPeer, expect: Any) -> None:
     with pytest.raises(TypeError, match="expect must be a message class"):
         a.request(Ping(), expect=expect)
     assert no_pending(a)
+
+
+# -- serializers that check nothing
+
+
+class Careless(PickleMessageSerializer):
+    """Makes ids that cannot be looked up."""
+
+    def deserialize(self, payload: Any) -> Message:
+        message = super().deserialize(payload)
+        if isinstance(message, ResponseEnvelope):
+            message.id = [message.id]  # type: ignore[assignment]
+            if isinstance(message.response, Note):
+                raise SerializationError("careless", response_id=message.id)  # type: ignore[arg-type]
+        return message
+
+
+@pytest.mark.parametrize("reply", [Pong(), Note("cannot be decoded")])
+@pytest.mark.parametrize("nested", [False, True])
+def test_reply_with_an_id_that_cannot_be_looked_up_is_a_late_one(
+    reply: Message, nested: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if nested:
+        monkeypatch.setattr("stream_ipc.peer.MAX_DEPTH", 1)  # replies are settled out of their turn
+    with IpcPeer(Careless(), timeout=20) as peer, RawPeer(peer) as raw:
+        promise = raw.session.request(Ping())
+        seen: List[Message] = []
+
+        @raw.session.on_message
+        def note(message: Note) -> None:
+            raw.write(reply_bytes(promise.id, reply))
+            if nested:
+                peer.tick()
+            seen.append(message)
+
+        raw.write(framed(Note("1")), framed(Note("2")))
+        tick_until(lambda: len(seen) == 2 and "inbox=0" in repr(raw.session), peer)
+        assert raw.session.is_open and not promise.settled
+        raw.session.close()
+
+
+def test_errors_of_several_handlers(peer: IpcPeer, raw: RawPeer, caplog: pytest.LogCaptureFixture) -> None:
+    for text in ("first", "second", "third"):
+
+        def fail(note: Note, text: str = text) -> None:
+            raise ValueError(text)
+
+        raw.session.on_message(lambda note, text=text: fail(note, text))
+    raw.write(framed(Note()))
+    with pytest.raises(ValueError, match="first"):
+        peer.tick()
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["second", "third"]
+    assert all("another on_message handler failed too" in record.getMessage() for record in caplog.records)
