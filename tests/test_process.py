@@ -14,7 +14,7 @@ from typing import Any, Iterator, List
 
 import pytest
 
-from stream_ipc import IpcPeer, LogMessage, PickleMessageSerializer, RemoteError, StreamClosedError
+from stream_ipc import IpcPeer, LogMessage, PickleMessageSerializer, RemoteError, RequestEnvelope, StreamClosedError
 from stream_ipc.transports import process as process_module
 from stream_ipc.wire.framing import frame_header
 
@@ -577,6 +577,66 @@ def test_with_sigchld_ignored_nothing_is_made_up(waitid: bool) -> None:
     assert done.stderr == b"" and done.returncode == 0
     assert lines[0] == "done" and lines[-2:] == ["again", "end"]
     assert "exit status unknown" in lines[1]
+
+
+def test_the_last_words_on_stdout_are_kept_within_bounds(peer: IpcPeer) -> None:
+    # As PHP complains.
+    session = peer.create_command_session(script("print('x' * 100_000 + 'the end'); os._exit(3)"), stderr=None)
+    with pytest.raises(StreamClosedError, match="exit status 3") as caught:
+        session.request(Ping()).wait(PATIENCE)
+    text = str(caught.value)
+    assert text.endswith("the end") and "its stdout" in text and len(text) < 2500
+
+
+def test_a_death_is_told_though_its_stdout_was_closed_by_its_owner(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream_ipc.peer._CHECK_INTERVAL", 1000.0)
+    process = subprocess.Popen(["cat"], stdin=PIPE, stdout=PIPE)
+    session = peer.create_process_session(process)
+    errors, closed = [], ended(session)
+    session.on_exception(errors.append)
+    peer.tick()  # looks at the streams, and not again in this test
+    promise = session.request(Ping(), timeout=None)
+    assert process.stdout is not None
+    read_exactly(process.stdout.fileno(), len(frame_of(RequestEnvelope(promise.id, Ping()))))
+    process.kill()
+    await_death(process)
+    process.stdout.close()
+    tick_until(lambda: closed, peer)
+    assert errors == []
+    with pytest.raises(StreamClosedError, match="killed by SIGKILL"):
+        promise.wait()
+    process.wait()
+
+
+def test_a_popen_whose_lock_is_held_for_ever_is_polled_all_the_same() -> None:
+    process: Any = subprocess.Popen(script("os._exit(5)"))
+    await_death(process)
+    process._waitpid_lock.acquire()  # as an exception of a signal handler inside poll() can leave it
+    assert process.poll() is None
+    assert process_module.poll(process) == 5 and process.returncode == 5
+    process._waitpid_lock.release()
+
+
+def test_a_child_that_nobody_gets_a_session_with_is_killed(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: List[Any] = []
+    popen = subprocess.Popen
+
+    def start(*args: Any, **kwargs: Any) -> Any:
+        started.append(popen(*args, **kwargs))
+        return started[0]
+
+    def fail(*args: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(process_module, "open_end", fail)
+    before = listing()
+    with pytest.raises(MemoryError):
+        peer.create_command_session(["cat"])
+    assert started[0].returncode == -signal.SIGKILL
+    assert peer.sessions == () and listing() == before
 
 
 # -- ending

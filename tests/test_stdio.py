@@ -613,6 +613,21 @@ def test_a_missing_descriptor_is_said_to_be_missing(missing: int, other: str) ->
     assert b"Traceback" not in done.stderr and b"descriptor" in done.stderr
 
 
+def test_without_a_stderr_since_a_moment_ago_too(peer: IpcPeer) -> None:
+    code = """
+        peer = IpcPeer()
+        os.close(2)
+        session = peer.create_stdio_session()
+        print("lost", flush=True)
+        session.on_request(lambda ping: Pong(ping.value))
+        serve(session)
+    """
+    session = peer.create_command_session(program(code), stderr=None)
+    texts = collect(session, LogMessage)
+    assert session.request(Ping(1), expect=Pong).wait().value == 1
+    assert texts == []
+
+
 def test_without_a_stderr_a_print_is_lost_but_nothing_else() -> None:
     code = """
         peer = IpcPeer()

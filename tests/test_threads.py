@@ -14,13 +14,15 @@ import pytest
 from stream_ipc import (
     InvalidStreamError,
     IpcPeer,
+    PickleMessageSerializer,
     RequestTimeoutError,
     Session,
     StreamClosedError,
     StreamTransport,
 )
 from stream_ipc.transports import descriptors
-from stream_ipc.transports.threads import READ_GRACE, WRITE_GRACE
+from stream_ipc.transports import threads as threads_module
+from stream_ipc.transports.base import finish
 from tests.helpers import (
     PATIENCE,
     CpuMeter,
@@ -35,7 +37,7 @@ from tests.helpers import (
 )
 from tests.messages import Note, Ping, Pong
 
-BOUND = 1.0 + WRITE_GRACE + READ_GRACE  # what closing may take in the worst case; the first is the session's own
+BOUND = 2.5  # what closing may take in the worst case: two seconds to write, of which the session has one, half to read
 
 
 @pytest.fixture
@@ -414,6 +416,39 @@ def test_close_does_not_hang_on_a_blocked_write_or_close(peer: IpcPeer) -> None:
     assert threads()
     gate.set()
     join_all()
+
+
+def test_hurry_cuts_the_grace_of_a_blocked_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As for a child that has ended, whose output a grandchild holds open.
+    monkeypatch.setattr(threads_module, "READ_GRACE", 0.01)
+    wire = Stubborn()
+    ending: Any = StreamTransport(wire, [wire], PickleMessageSerializer()).end()
+    ending.grace = 60.0
+    tick_until(lambda: ending.step() is not None and wire.closed_times)  # what is left is the read
+    ending.hurry()
+    start = time.monotonic()
+    finish([ending])
+    assert time.monotonic() - start < 10
+    wire.incoming.put(b"")
+    join_all()
+
+
+def test_raw_file_that_takes_nothing_is_an_error_and_no_loss(peer: IpcPeer) -> None:
+    class Full(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> None:
+            return None  # as a raw file that does not block
+
+    read, write = os.pipe()
+    session = peer.create_stream_session(Full(), read)
+    promise = session.request(Ping())
+    with pytest.raises(StreamClosedError, match="took nothing") as caught:
+        promise.wait()
+    assert isinstance(caught.value.__cause__, BlockingIOError)
+    join_all()
+    os.close(write)
 
 
 def test_peer_that_floods_does_not_keep_close_from_returning(peer: IpcPeer) -> None:
