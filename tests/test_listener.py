@@ -1,6 +1,7 @@
 """listen() and connect(): addresses, accepting inside ticks, files of Unix sockets, what strangers can do."""
 
 import errno
+import fcntl
 import gc
 import os
 import select
@@ -575,6 +576,27 @@ def test_folder_that_somebody_else_has_locked(peer, host, path, monkeypatch):
         os.close(fd)
 
 
+def test_dead_file_is_removed_under_a_lock(peer, host, path, monkeypatch):
+    # Without it a second one could remove the new file of the first.
+    unlink, locked = os.unlink, []
+
+    def remove(name, *args, **kwargs):
+        fd = os.open(os.path.dirname(path), os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            locked.append(name)
+        finally:
+            os.close(fd)
+        unlink(name, *args, **kwargs)
+
+    dead_socket(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", remove)
+        peer.listen(path, host)
+    assert locked == [path]
+
+
 def test_other_users_are_refused(peer, host, monkeypatch, caplog):
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
@@ -766,6 +788,43 @@ def test_connect_obeys_its_timeout_over_tcp(peer):
         finally:
             for sock in crowd:
                 sock.close()
+
+
+def test_connection_to_itself_is_refused(peer, monkeypatch):
+    connect_ex = socket.socket.connect_ex
+
+    def connect(sock, address):
+        sock.bind(address)  # as the system does now and then, for a port out of its own range
+        return connect_ex(sock, address)
+
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        address = sock.getsockname()
+    monkeypatch.setattr(socket.socket, "connect_ex", connect)
+    with pytest.raises(ConnectionRefusedError):
+        peer.connect(address)
+
+
+def test_address_that_does_not_answer_leaves_time_for_the_next(peer, host, monkeypatch):
+    limits = []
+    listener = peer.listen(("127.0.0.1", 0), host)
+    connect_ex, wait_for = socket.socket.connect_ex, peer._wait_for
+
+    def connect(sock, address):
+        return connect_ex(sock, address) if address == listener.address else errno.EINPROGRESS
+
+    def wait(fd, events, limit):
+        limits.append(limit - peer.clock())
+        return len(limits) > 2 and wait_for(fd, events, limit)
+
+    monkeypatch.setattr(socket.socket, "connect_ex", connect)
+    monkeypatch.setattr(peer, "wait_for", wait)
+    info = socket.getaddrinfo(*listener.address, type=socket.SOCK_STREAM)[0]
+    others = [(*info[:4], (f"127.0.0.{number}", info[4][1])) for number in (2, 3)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [*others, info])
+    assert peer.connect(listener.address, timeout=9.0).is_open
+    # Each gets its part of what is left, and here the first two took none of it.
+    assert 2.5 < limits[0] <= 3.0 and 4.0 < limits[1] <= 4.5
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a full queue refuses at once")

@@ -423,7 +423,7 @@ def test_hurry_cuts_the_grace_of_a_blocked_read(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(threads_module, "READ_GRACE", 0.01)
     wire = Stubborn()
     ending: Any = StreamTransport(wire, [wire], PickleMessageSerializer()).end()
-    ending.grace = 60.0
+    ending.grace = 15.0
     tick_until(lambda: ending.step() is not None and wire.closed_times)  # what is left is the read
     ending.hurry()
     start = time.monotonic()

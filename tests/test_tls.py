@@ -691,3 +691,70 @@ def test_interrupted_handshakes(peer, host, listener, client_side):
                     session.close()
         gc.collect()
         tick_until(lambda: len(host.sessions) >= done and not peer.sessions and "=0" in repr(listener), peer)
+
+
+# -- what only a busy or a rude other side brings about
+
+
+def test_a_write_that_has_to_wait_for_a_read(peer, pair):
+    client, server = pair
+
+    class Waits:
+        """The socket, as it is while it updates its keys."""
+
+        def __init__(self, sock):
+            self.sock = sock
+
+        def __getattr__(self, name):
+            return getattr(self.sock, name)
+
+        def send(self, data):
+            raise ssl.SSLWantReadError
+
+    transport = client.transport
+    sock, transport.socket = transport.socket, Waits(transport.socket)
+    client.notify(Note("x"))
+    assert client.queued_bytes and transport.wants_write and transport.write_fd is None  # it would be ready for ever
+    with CpuMeter() as meter:
+        peer.tick(0.05)
+    assert meter.cpu < 0.04
+    transport.socket = sock
+    server.notify(Note("whatever"))
+    notes = []
+    server.on_message(notes.append)
+    tick_until(lambda: notes, peer)
+    assert notes == [Note("x")] and not client.queued_bytes
+
+
+def test_closing_over_something_unread_resets_nothing(peer, pair, monkeypatch):
+    client, server = pair
+    stopped = []
+    monkeypatch.setattr("stream_ipc.transports.tls.stop_writing", stopped.append)
+    server.notify(Note("unread"))
+    client.close()
+    # A close over what is unread would overtake what was sent last.
+    assert stopped == [client.transport.socket]
+
+
+def test_handshakes_have_their_turns(peer, host, listener, monkeypatch):
+    steps = []
+
+    def handshake(sock):
+        steps.append(sock)
+        return select.POLLIN  # never enough
+
+    monkeypatch.setattr("stream_ipc.transports.tls.handshake", handshake)
+    clients = [raw_client(listener.address) for _ in range(40)]
+    try:
+        for client in clients:
+            client.sendall(b"hello")
+        tick_until(lambda: "handshakes=40" in repr(listener), peer)
+        steps.clear()
+        for _ in range(4):
+            before = len(steps)
+            peer.tick()
+            assert len(steps) - before <= 16  # a tick is not for handshakes only
+        assert len(set(steps)) == 40  # the first ones do not keep the others waiting
+    finally:
+        for client in clients:
+            client.close()
