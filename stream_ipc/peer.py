@@ -571,7 +571,8 @@ class IpcPeer:
         outer = self._enter()
         try:
             session._flush_bounded()
-            session._finish(StreamClosedError(f"this side removed the session from its peer ({session.name})"), release=True)
+            reason = StreamClosedError(f"this side removed the session from its peer ({session.name})")
+            session._finish(reason, release=True)
         finally:
             self._leave(outer)
 

@@ -818,7 +818,7 @@ def test_address_that_does_not_answer_leaves_time_for_the_next(peer, host, monke
         return len(limits) > 2 and wait_for(fd, events, limit)
 
     monkeypatch.setattr(socket.socket, "connect_ex", connect)
-    monkeypatch.setattr(peer, "wait_for", wait)
+    monkeypatch.setattr(peer, "_wait_for", wait)
     info = socket.getaddrinfo(*listener.address, type=socket.SOCK_STREAM)[0]
     others = [(*info[:4], (f"127.0.0.{number}", info[4][1])) for number in (2, 3)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [*others, info])

@@ -585,7 +585,7 @@ def test_attaching_to_what_is_no_process(peer: IpcPeer) -> None:
 def test_streams_are_looked_at_a_few_at_a_time_but_all_in_turn(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stream_ipc.peer._CHECK_INTERVAL", 0.001)
     looked: List[Session] = []
-    find_invalid = Session.find_invalid
+    find_invalid = Session._find_invalid
 
     def look(session: Session) -> None:
         looked.append(session)
@@ -593,7 +593,7 @@ def test_streams_are_looked_at_a_few_at_a_time_but_all_in_turn(peer: IpcPeer, mo
 
     pairs = [os.pipe() + os.pipe() for _ in range(40)]
     sessions = [peer.create_stream_session(write2, read) for read, _, _, write2 in pairs]
-    monkeypatch.setattr(Session, "find_invalid", look)
+    monkeypatch.setattr(Session, "_find_invalid", look)
     while set(looked) != set(sessions):
         before = len(looked)
         peer.tick()
