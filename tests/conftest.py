@@ -1,4 +1,4 @@
-"""What every test checks beside its own subject: nothing is left behind."""
+"""What every test checks beside its own subject: nothing is left behind. And what most of them begin with."""
 
 import gc
 import os
@@ -10,6 +10,9 @@ import threading
 from typing import Iterator, Set
 
 import pytest
+
+from stream_ipc import IpcPeer
+from tests.helpers import RawPeer
 
 # Children of tests import the package and the tests' own modules from the checkout.
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -63,3 +66,15 @@ def children_find_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", ROOT + (os.pathsep + path if path else ""))
     monkeypatch.syspath_prepend(ROOT)
     sys.modules.setdefault("tests", __import__("tests"))
+
+
+@pytest.fixture
+def peer(nothing_is_left: None) -> Iterator[IpcPeer]:
+    with IpcPeer(timeout=20) as made:
+        yield made
+
+
+@pytest.fixture
+def raw(peer: IpcPeer) -> Iterator[RawPeer]:
+    with RawPeer(peer) as made:
+        yield made

@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import tracemalloc
-from typing import Any, Iterator, List
+from typing import Any, List
 
 import pytest
 
@@ -27,18 +27,6 @@ from tests.helpers import (
 from tests.messages import Note, Ping, Pong
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer(timeout=20) as made:
-        yield made
-
-
-@pytest.fixture
-def raw(peer: IpcPeer) -> Iterator[RawPeer]:
-    with RawPeer(peer) as made:
-        yield made
 
 
 # -- batches

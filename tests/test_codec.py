@@ -16,6 +16,7 @@ from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.pickle import PickleMessageSerializer
 from stream_ipc.wire.codec import MessageDecoder, MessageEncoder, check_max_frame_size, decode_text
 from stream_ipc.wire.framing import HEADER_SIZE, MAGIC, MAX_FRAME_SIZE, frame_header, missing_bytes
+from tests.helpers import frame
 
 LIMIT = 1024 * 1024
 PICKLE = PickleMessageSerializer()
@@ -37,10 +38,6 @@ class Text:
 @dataclass
 class Large(Message, wire_name="test.codec.Large"):
     value: Any
-
-
-def frame(payload: bytes) -> bytes:
-    return frame_header(len(payload)) + payload
 
 
 def junk(text: str) -> LogMessage:

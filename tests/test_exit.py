@@ -5,7 +5,7 @@ import pathlib
 import socket
 import subprocess
 import time
-from typing import Any, Iterator, List
+from typing import Any, List
 
 import pytest
 
@@ -26,12 +26,6 @@ LEAVING = {
     "with": ("session.peer.close()", 0),
     "collected": ("del session; import gc; gc.collect()", 0),
 }
-
-
-@pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer() as peer:
-        yield peer
 
 
 @pytest.fixture(autouse=True)

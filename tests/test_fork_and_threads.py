@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, List
 
 import pytest
 
@@ -16,13 +16,6 @@ from stream_ipc.transports.descriptors import WriteEnd
 from tests.helpers import Gate, RawPeer, child, framed, run_python, tick_until, unframe, values
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import listing
-
-
-@pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer(timeout=20) as made:
-        yield made
-
 
 # -- fork
 

@@ -27,16 +27,13 @@ from stream_ipc.wire.framing import (
     missing_bytes,
     room_for,
 )
+from tests.helpers import frame
 
 VECTORS: Dict[str, Any] = json.loads((Path(__file__).parent / "vectors.json").read_text("utf-8"))
 LIMIT = 64 * 1024 * 1024
 
 # What an item is reduced to for comparison: ("frame", bytes), ("junk", bytes), ("too large", size).
 Seen = Tuple[str, Union[bytes, int]]
-
-
-def frame(payload: bytes) -> bytes:
-    return MAGIC + struct.pack(">I", len(payload)) + payload
 
 
 def seen(items: Iterable[Item]) -> List[Seen]:

@@ -5,7 +5,7 @@ import random
 import signal
 import sys
 import time
-from typing import Any, Callable, Iterator, List, Optional, Tuple, Type
+from typing import Any, Callable, List, Optional, Tuple, Type
 
 import pytest
 
@@ -43,18 +43,6 @@ from tests.messages import Many, Note, Ping, Pong
 
 # Before 3.10 the interpreter looks at signals in places where no code can be prepared for them.
 RAISING = sys.version_info >= (3, 10)
-
-
-@pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer(timeout=20) as made:
-        yield made
-
-
-@pytest.fixture
-def raw(peer: IpcPeer) -> Iterator[RawPeer]:
-    with RawPeer(peer) as made:
-        yield made
 
 
 # -- out of handlers

@@ -58,12 +58,6 @@ class Host:
 
 
 @pytest.fixture
-def peer():
-    with IpcPeer(timeout=20) as peer:
-        yield peer
-
-
-@pytest.fixture
 def host():
     return Host()
 

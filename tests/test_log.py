@@ -54,12 +54,6 @@ def log(capfd: Any) -> Iterator[Lines]:
     assert capfd.readouterr() == ("", "")  # nothing is printed
 
 
-@pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer() as made:
-        yield made
-
-
 def role(name: str) -> List[str]:
     return [sys.executable, "-m", "tests.child", name]
 

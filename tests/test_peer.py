@@ -6,7 +6,7 @@ import resource
 import socket
 import subprocess
 import sys
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, List
 
 import pytest
 
@@ -27,13 +27,6 @@ from stream_ipc import (
 )
 from tests.helpers import CpuMeter, RawPeer, framed, no_pending, tick_until, unframe, values
 from tests.messages import Note, Ping, Pong
-
-
-@pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer(timeout=20) as made:
-        yield made
-
 
 # -- arguments
 

@@ -43,12 +43,6 @@ PIPE = subprocess.PIPE
 
 
 @pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer() as peer:
-        yield peer
-
-
-@pytest.fixture
 def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests of which signal ends a child need not wait as long as users do."""
     monkeypatch.setattr(process_module, "EXIT_GRACE", 0.2)

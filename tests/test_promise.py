@@ -1,7 +1,7 @@
 """ResponsePromise, gather, as_completed."""
 
 import gc
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 
@@ -21,18 +21,6 @@ from stream_ipc import (
 )
 from tests.helpers import CpuMeter, FakeClock, RawPeer, child, framed, no_pending, reply_bytes, socket_peers, tick_until
 from tests.messages import Note, Ping, Pong
-
-
-@pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer(timeout=20) as made:
-        yield made
-
-
-@pytest.fixture
-def raw(peer: IpcPeer) -> Iterator[RawPeer]:
-    with RawPeer(peer) as made:
-        yield made
 
 
 def test_wait_again_returns_the_same_reply(raw: RawPeer) -> None:

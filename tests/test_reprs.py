@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import deque
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, List
 
 import pytest
 
@@ -33,12 +33,6 @@ from tests.helpers import MAGIC, RawPeer, framed, tick_until
 from tests.messages import Note, Ping, Pong
 
 ZEROS = "pending=0 inbox=0 queued=0"
-
-
-@pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer() as made:
-        yield made
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import typing
-from typing import Any, Iterator, List, Union
+from typing import Any, List, Union
 
 import pytest
 
@@ -42,19 +42,6 @@ from tests.helpers import (
     values,
 )
 from tests.messages import Note, Ping, Pong
-
-
-@pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer(timeout=20) as made:
-        yield made
-
-
-@pytest.fixture
-def raw(peer: IpcPeer) -> Iterator[RawPeer]:
-    with RawPeer(peer) as made:
-        yield made
-
 
 # -- requests and replies
 

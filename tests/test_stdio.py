@@ -9,7 +9,7 @@ import subprocess
 import termios
 import threading
 import tty
-from typing import Any, Iterator, List, Tuple
+from typing import Any, List, Tuple
 
 import pytest
 
@@ -42,12 +42,6 @@ from .os_helpers import (
 )
 
 PIPE = subprocess.PIPE
-
-
-@pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer() as peer:
-        yield peer
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ import threading
 import time
 import tracemalloc
 import tty
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Any, Callable, List, Tuple
 
 import pytest
 
@@ -62,12 +62,6 @@ PIPE = subprocess.PIPE
 
 # Both ways; the regular file, which only gives, has its own tests below and takes part where one way is enough.
 KINDS = ["pipe", "pipe objects", "socketpair", "socket fds", "fifo", "tty", "tcp"]
-
-
-@pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer() as peer:
-        yield peer
 
 
 class Link:

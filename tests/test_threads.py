@@ -7,7 +7,7 @@ import queue
 import socket
 import threading
 import time
-from typing import Any, Iterator, List, Optional
+from typing import Any, List, Optional
 
 import pytest
 
@@ -38,12 +38,6 @@ from tests.helpers import (
 from tests.messages import Note, Ping, Pong
 
 BOUND = 2.5  # what closing may take in the worst case: two seconds to write, of which the session has one, half to read
-
-
-@pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer(timeout=20) as made:
-        yield made
 
 
 class Wire:

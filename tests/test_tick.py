@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, List
 
 import pytest
 
@@ -29,18 +29,6 @@ from tests.messages import Note, Ping, Pong
 
 # A wait that only sleeps takes microseconds of processor time; one that spins takes all of it.
 IDLE = 0.02
-
-
-@pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer(timeout=20) as made:
-        yield made
-
-
-@pytest.fixture
-def raw(peer: IpcPeer) -> Iterator[RawPeer]:
-    with RawPeer(peer) as made:
-        yield made
 
 
 # -- what it returns, and when

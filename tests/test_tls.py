@@ -81,12 +81,6 @@ class ShiftedClock:
 
 
 @pytest.fixture
-def peer():
-    with IpcPeer(timeout=20) as peer:
-        yield peer
-
-
-@pytest.fixture
 def host():
     return Host()
 
