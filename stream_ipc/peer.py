@@ -313,13 +313,14 @@ class IpcPeer:
     ) -> Session:
         """Talk over any streams: file objects, sockets or raw descriptors. The session owns and closes them.
 
-        A stream with a descriptor is used by its descriptor. One that has none (its ``fileno()`` is missing or refuses)
-        needs blocking methods instead, and gets a thread of its own that calls them: ``read(n)``, or better ``read1(n)``,
-        returns bytes as soon as some are there, and none at the end; ``write(data)`` returns how many it took, or None
-        for all of them. ``flush()`` and ``close()`` are called if there are any. What such a method raises is the end of
-        the session and the cause of its ``StreamClosedError``. Closing the session writes what is queued, for at most
-        two seconds, and waits half a second for a ``read`` that is under way; a thread that is still blocked then is left
-        behind as a daemon, and what its call returns is dropped.
+        A stream with a descriptor is used by its descriptor. One that has none (its ``fileno()`` is missing or refuses), or
+        whose bytes are others than the descriptor's (``gzip.GzipFile``), needs blocking methods instead, and gets a thread
+        of its own that calls them: ``read(n)``, or better ``read1(n)``, returns bytes as soon as some are there, and none
+        at the end; ``write(data)`` returns how many it took, or None for all of them. ``flush()`` and ``close()`` are
+        called if there are any. What such a method raises is the end of the session and the cause of its
+        ``StreamClosedError``. Closing the session writes what is queued, for at most two seconds, and waits half a second
+        for a ``read`` that is under way; a thread that is still blocked then is left behind as a daemon, and what its call
+        returns is dropped.
 
         Args:
             write: What is written.
