@@ -10,6 +10,7 @@ import errno
 import os
 import select
 import stat
+import sys
 import time
 from typing import Any, Callable, Dict, List, Tuple
 
@@ -105,6 +106,8 @@ class Poller:
                 self._choose()
             elif self._epoll is not None:
                 self._epoll.unregister(fd)
+                if sys.version_info < (3, 9):
+                    os.fstat(fd)  # raises what unregister() keeps to itself there: EBADF
             else:
                 self._selector.unregister(fd)
         except (KeyError, ValueError):
