@@ -172,7 +172,7 @@ class Session:
         self._close_handlers = HandlerList("on_close", most=1)
         self._receive_into = channel.receive_into
         channel.changed = self._changed
-        self.name = channel.describe()  # what reprs, logs and error texts call it
+        self.name: str = channel.describe()  # what reprs, logs and error texts call it
 
     def __repr__(self) -> str:
         try:

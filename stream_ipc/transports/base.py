@@ -146,11 +146,11 @@ class Channel:
     volatile = False
     takes_frames = False
     corked = False
-    received_bytes = 0
+    received_bytes: int = 0
     text_bytes = 0
     queued_bytes: int = 0
-    sent = 0
-    writing = False
+    sent: int = 0
+    writing: bool = False
 
     @property
     def poll_interval(self) -> Optional[float]:
@@ -252,6 +252,7 @@ class ForeignChannel(Channel):
         self.transport = transport
         self.send: Callable[[Message], None] = transport.send  # type: ignore[assignment]
         self._receive = transport.receive
+        self.received_bytes: int = 0
         self._given_up = False
         self._ended = False
 

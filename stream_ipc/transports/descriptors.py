@@ -131,7 +131,7 @@ class _End:
         lag: For how many seconds what was written to the stream may not be readable here yet.
     """
 
-    useless = -1  # how a descriptor is opened that is of no use here
+    useless: int = -1  # how a descriptor is opened that is of no use here
     pump: Any = None
     alarm_fd: int = -1
     lag: float = 0.0
@@ -261,7 +261,7 @@ class ReadEnd(_End):
         ahead: What a buffered file object has read before it came to us.
     """
 
-    useless = os.O_WRONLY
+    useless: int = os.O_WRONLY
 
     def __init__(self, stream: Any, shared: bool = False) -> None:
         super().__init__(stream, shared)
@@ -304,7 +304,7 @@ class WriteEnd(_End):
         writes_many: The same for a list of buffers, of which one call writes some.
     """
 
-    useless = os.O_RDONLY
+    useless: int = os.O_RDONLY
 
     writes: Callable[[Sequence[Any]], Iterator[int]]
     writes_many: Callable[[List[Any]], Iterator[int]]

@@ -140,8 +140,8 @@ class StreamTransport(MessageTransport, Channel):
         # What is asked for with each message is the instance's own: the interpreter finds it there at once.
         self.takes_frames = True
         self.corked = False
-        self.sent = 0
-        self.received_bytes = 0
+        self.sent: int = 0
+        self.received_bytes: int = 0
         self._inputs: Dict[int, _Input] = {}
         self._framed = 0  # framed inputs that have not ended
         # Three parts, so that the first can be worked off without looking at the others: buffers that are being
@@ -152,7 +152,7 @@ class StreamTransport(MessageTransport, Channel):
         self.queued_bytes: int = 0
         self._written: Optional[int] = None  # what a write has returned and is not accounted for yet
         self._blocked = False
-        self.writing = False
+        self.writing: bool = False
         self._broken: Optional[BaseException] = None
         self._ends: List[Any] = []
         self._streams: Optional[List[Tuple[Any, int]]] = None  # what is still to be closed
