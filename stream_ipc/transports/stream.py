@@ -229,14 +229,21 @@ class StreamTransport(MessageTransport, Channel):
             payload = self._serialize(message)
         except Exception as exc:
             raise self._encoder.failure(message, exc) from exc
-        if type(payload) is not bytes or self.queued_bytes or self.corked or self._broken is not None:
-            self.enqueue(self._encoder.frame(message, payload))
-            return
-        size = len(payload)
+        size = JOIN if type(payload) is not bytes or self._broken is not None else len(payload)
         if size >= JOIN or size > self.max_frame_size:
             self.enqueue(self._encoder.frame(message, payload))
-        else:
-            self._write_now([frame_header(size) + payload], size + HEADER_SIZE)
+            return
+        frame = frame_header(size) + payload
+        if not (self.queued_bytes or self.corked):
+            self._write_now([frame], size + HEADER_SIZE)
+            return
+        # What enqueue does, for one buffer: 2.8 us a message in a batch instead of 3.1.
+        # In one breath:
+        self._queue += (frame,)
+        self.queued_bytes += size + HEADER_SIZE
+        self.sent += 1
+        if not (self._blocked or self.writing or (self.corked and self.queued_bytes < _GATHER)):
+            self._flush_now()
 
     def _write_now(self, frame: List[Any], size: int) -> None:
         """What ``flush`` does, for one buffer when nothing is queued: 2 us less."""
@@ -280,8 +287,10 @@ class StreamTransport(MessageTransport, Channel):
         self._queue += frame
         self.queued_bytes += size
         self.sent += 1
-        if self._blocked or self.writing or (self.corked and self.queued_bytes < _GATHER):
-            return
+        if not (self._blocked or self.writing or (self.corked and self.queued_bytes < _GATHER)):
+            self._flush_now()
+
+    def _flush_now(self) -> None:
         try:
             self.flush()
         except (StreamClosedError, InvalidStreamError):
