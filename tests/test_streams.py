@@ -314,6 +314,7 @@ def test_nobody_spins_while_idle_or_while_the_other_side_does_not_read(peer: Ipc
         while session.queued_bytes and peer.tick(0.05):
             pass
     assert cpu_of_timeout(session.request(Ping(), timeout=0.2).wait) < 0.05
+    session.channel.give_up()  # or removing would wait a second for it to be read
     peer.remove_session(session)
     close_all(link.a)
     link.close_b()
