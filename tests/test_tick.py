@@ -658,3 +658,20 @@ def test_handler_that_closes_the_peer_inside_tick_for(peer: IpcPeer, fileno: boo
             assert peer.tick_for(0.1) == 1
         assert 0.1 <= meter.real < 5 and meter.cpu < 0.09
         assert peer._is_closed and not raw.session.is_open
+
+
+def test_a_timeout_that_nesting_may_have_caused_says_so(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream_ipc.peer.MAX_DEPTH", 1)
+    texts: List[str] = []
+    a, b = peer.create_session_pair()
+
+    @b.on_request
+    def ask_back(request: Ping) -> Pong:
+        try:
+            b.request(Ping(), timeout=0.05).wait()
+        except TimeoutError as exc:
+            texts.append(str(exc))
+        return Pong()
+
+    a.request(Ping(), expect=Pong).wait()
+    assert len(texts) == 1 and "nested so deeply" in texts[0]

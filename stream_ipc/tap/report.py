@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Callable, Dict, List, Tuple
 
-from ..wire.framing import HEADER_SIZE, MAGIC
+from ..wire.framing import HEADER_SIZE, MAGIC, magic_suffix
 from .payloads import look
 
 __all__ = ["HEAD_SIZE", "Report", "Skimmer"]
@@ -58,7 +58,7 @@ class Skimmer:
                     break
             start = data.find(MAGIC, at)
             if start < 0:
-                end = len(data) - _magic_suffix(data, at)
+                end = len(data) - magic_suffix(data, at)
                 self._junk(data[at:end])
                 self._held = data[end:]
                 break
@@ -99,13 +99,6 @@ class Skimmer:
         size, head = self._size, self._head
         self._size, self._head, self.unseen = -1, b"", 0
         self._on_frame(size, head)
-
-
-def _magic_suffix(data: bytes, start: int) -> int:
-    for length in (3, 2, 1):
-        if data.endswith(MAGIC[:length], start):
-            return length
-    return 0
 
 
 class Report:

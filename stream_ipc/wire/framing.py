@@ -26,6 +26,7 @@ __all__ = [
     "detached",
     "frame_header",
     "has_room",
+    "magic_suffix",
     "missing_bytes",
     "room_for",
 ]
@@ -127,7 +128,7 @@ def decode_frames(
         start = at
         at = data.find(MAGIC, start)
         if at < 0:
-            at = end - _magic_suffix(data, start)
+            at = end - magic_suffix(data, start)
             if at > start:
                 items.append(Junk(data[start:at]))
             return items, (data[at:], 0, None, 0, 0)
@@ -223,7 +224,7 @@ def _too_large(size: int, limit: int) -> FrameTooLargeError:
     )
 
 
-def _magic_suffix(data: bytes, start: int) -> int:
+def magic_suffix(data: bytes, start: int) -> int:
     """How many bytes at the end of ``data[start:]`` may be the beginning of a magic."""
     for length in (3, 2, 1):
         if data.endswith(MAGIC[:length], start):
