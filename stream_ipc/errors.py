@@ -18,9 +18,10 @@ Misuse of the library (wrong arguments, two threads, a forked copy) stays ``Type
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional, Tuple
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Optional, Tuple
+
     from .messages import Message
     from .session import Session
 

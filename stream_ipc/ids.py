@@ -8,7 +8,12 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from typing import Protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
 
 __all__ = ["PidCounterRequestIdGenerator", "PidHrtimeRequestIdGenerator", "RequestIdGenerator"]
 

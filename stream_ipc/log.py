@@ -11,7 +11,10 @@ the time that importing the library takes.
 from __future__ import annotations
 
 import sys
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["debug", "error", "info"]
 

@@ -6,9 +6,12 @@ Knows the registry, where every message class is entered. Must not know how mess
 from __future__ import annotations
 
 from dataclasses import InitVar, dataclass, field
-from typing import Any, ClassVar, Optional
 
 from . import registry
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional
 
 __all__ = ["ErrorMessage", "LogMessage", "Message", "RequestEnvelope", "ResponseEnvelope"]
 
@@ -52,8 +55,9 @@ class LogMessage(Message, wire_name="StreamIpc\\Message\\LogMessage"):
         LEVEL_STDERR: ``"stderr"``.
     """
 
-    LEVEL_JUNK: ClassVar[str] = "junk"
-    LEVEL_STDERR: ClassVar[str] = "stderr"
+    # Not declared as ClassVar: dataclasses knows that only once typing is imported.
+    LEVEL_JUNK = "junk"
+    LEVEL_STDERR = "stderr"
 
     message: str
     level: str = "info"

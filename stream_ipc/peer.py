@@ -16,7 +16,6 @@ import warnings
 from _thread import get_ident
 from functools import partial
 from itertools import starmap
-from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 from weakref import WeakSet
 
 from . import log
@@ -32,10 +31,12 @@ from .transports.descriptors import close_streams, describe_address
 from .transports.stream import DEFAULT_MAX_FRAME_SIZE, StreamTransport
 from .wire.codec import check_max_frame_size
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     import ssl
     import subprocess
+    from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
     from .listener import Listener
     from .transports.base import Transport

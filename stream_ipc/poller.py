@@ -12,7 +12,10 @@ import select
 import stat
 import sys
 import time
-from typing import Any, Callable, Dict, List, Tuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Tuple
 
 __all__ = ["READ", "WRITE", "Poller"]
 

@@ -9,20 +9,33 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from typing import TYPE_CHECKING, Any, Dict, Generic, Iterable, Iterator, List, Optional, Tuple, Type, TypeVar
 
 from .errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article, printable
 from .messages import ErrorMessage, Message
 from .transports.descriptors import wait_readable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Dict, Generic, Iterable, Iterator, List, Optional, Tuple, Type, TypeVar
+
     from .peer import IpcPeer
     from .session import Session
 
-__all__ = ["DEFAULT", "ResponsePromise", "as_completed", "check_timeout", "gather"]
+    M = TypeVar("M", bound=Message)
+    M_co = TypeVar("M_co", bound=Message, covariant=True)
+else:
+    M_co = None
 
-M = TypeVar("M", bound=Message)
-M_co = TypeVar("M_co", bound=Message, covariant=True)
+    class Generic:
+        """Stands in for ``typing.Generic``: ``ResponsePromise[Reply]`` is the class itself."""
+
+        __slots__ = ()
+
+        def __class_getitem__(cls, item: object) -> type:
+            return cls
+
+
+__all__ = ["DEFAULT", "ResponsePromise", "as_completed", "check_timeout", "gather"]
 
 # The default of a timeout that has None as a value of its own: no limit.
 DEFAULT: Any = ...
@@ -342,13 +355,16 @@ def as_completed(
     return _AsCompleted(list(unique), timeout)
 
 
-class _AsCompleted(Iterator[ResponsePromise[Any]]):
+class _AsCompleted:
     """An iterator and no generator: a handler's error comes out of ``next()``, and the next ``next()`` goes on."""
 
     def __init__(self, promises: List[ResponsePromise[Any]], timeout: Optional[float]) -> None:
         self._left = self._count = len(promises)
         self._timeout = timeout
         self._waiting = _Waiting(promises, timeout)
+
+    def __iter__(self) -> _AsCompleted:
+        return self
 
     def __next__(self) -> ResponsePromise[Any]:
         if not self._left:

@@ -10,9 +10,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 import sys
-from typing import Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar, Union, overload
 
 from .errors import SerializationError, describe, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar, Union, overload
+
+    T = TypeVar("T")
 
 __all__ = [
     "FieldInfo",
@@ -24,8 +29,6 @@ __all__ = [
     "register_type",
     "type_info",
 ]
-
-T = TypeVar("T")
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for classes made by a class statement
 
@@ -281,12 +284,13 @@ def _check_rebuildable(cls: type) -> None:
             )
 
 
-@overload
-def register_type(cls: Type[T], wire_name: Optional[str] = None) -> Type[T]: ...
+if TYPE_CHECKING:
 
+    @overload
+    def register_type(cls: Type[T], wire_name: Optional[str] = None) -> Type[T]: ...
 
-@overload
-def register_type(cls: None = None, wire_name: Optional[str] = None) -> Callable[[Type[T]], Type[T]]: ...
+    @overload
+    def register_type(cls: None = None, wire_name: Optional[str] = None) -> Callable[[Type[T]], Type[T]]: ...
 
 
 def register_type(

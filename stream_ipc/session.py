@@ -18,21 +18,6 @@ import sys
 from _thread import get_ident
 from collections import deque
 from contextlib import contextmanager
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Callable,
-    Deque,
-    Dict,
-    Iterator,
-    List,
-    Optional,
-    Tuple,
-    Type,
-    TypeVar,
-    Union,
-    overload,
-)
 from weakref import ref
 
 from . import log
@@ -53,8 +38,10 @@ from .promise import DEFAULT, ResponsePromise, check_timeout
 from .registry import type_info
 from .transports.base import Channel, Ending
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
+    from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, Type, TypeVar, Union, overload
 
     from .peer import IpcPeer
 
@@ -64,12 +51,12 @@ if TYPE_CHECKING:
     RequestHandler = Union[Callable[[Any], Optional[Message]], Callable[[Any, "Session"], Optional[Message]]]
     CloseHandler = Callable[["Session"], Any]
 
-__all__ = ["Session"]
+    M = TypeVar("M", bound=Message)
+    EventH = TypeVar("EventH", bound=EventHandler)
+    RequestH = TypeVar("RequestH", bound=RequestHandler)
+    CloseH = TypeVar("CloseH", bound=CloseHandler)
 
-M = TypeVar("M", bound=Message)
-EventH = TypeVar("EventH", bound="EventHandler")
-RequestH = TypeVar("RequestH", bound="RequestHandler")
-CloseH = TypeVar("CloseH", bound="CloseHandler")
+__all__ = ["Session"]
 
 # Above this many queued bytes a send waits until the queue is below it again, and requests of this session wait in the
 # inbox, because their replies would only add to the queue.
@@ -229,13 +216,15 @@ class Session:
 
     # -- sending
 
-    @overload
-    def request(self, message: Message, timeout: Optional[float] = DEFAULT) -> ResponsePromise[Message]: ...
+    if TYPE_CHECKING:
 
-    @overload
-    def request(
-        self, message: Message, timeout: Optional[float] = DEFAULT, *, expect: Type[M]
-    ) -> ResponsePromise[M]: ...
+        @overload
+        def request(self, message: Message, timeout: Optional[float] = DEFAULT) -> ResponsePromise[Message]: ...
+
+        @overload
+        def request(
+            self, message: Message, timeout: Optional[float] = DEFAULT, *, expect: Type[M]
+        ) -> ResponsePromise[M]: ...
 
     def request(
         self, message: Message, timeout: Optional[float] = DEFAULT, *, expect: Type[Any] = Message

@@ -7,7 +7,7 @@ import struct
 import time
 import tracemalloc
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Tuple, Union
 
 import pytest
 
@@ -17,9 +17,7 @@ from stream_ipc.wire.framing import (
     MAGIC,
     MAX_FRAME_SIZE,
     START,
-    Item,
     Junk,
-    State,
     advance,
     decode_end,
     decode_frames,
@@ -28,6 +26,9 @@ from stream_ipc.wire.framing import (
     room_for,
 )
 from tests.helpers import frame
+
+if TYPE_CHECKING:
+    from stream_ipc.wire.framing import Item, State
 
 VECTORS: Dict[str, Any] = json.loads((Path(__file__).parent / "vectors.json").read_text("utf-8"))
 LIMIT = 64 * 1024 * 1024

@@ -167,6 +167,39 @@ def test_imports_make_no_circle():
         visit(module)
 
 
+def bound_names(statements):
+    """What imports, assignments and classes among these statements define."""
+    for node in statements:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.Assign):
+            yield from (target.id for target in node.targets)
+        elif isinstance(node, ast.ClassDef):
+            yield node.name
+
+
+def names_at_run_time(node):
+    """The names that running code looks up or sets: not those of annotations, nor what only type checkers see."""
+    if isinstance(node, ast.Name):
+        yield node
+    for field, child in ast.iter_fields(node):
+        if field in ("annotation", "returns") or (field == "body" and is_type_checking(node)):
+            continue
+        for part in child if isinstance(child, list) else [child]:
+            if isinstance(part, ast.AST):
+                yield from names_at_run_time(part)
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_what_only_type_checkers_see_is_not_used(module):
+    tree = TREES[module]
+    hidden = {name for node in ast.walk(tree) if is_type_checking(node) for name in bound_names(node.body)}
+    shown = {name for node in ast.walk(tree) if is_type_checking(node) for name in bound_names(node.orelse)}
+    names = list(names_at_run_time(tree))
+    set_here = {name.id for name in names if isinstance(name.ctx, ast.Store)} | set(bound_names(imports(tree)))
+    assert hidden & {name.id for name in names} <= shown | set_here
+
+
 @pytest.mark.parametrize("module", sorted(name for name in SOURCES if in_folders(name, PURE)))
 def test_pure_modules_do_no_io(module):
     found = {name.split(".")[0] for name in imported_modules(module)} & IMPURE
@@ -295,7 +328,7 @@ def test_package_is_typed():
 
 
 def test_import_is_silent_and_imports_no_more_than_it_needs():
-    code = "import sys, stream_ipc; print([n for n in ('asyncio', 'pickle', 'subprocess') if n in sys.modules])"
+    code = "import sys, stream_ipc; print([n for n in ('asyncio', 'pickle', 'subprocess', 'typing') if n in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-S", "-W", "error", "-c", code],
         cwd=str(PACKAGE.parent),

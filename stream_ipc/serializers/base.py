@@ -5,13 +5,17 @@ Knows messages. Must not know frames or streams: a serializer turns one message 
 
 from __future__ import annotations
 
-from typing import Protocol, Union
-
 from ..messages import Message
 
-__all__ = ["MessageSerializer", "Payload"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol, Union
 
-Payload = Union[bytes, bytearray, memoryview]
+    Payload = Union[bytes, bytearray, memoryview]
+else:
+    Protocol = object
+
+__all__ = ["MessageSerializer"]
 
 
 class MessageSerializer(Protocol):

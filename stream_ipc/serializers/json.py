@@ -18,7 +18,7 @@ from array import array
 from itertools import accumulate
 from json.encoder import encode_basestring
 from math import isfinite
-from typing import Any, Callable, Dict, Iterator, List, NoReturn, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NoReturn, Tuple
 
 from .. import registry
 from ..errors import SerializationError, article, describe
@@ -46,7 +46,9 @@ from ._shared import (
     shown,
     wire_name,
 )
-from .base import Payload
+
+if TYPE_CHECKING:
+    from .base import Payload
 
 __all__ = ["JsonMessageSerializer"]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from math import isfinite
-from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NoReturn, Optional, Set, Tuple
 
 from .. import registry
 from ..errors import SerializationError, article, describe
@@ -43,7 +43,9 @@ from ._shared import (
     shown,
     wire_name,
 )
-from .base import Payload
+
+if TYPE_CHECKING:
+    from .base import Payload
 
 __all__ = ["PhpMessageSerializer"]
 

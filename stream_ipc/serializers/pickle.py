@@ -15,13 +15,21 @@ import copyreg
 import pickle
 from io import BytesIO
 from itertools import chain
-from typing import Any, Dict, List, Optional, Set, Tuple, Union
 
 from .. import registry
 from ..errors import SerializationError, article, describe
 from ..messages import Message, RequestEnvelope, ResponseEnvelope
 from ..registry import TypeInfo, _by_class
-from .base import Payload
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, List, Optional, Set, Tuple, Union
+
+    from .base import Payload
+
+    AnyList = List[Any]
+else:
+    AnyList = list
 
 __all__ = ["PickleMessageSerializer"]
 
@@ -72,7 +80,7 @@ build: _Builder = _Builder()
 _GLOBAL = (__name__, "build")
 
 
-class _Chunks(List[Any]):
+class _Chunks(AnyList):
     """A file for the pickler: what is written is a list of buffers, large bytes by reference."""
 
     __slots__ = ()

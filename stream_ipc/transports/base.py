@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from itertools import chain, starmap
-from typing import TYPE_CHECKING, Any, Callable, Deque, Iterable, List, Optional, Sequence
 
 from ..messages import Message
-from ..wire.codec import Received
 from .descriptors import wait_readable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Any, Callable, Deque, Iterable, List, Optional, Protocol, Sequence
+
+    from ..wire.codec import Received
 
     class Transport(Protocol):
         """What an object must have to be carried by a ``ForeignChannel``, derived from ``MessageTransport`` or not."""

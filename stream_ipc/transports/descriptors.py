@@ -24,9 +24,12 @@ import time
 from functools import partial
 from itertools import repeat
 from types import SimpleNamespace
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 from ..errors import InvalidStreamError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 __all__ = [
     "READ_SIZE",

@@ -11,19 +11,21 @@ import shlex
 import signal
 import subprocess
 import time
-from typing import IO, TYPE_CHECKING, Any, Deque, Iterable, List, Mapping, NoReturn, Optional, Sequence, Tuple, Union
+from collections.abc import Iterable, Mapping, Sequence
 
 from .. import log
 from ..errors import StreamClosedError
 from ..messages import LogMessage
 from ..serializers.base import MessageSerializer
-from ..wire.codec import Received
 from .base import Ending
 from .descriptors import READ_SIZE, ReadEnd, close_streams
 from .stream import StreamTransport, open_end
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterator, Protocol, TypeVar
+    from typing import IO, Any, Deque, Iterator, List, NoReturn, Optional, Protocol, Tuple, TypeVar, Union
+
+    from ..wire.codec import Received
 
     T_co = TypeVar("T_co", covariant=True)
 

@@ -12,12 +12,15 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Any, Optional
 
 from ..errors import InvalidStreamError
 from ..serializers.base import MessageSerializer
 from .descriptors import ReadEnd, WriteEnd
 from .stream import StreamTransport, open_end
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional
 
 __all__ = ["StdioTransport"]
 

@@ -11,20 +11,21 @@ written is either still queued or gone, never both and never neither.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Deque, Dict, List, NoReturn, Optional, Sequence, Tuple, Union
 
 from ..errors import InvalidStreamError, StreamClosedError
 from ..messages import LogMessage, Message
 from ..serializers.base import MessageSerializer
-from ..wire.codec import CLEAN, JOIN, MessageDecoder, MessageEncoder, Received, decode_text
+from ..wire.codec import CLEAN, JOIN, MessageDecoder, MessageEncoder, decode_text
 from ..wire.framing import HEADER_SIZE, frame_header
 from .base import Channel, Ending, MessageTransport, finish
 from .descriptors import ReadEnd, WriteEnd, close_streams, describe_stream, needs_thread, wait_readable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Any, Deque, Dict, List, NoReturn, Optional, Protocol, Sequence, Tuple, Union
 
     from ..serializers.base import Payload
+    from ..wire.codec import Received
 
     class HasFileno(Protocol):
         """A file object or a socket."""

@@ -17,13 +17,15 @@ import socket
 import ssl
 import sys
 from itertools import starmap
-from typing import Any, Deque, Iterator, List, NoReturn, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Deque, Iterator, List, NoReturn, Optional, Sequence
 
 from ..errors import StreamClosedError
 from ..serializers.base import MessageSerializer
-from ..wire.codec import Received
 from .sockets import Shield, stop_writing
 from .stream import StreamTransport
+
+if TYPE_CHECKING:
+    from ..wire.codec import Received
 
 __all__ = ["TlsTransport", "handshake", "wrap"]
 

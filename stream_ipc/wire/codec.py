@@ -7,27 +7,32 @@ object in its place among the messages, so that order is kept and nothing that s
 from __future__ import annotations
 
 import codecs
-from typing import Any, Callable, List, Optional, Tuple, Union
 
 from ..errors import FrameTooLargeError, IpcError, SerializationError, article, describe
 from ..messages import LogMessage, Message, RequestEnvelope, ResponseEnvelope
-from ..serializers.base import MessageSerializer, Payload
 from . import framing
 from .framing import MAX_FRAME_SIZE, frame_header
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, List, Optional, Tuple, Union
+
+    from ..serializers.base import MessageSerializer, Payload
+
+    # What comes out of a stream: a message, or the error that stands for what should have been one.
+    Received = Union[Message, IpcError]
+
+    # What a MessageDecoder remembers: the framing's state, and the bytes of an unfinished character of junk.
+    DecoderState = Tuple[framing.State, bytes]
 
 __all__ = [
     "CLEAN",
     "JOIN",
-    "DecoderState",
     "MessageDecoder",
     "MessageEncoder",
-    "Received",
     "check_max_frame_size",
     "decode_text",
 ]
-
-# What comes out of a stream: a message, or the error that stands for what should have been one.
-Received = Union[Message, IpcError]
 
 # The buffer of a large payload is kept for the next one up to this size, for each stream that is read. A new one costs a
 # page fault for each 4 KiB, because what is freed at the end of the heap goes back to the system: an echo of 1 MiB takes
@@ -170,9 +175,6 @@ def decode_text(data: bytes, final: bool = False) -> Tuple[str, bytes]:
     text, used = codecs.utf_8_decode(data, "backslashreplace", final)
     return text, data[used:]
 
-
-# What a MessageDecoder remembers: the framing's state, and the bytes of an unfinished character of junk.
-DecoderState = Tuple[framing.State, bytes]
 
 
 CLEAN: DecoderState = (framing.START, b"")  # nothing is unfinished

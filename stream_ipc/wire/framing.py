@@ -7,9 +7,19 @@ from __future__ import annotations
 
 import struct
 from functools import partial
-from typing import Callable, List, Optional, Tuple, Union
 
 from ..errors import FrameTooLargeError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, List, Optional, Tuple, Union
+
+    Item = Union[bytes, bytearray, "Junk", FrameTooLargeError]
+
+    # Everything that is remembered between two pieces of a stream: (bytes of an unfinished magic or header, bytes of an
+    # oversized payload still to be skipped, unfinished payload, how much of it is there, its whole size). The buffer of
+    # the unfinished payload may be longer than what is there.
+    State = Tuple[bytes, int, Optional[bytearray], int, int]
 
 __all__ = [
     "HEADER_SIZE",
@@ -17,9 +27,7 @@ __all__ = [
     "MAGIC",
     "MAX_FRAME_SIZE",
     "START",
-    "Item",
     "Junk",
-    "State",
     "advance",
     "decode_end",
     "decode_frames",
@@ -54,13 +62,6 @@ class Junk(bytes):
 
     __slots__ = ()
 
-
-Item = Union[bytes, bytearray, Junk, FrameTooLargeError]
-
-# Everything that is remembered between two pieces of a stream: (bytes of an unfinished magic or header, bytes of an
-# oversized payload still to be skipped, unfinished payload, how much of it is there, its whole size). The buffer of the
-# unfinished payload may be longer than what is there.
-State = Tuple[bytes, int, Optional[bytearray], int, int]
 
 START: State = (b"", 0, None, 0, 0)
 
