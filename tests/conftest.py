@@ -75,6 +75,12 @@ def peer(nothing_is_left: None) -> Iterator[IpcPeer]:
 
 
 @pytest.fixture
+def closed_streams_are_noticed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of what happens then need not wait as long as users do, which is half a second."""
+    monkeypatch.setattr("stream_ipc.peer._CHECK_INTERVAL", 0.05)
+
+
+@pytest.fixture
 def raw(peer: IpcPeer) -> Iterator[RawPeer]:
     with RawPeer(peer) as made:
         yield made

@@ -114,7 +114,7 @@ def test_interrupt_ends_everything():
         start_new_session=True,
     )
     try:
-        time.sleep(1.5)  # somewhere in the middle; where does not matter
+        time.sleep(1.0)  # somewhere in the middle; where does not matter
         os.killpg(process.pid, signal.SIGINT)
         # Whoever was left would still have these streams open.
         output, errors = process.communicate(timeout=40)

@@ -28,6 +28,7 @@ from stream_ipc import (
 )
 
 from . import php_messages as php
+from .helpers import tick_until
 from .php_messages import VECTORS, AnyMessage, ChildMessage, ComplexMessage, Point, TaskRequest, TypedMessage, same
 from .test_serializer_json import ENCODE_OTHERWISE
 from .test_serializer_php import random_value
@@ -330,7 +331,8 @@ def test_a_field_of_a_wrong_type() -> None:
         received: List[LogMessage] = []
         session.on_message(received.append)
         with pytest.raises(RequestTimeoutError):
-            session.request(TypedMessage("x", 2.0, True, "s", [], None), timeout=1).wait()  # type: ignore[arg-type]
+            session.request(TypedMessage("x", 2.0, True, "s", [], None), timeout=0.3).wait()  # type: ignore[arg-type]
+        tick_until(lambda: received, peer)
         assert "Cannot assign string to property" in "".join(message.message for message in received)
 
 
@@ -342,7 +344,7 @@ class Unknown(Message, wire_name="App\\Message\\Unknown"):
 def test_a_class_that_php_does_not_know(peer: IpcPeer, format: str) -> None:
     session = start(peer, format)
     with pytest.raises(RequestTimeoutError, match="no reply to request"):
-        session.request(Unknown(), timeout=0.5).wait()
+        session.request(Unknown(), timeout=0.2).wait()
     assert session.request(AnyMessage(1)).wait() == AnyMessage(1)  # it lives
 
 
@@ -378,7 +380,8 @@ def test_the_other_serializer(format: str) -> None:
         received: List[LogMessage] = []
         session.on_message(received.append)
         with pytest.raises(RequestTimeoutError, match="no reply to request"):
-            session.request(AnyMessage(1), timeout=1).wait()
+            session.request(AnyMessage(1), timeout=0.3).wait()
+        tick_until(lambda: received, peer)
         assert "".join(message.message for message in received).startswith("not understood: ")
     # And what comes of a message from there.
     data = SERIALIZERS[format]().serialize(AnyMessage(1))

@@ -877,7 +877,8 @@ def test_close_flushes_what_is_queued(peer: IpcPeer) -> None:
     assert seen == [300000] * 3
 
 
-def test_close_gives_up_when_the_other_side_does_not_read(raw: RawPeer) -> None:
+def test_close_gives_up_when_the_other_side_does_not_read(raw: RawPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream_ipc.session.FLUSH_BOUND", 0.2)
     raw.session.notify(Note(data=b"x" * 900000))
     assert raw.session.queued_bytes
     with CpuMeter() as meter:
@@ -1098,6 +1099,7 @@ def test_error_in_on_exception_is_logged_and_the_session_closes(caplog: pytest.L
         assert calls == [1, 2] and "in on_exception" in caplog.text
 
 
+@pytest.mark.usefixtures("closed_streams_are_noticed_soon")
 @pytest.mark.parametrize("kind", ["socket", "fd", "file", "reused fd"])
 def test_stream_that_its_owner_closed_is_an_error_and_no_hang(peer: IpcPeer, kind: str) -> None:
     errors: List[Any] = []

@@ -26,7 +26,7 @@ from stream_ipc import (
 from .messages import Note, Ping, Pong
 from .os_helpers import PATIENCE, listing, role, tick_until
 
-SECONDS = float(os.environ.get("STREAM_IPC_SOAK", "6"))
+SECONDS = float(os.environ.get("STREAM_IPC_SOAK", "4"))
 SEED = int(os.environ.get("STREAM_IPC_SEED", str(random.SystemRandom().randrange(1 << 31))))
 CHILDREN = 4
 

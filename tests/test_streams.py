@@ -370,6 +370,7 @@ def timeout_of(stream: Any) -> Any:
     return stream.gettimeout() if isinstance(stream, socket.socket) else None
 
 
+@pytest.mark.usefixtures("closed_streams_are_noticed_soon")
 def test_a_stream_that_its_owner_closed_is_an_error_and_no_hang(peer: IpcPeer, link: Link) -> None:
     session = peer.create_stream_session(*link.a)
     good, other = peer.create_session_pair()

@@ -167,7 +167,8 @@ class Raw(io.RawIOBase):
 
 
 @pytest.mark.parametrize("kind", ["raw", "buffered", "text"])
-def test_file_objects_without_a_descriptor(peer: IpcPeer, kind: str) -> None:
+def test_file_objects_without_a_descriptor(monkeypatch: pytest.MonkeyPatch, peer: IpcPeer, kind: str) -> None:
+    monkeypatch.setattr(threads_module, "READ_GRACE", 0.1)
     (read_a, write_b), (read_b, write_a) = os.pipe(), os.pipe()
     raw: Any = Raw(read_a, write_a)
     reader = writer = raw
@@ -623,6 +624,7 @@ def test_choice_is_by_platform() -> None:
 @pytest.mark.parametrize("kind", ["pipe", "pipe objects"])
 def test_pipes_that_cannot_be_polled(monkeypatch: pytest.MonkeyPatch, peer: IpcPeer, kind: str) -> None:
     monkeypatch.setattr(descriptors, "ONLY_SOCKETS_ARE_POLLED", True)
+    monkeypatch.setattr(threads_module, "READ_GRACE", 0.1)
     (read_b, write_a), (read_a, write_b) = os.pipe(), os.pipe()
     streams: List[Any] = [write_a, read_a, write_b, read_b]
     if kind == "pipe objects":
