@@ -859,11 +859,11 @@ def glob(module_name: str, name: str) -> bytes:
     return s(module_name) + s(name) + b"\x93"
 
 
-BUILD = glob(module.__name__, "build")
+BUILD = glob(module.__name__, "_Handle")
 
 
 def call(name: str, content: bytes) -> bytes:
-    return BUILD + s(name) + content + b"\x86R"
+    return BUILD + s(name) + content + b"\x86\x85R"
 
 
 def root(name: str, fields: bytes, kind: int = 0, id: bytes = N) -> bytes:
@@ -946,20 +946,20 @@ GLOBALS: List[Tuple[str, str]] = [
     ("stream_ipc.messages", "LogMessage"),
     ("stream_ipc.messages", "LogMessage.__init__.__globals__"),
     ("stream_ipc.registry", "register"),
-    ("stream_ipc.serializers.pickle", "_Builder"),
-    ("stream_ipc.serializers.pickle", "_Handle"),
+    ("stream_ipc.serializers.pickle", "_Pickler"),
+    ("stream_ipc.serializers.pickle", "_handle"),
     ("stream_ipc.serializers.pickle", "_IN_PROGRESS"),
     ("stream_ipc.serializers.pickle", "pickle"),
-    ("stream_ipc.serializers.pickle", "build.__call__"),
-    ("stream_ipc.serializers.pickle", "build.__class__"),
-    ("stream_ipc.serializers.pickle", "build.__class__.__call__.__globals__"),
-    ("stream_ipc.serializers.pickle", "build.__setstate__"),
-    ("stream_ipc.serializers.pickle", "build."),
-    ("stream_ipc.serializers.pickle", ".build"),
+    ("stream_ipc.serializers.pickle", "_Handle.__call__"),
+    ("stream_ipc.serializers.pickle", "_Handle.__class__"),
+    ("stream_ipc.serializers.pickle", "_Handle.__class__.__call__.__globals__"),
+    ("stream_ipc.serializers.pickle", "_Handle.__setstate__"),
+    ("stream_ipc.serializers.pickle", "_Handle."),
+    ("stream_ipc.serializers.pickle", "._Handle"),
     ("stream_ipc.serializers.pickle", ""),
-    ("stream_ipc.serializers.pickle\0", "build"),
-    ("stream_ipc.serializers", "pickle.build"),
-    ("", "build"),
+    ("stream_ipc.serializers.pickle\0", "_Handle"),
+    ("stream_ipc.serializers", "pickle._Handle"),
+    ("", "_Handle"),
     ("\ud800", "\ud800"),
     (__name__, "Box"),
     (__name__, "Box.__init__.__globals__"),
@@ -1027,37 +1027,48 @@ def test_a_warm_extension_cache_answers_nothing(tmp_path: pathlib.Path) -> None:
 
 def test_a_registered_extension_is_asked_about_and_refused() -> None:
     copyreg.add_extension("os", "system", 0xF1)
-    copyreg.add_extension(module.__name__, "build", 0xF2)
+    copyreg.add_extension(module.__name__, "_Handle", 0xF2)
     try:
         refused(box(b"\x82\xf1" + s("true") + b"\x85R"), "may not name os.system")
         for _ in range(2):  # the second time it is in the cache
-            message = S.deserialize(box(b"\x82\xf2" + s("test.Point") + obj(x=i(1)) + b"\x86R"))
+            message = S.deserialize(box(b"\x82\xf2" + s("test.Point") + obj(x=i(1)) + b"\x86\x85R"))
             assert message == Box(Point(1))
-            refused(box(b"\x82\xf2"), "may not hold a _Builder")
+            refused(box(b"\x82\xf2"), "may not hold a type")
     finally:
         copyreg.remove_extension("os", "system", 0xF1)
-        copyreg.remove_extension(module.__name__, "build", 0xF2)
+        copyreg.remove_extension(module.__name__, "_Handle", 0xF2)
         copyreg._extension_cache.clear()  # type: ignore[attr-defined]
 
+
+AS_DEFINED = dict(vars(module._Handle))
 
 STATES = [obj(name=i(1)), N + obj(name=i(1)) + b"\x86", obj() + obj() + b"\x86", i(1), b")", N, b"]"]
 
 
 @pytest.mark.parametrize("state", STATES, ids=repr)
 def test_no_state_can_be_set(state: bytes) -> None:
-    for target in (BUILD, POINT, call("test.Plain", obj()), call("test.Color", s("RED")), BUILD + s("x") + N + b"\x86R"):
+    for target in (BUILD, POINT, call("test.Plain", obj()), call("test.Color", s("RED")), call("x", N)):
         refused(box(target + state + b"b"), "may not set the state")
         refused(b"\x80\x05" + target + state + b"b.", "may not set the state")
     for target in (i(1), s("x"), b"]", b"}", b")", b"\x8f", b"C\x01x"):
         # Plain data has no state, and none to be set: an error, or nothing has happened.
         with contextlib.suppress(SerializationError):
             assert_no_machinery(S.deserialize(box(target + state + b"b")))
-    assert module.build(1, 2).__class__.__slots__ == ("content", "name")
-    assert not hasattr(module.build, "__dict__")
+    assert vars(module._Handle) == AS_DEFINED
+    assert not hasattr(module._Handle((1, 2)), "__dict__")
     assert value_of(Point(1)) == Point(1)
 
 
-MACHINERY = {"builder": BUILD, "handle of nothing": BUILD + N + N + b"\x86R", "handle of a list": call("x", b"]")}
+MACHINERY = {
+    "builder": BUILD,
+    "handle of nothing": BUILD + N + N + b"\x86\x85R",
+    "handle of a list": call("x", b"]"),
+    "handle without parts": BUILD + b")R",
+    "handle of one part": BUILD + s("test.Point") + b"\x85\x85R",
+    "handle of three parts": BUILD + s("test.Point") + obj(x=i(1)) + N + b"\x87\x85R",
+    "handle of the letters of a text": BUILD + s("ab") + b"\x85R",
+    "handle that is made without the constructor": BUILD + s("ab") + b"\x85\x81",
+}
 
 
 @pytest.mark.parametrize("name", MACHINERY)
@@ -1082,9 +1093,9 @@ def test_the_machinery_is_never_a_value(name: str) -> None:
         call("datetime", thing),
         call("test.Mode", thing),
         call("test.Color", thing),
-        BUILD + thing + obj() + b"\x86R",
-        BUILD + thing + s("RED") + b"\x86R",
-        BUILD + thing + b")\x86R",
+        BUILD + thing + obj() + b"\x86\x85R",
+        BUILD + thing + s("RED") + b"\x86\x85R",
+        BUILD + thing + b")\x86\x85R",
         thing + b"2",
     ):
         refused(box(place))
@@ -1115,8 +1126,8 @@ def test_the_machinery_can_be_called_only() -> None:
         refused(box(POINT + use))
     # By whichever opcode: what it answers is a handle.
     for payload in (
-        box(b"(" + BUILD + s("test.Point") + obj(x=i(1)) + b"o"),
-        box(b"(" + s("test.Point") + obj(x=i(1)) + b"i" + module.__name__.encode() + b"\nbuild\n"),
+        box(b"(" + BUILD + s("test.Point") + obj(x=i(1)) + b"\x86o"),
+        box(b"(" + s("test.Point") + obj(x=i(1)) + b"\x86i" + module.__name__.encode() + b"\n_Handle\n"),
     ):
         assert S.deserialize(payload) == Box(Point(1))
     refused(box(BUILD + b"(" + b"K\x01" * 3 + b"tR"))
@@ -1125,12 +1136,12 @@ def test_the_machinery_can_be_called_only() -> None:
 
 def test_contents_that_are_changed_after_the_call() -> None:
     # The dict and the list are memoized, used in a call, and filled afterwards.
-    late = b"}\x94" + BUILD + s("test.Point") + b"h\x00\x86R\x94" + b"0h\x00" + s("x") + s("late") + b"s00h\x01"
+    late = b"}\x94" + BUILD + s("test.Point") + b"h\x00\x86\x85R\x94" + b"0h\x00" + s("x") + s("late") + b"s00h\x01"
     assert S.deserialize(box(late)) == Box(Point("late"))
-    late = b"}\x94" + BUILD + s("test.Checked") + b"h\x00\x86R\x94" + b"0h\x00" + s("age") + s("bad") + b"s00h\x01"
+    late = b"}\x94" + BUILD + s("test.Checked") + b"h\x00\x86\x85R\x94" + b"0h\x00" + s("age") + s("bad") + b"s00h\x01"
     refused(box(late), "test.Checked cannot be built")
     late = b"]\x94" + call("test.Point", obj(x=b"h\x00")) + b"\x940h\x00" + BUILD + b"a00h\x01"
-    refused(box(late), "may not hold a _Builder")
+    refused(box(late), "may not hold a type")
 
 
 SELF = {
@@ -1153,7 +1164,7 @@ SELF = {
         b"]\x94(}\x94" + s("k") + b"h\x00s" + call("test.Point", obj(x=b"h\x01")) + POINT + b"e"
     ),
     "set in itself": box(b"\x8f\x94(" + call("test.Key", obj(name=b"h\x00")) + b"\x90"),
-    "object in itself": box(BUILD + s("test.Point") + b"}\x94\x86R\x94" + b"h\x00" + s("x") + b"h\x01s0"),
+    "object in itself": box(BUILD + s("test.Point") + b"}\x94\x86\x85R\x94" + b"h\x00" + s("x") + b"h\x01s0"),
     "tuple in itself": box(b"]\x94h\x00\x85\x94" + b"0h\x00h\x01a" + POINT + b"a00h\x01"),
 }
 
@@ -1376,7 +1387,7 @@ def test_nested_too_deeply_on_the_way_in() -> None:
         S.deserialize(box(deep))
     refused(box(b"](" + POINT + deep + b"e"), "nested too deeply|contains itself|cannot be built")
     nested = BUILD + b"\x94" + s("test.Point") + b"}" + s("x")
-    nested += (b"h\x00" + s("test.Point") + b"}" + s("x")) * 20_000 + N + b"s\x86R" * 20_001
+    nested += (b"h\x00" + s("test.Point") + b"}" + s("x")) * 20_000 + N + b"s\x86\x85R" * 20_001
     refused(box(nested), "nested too deeply|cannot be built")
 
 
@@ -1440,7 +1451,8 @@ def mutated(rng: random.Random, payload: bytes) -> bytes:
             start = rng.randrange(len(data) + 1)
             data[at:at] = data[start : start + rng.randrange(1, 30)]
         else:
-            data[at:at] = rng.choice([BUILD, POINT, b"h\x00", b"h\x05", b"}b", b"N", b"\x98", b"\x85", b"\x86R"])
+            some = [BUILD, POINT, b"h\x00", b"h\x05", b"}b", b"N", b"\x98", b"\x85", b"\x86R", b"\x86\x85R"]
+            data[at:at] = rng.choice(some)
     return bytes(data)
 
 
@@ -1503,11 +1515,11 @@ def test_a_payload_names_one_global_at_most() -> None:
                 names.append(tuple(strings[-2:]))
             elif "UNICODE" in opcode.name:
                 strings.append(arg)
-        assert names == [(module.__name__, "build")]
+        assert names == [(module.__name__, "_Handle")]
 
 
 def test_plain_messages_name_no_global_at_all() -> None:
-    assert b"build" not in S.serialize(RequestEnvelope("1", Box({"a": [1, (2.5, None)], "b": b"x"})))
+    assert b"_Handle" not in S.serialize(RequestEnvelope("1", Box({"a": [1, (2.5, None)], "b": b"x"})))
 
 
 def test_repr() -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "add_id",
     "bad_id",
     "builder",
+    "call_of_class",
     "check_namespace",
     "compile_function",
     "convert",
@@ -196,6 +197,13 @@ def _takes_positional(info: TypeInfo) -> bool:
     )
 
 
+def call_of_class(info: TypeInfo, values: Sequence[str]) -> str:
+    """The source of the call that builds an instance: of ``cls``, with what is written for the value of each field."""
+    if _takes_positional(info):
+        return f"cls({', '.join(values)})"
+    return f"cls({', '.join(f'{field.name}={value}' for field, value in zip(info.fields, values))})"
+
+
 def builder(info: TypeInfo, keys: Sequence[str], conversions: Sequence[str], otherwise: Builder) -> Builder:
     """Make the function that builds an instance of a class with fields from what was read.
 
@@ -219,11 +227,9 @@ def builder(info: TypeInfo, keys: Sequence[str], conversions: Sequence[str], oth
     if info.cls in ENVELOPES:
         lines.append(f"        if type(v0) is not str or len(v0) > {MAX_ID_LENGTH}: raise bad_id()")
         lines.append("        if not isinstance(v1, Message): raise bad_content(v1)")
-    positional = _takes_positional(info)
-    arguments = ", ".join(f"v{i}" if positional else f"{f.name}=v{i}" for i, f in enumerate(info.fields))
     lines += [
         "        try:",
-        f"            return cls({arguments})",
+        f"            return {call_of_class(info, [f'v{i}' for i in range(len(keys))])}",
         "        except Exception as exc:",
         "            raise refused(exc) from exc",
         "    return otherwise(data)",

@@ -3,9 +3,9 @@
 Knows the registry and messages. Must not know frames or streams.
 
 The payload is one tuple ``(kind, id, wire name, {field: value})``. A registered object inside it travels as a call of
-``build`` with its wire name and fields, so the one global that a payload ever names is ``build``. On the way in it
-answers with inert handles, which are turned into objects by the registry after the load: an opcode such as ``BUILD``
-that follows a call could otherwise change an object behind its constructor's back. If no global was named at all, the
+``_Handle`` with its wire name and fields, so the one global that a payload ever names is that. On the way in the calls
+make inert tuples, which are turned into objects by the registry after the load: an opcode such as ``BUILD`` that follows
+a call could otherwise change an object behind its constructor's back. If no global was named at all, the
 load can only have produced plain data and is used as it is.
 """
 
@@ -23,13 +23,17 @@ from ..registry import TypeInfo, _by_class
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional, Set, Tuple, Union
+    from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
 
     from .base import Payload
 
     AnyList = List[Any]
+    AnyTuple = Tuple[Any, ...]
+    Builders = Dict[str, Callable[[Dict[str, Any], "_Resolver"], Any]]
 else:
     AnyList = list
+    AnyTuple = tuple
+    Builders = dict
 
 __all__ = ["PickleMessageSerializer"]
 
@@ -46,38 +50,26 @@ _extension_cache: Dict[Any, Any] = copyreg._extension_cache  # type: ignore[attr
 _PLAIN = "; if the other side uses PickleMessageSerializer(unsafe=True), both have to"
 
 
-class _Inert:
-    """Refuses the one opcode that could still change an object on the unpickler's stack."""
+class _Handle(AnyTuple):
+    """What stands for an object during a load: its wire name and its content, and nothing else.
+
+    A tuple, because the unpickler makes one without running Python: 0.1 us, against 0.5 us for a call of ours. There is
+    nothing that an opcode could change in a tuple or, because of ``__setstate__``, in this class.
+    """
 
     __slots__ = ()
 
-    def __setstate__(self, state: Any) -> None:
+    # By identity: as a key it must not be equal to another, and its content has no hash.
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __setstate__(*args: Any) -> None:  # for the class as for its instances
         raise SerializationError("a payload may not set the state of an object" + _PLAIN)
 
 
-class _Handle(_Inert):
-    """What ``build`` answers during a load: the call's arguments, and nothing else."""
-
-    __slots__ = ("content", "name")
-
-    name: Any
-    content: Any
-
-
-class _Builder(_Inert):
-    """The callable behind ``build``: an instance, so that neither a class nor a function is on the stack."""
-
-    __slots__ = ()
-
-    def __call__(self, name: Any, content: Any) -> _Handle:
-        handle = _Handle()
-        handle.name = name
-        handle.content = content
-        return handle
-
-
-build: _Builder = _Builder()
-_GLOBAL = (__name__, "build")
+_GLOBAL = (__name__, "_Handle")
 
 
 class _Chunks(AnyList):
@@ -88,20 +80,35 @@ class _Chunks(AnyList):
 
 
 class _Pickler(pickle.Pickler):
-    """Turns registered objects into calls of ``build`` and refuses all others."""
+    """Turns registered objects into calls of ``_Handle`` and refuses all others."""
 
     def reducer_override(self, obj: Any) -> Any:
+        try:
+            # What info.values() does, without the call: 0.9 us an object instead of 1.1.
+            name, names = _plain[type(obj)]
+            values = obj.__dict__
+            if tuple(values) == names:
+                return _Handle, ((name, values),)
+        except (KeyError, AttributeError):
+            pass
         info = _by_class.get(type(obj))
         if info is not None:
-            return build, (info.wire_name, _enum_key(obj) if info.is_enum else info.values(obj))
-        if obj is build:
-            return "build"  # by name, the pickler knows the module
+            if info.fields:
+                _plain[info.cls] = (info.wire_name, info.names)
+            return _Handle, ((info.wire_name, _enum_key(obj) if info.is_enum else info.values(obj)),)
+        if obj is _Handle:
+            return "_Handle"  # by name, the pickler knows the module
         from .values import reduce_value
 
         reduced = reduce_value(obj)
         if reduced is None:
             registry.type_info(type(obj))  # raises
-        return build, reduced
+        return _Handle, (reduced,)
+
+
+# By class, for those that have fields: their wire names, and the names of the fields.
+_plain: Dict[type, Tuple[str, Any]] = {}
+registry.clear_on_change(_plain)
 
 
 def _new_pickler() -> Tuple[_Pickler, _Chunks]:
@@ -118,7 +125,7 @@ class _Unpickler(pickle.Unpickler):
         if (module_name, global_name) != _GLOBAL:
             raise SerializationError(f"a payload may not name {module_name}.{global_name}"[:300] + _PLAIN)
         self.built = True
-        return build
+        return _Handle
 
 
 class _ViewFile:
@@ -374,6 +381,15 @@ class _Resolver:
         if cls in _ATOMS:
             return value
         key = id(value)
+        if cls is _Handle and key not in self._done:
+            self._done[key] = _IN_PROGRESS
+            name, content = value
+            if type(content) is dict:
+                result = _builders[name](content, self)
+            else:
+                result = self._special(name, content)
+            self._done[key] = result
+            return result
         if key in self._done:
             result = self._done[key]
             if key in self._unfinished:
@@ -388,8 +404,7 @@ class _Resolver:
             self._unfinished[key] = self._depth
             if cls is list:
                 if not _ATOMS.issuperset(map(type, value)):  # 15 ns an item against 60 with a call
-                    for index, item in enumerate(value):
-                        value[index] = self._resolve(item)
+                    value[:] = [self._resolve(item) for item in value]
             elif cls is set:
                 items = [self._resolve(item) for item in value]
                 value.clear()
@@ -411,46 +426,87 @@ class _Resolver:
             result = tuple([self._resolve(item) for item in value])
         elif cls is frozenset:
             result = frozenset([self._resolve(item) for item in value])
-        elif cls is _Handle:
-            content = value.content
-            if type(content) is dict and _ATOMS.issuperset(map(type, content.values())):
-                # Nothing in it to be resolved: the usual case, and five times as fast as the general one.
-                result = self._done[key] = registry.lookup(value.name).build(content)
-                return result
-            if self._looped:
-                raise _contains_itself()
-            self._depth += 1
-            result = self._build(value)
-            self._depth -= 1
         else:
             raise SerializationError(f"payload is not a message: it may not hold {article(cls)}")
         self._done[key] = result
         return result
 
-    def _build(self, handle: _Handle) -> Any:
-        name = handle.name
-        content = handle.content
-        try:
-            if type(content) is dict:
-                return registry.lookup(name).build(self._resolve(content))
-            if type(content) is str or type(content) is int:
-                return _enum_member(registry.lookup(name), content)
-            if type(content) is tuple and type(name) is str:
-                from .values import build_value
+    def _special(self, name: Any, content: Any) -> Any:
+        """A member of an enum, or a value of the standard library's."""
+        self.begin_object()
+        if type(content) is str or type(content) is int:
+            result = _enum_member(registry.lookup(name), content)
+        elif type(content) is tuple and type(name) is str:
+            from .values import build_value
 
-                return build_value(name, self._resolve(content))
-        except (SerializationError, RecursionError):
-            raise
-        except Exception as exc:
-            raise SerializationError(f"a value in the payload cannot be built: {describe(exc)}"[:300]) from exc
-        raise SerializationError("payload is not a message: it holds an object of an unknown form")
+            result = build_value(name, self._resolve(content))
+        else:
+            raise SerializationError("payload is not a message: it holds an object of an unknown form")
+        self.end_object()
+        return result
+
+    def begin_object(self) -> None:
+        """Refuse to build of what is not finished."""
+        if self._looped:
+            raise _contains_itself()
+        self._depth += 1
+
+    def end_object(self) -> None:
+        self._depth -= 1
+
+    def build(self, info: TypeInfo, fields: Dict[str, Any]) -> Any:
+        """Build an object whose fields are not just what is declared."""
+        self.begin_object()
+        result = info.build(self._resolve(fields))
+        self.end_object()
+        return result
+
+
+class _Builders(Builders):
+    """By wire name, what builds an object of its fields: a function that is compiled for the class."""
+
+    def __missing__(self, name: str) -> Callable[[Dict[str, Any], _Resolver], Any]:
+        info = registry.lookup(name)
+        fields = info.fields
+        self[name] = made = _compiled(info) if fields else lambda content, resolver: resolver.build(info, content)
+        return made
+
+
+def _compiled(info: TypeInfo) -> Callable[[Dict[str, Any], _Resolver], Any]:
+    # Field by field: 1.2 us an object of three, against 3.7 us with loops over the fields.
+    from ._shared import call_of_class, compile_function
+
+    values = [f"v{index}" for index in range(len(info.fields))]
+    lines = [
+        "def made(fields, resolver):",
+        "    try:",
+        *(f"        {value} = fields[{field.name!r}]" for field, value in zip(info.fields, values)),
+        "    except KeyError:",
+        "        return resolver.build(info, fields)",
+        f"    if len(fields) != {len(values)}:",
+        "        return resolver.build(info, fields)",
+        f"    if not ({' and '.join(f'type({value}) in atoms' for value in values)}):",
+        "        resolver.begin_object()",
+        "        resolve = resolver._resolve",
+        *(f"        if type({value}) not in atoms: {value} = resolve({value})" for value in values),
+        "        resolver.end_object()",
+        "    try:",
+        f"        return {call_of_class(info, values)}",
+        "    except Exception as exc:",
+        "        raise info._refused(exc) from exc",
+    ]
+    return compile_function(lines, {"info": info, "cls": info.cls, "atoms": _ATOMS})
+
+
+_builders = _Builders()
+registry.clear_on_change(_builders)
 
 
 def _contains_itself() -> SerializationError:
     return SerializationError("payload contains an object that contains itself")
 
 
-_IN_PROGRESS = _Builder()
+_IN_PROGRESS = object()
 
 
 def _enum_member(info: TypeInfo, key: Union[str, int]) -> Any:

@@ -384,7 +384,7 @@ _OPCODES = {ord(op.code): op for op in pickletools.opcodes}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_LIST": "list", "EMPTY_TUPLE": "tuple", "EMPTY_DICT": "dict", "EMPTY_SET": "set"}
 _GROUPS = {"LIST": "list", "TUPLE": "tuple", "DICT": "dict", "FROZENSET": "set"}
-_BUILDER = "stream_ipc.serializers.pickle.build"
+_HANDLE = "stream_ipc.serializers.pickle._Handle"
 
 
 class _Pickle:
@@ -570,7 +570,7 @@ def _fold(group: List[Any]) -> None:
         if isinstance(before, Node) and before.kind == "object" and not before.items:
             _set_state(before, group.pop())
             before.cut = True
-        elif len(group) > 2 and type(before) is str and getattr(group[-3], "name", "") == _BUILDER:
+        elif len(group) > 2 and type(before) is str and getattr(group[-3], "name", "") == _HANDLE:
             group[-3:] = [Node("object", group[-1].items, before, cut=True)]
 
 
@@ -578,8 +578,9 @@ def _called(called: Any, args: Any) -> Any:
     """What a call would have made."""
     items = args.items if isinstance(args, Node) else [args]
     name = called.name if isinstance(called, Node) else _leaf(called)
-    if name == _BUILDER and len(items) == 2 and type(items[0]) is str:  # ours: (wire name, content)
-        name, content = items
+    ours = items[0].items if len(items) == 1 and isinstance(items[0], Node) else []
+    if name == _HANDLE and len(ours) == 2 and type(ours[0]) is str:  # (wire name, content)
+        name, content = ours
         if not isinstance(content, Node):
             return _Word(f"{_last(name)}.{content}" if type(content) is str else f"{_last(name)}({_leaf(content)})")
         if content.kind == "dict":
