@@ -3,9 +3,9 @@
 Knows the registry and messages. Must not know frames or streams.
 
 The payload is one tuple ``(kind, id, wire name, {field: value})``. A registered object inside it travels as a call of
-``_Handle`` with its wire name and fields, so the one global that a payload ever names is that. On the way in the calls
-make inert tuples, which are turned into objects by the registry after the load: an opcode such as ``BUILD`` that follows
-a call could otherwise change an object behind its constructor's back. If no global was named at all, the
+``_Handle`` with its wire name and fields, so the one global that a payload ever names is that. On the way in the
+calls make inert tuples, which are turned into objects by the registry after the load: an opcode such as ``BUILD``
+that follows a call could otherwise change an object behind its constructor's back. If no global was named at all, the
 load can only have produced plain data and is used as it is.
 """
 
