@@ -89,12 +89,11 @@ from .errors import (
     StreamClosedError,
     UnexpectedReplyError,
 )
-from .ids import PidCounterRequestIdGenerator, PidHrtimeRequestIdGenerator, RequestIdGenerator
+from .ids import PidCounterRequestIdGenerator, PidHrtimeRequestIdGenerator
 from .messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from .peer import IpcPeer
 from .promise import ResponsePromise, as_completed, gather
 from .registry import register_type
-from .serializers.base import MessageSerializer
 from .session import Session
 from .transports.base import MessageTransport
 from .transports.stream import StreamTransport
@@ -105,6 +104,7 @@ if TYPE_CHECKING:
     from typing import Any, List
 
     from .listener import Listener
+    from .protocols import MessageSerializer, RequestIdGenerator
     from .serializers.json import JsonMessageSerializer
     from .serializers.php import PhpMessageSerializer
     from .serializers.pickle import PickleMessageSerializer
@@ -146,8 +146,10 @@ __all__ = [
 _LAZY = {
     "JsonMessageSerializer": "serializers.json",
     "Listener": "listener",
+    "MessageSerializer": "protocols",
     "PhpMessageSerializer": "serializers.php",
     "PickleMessageSerializer": "serializers.pickle",
+    "RequestIdGenerator": "protocols",
 }
 
 

@@ -12,22 +12,9 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Protocol
-else:
-    Protocol = object
+    from typing import Callable
 
-__all__ = ["PidCounterRequestIdGenerator", "PidHrtimeRequestIdGenerator", "RequestIdGenerator"]
-
-
-class RequestIdGenerator(Protocol):
-    """What an ``IpcPeer`` needs of its ``id_generator``: any object with this method will do."""
-
-    def generate(self) -> str:
-        """Return an id that no pending request of the session has; any text of at most 128 characters.
-
-        Called once for each request. What it raises comes out of ``Session.request``, and nothing is sent.
-        """
-        ...
+__all__ = ["PidCounterRequestIdGenerator", "PidHrtimeRequestIdGenerator"]
 
 
 class PidCounterRequestIdGenerator:

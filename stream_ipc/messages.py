@@ -73,7 +73,7 @@ class ErrorMessage(Message, wire_name="StreamIpc\\Message\\ErrorMessage"):
 
     # The original keeps the text in a private property of this name.
     message: str = field(metadata={"wire_name": "errorMessage", "visibility": "private"})
-    exception: InitVar[Optional[BaseException]] = None
+    exception: InitVar[BaseException | None] = None
 
     def __post_init__(self, exception: Optional[BaseException]) -> None:
         if not isinstance(self.message, str):  # it comes off the wire too, and str() of the whole must not fail

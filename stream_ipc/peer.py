@@ -20,11 +20,10 @@ from weakref import WeakSet
 
 from . import log
 from .errors import FrameTooLargeError, StreamClosedError
-from .ids import PidCounterRequestIdGenerator, RequestIdGenerator
+from .ids import PidCounterRequestIdGenerator
 from .messages import Message
 from .poller import READ, Poller
 from .promise import DEFAULT, check_timeout
-from .serializers.base import MessageSerializer
 from .session import ENVELOPES, FLUSH_BOUND, HIGH_WATER, OPEN, Session, Until, no_message
 from .transports.base import POLL_INTERVAL, Channel, Ending, ForeignChannel, finish
 from .transports.descriptors import close_streams, describe_address
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
     from .listener import Listener
+    from .protocols import MessageSerializer, RequestIdGenerator
     from .transports.base import Transport
     from .transports.process import Command, Path
     from .transports.sockets import Address
@@ -633,8 +633,7 @@ class IpcPeer:
                         channel.enqueue(frame)
                         taken += 1
                     except Exception as exc:
-                        session._send_failed(exc)
-                        session._report(exc)
+                        self._send_to(session, message, exc)
                 else:
                     taken += self._send_to(session, message, frame)
             if stuck:
@@ -657,6 +656,7 @@ class IpcPeer:
             elif frame is None:
                 session.notify(message)
             else:
+                session._send_failed(frame)
                 raise frame
             return 1
         except Exception as exc:

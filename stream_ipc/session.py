@@ -71,7 +71,7 @@ INBOX_BYTES = 4 * 1024 * 1024
 INBOX_BYTES_HARD = 256 * 1024 * 1024
 INBOX_COUNT_HARD = 500_000
 
-_REPLIES = 64  # messages that a wait dispatches at most to settle replies behind its own
+_REPLIES = 64  # that a wait settles behind its own at most
 
 FLUSH_BOUND = 1.0  # seconds that close() gives to what is still queued
 
@@ -1075,6 +1075,7 @@ class Session:
         peer = self._peer
         self._scanned = 0
         count = 0
+        ahead = _REPLIES
         goal = peer.turns + (turns or len(inbox) + 2)
         try:
             while self._state is OPEN:
@@ -1119,10 +1120,10 @@ class Session:
                 # Replies that stand next are settled on the way, which runs no handler: with many requests under way,
                 # whoever waits for one after the other waits once for all of these (75,700 instructions for each request
                 # become 69,500).
-                if (until is not None and until.settled) and (
-                    not inbox or type(inbox[0]) is not ResponseEnvelope or count >= _REPLIES
-                ):
-                    break
+                if until is not None and until.settled:
+                    if not ahead or not inbox or type(inbox[0]) is not ResponseEnvelope:
+                        break
+                    ahead -= 1
         except BaseException:
             # What no handler has been entered with goes back: an interruption loses nothing.
             if self._current is not None:

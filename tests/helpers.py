@@ -290,6 +290,7 @@ class CallAt:
         self.function = function
         self.count = 0
         self.where = ""
+        self._callback = self._profile  # kept: sys.setprofile(None) drops it while it runs
 
     def _profile(self, frame: Any, event: str, arg: Any) -> None:
         code = frame.f_code
@@ -302,10 +303,10 @@ class CallAt:
             try:
                 self.function()
             finally:
-                sys.setprofile(self._profile)
+                sys.setprofile(self._callback)
 
     def __enter__(self) -> "CallAt":
-        sys.setprofile(self._profile)
+        sys.setprofile(self._callback)
         return self
 
     def __exit__(self, *exc_info: object) -> None:

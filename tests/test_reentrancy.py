@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator, List
 
@@ -35,8 +36,8 @@ def at_every_place(scenario: Callable[[int], CallAt]) -> None:
             where.append(call)
             if not call.hit:
                 break
-        except Exception as exc:
-            failures.append(f"place {number}: {type(exc).__name__}: {str(exc)[:300]}")
+        except Exception:
+            failures.append(f"place {number}: {traceback.format_exc()[-2000:]}")
     assert not failures, "\n".join(failures)
     assert number > 10
 

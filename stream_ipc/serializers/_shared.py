@@ -190,7 +190,8 @@ def _takes_positional(info: TypeInfo) -> bool:
     cls: Any = info.cls
     code = getattr(cls.__init__, "__code__", None)
     return (
-        cls.__new__ is object.__new__
+        type(cls).__call__ is type.__call__
+        and cls.__new__ is object.__new__
         and code is not None
         and code.co_argcount > len(names)
         and code.co_varnames[1 : 1 + len(names)] == names

@@ -48,7 +48,7 @@ from ._shared import (
 )
 
 if TYPE_CHECKING:
-    from .base import Payload
+    from ..protocols import Payload
 
 __all__ = ["JsonMessageSerializer"]
 

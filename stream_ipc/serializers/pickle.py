@@ -3,8 +3,8 @@
 Knows the registry and messages. Must not know frames or streams.
 
 The payload is one tuple ``(kind, id, wire name, {field: value})``. A registered object inside it travels as a call of
-``_Handle`` with its wire name and fields, so the one global that a payload ever names is that. On the way in the
-calls make inert tuples, which are turned into objects by the registry after the load: an opcode such as ``BUILD``
+``build`` with its wire name and fields, so the one global that a payload ever names is ``build``. On the way in it
+answers with inert handles, which are turned into objects by the registry after the load: an opcode such as ``BUILD``
 that follows a call could otherwise change an object behind its constructor's back. If no global was named at all, the
 load can only have produced plain data and is used as it is.
 """
@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Union
 
-    from .base import Payload
+    from ..protocols import Payload
 
     AnyList = List[Any]
     AnyTuple = Tuple[Any, ...]
@@ -50,11 +50,19 @@ _extension_cache: Dict[Any, Any] = copyreg._extension_cache  # type: ignore[attr
 _PLAIN = "; if the other side uses PickleMessageSerializer(unsafe=True), both have to"
 
 
-class _Handle(AnyTuple):
+class _Inert:
+    """Refuses the one opcode that could still change an object on the unpickler's stack."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        raise SerializationError("a payload may not set the state of an object" + _PLAIN)
+
+
+class _Handle(_Inert, AnyTuple):
     """What stands for an object during a load: its wire name and its content, and nothing else.
 
-    A tuple, because the unpickler makes one without running Python: 0.1 us, against 0.5 us for a call of ours. There is
-    nothing that an opcode could change in a tuple or, because of ``__setstate__``, in this class.
+    A tuple, because the unpickler makes one without running Python: 0.1 us, against 0.5 us for a call of ours.
     """
 
     __slots__ = ()
@@ -65,11 +73,20 @@ class _Handle(AnyTuple):
     def __eq__(self, other: object) -> bool:
         return self is other
 
-    def __setstate__(*args: Any) -> None:  # for the class as for its instances
-        raise SerializationError("a payload may not set the state of an object" + _PLAIN)
+    def __ne__(self, other: object) -> bool:
+        return self is not other
 
 
-_GLOBAL = (__name__, "_Handle")
+class _Builder(_Inert):
+    """The callable behind ``build``: an instance, so that neither a class nor a function is on the stack."""
+
+    __slots__ = ()
+    # A class binds to no instance, so this takes what _Handle takes: (name, content) in one.
+    __call__: Callable[..., Any] = _Handle
+
+
+build: _Builder = _Builder()
+_GLOBAL = (__name__, "build")
 
 
 class _Chunks(AnyList):
@@ -80,7 +97,7 @@ class _Chunks(AnyList):
 
 
 class _Pickler(pickle.Pickler):
-    """Turns registered objects into calls of ``_Handle`` and refuses all others."""
+    """Turns registered objects into calls of ``build`` and refuses all others."""
 
     def reducer_override(self, obj: Any) -> Any:
         try:
@@ -88,22 +105,22 @@ class _Pickler(pickle.Pickler):
             name, names = _plain[type(obj)]
             values = obj.__dict__
             if tuple(values) == names:
-                return _Handle, ((name, values),)
+                return build, ((name, values),)
         except (KeyError, AttributeError):
             pass
         info = _by_class.get(type(obj))
         if info is not None:
             if info.fields:
                 _plain[info.cls] = (info.wire_name, info.names)
-            return _Handle, ((info.wire_name, _enum_key(obj) if info.is_enum else info.values(obj)),)
-        if obj is _Handle:
-            return "_Handle"  # by name, the pickler knows the module
+            return build, ((info.wire_name, _enum_key(obj) if info.is_enum else info.values(obj)),)
+        if obj is build:
+            return "build"  # by name, the pickler knows the module
         from .values import reduce_value
 
         reduced = reduce_value(obj)
         if reduced is None:
             registry.type_info(type(obj))  # raises
-        return _Handle, (reduced,)
+        return build, (reduced,)
 
 
 # By class, for those that have fields: their wire names, and the names of the fields.
@@ -125,7 +142,7 @@ class _Unpickler(pickle.Unpickler):
         if (module_name, global_name) != _GLOBAL:
             raise SerializationError(f"a payload may not name {module_name}.{global_name}"[:300] + _PLAIN)
         self.built = True
-        return _Handle
+        return build
 
 
 class _ViewFile:
@@ -173,7 +190,7 @@ class PickleMessageSerializer:
     frozenset and the value types of ``datetime``, ``decimal``, ``uuid``, ``collections`` and ``pathlib``. The same object
     sent twice in one message arrives as one object.
 
-    A hostile peer can still exhaust this process's memory or time (a few bytes of pickle can ask for gigabytes):
+    A hostile peer can still end this process, or exhaust its memory or time (a few bytes of pickle can ask for gigabytes):
     against a peer that is hostile use ``JsonMessageSerializer``.
 
     Args:
@@ -272,7 +289,7 @@ class PickleMessageSerializer:
             # unless it is the constructor, which is not called twice.
             try:
                 kind, id, name, fields = root
-                info = _roots[name]
+                info = _roots[name if type(name) is str else ""]  # the hash of a tuple may be without end
                 envelope: Any = _envelopes[kind]
                 common = tuple(fields) == info.names and type(fields) is dict
             except Exception:
@@ -321,7 +338,7 @@ registry.clear_on_change(_roots)
 def _message(checked: bool, built: bool, name: Any, fields: Any) -> Message:
     if built:
         fields = _Resolver().resolve(fields)
-    elif not checked:
+    elif not checked and type(fields) is dict:
         _refuse_views(fields)
     if type(fields) is not dict:
         raise SerializationError("payload is not a message: its fields are not a dict")
@@ -360,7 +377,7 @@ class _Resolver:
 
     def __init__(self) -> None:
         # By id of the unresolved value. All of these were alive at once, so no id stands for two of them, though some
-        # are freed meanwhile.
+        # are freed meanwhile; what has been resolved must never be resolved again.
         self._done: Dict[int, Any] = {}
         self._depth = 0  # how many objects are being built
         self._unfinished: Dict[int, int] = {}  # lists, dicts and sets: by id, the depth at which they were begun
@@ -385,6 +402,8 @@ class _Resolver:
             self._done[key] = _IN_PROGRESS
             name, content = value
             if type(content) is dict:
+                if type(name) is not str:  # the hash of a tuple may be without end
+                    registry.lookup(name)  # raises
                 result = _builders[name](content, self)
             else:
                 result = self._special(name, content)
@@ -456,6 +475,8 @@ class _Resolver:
 
     def build(self, info: TypeInfo, fields: Dict[str, Any]) -> Any:
         """Build an object whose fields are not just what is declared."""
+        if _ATOMS.issuperset(map(type, fields.values())):
+            return info.build(fields)
         self.begin_object()
         result = info.build(self._resolve(fields))
         self.end_object()
@@ -467,8 +488,10 @@ class _Builders(Builders):
 
     def __missing__(self, name: str) -> Callable[[Dict[str, Any], _Resolver], Any]:
         info = registry.lookup(name)
-        fields = info.fields
-        self[name] = made = _compiled(info) if fields else lambda content, resolver: resolver.build(info, content)
+        if info.is_enum:  # its members are not made, but found
+            raise SerializationError(f"payload is not a message: {info.wire_name} is an enum, and has no fields")
+        plain = not info.fields  # an object that is rebuilt from its attributes
+        self[name] = made = (lambda content, resolver: resolver.build(info, content)) if plain else _compiled(info)
         return made
 
 
@@ -486,6 +509,8 @@ def _compiled(info: TypeInfo) -> Callable[[Dict[str, Any], _Resolver], Any]:
         f"    if len(fields) != {len(values)}:",
         "        return resolver.build(info, fields)",
         f"    if not ({' and '.join(f'type({value}) in atoms' for value in values)}):",
+        "        if id(fields) in resolver._done:",  # it stands somewhere as a dict, too, whose values are done
+        "            return resolver.build(info, fields)",
         "        resolver.begin_object()",
         "        resolve = resolver._resolve",
         *(f"        if type({value}) not in atoms: {value} = resolve({value})" for value in values),

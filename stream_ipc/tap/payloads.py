@@ -384,7 +384,7 @@ _OPCODES = {ord(op.code): op for op in pickletools.opcodes}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_LIST": "list", "EMPTY_TUPLE": "tuple", "EMPTY_DICT": "dict", "EMPTY_SET": "set"}
 _GROUPS = {"LIST": "list", "TUPLE": "tuple", "DICT": "dict", "FROZENSET": "set"}
-_HANDLE = "stream_ipc.serializers.pickle._Handle"
+_BUILDER = "stream_ipc.serializers.pickle.build"
 
 
 class _Pickle:
@@ -570,7 +570,7 @@ def _fold(group: List[Any]) -> None:
         if isinstance(before, Node) and before.kind == "object" and not before.items:
             _set_state(before, group.pop())
             before.cut = True
-        elif len(group) > 2 and type(before) is str and getattr(group[-3], "name", "") == _HANDLE:
+        elif len(group) > 2 and type(before) is str and getattr(group[-3], "name", "") == _BUILDER:
             group[-3:] = [Node("object", group[-1].items, before, cut=True)]
 
 
@@ -579,7 +579,7 @@ def _called(called: Any, args: Any) -> Any:
     items = args.items if isinstance(args, Node) else [args]
     name = called.name if isinstance(called, Node) else _leaf(called)
     ours = items[0].items if len(items) == 1 and isinstance(items[0], Node) else []
-    if name == _HANDLE and len(ours) == 2 and type(ours[0]) is str:  # (wire name, content)
+    if name == _BUILDER and len(ours) == 2 and type(ours[0]) is str:  # (wire name, content)
         name, content = ours
         if not isinstance(content, Node):
             return _Word(f"{_last(name)}.{content}" if type(content) is str else f"{_last(name)}({_leaf(content)})")

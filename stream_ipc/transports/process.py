@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from .. import log
 from ..errors import StreamClosedError
 from ..messages import LogMessage
-from ..serializers.base import MessageSerializer
 from .base import Ending
 from .descriptors import READ_SIZE, ReadEnd, close_streams
 from .stream import StreamTransport, open_end
@@ -25,6 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import IO, Any, Deque, Iterator, List, NoReturn, Optional, Protocol, Tuple, TypeVar, Union
 
+    from ..protocols import MessageSerializer
     from ..wire.codec import Received
 
     T_co = TypeVar("T_co", covariant=True)

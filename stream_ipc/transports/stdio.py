@@ -14,13 +14,14 @@ import os
 import sys
 
 from ..errors import InvalidStreamError
-from ..serializers.base import MessageSerializer
 from .descriptors import ReadEnd, WriteEnd
 from .stream import StreamTransport, open_end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional
+
+    from ..protocols import MessageSerializer
 
 __all__ = ["StdioTransport"]
 

@@ -14,7 +14,6 @@ from collections import deque
 
 from ..errors import InvalidStreamError, StreamClosedError
 from ..messages import LogMessage, Message
-from ..serializers.base import MessageSerializer
 from ..wire.codec import CLEAN, JOIN, MessageDecoder, MessageEncoder, decode_text
 from ..wire.framing import HEADER_SIZE, frame_header
 from .base import Channel, Ending, MessageTransport, finish
@@ -24,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Deque, Dict, List, NoReturn, Optional, Protocol, Sequence, Tuple, Union
 
-    from ..serializers.base import Payload
+    from ..protocols import MessageSerializer, Payload
     from ..wire.codec import Received
 
     class HasFileno(Protocol):

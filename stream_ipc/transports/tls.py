@@ -20,11 +20,11 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any, Deque, Iterator, List, NoReturn, Optional, Sequence
 
 from ..errors import StreamClosedError
-from ..serializers.base import MessageSerializer
 from .sockets import Shield, stop_writing
 from .stream import StreamTransport
 
 if TYPE_CHECKING:
+    from ..protocols import MessageSerializer
     from ..wire.codec import Received
 
 __all__ = ["TlsTransport", "handshake", "wrap"]

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, List, Optional, Tuple, Union
 
-    from ..serializers.base import MessageSerializer, Payload
+    from ..protocols import MessageSerializer, Payload
 
     # What comes out of a stream: a message, or the error that stands for what should have been one.
     Received = Union[Message, IpcError]
@@ -174,7 +174,6 @@ def decode_text(data: bytes, final: bool = False) -> Tuple[str, bytes]:
     """
     text, used = codecs.utf_8_decode(data, "backslashreplace", final)
     return text, data[used:]
-
 
 
 CLEAN: DecoderState = (framing.START, b"")  # nothing is unfinished
