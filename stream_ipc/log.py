@@ -36,12 +36,19 @@ def error(text: str, *args: Any, exc_info: Any = None) -> None:
     _log("error", text, *args, exc_info=exc_info)
 
 
+_logger: Any = None
+
+
 def _log(level: str, text: str, *args: Any, **options: Any) -> None:
-    logging: Any = sys.modules.get("logging")
-    if logging is None:
+    global _logger
+    if _logger is None and "logging" not in sys.modules:
         return
     try:
-        getattr(logging.getLogger("stream_ipc"), level)(text, *args, **options)
+        # Asked for once: getLogger() takes a lock of logging's, and an interruption (KeyboardInterrupt) between two of its
+        # lines leaves that locked for all other threads, for ever.
+        if _logger is None:
+            _logger = sys.modules["logging"].getLogger("stream_ipc")
+        getattr(_logger, level)(text, *args, **options)
     except Exception:
         # A handler may do anything, such as sending the record over the very session that is closing. Whoever has
         # something to tell is often in the middle of what must not stop here.

@@ -647,7 +647,8 @@ class Session:
             self._flush_bounded()
             self._finish(StreamClosedError(self.channel.closed_text()))
             if self._ending is not None:
-                peer._finish_endings([self._ending])
+                if not self._ending.background:
+                    peer._finish_endings([self._ending])
                 self._ending = None
         finally:
             peer._leave(outer)

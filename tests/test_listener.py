@@ -107,6 +107,42 @@ def test_two_peers(host, tmp_path, address):
         tick_until(lambda: not here.sessions, here)
 
 
+@pytest.mark.parametrize("address", ADDRESSES[1:])
+def test_closing_while_the_other_side_talks_loses_nothing(host, tmp_path, address):
+    # TCP resets a connection that is closed over something unread, or when something comes for it later; and whoever
+    # gets a reset loses what he has not read yet.
+    with IpcPeer() as here, IpcPeer() as there, here.listen(real(address, tmp_path), host) as listener:
+        client = there.connect(listener.address)
+        client.notify(Note("first"))
+        tick_until(lambda: host.notes, here)
+        (server,) = host.sessions
+        server.notify(Note("unread"))
+        for number in range(100):
+            client.notify(Note(number, bytes(10_000)))
+        client.flush(10)
+        server.notify(Note("unread"))
+        began = time.monotonic()
+        client.close()
+        assert time.monotonic() - began < 0.5
+        for _ in range(3):
+            server.notify(Note("comes too late"))
+        tick_until(lambda: not server.is_open, here, there)
+        assert [note.text for note in host.notes] == ["first", *range(100)]
+        tick_until(lambda: not there._endings, there)
+
+
+def test_the_end_of_a_peer_does_not_wait_long_for_who_talks_and_never_closes(host):
+    with IpcPeer() as here, here.listen(("127.0.0.1", 0), host) as listener:
+        there = IpcPeer()
+        client = there.connect(listener.address)
+        tick_until(lambda: host.sessions, here)
+        host.sessions[0].notify(Note("unread"))
+        assert select.select(client.transport.read_fds(), [], [], 10)[0]
+        with CpuMeter() as meter:
+            there.close()
+        assert meter.real < 5 and meter.cpu < 0.2
+
+
 def test_address(peer, host, path):
     with peer.listen(path, host) as listener:
         assert listener.address == path

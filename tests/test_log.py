@@ -303,3 +303,15 @@ def test_a_socket_of_ones_own(log: Lines, peer: IpcPeer) -> None:
             host, port = server.getsockname()
             assert log.take() == [f"DEBUG session {session.name} opened"]
             assert session.name == f"to {host}:{port} fd {sock.fileno()}"
+
+
+def test_the_logger_is_asked_for_once(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An interruption inside getLogger() leaves a lock of logging's locked, and then every other thread that logs hangs.
+    peer.create_session_pair()
+    said: List[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(logging.getLogger("stream_ipc"), "debug", lambda text, *args: said.append(text % args))
+        patch.setattr(logging, "getLogger", None)
+        a, _ = peer.create_session_pair()
+        a.close()
+    assert len(said) >= 3

@@ -91,7 +91,13 @@ class MessageTransport(ABC):
 
 
 class Ending:
-    """What is left to be done after a channel was closed, in steps that do not block."""
+    """What is left to be done after a channel was closed, in steps that do not block.
+
+    Attributes:
+        background: It is left to ticks, and waited for at the end of the peer only.
+    """
+
+    background = False
 
     def fds(self) -> List[int]:
         """Descriptors that become readable when ``step`` has something to do."""

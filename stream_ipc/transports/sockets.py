@@ -20,6 +20,8 @@ import time
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, List, Optional, Tuple, Union
 
+from .base import Ending
+
 __all__ = [
     "Address",
     "Shield",
@@ -27,6 +29,7 @@ __all__ = [
     "check_address",
     "connect",
     "is_unix",
+    "linger",
     "listen",
     "named",
     "other_user",
@@ -39,6 +42,7 @@ Place = Union[str, Tuple[str, int]]  # an address that was checked
 WaitFor = Callable[[int, int, Optional[float]], bool]  # (descriptor or -1, events, until when)
 
 _MAX_PATH = 107 if sys.platform.startswith("linux") else 103  # bytes of a Unix socket's path
+_LINGER = 1.0  # seconds
 _BACKLOG = 4096  # the system cuts it down to its own limit
 _RETRY = 0.01  # how often a Unix socket whose queue is full is tried again, in seconds
 _LOCK_GRACE = 1.0  # how long the lock of a folder is waited for, in seconds
@@ -200,18 +204,75 @@ def other_user(sock: socket.socket) -> Optional[int]:
     return None if user == os.geteuid() else int(user)
 
 
-def stop_writing(sock: socket.socket) -> None:
+def stop_writing(sock: socket.socket) -> bool:
     """Make what was written reach the other side though the socket, which does not block, is closed next.
 
     Closing with something unread makes TCP reset the connection, which overtakes what is on its way.
+
+    Returns:
+        Whether the other side is still talking, so that more may come.
     """
+    heard = False
     try:
         sock.shutdown(socket.SHUT_WR)
         for _ in range(64):
             if not socket.socket.recv(sock, 65536):  # not SSLSocket.recv: what comes is of no interest
-                break
-    except (OSError, ValueError):
+                return False
+            heard = True
+    except BlockingIOError:
         pass
+    except (OSError, ValueError):
+        return False
+    return heard
+
+
+class LingeringClose(Ending):
+    """Keeps a connection until the other side has read to its end and closes it, at most for a second.
+
+    Whoever is still talking would otherwise get a reset for what he says next, and with it lose what he has not read yet.
+
+    Args:
+        sock: A TCP socket on which nothing more is written. It stays its owner's, who can close it.
+    """
+
+    background = True
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock: Optional[socket.socket] = socket.socket(fileno=os.dup(sock.fileno()))
+        self._sock.setblocking(False)
+        self._due = time.monotonic() + _LINGER
+
+    def fds(self) -> List[int]:
+        return [] if self._sock is None else [self._sock.fileno()]
+
+    def step(self) -> Optional[float]:
+        left = self._due - time.monotonic()
+        try:
+            while self._sock is not None and left > 0 and self._sock.recv(65536):
+                left = self._due - time.monotonic()
+        except BlockingIOError:
+            return left
+        except OSError:
+            pass
+        self.forget()
+        return None
+
+    def forget(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+def linger(sock: socket.socket) -> Optional[Ending]:
+    """End the writing side of a TCP socket that is closed next.
+
+    Returns:
+        What is left to be done after that, if anything is.
+    """
+    try:
+        return LingeringClose(sock) if stop_writing(sock) else None
+    except OSError:  # out of descriptors
+        return None
 
 
 # -- connecting

@@ -157,6 +157,7 @@ class StreamTransport(MessageTransport, Channel):
         self._ends: List[Any] = []
         self._streams: Optional[List[Tuple[Any, int]]] = None  # what is still to be closed
         self._threads: Optional[Ending] = None  # ends the threads of those ends that have some
+        self._lingering: Optional[Ending] = None  # closes the connection later
         self._ahead = False  # an input has data though its descriptor may never become ready
         self._where = ""  # where and why the last framed input ended
         self._error: Optional[BaseException] = None
@@ -672,7 +673,7 @@ class StreamTransport(MessageTransport, Channel):
 
     def end(self) -> Optional[Ending]:
         self._let_go("close")
-        return self._threads
+        return self._threads or self._lingering
 
     def release(self) -> None:
         """Leave the streams open, as they were found, to their owner."""
@@ -685,6 +686,8 @@ class StreamTransport(MessageTransport, Channel):
         self._name = self.describe()
         self._inputs.clear()
         self._blocked = False
+        if how == "close" and self._broken is None:
+            self._linger()
         self._break(self._broken or StreamClosedError(f"this side closed the stream ({self._name})"))
         if self._streams is None:
             self._streams = self._find_streams()
@@ -697,6 +700,16 @@ class StreamTransport(MessageTransport, Channel):
         if how == "close":
             close_streams(self._streams)
         self._ends = []
+
+    def _linger(self) -> None:
+        end = self._output
+        if self._lingering is None and end.socket is not None and not end.shared and end.find_invalid() is None:
+            import socket  # there is one, so it is loaded
+
+            if end.socket.family in (socket.AF_INET, socket.AF_INET6):
+                from .sockets import linger
+
+                self._lingering = linger(end.socket)
 
     def abandon(self) -> None:
         # Not _let_go: the flags that it would restore are the owner's too.

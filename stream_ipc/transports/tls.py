@@ -20,7 +20,7 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any, Deque, Iterator, List, NoReturn, Optional, Sequence
 
 from ..errors import StreamClosedError
-from .sockets import Shield, stop_writing
+from .sockets import Shield
 from .stream import StreamTransport
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class TlsTransport(StreamTransport):
                 self.socket.unwrap()
             except (OSError, ValueError):
                 pass  # it has been sent; the answer is not waited for
-            stop_writing(self.socket)
+            self._linger()
 
 
 def _cut(buffers: Sequence[Any]) -> Any:
