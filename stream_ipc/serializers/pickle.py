@@ -537,7 +537,11 @@ _IN_PROGRESS = object()
 def _enum_member(info: TypeInfo, key: Union[str, int]) -> Any:
     if not info.is_enum:
         raise SerializationError(f"payload is not a message: {info.wire_name} is no enum")
-    return info.cls[key] if isinstance(key, str) else info.cls(key)  # type: ignore[index]
+    try:
+        return info.cls[key] if isinstance(key, str) else info.cls(key)  # type: ignore[index]
+    except (KeyError, ValueError) as exc:
+        text = f"{info.wire_name} has no member {key!r:.100}; add it to the enum on this side too"
+        raise SerializationError(text) from exc
 
 
 def _plain_dumps(message: Message) -> bytes:
