@@ -11,7 +11,7 @@ import inspect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Tuple
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 __all__ = ["Handler", "HandlerList", "name_of"]
 
@@ -146,26 +146,20 @@ def _types(function: Any, annotation: Any, caller: Any) -> Optional[Tuple[type, 
     """
     if annotation is inspect.Parameter.empty:
         return None
-    resolved = [annotation]
-    if isinstance(annotation, str):
-        try:
-            resolved = _evaluate(annotation, _namespace(function, caller))
-        except Exception as exc:
-            raise TypeError(
-                f"the annotation {annotation!r} of {name_of(function)}'s first parameter cannot be resolved: {exc}; define"
-                " or import the class where the handler is defined (not under TYPE_CHECKING), or drop the annotation"
-            ) from exc
-    types: List[type] = []
-    for item in resolved:
-        found = _flatten(item)
-        if found is None:
-            raise TypeError(
-                f"the annotation {annotation!r} of {name_of(function)}'s first parameter is no class; annotate it with a"
-                " message class, a union of them, or nothing"
-            )
-        if object in found:
-            return None
-        types += found
+    try:
+        types = _flatten(annotation, functools.partial(_namespace, function, caller))
+    except Exception as exc:
+        raise TypeError(
+            f"the annotation {annotation!r} of {name_of(function)}'s first parameter cannot be resolved: {exc}; define"
+            " or import the class where the handler is defined (not under TYPE_CHECKING), or drop the annotation"
+        ) from exc
+    if types is None:
+        raise TypeError(
+            f"the annotation {annotation!r} of {name_of(function)}'s first parameter is no class; annotate it with a"
+            " message class, a union of them, or nothing"
+        )
+    if object in types:
+        return None
     try:
         issubclass(object, tuple(types))
     except TypeError as exc:  # a Protocol, a TypedDict
@@ -176,30 +170,38 @@ def _types(function: Any, annotation: Any, caller: Any) -> Optional[Tuple[type, 
     return tuple(types)
 
 
-def _flatten(annotation: Any) -> Optional[List[type]]:
+def _flatten(annotation: Any, namespace: Callable[[], Dict[str, Any]]) -> Optional[List[type]]:
+    """The classes that an annotation names, ``object`` for any; None if something in it is no class."""
     if annotation is None:
         return [type(None)]
     if isinstance(annotation, type) and not hasattr(annotation, "__origin__") and annotation.__module__ != "typing":
         return [annotation]
+    if isinstance(annotation, str):
+        return _flatten_all(_evaluate(annotation, namespace()), namespace)
     import typing  # only now: 4 ms, and in most programs annotations are classes
 
     if annotation is typing.Any:
         return [object]
     if isinstance(annotation, typing.TypeVar):
-        bound = annotation.__bound__
-        return [object] if bound is None else _flatten(bound)
+        return _flatten_all(annotation.__constraints__ or (annotation.__bound__ or object,), namespace)
+    if isinstance(annotation, typing.ForwardRef):  # Optional["Reply"]
+        return _flatten(annotation.__forward_arg__, namespace)
     origin = getattr(annotation, "__origin__", None)
     if origin is typing.Union or type(annotation).__name__ == "UnionType":
-        types: List[type] = []
-        for arg in annotation.__args__:
-            found = _flatten(arg)
-            if found is None:
-                return None
-            types += found
-        return types
+        return _flatten_all(annotation.__args__, namespace)
     if isinstance(origin, type) and origin.__module__.partition(".")[0] not in ("builtins", "collections"):
         return [origin]  # a generic message class
     return None
+
+
+def _flatten_all(annotations: Iterable[Any], namespace: Callable[[], Dict[str, Any]]) -> Optional[List[type]]:
+    types: List[type] = []
+    for annotation in annotations:
+        found = _flatten(annotation, namespace)
+        if found is None:
+            return None
+        types += found
+    return types
 
 
 def _namespace(function: Any, caller: Any) -> Dict[str, Any]:

@@ -199,6 +199,7 @@ def annotated(annotation: Any) -> Callable[[Any], None]:
 
 T = TypeVar("T")
 Bound = TypeVar("Bound", bound=First)
+Either = TypeVar("Either", First, Second)
 
 
 @dataclass
@@ -217,8 +218,9 @@ class Holder(Message, Generic[T], wire_name="test.handlers.Holder"):
         "Optional[First]",
         "First | None",
         "None | First",
-        "Union['First', None]" if sys.version_info >= (3, 14) else "First",
+        "Union['First', None]",
         Optional[First],
+        Optional["First"],
         Bound,
         "Bound",
         "typing.Optional[First]",
@@ -241,6 +243,12 @@ def test_annotations_for_one_class(annotation: Any) -> None:
         "Union[First, None] | Second",
         "'First | Second'",
         "'First' | Second",
+        Either,
+        "Either",
+        Union["First", Second],
+        Union["First | None", "Second"],
+        "Union['First', Second]",
+        Optional["Union[First, Second]"],
     ],
     ids=repr,
 )
