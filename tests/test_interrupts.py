@@ -817,7 +817,10 @@ class Storm:
         signal.signal(signal.SIGALRM, self._old)
 
 
-@pytest.mark.skipif(not RAISING, reason="needs 3.10")
+@pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="3.10 looks at signals at every branch: a second interruption can leave a queue unwritten until the next send",
+)
 def test_signals_in_quick_succession_leave_nothing_that_never_leaves() -> None:
     (seed,) = seeds(1)
     with IpcPeer(timeout=20) as peer:
