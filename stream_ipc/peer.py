@@ -1094,7 +1094,8 @@ class IpcPeer:
     def close(self) -> None:
         """Close every session, and end the children that were started, side by side. A second call does nothing.
 
-        What is queued is written first, for at most a second in all. Then ``on_close`` handlers run, and children are
+        What is queued is written first, for at most a second in all. TCP connections on which the other side is still
+        talking are kept until it closes them, for a second more at most. Then ``on_close`` handlers run, and children are
         waited for, 6 s in the worst case: see ``Session.close``. Listeners close, too.
         """
         if self._released:

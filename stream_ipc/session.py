@@ -634,7 +634,8 @@ class Session:
 
         What is queued is written first, for at most a second; then what is pending fails with ``StreamClosedError``, and
         the streams are released and closed. A child process that the peer started is ended and reaped: its stdin is
-        closed, and if it does not exit, it is terminated and then killed. That takes up to 6 s in the worst case.
+        closed, and if it does not exit, it is terminated and then killed. That takes up to 6 s in the worst case. A TCP
+        connection on which the other side is still talking is closed by a later tick, at most a second later.
         """
         peer = self._peer
         if peer._is_forked:

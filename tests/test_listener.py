@@ -123,7 +123,7 @@ def test_closing_while_the_other_side_talks_loses_nothing(host, tmp_path, addres
         server.notify(Note("unread"))
         began = time.monotonic()
         client.close()
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 0.9  # it does not wait for the other side, as long as that may take
         for _ in range(3):
             server.notify(Note("comes too late"))
         tick_until(lambda: not server.is_open, here, there)

@@ -496,7 +496,7 @@ class _Builders(Builders):
 
 
 def _compiled(info: TypeInfo) -> Callable[[Dict[str, Any], _Resolver], Any]:
-    # Field by field: 1.2 us an object of three, against 3.7 us with loops over the fields.
+    # Field by field and not in loops: with handles that are tuples, 1.9 us an object of a list instead of 3.7.
     from ._shared import call_of_class, compile_function
 
     values = [f"v{index}" for index in range(len(info.fields))]
