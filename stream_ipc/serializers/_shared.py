@@ -14,6 +14,7 @@ from .. import registry
 from ..errors import SerializationError, article, describe, printable
 from ..messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..registry import TypeInfo
+from ._compiling import call_of_class, compile_function
 
 __all__ = [
     "ENVELOPES",
@@ -165,44 +166,9 @@ def plain_type(annotation: Any) -> str:
 # --- reading --------------------------------------------------------------------------------------------------
 
 
-def compile_function(lines: Sequence[str], names: Dict[str, Any]) -> Callable[..., Any]:
-    """Compile the source of one function called ``made``, which sees just ``names``.
-
-    ``dataclass`` makes ``__init__`` the same way, and for the same reason: code that names the fields one by one is
-    two to three times as fast as a loop over them. Only identifiers and ``repr`` of texts go into the source.
-    """
-    scope = dict(names)
-    exec("\n".join(lines), scope)  # noqa: S102
-    made: Callable[..., Any] = scope["made"]
-    return made
-
-
 def convert(code: str) -> Callable[[Any], Any]:
     """The function of a conversion: the source of a statement that changes the value ``v``, or an empty text."""
     return compile_function(["def made(v):", f"    {code or 'pass'}", "    return v"], {})
-
-
-def _takes_positional(info: TypeInfo) -> bool:
-    # cls(a, b) costs 0.2 us less than cls(x=a, y=b), which makes a dict on the way. Only where the constructor is a
-    # plain function with just the fields first: a dataclass may have keyword-only fields, InitVar parameters in
-    # between, or a constructor of its own.
-    names = tuple(f.name for f in info.fields)
-    cls: Any = info.cls
-    code = getattr(cls.__init__, "__code__", None)
-    return (
-        type(cls).__call__ is type.__call__
-        and cls.__new__ is object.__new__
-        and code is not None
-        and code.co_argcount > len(names)
-        and code.co_varnames[1 : 1 + len(names)] == names
-    )
-
-
-def call_of_class(info: TypeInfo, values: Sequence[str]) -> str:
-    """The source of the call that builds an instance: of ``cls``, with what is written for the value of each field."""
-    if _takes_positional(info):
-        return f"cls({', '.join(values)})"
-    return f"cls({', '.join(f'{field.name}={value}' for field, value in zip(info.fields, values))})"
 
 
 def builder(info: TypeInfo, keys: Sequence[str], conversions: Sequence[str], otherwise: Builder) -> Builder:

@@ -24,6 +24,7 @@ from .. import registry
 from ..errors import SerializationError, article, describe
 from ..messages import Message
 from ..registry import TypeInfo
+from ._compiling import compile_function
 from ._shared import (
     ENVELOPES,
     INT_MAX,
@@ -37,7 +38,6 @@ from ._shared import (
     add_id,
     builder,
     check_namespace,
-    compile_function,
     convert,
     find_class,
     namespace_text,

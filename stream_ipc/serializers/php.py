@@ -21,6 +21,7 @@ from .. import registry
 from ..errors import SerializationError, article, describe
 from ..messages import Message
 from ..registry import FieldInfo, TypeInfo
+from ._compiling import compile_function
 from ._shared import (
     ENVELOPES,
     INT_MAX,
@@ -34,7 +35,6 @@ from ._shared import (
     add_id,
     builder,
     check_namespace,
-    compile_function,
     convert,
     find_class,
     namespace_text,
