@@ -11,9 +11,22 @@ from . import registry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Optional
+    from typing import Any, Optional, Tuple
 
-__all__ = ["ErrorMessage", "LogMessage", "Message", "RequestEnvelope", "ResponseEnvelope"]
+__all__ = [
+    "NOTIFICATION",
+    "REQUEST",
+    "RESPONSE",
+    "ErrorMessage",
+    "LogMessage",
+    "Message",
+    "RequestEnvelope",
+    "ResponseEnvelope",
+    "put_in_envelope",
+    "take_out_of_envelope",
+]
+
+NOTIFICATION, REQUEST, RESPONSE = 0, 1, 2  # the kinds of what travels
 
 
 class Message:
@@ -114,3 +127,21 @@ class ResponseEnvelope(Message, wire_name="StreamIpc\\Envelope\\ResponseEnvelope
 
     id: str
     response: Message
+
+
+def put_in_envelope(kind: int, id: Any, message: Message) -> Message:
+    """What stands for a message of a kind where there is one object for both: a notification stands for itself."""
+    if kind == REQUEST:
+        return RequestEnvelope(id, message)
+    if kind == RESPONSE:
+        return ResponseEnvelope(id, message)
+    return message
+
+
+def take_out_of_envelope(message: Any) -> Tuple[int, Any, Message]:
+    """The reverse: the kind, the id (None for a notification) and the message."""
+    if type(message) is RequestEnvelope:
+        return REQUEST, message.id, message.request
+    if type(message) is ResponseEnvelope:
+        return RESPONSE, message.id, message.response
+    return NOTIFICATION, None, message

@@ -32,7 +32,7 @@ from .errors import (
     describe,
 )
 from .handlers import Handler, HandlerList, name_of
-from .messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
+from .messages import NOTIFICATION, REQUEST, RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from .poller import READ, WRITE
 from .promise import DEFAULT, ResponsePromise, check_timeout
 from .registry import type_info
@@ -285,7 +285,7 @@ class Session:
             promise = ResponsePromise(self, id, expect, timeout, deadline)
             pending[id] = ref(promise)  # before the send: the reply may be there at once
             try:
-                channel.send(RequestEnvelope(id, message))
+                channel.post(REQUEST, id, message)
             except BaseException as exc:
                 pending.pop(id, None)
                 promise.settled = True  # nobody will ever see it
@@ -326,7 +326,7 @@ class Session:
             if channel.queued_bytes > HIGH_WATER:
                 self._make_room(peer.timeout)
             try:
-                channel.send(message)
+                channel.post(NOTIFICATION, None, message)
             except (StreamClosedError, InvalidStreamError) as exc:
                 self._send_failed(exc)
                 raise
@@ -1243,7 +1243,7 @@ class Session:
             if self._state is OPEN:
                 channel = self.channel
                 sent = channel.sent
-                channel.send(ResponseEnvelope(envelope.id, reply))
+                channel.post(RESPONSE, envelope.id, reply)
             else:
                 log.debug("session %s: reply to request %.128r dropped: it is closed", self.name, envelope.id)
         except Exception as exc:
@@ -1280,7 +1280,7 @@ class Session:
             log.debug("session %s: reply to request %.128r dropped: it is closed", self.name, id)
             return
         try:
-            self.channel.send(ResponseEnvelope(id, reply))
+            self.channel.post(RESPONSE, id, reply)
         except (FrameTooLargeError, SerializationError) as exc:
             text = reply.message if isinstance(reply, ErrorMessage) else f"the reply could not be sent: {exc}"
             self._send_error_reply(id, text)
@@ -1296,7 +1296,7 @@ class Session:
         for length in (len(text), limit // 8, 64, 8):
             shown = text if len(text) <= length else text[:length] + "..."
             try:
-                self.channel.send(ResponseEnvelope(id, ErrorMessage(shown)))
+                self.channel.post(RESPONSE, id, ErrorMessage(shown))
                 return
             except (FrameTooLargeError, SerializationError) as exc:
                 error: Exception = exc

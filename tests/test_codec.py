@@ -644,7 +644,7 @@ def test_a_serialize_that_is_set_on_the_instance() -> None:
 
 def test_an_override_of_both() -> None:
     class Both(Text):
-        def serialize_chunks(self, message: Message) -> List[bytes]:
+        def serialize_parts(self, kind: int, id: Any, message: Message) -> List[bytes]:
             return [b"a", b"b" * 50_000]
 
     assert b"".join(encoded(Both(), LogMessage("x"))) == frame(b"a" + b"b" * 50_000)

@@ -293,7 +293,7 @@ def test_nothing_of_the_payload_is_held() -> None:
 def test_chunks_refer_to_large_bytes_and_copy_a_large_bytearray() -> None:
     large, changing, text = b"x" * 100_000, bytearray(b"y" * 100_000), "z" * 100_000
     message = Box([large, changing, text, "small"])
-    chunks = S.serialize_chunks(message)
+    chunks = S.serialize_parts(0, None, message)
     assert isinstance(chunks, list)
     assert any(chunk is large for chunk in chunks)
     assert all(type(chunk) is bytes for chunk in chunks)
@@ -301,8 +301,8 @@ def test_chunks_refer_to_large_bytes_and_copy_a_large_bytearray() -> None:
     changing[:] = b"!" * 100_000
     assert b"".join(chunks) == payload
     assert S.deserialize(payload).value[1] == bytearray(b"y" * 100_000)  # type: ignore[attr-defined]
-    again = S.serialize_chunks(Box("small"))
-    S.serialize_chunks(Box("other"))
+    again = S.serialize_parts(0, None, Box("small"))
+    S.serialize_parts(0, None, Box("other"))
     assert type(again) is bytes
     assert S.deserialize(again) == Box("small")
 
@@ -1700,7 +1700,7 @@ def test_unsafe_is_plain_pickle() -> None:
         assert pickle.loads(payload).value.__class__ is type(value)
         for form in (payload, bytearray(payload), memoryview(payload)):
             assert repr(UNSAFE.deserialize(form)) == repr(message)
-        assert UNSAFE.serialize_chunks(message) == payload
+        assert UNSAFE.serialize_parts(0, None, message) == payload
     back = travel(RequestEnvelope("1", Box(2)), UNSAFE)
     assert back == RequestEnvelope("1", Box(2))
 

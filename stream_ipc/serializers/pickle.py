@@ -22,7 +22,16 @@ from itertools import chain
 
 from .. import registry
 from ..errors import SerializationError, article, describe
-from ..messages import Message, RequestEnvelope, ResponseEnvelope
+from ..messages import (
+    NOTIFICATION,
+    REQUEST,
+    RESPONSE,
+    Message,
+    RequestEnvelope,
+    ResponseEnvelope,
+    put_in_envelope,
+    take_out_of_envelope,
+)
 from ..registry import TypeInfo, _by_class
 from ._compiling import call_of_class, compile_function
 
@@ -47,8 +56,7 @@ else:
 
 __all__ = ["PickleMessageSerializer"]
 
-_MESSAGE, _REQUEST, _RESPONSE = 0, 1, 2  # the kind on the wire
-_ENVELOPES = (_REQUEST, _RESPONSE)
+_ENVELOPES = (REQUEST, RESPONSE)  # a set would look at the hash of a tuple without end
 
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes, bytearray})
 _CONTAINERS = frozenset({list, tuple, dict})
@@ -316,35 +324,31 @@ class PickleMessageSerializer:
         Raises:
             SerializationError: Something in the message cannot travel; the text names the field.
         """
-        payload = self.serialize_chunks(message)
+        payload = self.serialize_parts(*take_out_of_envelope(message))
         return payload if isinstance(payload, bytes) else b"".join(payload)
 
-    def serialize_chunks(self, message: Message) -> Union[bytes, List[bytes]]:
-        """The same, but a list of buffers if there are bytes objects over 64 KiB: these are not copied into it."""
+    def serialize_parts(self, kind: int, id: Any, message: Message) -> Union[bytes, List[bytes]]:
+        """The same for a message without its envelope.
+
+        Returns:
+            A list of buffers if there are bytes objects over 64 KiB: these are not copied into it.
+        """
         if self._unsafe:
-            return _plain_dumps(message)
-        cls = type(message)
-        inner: Any
-        if cls is RequestEnvelope:
-            kind, id, inner = _REQUEST, message.id, message.request  # type: ignore[attr-defined]
-        elif cls is ResponseEnvelope:
-            kind, id, inner = _RESPONSE, message.id, message.response  # type: ignore[attr-defined]
-        else:
-            kind, id, inner = _MESSAGE, None, message
-        write = _forms[type(inner)]
+            return _plain_dumps(put_in_envelope(kind, id, message))
+        write = _forms[type(message)]
         if write is not None:
             try:
-                if kind == _MESSAGE:
-                    payload = write("\x80\x05(K\x00N", inner)
+                if kind == NOTIFICATION:
+                    payload = write("\x80\x05(K\x00N", message)
                 elif type(id) is str and id.isascii():
-                    payload = write(f"\x80\x05(K{_CHARS[kind]}\x8c{_CHARS[len(id)]}{id}", inner)
+                    payload = write(f"\x80\x05(K{_CHARS[kind]}\x8c{_CHARS[len(id)]}{id}", message)
                 else:
                     payload = None
                 if payload is not None:
                     return payload
             except Exception:
                 pass  # a field is missing, an int is large, a surrogate stands alone: the pickler knows, or says what it is
-        return self._pickled(kind, id, inner)
+        return self._pickled(kind, id, message)
 
     def _pickled(self, kind: int, id: Any, message: Any) -> Union[bytes, List[bytes]]:
         try:
@@ -379,57 +383,49 @@ class PickleMessageSerializer:
         if _extension_cache:
             # The extension opcodes take classes from this cache without asking find_class.
             _extension_cache.clear()
-        if type(payload) is not bytes and len(payload) < _LONG:
-            payload = bytes(payload)
         # What could name a global: the opcode STACK_GLOBAL; GLOBAL and INST, which read two lines; and the extension
         # opcodes, while there are extensions. And with READONLY_BUFFER there could be a memoryview. Without these bytes
         # the result is plain data, so the library's own loads() will do: 0.5 us instead of 1.2. Text that has them is read
-        # by the general way. (An int is looked for in 0.02 us; a line feed is also the length of each text of 10 bytes.)
-        built = False
+        # by the general way. (An int is looked for in 0.02 us.)
         if type(payload) is bytes and not (
-            0x93 in payload or 0x98 in payload or (0x0A in payload and payload.count(b"\n") > 1) or _extensions
+            0x93 in payload or 0x98 in payload or (0x0A in payload and _may_have_lines(payload)) or _extensions
         ):
             try:
                 root = _loads(payload)
             except Exception as exc:
                 raise _no_pickle(payload, exc) from exc
-            checked = True
-        else:
-            root, built = _load(payload)
-            # Two opcodes together make a memoryview without naming anything: BYTEARRAY8 and READONLY_BUFFER.
-            checked = not built and not (0x98 in payload and 0x96 in payload)
-        if checked and type(root) is tuple and len(root) == 4:
-            # The common case without the calls of the general one below: 0.7 us less. Whatever is wrong, that one says,
-            # unless it is the constructor, which is not called twice.
-            kind, id, name, fields = root
-            make = _find_root(name if type(name) is str else "")  # the hash of a tuple may be without end
-            if make is not None and type(fields) is dict:
-                if kind == _MESSAGE:
-                    return make(fields, None)  # type: ignore[no-any-return]
-                if kind in _ENVELOPES and type(id) is str and len(id) <= _MAX_ID:
-                    try:
-                        message: Any = make(fields, None)
-                    except SerializationError as exc:
-                        _with_id(exc, kind, id)
-                        raise
-                    return RequestEnvelope(id, message) if kind == _REQUEST else ResponseEnvelope(id, message)
-        if type(root) is not tuple or len(root) != 4:
-            raise SerializationError("payload is a pickle of another form than this serializer writes" + _PLAIN)
-        kind, id, name, fields = root
-        if kind == _MESSAGE:
-            return _message(checked, built, name, fields)
-        if type(id) is not str or len(id) > _MAX_ID:
-            raise SerializationError(f"payload is not an envelope: its id is not a str of at most {_MAX_ID} characters")
-        try:
-            message = _message(checked, built, name, fields)
-        except SerializationError as exc:
-            _with_id(exc, kind, id)
-            raise
-        if kind == _REQUEST:
-            return RequestEnvelope(id, message)
-        if kind == _RESPONSE:
-            return ResponseEnvelope(id, message)
-        raise SerializationError("payload is not a message: it is of a kind that this side does not know")
+            if type(root) is tuple and len(root) == 4:
+                # The common case without the calls of the general one: 0.7 us less. Whatever is wrong, that one says,
+                # unless it is the constructor, which is not called twice.
+                kind, id, name, fields = root
+                make = _find_root(name if type(name) is str else "")  # the hash of a tuple may be without end
+                if make is not None and type(fields) is dict:
+                    if kind == NOTIFICATION:
+                        return make(fields, None)  # type: ignore[no-any-return]
+                    if kind in _ENVELOPES and type(id) is str and len(id) <= _MAX_ID:
+                        try:
+                            message: Any = make(fields, None)
+                        except SerializationError as exc:
+                            _with_id(exc, kind, id)
+                            raise
+                        return RequestEnvelope(id, message) if kind == REQUEST else ResponseEnvelope(id, message)
+            return _message(root, True, False)
+        if type(payload) is not bytes and len(payload) < _LONG:
+            return self.deserialize(bytes(payload))
+        root, built = _load(payload)
+        # Two opcodes together make a memoryview without naming anything: BYTEARRAY8 and READONLY_BUFFER.
+        return _message(root, not built and not (0x98 in payload and 0x96 in payload), built)
+
+
+def _may_have_lines(payload: bytes) -> bool:
+    """Whether GLOBAL (``c``) or INST (``i``) could stand in a payload: if so, two line feeds come behind.
+
+    Each text of 10 bytes has one as its length, and often that is the request's id.
+    """
+    if payload.count(b"\n") < 2:
+        return False
+    starts = [at for at in (payload.find(b"c"), payload.find(b"i")) if at >= 0]
+    return bool(starts) and payload.count(b"\n", min(starts)) > 1
 
 
 def _load(payload: Payload) -> Tuple[Any, bool]:
@@ -457,9 +453,9 @@ def _no_pickle(payload: Payload, exc: Exception) -> SerializationError:
 
 
 def _with_id(error: SerializationError, kind: Any, id: str) -> None:
-    if kind == _REQUEST:
+    if kind == REQUEST:
         error.request_id = id
-    elif kind == _RESPONSE:
+    elif kind == RESPONSE:
         error.response_id = id
 
 
@@ -469,7 +465,32 @@ registry.clear_on_change(_roots)
 _find_root = _roots.get
 
 
-def _message(checked: bool, built: bool, name: Any, fields: Any) -> Message:
+def _message(root: Any, checked: bool, built: bool) -> Message:
+    """The message, or the envelope with a message, that was loaded.
+
+    Args:
+        root: What the load has returned.
+        checked: It is known to be nothing but plain data.
+        built: There may be handles in it.
+    """
+    if type(root) is not tuple or len(root) != 4:
+        raise SerializationError("payload is a pickle of another form than this serializer writes" + _PLAIN)
+    kind, id, name, fields = root
+    if kind == NOTIFICATION:
+        return _content(checked, built, name, fields)
+    if type(id) is not str or len(id) > _MAX_ID:
+        raise SerializationError(f"payload is not an envelope: its id is not a str of at most {_MAX_ID} characters")
+    try:
+        message = _content(checked, built, name, fields)
+    except SerializationError as exc:
+        _with_id(exc, kind, id)
+        raise
+    if kind not in _ENVELOPES:
+        raise SerializationError("payload is not a message: it is of a kind that this side does not know")
+    return put_in_envelope(kind, id, message)
+
+
+def _content(checked: bool, built: bool, name: Any, fields: Any) -> Message:
     if built:
         fields = _Resolver().resolve(fields)
     elif not checked and type(fields) is dict:

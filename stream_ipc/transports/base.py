@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from itertools import chain, starmap
 
-from ..messages import Message
+from ..messages import Message, put_in_envelope
 from .descriptors import wait_readable
 
 TYPE_CHECKING = False
@@ -172,6 +172,10 @@ class Channel:
     def send(self, message: Message) -> None:
         """Send a message, or queue it whole."""
         raise NotImplementedError
+
+    def post(self, kind: int, id: Any, message: Message) -> None:
+        """The same for a message without its envelope, which is made only if somebody wants to see it."""
+        self.send(put_in_envelope(kind, id, message))
 
     def receive_into(self, inbox: Deque[Received], fd: int) -> None:
         """Append what can be read now to the inbox.

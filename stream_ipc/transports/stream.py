@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 
 from ..errors import InvalidStreamError, StreamClosedError
-from ..messages import LogMessage, Message
+from ..messages import LogMessage, Message, take_out_of_envelope
 from ..wire.codec import CLEAN, JOIN, MessageDecoder, MessageEncoder, decode_text
 from ..wire.framing import HEADER_SIZE, frame_header
 from .base import Channel, Ending, MessageTransport, finish
@@ -138,7 +138,9 @@ class StreamTransport(MessageTransport, Channel):
         self.serializer = serializer
         self.max_frame_size = max_frame_size
         # What is asked for with each message is the instance's own: the interpreter finds it there at once.
-        self.takes_frames = True
+        self.takes_frames = type(self).send is StreamTransport.send
+        if self.takes_frames:  # otherwise a class derived from this one wants to see what is sent
+            self.post = self._post  # type: ignore[method-assign]
         self.corked = False
         self.sent: int = 0
         self.received_bytes: int = 0
@@ -226,8 +228,11 @@ class StreamTransport(MessageTransport, Channel):
             FrameTooLargeError: It is over ``max_frame_size``; nothing was queued.
             StreamClosedError: The other side no longer reads.
         """
+        self._post(*take_out_of_envelope(message))
+
+    def _post(self, kind: int, id: Any, message: Message) -> None:
         try:
-            payload = self._serialize(message)
+            payload = self._serialize(kind, id, message)
         except Exception as exc:
             raise self._encoder.failure(message, exc) from exc
         size = JOIN if type(payload) is not bytes or self._broken is not None else len(payload)
