@@ -805,8 +805,9 @@ class IpcPeer:
                     elif until.settled or not (self._sessions or self._awaited):
                         return count
                 wait = _CHECK_INTERVAL
+                now = self.clock()
                 if limit is not None:
-                    left = limit - self.clock() if limit else 0
+                    left = limit - now if limit else 0
                     if left < wait:
                         if left <= 0:
                             if polled:
@@ -845,7 +846,7 @@ class IpcPeer:
                 if by_time:
                     self._look()
                 # Also if others are busy all the time.
-                if (self._sessions or self.listeners) and ((wait and not events) or self.clock() >= self._check_due):
+                if (now >= self._check_due or (wait and not events)) and (self._sessions or self.listeners):
                     self._check_streams()
         finally:
             if starving:

@@ -100,14 +100,6 @@ class ResponsePromise(Generic[M_co]):
         except Exception:  # half made
             return "<ResponsePromise>"
 
-    def __del__(self) -> None:
-        # No I/O here: only the entry that a late reply would look for.
-        try:
-            if not self.settled:
-                self._session._forget(self.id)
-        except AttributeError:
-            pass  # __init__ was interrupted
-
     def wait(self, timeout: Optional[float] = None) -> M_co:
         """Wait for the reply, and tick the whole peer meanwhile, so handlers run.
 

@@ -294,13 +294,8 @@ class ProcessTransport(StreamTransport):
         junk = self._junk.strip()
         return f"; the last that it printed to its stdout:\n{junk}" if junk else ""
 
-    def _decode(self, inbox: Deque[Received], source: Any) -> None:
-        before = len(inbox)
-        super()._decode(inbox, source)
-        for index in range(before, len(inbox)):
-            message = inbox[index]
-            if type(message) is LogMessage and message.level == LogMessage.LEVEL_JUNK:
-                self._junk = (self._junk + message.message)[-_TAIL:]
+    def note_junk(self, text: str) -> None:
+        self._junk = (self._junk + text)[-_TAIL:]
 
     def _raise_broken(self) -> NoReturn:
         self._broken_error = StreamClosedError(self._broken_text())

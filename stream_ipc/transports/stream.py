@@ -165,7 +165,7 @@ class StreamTransport(MessageTransport, Channel):
         self._error: Optional[BaseException] = None
         try:
             for stream in reads:
-                self._add_input(open_end(ReadEnd, stream), MessageDecoder(serializer, max_frame_size))
+                self._add_input(open_end(ReadEnd, stream), MessageDecoder(serializer, max_frame_size, self.note_junk))
             self._output: WriteEnd = open_end(WriteEnd, write)
             self._ends.append(self._output)
             self._writes = self._output.writes
@@ -598,6 +598,9 @@ class StreamTransport(MessageTransport, Channel):
 
     def note_text(self, text: str) -> None:
         """Called with text that arrived on an input that is not framed."""
+
+    def note_junk(self, text: str) -> None:
+        """Called with text that arrived between frames; twice if an interruption has come in between."""
 
     def _input_failed(self, inbox: Deque[Received], source: _Input, exc: BaseException) -> None:
         self._raise_invalid(exc)

@@ -182,11 +182,19 @@ class MessageDecoder:
     As in ``framing``, nothing changes before the caller assigns the state that a method returns to ``state``, which it
     does in the same breath as it takes the messages.
 
+    Args:
+        serializer: What turns a payload into a message.
+        max_frame_size: The largest payload in bytes.
+        note_junk: Called with text that belongs to no frame, when its message is made.
+
     Attributes:
         state: Everything that is remembered between calls.
     """
 
-    def __init__(self, serializer: MessageSerializer, max_frame_size: int) -> None:
+    def __init__(
+        self, serializer: MessageSerializer, max_frame_size: int, note_junk: Optional[Callable[[str], Any]] = None
+    ) -> None:
+        self._note_junk = note_junk
         self._serializer = serializer
         self.deserialize: Callable[[Payload], Message] = serializer.deserialize
         self._max_frame_size = max_frame_size
@@ -238,7 +246,7 @@ class MessageDecoder:
         items, text = framing.decode_end(frames)
         messages, held = self._messages(items, held)
         if held:
-            messages.append(LogMessage(decode_text(held, final=True)[0], LogMessage.LEVEL_JUNK))
+            messages.append(self._junk(decode_text(held, final=True)[0]))
         return messages, text
 
     def _messages(self, items: List[framing.Item], held: bytes) -> Tuple[List[Received], bytes]:
@@ -257,16 +265,21 @@ class MessageDecoder:
             if isinstance(item, framing.Junk):
                 text, held = decode_text(held + item)
                 if text:
-                    messages.append(LogMessage(text, LogMessage.LEVEL_JUNK))
+                    messages.append(self._junk(text))
                 continue
             if held:  # a frame follows, so the character will never be finished
-                messages.append(LogMessage(decode_text(held, final=True)[0], LogMessage.LEVEL_JUNK))
+                messages.append(self._junk(decode_text(held, final=True)[0]))
                 held = b""
             if isinstance(item, FrameTooLargeError):
                 messages.append(item)
             else:
                 messages.append(self._message(item))
         return messages, held
+
+    def _junk(self, text: str) -> LogMessage:
+        if self._note_junk is not None:
+            self._note_junk(text)
+        return LogMessage(text, LogMessage.LEVEL_JUNK)
 
     def _message(self, payload: Union[bytes, bytearray]) -> Received:
         large = type(payload) is bytearray and len(payload) >= framing.LARGE
