@@ -252,6 +252,8 @@ def register(cls: type, wire_name: Optional[str] = None) -> None:
         raise ValueError(
             f"wire_name of {cls.__qualname__} begins with a backslash, as no class name on the wire does: {wire_name!r}"
         )
+    elif "\0" in wire_name:
+        raise ValueError(f"wire_name of {cls.__qualname__} holds a NUL, as no class name does: {wire_name!r}")
     taken = _by_name.get(wire_name)
     if taken is not None and taken.cls is not cls:
         old = taken.cls

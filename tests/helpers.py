@@ -180,7 +180,7 @@ class InterruptAt:
             return
         if event == "return" and "/stream_ipc/" not in frame.f_back.f_code.co_filename:
             return  # a result that is on its way to the test is out of the package's hands
-        if code.co_name == "_note_dropped":  # there an exception is ignored, by the interpreter itself
+        if code.co_name in ("__del__", "_note_dropped"):  # there an exception is ignored, by the interpreter itself
             return
         if event != "c_return" and code.co_flags & inspect.CO_GENERATOR:
             return  # going on with a generator: here old versions would end it without its finally clauses

@@ -11,6 +11,7 @@ from stream_ipc import (
     ErrorMessage,
     FrameTooLargeError,
     IpcPeer,
+    LogMessage,
     Message,
     MessageTransport,
     RequestEnvelope,
@@ -18,6 +19,7 @@ from stream_ipc import (
     ResponseEnvelope,
     Session,
     StreamClosedError,
+    StreamTransport,
     gather,
 )
 from tests.helpers import CpuMeter, Interruption, RawPeer, no_pending, tick_until, values
@@ -684,3 +686,30 @@ def test_broadcast_that_is_too_large_for_streams_reaches_other_transports() -> N
         (error,) = errors
         assert isinstance(error, FrameTooLargeError)
         assert a.is_open and session.is_open
+
+
+def test_a_stream_transport_that_wants_to_see_what_is_sent() -> None:
+    seen: List[Message] = []
+
+    class Noting(StreamTransport):
+        def send(self, message: Message) -> None:
+            seen.append(message)
+            super().send(message)
+
+    (r, w), (r2, w2) = os.pipe(), os.pipe()
+    with IpcPeer(timeout=5) as peer:
+        noting = peer.create_session(Noting(w, [r2], peer.serializer))
+        other = peer.create_stream_session(w2, r)
+        other.on_request(lambda message: LogMessage("reply"))
+        noting.on_request(lambda message: LogMessage("its reply"))
+        got: List[Any] = []
+        other.on_message(got.append)
+        promise = noting.request(LogMessage("request"))
+        assert promise.wait() == LogMessage("reply")
+        assert other.request(LogMessage("back")).wait() == LogMessage("its reply")
+        noting.notify(LogMessage("notification"))
+        assert peer.broadcast(LogMessage("all")) == 2
+        tick_until(lambda: len(got) == 2, peer)
+        assert seen[0] == RequestEnvelope(promise.id, LogMessage("request"))
+        assert isinstance(seen[1], ResponseEnvelope) and seen[1].response == LogMessage("its reply")
+        assert seen[2:] == got == [LogMessage("notification"), LogMessage("all")]

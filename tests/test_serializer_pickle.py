@@ -486,6 +486,10 @@ def test_a_missing_field_takes_its_default() -> None:
     assert S.deserialize(root(LOG, obj(message=s("m")))) == LogMessage("m", "info")
     assert S.deserialize(box(call("test.Point", obj(x=i(1))))).value == Point(1, 0)  # type: ignore[attr-defined]
     assert S.deserialize(box(call("test.Pair", obj(a=i(1))))).value == Pair(1, 2)  # type: ignore[attr-defined]
+    for _ in range(2):
+        assert S.deserialize(flat("test.Frozen", a=i(1))) == Frozen(1, [])
+        assert S.deserialize(flat("test.Box", value=flat_call("test.Point", x=i(1)))) == Box(Point(1, 0))
+        assert S.deserialize(flat("test.Box", value=flat_call("test.Pair", a=i(1)))) == Box(Pair(1, 2))
 
 
 def test_a_missing_required_field_is_an_error_that_names_it() -> None:
@@ -869,6 +873,15 @@ def call(name: str, content: bytes) -> bytes:
 
 def root(name: str, fields: bytes, kind: int = 0, id: bytes = N) -> bytes:
     return b"\x80\x05(" + i(kind) + id + s(name) + fields + b"t."
+
+
+def flat(name: str, kind: int = 0, id: bytes = N, **items: bytes) -> bytes:
+    """The same with a shape that names the fields, as for all classes that have declared fields."""
+    return root("\0".join([name, *items]), b"".join(items.values()), kind, id)
+
+
+def flat_call(name: str, **items: bytes) -> bytes:
+    return BUILD + b"(" + s("\0".join([name, *items])) + b"".join(items.values()) + b"t\x85R"
 
 
 def box(value: bytes) -> bytes:
@@ -1566,6 +1579,58 @@ def test_plain_messages_name_no_global_at_all() -> None:
     assert b"build" not in S.serialize(RequestEnvelope("1", Box({"a": [1, (2.5, None)], "b": b"x"})))
 
 
+def test_shapes() -> None:
+    sizes = [len(module._roots), len(module._nested)]
+    good = [
+        (flat("test.Frozen", b=b"]", a=i(1)), Frozen(1, [])),
+        (flat("test.Frozen", a=i(1), more=i(5), b=b"]"), Frozen(1, [])),
+        (flat("test.Box", value=flat_call("test.Point", y=i(2), more=b"]", x=i(1))), Box(Point(1, 2))),
+        (flat("test.Box", value=b"}"), Box({})),
+        (root("test.Box\0value\0value", i(1) + i(2)), Box(2)),
+        (root("test.Box", b"}"), Box(None)),
+        (root("test.Box\0", i(1)), Box(None)),
+        (root("test.Plain\0a\0__class__", i(1) + i(2)), None),
+    ]
+    for payload, expected in good:
+        for _ in range(2):
+            if expected is not None:
+                assert S.deserialize(payload) == expected
+                assert S.deserialize(bytearray(payload)) == expected
+    assert vars(S.deserialize(good[-1][0])) == {"a": 1}
+    for number in range(50):  # of what a stranger makes up, nothing is kept
+        S.deserialize(flat("test.Box", **{"value": N, f"x{number}": N}))
+        S.deserialize(root("test.Box" + "\0value" * (number + 2), N * (number + 2)))
+        S.deserialize(flat("test.Box", value=flat_call("test.Point", **{"x": N, f"x{number}": N})))
+    assert [len(module._roots), len(module._nested)] <= [sizes[0] + 2, sizes[1] + 2]
+    for payload, text in (
+        (root("test.Box\0value", i(1) + i(2)), "test.Box comes with 1 fields and 2 values"),
+        (root("test.Box\0value\0more", i(1)), "test.Box comes with 2 fields and 1 values"),
+        (root("test.Box\0value", b""), "another form"),
+        (root("test.Gone\0value", i(1)), "Unknown class: test.Gone "),
+        (root("\0value", i(1)), "Unknown class: "),
+        (root("test.Frozen\0b", b"]"), "required field 'a' was not sent"),
+        (root("test.Checked\0age\0name", i(-1) + N), "test.Checked cannot be built.*ValueError: -1"),
+        (root("test.Point\0x\0y", i(1) + i(2)), "test.Point does not derive from Message"),
+        (root("test.Color\0value", i(1)), "is an enum, and has no fields"),
+        (root(REQUEST + "\0id\0request", s("1") + flat_call("test.Box", value=N)), "an envelope inside another"),
+        (box(flat_call("test.Color", value=s("r"))), "is an enum, and has no fields"),
+        (box(BUILD + b"(" + s("test.Point\0x\0y") + i(1) + b"t\x85R"), "test.Point comes with 2 fields and 1 values"),
+        (box(BUILD + b"(t\x85R"), "unknown form"),
+        (box(BUILD + b"(" + s("test.Point") + b"t\x85R"), "unknown form"),
+        (box(BUILD + b"(" + s("test.Point") + i(1) + i(2) + b"t\x85R"), "unknown form"),
+        (box(BUILD + b"(" + s("datetime\0x") + i(1) + b"t\x85R"), "Unknown class: datetime "),
+    ):
+        travel(Box(Point(1)))  # their shapes are known
+        travel(Checked(1))
+        error = refused(payload, text)
+        assert error.request_id is None
+        wrapped = payload.replace(i(0) + N, i(1) + s("7"), 1)
+        if payload[4:].startswith(b"\0\0\0\0N"):
+            assert refused(wrapped, text).request_id == ("7" if text != "another form" else None)
+    with pytest.raises(ValueError, match="holds a NUL"):
+        register_type(type("Nul", (), {}), "test.Nul\0x")
+
+
 def test_small_plain_messages_are_written_as_a_pickler_would() -> None:
     @dataclass
     class Row(Message, wire_name="test.Röw"):
@@ -1591,9 +1656,9 @@ def test_small_plain_messages_are_written_as_a_pickler_would() -> None:
             (RequestEnvelope("i" * 128, row), 1, "i" * 128),
         ):
             payload = S.serialize(message)
-            root = pickle.loads(payload)
-            assert root == (kind, id, "test.Röw", fields)
-            assert list(map(repr, root[3].values())) == list(map(repr, fields.values()))
+            plain = pickle.loads(payload)
+            assert plain == (kind, id, "test.Röw\0a\0bc\0long_name_of_a_field", *fields.values())
+            assert list(map(repr, plain[3:])) == list(map(repr, fields.values()))
             for form in (payload, bytearray(payload), memoryview(payload)):
                 back = S.deserialize(form)
                 assert type(back) is type(message)

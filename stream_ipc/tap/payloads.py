@@ -113,13 +113,12 @@ def _content(root: Any) -> Content:
         raise _Unreadable("a plain value")
     kind, id = "notification", ""
     if root.kind == "tuple" and len(root.items) >= 3:
-        # The safe pickle: (kind, id, wire name, fields).
+        # The safe pickle: (kind, id, shape, value, ...).
         number, found, name, *rest = root.items
         kinds = {0: "notification", 1: "request", 2: "response"}
         if type(number) is not int or number not in kinds or type(name) is not str:
             raise _Unreadable("a tuple of something else")
-        fields = rest[0] if rest and isinstance(rest[0], Node) else Node("dict", [], cut=True)
-        root = Node("object", fields.items, str(name), fields.cut)
+        root = _of_shape(name, rest, root.cut)
         kind = kinds[number]
         id = found if type(found) is str else ""
     elif root.kind != "object":
@@ -385,6 +384,7 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_LIST": "list", "EMPTY_TUPLE": "tuple", "EMPTY_DICT": "dict", "EMPTY_SET": "set"}
 _GROUPS = {"LIST": "list", "TUPLE": "tuple", "DICT": "dict", "FROZENSET": "set"}
 _BUILDER = "stream_ipc.serializers.pickle.build"
+_SEPARATOR = "\0"  # see there
 
 
 class _Pickle:
@@ -574,11 +574,23 @@ def _fold(group: List[Any]) -> None:
             group[-3:] = [Node("object", group[-1].items, before, cut=True)]
 
 
+def _of_shape(shape: str, values: List[Any], cut: bool) -> Node:
+    """The object of a wire name, the names of its fields, and their values; or of a wire name and a dict."""
+    name, *names = shape.split(_SEPARATOR)
+    if names:
+        cut = cut or len(values) < len(names)
+        return Node("object", [part for pair in zip(names, values) for part in pair], name, cut)
+    fields = values[0] if values and isinstance(values[0], Node) else Node("dict", [], cut=True)
+    return Node("object", fields.items, name, fields.cut)
+
+
 def _called(called: Any, args: Any) -> Any:
     """What a call would have made."""
     items = args.items if isinstance(args, Node) else [args]
     name = called.name if isinstance(called, Node) else _leaf(called)
     ours = items[0].items if len(items) == 1 and isinstance(items[0], Node) else []
+    if name == _BUILDER and ours and type(ours[0]) is str and (len(ours) != 2 or _SEPARATOR in ours[0]):
+        return _of_shape(ours[0], ours[1:], False)
     if name == _BUILDER and len(ours) == 2 and type(ours[0]) is str:  # (wire name, content)
         name, content = ours
         if not isinstance(content, Node):

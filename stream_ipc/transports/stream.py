@@ -125,6 +125,11 @@ class StreamTransport(MessageTransport, Channel):
         ValueError: ``max_frame_size`` is no size that a frame can have.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "send" in cls.__dict__:  # it wants to see what is sent
+            cls.post = Channel.post  # type: ignore[method-assign]
+
     def __init__(
         self,
         write: WriteStream,
@@ -138,9 +143,7 @@ class StreamTransport(MessageTransport, Channel):
         self.serializer = serializer
         self.max_frame_size = max_frame_size
         # What is asked for with each message is the instance's own: the interpreter finds it there at once.
-        self.takes_frames = type(self).send is StreamTransport.send
-        if self.takes_frames:  # otherwise a class derived from this one wants to see what is sent
-            self.post = self._post  # type: ignore[method-assign]
+        self.takes_frames: bool = type(self).send is StreamTransport.send
         self.corked = False
         self.sent: int = 0
         self.received_bytes: int = 0
@@ -228,9 +231,9 @@ class StreamTransport(MessageTransport, Channel):
             FrameTooLargeError: It is over ``max_frame_size``; nothing was queued.
             StreamClosedError: The other side no longer reads.
         """
-        self._post(*take_out_of_envelope(message))
+        StreamTransport.post(self, *take_out_of_envelope(message))
 
-    def _post(self, kind: int, id: Any, message: Message) -> None:
+    def post(self, kind: int, id: Any, message: Message) -> None:
         try:
             payload = self._serialize(kind, id, message)
         except Exception as exc:
