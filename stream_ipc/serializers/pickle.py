@@ -532,7 +532,7 @@ def _content(checked: bool, built: bool, shape: Any, values: AnyTuple) -> Messag
     if issubclass(info.cls, (RequestEnvelope, ResponseEnvelope)):  # its id would be of any type
         raise SerializationError(f"payload is not a message: {info.wire_name} is an envelope inside another")
     message: Message = info.build(fields)
-    if info.fields and shape == _shape_of(info):  # and of no other shape: there would be no end of them
+    if shape not in _roots and info.fields and shape == _shape_of(info):  # of no other: there would be no end of them
         _roots[shape] = _root_of(info)
     return message
 
@@ -600,16 +600,17 @@ class _Resolver:
 
     def _resolve(self, value: Any) -> Any:
         cls = type(value)
-        if cls in _ATOMS:
-            return value
         key = id(value)
-        if cls is _Handle and key not in self._done:
-            self._done[key] = _IN_PROGRESS
-            shape = value[0] if value else None
-            make = _find_nested(shape) if type(shape) is str else None  # the hash of a tuple may be without end
-            result = self._object(value) if make is None else make(value, self)
-            self._done[key] = result
-            return result
+        done = self._done
+        if cls is _Handle:
+            if key not in done:
+                done[key] = _IN_PROGRESS
+                shape = value[0] if value else None
+                make = _find_nested(shape) if type(shape) is str else None  # the hash of a tuple may be without end
+                done[key] = result = self._object(value) if make is None else make(value, self)
+                return result
+        elif cls in _ATOMS:
+            return value
         if key in self._done:
             result = self._done[key]
             if key in self._unfinished:
@@ -712,10 +713,11 @@ def _nested_of(info: TypeInfo) -> Callable[[AnyTuple, _Resolver], Any]:
         "    except ValueError:",
         "        return resolver._object(handle)",
         f"    if not ({' and '.join(f'type({value}) in atoms' for value in values)}):",
-        "        resolver.begin_object()",
+        "        if resolver._looped: resolver.begin_object()",  # raises; otherwise in place, 0.1 us less
+        "        resolver._depth += 1",
         "        resolve = resolver._resolve",
         *(f"        if type({value}) not in atoms: {value} = resolve({value})" for value in values),
-        "        resolver.end_object()",
+        "        resolver._depth -= 1",
         "    try:",
         f"        return {call_of_class(info, values)}",
         "    except Exception as exc:",
