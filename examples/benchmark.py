@@ -55,7 +55,7 @@ from examples.benchmark_child import (
 )
 
 if TYPE_CHECKING:  # the children of multiprocessing import this module again, and need none of it
-    from examples.messages import Payload
+    from examples.benchmark_message import Payload
     from stream_ipc import Message, ResponsePromise, Session
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -288,7 +288,7 @@ class StreamIpc(Competitor):
     batch = False
 
     def __init__(self, behaviour: str = "echo", children: int = 1, sockets: int = 0) -> None:
-        from examples.messages import Payload
+        from examples.benchmark_message import Payload
 
         self.message: Type[Payload] = Payload
         self.peer = make_peer(self.serializer)

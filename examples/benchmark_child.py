@@ -22,7 +22,7 @@ TYPE_CHECKING = False  # type checkers take it for true, and the bare loop's chi
 if TYPE_CHECKING:
     from typing import Any, Callable, Deque, List, Optional, Tuple
 
-    from stream_ipc import IpcPeer, Session
+    from stream_ipc import IpcPeer, MessageSerializer, Session
 
 SMALL = "task #1234"
 MIB = 1024 * 1024
@@ -31,7 +31,7 @@ CHUNK = 64 * 1024
 
 @dataclass
 class Plain:
-    """The message of those who pickle dataclasses; the library's own is ``examples.messages.Payload``."""
+    """The message of those who pickle dataclasses; the library's own is ``examples.benchmark_message.Payload``."""
 
     body: Any
 
@@ -200,15 +200,17 @@ def raw_child(behaviour: str, *fds: str) -> None:
 
 def make_peer(serializer: str) -> IpcPeer:
     """A peer as both sides of the benchmark have it."""
-    from stream_ipc import IpcPeer, JsonMessageSerializer, MessageSerializer, register_type
+    from stream_ipc import IpcPeer, register_type
 
     for cls in (Address, Person, Order):
         register_type(cls)
     chosen: Optional[MessageSerializer] = None
     if serializer == "json":
+        from stream_ipc import JsonMessageSerializer
+
         chosen = JsonMessageSerializer()
     elif serializer == "msgspec":
-        from examples.messages import Payload
+        from examples.benchmark_message import Payload
         from examples.msgspec_serializer import MsgspecSerializer
 
         chosen = MsgspecSerializer([Payload, Address, Person, Order])
@@ -217,7 +219,7 @@ def make_peer(serializer: str) -> IpcPeer:
 
 def ipc_child(serializer: str, behaviour: str, *fds: str) -> None:
     """The library, over stdin and stdout or the sockets that were inherited."""
-    from examples.messages import Payload
+    from examples.benchmark_message import Payload
 
     peer = make_peer(serializer)
     if fds:
@@ -260,7 +262,7 @@ def hold_child() -> None:
     """Answers requests, but for those without a body, which stay pending for ever."""
     from select import select
 
-    from examples.messages import Payload
+    from examples.benchmark_message import Payload
     from stream_ipc import (
         PickleMessageSerializer,
         RequestEnvelope,

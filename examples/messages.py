@@ -29,8 +29,3 @@ class PrimesRequest(Message):
 @dataclass
 class PrimesResponse(Message):
     count: int
-
-
-@dataclass
-class Payload(Message):
-    body: object

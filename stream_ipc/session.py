@@ -11,7 +11,6 @@ out of a signal handler (``KeyboardInterrupt``) can lose nothing; see the note i
 
 from __future__ import annotations
 
-import enum
 import heapq
 import math
 import sys
@@ -76,18 +75,11 @@ _REPLIES = 64  # that a wait settles behind its own at most
 FLUSH_BOUND = 1.0  # seconds that close() gives to what is still queued
 
 
-class State(enum.Enum):
-    """What a session is doing."""
-
-    OPEN = "open"
-    CLOSING = "closing"
-    CLOSED = "closed"
-    FORKED = "forked"  # this is the copy in a forked process
-
+# What a session is doing. Texts and no enum, whose class would take longer to make than half the module (0.3 ms).
+OPEN, CLOSING, CLOSED = "open", "closing", "closed"
+FORKED = "forked"  # this is the copy in a forked process
 
 ENVELOPES = frozenset({RequestEnvelope, ResponseEnvelope})
-
-OPEN, CLOSED = State.OPEN, State.CLOSED  # a member of an enum costs a lookup in the class each time
 
 
 class _Answer:
@@ -134,7 +126,7 @@ class Session:
         self._peer = peer
         self.channel = channel  # what it reads from and writes to; for the peer, too
         self._process = process
-        self._state = State.OPEN
+        self._state = OPEN
         self._pending: Dict[str, Any] = {}  # id: weak reference to the promise
         self.due: float = math.inf  # for the peer: no pending request has an earlier deadline
         self._deadlines: List[Tuple[float, str]] = []  # a heap of deadlines and ids, for expire() only
@@ -169,7 +161,7 @@ class Session:
             reason = self._reason or self._end
             why = "" if reason is None else f" ({self._short(reason)})"
             return (
-                f"<Session {self.name} {self._state.value}{why} pending={len(self._pending)}"
+                f"<Session {self.name} {self._state}{why} pending={len(self._pending)}"
                 f" inbox={len(self._inbox)} queued={self.channel.queued_bytes}>"
             )
         except Exception:  # half made
@@ -210,7 +202,7 @@ class Session:
     @property
     def is_open(self) -> bool:
         """Whether messages can be sent. False as soon as ``close`` begins, or once the end of the stream is dispatched."""
-        return self._state is State.OPEN
+        return self._state is OPEN
 
     @property
     def queued_bytes(self) -> int:
@@ -375,7 +367,7 @@ class Session:
     @property
     def _is_writable(self) -> bool:
         """Whether it is open and its stream has not ended."""
-        return self._state is State.OPEN and self._end is None
+        return self._state is OPEN and self._end is None
 
     def _send_encoded(self, frame: List[Any]) -> None:
         """Send a frame that was encoded for this session's serializer."""
@@ -413,7 +405,7 @@ class Session:
                 channel.corked = False
                 outer = peer._enter()
                 try:
-                    if self._state is State.OPEN:
+                    if self._state is OPEN:
                         self._guarded(lambda _: channel.flush(), None)
                     peer.corked.pop(self, None)  # last: until then the next tick flushes
                 finally:
@@ -434,7 +426,7 @@ class Session:
         check_timeout(timeout)
         outer = self._peer._enter()
         try:
-            if self._state is State.CLOSED:
+            if self._state is CLOSED:
                 raise self._closed_error()
             self._guarded(lambda _: self.channel.flush(), None)
             channel = self.channel
@@ -481,12 +473,12 @@ class Session:
         peer._check_thread()
         received = self._received
         if not received:
-            if self._state is not State.OPEN:
+            if self._state is not OPEN:
                 raise self._closed_error()
             self._receiving += 1
             try:
                 limit = None if timeout is None else peer.clock() + timeout
-                peer._pump(Until(lambda: bool(received) or self._state is not State.OPEN), limit)
+                peer._pump(Until(lambda: bool(received) or self._state is not OPEN), limit)
             finally:
                 self._receiving -= 1
         if received:
@@ -494,7 +486,7 @@ class Session:
             message = received[0]
             del received[0]
             return message
-        if self._state is not State.OPEN:
+        if self._state is not OPEN:
             raise self._closed_error()
         raise TimeoutError(f"no notification within {timeout} s ({self.name})")
 
@@ -514,7 +506,7 @@ class Session:
         """
         if timeout is not None and timeout != 0:
             check_timeout(timeout)
-        if self._state is State.CLOSED:
+        if self._state is CLOSED:
             if not self._finished:
                 self._catch_up()
             raise self._closed_error()
@@ -657,7 +649,7 @@ class Session:
 
     def _begin_close(self) -> None:
         """Stop taking messages; write what is queued as far as it goes."""
-        self._state = State.CLOSING
+        self._state = CLOSING
         self.channel.corked = False
         self._flush()
 
@@ -665,9 +657,9 @@ class Session:
         """Begin to close: write what is queued, within a short bound."""
         channel = self.channel
         try:
-            if self._state is State.OPEN:
+            if self._state is OPEN:
                 self._begin_close()
-            if self._state is State.CLOSING and channel.queued_bytes and not channel.writing:
+            if self._state is CLOSING and channel.queued_bytes and not channel.writing:
                 drained = Until(lambda: not channel.queued_bytes)
                 self._peer._pump(drained, self._peer.clock() + FLUSH_BOUND, dispatch=False)
         except BaseException:  # an interruption: the next tick goes on with closing
@@ -689,7 +681,7 @@ class Session:
             return
         peer = self._peer
         peer.unfinished[self] = None
-        self._state = State.CLOSED
+        self._state = CLOSED
         reason = self._reason = self._reason or reason
         for fd in self._watched:
             peer._unwatch(self, fd)
@@ -742,13 +734,13 @@ class Session:
 
     def _note_forked(self) -> None:
         """This is the copy in a forked process."""
-        if self._state is not State.CLOSED:
-            self._state = State.FORKED
+        if self._state is not CLOSED:
+            self._state = FORKED
 
     def _finish_forked(self) -> None:
         # A forked copy: the other process has the session. Only our copies of the descriptors go.
-        if self._state is not State.CLOSED:
-            self._state = State.CLOSED
+        if self._state is not CLOSED:
+            self._state = CLOSED
             self._reason = StreamClosedError("this is a forked copy of the session; make a new IpcPeer in this process")
             self.channel.abandon()
 
@@ -861,7 +853,7 @@ class Session:
 
     def _changed(self) -> None:
         """The channel is to be watched differently."""
-        if self._state is State.CLOSED:
+        if self._state is CLOSED:
             return
         channel = self.channel
         peer = self._peer
@@ -933,7 +925,7 @@ class Session:
 
     def _ready(self, fd: int, events: int) -> None:
         """A descriptor is ready in some way."""
-        if events != READ and self._state is not State.CLOSED:
+        if events != READ and self._state is not CLOSED:
             try:
                 self._flush()
             except BaseException:
@@ -1013,12 +1005,12 @@ class Session:
 
     def _flush_corked(self) -> None:
         """What a batch has gathered leaves when a tick begins."""
-        if self._state is State.OPEN:
+        if self._state is OPEN:
             self._flush()
 
     def _write_failed(self, exc: StreamClosedError) -> None:
         """The other side is gone, but what it had written before is still to be read."""
-        if self._end is None and self._state is not State.CLOSED:
+        if self._end is None and self._state is not CLOSED:
             self.channel.give_up()
             if self._reading:  # by a call beneath this one, which goes on to the end
                 return
@@ -1380,7 +1372,7 @@ class Session:
             if keep:
                 self._failing = False
                 self._changed()
-            if not keep and self._state is not State.CLOSED:
+            if not keep and self._state is not CLOSED:
                 self.channel.give_up()
                 if self._end is None:
                     text = str(error) if isinstance(error, IpcError) else describe(error)
