@@ -598,37 +598,40 @@ class IpcPeer:
             raise no_message("broadcast", message)
         outer = self._enter()
         try:
+            # All frames before the first is sent: by serializer and largest size, a frame or the error that stands for it.
             frames: Dict[Any, Any] = {}
-            targets: List[Tuple[Session, Any]] = []  # with the frame for each, or the error that stands for it
+            sessions = [session for session in self.sessions if session._state is OPEN]
             serializer: Any = None
             size = -1
             frame: Any = None
-            for session in self.sessions:  # all of them before the first is sent
-                if session._state is OPEN:
-                    channel: Any = session.channel
-                    if not channel.takes_frames:
-                        targets.append((session, None))  # encodes for itself
-                        continue
-                    if channel.serializer is not serializer or channel.max_frame_size != size:  # not as the one before
-                        serializer, size = channel.serializer, channel.max_frame_size
-                        frame = frames.get((id(serializer), size))
-                        if frame is None:
-                            try:
-                                frame = channel.encode(message)
-                            except FrameTooLargeError as exc:
-                                frame = exc
-                            frames[id(serializer), size] = frame
-                    targets.append((session, frame))
-            if targets and all([isinstance(frame, FrameTooLargeError) for _, frame in targets]):
-                raise targets[0][1]
+            for session in sessions:
+                channel: Any = session.channel
+                if not channel.takes_frames:
+                    frames[None] = None  # it encodes for itself
+                elif channel.serializer is not serializer or channel.max_frame_size != size:  # not as the one before
+                    serializer, size = channel.serializer, channel.max_frame_size
+                    if (id(serializer), size) not in frames:
+                        try:
+                            frame = channel.encode(message)
+                        except FrameTooLargeError as exc:
+                            frame = exc
+                        frames[id(serializer), size] = frame
+            if frames and all([isinstance(frame, FrameTooLargeError) for frame in frames.values()]):
+                raise next(iter(frames.values()))
             taken = 0
             stuck = []
-            for session, frame in targets:
+            serializer, size = None, -1
+            for session in sessions:
                 channel = session.channel
+                if not channel.takes_frames:
+                    serializer, frame = None, None
+                elif channel.serializer is not serializer or channel.max_frame_size != size:
+                    serializer, size = channel.serializer, channel.max_frame_size
+                    frame = frames[id(serializer), size]
                 if channel.queued_bytes > HIGH_WATER:
                     stuck.append((session, frame))
                 elif type(frame) is list:
-                    # What _send_to does, in place: 8,100 instructions for each session instead of 10,900.
+                    # What _send_to does, in place: 2,800 of 10,900 instructions less for each session.
                     try:
                         channel.enqueue(frame)
                         taken += 1
