@@ -404,7 +404,7 @@ class PickleMessageSerializer:
         if type(payload) is bytes and not (
             0x93 in payload
             or 0x98 in payload
-            or (0x0A in payload and payload.count(b"\n") > 1 and _may_have_lines(payload))
+            or (0x0A in payload and _may_have_lines(payload))
             or _extensions
         ):
             try:
@@ -425,13 +425,18 @@ class PickleMessageSerializer:
         return _message(root, not built and not (0x98 in payload and 0x96 in payload), built)
 
 
-def _may_have_lines(payload: bytes) -> bool:
-    """Whether GLOBAL (``c``) or INST (``i``) could stand in a payload with line feeds: if so, two of them come behind.
+# How an envelope begins, up to the length of its id.
+_OPENINGS = frozenset([b"\x80\x05(K%c\x8c" % kind for kind in _ENVELOPES])
 
-    Each text of 10 bytes has one as its length, and often that is the request's id, which has neither letter.
+
+def _may_have_lines(payload: bytes) -> bool:
+    """Whether GLOBAL (``c``) or INST (``i``) could stand in a payload that has line feeds: two of them come behind.
+
+    Each text of 10 bytes has one as its length, and often that is the id, after which nothing has begun yet.
     """
-    starts = [at for at in (payload.find(b"c"), payload.find(b"i")) if at >= 0]
-    return bool(starts) and payload.count(b"\n", min(starts)) > 1
+    if payload.count(b"\n", 7 if payload[:6] in _OPENINGS else 0) < 2:
+        return False
+    return any([payload.count(b"\n", at) > 1 for at in (payload.find(b"c"), payload.find(b"i")) if at >= 0])
 
 
 def _load(payload: Payload) -> Tuple[Any, bool]:
