@@ -121,6 +121,14 @@ def test_long_values_are_shortened(name):
     assert head.view.endswith("...)") or head.view.endswith("xx...')")
 
 
+def test_a_pickle_that_breaks_off_inside_objects():
+    payload = FORMATS["pickle"].serialize(Job("x", point=Point(1, [Point(12345, None)]), more=Point(2, 3)))
+    views = [look(payload[:size], len(payload)).view for size in range(len(payload))]
+    assert any("point=Point(x=1, ...)" in view for view in views)
+    assert any("point=Point(x=1, y=[Point(x=12345" in view for view in views)
+    assert any("more=Point(x=2, ...)" in view for view in views)
+
+
 def test_a_text_in_json_that_breaks_off_has_no_length():
     payload = JsonMessageSerializer().serialize(Job("x" * 50))
     assert look(payload[:60], len(payload)).view.startswith("App\\Job(name='xxx")

@@ -547,6 +547,8 @@ class _Pickle:
             if isinstance(below, Node) and below.kind in ("list", "dict", "set") and not below.items:
                 below.items.extend(group)
                 below.cut = True
+            elif _is_builder(below) and group and type(group[0]) is str:
+                stack[-1] = _of_shape(group[0], group[1:], True)
             else:
                 stack.append(Node("tuple", group, cut=True))
         _fold(stack)
@@ -555,16 +557,29 @@ class _Pickle:
         return stack[0]
 
 
+def _is_builder(value: Any) -> bool:
+    return isinstance(value, Node) and value.name == _BUILDER and not value.items
+
+
 def _fold(group: List[Any]) -> None:
     """Give the last items of a group to what they would have become part of."""
-    # One item is put into a dict or list without a mark before it.
-    for count, kind in ((2, "dict"), (1, "list")):
-        below = group[-count - 1] if len(group) > count else None
-        if isinstance(below, Node) and below.kind == kind and not below.items:
-            below.items = group[-count:]
-            below.cut = True
-            del group[-count:]
-            break
+    size = 0
+    while size != len(group):  # the innermost first
+        size = len(group)
+        # One item is put into a dict or list without a mark before it.
+        for count, kind in ((2, "dict"), (1, "list")):
+            below = group[-count - 1] if len(group) > count else None
+            if isinstance(below, Node) and below.kind == kind and not below.items:
+                below.items = group[-count:]
+                below.cut = True
+                del group[-count:]
+                break
+        # And up to three items become a tuple without a mark.
+        for at in range(len(group) - 2, max(-1, len(group) - 5), -1):
+            shape = group[at + 1]
+            if _is_builder(group[at]) and type(shape) is str and _SEPARATOR in shape:
+                group[at:] = [_of_shape(shape, group[at + 2 :], True)]
+                break
     if len(group) > 1 and isinstance(group[-1], Node) and group[-1].kind == "dict":
         before = group[-2]
         if isinstance(before, Node) and before.kind == "object" and not before.items:
