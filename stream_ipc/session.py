@@ -1087,6 +1087,7 @@ class Session:
         self._scanned = 0
         count = 0
         ahead = _REPLIES
+        by_class = self._message_handlers.by_class
         goal = peer.turns + (turns or len(inbox) + 2)
         try:
             while self._state is OPEN:
@@ -1108,11 +1109,9 @@ class Session:
                 elif cls is RequestEnvelope:
                     count += 1
                     self._serve(message)
-                elif isinstance(message, Message):
+                elif cls in by_class or isinstance(message, Message):
                     count += 1
-                    handlers = self._message_handlers.by_class.get(cls)
-                    if handlers is None:
-                        handlers = self._message_handlers.of(cls)
+                    handlers = by_class[cls] if cls in by_class else self._message_handlers.of(cls)
                     if len(handlers) == 1 and not self._receiving:
                         # What _deliver does if nobody comes after the first: a flood is a third faster.
                         handler = handlers[0]

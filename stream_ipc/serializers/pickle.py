@@ -486,15 +486,18 @@ def _root_of(info: TypeInfo) -> Callable[[Any], Message]:
         f"        kind, id, _, {', '.join(values)} = root",
         "    except ValueError:",
         "        return message(root, True, False)",
-        "    if kind != 0 and (kind not in envelopes or type(id) is not str or len(id) > 128):",
+        f"    if kind == {NOTIFICATION}:",
+        "        try:",
+        f"            return {call_of_class(info, values)}",
+        "        except Exception as exc:",
+        "            raise info._refused(exc) from exc",
+        f"    if kind not in envelopes or type(id) is not str or len(id) > {_MAX_ID}:",
         "        return message(root, True, False)",
         "    try:",
         f"        content = {call_of_class(info, values)}",
         "    except Exception as exc:",
         "        raise with_id(info._refused(exc), kind, id) from exc",
-        "    if kind == 0:",
-        "        return content",
-        "    return request(id, content) if kind == 1 else response(id, content)",
+        f"    return request(id, content) if kind == {REQUEST} else response(id, content)",
     ]
     names = {"message": _message, "with_id": _with_id, "request": RequestEnvelope, "response": ResponseEnvelope}
     return compile_function(lines, {"info": info, "cls": info.cls, "envelopes": _ENVELOPES, **names})
