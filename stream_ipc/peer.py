@@ -100,6 +100,25 @@ class IpcPeer:
 
     _released = True  # until everything is made
 
+    # As in Session: slots for what is looked at in each tick, and a dict for what users attach.
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_awaited",
+        "_awake",
+        "_check_at",
+        "_check_due",
+        "_closed",
+        "_depth",
+        "_endings",
+        "_intervals",
+        "_outer",
+        "_paused",
+        "_pipe",
+        "_sessions",
+        "_snapshot",
+    )
+
     def __init__(
         self,
         serializer: Optional[MessageSerializer] = None,
@@ -373,7 +392,12 @@ class IpcPeer:
             TypeError: It lacks a method.
         """
         self._check_usable()
-        return self._add(transport if isinstance(transport, Channel) else ForeignChannel(transport))
+        if not isinstance(transport, Channel):
+            return self._add(ForeignChannel(transport))
+        if getattr(transport.send, "__func__", None) is not StreamTransport.send:  # somebody wants to see what is sent
+            transport.post = partial(Channel.post, transport)  # type: ignore[method-assign]
+            transport.takes_frames = False
+        return self._add(transport)
 
     def create_session_pair(self) -> Tuple[Session, Session]:
         """Two connected sessions of this peer, for tests and demonstrations.

@@ -104,7 +104,6 @@ class TypeInfo:
         Raises:
             SerializationError: A required field is missing, or the constructor refused the values.
         """
-        # The pickle serializer has a copy of this quick way.
         try:
             if tuple(values) == self.names:  # exactly the fields in their order, and looked into before
                 return self.cls(**values)
@@ -139,7 +138,12 @@ class TypeInfo:
             for name, value in values.items():
                 # object.__setattr__ so that a frozen class can be rebuilt; dunder names are nobody's fields.
                 if isinstance(name, str) and not name.startswith("__"):
-                    object.__setattr__(obj, name, value)
+                    try:
+                        object.__setattr__(obj, name, value)
+                    except AttributeError:
+                        if hasattr(self.cls, name):  # a property that cannot be set
+                            raise
+                        # No slot for it: this side does not know it.
             return obj
         except Exception as exc:
             raise self._refused(exc) from exc
@@ -265,12 +269,12 @@ def register(cls: type, wire_name: Optional[str] = None) -> None:
                 f" {old.__module__}.{old.__qualname__}; give one of them another wire_name"
             )
     cls._stream_ipc_wire_name = wire_name  # type: ignore[attr-defined]
-    for cache in _caches:
-        cache.clear()
     previous = _by_class.get(cls)
     if previous is not None and _by_name.get(previous.wire_name) is previous:
         del _by_name[previous.wire_name]  # registered again under another name: that one counts
     _by_class[cls] = _by_name[wire_name] = TypeInfo(cls, wire_name)
+    for cache in _caches:  # last: what is put in from now on is of the new entry
+        cache.clear()
 
 
 def _check_rebuildable(cls: type) -> None:

@@ -688,17 +688,30 @@ def test_broadcast_that_is_too_large_for_streams_reaches_other_transports() -> N
         assert a.is_open and session.is_open
 
 
-def test_a_stream_transport_that_wants_to_see_what_is_sent() -> None:
+@pytest.mark.parametrize("how", ["class", "mixin", "later", "instance"])
+def test_a_stream_transport_that_wants_to_see_what_is_sent(how: str) -> None:
     seen: List[Message] = []
 
-    class Noting(StreamTransport):
+    class Mixin:
         def send(self, message: Message) -> None:
             seen.append(message)
-            super().send(message)
+            StreamTransport.send(self, message)  # type: ignore[arg-type]
+
+    class Noting(StreamTransport):
+        if how == "class":
+            send = Mixin.send  # type: ignore[assignment]
+
+    class Mixed(Mixin, StreamTransport):  # type: ignore[misc]
+        pass
 
     (r, w), (r2, w2) = os.pipe(), os.pipe()
     with IpcPeer(timeout=5) as peer:
-        noting = peer.create_session(Noting(w, [r2], peer.serializer))
+        transport: Any = (Mixed if how == "mixin" else Noting)(w, [r2], peer.serializer)
+        if how == "later":
+            Noting.send = Mixin.send  # type: ignore[assignment, method-assign]
+        elif how == "instance":
+            transport.send = lambda message: Mixin.send(transport, message)
+        noting = peer.create_session(transport)
         other = peer.create_stream_session(w2, r)
         other.on_request(lambda message: LogMessage("reply"))
         noting.on_request(lambda message: LogMessage("its reply"))

@@ -1,6 +1,8 @@
 """ResponsePromise, gather, as_completed."""
 
+import collections
 import gc
+import time
 from typing import Any, Dict, List, Tuple
 
 import pytest
@@ -466,3 +468,17 @@ def test_a_wait_does_not_settle_all_of_a_flood_of_replies_first(raw: RawPeer) ->
     assert 1 < sum(promise.settled for promise in promises) < 200
     promises[-1].wait()
     assert all(promise.settled for promise in promises)
+
+
+def test_dropping_many_promises_takes_as_long_for_each(raw: RawPeer) -> None:
+    def seconds(count: int) -> float:
+        promises = collections.deque(raw.session.request(Ping(1), timeout=None) for _ in range(count))
+        start = time.perf_counter()
+        while promises:
+            promises.popleft()
+        assert no_pending(raw.session)
+        return time.perf_counter() - start
+
+    with raw.session.batch():
+        # 10 if linear, 100 if quadratic.
+        assert min(seconds(3000) for _ in range(3)) < 40 * min(seconds(300) for _ in range(3))

@@ -29,6 +29,7 @@ from stream_ipc.errors import SerializationError
 from stream_ipc.messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from stream_ipc.registry import register_type
 from stream_ipc.serializers import pickle as module
+from stream_ipc.serializers._compiling import compile_function
 from stream_ipc.serializers.pickle import PickleMessageSerializer
 
 S = PickleMessageSerializer()
@@ -1629,6 +1630,75 @@ def test_shapes() -> None:
             assert refused(wrapped, text).request_id == ("7" if text != "another form" else None)
     with pytest.raises(ValueError, match="holds a NUL"):
         register_type(type("Nul", (), {}), "test.Nul\0x")
+
+
+def test_what_is_made_on_the_way_is_not_taken_for_what_was_sent() -> None:
+    # The id of a dict that is made while an object is built may be that of a handle that is gone.
+    for number in range(100):
+        cls: Any = dataclass(type(f"F{number}", (), {"__annotations__": {"x": Any, "y": Any}}))
+        register_type(cls, f"test.F{number}")
+        sent = Box({"d": [{} for _ in range(number)], "a": collections.OrderedDict(x=1, y=2), "b": cls([1], [2])})
+        assert travel(sent) == sent
+
+
+def test_functions_for_a_class_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: Dict[str, int] = collections.Counter()
+    monkeypatch.setattr(module, "compile_function", lambda lines, names: counts.update([lines[0]]) or real(lines, names))
+    real = compile_function
+    register_type(type("Unrelated", (), {}))  # which empties the caches
+    for _ in range(5):
+        for value in (1, Point(1, Point(2)), [Key("a"), {"k": Point(3)}], "c\n\n"):
+            assert value_of(value) == value
+    assert len(counts) == 4
+    assert max(counts.values()) == 3
+
+
+def test_a_constructor_that_defines_its_class_anew() -> None:
+    made: List[Any] = []
+
+    def define(base: type) -> Any:
+        def post_init(self: Any) -> None:
+            if self.a == "again" and not made:
+                made.append(None)
+                made[0] = define(base)
+
+        body = {"__annotations__": {"a": Any}, "__post_init__": post_init, "__qualname__": "Anew", "__module__": __name__}
+        return register_type(dataclass(type("Anew", (base,), body)), "test.Anew")
+
+    for base in (Message, object):
+        made.clear()
+        old = define(base)
+        first = old.__new__(old)
+        first.a = "again"
+        wrap = Box if base is object else lambda message: message
+        payload = S.serialize(wrap(first))
+        for number in range(3):
+            back: Any = S.deserialize(payload)
+            assert type(back.value if base is object else back) is (made[0] if number else old)
+
+
+def test_a_serializer_that_hands_on_a_view() -> None:
+    class Signed(PickleMessageSerializer):
+        def serialize(self, message: Message) -> bytes:
+            return b"seal" + super().serialize(message)
+
+        def deserialize(self, payload: Any) -> Message:
+            assert bytes(payload[:4]) == b"seal"
+            return super().deserialize(memoryview(payload)[4:])
+
+    for value in (1, "x" * 10_000, Point(1), bytearray(b"x" * 10_000)):
+        assert travel(Box(value), Signed()) == Box(value)
+    view = b"\x96" + struct.pack("<Q", 5000) + b"x" * 5000 + b"\x98"
+    for form in "Bcb":
+        with pytest.raises(SerializationError, match="memoryview"):
+            S.deserialize(memoryview(flat("test.Box", value=view)).cast(form))
+
+
+def test_an_attribute_that_the_other_side_has_no_slot_for() -> None:
+    assert vars(S.deserialize(root("test.Plain", obj(a=i(1), b=i(2))))) == {"a": 1, "b": 2}
+    back: Any = S.deserialize(root("test.Slotted", obj(b=i(2), a=i(1))))
+    assert back.a == 1
+    assert not hasattr(back, "b")
 
 
 def test_small_plain_messages_are_written_as_a_pickler_would() -> None:

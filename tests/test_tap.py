@@ -129,6 +129,14 @@ def test_a_pickle_that_breaks_off_inside_objects():
     assert any("more=Point(x=2, ...)" in view for view in views)
 
 
+def test_names_and_ids_cannot_write_on_the_screen():
+    payload = pickle.dumps((1, "7\x1b[2J\n8", "a\x1b]0;b\x07\r\nc\0d\x1b", "e\x1b"), 5)
+    content = look(payload, len(payload))
+    assert content == ("request", "7\\x1b[2J\\n8", "a\\x1b]0;b\\x07\\r\\nc", "a\\x1b]0;b\\x07\\r\\nc(d\\x1b='e\\x1b')")
+    for text in (b'{"__class":"A\\u001b\\n","b\\u001b":1}', b'O:3:"A\x1b\n":1:{s:2:"b\x1b";i:1;}', b"\x1b\n"):
+        assert "".join(look(text, len(text))).isprintable()
+
+
 def test_a_text_in_json_that_breaks_off_has_no_length():
     payload = JsonMessageSerializer().serialize(Job("x" * 50))
     assert look(payload[:60], len(payload)).view.startswith("App\\Job(name='xxx")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import copyreg
 import pickle
 import struct
+from _pickle import loads as _loads  # and no other: that in Python takes an unfinished line for one
 from io import BytesIO
 from itertools import chain
 
@@ -63,7 +64,6 @@ _SEPARATOR = "\0"  # of the names in a shape; no wire name holds one
 
 _extension_cache: Dict[Any, Any] = copyreg._extension_cache  # type: ignore[attr-defined]
 _extensions: Dict[Any, Any] = copyreg._inverted_registry  # type: ignore[attr-defined]
-_loads: Callable[[Payload], Any] = pickle.loads
 
 
 # What such errors go on with: an attack is the rarer cause.
@@ -168,7 +168,7 @@ def _shape_of(info: TypeInfo) -> str:
 # text, in which a character stands for a byte: joining six pieces takes a third of the time that it takes with bytes.
 
 _SHORT = 256  # from this size on a length takes four bytes
-_LONG = 4096  # above this the pickler is quicker
+_LONG = 4096  # bytes: above this a value is better pickled, and a payload that is no bytes object is read where it is
 
 _CHARS = [chr(number) for number in range(256)]
 
@@ -308,7 +308,7 @@ class PickleMessageSerializer:
 
     Beside registered classes it carries None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set,
     frozenset and the value types of ``datetime``, ``decimal``, ``uuid``, ``collections`` and ``pathlib``. The same object
-    sent twice in one message arrives as one object.
+    sent twice in one message arrives as one object, unless it is one that nobody can change.
 
     A hostile peer can still end this process, or exhaust its memory or time (a few bytes of pickle can ask for gigabytes):
     against a peer that is hostile use ``JsonMessageSerializer``.
@@ -418,11 +418,14 @@ class PickleMessageSerializer:
                 if make is not None:
                     return make(root)
             return _message(root, True, False)
-        if type(payload) is not bytes and len(payload) < _LONG:
-            return self.deserialize(bytes(payload))
+        if type(payload) is not bytearray or len(payload) < _LONG:
+            payload = bytes(payload)  # of bytes that is no copy
         root, built = _load(payload)
         # Two opcodes together make a memoryview without naming anything: BYTEARRAY8 and READONLY_BUFFER.
-        return _message(root, not built and not (0x98 in payload and 0x96 in payload), built)
+        checked = not built and not (0x98 in payload and 0x96 in payload)
+        if checked and type(root) is tuple and len(root) > 3 and type(root[2]) is str and root[2] in _roots:
+            return _roots[root[2]](root)
+        return _message(root, checked, built)
 
 
 # How an envelope begins, up to the length of its id.
@@ -444,7 +447,7 @@ def _load(payload: Payload) -> Tuple[Any, bool]:
     if type(payload) is bytearray:
         file: Any = _ViewFile(memoryview(payload))
     else:
-        data = bytes(payload)  # of a memoryview; nothing of ours passes one
+        data: Any = payload
         if data[:2] == b"\x80\x05" and data[2:3] != b"\x95":
             # With a FRAME around the rest, as it is written by a pickler, the file is read once and not for each opcode.
             data = b"\x80\x05\x95%b%b" % ((len(data) - 2).to_bytes(8, "little"), data[2:])
@@ -539,10 +542,10 @@ def _content(checked: bool, built: bool, shape: Any, values: AnyTuple) -> Messag
         raise SerializationError(f"payload is not a message: {info.wire_name} does not derive from Message")
     if issubclass(info.cls, (RequestEnvelope, ResponseEnvelope)):  # its id would be of any type
         raise SerializationError(f"payload is not a message: {info.wire_name} is an envelope inside another")
-    message: Message = info.build(fields)
-    if shape not in _roots and info.fields and shape == _shape_of(info):  # of no other: there would be no end of them
+    # Of no other shape: there would be no end of them. And before the constructor is called, which may register a class.
+    if info.fields and shape not in _roots and shape == _shape_of(info):
         _roots[shape] = _root_of(info)
-    return message
+    return info.build(fields)  # type: ignore[no-any-return]
 
 
 def _fields_of(shape: Any, values: AnyTuple) -> Tuple[TypeInfo, Dict[str, Any]]:
@@ -590,7 +593,7 @@ class _Resolver:
 
     def __init__(self) -> None:
         # By id of the unresolved value. All of these were alive at once, so no id stands for two of them, though some
-        # are freed meanwhile; what has been resolved must never be resolved again.
+        # are freed meanwhile; what has been resolved, or was made since, must never be resolved.
         self._done: Dict[int, Any] = {}
         self._depth = 0  # how many objects are being built
         self._unfinished: Dict[int, int] = {}  # lists, dicts and sets: by id, the depth at which they were begun
@@ -665,9 +668,16 @@ class _Resolver:
         shape, *values = handle or (None,)
         if (type(shape) is str and _SEPARATOR in shape) or (len(values) == 1 and type(values[0]) is dict):
             info, fields = _fields_of(shape, tuple(values))
-            result = self._build(info, fields)
             if info.fields and shape == _shape_of(info):
                 _nested[shape] = _nested_of(info)
+            if _ATOMS.issuperset(map(type, fields.values())):
+                return info.build(fields)
+            self.begin_object()
+            # A dict that was made here must not be looked up: its id may be that of a value which is gone.
+            known = values and fields is values[0]
+            fields = self._resolve(fields) if known else {name: self._resolve(value) for name, value in fields.items()}
+            result = info.build(fields)
+            self.end_object()
             return result
         if len(values) != 1:
             raise SerializationError("payload is not a message: it holds an object of an unknown form")
@@ -695,14 +705,6 @@ class _Resolver:
 
     def end_object(self) -> None:
         self._depth -= 1
-
-    def _build(self, info: TypeInfo, fields: Dict[str, Any]) -> Any:
-        if _ATOMS.issuperset(map(type, fields.values())):
-            return info.build(fields)
-        self.begin_object()
-        result = info.build(self._resolve(fields))
-        self.end_object()
-        return result
 
 
 # By shape, what builds an object inside a message: functions that are compiled for the class. Field by field and not in
@@ -780,7 +782,7 @@ def _explain(message: Message, exc: Exception) -> SerializationError:
     if isinstance(exc, RecursionError):
         return SerializationError(f"{type(message).__name__} cannot be sent: it contains itself or is nested too deeply")
     try:
-        path = _find(message, type(message).__name__, set())
+        path = _find(message, type(message).__name__, {})
     except (Exception, RecursionError):  # a message whose own attributes fail: the first error tells more
         path = None
     if path is not None:
@@ -790,12 +792,12 @@ def _explain(message: Message, exc: Exception) -> SerializationError:
     return SerializationError(f"{type(message).__name__} cannot be sent: {describe(exc)}")
 
 
-def _find(value: Any, path: str, seen: Set[int]) -> Optional[Tuple[str, str]]:
+def _find(value: Any, path: str, seen: Dict[int, Any]) -> Optional[Tuple[str, str]]:
     """The path to the first value that cannot travel, and why."""
     cls = type(value)
     if cls in _ATOMS or id(value) in seen:
         return None
-    seen.add(id(value))
+    seen[id(value)] = value  # alive, so that no other has its id
     parts: Any
     if cls in (list, tuple, set, frozenset):
         parts = ((f"{path}[{index}]", item) for index, item in enumerate(value))

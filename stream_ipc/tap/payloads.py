@@ -100,12 +100,21 @@ def look(head: bytes, size: int, format: str = "") -> Content:
     if not format:
         format = "pickle" if head[:1] == b"\x80" else "json" if head.lstrip()[:1] in (b"{", b"[") else "php"
     try:
-        return _content(FORMATS[format](head, len(head) < size))
+        content = _content(FORMATS[format](head, len(head) < size))
+        # Names and ids are the sender's, and could clear a screen or begin a line of their own.
+        return Content(*map(_printable, content))
     except _Unreadable as exc:
         text = str(exc)
     except Exception as exc:  # of hostile bytes there are more kinds than one can list
         text = f"{type(exc).__name__}: {exc}"
-    return Content("unreadable", "", "", f"not a message in {format}: {text[:_VIEW]}; begins with {head[:32]!r}")
+    text = f"not a message in {format}: {_printable(text[:_VIEW])}; begins with {head[:32]!r}"
+    return Content("unreadable", "", "", text)
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join([c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text])
 
 
 def _content(root: Any) -> Content:
@@ -384,7 +393,7 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_LIST": "list", "EMPTY_TUPLE": "tuple", "EMPTY_DICT": "dict", "EMPTY_SET": "set"}
 _GROUPS = {"LIST": "list", "TUPLE": "tuple", "DICT": "dict", "FROZENSET": "set"}
 _BUILDER = "stream_ipc.serializers.pickle.build"
-_SEPARATOR = "\0"  # see there
+_SEPARATOR = "\0"  # of the names in a shape; see serializers/pickle.py
 
 
 class _Pickle:

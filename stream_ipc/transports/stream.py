@@ -105,7 +105,8 @@ class StreamTransport(MessageTransport, Channel):
     It owns the streams and closes them. A stream is a file object, a socket or a raw descriptor, or any object with
     blocking ``read`` or ``write``, which a thread then calls (see ``IpcPeer.create_stream_session``); the same one may be
     both written and read. Bytes on a read stream that belong to no frame arrive as ``LogMessage`` of level ``"junk"``.
-    No method blocks: what the stream does not take is queued, without a limit of its own (a session has one).
+    No method blocks: what the stream does not take is queued, without a limit of its own (a session has one). A session
+    calls the ``send`` of a class that is derived from this one, but has its own ways to read and to close.
 
     Args:
         write: The stream that is written.
@@ -125,10 +126,29 @@ class StreamTransport(MessageTransport, Channel):
         ValueError: ``max_frame_size`` is no size that a frame can have.
     """
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "send" in cls.__dict__:  # it wants to see what is sent
-            cls.post = Channel.post  # type: ignore[method-assign]
+    # As in Session; the dict, for what users and the classes derived from this one attach, comes from the bases.
+    __slots__ = (
+        "_ahead",
+        "_at",
+        "_batch",
+        "_blocked",
+        "_broken",
+        "_encoder",
+        "_ends",
+        "_error",
+        "_framed",
+        "_inputs",
+        "_lingering",
+        "_name",
+        "_output",
+        "_queue",
+        "_serialize",
+        "_streams",
+        "_threads",
+        "_where",
+        "_writes",
+        "_written",
+    )
 
     def __init__(
         self,
@@ -143,7 +163,7 @@ class StreamTransport(MessageTransport, Channel):
         self.serializer = serializer
         self.max_frame_size = max_frame_size
         # What is asked for with each message is the instance's own: the interpreter finds it there at once.
-        self.takes_frames: bool = type(self).send is StreamTransport.send
+        self.takes_frames = True
         self.corked = False
         self.sent: int = 0
         self.received_bytes: int = 0
@@ -234,6 +254,7 @@ class StreamTransport(MessageTransport, Channel):
         StreamTransport.post(self, *take_out_of_envelope(message))
 
     def post(self, kind: int, id: Any, message: Message) -> None:
+        """What ``send`` does, for a message without its envelope. For sessions."""
         try:
             payload = self._serialize(kind, id, message)
         except Exception as exc:
