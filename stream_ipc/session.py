@@ -814,7 +814,7 @@ class Session:
         """The promise of a pending request is gone, and with this what a late reply would look for."""
         id: str = reference.id
         if self._pending.get(id) is reference:
-            del self._pending[id]
+            self._pending.pop(id, None)  # it may be empty by now
 
     def _note_due(self, deadline: float) -> None:
         """A request has an earlier deadline than all that are pending."""

@@ -118,7 +118,7 @@ def test_output_of_the_master():
 def test_every_example_is_named():
     text = "\n".join(LINES)
     for name in EXAMPLES:
-        if name not in ("__init__.py", "benchmark_child.py", "messages.py", "slave.py"):
+        if name not in ("__init__.py", "benchmark_child.py", "benchmark_message.py", "messages.py", "slave.py"):
             options = " --quick" if name == "benchmark.py" else ""
             assert f"python3 -m examples.{name[:-3]}{options}\n" in text
 
