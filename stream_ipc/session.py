@@ -79,7 +79,7 @@ _AHEAD = range(64)  # replies that a wait settles behind its own at most
 FLUSH_BOUND = 1.0  # seconds that close() gives to what is still queued
 
 
-# What a session is doing. Texts and no enum, whose class would take longer to make than half the module (0.3 ms).
+# What a session is doing. Texts and no enum, whose class takes 0.14 ms to make.
 OPEN, CLOSING, CLOSED = "open", "closing", "closed"
 FORKED = "forked"  # this is the copy in a forked process
 
@@ -118,7 +118,7 @@ class _Opening:
 class _Pending(PromiseRef):
     """A weak reference to the promise of a request that is pending.
 
-    Its callback, and no ``__del__`` of the promise: that would be called for each of them (0.2 us), and this only for the
+    Its callback, and no ``__del__`` of the promise: that would be called for each of them (0.06 us), and this only for the
     few that are dropped before they have settled.
     """
 
