@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import typing
+import weakref
 from typing import Any, List, Union
 
 import pytest
@@ -1516,3 +1517,12 @@ def test_errors_of_several_handlers(peer: IpcPeer, raw: RawPeer, caplog: pytest.
         peer.tick()
     assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["second", "third"]
     assert all("another on_message handler failed too" in record.getMessage() for record in caplog.records)
+
+
+def test_users_may_attach_what_they_like() -> None:
+    with IpcPeer() as peer:
+        a, _ = peer.create_session_pair()
+        for thing in (peer, a, a.transport):
+            thing.mine = [1]  # type: ignore[union-attr]
+            assert thing.mine == [1]
+            assert weakref.ref(thing)() is thing

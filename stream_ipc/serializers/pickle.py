@@ -177,21 +177,16 @@ def _text(data: bytes) -> str:
     return data.decode("latin-1")
 
 
-def _write_str(value: str) -> str:
-    data = value.encode()
+def _sized(short: str, long: bytes, data: bytes) -> str:
     if len(data) < _SHORT:
-        return f"\x8c{_CHARS[len(data)]}{_text(data)}"
+        return f"{short}{_CHARS[len(data)]}{_text(data)}"
     if len(data) > _LONG:
         raise ValueError
-    return _text(struct.pack("<cI", b"X", len(data)) + data)
+    return _text(struct.pack("<cI", long, len(data)) + data)
 
 
-def _write_bytes(value: bytes) -> str:
-    if len(value) < _SHORT:
-        return f"C{_CHARS[len(value)]}{_text(value)}"
-    if len(value) > _LONG:
-        raise ValueError
-    return _text(struct.pack("<cI", b"B", len(value)) + value)
+def _write_str(value: str) -> str:
+    return _sized("\x8c", b"X", value.encode())
 
 
 def _write_int(value: int) -> str:
@@ -202,7 +197,7 @@ def _write_int(value: int) -> str:
 
 _writers: Dict[type, Callable[[Any], str]] = {
     str: _write_str,
-    bytes: _write_bytes,
+    bytes: lambda value: _sized("C", b"B", value),
     int: _write_int,
     float: lambda value: _text(struct.pack(">cd", b"G", value)),
     bool: lambda value: "\x88" if value else "\x89",
@@ -707,8 +702,8 @@ class _Resolver:
         self._depth -= 1
 
 
-# By shape, what builds an object inside a message: functions that are compiled for the class. Field by field and not in
-# loops: 1.9 us an object of a list instead of 3.7.
+# By shape, what builds an object inside a message: functions that are compiled for the class, because with loops over the
+# fields an object took twice as long.
 _nested: Dict[str, Callable[[AnyTuple, _Resolver], Any]] = {}
 registry.clear_on_change(_nested)
 _find_nested = _nested.get

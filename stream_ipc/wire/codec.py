@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 
 from ..errors import FrameTooLargeError, IpcError, SerializationError, article, describe
-from ..messages import NOTIFICATION, LogMessage, Message, put_in_envelope, take_out_of_envelope
+from ..messages import LogMessage, Message, put_in_envelope, take_out_of_envelope
 from . import framing
 from .framing import MAX_FRAME_SIZE, frame_header
 
@@ -92,7 +92,7 @@ class MessageEncoder:
         return self.frame(message, payload)
 
     def _serialize_whole(self, kind: int, id: Any, message: Message) -> Any:
-        return self.serializer.serialize(message if kind == NOTIFICATION else put_in_envelope(kind, id, message))
+        return self.serializer.serialize(put_in_envelope(kind, id, message))
 
     def failure(self, message: Message, exc: Exception) -> SerializationError:
         """What to raise if ``serialize`` has raised."""
