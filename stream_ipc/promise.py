@@ -1,7 +1,6 @@
 """The reply to a request, before and after it has come; waiting for many of them.
 
-Knows errors and messages. Must not know how anything is sent or received: a promise asks its session's peer to turn
-until something has settled.
+Knows the conversation of a request, which sends it and waits for its reply.
 """
 
 from __future__ import annotations
@@ -10,16 +9,17 @@ import heapq
 import itertools
 import math
 
-from .errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article, printable
-from .messages import ErrorMessage, Message
+from .messages import Message
 from .transports.descriptors import wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Generic, Iterable, Iterator, List, Optional, Tuple, Type, TypeVar
+    from collections.abc import Iterable, Iterator
+    from typing import Any, Generic, TypeVar
 
-    from .peer import IpcPeer
-    from .session import Session
+    from .core.conversation import Conversation
+    from .core.loop import Loop
+    from .core.replies import Pending
 
     M = TypeVar("M", bound=Message)
     M_co = TypeVar("M_co", bound=Message, covariant=True)
@@ -37,12 +37,12 @@ else:
 
 __all__ = ["DEFAULT", "ResponsePromise", "as_completed", "check_timeout", "gather"]
 
-# The default of a timeout that has None as a value of its own: no limit.
+# Sentinel: timeout not given (None means no limit).
 DEFAULT: Any = ...
 
 
 def check_timeout(timeout: Any) -> None:
-    """Refuse what is no number of seconds.
+    """Raise for what is no number of seconds.
 
     Raises:
         TypeError: It is neither a number nor None.
@@ -65,40 +65,53 @@ class ResponsePromise(Generic[M_co]):
 
     Dropping it is fine: nothing stays behind, and a late reply is discarded. It outlives its session: what is settled
     stays so.
-
-    Attributes:
-        id: The request's id.
-        settled: Whether the outcome is known. Unlike ``done`` it does not look at the clock.
-        deadline: When the reply must be there, in the time of the peer's clock; None for no limit.
     """
 
-    # What most promises never change and hardly anybody asks for stands in the class, so that making one takes less.
-    _noted: bool = False  # for the session: its deadline is sorted in
-    _reply: Any = None
-    _error: Optional[BaseException] = None
-    _watchers: Any = None
+    __slots__ = ("__weakref__", "_conversation", "_pending")
 
-    def __init__(
-        self, session: Session, id: str, expect: Type[M_co], timeout: Optional[float], deadline: Optional[float]
-    ) -> None:
-        self.settled: bool = False  # not in the class: it is looked at five times in a round trip, and that is slower there
-        self.id = id
-        self._session = session
-        self._expect = expect
-        self._timeout = timeout
-        self.deadline = deadline
+    _conversation: Conversation
+    _pending: Pending
+
+    def __init__(self, conversation: Conversation, message: Message, timeout: float | None, expect: type[M_co]) -> None:
+        self._conversation = conversation
+        self._pending = conversation.request(self, message, timeout, expect)
 
     def __repr__(self) -> str:
         try:
-            if self._error is not None:
-                state = f"failed {type(self._error).__name__}"
-            elif self.settled:
-                state = f"replied {type(self._reply).__name__}"
+            pending = self._pending
+            if isinstance(pending.outcome, BaseException):
+                state = f"failed {type(pending.outcome).__name__}"
+            elif pending.settled:
+                state = f"replied {type(pending.outcome).__name__}"
             else:
                 state = "overdue" if self.done else "pending"
-            return f"<ResponsePromise {self.id} {state}>"
+            return f"<ResponsePromise {pending.id} {state}>"
         except Exception:  # half made
             return "<ResponsePromise>"
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self._pending.id
+
+    @property
+    def settled(self) -> bool:
+        """Whether the outcome is known. Unlike ``done`` it does not look at the clock."""
+        return self._pending.settled
+
+    @property
+    def deadline(self) -> float | None:
+        """When the reply must be there, in the time of ``time.monotonic()``; None for no limit."""
+        return self._pending.deadline
+
+    @property
+    def done(self) -> bool:
+        """Whether ``wait()`` would return or raise at once. Never blocks and runs no handlers."""
+        pending = self._pending
+        if not pending.settled and pending.deadline is not None and self._conversation.loop.clock() >= pending.deadline:
+            # A reply may lie in the stream: then wait() would still find it.
+            return True
+        return pending.settled
 
     def wait(self, timeout: Optional[float] = None) -> M_co:
         """Wait for the reply, and tick the whole peer meanwhile, so handlers run.
@@ -121,34 +134,15 @@ class ResponsePromise(Generic[M_co]):
             SerializationError: The reply could not be decoded.
             Exception: An ``on_message`` handler that ran meanwhile has raised it. The request is still pending.
         """
-        if not self.settled:
-            peer = self._session._peer
-            limit = self.deadline
+        pending = self._pending
+        if not pending.settled:
             if timeout is not None:
                 check_timeout(timeout)
-                own = peer.clock() + timeout
-                if limit is None or own < limit:
-                    limit = own
-            peer._pump(self, limit)
-            if not self.settled:
-                if self.deadline is None or peer.clock() < self.deadline:
-                    if timeout is None:
-                        text = f"request {self.id} has no reply yet, and its session is just ending"
-                        raise TimeoutError(f"{text} ({self._session.name}); wait again later")
-                    raise TimeoutError(f"{self._silence(timeout)}; it is still pending")
-                self._expire()
-        if self._error is not None:
-            raise self._error.with_traceback(None)
-        reply: M_co = self._reply
-        return reply
-
-    @property
-    def done(self) -> bool:
-        """Whether ``wait()`` would return or raise at once. Never blocks and runs no handlers."""
-        if not self.settled and self.deadline is not None and self._session.peer.clock() >= self.deadline:
-            # A reply may lie in the stream: then wait() would still find it.
-            return True
-        return self.settled
+            self._conversation.wait(pending, timeout)
+        outcome = pending.outcome
+        if isinstance(outcome, BaseException):
+            raise outcome.with_traceback(None)
+        return outcome  # type: ignore[no-any-return]
 
     def cancel(self) -> bool:
         """Give the request up; a late reply is discarded. The other side is not told. Neither blocks nor runs handlers.
@@ -156,83 +150,34 @@ class ResponsePromise(Generic[M_co]):
         Returns:
             Whether it was still pending. If so, ``wait()`` raises ``IpcError`` from now on.
         """
-        if self.settled:
-            return False
-        self._fail(IpcError(f"request {self.id} was cancelled by this side"))
-        return True
-
-    def _expire(self) -> None:
-        """Give the request up because its deadline has passed. For whoever waits, or ticks."""
-        hint = self._session._silence_text()
-        self._fail(RequestTimeoutError(f"{self._silence(self._timeout)}{hint}", timeout=self._timeout))
-
-    def _silence(self, timeout: Optional[float]) -> str:
-        return f"no reply to request {self.id} within {timeout} s ({self._session.name})"
-
-    # -- for the session
-
-    def _settle(self, reply: Message) -> None:
-        """The reply has come. May be called again if it was interrupted."""
-        if isinstance(reply, self._expect) and not isinstance(reply, ErrorMessage):
-            self._reply = reply
-            if self._watchers is not None:
-                self._tell()
-            self.settled = True
-        elif isinstance(reply, ErrorMessage):
-            self._fail(RemoteError(printable(str(reply))))
-        else:
-            self._fail(
-                UnexpectedReplyError(
-                    f"the reply to request {self.id} is {article(type(reply))}, and the request expected"
-                    f" {article(self._expect)} ({self._session.name})",
-                    reply,
-                )
-            )
-
-    def _fail(self, error: BaseException) -> None:
-        """No reply will come, or an error in its place."""
-        self._error = error
-        if self._watchers is not None:
-            self._tell()
-        self.settled = True
-        self._session._forget(self.id)
-
-    def _tell(self) -> None:
-        for queue in self._watchers:
-            queue[self] = None
-
-    def _watch(self, queue: Dict[ResponsePromise[Any], None]) -> None:
-        """Enter the promise into a queue when it settles."""
-        self._watchers = (*(self._watchers or ()), queue)
-
-    def _unwatch(self, queue: Dict[ResponsePromise[Any], None]) -> None:
-        """Undo ``_watch``."""
-        self._watchers = tuple(q for q in self._watchers or () if q is not queue) or None
+        return self._pending.cancel()
 
 
 class _Waiting:
     """Waits for some of many promises, on any number of peers.
 
     Attributes:
-        settled: Whether enough have settled; what the peer's ``_pump`` looks at.
+        settled: Whether enough have settled; what a loop's ``run`` looks at.
     """
 
-    def __init__(self, promises: List[ResponsePromise[Any]], timeout: Optional[float]) -> None:
+    waits_alone = False
+
+    def __init__(self, promises: list[ResponsePromise[Any]], timeout: float | None) -> None:
         check_timeout(timeout)
         for promise in promises:
             if not isinstance(promise, ResponsePromise):
                 raise TypeError(f"gather() and as_completed() take promises of request(), not {promise!r:.100}")
         # In the order of settling; those that had settled before come first, in the order given. A dict, because a
         # promise whose settling was interrupted enters itself again.
-        self.queue: Dict[ResponsePromise[Any], None] = {p: None for p in promises if p.settled}
+        self.queue: dict[ResponsePromise[Any], None] = {p: None for p in promises if p.settled}
         self._unsettled = [p for p in promises if not p.settled]
         for promise in self._unsettled:
-            promise._watch(self.queue)
-        self.peers: List[IpcPeer] = list(dict.fromkeys(p._session.peer for p in self._unsettled))
-        self._clock = self.peers[0].clock if self.peers else None
+            promise._pending.watch(self.queue)
+        self._loops: list[Loop] = list(dict.fromkeys([p._conversation.loop for p in self._unsettled]))
+        self._clock = self._loops[0].clock if self._loops else None
         self._limit = None if timeout is None or self._clock is None else self._clock() + timeout
         count = itertools.count()  # so that the heap never compares promises
-        self._deadlines: List[Tuple[float, int, ResponsePromise[Any]]] = [
+        self._deadlines: list[tuple[float, int, ResponsePromise[Any]]] = [
             (p.deadline, next(count), p) for p in self._unsettled if p.deadline is not None
         ]
         heapq.heapify(self._deadlines)
@@ -255,53 +200,65 @@ class _Waiting:
             limit = self._limit
             if self._deadlines and (limit is None or self._deadlines[0][0] < limit):
                 limit = self._deadlines[0][0]
-            if len(self.peers) == 1:
-                self.peers[0]._pump(self, limit)
+            if len(self._loops) == 1:
+                self._loops[0].run(self, limit)
             else:
                 self._turn_all(limit)  # a peer that is closed has settled its promises
             if self.settled:
                 break
             assert self._clock is not None
             now = self._clock()
+            if limit is not None and now >= limit:
+                self._look_again(now)
             while self._deadlines and self._deadlines[0][0] <= now:
                 promise = heapq.heappop(self._deadlines)[2]
                 if not promise.settled:
-                    promise._expire()
+                    promise._conversation.replies.give_up(promise._pending)
             if not self.settled and self._limit is not None and now >= self._limit:
                 return False
         return True
 
-    def _turn_all(self, limit: Optional[float]) -> None:
-        # Each peer has its own clock and poller; their descriptors can be waited for together.
-        for peer in self.peers:
-            if not peer._is_closed:
-                peer.tick(0)
-        self.peers = [peer for peer in self.peers if not peer._is_closed]
-        if self.settled or not self.peers:
+    def _look_again(self, now: float) -> None:
+        """Take what was there in time and could not be read."""
+        over = self._limit is not None and now >= self._limit
+        for promise in self._unsettled:
+            if promise.settled or not (over or (promise.deadline is not None and promise.deadline <= now)):
+                continue
+            if promise._conversation.has_reply(promise._pending):
+                loop = promise._conversation.loop
+                loop.run(promise._pending, loop.clock())
+
+    def _turn_all(self, limit: float | None) -> None:
+        # Each loop has its own clock and poller; their descriptors can be waited for together.
+        for loop in self._loops:
+            if not loop.closed:
+                loop.tick(0)
+        self._loops = [loop for loop in self._loops if not loop.closed]
+        if self.settled or not self._loops:
             return
         assert self._clock is not None
         wait = 0.05 if limit is None else min(0.05, max(0.0, limit - self._clock()))
-        for peer in self.peers:  # some of their transports may have no descriptor
-            due = peer.next_deadline()
+        for loop in self._loops:  # some of their transports may have no descriptor
+            due = loop.next_deadline()
             if due is not None:
                 wait = min(wait, due)
         try:
-            fds = [peer.fileno() for peer in self.peers]
-        except OSError:  # this platform's selector has no descriptor
-            self.peers[0].tick(min(wait, 0.01))
+            fds = [loop.fileno() for loop in self._loops]
+        except OSError:  # this program's selector has no descriptor
+            self._loops[0].tick(min(wait, 0.01))
         else:
             wait_readable(fds, wait)
 
     def end(self) -> None:
         for promise in self._unsettled:
-            promise._unwatch(self.queue)
+            promise._pending.unwatch(self.queue)
 
 
-def _too_few(left: int, count: int, timeout: Optional[float]) -> TimeoutError:
+def _too_few(left: int, count: int, timeout: float | None) -> TimeoutError:
     return TimeoutError(f"{left} of {count} requests got no reply within {timeout} s; they are still pending")
 
 
-def gather(promises: Iterable[ResponsePromise[M]], timeout: Optional[float] = None) -> List[M]:
+def gather(promises: Iterable[ResponsePromise[M]], timeout: float | None = None) -> list[M]:
     """Wait until all have settled, and tick every peer concerned meanwhile.
 
     Args:
@@ -327,7 +284,7 @@ def gather(promises: Iterable[ResponsePromise[M]], timeout: Optional[float] = No
 
 
 def as_completed(
-    promises: Iterable[ResponsePromise[M]], timeout: Optional[float] = None
+    promises: Iterable[ResponsePromise[M]], timeout: float | None = None
 ) -> Iterator[ResponsePromise[M]]:
     """Yield each promise as it settles, in the order of settling, and tick every peer concerned meanwhile.
 
@@ -342,7 +299,7 @@ def as_completed(
         TimeoutError: ``timeout`` has passed; the text says how many are unfinished. They are still pending.
         Exception: What an ``on_message`` handler has raised; ``next()`` on the same iterator goes on.
     """
-    unique: Dict[ResponsePromise[M], None] = dict.fromkeys(promises)
+    unique: dict[ResponsePromise[M], None] = dict.fromkeys(promises)
     # The clock starts at the call and not at the first next(), as the reader of the call expects.
     return _AsCompleted(list(unique), timeout)
 
@@ -350,7 +307,7 @@ def as_completed(
 class _AsCompleted:
     """An iterator and no generator: a handler's error comes out of ``next()``, and the next ``next()`` goes on."""
 
-    def __init__(self, promises: List[ResponsePromise[Any]], timeout: Optional[float]) -> None:
+    def __init__(self, promises: list[ResponsePromise[Any]], timeout: float | None) -> None:
         self._left = self._count = len(promises)
         self._timeout = timeout
         self._waiting = _Waiting(promises, timeout)

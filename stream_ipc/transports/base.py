@@ -1,4 +1,4 @@
-"""What a transport is: to users (``MessageTransport``), and to a session (``Channel``).
+"""What a transport is: to users (``MessageTransport``), and to the core (``Channel``).
 
 Knows messages and errors. Must not know sessions, peers or any particular kind of stream.
 """
@@ -6,15 +6,17 @@ Knows messages and errors. Must not know sessions, peers or any particular kind 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from itertools import chain, starmap
 
-from ..messages import Message, put_in_envelope
+from ..messages import Message
 from .descriptors import wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Deque, Iterable, List, Optional, Protocol, Sequence
+    from collections import deque
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any, Protocol
 
+    from ..errors import StreamClosedError
     from ..wire.codec import Received
 
     class Transport(Protocol):
@@ -28,8 +30,11 @@ if TYPE_CHECKING:
 
         def close(self) -> Any: ...
 
+    # Descriptors to read from, a descriptor to write to, and seconds until the next look without an event.
+    Interest = tuple[Sequence[int], int | None, float | None]
 
-__all__ = ["POLL_INTERVAL", "Channel", "Ending", "ForeignChannel", "MessageTransport", "finish"]
+
+__all__ = ["POLL_INTERVAL", "Channel", "End", "Ending", "MessageTransport", "finish"]
 
 # How often a transport without descriptors is asked while waiting, in seconds.
 POLL_INTERVAL = 0.01
@@ -40,21 +45,23 @@ class MessageTransport(ABC):
 
     Derive from it to carry messages over anything, and pass an instance to ``IpcPeer.create_session``, whose session
     then owns and closes it. Anything but ``StreamClosedError`` that a method raises is a failure of the stream: see
-    ``Session.on_exception``. An object that merely has the four methods works too. None of them may block.
+    ``Session.on_exception``. An object that merely has the four abstract methods works too. None of them may block.
 
     What ``send`` and ``receive`` see besides users' messages are ``RequestEnvelope`` and ``ResponseEnvelope``.
     """
 
+    __slots__ = ("__weakref__",)
+
     @abstractmethod
     def send(self, message: Message) -> None:
-        """Send a message, or queue it.
+        """Send a message, or queue it whole.
 
         Raises:
             StreamClosedError: The other side is gone.
         """
 
     @abstractmethod
-    def receive(self) -> List[Message]:
+    def receive(self) -> list[Message]:
         """Return what is there now, in order; an empty list if nothing is.
 
         Raises:
@@ -63,7 +70,7 @@ class MessageTransport(ABC):
 
     @abstractmethod
     def read_fds(self) -> Sequence[int]:
-        """The descriptors that become readable when ``receive`` has something. Asked again on every tick.
+        """Return the descriptors that become readable when ``receive`` has something. Asked again on every tick.
 
         Empty if there are none: then ``receive`` is called on every tick, and at least every 10 ms while waiting.
         """
@@ -78,7 +85,7 @@ class MessageTransport(ABC):
         return False
 
     @property
-    def write_fd(self) -> Optional[int]:
+    def write_fd(self) -> int | None:
         """The descriptor to wait for while ``wants_write``; None to be asked on every tick."""
         return None
 
@@ -90,6 +97,15 @@ class MessageTransport(ABC):
         """
 
 
+class End:
+    """Stands in an inbox behind the last message: nothing more will come."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: StreamClosedError) -> None:
+        self.error = error
+
+
 class Ending:
     """What is left to be done after a channel was closed, in steps that do not block.
 
@@ -99,11 +115,11 @@ class Ending:
 
     background = False
 
-    def fds(self) -> List[int]:
-        """Descriptors that become readable when ``step`` has something to do."""
+    def fds(self) -> list[int]:
+        """Return descriptors that become readable when ``step`` has something to do."""
         return []
 
-    def step(self) -> Optional[float]:
+    def step(self) -> float | None:
         """Do what can be done now.
 
         Returns:
@@ -115,7 +131,7 @@ class Ending:
         """Release what is held without finishing: in a forked copy of the process."""
 
 
-def finish(endings: Sequence[Ending]) -> None:
+def finish(endings: Iterable[Ending]) -> None:
     """Block until all are done, side by side. Each of them bounds its own steps."""
     while True:
         waiting = []
@@ -132,101 +148,87 @@ def finish(endings: Sequence[Ending]) -> None:
 
 
 class Channel:
-    """What a session needs of its transport, whatever it is.
+    """What the core needs of a transport, whatever it is.
 
     Attributes:
-        transport: The transport as its user knows it.
-        changed: To be called when ``read_fds``, ``output_fd`` or ``poll_interval`` answer differently than before; set
-            by the session.
-        volatile: ``changed`` is never called, so the answers are to be asked for on every tick.
-        takes_frames: Whether it has ``encode`` and ``enqueue``, so that a message can be encoded once for many.
+        on_change: To be called when ``interest`` answers differently than before; set by the port.
+        volatile: ``on_change`` is never called, so ``interest`` is to be asked on every turn.
+        share: Channels with the same (not None) value take each other's frames, so that a message is encoded once.
         corked: While true, small frames may be gathered before they are written.
         received_bytes: How many bytes have been received in all.
-        text_bytes: How many of these were no frames but text from a stream for it.
+        text_bytes: How many of these came from a stream for text.
         queued_bytes: How many bytes wait to be written.
         sent: How many messages have been queued or written in all, if the channel counts them.
         writing: A write is under way, so that what a finalizer or a signal handler sends meanwhile is only queued.
+        ended: Why nothing more will come, once an ``End`` was put into the inbox.
     """
 
-    transport: Any = None
-    changed: Callable[[], None]
+    on_change: Callable[[], None]
     volatile = False
-    takes_frames = False
+    share: Any = None
     corked = False
     received_bytes: int = 0
-    text_bytes = 0
+    text_bytes: int = 0
     queued_bytes: int = 0
     sent: int = 0
     writing: bool = False
+    ended: StreamClosedError | None = None
 
     @property
-    def poll_interval(self) -> Optional[float]:
-        """In how many seconds at the latest ``receive_into`` is to be called though no descriptor is ready."""
-        return None
-
-    @property
-    def rest(self) -> float:
-        """For how many seconds after such a call another one would be of no use, though others may tick meanwhile."""
-        return 0.0
-
-    def send(self, message: Message) -> None:
-        """Send a message, or queue it whole."""
+    def transport(self) -> Any:
+        """The transport as its user knows it."""
         raise NotImplementedError
 
     def post(self, kind: int, id: Any, message: Message) -> None:
-        """The same for a message without its envelope, which is made only if somebody wants to see it."""
-        self.send(put_in_envelope(kind, id, message))
+        """Send a message, or queue it whole."""
+        raise NotImplementedError
 
-    def receive_into(self, inbox: Deque[Received], fd: int) -> None:
-        """Append what can be read now to the inbox.
+    def encode(self, message: Message) -> Any:
+        """Return the frame of a notification for ``post_frame`` of any channel with the same ``share``."""
+        raise NotImplementedError
+
+    def post_frame(self, frame: Any) -> None:
+        """Send an encoded frame, or queue it whole."""
+        raise NotImplementedError
+
+    def read(self, fd: int, inbox: deque[Received]) -> None:
+        """Append what can be read now to the inbox: messages, errors that stand for messages, an ``End``.
 
         Args:
-            inbox: Where messages go, and errors that stand for messages.
-            fd: Which of ``read_fds`` is ready; -1 if none is and ``poll_interval`` has passed.
-
-        Raises:
-            StreamClosedError: Nothing more will come.
+            fd: Which descriptor is ready; -1 if it is time to look without one.
+            inbox: Where it goes.
         """
         raise NotImplementedError
 
-    def read_fds(self) -> Sequence[int]:
-        """The descriptors to wait for."""
+    def interest(self) -> Interest:
+        """Return what to wait for: descriptors to read from, one to write to, seconds until the next look."""
         raise NotImplementedError
-
-    def output_fd(self) -> Optional[int]:
-        """The descriptor to wait for until ``flush`` can go on, or None if nothing is queued."""
-        return None
 
     def flush(self) -> None:
         """Write what the stream takes now of what is queued."""
 
-    @property
-    def has_unread(self) -> bool:
-        """Whether something has been read and is not in the inbox yet."""
-        return False
+    def drain(self, inbox: deque[Received]) -> None:
+        """Read what is there now, as much as a pipe or socket can hold."""
 
-    def note_interrupted(self) -> None:
-        """``receive_into`` was interrupted by a signal handler's exception: it is to be called again soon."""
+    def resume(self) -> None:
+        """Look again at what an interrupted call has left."""
 
-    def give_up(self) -> None:
+    def drop_output(self) -> None:
         """Drop what is queued: it can never be written."""
 
-    def find_invalid(self) -> Optional[str]:
-        """What is wrong with a stream that its owner closed or replaced, or None."""
+    def find_invalid(self) -> str | None:
+        """Return what is wrong with a stream that its owner closed or replaced, or None."""
         return None
 
     def trim(self) -> None:
-        """Give memory back that is only kept to be quick. Called now and then while nothing happens."""
-
-    def drain(self, inbox: Deque[Received]) -> None:
-        """Read what is there now, after writing has failed."""
+        """Give memory back that is only kept to be quick. Called now and then."""
 
     def closed_text(self) -> str:
-        """Why this side closed, for the errors of what was pending."""
+        """Return why this side closed, for the errors of what was pending."""
         return f"this side closed the session ({self.describe()})"
 
-    def end(self) -> Optional[Ending]:
-        """Release the streams and close them. Called once.
+    def end(self) -> Ending | None:
+        """Release the streams and close them. An interrupted call can be made again.
 
         Returns:
             What is left to be done if that takes time.
@@ -234,91 +236,15 @@ class Channel:
         raise NotImplementedError
 
     def release(self) -> None:
-        """Release the streams but leave them open, as they were found. Called once, instead of ``close``."""
+        """Release the streams but leave them open, as they were found. Called instead of ``end``."""
 
     def abandon(self) -> None:
         """Close this process's copies of the descriptors and touch nothing else: it is a fork of the owner."""
 
     def describe(self) -> str:
-        """A few words for reprs, logs and error texts; the same for as long as it lives."""
+        """Return a few words for reprs, logs and error texts; the same for as long as it lives."""
         return type(self.transport).__name__
 
     def details(self) -> str:
-        """What the log says once, at the beginning, behind ``describe``; may be empty."""
+        """Return what the log says once, at the beginning, behind ``describe``; may be empty."""
         return ""
-
-
-class ForeignChannel(Channel):
-    """Makes a channel of a transport that somebody else wrote."""
-
-    volatile = True
-
-    def __init__(self, transport: Any) -> None:
-        for name in ("send", "receive", "read_fds", "close"):
-            if isinstance(transport, type):
-                raise TypeError(f"{transport!r} is a class; pass an instance")
-            if not callable(getattr(transport, name, None)):
-                text = f"{type(transport).__name__} is no transport: it has no method {name}()"
-                raise TypeError(f"{text}; derive it from MessageTransport")
-        self.transport = transport
-        self.send: Callable[[Message], None] = transport.send  # type: ignore[assignment]
-        self._receive = transport.receive
-        self.received_bytes: int = 0
-        self._given_up = False
-        self._ended = False
-
-    @property
-    def poll_interval(self) -> Optional[float]:
-        if not self.transport.read_fds() or (self._asked("wants_write") and self._asked("write_fd") is None):
-            return POLL_INTERVAL
-        return None
-
-    def _asked(self, name: str) -> Any:
-        # A property in MessageTransport; a method in somebody's own class is as good.
-        value = getattr(self.transport, name, None)
-        return value() if callable(value) else value
-
-    def receive_into(self, inbox: Deque[Received], fd: int) -> None:
-        try:
-            asked_to_flush = self._asked("wants_write") and self._asked("write_fd") is None
-        except Exception:
-            asked_to_flush = False  # the session has learned of it when it asked what to watch
-        if asked_to_flush:
-            self.flush()
-        before = len(inbox)
-        # The list goes from receive() into the inbox inside one call: a KeyboardInterrupt cannot come in between.
-        inbox.extend(chain.from_iterable(starmap(self._receive, [()])))
-        self.received_bytes += len(inbox) - before  # at least so many
-
-    def read_fds(self) -> Sequence[int]:
-        return tuple(self.transport.read_fds())
-
-    def output_fd(self) -> Optional[int]:
-        return self._asked("write_fd") if self._asked("wants_write") and not self._given_up else None
-
-    def give_up(self) -> None:
-        self._given_up = True
-
-    def flush(self) -> None:
-        flush = getattr(self.transport, "flush", None)
-        if flush is not None:
-            flush()
-
-    @property
-    def queued_bytes(self) -> int:  # type: ignore[override]
-        if self._given_up:
-            return 0
-        try:
-            if not self._asked("wants_write"):
-                return 0
-            queued = self._asked("queued_bytes")
-        except Exception:  # the session learns of it when it asks what to watch
-            return 0
-        return queued if isinstance(queued, int) else 1  # something, of unknown size
-
-    def end(self) -> Optional[Ending]:
-        if not self._ended:
-            self._ended = True
-            self.transport.close()
-        return None
-

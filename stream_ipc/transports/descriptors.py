@@ -1,15 +1,14 @@
-"""One end of a stream as a descriptor: what a user may pass as a stream, and how to read and write it without blocking.
+"""One end of a stream: what a user may pass as a stream, and how to read and write it without blocking.
 
-Knows descriptors, sockets and file objects. Must not know frames or messages.
+Knows descriptors, sockets and stream objects. Must not know frames or messages.
 
 Descriptors that other processes share (this process's own stdin and stdout, a terminal) keep their flags, because
 ``O_NONBLOCK`` belongs to the open file and not to the descriptor: they are read only when they are ready, and written
 in pieces that cannot block. All others are switched to non-blocking while they are in use here.
 
-A note on ``for x in calls: break``, here and in ``stream.py``: an exception that a signal handler raises (usually
-``KeyboardInterrupt``) is raised as soon as a call returns, before its result is stored, so ``x = os.read(...)`` can
-lose bytes. A ``for`` statement over an iterator that makes the call stores the result before any signal is looked at
-(CPython 3.10 and later; with 3.8 and 3.9 a gap of one instruction remains).
+An end reads and writes by an iterator, and whoever uses it says ``for x in end.reads: break``: an exception that a signal
+handler raises comes as soon as a call returns, before its result is stored, so ``x = os.read(...)`` can lose bytes. A
+``for`` statement stores what the iterator gave before any signal is looked at.
 """
 
 from __future__ import annotations
@@ -20,16 +19,14 @@ import os
 import select
 import stat
 import sys
-import time
-from functools import partial
-from itertools import repeat
-from types import SimpleNamespace
+from itertools import count, repeat
 
 from ..errors import InvalidStreamError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+    from collections.abc import Iterator, Sequence
+    from typing import Any
 
 __all__ = [
     "READ_SIZE",
@@ -38,47 +35,18 @@ __all__ = [
     "close_streams",
     "describe_address",
     "describe_stream",
-    "needs_thread",
+    "open_read_end",
+    "open_write_end",
     "wait_readable",
 ]
 
-# More makes small round trips slower (256 KiB: 0.39), because the buffer is then mapped and unmapped every time.
+# With more, a buffer is mapped and unmapped for every read, which makes small round trips slower.
 READ_SIZE = 64 * 1024
 PIPE_BUF: int = getattr(select, "PIPE_BUF", 512)
-ONLY_SOCKETS_ARE_POLLED = sys.platform == "win32"
 _BUFFERS = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.BufferedRWPair)  # they pass bytes on as they are
 _PTY_MASTER = os.makedev(5, 2) if sys.platform.startswith("linux") else -1
 
-
-def _dont_wait(shared: bool) -> int:
-    # For a socket whose flags are not ours to change.
-    flag: int = sys.modules["socket"].MSG_DONTWAIT if shared else 0
-    return flag
-
-
-def needs_thread(stream: Any) -> bool:
-    """Whether a stream is one that cannot be waited for, so that a thread has to; see ``threads.py``.
-
-    That is an object without a usable ``fileno()`` that has ``read`` or ``write``, also one whose bytes are not those of
-    its descriptor (``gzip.GzipFile``), and on a platform that can wait for sockets only, whatever is no socket.
-    """
-    sockets: Any = sys.modules.get("socket")
-    if sockets is not None and isinstance(stream, sockets.socket):
-        return False
-    if isinstance(stream, int):
-        return ONLY_SOCKETS_ARE_POLLED
-    if not any(callable(getattr(stream, name, None)) for name in ("read1", "read", "write")):
-        return False
-    try:
-        fd = stream.fileno()
-    except (AttributeError, io.UnsupportedOperation):
-        return True
-    except (OSError, ValueError):  # a closed file object has none any more
-        return getattr(stream, "closed", False) is not True
-    buffered = getattr(stream, "buffer", stream) if isinstance(stream, io.TextIOBase) else stream
-    if isinstance(buffered, io.BufferedIOBase) and not isinstance(buffered, _BUFFERS):
-        return True
-    return ONLY_SOCKETS_ARE_POLLED or not isinstance(fd, int) or fd < 0
+_numbers = count(2)  # the negatives of these stand for ends without a descriptor
 
 
 def wait_readable(fds: Sequence[int], seconds: float) -> bool:
@@ -88,64 +56,124 @@ def wait_readable(fds: Sequence[int], seconds: float) -> bool:
         for fd in fds:
             poller.register(fd, select.POLLIN)
         return bool(poller.poll(math.ceil(seconds * 1000)))
-    if fds:
-        return bool(select.select(fds, [], [], seconds)[0])
-    time.sleep(seconds)  # Windows does not wait for nothing
-    return False
+    return bool(select.select(fds, [], [], seconds)[0])  # gevent's
+
+
+def _is_writable(fd: int) -> bool:
+    if hasattr(select, "poll"):
+        poller = select.poll()
+        poller.register(fd, select.POLLOUT)
+        return bool(poller.poll(0))
+    return bool(select.select([], [fd], [], 0)[1])
 
 
 def describe_stream(stream: Any) -> str:
-    """A few words for an error text."""
+    """Return a few words for an error text."""
     return f"descriptor {stream}" if isinstance(stream, int) else f"{stream!r:.100}"
 
 
 def describe_address(address: Any) -> str:
-    """The same for the address of a socket: ``127.0.0.1:80``, ``[::1]:80``, or the path of a Unix socket in quotes."""
-    if not isinstance(address, tuple):
+    """Return the address of a socket in a few words: ``127.0.0.1:80``, ``[::1]:80``, or a path in quotes."""
+    if not isinstance(address, tuple) or len(address) < 2 or not isinstance(address[0], str):
         return repr(address)
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def close_streams(streams: List[Tuple[Any, int]]) -> None:
-    """Close streams that were released, and take each out of the list. Interrupted, it can be called again."""
+def close_streams(streams: list[tuple[Any, int]]) -> None:
+    """Close streams that were released, and take each out of the list. An interrupted call can be made again."""
     while streams:
         stream, fd = streams[-1]
-        raw = isinstance(stream, int)
-        try:
-            if raw:
-                # In one breath: a number that was closed may be another file's the next moment.
-                del streams[-1]
+        if isinstance(stream, int):
+            # atomic: no calls
+            del streams[-1]  # before: a number that was closed may be another file's the next moment
+            try:
                 os.close(fd)
-            else:
-                stream.close()
-        except Exception:
-            pass  # it cannot flush what its owner left in it, somebody has closed it, or it has no close()
-        if not raw:
+            except OSError:
+                pass
+            continue
+        close = getattr(stream, "close", None)
+        if close is not None:
+            try:
+                close()
+            except (OSError, ValueError):
+                pass  # it cannot flush what its owner left in it, or somebody has closed it
+        if streams and streams[-1][0] is stream:
             del streams[-1]
 
 
+def _is_socket(stream: Any) -> bool:
+    # Importing it takes long, and whoever has a socket object has imported it.
+    sockets: Any = sys.modules.get("socket")
+    return sockets is not None and isinstance(stream, sockets.socket)
+
+
+def _has_descriptor(stream: Any) -> bool:
+    """Whether a stream is used by its descriptor.
+
+    Otherwise it is an object without a usable ``fileno()``, or one whose bytes are not those of its descriptor
+    (``gzip.GzipFile``), and is used by its methods.
+    """
+    if isinstance(stream, int) or _is_socket(stream):
+        return True
+    if not any([callable(getattr(stream, name, None)) for name in ("read", "write")]):
+        return True  # or nothing at all, which opening it finds out
+    try:
+        fd = stream.fileno()
+    except (AttributeError, io.UnsupportedOperation):
+        return False
+    except (OSError, ValueError):  # a closed file object has none any more
+        return getattr(stream, "closed", False) is True
+    buffered = getattr(stream, "buffer", stream) if isinstance(stream, io.TextIOBase) else stream
+    if isinstance(buffered, io.BufferedIOBase) and not isinstance(buffered, _BUFFERS):
+        return False
+    return isinstance(fd, int) and fd >= 0
+
+
+def open_read_end(stream: Any, shared: bool = False) -> Any:
+    """Return the end that reads a stream.
+
+    Raises:
+        InvalidStreamError: The stream cannot be used.
+    """
+    _refuse_bool(stream)
+    return ReadEnd(stream, shared) if _has_descriptor(stream) else ObjectReadEnd(stream)
+
+
+def open_write_end(stream: Any, shared: bool = False) -> Any:
+    """Return the end that writes a stream.
+
+    Raises:
+        InvalidStreamError: The stream cannot be used.
+    """
+    _refuse_bool(stream)
+    return WriteEnd(stream, shared) if _has_descriptor(stream) else ObjectWriteEnd(stream)
+
+
+def _refuse_bool(stream: Any) -> None:
+    if isinstance(stream, bool):
+        raise InvalidStreamError(f"{stream} is no stream; pass a file object, a socket or the number of a descriptor")
+
+
 class _End:
-    """A descriptor and whoever owns it.
+    """A stream and its descriptor.
 
     Attributes:
-        pump: The thread that stands between the stream and the descriptor, if there is one.
-        alarm_fd: A descriptor that is readable when writing has failed though nobody has tried; -1 if there is none.
-        lag: For how many seconds what was written to the stream may not be readable here yet.
+        stream: The stream as it was given.
+        fd: Its descriptor; a negative number that stands for it if it has none.
+        watched: Whether the descriptor can be waited for.
+        shared: Whether other processes use the same open file.
+        socket: The socket object through which it is used, if it is a socket.
+        error: Why the stream ended, if the descriptor does not tell.
+        wants_write: Reading has to wait until the descriptor is writable (TLS).
+        wants_read: Writing has to wait until something can be read (TLS).
     """
 
-    useless: int = -1  # how a descriptor is opened that is of no use here
-    pump: Any = None
-    alarm_fd: int = -1
-    lag: float = 0.0
-
-    @property
-    def error(self) -> Optional[BaseException]:
-        """Why the stream ended, if the descriptor does not tell."""
-        return None
-
-    def start(self) -> None:
-        """Begin: all ends could be opened."""
+    forbidden_mode: int = -1  # the access mode that this end cannot use
+    watched = True
+    error: BaseException | None = None
+    wants_write = False
+    wants_read = False
 
     def __init__(self, stream: Any, shared: bool) -> None:
         self.stream = stream
@@ -153,83 +181,85 @@ class _End:
         self._timeout: Any = None
         try:
             self.fd: int = stream if isinstance(stream, int) else stream.fileno()
-            status = _status(stream, self.fd)
-        except (AttributeError, OSError, TypeError, ValueError) as exc:
+            status = os.fstat(self.fd)
+        except (AttributeError, OSError, TypeError, ValueError, OverflowError) as exc:
             raise InvalidStreamError(
                 f"{describe_stream(stream)} cannot be used as a stream: {exc}; pass an open file object, socket or"
                 " descriptor"
             ) from exc
-        if _access(self.fd) == self.useless:
-            what, needed = ("written", "read") if self.useless == os.O_WRONLY else ("read", "written")
+        if _access(self.fd) == self.forbidden_mode:
+            what, needed = ("written", "read") if self.forbidden_mode == os.O_WRONLY else ("read", "written")
             raise InvalidStreamError(f"{describe_stream(stream)} can only be {what}, and here it is to be {needed}")
         self._identity = (status.st_dev, status.st_ino)
         self.mode: int = status.st_mode
         self.is_terminal: bool = stat.S_ISCHR(self.mode) and os.isatty(self.fd)
-        # Our own descriptors 0 to 2 and terminals are shared with whoever started us; not so the other end of a
-        # pseudo-terminal, which whoever made it has for himself.
+        # Descriptors 0 to 2 and terminals are shared with whoever started this process; not so the other end of a
+        # pseudo-terminal, which whoever made it has alone.
         self.is_pty_master: bool = self.is_terminal and status.st_rdev == _PTY_MASTER
         self.shared: bool = shared or self.fd <= 2 or (self.is_terminal and not self.is_pty_master)
-        self._restore: Optional[bool] = None
-        # Importing it takes 3 ms, and whoever has a socket object has imported it.
-        sockets: Any = sys.modules.get("socket")
-        if sockets is not None and isinstance(stream, sockets.socket):
+        self._restore: bool | None = None
+        if _is_socket(stream):
             self.socket = stream
             self._timeout = stream.gettimeout()
             stream.setblocking(False)
         elif stat.S_ISSOCK(self.mode):
-            # Through a socket object, for the flags of send() and recv(). It is detached again when it is let go.
-            import socket
-
-            blocking = os.get_blocking(self.fd)
-            self.socket = socket.socket(fileno=self.fd)
-            if self.shared:
-                if self.socket.gettimeout() is not None:  # socket.setdefaulttimeout() was used, and has set the flag
-                    self.socket.settimeout(None)
-                if os.get_blocking(self.fd) != blocking:
-                    os.set_blocking(self.fd, blocking)
-            else:
-                self._set_nonblocking()
-                self.socket.settimeout(0)
+            self._make_socket()
         elif not self.shared and not stat.S_ISREG(self.mode):
             self._set_nonblocking()
+
+    def _make_socket(self) -> None:
+        # A socket object, for the flags of send() and recv(). It is detached again when the end is released.
+        import socket
+
+        blocking = os.get_blocking(self.fd)
+        self.socket = socket.socket(fileno=self.fd)
+        if not self.shared:
+            self._set_nonblocking()
+            self.socket.settimeout(0)
+            return
+        if self.socket.gettimeout() is not None:  # socket.setdefaulttimeout() was used, and has set the flag
+            self.socket.settimeout(None)
+        if os.get_blocking(self.fd) != blocking:
+            os.set_blocking(self.fd, blocking)
 
     def _set_nonblocking(self) -> None:
         self._restore = os.get_blocking(self.fd)
         os.set_blocking(self.fd, False)
 
-    def find_invalid(self) -> Optional[str]:
-        """What is wrong if the owner closed the stream meanwhile, or None."""
+    def _socket_flags(self) -> int:
+        # For a socket whose flags are not this process's to change.
+        flag: int = sys.modules["socket"].MSG_DONTWAIT if self.shared else 0
+        return flag
+
+    def find_invalid(self) -> str | None:
+        """Return what is wrong if the owner closed the stream meanwhile, or None."""
         stream = self.stream
+        was_closed = f"{describe_stream(stream)} was closed while a session was using it"
         try:
             # File objects and sockets remember that they were closed; their number may belong to another file now.
             if not isinstance(stream, int) and (getattr(stream, "closed", False) or stream.fileno() != self.fd):
-                return f"{describe_stream(stream)} was closed while a session was using it; close the session instead"
-            status = _status(stream, self.fd)
+                return f"{was_closed}; close the session instead"
+            status = os.fstat(self.fd)
         except (OSError, ValueError) as exc:
-            return f"{describe_stream(stream)} was closed while a session was using it ({exc}); close the session instead"
+            return f"{was_closed} ({exc}); close the session instead"
         if (status.st_dev, status.st_ino) != self._identity:
-            text = f"{describe_stream(stream)} was closed while a session was using it"
-            return f"{text}, and its number is another file's now; close the session instead"
+            return f"{was_closed}, and its number is another file's now; close the session instead"
         return None
 
     def release(self) -> None:
-        """Leave the stream as it was found."""
-        if self.find_invalid() is not None:
-            self._detach()
-            return
-        if self._restore is not None:
+        """Leave the stream as it was found. An interrupted call can be made again."""
+        if self.fd >= 0 and self.find_invalid() is None:
             try:
-                os.set_blocking(self.fd, self._restore)
+                if self._restore is not None:
+                    os.set_blocking(self.fd, self._restore)
+                if self.socket is not None and self.socket is self.stream:
+                    self.socket.settimeout(self._timeout)
             except OSError:
                 pass
-        if self.socket is not None and self.socket is self.stream:
-            try:
-                self.socket.settimeout(self._timeout)
-            except OSError:
-                pass
-        self._detach()
+        self.detach()
 
-    def _detach(self) -> None:
+    def detach(self) -> None:
+        """Let the descriptor go without touching it."""
         if self.socket is not None and self.socket is not self.stream:
             self.socket.detach()
         self.socket = None
@@ -237,22 +267,12 @@ class _End:
 
 
 def _access(fd: int) -> int:
-    try:
-        import fcntl
+    import fcntl
 
+    try:
         return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-    except (ImportError, OSError):  # Windows
-        return os.O_RDWR
-
-
-def _status(stream: Any, fd: int) -> Any:
-    try:
-        return os.fstat(fd)
     except OSError:
-        if not ONLY_SOCKETS_ARE_POLLED or isinstance(stream, int) or fd < 0:
-            raise
-        # A socket's number is no descriptor there.
-        return SimpleNamespace(st_dev=0, st_ino=fd, st_mode=stat.S_IFSOCK, st_rdev=0)
+        return os.O_RDWR
 
 
 class ReadEnd(_End):
@@ -261,10 +281,10 @@ class ReadEnd(_End):
     Attributes:
         reads: Iterating it once reads once: at most ``READ_SIZE`` bytes, empty at the end of the stream. Raises
             ``BlockingIOError`` if nothing is there.
-        ahead: What a buffered file object has read before it came to us.
+        ahead: What a buffered file object had read before it came here.
     """
 
-    useless: int = os.O_WRONLY
+    forbidden_mode: int = os.O_WRONLY
 
     def __init__(self, stream: Any, shared: bool = False) -> None:
         super().__init__(stream, shared)
@@ -273,7 +293,7 @@ class ReadEnd(_End):
         if sock is None:
             self.reads = map(os.read, repeat(self.fd), repeat(READ_SIZE))
         else:
-            self.reads = map(sock.recv, repeat(READ_SIZE), repeat(_dont_wait(self.shared)))
+            self.reads = map(sock.recv, repeat(READ_SIZE), repeat(self._socket_flags()))
         try:
             self.ahead: bytes = self._read_ahead()
         except Exception as exc:  # of somebody's own class
@@ -281,11 +301,15 @@ class ReadEnd(_End):
             raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {exc!r}") from exc
 
     def reads_into(self, view: memoryview) -> Iterator[int]:
-        """As ``reads``, but into a buffer; the items are byte counts."""
-        sock = self.socket
-        if sock is None:
+        """Return what reads once into a buffer when it is iterated; the item is the count of bytes."""
+        if self.socket is None:
             return map(os.readv, (self.fd,), ([view],))
-        return map(sock.recv_into, (view,), (0,), (_dont_wait(self.shared),))
+        return map(self.socket.recv_into, (view,), (0,), (self._socket_flags(),))
+
+    @property
+    def pending(self) -> bool:
+        """Whether something can be read that the descriptor does not show (TLS)."""
+        return False
 
     def _read_ahead(self) -> bytes:
         buffered = getattr(self.stream, "buffer", self.stream)  # under a text layer
@@ -299,18 +323,9 @@ class ReadEnd(_End):
 
 
 class WriteEnd(_End):
-    """The end that is written.
+    """The end that is written."""
 
-    Attributes:
-        writes: Takes a sequence of one buffer; iterating the result once writes some of it, and the item is how much.
-            Raises ``BlockingIOError`` if it would block.
-        writes_many: The same for a list of buffers, of which one call writes some.
-    """
-
-    useless: int = os.O_RDONLY
-
-    writes: Callable[[Sequence[Any]], Iterator[int]]
-    writes_many: Callable[[List[Any]], Iterator[int]]
+    forbidden_mode: int = os.O_RDONLY
 
     def __init__(self, stream: Any, shared: bool = False) -> None:
         flush = getattr(stream, "flush", None)
@@ -321,24 +336,23 @@ class WriteEnd(_End):
                 raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {exc}") from exc
         super().__init__(stream, shared)
         self._own_fd = -1
+        if self.socket is None and self.shared and not stat.S_ISREG(self.mode):
+            self._own_fd = self._reopen()
+
+    def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
+        """Return what writes once when it is iterated: some of the next buffer; the item is how much.
+
+        Raises ``BlockingIOError`` if it would block.
+        """
         sock = self.socket
         if sock is not None:
-            flags = _dont_wait(self.shared) | getattr(sys.modules["socket"], "MSG_NOSIGNAL", 0)
-            self.writes = lambda buffers: map(sock.send, buffers, (flags,))
-            if hasattr(sock, "sendmsg"):
-                self.writes_many = lambda buffers: map(sock.sendmsg, (buffers,), ((),), (flags,))
-            else:
-                self.writes_many = lambda buffers: map(sock.send, buffers[:1], (flags,))
-            return
-        fd = self.fd
+            flags = self._socket_flags() | getattr(sys.modules["socket"], "MSG_NOSIGNAL", 0)
+            return map(sock.send, buffers, repeat(flags))
+        if self._own_fd >= 0:
+            return map(os.write, repeat(self._own_fd), buffers)
         if self.shared and not stat.S_ISREG(self.mode):
-            fd = self._reopen()
-            if fd < 0:
-                self.writes = self.writes_many = self._writes_piece
-                return
-            self._own_fd = fd
-        self.writes = partial(map, os.write, (fd,))
-        self.writes_many = lambda buffers: map(os.writev, (fd,), (buffers,))
+            return map(os.write, repeat(self.fd), map(self._cut, buffers))
+        return map(os.write, repeat(self.fd), buffers)
 
     @property
     def poll_fd(self) -> int:
@@ -346,7 +360,7 @@ class WriteEnd(_End):
         return self._own_fd if self._own_fd >= 0 else self.fd
 
     def _reopen(self) -> int:
-        # The same pipe or terminal as an open file of our own, whose O_NONBLOCK is nobody else's. Not everywhere.
+        # The same pipe or terminal as an open file of this process's own, whose O_NONBLOCK nobody else sees.
         if not stat.S_ISFIFO(self.mode) and (not self.is_terminal or self.is_pty_master):
             return -1
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -359,20 +373,139 @@ class WriteEnd(_End):
         except OSError:
             return -1
 
-    def _writes_piece(self, buffers: Sequence[Any]) -> Iterator[int]:
+    def _cut(self, buffer: Any) -> memoryview:
         # A pipe that is writable takes PIPE_BUF bytes without blocking, a terminal just one.
-        poller = select.poll()
-        poller.register(self.fd, select.POLLOUT)
-        if not poller.poll(0):
+        if not _is_writable(self.fd):
             raise BlockingIOError
-        return map(os.write, (self.fd,), (memoryview(buffers[0])[: 1 if self.is_terminal else PIPE_BUF],))
+        return memoryview(buffer)[: 1 if self.is_terminal else PIPE_BUF]
 
     def close_own(self) -> None:
         """Close the descriptor that was made here, if any."""
-        if self._own_fd >= 0:
-            fd, self._own_fd = self._own_fd, -1
+        # atomic: no calls
+        fd = self._own_fd
+        self._own_fd = -1
+        if fd >= 0:
             os.close(fd)
 
     def release(self) -> None:
         self.close_own()
         super().release()
+
+
+class _ObjectEnd:
+    """A stream that has no descriptor, and methods that do not block; see ``IpcPeer.create_stream_session``."""
+
+    watched = False
+    shared = False
+    socket: Any = None
+    error: BaseException | None = None
+    wants_write = False
+    wants_read = False
+    pending = False
+    ahead = b""
+
+    def __init__(self, stream: Any, method: str) -> None:
+        self.stream = stream
+        self.fd = -next(_numbers)
+        if not callable(getattr(stream, method, None)):
+            raise InvalidStreamError(
+                f"{describe_stream(stream)} cannot be used as a stream: it has neither a descriptor nor a method"
+                f" {method}(); pass an open file object, socket or descriptor"
+            )
+        if getattr(stream, "closed", False) is True:
+            raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: it is closed")
+
+    def find_invalid(self) -> str | None:
+        """Return what is wrong if the owner closed the stream meanwhile, or None."""
+        if getattr(self.stream, "closed", False) is True:
+            return f"{describe_stream(self.stream)} was closed while a session was using it; close the session instead"
+        return None
+
+    def close_own(self) -> None:
+        """Do nothing: there is no descriptor."""
+
+    def release(self) -> None:
+        """Do nothing: the stream was not changed."""
+
+    detach = release
+
+    def _failed(self, exc: Exception) -> OSError:
+        """Return what the caller knows how to deal with, for what a method of the stream has raised."""
+        self.error = exc
+        return exc if isinstance(exc, OSError) else OSError(f"{describe_stream(self.stream)}: {exc!r}")
+
+
+class ObjectReadEnd(_ObjectEnd):
+    """The end that is read of a stream without a descriptor."""
+
+    reads_into = None
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream, "read")
+        self.reads: Iterator[bytes] = self
+        self._data: Any = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._data is None:
+            try:
+                for self._data in map(self.stream.read, (READ_SIZE,)):
+                    break
+            except BlockingIOError:
+                raise
+            except Exception as exc:
+                raise self._failed(exc) from exc
+        if self._data is None:
+            raise BlockingIOError
+        if not isinstance(self._data, bytes):
+            self._data = _as_bytes(self._data, self.stream)
+        # atomic: no calls
+        result = self._data
+        self._data = None
+        return result
+
+
+def _as_bytes(data: Any, stream: Any) -> bytes:
+    try:
+        return bytes(memoryview(data))
+    except TypeError as exc:
+        raise OSError(f"{describe_stream(stream)}.read() returned {data!r:.50}; it must return bytes, or None") from exc
+
+
+class ObjectWriteEnd(_ObjectEnd):
+    """The end that is written of a stream without a descriptor."""
+
+    poll_fd: int = -1
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream, "write")
+        self._taken: Any = None
+
+    def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
+        """Return what writes once when it is iterated: some of the next buffer; the item is how much."""
+        return map(self._check, map(self._write, buffers))
+
+    def _write(self, buffer: Any) -> int:
+        piece = bytes(memoryview(buffer)[:READ_SIZE])
+        if self._taken is None:  # otherwise an interrupted call has written
+            try:
+                for self._taken in map(self.stream.write, (piece,)):
+                    break
+            except BlockingIOError:
+                raise
+            except Exception as exc:
+                raise self._failed(exc) from exc
+        return len(piece)
+
+    def _check(self, size: int) -> int:
+        taken = self._taken
+        if taken is None:
+            raise BlockingIOError
+        if not isinstance(taken, int) or not 0 <= taken <= size:
+            self._taken = None
+            raise OSError(f"{describe_stream(self.stream)}.write() returned {taken!r:.50} for {size} bytes")
+        # atomic: no calls
+        self._taken = None
+        return taken

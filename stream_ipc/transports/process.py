@@ -1,6 +1,6 @@
-"""A child process's stdio as a transport: attach, spawn, notice its death, say how it died, end it.
+"""A child process: starting it, its stdio as a channel, how it died.
 
-Knows processes. Must not know sessions or peers. No wait here is without a limit.
+Knows processes. Must not know sessions or peers. Ending one is in ``process_end``.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from .. import log
 from ..errors import StreamClosedError
 from ..messages import LogMessage
-from .base import Ending
-from .descriptors import READ_SIZE, ReadEnd, close_streams
-from .stream import StreamTransport, open_end
+from ..wire.codec import TextDecoder
+from .descriptors import ReadEnd, WriteEnd, close_streams
+from .stream import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import IO, Any, Deque, Iterator, List, NoReturn, Optional, Protocol, Tuple, TypeVar, Union
+    from collections import deque
+    from collections.abc import Iterator
+    from typing import IO, Any, Protocol, TypeVar
 
     from ..protocols import MessageSerializer
     from ..wire.codec import Received
+    from .base import Ending, Interest
 
     T_co = TypeVar("T_co", covariant=True)
 
@@ -40,15 +42,10 @@ if TYPE_CHECKING:
 
         def __contains__(self, value: object, /) -> bool: ...
 
-    Path = Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]
+    Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
     Command = Items[Path]
 
-__all__ = ["ProcessEnding", "ProcessTransport", "spawn"]
-
-# Seconds that a child has, one after the other: to exit once its stdin is closed, after SIGTERM, after SIGKILL.
-EXIT_GRACE = 2.0
-TERMINATE_GRACE = 2.0
-KILL_GRACE = 2.0
+__all__ = ["ProcessChannel", "exit_text", "is_lost", "kill", "poll", "process_name", "spawn"]
 
 # Seconds that a child whose stdout has ended has for its exit status to appear. It dies a moment after its pipes do.
 STATUS_GRACE = 0.25
@@ -56,18 +53,15 @@ STATUS_GRACE = 0.25
 # The same for one that no longer reads its stdin: the call that has found this out waits so long.
 _DYING_GRACE = 0.05
 
-# Without a pidfd (macOS, Python 3.8, old kernels) a child's death is looked for this often, in seconds.
-_DEATH_INTERVAL = 0.05
+# Without a pidfd (macOS, old kernels) a child's death is looked for this often, in seconds.
+DEATH_INTERVAL = 0.05
 
 _TAIL = 2000  # characters of stderr that are kept for error texts
 _SPARE_DESCRIPTORS = 12  # what starting a process takes for a moment
 
 
 def spawn(
-    command: Command,
-    cwd: Optional[Path],
-    env: Optional[Mapping[str, str]],
-    stderr: Union[None, int, IO[Any]],
+    command: Command, cwd: Path | None, env: Mapping[str, str] | None, stderr: int | IO[Any] | None
 ) -> subprocess.Popen[bytes]:
     """Start a process with pipes for its stdio.
 
@@ -101,7 +95,7 @@ def kill(process: subprocess.Popen[Any]) -> None:
 
 def _require_descriptors() -> None:
     # Popen loses the pipes that it has made when it runs out of descriptors half-way (before Python 3.13).
-    spare: List[int] = []
+    spare: list[int] = []
     try:
         for _ in range(_SPARE_DESCRIPTORS):
             spare.append(os.open(os.devnull, os.O_RDONLY))
@@ -116,7 +110,7 @@ def _require_descriptors() -> None:
 
 
 def exit_text(process: subprocess.Popen[Any], unknown: bool) -> str:
-    """How a process ended, or that it did not."""
+    """Return how a process ended, or that it did not."""
     status = process.poll()
     if status is None:
         return "is still running"
@@ -131,7 +125,7 @@ def exit_text(process: subprocess.Popen[Any], unknown: bool) -> str:
 
 
 def process_name(process: subprocess.Popen[Any]) -> str:
-    """The process as it is named in texts."""
+    """Return the process as it is named in texts."""
     args: Any = process.args
     if not isinstance(args, (str, bytes)) and isinstance(args, Iterable):
         args = " ".join(shlex.quote(os.fsdecode(arg)) for arg in args)
@@ -141,10 +135,10 @@ def process_name(process: subprocess.Popen[Any]) -> str:
     return f"child process {text!r} (pid {process.pid})"
 
 
-def poll(process: subprocess.Popen[Any]) -> Optional[int]:
-    """The exit status of a process, or None while it runs."""
+def poll(process: subprocess.Popen[Any]) -> int | None:
+    """Return the exit status of a process, or None while it runs."""
     status = process.poll()
-    if status is None and hasattr(os, "WNOHANG"):
+    if status is None:
         # An exception that a signal handler raises inside Popen.poll() can leave its lock held, and then it says None for
         # ever. Asking the system is right in any case.
         try:
@@ -162,7 +156,7 @@ def _reap(process: subprocess.Popen[Any]) -> None:
 
 
 def is_lost(process: subprocess.Popen[Any]) -> bool:
-    """Whether nobody can say any more how a process ended; to be asked before ``poll``, which says 0 then.
+    """Return whether nobody can say any more how a process ended; to be asked before ``poll``, which says 0 then.
 
     So it is if SIGCHLD is ignored, or if something else in this program waits for any child.
     """
@@ -170,7 +164,7 @@ def is_lost(process: subprocess.Popen[Any]) -> bool:
         try:
             if hasattr(os, "waitid"):
                 os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            elif hasattr(os, "WNOHANG"):  # macOS before Python 3.13
+            else:  # macOS before Python 3.13
                 _reap(process)
         except ChildProcessError:
             return True
@@ -179,14 +173,30 @@ def is_lost(process: subprocess.Popen[Any]) -> bool:
     return False
 
 
-class ProcessTransport(StreamTransport):
+def check_popen(process: Any) -> None:
+    """Raise ``ValueError`` for what is no ``subprocess.Popen`` with binary pipes; the text says what to pass."""
+    if not all([hasattr(process, name) for name in ("pid", "stdin", "stdout")]):
+        raise ValueError(f"a session is attached to a subprocess.Popen, not to {process!r:.200}")
+    for name in ("stdin", "stdout"):
+        stream = getattr(process, name, None)
+        if stream is None or stream.closed:
+            state = "closed" if stream is not None else "not a pipe"
+            raise ValueError(
+                f"the {name} of {process!r:.200} is {state}; start it with subprocess.Popen(..., stdin=PIPE,"
+                " stdout=PIPE)"
+            )
+
+
+class ProcessChannel(StreamChannel):
     """Messages over the stdin and stdout of a child process, and text from its stderr.
+
+    Owns the pidfd, and what is known of the child's death.
 
     Args:
         process: A ``Popen`` with ``stdin=PIPE, stdout=PIPE``.
-        owned: Whether the process is ended with the transport.
-        serializer: As in ``StreamTransport``.
-        max_frame_size: As in ``StreamTransport``.
+        owned: Whether the process is ended with the channel.
+        serializer: As in ``StreamChannel``.
+        max_frame_size: As in ``StreamChannel``.
 
     Raises:
         ValueError: The Popen is unsuitable; the text says what to pass.
@@ -195,95 +205,100 @@ class ProcessTransport(StreamTransport):
     def __init__(
         self, process: subprocess.Popen[Any], owned: bool, serializer: MessageSerializer, max_frame_size: int
     ) -> None:
-        if not all([hasattr(process, name) for name in ("pid", "stdin", "stdout")]):
-            raise ValueError(f"a session is attached to a subprocess.Popen, not to {process!r:.200}")
-        for name in ("stdin", "stdout"):
-            stream = getattr(process, name, None)
-            if stream is None or stream.closed:
-                state = "closed" if stream is not None else "not a pipe"
-                raise ValueError(
-                    f"the {name} of {process!r:.200} is {state}; start it with subprocess.Popen(..., stdin=PIPE,"
-                    " stdout=PIPE)"
-                )
+        check_popen(process)
         self.process = process
         self._owned = owned
         self._tail = ""  # of stderr
         self._junk = ""  # of what was printed to stdout between frames
         self._dead = False
-        self._pidfd = -1
         self._unknown = False  # its exit status is lost
-        self._broken_error: Optional[StreamClosedError] = None
-        self._ending: Optional[ProcessEnding] = None
-        self._status_due: Optional[float] = None  # set while an ended stdout waits for the exit status
-        assert process.stdin is not None and process.stdout is not None
-        super().__init__(process.stdin, (process.stdout,), serializer, max_frame_size)
-        if process.stderr is not None and not process.stderr.closed:
-            errors = open_end(ReadEnd, process.stderr)
-            self._add_input(errors, None, LogMessage.LEVEL_STDERR)
-            errors.start()
+        self._pidfd = -1
+        self._look_at = 0.0  # no sooner is the system asked whether it lives
+        self._status_due: float | None = None  # set while an ended stdout waits for the exit status
+        self._lost: list[StreamClosedError] = []  # errors on their way, whose text lacks its last words
+        self._ending: Ending | None = None
+        reader = ReadEnd(process.stdout)
+        try:
+            super().__init__(WriteEnd(process.stdin), [reader], serializer, max_frame_size, f"pid {process.pid}")
+            if process.stderr is not None and not process.stderr.closed:
+                self.add_input(ReadEnd(process.stderr), TextDecoder(LogMessage.LEVEL_STDERR, self._note_stderr))
+        except BaseException:
+            reader.release()
+            raise
         if hasattr(os, "pidfd_open"):
             try:
                 self._pidfd = os.pidfd_open(process.pid)
             except OSError:
-                pass  # an old kernel, or it was reaped already: poll() will tell
+                pass  # an old kernel, or it was reaped already: poll() tells
 
-    def read_fds(self) -> Sequence[int]:
-        fds = super().read_fds()
-        return (*fds, self._pidfd) if self._pidfd >= 0 and not self._dead else fds
+    # -- its death
 
-    @property
-    def poll_interval(self) -> Optional[float]:
-        if self._status_due is not None or (self._pidfd < 0 and not self._dead):
-            return _DEATH_INTERVAL
-        return super().poll_interval
+    def interest(self) -> Interest:
+        reads, write_fd, look_in = super().interest()
+        if self._dead:
+            return reads, write_fd, look_in
+        if self._pidfd >= 0:
+            reads = [*reads, self._pidfd]
+        if look_in is None and (self._status_due is not None or self._pidfd < 0):
+            look_in = DEATH_INTERVAL
+        return reads, write_fd, look_in
 
-    @property
-    def rest(self) -> float:
-        return 0.0 if self._ahead else _DEATH_INTERVAL  # asking the system is dear if there are many children
-
-    def _receive_other(self, inbox: Deque[Received], fd: int) -> None:
-        if fd >= 0 and fd == self._pidfd:
-            self._died(inbox)
-        super()._receive_other(inbox, fd)
+    def _look(self, inbox: deque[Received]) -> None:
+        super()._look(inbox)
+        if self.ended is not None or self._dead:
+            return
+        now = time.monotonic()
+        if self._pidfd < 0 and self._status_due is None and now < self._look_at:
+            return  # waitid() for each child in every turn is expensive
+        self._look_at = now + DEATH_INTERVAL
         if self._poll() is not None:
             self._died(inbox)
-        elif self._status_due is not None and time.monotonic() >= self._status_due:
+        elif self._status_due is not None and now >= self._status_due:
             self.drain(inbox)
-            raise StreamClosedError(self._ended_text()) from self._error
+            self.put_end(inbox)
 
-    def _poll(self) -> Optional[int]:
-        """The exit status, or None while it runs."""
+    def _poll(self) -> int | None:
         if is_lost(self.process):
             self._unknown = True
         return poll(self.process)
 
-    def _died(self, inbox: Deque[Received]) -> None:
-        """The process is dead, whoever may still hold its pipes: what it had written is read, then this is the end."""
-        self._poll()
+    def _died(self, inbox: deque[Received]) -> None:
+        """Read what it had written, whoever may still hold its pipes: then this is the end."""
         self._dead = True
-        self.changed()
         self.drain(inbox)
-        raise StreamClosedError(self._ended_text()) from self._error
+        self.put_end(inbox)
 
-    def _ended(self, inbox: Deque[Received]) -> None:
+    def framed_ended(self, inbox: deque[Received]) -> None:
+        if self.ended is not None:
+            return
         if self._dead or self._poll() is not None:
             self._dead = True
             self.drain(inbox)
-            raise StreamClosedError(self._ended_text()) from self._error
-        if self._status_due is None:
+            self.put_end(inbox)
+        elif self._status_due is None:
             self._status_due = time.monotonic() + STATUS_GRACE
-            self.changed()
 
-    def note_text(self, text: str) -> None:
+    # -- texts
+
+    def _note_stderr(self, text: str) -> None:
+        self.text_bytes += len(text.encode("utf-8", "replace"))
         self._tail = (self._tail + text)[-_TAIL:]
 
-    def _ended_text(self) -> str:
+    def note_text(self, text: str) -> None:
+        self._junk = (self._junk + text)[-_TAIL:]
+
+    def ended_error(self) -> StreamClosedError:
+        error = StreamClosedError(self._death_text())
+        error.__cause__ = super().ended_error().__cause__
+        return error
+
+    def _death_text(self) -> str:
         state = exit_text(self.process, self._unknown)
         text = f"{process_name(self.process)} {state}"
         if state == "is still running":
             text = f"{process_name(self.process)} closed its stdout but {state}"
-        if self._where:
-            text += f" {self._where}"
+        if self.where:
+            text += f" {self.where}"
         return text + self._tail_text()
 
     def _tail_text(self) -> str:
@@ -294,48 +309,46 @@ class ProcessTransport(StreamTransport):
         junk = self._junk.strip()
         return f"; the last that it printed to its stdout:\n{junk}" if junk else ""
 
-    def note_junk(self, text: str) -> None:
-        self._junk = (self._junk + text)[-_TAIL:]
-
-    def _raise_broken(self) -> NoReturn:
-        self._broken_error = StreamClosedError(self._broken_text())
-        raise self._broken_error from self._broken
-
-    def drain(self, inbox: Deque[Received]) -> None:
-        super().drain(inbox)
-        if self._broken_error is not None:
-            # Its last words are known only now, and the error is on its way already.
-            self._broken_error.args = (self._broken_text(),)
-            self._broken_error = None
+    def broken_error(self) -> StreamClosedError:
+        error = StreamClosedError(self._broken_text())
+        self._lost.append(error)
+        return error
 
     def _broken_text(self) -> str:
         # A child that is dying closes its stdin first; its status is there a moment later.
         due = time.monotonic() + _DYING_GRACE
         while self._poll() is None:
             if time.monotonic() >= due:
-                text = f"{process_name(self.process)} no longer reads its stdin: {self._broken}"
+                text = f"{process_name(self.process)} no longer reads its stdin: {self.outbox.error}"
                 return text + self._tail_text()
             time.sleep(0.001)
-        return self._ended_text()
+        return self._death_text()
 
-    def end(self) -> Optional[Ending]:
+    def drain(self, inbox: deque[Received]) -> None:
+        super().drain(inbox)
+        for error in self._lost:
+            error.args = (self._broken_text(),)  # its last words are known only now
+        self._lost.clear()
+
+    # -- ending
+
+    def end(self) -> Ending | None:
         if not self._owned:
             self._close_pidfd()
             return super().end()
-        outputs = [out for out in (self.process.stdout, self.process.stderr) if out is not None]
-        if self._output.pump is not None or self._threads is not None:
-            super().end()
-            outputs = []  # its threads read and close them
-        else:
-            super().release()
-            stdin = self.process.stdin
-            if stdin is not None:
-                close_streams([(stdin, -1)])
+        super().release()
+        stdin = self.process.stdin
+        if stdin is not None:
+            close_streams([(stdin, -1)])
         if self._ending is None:
-            ending = ProcessEnding(self.process, outputs, self._pidfd, self._threads, self._unknown)
-            # In one breath:
+            from .process_end import ProcessEnding
+
+            outputs = [out for out in (self.process.stdout, self.process.stderr) if out is not None]
+            ending = ProcessEnding(self.process, outputs, self._pidfd, self._unknown)
+            # atomic: no calls
             self._ending = ending
             self._pidfd = -1
+            self._dead = True
         return self._ending
 
     def release(self) -> None:
@@ -347,125 +360,17 @@ class ProcessTransport(StreamTransport):
         super().abandon()
 
     def _close_pidfd(self) -> None:
-        fd, self._pidfd = self._pidfd, -1
+        # atomic: no calls
+        fd = self._pidfd
+        self._pidfd = -1
         if fd >= 0:
             self._dead = True
             os.close(fd)
 
-    def describe(self) -> str:
-        return f"pid {self.process.pid}"
-
     def details(self) -> str:
         return f": {'started' if self._owned else 'attached to'} {process_name(self.process)}"
 
-    def _state_text(self) -> str:
+    @property
+    def state_text(self) -> str:
         status = self.process.returncode  # asking would reap it
-        return super()._state_text() + ("" if status is None else f" returncode={status}")
-
-
-class ProcessEnding(Ending):
-    """Ends a process whose stdin was closed: waits, terminates, kills, reaps, and reads its output all the while.
-
-    Args:
-        process: The process.
-        outputs: Its streams that are still to be read, which are closed at the end.
-        pidfd: Its pidfd, which is closed at the end, or -1.
-        threads: If threads read its output and close its stdin, what ends them.
-        unknown: Whether its exit status is lost.
-    """
-
-    def __init__(
-        self,
-        process: subprocess.Popen[Any],
-        outputs: List[Any],
-        pidfd: int,
-        threads: Optional[Any] = None,
-        unknown: bool = False,
-    ) -> None:
-        self._process = process
-        self._unknown = unknown
-        self._stage = "by itself"  # how far its end has gone, for the log
-        self._told = False
-        self._threads: Any = threads
-        if threads is not None:
-            threads.grace = EXIT_GRACE + TERMINATE_GRACE + KILL_GRACE
-        self._pidfd = pidfd
-        self._outputs = {}
-        for stream in outputs:
-            if not stream.closed:
-                os.set_blocking(stream.fileno(), False)
-                self._outputs[stream.fileno()] = stream
-        self._stages: List[Tuple[float, Any, str]] = [
-            (TERMINATE_GRACE, process.terminate, "after SIGTERM"),
-            (KILL_GRACE, process.kill, "after SIGKILL"),
-        ]
-        self._due = time.monotonic() + EXIT_GRACE
-
-    def fds(self) -> List[int]:
-        threads = [] if self._threads is None else self._threads.fds()
-        return [*self._outputs, *threads, *([self._pidfd] if self._pidfd >= 0 else [])]
-
-    def step(self) -> Optional[float]:
-        self._read()
-        reading: Optional[float] = None if self._threads is None else self._threads.step()
-        if is_lost(self._process):
-            self._unknown = True
-        if poll(self._process) is None:
-            now = time.monotonic()
-            if now < self._due:
-                left = self._due - now
-                return left if self._pidfd >= 0 else min(left, _DEATH_INTERVAL)
-            if self._stages:
-                grace, act, self._stage = self._stages.pop(0)
-                self._due = now + grace
-                try:
-                    act()
-                except OSError:
-                    pass  # it runs as somebody else now: what can be done is to wait
-                return min(grace, _DEATH_INTERVAL)
-            # Not even SIGKILL: it hangs in the kernel. Popen reaps it some day.
-            if not self._told:
-                self._told = True
-                log.error("%s still runs %s, and is left alone", process_name(self._process), self._stage)
-        elif not self._told:
-            self._told = True
-            how = exit_text(self._process, self._unknown)
-            log.debug("%s %s, %s", process_name(self._process), how, self._stage)
-        if reading is not None:
-            self._threads.hurry()
-            return min(reading, _DEATH_INTERVAL)
-        self._close()
-        return None
-
-    def _read(self) -> None:
-        for fd, stream in tuple(self._outputs.items()):
-            if stream.closed or self._has_ended(fd):
-                close_streams([(stream, fd)])  # before it is forgotten: an interrupted call is made again
-                del self._outputs[fd]
-
-    @staticmethod
-    def _has_ended(fd: int) -> bool:
-        """Read some of an output, and find out whether that was all."""
-        for _ in range(16):
-            try:
-                if not os.read(fd, READ_SIZE):
-                    return True
-            except BlockingIOError:
-                return False
-            except OSError:
-                return True
-        return False
-
-    def _close(self) -> None:
-        for fd, stream in self._outputs.items():
-            close_streams([(stream, fd)])
-        self._outputs.clear()
-        fd, self._pidfd = self._pidfd, -1  # before: an interrupted call is made again, and the number may be another's
-        if fd >= 0:
-            os.close(fd)
-
-    def forget(self) -> None:
-        if self._threads is not None:
-            self._threads.forget()
-        self._close()
-
+        return super().state_text + ("" if status is None else f" returncode={status}")

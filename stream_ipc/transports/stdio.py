@@ -1,35 +1,39 @@
-"""This process's own stdin and stdout as a transport: the take-over, and its undoing.
+"""This process's own stdin and stdout as a channel: the take-over, and its undoing.
 
 Knows descriptors 0, 1 and 2 and ``sys``. Must not know sessions.
 
 The wire moves to private descriptors. Descriptor 0 becomes the null device, so that nobody else reads what is meant for
-us, and descriptor 1 becomes another stderr, so that a ``print``, or the output of a program that this process starts,
-stays visible and cannot get between the frames.
+the session, and descriptor 1 becomes another stderr, so that a ``print``, or the output of a program that this process
+starts, stays visible and cannot get between the frames.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sys
 
 from ..errors import InvalidStreamError
 from .descriptors import ReadEnd, WriteEnd
-from .stream import StreamTransport, open_end
+from .stream import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Optional
+    from typing import Any
 
     from ..protocols import MessageSerializer
+    from .base import Ending
 
-__all__ = ["StdioTransport"]
+__all__ = ["StdioChannel"]
 
-_active: Optional[StdioTransport] = None
+_active: StdioChannel | None = None
 
 
-class StdioTransport(StreamTransport):
+class StdioChannel(StreamChannel):
     """Messages over this process's stdin and stdout. There can be one at a time.
+
+    Owns the private descriptors, and restores the standard ones.
 
     Raises:
         InvalidStreamError: Descriptor 0 or 1 is closed, or ``sys.stdin`` has read ahead.
@@ -45,34 +49,34 @@ class StdioTransport(StreamTransport):
         try:
             self._wire_in = _private_copy(0, "stdin", sys.__stdin__)
             self._wire_out = _private_copy(1, "stdout", sys.__stdout__)
-            null = os.open(os.devnull, os.O_RDWR)
-            try:
-                os.dup2(null, 0)
-                try:
-                    # Started without a stderr, descriptor 2 may be anything that was opened since.
-                    os.dup2(null if sys.__stderr__ is None else 2, 1)
-                except OSError:  # it was closed since
-                    os.dup2(null, 1)
-            finally:
-                os.close(null)
+            _take_over()
             ahead = _read_ahead()
             # Shared: both are other processes' open files too, so their flags stay as they are.
-            reader = open_end(ReadEnd, self._wire_in, shared=True)
+            reader = ReadEnd(self._wire_in, shared=True)
             reader.ahead = ahead
-            writer = open_end(WriteEnd, self._wire_out, shared=True)
-            super().__init__(writer, (reader,), serializer, max_frame_size)
+            writer = WriteEnd(self._wire_out, shared=True)
+            super().__init__(writer, [reader], serializer, max_frame_size, "stdio")
         except BaseException:
             self._restore()
             raise
         _active = self
 
-    def _let_go(self, how: str) -> None:
+    def end(self) -> Ending | None:
+        self.release()
+        return None
+
+    def release(self) -> None:
         global _active
         if _active is self:
             _flush()  # what was printed meanwhile goes where it was meant to go
-            super()._let_go("release")
+            super().release()
             self._restore()
             _active = None
+
+    def abandon(self) -> None:
+        global _active
+        _active = None
+        super().abandon()
 
     def _restore(self) -> None:
         if self._wire_in >= 0:
@@ -84,36 +88,32 @@ class StdioTransport(StreamTransport):
             fd, self._wire_out = self._wire_out, -1
             os.close(fd)
 
-    def describe(self) -> str:
-        return "stdio"
+
+def _take_over() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(null, 0)
+        try:
+            # Started without a stderr, descriptor 2 may be anything that was opened since.
+            os.dup2(null if sys.__stderr__ is None else 2, 1)
+        except OSError:  # it was closed since
+            os.dup2(null, 1)
+    finally:
+        os.close(null)
 
 
 def _private_copy(fd: int, name: str, original: Any) -> int:
     try:
         if original is None:
-            # The interpreter found none when it started. The number may be another file's by now: the poller's, say.
+            # The interpreter found none when it started. The number may be another file's by now.
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         # Above the standard ones, and not inherited by programs that this process starts.
-        return _duplicate(fd)
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     except OSError as exc:
         raise InvalidStreamError(
             f"this process has no {name} (descriptor {fd}: {exc}); it is to be started with {name} connected to its"
             " master"
         ) from exc
-
-
-def _duplicate(fd: int) -> int:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        copy = os.dup(fd)
-        if copy > 2:
-            return copy
-        try:
-            return _duplicate(fd)
-        finally:
-            os.close(copy)
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def _flush() -> None:
@@ -125,7 +125,7 @@ def _flush() -> None:
 
 
 def _read_ahead() -> bytes:
-    """What ``sys.stdin`` has read before the take-over; descriptor 0 is the null device by now: this cannot block."""
+    """Return what ``sys.stdin`` has read before; descriptor 0 is the null device by now, so this cannot block."""
     stdin: Any = sys.stdin
     try:
         if stdin is None or stdin.fileno() != 0:

@@ -1,11 +1,7 @@
-"""Messages over streams: any number of framed inputs and one output.
+"""Messages over streams: any number of inputs and one output.
 
-Knows descriptors, and messages in frames. Must not know sessions or processes. Errors of the operating system are turned
-into errors of ours here and nowhere else.
-
-Where a comment says "in one breath", the statements contain no call: a signal handler's exception (``KeyboardInterrupt``)
-can then not come between them, so that what was read is either still to be decoded or in the inbox, and what was
-written is either still queued or gone, never both and never neither.
+Knows ends of streams, frames and messages. Must not know sessions or processes. Errors of the operating system are
+turned into errors of ours here and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,18 +9,23 @@ from __future__ import annotations
 from collections import deque
 
 from ..errors import InvalidStreamError, StreamClosedError
-from ..messages import LogMessage, Message, take_out_of_envelope
-from ..wire.codec import CLEAN, JOIN, MessageDecoder, MessageEncoder, decode_text
-from ..wire.framing import HEADER_SIZE, frame_header
-from .base import Channel, Ending, MessageTransport, finish
-from .descriptors import ReadEnd, WriteEnd, close_streams, describe_stream, needs_thread, wait_readable
+from ..interruptions import interruption_in
+from ..messages import NOTIFICATION, take_out_of_envelope
+from ..wire.codec import MessageDecoder, MessageEncoder
+from .base import POLL_INTERVAL, Channel, End, MessageTransport
+from .descriptors import close_streams, describe_stream, open_read_end, open_write_end, wait_readable
+from .inputs import Input
+from .outbox import Outbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Deque, Dict, List, NoReturn, Optional, Protocol, Sequence, Tuple, Union
+    from collections.abc import Sequence
+    from typing import Any, Protocol
 
+    from ..messages import Message
     from ..protocols import MessageSerializer, Payload
-    from ..wire.codec import Received
+    from ..wire.codec import Received, TextDecoder
+    from .base import Ending, Interest
 
     class HasFileno(Protocol):
         """A file object or a socket."""
@@ -32,81 +33,369 @@ if TYPE_CHECKING:
         def fileno(self) -> int: ...
 
     class HasRead(Protocol):
-        """A stream without a descriptor."""
+        """A stream without a descriptor; ``read`` does not block, and returns None if nothing is there."""
 
-        def read(self, size: int, /) -> Optional[Payload]: ...
-
-    class HasRead1(Protocol):
-        """The same with the method that is preferred."""
-
-        def read1(self, size: int, /) -> Optional[Payload]: ...
+        def read(self, size: int, /) -> Payload | None: ...
 
     class HasWrite(Protocol):
-        """A stream without a descriptor."""
+        """A stream without a descriptor; ``write`` does not block, and returns how many bytes it took, or None."""
 
-        def write(self, data: bytes, /) -> Any: ...
+        def write(self, data: bytes, /) -> int | None: ...
 
-    ReadStream = Union[int, HasFileno, HasRead, HasRead1, ReadEnd]
-    WriteStream = Union[int, HasFileno, HasWrite, WriteEnd]
+    ReadStream = int | HasFileno | HasRead
+    WriteStream = int | HasFileno | HasWrite
 
-__all__ = ["DEFAULT_MAX_FRAME_SIZE", "StreamTransport", "open_end"]
+__all__ = ["DEFAULT_MAX_FRAME_SIZE", "StreamChannel", "StreamTransport", "channel_of"]
 
 DEFAULT_MAX_FRAME_SIZE = 64 * 1024 * 1024
 
-# While corked, frames are written when this much has been gathered: 4 KiB doubles a flood of small messages, 64 KiB puts
-# the two sides into lock step (0.7).
-_GATHER = 4 * 1024
-_JOIN = 64 * 1024  # small buffers are joined up to this size before they are written
-_IOV = 64  # buffers in one writev; the system's limit is 1024 at most
-_LARGE_READ = 256 * 1024
 _DRAIN_READS = 64  # reads of one input at the end: 4 MiB, more than a pipe or socket buffer holds
 
 
-def open_end(kind: Any, stream: Any, shared: bool = False) -> Any:
-    """A ``ReadEnd`` or ``WriteEnd``, whichever ``kind`` is, with a thread if the stream needs one.
+class StreamChannel(Channel):
+    """One output and any number of inputs, framed or of text.
+
+    Owns the streams. Its outbox owns what is queued, its inputs what is not decoded.
+
+    Args:
+        output: The end that is written.
+        reads: The ends that are read.
+        serializer: What turns messages into payloads.
+        max_frame_size: The largest payload in bytes, both ways.
+        name: What ``describe`` says; by default the descriptors.
+    """
+
+    def __init__(
+        self, output: Any, reads: Sequence[Any], serializer: MessageSerializer, max_frame_size: int, name: str = ""
+    ) -> None:
+        self.serializer = serializer
+        self.max_frame_size = max_frame_size
+        self.encoder = MessageEncoder(serializer, max_frame_size)
+        self.share = (serializer, max_frame_size)
+        self.outbox = Outbox(output, self._write_failed, self._changed)
+        self.inputs: dict[int, Input] = {}
+        self._framed = 0  # framed inputs that have not ended
+        self.received_bytes: int = 0
+        self._last: Input | None = None  # the framed input that ended last
+        self._ends: list[Any] = []
+        self._streams: list[tuple[Any, int]] | None = None  # what is still to be closed
+        self._name = name
+        self._transport: StreamTransport | None = None
+        for end in reads:
+            self.add_input(end, MessageDecoder(serializer, max_frame_size, self.note_text))
+        self._ends.append(output)
+
+    def add_input(self, end: Any, decoder: MessageDecoder | TextDecoder) -> None:
+        """Read from one more end."""
+        self._ends.append(end)
+        self.inputs[end.fd] = Input(end, decoder, self)
+        if not decoder.is_text:
+            self._framed += 1
+
+    @property
+    def transport(self) -> StreamTransport:
+        if self._transport is None:
+            self._transport = transport_of(self)
+        return self._transport
+
+    def on_change(self) -> None:
+        """Do nothing: replaced by the port."""
+
+    def _changed(self) -> None:
+        self.on_change()
+
+    @property
+    def state_text(self) -> str:
+        """What it is doing, in a word."""
+        if self._streams is not None:
+            return "closed"
+        if not self._framed:
+            return "ended"  # nothing more will come
+        return "open" if self.outbox.error is None else "broken"  # nothing more can be written
+
+    # -- sending
+
+    @property
+    def queued_bytes(self) -> int:  # type: ignore[override]
+        return self.outbox.queued_bytes
+
+    @property
+    def sent(self) -> int:  # type: ignore[override]
+        return self.outbox.sent
+
+    @property
+    def writing(self) -> bool:  # type: ignore[override]
+        return self.outbox.writing
+
+    @property
+    def corked(self) -> bool:  # type: ignore[override]
+        return self.outbox.corked
+
+    @corked.setter
+    def corked(self, corked: bool) -> None:
+        self.outbox.corked = corked
+
+    def post(self, kind: int, id: Any, message: Message) -> None:
+        self.outbox.put(self.encoder.encode(kind, id, message))
+
+    def encode(self, message: Message) -> list[Any]:
+        return self.encoder.encode(NOTIFICATION, None, message)
+
+    def post_frame(self, frame: list[Any]) -> None:
+        self.outbox.put(frame)
+
+    def flush(self) -> None:
+        for source in self.inputs.values():
+            if source.end.wants_write:  # TLS could not read because it has to write first
+                source.end.wants_write = False
+                source.end.retry = True
+                self.on_change()
+        self.outbox.flush()
+
+    def drop_output(self) -> None:
+        self.outbox.drop(StreamClosedError(f"the stream has failed ({self.describe()})"))
+
+    def _write_failed(self, exc: Exception | None) -> None:
+        """Raise what a failed write means; returns if a signal handler has raised it."""
+        if exc is not None:
+            if interruption_in(exc) is exc:
+                return
+            text = self.find_invalid()
+            if text is not None:
+                self.outbox.drop(InvalidStreamError(text))
+                raise InvalidStreamError(text) from exc
+            self.outbox.drop(self.outbox.end.error or exc)
+        if isinstance(self.outbox.error, InvalidStreamError):
+            raise InvalidStreamError(str(self.outbox.error))
+        raise self.broken_error() from self.outbox.error
+
+    def broken_error(self) -> StreamClosedError:
+        """Return the error for a message that cannot be written any more."""
+        end = self.outbox.end
+        if end.error is not None:
+            return StreamClosedError(f"{describe_stream(end.stream)} cannot be written: {_text(end.error)}")
+        if isinstance(self.outbox.error, StreamClosedError):  # it was not the other side
+            return StreamClosedError(str(self.outbox.error))
+        return StreamClosedError(f"the other side no longer reads ({self.describe()}): {self.outbox.error}")
+
+    # -- receiving
+
+    def interest(self) -> Interest:
+        output = self.outbox.end
+        write_fd = None
+        look_in = None
+        reads = []
+        for fd, source in self.inputs.items():
+            if source.end.wants_write:
+                write_fd = source.end.fd
+            if source.is_ahead:
+                look_in = 0.0
+            if source.end.watched:
+                reads.append(fd)
+            elif look_in is None:
+                look_in = POLL_INTERVAL
+        if self.outbox.blocked and not output.wants_read:
+            if output.watched:
+                write_fd = output.poll_fd
+            elif look_in is None:
+                look_in = POLL_INTERVAL
+        return reads, write_fd, look_in
+
+    def read(self, fd: int, inbox: deque[Received]) -> None:
+        source = self.inputs.get(fd)
+        if source is None:
+            self._look(inbox)
+            return
+        try:
+            source.read(inbox)
+        except BlockingIOError:
+            self.on_change()  # TLS may have to wait for something else
+            return
+        except (OSError, ValueError) as exc:
+            self._read_failed(source, inbox, exc)
+        if source.ended:
+            self._input_ended(source, inbox)
+
+    def _look(self, inbox: deque[Received]) -> None:
+        """Read what no descriptor tells of, and write to a stream that has none."""
+        for fd, source in tuple(self.inputs.items()):
+            if source.is_ahead or not source.end.watched:
+                self.read(fd, inbox)
+        if self.outbox.blocked and not self.outbox.end.watched:
+            self.outbox.flush()
+        self.on_change()
+
+    def _read_failed(self, source: Input, inbox: deque[Received], exc: Exception) -> None:
+        if interruption_in(exc) is exc:
+            raise exc
+        text = self.find_invalid()
+        if text is not None:
+            raise InvalidStreamError(text) from exc
+        source.finish(inbox, source.end.error or exc)
+
+    def _input_ended(self, source: Input, inbox: deque[Received]) -> None:
+        # atomic: no calls
+        if source.end.fd in self.inputs:
+            del self.inputs[source.end.fd]
+            if not source.decoder.is_text:
+                self._framed -= 1
+                self._last = source
+        if not self._framed:
+            self.framed_ended(inbox)
+        self.on_change()
+
+    def framed_ended(self, inbox: deque[Received]) -> None:
+        """Do what is to be done once the last framed input has ended."""
+        self.put_end(inbox)
+
+    def put_end(self, inbox: deque[Received]) -> None:
+        """Append the end to the inbox, once."""
+        error = self.ended_error()
+        end = End(error)
+        # atomic: no calls
+        if self.ended is None:
+            self.ended = error
+            inbox += (end,)
+        self.on_change()
+
+    def ended_error(self) -> StreamClosedError:
+        """Return why nothing more will come."""
+        where = f" {self._last.where}" if self._last is not None and self._last.where else ""
+        cause = None if self._last is None else self._last.error
+        if cause is not None:
+            error = StreamClosedError(f"the connection was lost{where} ({self.describe()}): {_text(cause)}")
+            error.__cause__ = cause
+            return error
+        return StreamClosedError(f"the other side closed the stream{where} ({self.describe()})")
+
+    @property
+    def where(self) -> str:
+        """Where in a frame the last framed input ended; may be empty."""
+        return self._last.where if self._last is not None else ""
+
+    def note_text(self, text: str) -> None:
+        """Take note of text that is no message. An interrupted read calls it again."""
+
+    def drain(self, inbox: deque[Received]) -> None:
+        for fd, source in tuple(self.inputs.items()):
+            for _ in range(_DRAIN_READS):
+                if fd not in self.inputs or not (source.is_ahead or self._is_readable(source)):
+                    break
+                before = self.received_bytes
+                try:
+                    self.read(fd, inbox)
+                except InvalidStreamError:
+                    break
+                if self.received_bytes == before:
+                    break
+
+    @staticmethod
+    def _is_readable(source: Input) -> bool:
+        return not source.end.watched or wait_readable((source.end.fd,), 0)
+
+    def resume(self) -> None:
+        self.on_change()
+
+    def find_invalid(self) -> str | None:
+        for end in self._ends:
+            text: str | None = end.find_invalid()
+            if text is not None:
+                return text
+        return None
+
+    def trim(self) -> None:
+        for source in self.inputs.values():
+            source.decoder.trim()
+
+    # -- ending
+
+    def end(self) -> Ending | None:
+        ending = None
+        if self._streams is None:
+            ending = self.before_close()
+        self._stop()
+        if self._streams is None:
+            self._streams = self._find_streams()
+        self._release_ends()
+        close_streams(self._streams)
+        return ending
+
+    def before_close(self) -> Ending | None:
+        """End the conversation with the other side before the streams are closed; returns what is left to do."""
+        end = self.outbox.end
+        if self.outbox.error is None and end.socket is not None and not end.shared and end.find_invalid() is None:
+            from .sockets import linger
+
+            return linger(end.socket)
+        return None
+
+    def release(self) -> None:
+        self._stop()
+        if self._streams is None:
+            self._streams = []
+        self._release_ends()
+
+    def _stop(self) -> None:
+        self._name = self.describe()
+        self.inputs.clear()
+        self.outbox.drop(StreamClosedError(f"this side closed the stream ({self._name})"))
+
+    def _release_ends(self) -> None:
+        for end in reversed(self._ends):  # the first end of a stream knows how it was found
+            end.release()
+        self._ends = []
+
+    def abandon(self) -> None:
+        # Not release(): the flags that it would restore are the owner's too.
+        streams = self._find_streams()
+        for end in self._ends:
+            end.detach()
+        self.outbox.end.close_own()
+        close_streams(streams)
+
+    def _find_streams(self) -> list[tuple[Any, int]]:
+        valid = [end for end in self._ends if end.find_invalid() is None]
+        # The same stream may be written and read, as an object, as a number, or as both.
+        objects = {id(end.stream): (end.stream, end.fd) for end in valid if not isinstance(end.stream, int)}
+        taken = {fd for _, fd in objects.values()}
+        numbers = {end.fd: (end.fd, end.fd) for end in valid if isinstance(end.stream, int) and end.fd not in taken}
+        return [*objects.values(), *numbers.values()]
+
+    def describe(self) -> str:
+        if not self._name:
+            fds = sorted({end.fd for end in self._ends if end.watched})
+            self._name = "fd " + "/".join(map(str, fds)) if fds else "stream objects" if self._ends else "no stream"
+        return self._name
+
+    def connected(self, how: str) -> None:
+        """Say what its socket is connected to, in a few words for ``describe``."""
+        self._name = f"{how} {self.describe()}"
+
+
+def open_streams(write: WriteStream, reads: Sequence[ReadStream]) -> tuple[Any, list[Any]]:
+    """Return the end of a stream that is written, and those of streams that are read.
 
     Raises:
-        InvalidStreamError: The stream cannot be used.
+        InvalidStreamError: A stream cannot be used. All stay open, as they were.
     """
-    if isinstance(stream, kind):
-        return stream
-    if isinstance(stream, bool):
-        raise InvalidStreamError(f"{stream} is no stream; pass a file object, a socket or the number of a descriptor")
-    if not needs_thread(stream):
-        return kind(stream, shared)
-    from .threads import ThreadReadEnd, ThreadWriteEnd
-
-    return ThreadReadEnd(stream) if kind is ReadEnd else ThreadWriteEnd(stream)
-
-
-class _Input:
-    """One stream that is read: framed messages, or (without a decoder) text of one level."""
-
-    decoder: Any
-
-    def __init__(self, end: ReadEnd, decoder: Optional[MessageDecoder], level: str) -> None:
-        self.end = end
-        self.reads = end.reads
-        self.decoder = decoder
-        self.deserialize: Any = None if decoder is None else decoder.deserialize
-        self.level = level
-        self.quick = decoder is not None  # nothing is unfinished, so that what is read next may be just one frame
-        # What a read has returned and is not decoded yet: bytes, or a count of bytes that were read into place.
-        self.data: Optional[bytes] = None
-        self.count: Optional[int] = None
-        self.held = b""  # bytes of an unfinished character of text
-        self.error: Optional[BaseException] = None
-        self.done = False
+    ends: list[Any] = []
+    try:
+        for stream in reads:
+            ends.append(open_read_end(stream))
+        return open_write_end(write), ends
+    except BaseException:
+        for end in ends:
+            end.release()
+        raise
 
 
-class StreamTransport(MessageTransport, Channel):
+class StreamTransport(MessageTransport):
     """Messages in frames over one stream that is written and any number of streams that are read.
 
-    It owns the streams and closes them. A stream is a file object, a socket or a raw descriptor, or any object with
-    blocking ``read`` or ``write``, which a thread then calls (see ``IpcPeer.create_stream_session``); the same one may be
-    both written and read. Bytes on a read stream that belong to no frame arrive as ``LogMessage`` of level ``"junk"``.
-    No method blocks: what the stream does not take is queued, without a limit of its own (a session has one). A session
-    calls the ``send`` of a class that is derived from this one, but has its own ways to read and to close.
+    It owns the streams and closes them. A stream is a file object, a socket, a raw descriptor, or an object whose
+    ``read`` or ``write`` does not block (see ``IpcPeer.create_stream_session``); the same one may be both written and
+    read. Bytes on a read stream that belong to no frame arrive as ``LogMessage`` of level ``"junk"``. No method blocks:
+    what the stream does not take is queued, without a limit of its own (a session has one).
 
     Args:
         write: The stream that is written.
@@ -114,41 +403,13 @@ class StreamTransport(MessageTransport, Channel):
         serializer: What turns messages into payloads.
         max_frame_size: The largest payload in bytes, both ways.
 
-    Attributes:
-        serializer: As it was given.
-        max_frame_size: As it was given.
-        queued_bytes: How many bytes wait to be written.
-        received_bytes: How many bytes have been received in all.
-
     Raises:
         InvalidStreamError: A stream is closed, or has neither a descriptor nor such methods. All streams stay open.
         TypeError: The serializer lacks a method, or ``max_frame_size`` is no int.
         ValueError: ``max_frame_size`` is no size that a frame can have.
     """
 
-    # As in Session; the dict, for what users and the classes derived from this one attach, comes from the bases.
-    __slots__ = (
-        "_ahead",
-        "_at",
-        "_batch",
-        "_blocked",
-        "_broken",
-        "_encoder",
-        "_ends",
-        "_error",
-        "_framed",
-        "_inputs",
-        "_lingering",
-        "_name",
-        "_output",
-        "_queue",
-        "_serialize",
-        "_streams",
-        "_threads",
-        "_where",
-        "_writes",
-        "_written",
-    )
+    __slots__ = ("__dict__", "_channel")
 
     def __init__(
         self,
@@ -157,91 +418,45 @@ class StreamTransport(MessageTransport, Channel):
         serializer: MessageSerializer,
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     ) -> None:
-        self._name = ""  # what describe() says, once that can no longer be found out
-        self._encoder = MessageEncoder(serializer, max_frame_size)
-        self._serialize = self._encoder.serialize
-        self.serializer = serializer
-        self.max_frame_size = max_frame_size
-        # What is asked for with each message is the instance's own: the interpreter finds it there at once.
-        self.takes_frames = True
-        self.corked = False
-        self.sent: int = 0
-        self.received_bytes: int = 0
-        self._inputs: Dict[int, _Input] = {}
-        self._framed = 0  # framed inputs that have not ended
-        # Three parts, so that the first can be worked off without looking at the others: buffers that are being
-        # written, from _at on; buffers that come next; how many bytes that is.
-        self._batch: List[Any] = []
-        self._at = 0
-        self._queue: List[Any] = []
-        self.queued_bytes: int = 0
-        self._written: Optional[int] = None  # what a write has returned and is not accounted for yet
-        self._blocked = False
-        self.writing: bool = False
-        self._broken: Optional[BaseException] = None
-        self._ends: List[Any] = []
-        self._streams: Optional[List[Tuple[Any, int]]] = None  # what is still to be closed
-        self._threads: Optional[Ending] = None  # ends the threads of those ends that have some
-        self._lingering: Optional[Ending] = None  # closes the connection later
-        self._ahead = False  # an input has data though its descriptor may never become ready
-        self._where = ""  # where and why the last framed input ended
-        self._error: Optional[BaseException] = None
-        try:
-            for stream in reads:
-                self._add_input(open_end(ReadEnd, stream), MessageDecoder(serializer, max_frame_size, self.note_junk))
-            self._output: WriteEnd = open_end(WriteEnd, write)
-            self._ends.append(self._output)
-            self._writes = self._output.writes
-        except BaseException:
-            for end in self._ends:
-                end.release()  # not ours yet
-            raise
-        for end in self._ends:
-            end.start()
-
-    def _add_input(self, end: ReadEnd, decoder: Optional[MessageDecoder], level: str = "") -> None:
-        self._ends.append(end)
-        source = self._inputs[end.fd] = _Input(end, decoder, level)
-        if end.ahead:
-            source.data = end.ahead
-            self._ahead = True
-        if decoder is not None:
-            self._framed += 1
+        MessageEncoder(serializer, max_frame_size)  # checks them before anything is opened
+        self._channel = StreamChannel(*open_streams(write, reads), serializer, max_frame_size)
 
     def __repr__(self) -> str:
         try:
-            return f"<{type(self).__name__} {self.describe()} {self._state_text()} queued={self.queued_bytes}>"
+            channel = self._channel
+            return f"<{type(self).__name__} {channel.describe()} {channel.state_text} queued={channel.queued_bytes}>"
         except Exception:  # half made
             return f"<{type(self).__name__}>"
 
-    def _state_text(self) -> str:
-        if self._streams is not None:
-            return "closed"
-        if not self._framed:
-            return "ended"  # nothing more will come
-        return "open" if self._broken is None else "broken"  # nothing more can be written
+    @property
+    def serializer(self) -> MessageSerializer:
+        """What turns messages into payloads."""
+        return self._channel.serializer
 
     @property
-    def transport(self) -> Any:
-        return self
+    def max_frame_size(self) -> int:
+        """The largest payload in bytes, both ways."""
+        return self._channel.max_frame_size
 
-    def changed(self) -> None:
-        """Replaced by the session."""
+    @property
+    def queued_bytes(self) -> int:
+        """How many bytes wait to be written."""
+        return self._channel.queued_bytes
 
-    # -- sending
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes have been received in all."""
+        return self._channel.received_bytes
 
     @property
     def wants_write(self) -> bool:
         """Whether something is queued that the stream did not take."""
-        return self._blocked
+        return self._channel.interest()[1] is not None
 
     @property
-    def write_fd(self) -> Optional[int]:
+    def write_fd(self) -> int | None:
         """The descriptor to wait for while something is queued, otherwise None."""
-        return self._output.poll_fd if self._blocked else None
-
-    def output_fd(self) -> Optional[int]:
-        return self.write_fd
+        return self._channel.interest()[1]
 
     def send(self, message: Message) -> None:
         """Queue a message and write what the stream takes now. Never blocks.
@@ -251,527 +466,56 @@ class StreamTransport(MessageTransport, Channel):
             FrameTooLargeError: It is over ``max_frame_size``; nothing was queued.
             StreamClosedError: The other side no longer reads.
         """
-        StreamTransport.post(self, *take_out_of_envelope(message))
-
-    def post(self, kind: int, id: Any, message: Message) -> None:
-        """What ``send`` does, for a message without its envelope. For sessions."""
-        try:
-            payload = self._serialize(kind, id, message)
-        except Exception as exc:
-            raise self._encoder.failure(message, exc) from exc
-        size = JOIN if type(payload) is not bytes or self._broken is not None else len(payload)
-        if size >= JOIN or size > self.max_frame_size:
-            self.enqueue(self._encoder.frame(message, payload))
-            return
-        frame = frame_header(size) + payload
-        if not (self.queued_bytes or self.corked):
-            self._write_now([frame], size + HEADER_SIZE)
-            return
-        # What enqueue does, for one buffer: 2.8 us a message in a batch instead of 3.1.
-        # In one breath:
-        self._queue += (frame,)
-        self.queued_bytes += size + HEADER_SIZE
-        self.sent += 1
-        if not (self._blocked or self.writing or (self.corked and self.queued_bytes < _GATHER)):
-            self._flush_now()
-
-    def _write_now(self, frame: List[Any], size: int) -> None:
-        """What ``flush`` does, for one buffer when nothing is queued: 2 us less."""
-        # In one breath:
-        self._batch = frame
-        self._at = 0
-        self.queued_bytes = size
-        self.sent += 1
-        try:
-            self.writing = True
-            for self._written in self._writes(frame):
-                break
-        except (OSError, ValueError):
-            pass  # flush meets the same error, and deals with it
-        except BaseException:
-            self._flush_later()
-            raise
-        finally:
-            self.writing = False
-        if self._written == size == self.queued_bytes:
-            # In one breath:
-            self._at = 1
-            self.queued_bytes = 0
-            self._written = None
-        else:
-            self.flush()
-
-    def encode(self, message: Message) -> List[Any]:
-        """The frame of a message for ``enqueue``; may be given to any transport with this serializer."""
-        return self._encoder.encode(message)
-
-    def enqueue(self, frame: List[Any]) -> None:
-        """Queue an encoded frame and write what the stream takes now."""
-        if self._broken is not None:
-            self._raise_broken()
-        if len(frame) == 1 and not self.queued_bytes and not self.corked:
-            self._write_now(frame[:], len(frame[0]))  # a copy: a broadcast gives the same frame to all
-            return
-        size = sum(map(len, frame))
-        # In one breath:
-        self._queue += frame
-        self.queued_bytes += size
-        self.sent += 1
-        if not (self._blocked or self.writing or (self.corked and self.queued_bytes < _GATHER)):
-            self._flush_now()
-
-    def _flush_now(self) -> None:
-        try:
-            self.flush()
-        except (StreamClosedError, InvalidStreamError):
-            raise
-        except BaseException:
-            self._flush_later()
-            raise
-
-    def _flush_later(self) -> None:
-        """An interruption has left something unwritten that the stream may take: the poller will tell at once."""
-        if self.queued_bytes:
-            self._blocked = True
-            self.changed()
+        self._channel.post(*take_out_of_envelope(message))
 
     def flush(self) -> None:
-        """Write what the stream takes now of what is queued.
+        """Write what the stream takes now of what is queued. Never blocks.
 
         Raises:
-            StreamClosedError: The other side no longer reads. What was queued is given up.
+            StreamClosedError: The other side no longer reads. What was queued is dropped.
         """
-        if self.writing:
-            # A finalizer or a signal handler has come here, in the middle of a write. Whoever is beneath writes this too.
-            return
-        try:
-            self.writing = True
-            self._write_queued()
-        finally:
-            self.writing = False
-
-    def _write_queued(self) -> None:
-        while True:
-            batch = self._batch
-            at = self._at
-            if at >= len(batch):
-                if not self._queue:
-                    if self._blocked:
-                        self._blocked = False
-                        self.changed()
-                    return
-                # In one breath:
-                self._batch = self._queue
-                self._at = 0
-                self._queue = []
-                continue
-            if self._written is None:
-                try:
-                    if at + 1 == len(batch):
-                        calls = self._writes((batch[at],))
-                    else:
-                        calls = self._output.writes_many(self._gather(batch, at))
-                    for self._written in calls:
-                        break
-                except BlockingIOError:
-                    if not self._blocked:
-                        self._blocked = True
-                        self.changed()
-                    return
-                except (OSError, ValueError) as exc:
-                    self._raise_invalid(exc)
-                    self._break(self._output.error or exc)
-                    self._raise_broken()
-            self._account()
-
-    def _gather(self, batch: List[Any], at: int) -> List[Any]:
-        # Joining small buffers costs less than handing the system a long list of them.
-        size = 0
-        stop = at
-        while stop < len(batch) and size + len(batch[stop]) <= _JOIN:
-            size += len(batch[stop])
-            stop += 1
-        if stop > at + 1:
-            batch[at:stop] = [b"".join(batch[at:stop])]
-        return batch[at : at + _IOV]
-
-    def _account(self) -> None:
-        """Take what was written off the batch."""
-        if self._broken is not None:  # a signal handler has closed the session meanwhile: nothing is queued any more
-            self._written = None
-            return
-        written = left = self._written or 0
-        batch = self._batch
-        at = self._at
-        while at < len(batch) and left >= len(batch[at]):
-            left -= len(batch[at])
-            at += 1
-        rest = memoryview(batch[at])[left:] if left else None
-        # In one breath:
-        if rest is not None:
-            batch[at] = rest
-        self._at = at
-        self.queued_bytes -= written
-        self._written = None
-
-    def _break(self, exc: BaseException) -> None:
-        self._broken = exc
-        # In one breath:
-        self._batch = []
-        self._queue = []
-        self._at = 0
-        self.queued_bytes = 0
-        self._written = None
-        if self._blocked:
-            self._blocked = False
-            self.changed()
-
-    def give_up(self) -> None:
-        if self._broken is None:
-            self._break(StreamClosedError(f"the stream has failed ({self.describe()})"))
-
-    def _raise_broken(self) -> NoReturn:
-        raise StreamClosedError(self._broken_text()) from self._broken
-
-    def _broken_text(self) -> str:
-        if self._output.error is not None:
-            return f"{describe_stream(self._output.stream)} cannot be written: {_text(self._output.error)}"
-        if isinstance(self._broken, StreamClosedError):  # it was not the other side
-            return str(self._broken)
-        return f"the other side no longer reads ({self.describe()}): {self._broken}"
-
-    # -- receiving
+        self._channel.flush()
 
     def read_fds(self) -> Sequence[int]:
-        """The descriptors to wait for."""
-        alarm_fd = self._output.alarm_fd
-        return tuple(self._inputs) if alarm_fd < 0 else (*self._inputs, alarm_fd)
+        """Return the descriptors to wait for; none if something can be read that these do not show."""
+        reads, _, look_in = self._channel.interest()
+        return tuple(reads) if look_in is None else ()
 
-    def receive(self) -> List[Message]:
-        """Read each input once and return the messages; never blocks.
+    def receive(self) -> list[Message]:
+        """Read each input once and return the messages. Never blocks.
 
         What could not be decoded is in the list too, as an error object in its place.
 
         Raises:
             StreamClosedError: All inputs have ended.
         """
-        inbox: Deque[Received] = deque()
-        try:
-            for fd in tuple(self._inputs):
-                if not self._inputs[fd].end.shared or wait_readable((fd,), 0):
-                    self.receive_into(inbox, fd)
-        except StreamClosedError:
-            if not inbox:
-                raise
-        return list(inbox)  # type: ignore[arg-type]
-
-    def receive_into(self, inbox: Deque[Received], fd: int) -> None:
-        source = self._inputs.get(fd)
-        if source is None or not source.quick or source.data is not None:
-            self._receive_slowly(inbox, source, fd)
-            return
-        try:
-            for source.data in source.reads:
-                break
-        except BlockingIOError:
-            return
-        except (OSError, ValueError) as exc:
-            self._input_failed(inbox, source, exc)
-            return
-        data: Any = source.data
-        size = len(data) - HEADER_SIZE
-        if 0 <= size <= self.max_frame_size and data.startswith(frame_header(size)):
-            # Just one whole frame, as in most round trips: 2 us less than by the general way.
-            payload = data[HEADER_SIZE:]
-            try:
-                message: Any = source.deserialize(payload)
-                if not isinstance(message, Message):
-                    message = source.decoder.no_message(message)
-            except Exception as exc:
-                message = source.decoder.failure(payload, exc)
-            # In one breath:
-            inbox += (message,)
-            source.data = None
-            self.received_bytes += size
-        else:
-            self._decode(inbox, source)
-
-    def _receive_slowly(self, inbox: Deque[Received], source: Optional[_Input], fd: int) -> None:
-        """Where something is unfinished, or there are no frames."""
-        if source is None:
-            self._receive_other(inbox, fd)
-            return
-        decoder = source.decoder
-        if decoder is None:
-            self._receive_text(inbox, source)
-            return
-        if source.count is not None or (source.data is None and decoder.wants_room):
-            self._receive_large(inbox, source, decoder)
-            return
-        if source.data is None:
-            try:
-                for source.data in source.reads:
-                    break
-            except BlockingIOError:
-                return
-            except (OSError, ValueError) as exc:
-                self._input_failed(inbox, source, exc)
-                return
-        self._decode(inbox, source)
-
-    def _decode(self, inbox: Deque[Received], source: _Input) -> None:
-        data = source.data
-        if not data:
-            self._input_ended(inbox, source)
-            return
-        decoder = source.decoder
-        size = len(data)
-        messages, state = decoder.decode(data)
-        # In one breath:
-        inbox += messages
-        decoder.state = state
-        source.quick = state is CLEAN
-        source.data = None
-        self.received_bytes += size
-
-    @property
-    def poll_interval(self) -> Optional[float]:
-        return 0.0 if self._ahead else None
-
-    def _receive_other(self, inbox: Deque[Received], fd: int) -> None:
-        """No input is ready, but something may have been read before the streams came to us."""
-        if 0 <= fd == self._output.alarm_fd:
-            self._output_failed(inbox)
-        if self._ahead:
-            for fd, source in tuple(self._inputs.items()):
-                if source.data is not None or source.count is not None:
-                    self.receive_into(inbox, fd)
-            self._ahead = False
-            self.changed()
-        if not self._framed:
-            self._ended(inbox)
-
-    def _output_failed(self, inbox: Deque[Received]) -> None:
-        """The thread that writes has ended."""
-        error = self._output.error
-        if error is not None:
-            self._raise_invalid(error)
-        text = f"the thread that writes {describe_stream(self._output.stream)} has ended"
-        self._break(error or self._broken or StreamClosedError(text))
-        self.drain(inbox)
-        self._raise_broken()
-
-    @property
-    def has_unread(self) -> bool:
-        return any([source.data is not None or source.count is not None for source in self._inputs.values()])
-
-    def note_interrupted(self) -> None:
-        self._ahead = True
-        self.changed()
-
-    def _receive_large(self, inbox: Deque[Received], source: _Input, decoder: MessageDecoder) -> None:
-        """Read straight into an unfinished payload."""
-        if source.count is None:
-            view = decoder.room(_LARGE_READ)
-            try:
-                for source.count in source.end.reads_into(view):
-                    break
-            except BlockingIOError:
-                return
-            except (OSError, ValueError) as exc:
-                self._input_failed(inbox, source, exc)
-                return
-            finally:
-                view.release()
-        count = source.count
-        if not count:
-            self._input_ended(inbox, source)
-            return
-        messages, state = decoder.advance(count)
-        # In one breath:
-        inbox += messages
-        decoder.state = state
-        source.quick = state is CLEAN
-        source.count = None
-        self.received_bytes += count
-
-    def _receive_text(self, inbox: Deque[Received], source: _Input) -> None:
-        if source.data is None:
-            try:
-                for source.data in source.reads:
-                    break
-            except BlockingIOError:
-                return
-            except (OSError, ValueError) as exc:
-                self._input_failed(inbox, source, exc)
-                return
-        data = source.data or b""
-        size = len(data)
-        text, held = decode_text(source.held + data, final=not data)
-        messages = [LogMessage(text, source.level)] if text else []
-        # In one breath:
-        inbox += messages
-        source.held = held
-        source.data = None
-        self.received_bytes += size
-        self.text_bytes += size
-        if text:
-            self.note_text(text)
-        if not data:
-            self._forget(source)
-
-    def note_text(self, text: str) -> None:
-        """Called with text that arrived on an input that is not framed."""
-
-    def note_junk(self, text: str) -> None:
-        """Called with text that arrived between frames; twice if an interruption has come in between."""
-
-    def _input_failed(self, inbox: Deque[Received], source: _Input, exc: BaseException) -> None:
-        self._raise_invalid(exc)
-        if isinstance(exc, OSError):
-            source.error = exc
-        self._input_ended(inbox, source)
-
-    def _input_ended(self, inbox: Deque[Received], source: _Input) -> None:
-        error = source.end.error
-        if error is not None and source.error is None:
-            self._raise_invalid(error)
-            source.error = error
-        if source.decoder is None:
-            self._forget(source)
-            return
-        if not source.done:
-            messages, where = source.decoder.decode_end()
-            # In one breath:
-            inbox += messages
-            source.done = True
-            self._where = where
-            self._error = source.error
-            self._framed -= 1
-        self._forget(source)
-        if not self._framed:
-            self._ended(inbox)
-
-    def _forget(self, source: _Input) -> None:
-        self._inputs.pop(source.end.fd, None)
-        self.changed()
-
-    def _ended(self, inbox: Deque[Received]) -> None:
-        """The last framed input has ended."""
-        raise StreamClosedError(self._ended_text()) from self._error
-
-    def _ended_text(self) -> str:
-        where = f" {self._where}" if self._where else ""
-        if self._error is not None:
-            return f"the connection was lost{where} ({self.describe()}): {_text(self._error)}"
-        return f"the other side closed the stream{where} ({self.describe()})"
-
-    def drain(self, inbox: Deque[Received]) -> None:
-        """Read what is there now on all inputs, as far as a pipe can hold something."""
-        for fd in tuple(self._inputs):
-            for _ in range(_DRAIN_READS):
-                if fd not in self._inputs or not wait_readable((fd,), self._inputs[fd].end.lag):
-                    break
-                try:
-                    self.receive_into(inbox, fd)
-                except (StreamClosedError, InvalidStreamError):
-                    break
-
-    def _raise_invalid(self, cause: BaseException) -> None:
-        """Tell a stream that its owner closed from one whose other side is gone."""
-        text = self.find_invalid()
-        if text is not None:
-            raise InvalidStreamError(text) from cause
-
-    def find_invalid(self) -> Optional[str]:
-        for end in self._ends:
-            text: Optional[str] = end.find_invalid()
-            if text is not None:
-                return text
-        return None
-
-    def trim(self) -> None:
-        for source in self._inputs.values():
-            if source.decoder is not None:
-                source.decoder.trim()
-
-    # -- ending
+        channel = self._channel
+        inbox: deque[Any] = deque()
+        for fd, source in tuple(channel.inputs.items()):
+            if not source.end.shared or wait_readable((fd,), 0):
+                channel.read(fd, inbox)
+        if inbox and isinstance(inbox[-1], End):
+            inbox.pop()
+        if not inbox and channel.ended is not None:
+            raise channel.ended
+        return list(inbox)
 
     def close(self) -> None:
-        """Close the streams. What is still queued is given up. A second call does nothing."""
-        self.end()
-        if self._threads is not None:
-            finish([self._threads])
+        """Close the streams. What is still queued is dropped. A second call does nothing."""
+        self._channel.end()
 
-    def end(self) -> Optional[Ending]:
-        self._let_go("close")
-        return self._threads or self._lingering
 
-    def release(self) -> None:
-        """Leave the streams open, as they were found, to their owner."""
-        self._let_go("release")
-        if self._threads is not None:
-            finish([self._threads])
+def channel_of(transport: Any) -> StreamChannel | None:
+    """Return the channel behind a ``StreamTransport``; None if it is of another class, whose methods have to be called."""
+    return transport._channel if type(transport) is StreamTransport else None
 
-    def _let_go(self, how: str) -> None:
-        # Interrupted at any point, it can be called again.
-        self._name = self.describe()
-        self._inputs.clear()
-        self._blocked = False
-        if how == "close" and self._broken is None:
-            self._linger()
-        self._break(self._broken or StreamClosedError(f"this side closed the stream ({self._name})"))
-        if self._streams is None:
-            self._streams = self._find_streams()
-        if self._threads is None and any([end.pump is not None for end in self._ends]):
-            from .threads import ThreadEnding
 
-            self._threads = ThreadEnding(self._ends, how == "close")
-        for end in reversed(self._ends):  # the first end of a stream knows how it was found
-            end.release()
-        if how == "close":
-            close_streams(self._streams)
-        self._ends = []
-
-    def _linger(self) -> None:
-        end = self._output
-        if self._lingering is None and end.socket is not None and not end.shared and end.find_invalid() is None:
-            import socket  # there is one, so it is loaded
-
-            if end.socket.family in (socket.AF_INET, socket.AF_INET6):
-                from .sockets import linger
-
-                self._lingering = linger(end.socket)
-
-    def abandon(self) -> None:
-        # Not _let_go: the flags that it would restore are the owner's too.
-        close_streams(self._find_streams())
-        self._output.close_own()
-        for end in self._ends:
-            if end.pump is not None:
-                end.pump.forget()
-
-    def _find_streams(self) -> List[Tuple[Any, int]]:
-        valid = [end for end in self._ends if end.pump is None and end.find_invalid() is None]
-        # The same stream may be written and read, as an object, as a number, or as both.
-        objects = {id(end.stream): (end.stream, end.fd) for end in valid if not isinstance(end.stream, int)}
-        taken = {fd for _, fd in objects.values()}
-        numbers = {end.fd: (end.fd, end.fd) for end in valid if isinstance(end.stream, int) and end.fd not in taken}
-        return [*objects.values(), *numbers.values()]
-
-    def describe(self) -> str:
-        if not self._name:
-            fds = sorted({end.fd for end in self._ends})
-            if not fds:
-                return "no stream"
-            self._name = "fd " + "/".join(map(str, fds))
-        return self._name
-
-    def connected(self, how: str) -> None:
-        """Say what its socket is connected to, in a few words for ``describe``."""
-        self._name = f"{how} {self.describe()}"
+def transport_of(channel: StreamChannel) -> StreamTransport:
+    """Return a ``StreamTransport`` for people who want to see what a session talks over."""
+    transport = StreamTransport.__new__(StreamTransport)
+    transport._channel = channel
+    return transport
 
 
 def _text(error: BaseException) -> str:
     return str(error) if isinstance(error, OSError) else repr(error)
-

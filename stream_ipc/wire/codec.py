@@ -9,38 +9,31 @@ from __future__ import annotations
 import codecs
 
 from ..errors import FrameTooLargeError, IpcError, SerializationError, article, describe
-from ..messages import LogMessage, Message, put_in_envelope, take_out_of_envelope
+from ..interruptions import interruption_in
+from ..messages import LogMessage, Message, put_in_envelope
 from . import framing
-from .framing import MAX_FRAME_SIZE, frame_header
+from .framing import MAX_FRAME_SIZE, START, Junk, decode_frames, frame_header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, List, Optional, Tuple, Union
+    from collections.abc import Callable
+    from typing import Any
 
     from ..protocols import MessageSerializer, Payload
 
     # What comes out of a stream: a message, or the error that stands for what should have been one.
-    Received = Union[Message, IpcError]
+    Received = Message | IpcError
 
     # What a MessageDecoder remembers: the framing's state, and the bytes of an unfinished character of junk.
-    DecoderState = Tuple[framing.State, bytes]
+    DecoderState = tuple[framing.State, bytes]
 
-__all__ = [
-    "CLEAN",
-    "JOIN",
-    "MessageDecoder",
-    "MessageEncoder",
-    "check_max_frame_size",
-    "decode_text",
-]
+__all__ = ["CLEAN", "MessageDecoder", "MessageEncoder", "TextDecoder", "check_max_frame_size", "decode_text"]
 
-# The buffer of a large payload is kept for the next one up to this size, for each stream that is read. A new one costs a
-# page fault for each 4 KiB, because what is freed at the end of the heap goes back to the system: an echo of 1 MiB takes
-# 4.6 ms instead of 10.6 ms.
+# The buffer of a large payload is kept for the next one up to this size: a new one costs a page fault for each 4 KiB.
 _SPARE_MAX = 4 * 1024 * 1024
 
-# Below this a frame is one buffer: joining header and payload costs less than writing two (1.38 us against 1.56).
-JOIN = 32 * 1024
+# Below this a frame is one buffer: joining header and payload costs less than writing two.
+_JOIN = 32 * 1024
 
 
 def check_max_frame_size(size: int) -> int:
@@ -57,6 +50,15 @@ def check_max_frame_size(size: int) -> int:
     return size
 
 
+def _is_own(serializer: Any, method: str, feature: str) -> Any:
+    """Return the optional feature of one of our serializers if its method is the one that the feature belongs to.
+
+    A class that derives from it may override the method and inherit the feature, so only the class itself counts, and no
+    object on which somebody has replaced the method.
+    """
+    return None if method in getattr(serializer, "__dict__", ()) else type(serializer).__dict__.get(feature)
+
+
 class MessageEncoder:
     """Turns messages into frames.
 
@@ -71,46 +73,45 @@ class MessageEncoder:
         for name in ("serialize", "deserialize"):
             if not callable(getattr(serializer, name, None)):
                 raise TypeError(f"{type(serializer).__name__} is no serializer: it has no method {name}()")
-        # Optional: without an envelope that is made for one call only (0.2 us), and the payload may be several buffers, so
-        # that large bytes need not be copied.
-        self._parted = _takes_parts(serializer)
-        self.serialize: Callable[[int, Any, Message], Any]
-        self.serialize = serializer.serialize_parts if self._parted else self._serialize_whole  # type: ignore[attr-defined]
+        # Without an envelope that is made for one call only, and the payload may be several buffers, so that large bytes
+        # need not be copied.
+        self._parted = _is_own(serializer, "serialize", "serialize_parts") is not None
+        self._serialize: Callable[[int, Any, Message], Any]
+        self._serialize = serializer.serialize_parts if self._parted else self._serialize_whole  # type: ignore[attr-defined]
 
-    def encode(self, message: Message) -> List[Any]:
-        """The frame of a message, as a list of buffers that nobody changes any more.
+    def encode(self, kind: int, id: Any, message: Message) -> list[Any]:
+        """Return the frame of a message, as a list of buffers that nobody changes any more.
 
         Raises:
             SerializationError: The message cannot travel.
             FrameTooLargeError: Its payload is over ``max_frame_size``.
         """
-        kind, id, message = take_out_of_envelope(message)
         try:
-            payload = self.serialize(kind, id, message)
+            payload = self._serialize(kind, id, message)
         except Exception as exc:
-            raise self.failure(message, exc) from exc
-        return self.frame(message, payload)
+            raise self._failure(message, exc) from exc
+        if type(payload) is bytes:
+            size = len(payload)
+            if size < _JOIN and size <= self.max_frame_size:
+                return [frame_header(size) + payload]
+        return self._frame(message, payload)
 
     def _serialize_whole(self, kind: int, id: Any, message: Message) -> Any:
         return self.serializer.serialize(put_in_envelope(kind, id, message))
 
-    def failure(self, message: Message, exc: Exception) -> SerializationError:
-        """What to raise if ``serialize`` has raised."""
+    def _failure(self, message: Message, exc: Exception) -> SerializationError:
+        interruption = interruption_in(exc)
+        if interruption is not None:
+            raise interruption
         if isinstance(exc, SerializationError):
             return exc
         return SerializationError(
             f"{type(self.serializer).__name__} could not serialize {type(message).__name__}: {describe(exc)}"
         )
 
-    def frame(self, message: Message, payload: Any) -> List[Any]:
-        """The frame around what ``serialize`` has returned."""
-        chunks: List[Any]
-        if type(payload) is bytes:
-            size = len(payload)
-            if size < JOIN and size <= self.max_frame_size:
-                return [frame_header(size) + payload]
-            chunks = [payload]
-        elif type(payload) is list and self._parted:
+    def _frame(self, message: Message, payload: Any) -> list[Any]:
+        chunks: list[Any]
+        if type(payload) is list and self._parted:
             chunks = payload
         elif isinstance(payload, (bytes, bytearray, memoryview)):
             chunks = [bytes(payload)]
@@ -126,40 +127,14 @@ class MessageEncoder:
                 size=size,
                 limit=self.max_frame_size,
             )
-        if len(chunks[0]) < JOIN:
+        if len(chunks[0]) < _JOIN:
             chunks[0] = frame_header(size) + chunks[0]
         else:
             chunks.insert(0, frame_header(size))
         return chunks
 
 
-def _takes_parts(serializer: Any) -> bool:
-    # Only where it is known that serialize_parts() does what serialize() does: not in a class that overrides the one
-    # and inherits the other, nor through a __getattr__ that hands on to another serializer.
-    if "serialize" in getattr(serializer, "__dict__", ()):
-        return False
-    for cls in type(serializer).__mro__:
-        if "serialize_parts" in cls.__dict__:
-            return True
-        if "serialize" in cls.__dict__:
-            break
-    return False
-
-
-def _keeps_nothing(serializer: Any) -> bool:
-    # Only where it is known of the very deserialize() that is called: not in a class that overrides it, nor through a
-    # __getattr__ that hands on to another serializer.
-    if "deserialize" in getattr(serializer, "__dict__", ()):
-        return False
-    for cls in type(serializer).__mro__:
-        if "keeps_payload" in cls.__dict__:
-            return cls.__dict__["keeps_payload"] is False
-        if "deserialize" in cls.__dict__:
-            break
-    return False
-
-
-def decode_text(data: bytes, final: bool = False) -> Tuple[str, bytes]:
+def decode_text(data: bytes, final: bool = False) -> tuple[str, bytes]:
     """Decode bytes that are no frames, for people to read.
 
     Args:
@@ -173,49 +148,53 @@ def decode_text(data: bytes, final: bool = False) -> Tuple[str, bytes]:
     return text, data[used:]
 
 
-CLEAN: DecoderState = (framing.START, b"")  # nothing is unfinished
+CLEAN: DecoderState = (START, b"")  # nothing is unfinished
 
 
 class MessageDecoder:
     """Turns the bytes of one stream into messages.
 
-    As in ``framing``, nothing changes before the caller assigns the state that a method returns to ``state``, which it
-    does in the same breath as it takes the messages.
+    As in ``framing``, nothing changes before the caller assigns the state that a method returns to ``state``, in one
+    block with taking the messages.
 
     Args:
         serializer: What turns a payload into a message.
         max_frame_size: The largest payload in bytes.
-        note_junk: Called with text that belongs to no frame, when its message is made.
+        note: Called with text that belongs to no frame, when its message is made.
 
     Attributes:
         state: Everything that is remembered between calls.
     """
 
+    is_text = False
+
     def __init__(
-        self, serializer: MessageSerializer, max_frame_size: int, note_junk: Optional[Callable[[str], Any]] = None
+        self, serializer: MessageSerializer, max_frame_size: int, note: Callable[[str], Any] | None = None
     ) -> None:
-        self._note_junk = note_junk
+        self._note = note
         self._serializer = serializer
-        self.deserialize: Callable[[Payload], Message] = serializer.deserialize
+        self._deserialize: Callable[[Payload], Message] = serializer.deserialize
         self._max_frame_size = max_frame_size
         self.state: DecoderState = CLEAN
-        self._reuses = _keeps_nothing(serializer)
-        self._spare: Optional[bytearray] = None  # the last large payload; may be the unfinished one in the state, too
+        self._reuses = _is_own(serializer, "deserialize", "keeps_payload") is False
+        self._spare: bytearray | None = None  # the last large payload, while no other has begun
         self._idle = False
 
     @property
     def wants_room(self) -> bool:
         """Whether what comes next is better read into ``room``."""
-        return framing.missing_bytes(self.state[0]) >= framing.LARGE or framing.has_room(self.state[0])
+        frames = self.state[0]
+        return framing.missing_bytes(frames) >= framing.LARGE or framing.has_room(frames)
 
     def room(self, size: int) -> memoryview:
-        """Room for the next bytes of an unfinished payload; see ``framing.room_for``."""
+        """Return room for the next bytes of an unfinished payload; see ``framing.room_for``."""
+        frames, held = self.state
         try:
-            return framing.room_for(self.state[0], size)
+            return framing.room_for(frames, size)
         except BufferError:  # the traceback of an interrupted call holds a view of it
-            frames, held = self.state
-            self.state = (framing.detached(frames), held)
-            return framing.room_for(self.state[0], size)
+            frames = framing.detached(frames)
+            self.state = (frames, held)
+            return framing.room_for(frames, size)
 
     def trim(self) -> None:
         """Give the kept buffer back if it was not needed since the call before."""
@@ -223,81 +202,50 @@ class MessageDecoder:
             self._spare = None
         self._idle = True
 
-    def decode(self, data: bytes) -> Tuple[List[Received], DecoderState]:
-        """The messages that end in ``data``, and the state behind them."""
+    def decode(self, data: bytes) -> tuple[list[Any], DecoderState]:
+        """Return the messages that end in ``data``, and the state behind them."""
         frames, held = self.state
-        spare = self._spare if frames[2] is None else None
-        items, frames = framing.decode_frames(data, frames, self._max_frame_size, spare)
-        messages, held = self._messages(items, held)
-        if frames is framing.START and not held:
-            return messages, CLEAN
-        return messages, (frames, held)
+        items, frames = decode_frames(data, frames, self._max_frame_size, self._make, self._spare)
+        if held or Junk in map(type, items):
+            items, held = self._texts(items, held)
+        return items, CLEAN if frames is START and not held else (frames, held)
 
-    def advance(self, size: int) -> Tuple[List[Received], DecoderState]:
-        """The same for ``size`` bytes that were read into ``room``."""
+    def advance(self, size: int) -> tuple[list[Any], DecoderState]:
+        """Return the same for ``size`` bytes that were read into ``room``."""
         frames, held = self.state
-        items, frames = framing.advance(frames, size)
-        messages, held = self._messages(items, held)
-        return messages, ((frames, held) if frames is not framing.START or held else CLEAN)
+        payload = frames[2]
+        items, frames = framing.advance(frames, size, self._make)
+        if items and payload is not None and self._reuses and len(payload) <= _SPARE_MAX:
+            self._spare = payload
+            self._idle = False
+        if held and items:
+            items, held = self._texts(items, held)
+        return items, CLEAN if frames is START and not held else (frames, held)
 
-    def decode_end(self) -> Tuple[List[Received], str]:
-        """What is left at the end of the stream, and a text if that is inside a frame."""
+    def finish(self) -> tuple[list[Any], str]:
+        """Return what is left at the end of the stream, and a text if that is inside a frame."""
         frames, held = self.state
         items, text = framing.decode_end(frames)
-        messages, held = self._messages(items, held)
+        messages, held = self._texts(items, held)
         if held:
             messages.append(self._junk(decode_text(held, final=True)[0]))
         return messages, text
 
-    def _messages(self, items: List[framing.Item], held: bytes) -> Tuple[List[Received], bytes]:
-        messages: List[Received] = []
-        deserialize = self.deserialize
-        for item in items:
-            if type(item) is bytes and not held:
-                # What _message does, in place: 1,500 of 52,300 instructions less for each message of a flood.
-                try:
-                    message: Any = deserialize(item)
-                except Exception as exc:
-                    messages.append(self.failure(item, exc))
-                    continue
-                messages.append(message if isinstance(message, Message) else self.no_message(message))
-                continue
-            if isinstance(item, framing.Junk):
-                text, held = decode_text(held + item)
-                if text:
-                    messages.append(self._junk(text))
-                continue
-            if held:  # a frame follows, so the character will never be finished
-                messages.append(self._junk(decode_text(held, final=True)[0]))
-                held = b""
-            if isinstance(item, FrameTooLargeError):
-                messages.append(item)
-            else:
-                messages.append(self._message(item))
-        return messages, held
-
-    def _junk(self, text: str) -> LogMessage:
-        if self._note_junk is not None:
-            self._note_junk(text)
-        return LogMessage(text, LogMessage.LEVEL_JUNK)
-
-    def _message(self, payload: Union[bytes, bytearray]) -> Received:
-        large = type(payload) is bytearray and len(payload) >= framing.LARGE
-        if large:
-            self._spare = None  # the traceback of an error may hold it
+    def _make(self, payload: bytes | bytearray) -> Received:
         try:
-            message: Any = self.deserialize(payload)
+            message = self._deserialize(payload)
         except Exception as exc:
-            return self.failure(payload, exc)
-        if large and self._reuses and len(payload) <= _SPARE_MAX:
-            # Also if the caller is interrupted and decodes it again: until he has taken the state that is behind it, no
-            # other payload begins.
-            self._spare = payload  # type: ignore[assignment]
-            self._idle = False
-        return message if isinstance(message, Message) else self.no_message(message)
+            return self._failure(payload, exc)
+        if isinstance(message, Message):
+            return message
+        return SerializationError(
+            f"{type(self._serializer).__name__}.deserialize() returned {article(type(message))}, not a Message"
+        )
 
-    def failure(self, payload: Union[bytes, bytearray], exc: Exception) -> SerializationError:
-        """What stands for a payload whose ``deserialize`` has raised."""
+    def _failure(self, payload: bytes | bytearray, exc: Exception) -> SerializationError:
+        interruption = interruption_in(exc)
+        if interruption is not None:
+            raise interruption
         if isinstance(exc, SerializationError):
             error = exc
         else:
@@ -307,8 +255,59 @@ class MessageDecoder:
         error.payload_size = len(payload)
         return error
 
-    def no_message(self, message: Any) -> SerializationError:
-        """What stands for a payload whose ``deserialize`` has returned no message."""
-        return SerializationError(
-            f"{type(self._serializer).__name__}.deserialize() returned {article(type(message))}, not a Message"
-        )
+    def _texts(self, items: list[Any], held: bytes) -> tuple[list[Any], bytes]:
+        """Make messages of the junk among these."""
+        messages: list[Any] = []
+        for item in items:
+            if type(item) is Junk:
+                text, held = decode_text(held + item)
+                if text:
+                    messages.append(self._junk(text))
+                continue
+            if held:  # a frame follows, so the character will never be finished
+                messages.append(self._junk(decode_text(held, final=True)[0]))
+                held = b""
+            messages.append(item)
+        return messages, held
+
+    def _junk(self, text: str) -> LogMessage:
+        if self._note is not None:
+            self._note(text)
+        return LogMessage(text, LogMessage.LEVEL_JUNK)
+
+
+class TextDecoder:
+    """Turns the bytes of a stream that has no frames into ``LogMessage``.
+
+    Args:
+        level: The level of the messages.
+        note: Called with each piece of text.
+
+    Attributes:
+        state: The bytes of an unfinished character.
+    """
+
+    is_text = True
+
+    def __init__(self, level: str, note: Callable[[str], Any]) -> None:
+        self._level = level
+        self._note = note
+        self.state = b""
+
+    def decode(self, data: bytes) -> tuple[list[Any], bytes]:
+        """Return the messages of ``data``, and the state behind them."""
+        text, held = decode_text(self.state + data)
+        return self._messages(text), held
+
+    def finish(self) -> tuple[list[Any], str]:
+        """Return what is left at the end of the stream."""
+        return self._messages(decode_text(self.state, final=True)[0]), ""
+
+    def trim(self) -> None:
+        """Do nothing: nothing is kept."""
+
+    def _messages(self, text: str) -> list[Any]:
+        if not text:
+            return []
+        self._note(text)
+        return [LogMessage(text, self._level)]

@@ -12,7 +12,7 @@ from ..errors import FrameTooLargeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, List, Optional, Tuple, Union
+    from typing import Any, Callable, List, Optional, Tuple, Union
 
     Item = Union[bytes, bytearray, "Junk", FrameTooLargeError]
 
@@ -67,8 +67,12 @@ START: State = (b"", 0, None, 0, 0)
 
 
 def decode_frames(
-    data: bytes, state: State, max_frame_size: int, spare: Optional[bytearray] = None
-) -> Tuple[List[Item], State]:
+    data: bytes,
+    state: State,
+    max_frame_size: int,
+    make: Optional[Callable[[Any], Any]] = None,
+    spare: Optional[bytearray] = None,
+) -> Tuple[List[Any], State]:
     """Cut the next bytes of a stream into payloads and junk.
 
     A function from state to state and no object with ``feed()``: a caller who is interrupted (``KeyboardInterrupt``)
@@ -83,6 +87,7 @@ def decode_frames(
         state: ``START``, or what the call before returned.
         max_frame_size: The largest payload in bytes. A larger one becomes a ``FrameTooLargeError`` in its place, once,
             and exactly its bytes are skipped.
+        make: Called with each payload; its result stands in its place.
         spare: A buffer that nobody needs any more: a large payload that is unfinished at the end of ``data`` is put into
             it. Not the payload that ``state`` holds.
 
@@ -90,8 +95,12 @@ def decode_frames(
         Payloads (``bytes``; ``bytearray`` for one that came in several pieces), ``Junk`` and ``FrameTooLargeError`` in
         their order, and the state behind them.
     """
-    head, skip, frame, filled, size = state
-    items: List[Item] = []
+    items: List[Any] = []
+    if state is not START:
+        spare = None  # an interrupted call is made again, and needs what the state holds
+        head, skip, frame, filled, size = state
+    else:
+        head = frame = skip = None
     if frame is not None:
         missing = size - filled
         try:
@@ -101,7 +110,7 @@ def decode_frames(
             frame = frame[:filled] + data[:missing]
         if len(data) < missing:
             return items, (b"", 0, frame, filled + len(data), size)
-        items.append(frame)
+        items.append(frame if make is None else make(frame))
         data = data[missing:]
     elif skip:
         if len(data) <= skip:
@@ -122,7 +131,7 @@ def decode_frames(
                     if at > end:
                         return items, (b"", at - end, None, 0, 0)
                 elif at <= end:
-                    items.append(data[start:at])
+                    items.append(data[start:at] if make is None else make(data[start:at]))
                 else:
                     return items, (b"", 0, _begin(data[start:], size, spare), end - start, size)
                 continue
@@ -191,7 +200,7 @@ def has_room(state: State) -> bool:
     return frame is not None and len(frame) > filled
 
 
-def advance(state: State, size: int) -> Tuple[List[Item], State]:
+def advance(state: State, size: int, make: Optional[Callable[[Any], Any]] = None) -> Tuple[List[Any], State]:
     """What ``decode_frames`` would have returned for ``size`` bytes that were read into ``room_for``.
 
     The view must have been released.
@@ -201,7 +210,7 @@ def advance(state: State, size: int) -> Tuple[List[Item], State]:
     filled += size
     if filled < whole:
         return [], (b"", 0, frame, filled, whole)
-    return [frame], START
+    return [frame if make is None else make(frame)], START
 
 
 def decode_end(state: State) -> Tuple[List[Item], str]:

@@ -1,0 +1,1 @@
+"""The machinery behind ``IpcPeer`` and ``Session``: the loop, conversations, replies."""

@@ -1,0 +1,289 @@
+"""Accepting connections inside turns.
+
+Knows sockets, TLS handshakes and the loop. Must not know messages; what becomes of a connection is its owner's business.
+
+What strangers do before they have a session happens in one ``Poller`` of the acceptor's own, whose descriptor the loop
+watches: so a turn takes a bounded number of steps for all of them together, and no handler ever waits for one.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging  # noqa: F401 - what log.py needs; who has run out of descriptors can import nothing any more
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+from .. import log
+from ..transports.descriptors import describe_address
+from ..transports.sockets import Shield, is_unix, other_user, set_nodelay, stop_writing
+from .poller import READ, Poller
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Callable
+
+    from ..transports.sockets import Place, SocketFile
+    from .loop import Loop
+
+__all__ = ["Acceptor"]
+
+# Per tick and listener:
+_ACCEPTS = 16  # connections that are accepted
+_STEPS = 16  # steps of handshakes, each of which may cost a millisecond
+
+_HANDSHAKES = 256  # that are under way at a time; who comes then waits in the queue of the system...
+_YOUNG = 2.0  # ...until the oldest has lasted so many seconds, and is dropped for him
+_HANDSHAKE_LIMIT = 30.0  # seconds for a handshake, if the peer has no timeout
+_PAUSE = 0.1  # seconds without accepting when there are no descriptors, or too many handshakes
+
+# What accept() says of one connection that is gone again. Anything else concerns all of them.
+_GONE = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+
+
+class _Handshake:
+    """A connection that has no session yet."""
+
+    __slots__ = ("due", "name", "since", "sock")
+
+    def __init__(self, sock: Any, name: str, since: float, due: float) -> None:
+        self.sock = sock
+        self.name = name
+        self.since = since
+        self.due = due
+
+
+class Acceptor:
+    """Accepts connections at one address.
+
+    Owns the socket, its file, and the connections that have no session yet.
+
+    Args:
+        loop: What drives it.
+        sock: A listening socket that does not block.
+        place: Where it listens.
+        file: The file of a Unix socket, or None.
+        take: Called with each connection, and its name.
+        timeout: Returns how many seconds a handshake may take, or None for a limit of its own.
+        context: For TLS, or None.
+
+    Attributes:
+        place: See above.
+        closed: Whether it accepts no more.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        place: Place,
+        file: SocketFile | None,
+        take: Callable[[Any, str], Any],
+        timeout: Callable[[], float | None],
+        context: ssl.SSLContext | None,
+    ) -> None:
+        self.loop = loop
+        self.place = place
+        self.closed = False
+        self._sock = sock
+        self._file = file
+        self._hand_over = take
+        self._timeout = timeout
+        self._context = context
+        if context is not None:
+            from ..transports import tls
+
+            self._tls = tls
+        self._handshakes: dict[int, _Handshake] = {}  # by descriptor; the oldest comes first
+        self._paused_until: float | None = None
+        self._complained = False
+        self._next = 0  # whose turn it is among those that are ready
+        self._identity = self._identify()
+        self._poller = Poller()
+        try:
+            self._poller.watch(sock.fileno(), READ, self)
+            self._fd = self._poller.fileno()
+        except BaseException:
+            self._poller.close()
+            raise
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open" if self._paused_until is None else "paused"
+        return f"<Listener {self.place!r} {state} handshakes={len(self._handshakes)}>"
+
+    def start(self) -> None:
+        """Begin to be watched."""
+        self.loop.listeners[self] = None
+        self.loop.watch(self._fd, READ, self)
+        log.debug("listener %r opened", self.place)
+
+    def end(self) -> None:
+        """Release everything. An interrupted call can be made again."""
+        if not self.closed:
+            log.debug("listener %r closed", self.place)
+        self.closed = True
+        loop = self.loop
+        loop.listeners.pop(self, None)
+        if self._file is not None:
+            self._file.remove()
+        loop.set_timer(self, None)
+        loop.unwatch(self._fd, self)
+        self._close_descriptors()
+
+    def abandon(self) -> None:
+        """Close the copies of the descriptors in a forked process. The file stays its owner's."""
+        self.closed = True
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        self._poller.close()
+        self._sock.close()
+        for handshake in self._handshakes.values():
+            handshake.sock.close()
+        self._handshakes.clear()
+
+    def check(self) -> None:
+        """Look for what no poller tells: that somebody else has closed the socket."""
+        if not self.closed and self._identify() != self._identity:
+            log.error("%r: its descriptor was closed by somebody else; it listens no more, so make a new one", self)
+            self._sock.detach()  # the number may be another file's by now
+            self.end()
+
+    def _identify(self) -> tuple[int, int] | None:
+        try:
+            status = os.fstat(self._sock.fileno())
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def on_ready(self, fd: int, events: int) -> None:
+        """Accept connections and go on with handshakes, as far as one turn should."""
+        if self.closed:
+            return
+        events = self._poller.poll(0)
+        # Those that are ready take turns, or the first ones could keep the others waiting for ever.
+        count = len(events)
+        start = self._next % count if count else 0
+        self._next = start + _STEPS
+        for index in range(start, start + min(count, _STEPS)):
+            fd = events[index % count][0]
+            with Shield():  # an interruption must not lose who was just accepted
+                if fd == self._sock.fileno():
+                    self._accept()
+                elif fd in self._handshakes:
+                    self._step(self._handshakes[fd])
+
+    def on_time(self, now: float) -> None:
+        """Drop handshakes that take too long; accept again after a pause."""
+        for handshake in tuple(self._handshakes.values()):
+            if handshake.due > now:
+                break
+            self._drop(handshake, "it took too long")
+        if self._paused_until is not None and now >= self._paused_until:
+            self.check()
+            if self.closed:
+                return
+            self._paused_until = None
+            self._poller.watch(self._sock.fileno(), READ, self)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        due = math.inf if self._paused_until is None else self._paused_until
+        for handshake in self._handshakes.values():
+            due = min(due, handshake.due)
+            break
+        self.loop.set_timer(self, due)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS):
+            if len(self._handshakes) >= _HANDSHAKES and not self._make_room():
+                self._pause()
+                return
+            try:
+                sock = self._sock.accept()[0]
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as exc:
+                if exc.errno in _GONE:
+                    continue
+                self.check()
+                if self.closed:
+                    return
+                if not self._complained:
+                    self._complained = True
+                    log.error("%r cannot accept: %s; it goes on trying", self, exc)
+                self._pause()
+                return
+            self._complained = False
+            try:
+                self._take(sock)
+            except (OSError, ValueError) as exc:  # it is gone again
+                log.debug("%r: a connection was lost before it had a session: %s", self, exc)
+                sock.close()
+            except BaseException:
+                sock.close()
+                raise
+
+    def _take(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        if is_unix(self.place):
+            user = other_user(sock)
+            if user is not None:
+                log.error("%r refused a connection from user %d; this process runs as %d", self, user, os.geteuid())
+                sock.close()
+                return
+        set_nodelay(sock)
+        name = f"at {self.place!r}" if is_unix(self.place) else f"from {describe_address(sock.getpeername())}"
+        if self._context is None:
+            self._hand_over(sock, name)
+            return
+        tls = self._tls.wrap(self._context, sock, True)
+        now = self.loop.clock()
+        timeout = self._timeout()
+        handshake = _Handshake(tls, name, now, now + (_HANDSHAKE_LIMIT if timeout is None else timeout))
+        self._handshakes[tls.fileno()] = handshake
+        self._poller.watch(tls.fileno(), READ, self)
+        self._set_timer()
+
+    def _step(self, handshake: _Handshake) -> None:
+        sock = handshake.sock
+        try:
+            events = self._tls.handshake(sock)
+        except (OSError, ValueError) as exc:
+            self._drop(handshake, str(exc))
+            return
+        if events:
+            self._poller.watch(sock.fileno(), events, self)
+            return
+        self._forget(handshake)
+        try:
+            self._hand_over(sock, handshake.name)
+        except (OSError, ValueError) as exc:
+            log.debug("%r: a connection was lost before it had a session: %s", self, exc)
+            sock.close()
+
+    def _drop(self, handshake: _Handshake, why: str) -> None:
+        log.info("%r: the TLS handshake of a connection %s failed: %s", self, handshake.name, why)
+        self._forget(handshake)
+        stop_writing(handshake.sock)  # so that the other side learns why
+        handshake.sock.close()
+
+    def _forget(self, handshake: _Handshake) -> None:
+        fd = handshake.sock.fileno()
+        self._handshakes.pop(fd, None)
+        self._poller.unwatch(fd)
+        self._set_timer()
+
+    def _make_room(self) -> bool:
+        for handshake in self._handshakes.values():
+            break
+        if self.loop.clock() - handshake.since < _YOUNG:
+            return False
+        self._drop(handshake, "others are waiting")
+        return True
+
+    def _pause(self) -> None:
+        self._paused_until = self.loop.clock() + _PAUSE
+        self._poller.unwatch(self._sock.fileno())
+        self._set_timer()

@@ -1,0 +1,99 @@
+"""The end of a conversation, in steps that may each be interrupted.
+
+Knows what is to be done and in which order. Must not know why the conversation ends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from .. import log
+from ..handlers import Handler
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..transports.base import Ending
+    from .conversation import Conversation
+
+__all__ = ["Closing"]
+
+
+class Closing:
+    """What is left to be done to close one conversation.
+
+    Owns the steps. Each may be done twice, and leaves the queue after it is done; an ``on_close`` handler leaves it before
+    it is called. A call that is interrupted is made again by the next turn.
+
+    Args:
+        conversation: What is closed.
+        release: Leave the streams open, to their owner.
+
+    Attributes:
+        ending: What is left to be done after the streams were closed, or None.
+    """
+
+    def __init__(self, conversation: Conversation, release: bool) -> None:
+        self.ending: Ending | None = None
+        self._conversation = conversation
+        last = self._release if release else self._close
+        handlers = conversation.on_close.of(type(conversation.session))
+        self._steps: deque[Any] = deque([self._detach, last, self._fail_pending, self._tell, *handlers])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every step was taken."""
+        return not self._steps
+
+    def go_on(self) -> None:
+        """Take the steps that are left."""
+        steps = self._steps
+        while steps:
+            step = steps[0]
+            if isinstance(step, Handler):
+                del steps[0]  # entered once, even if it closes the session again or is interrupted
+                self._call(step)
+                continue
+            step()
+            if steps and steps[0] is step:
+                del steps[0]
+        self._conversation.loop.repairs.pop(self._conversation, None)
+
+    def _detach(self) -> None:
+        self._conversation.port.close()
+        self._conversation.loop.discard(self._conversation)
+
+    def _close(self) -> None:
+        try:
+            if self.ending is None:
+                self.ending = self._conversation.channel.end()
+            if self.ending is not None:
+                self._conversation.loop.add_ending(self.ending)
+        except Exception:
+            log.error("closing the streams of %r failed", self._conversation.session, exc_info=True)
+
+    def _release(self) -> None:
+        try:
+            self._conversation.channel.release()
+        except Exception:
+            log.error("releasing the streams of %r failed", self._conversation.session, exc_info=True)
+
+    def _fail_pending(self) -> None:
+        conversation = self._conversation
+        assert conversation.reason is not None
+        conversation.dispatcher.inbox.clear()
+        conversation.replies.fail_all(conversation.reason)
+
+    def _tell(self) -> None:
+        conversation = self._conversation
+        assert conversation.reason is not None
+        log.debug("session %s closed: %s", conversation.name, conversation.short(conversation.reason))
+
+    def _call(self, handler: Handler) -> None:
+        session = self._conversation.session
+        try:
+            if handler.active:
+                handler.function(session)
+        except Exception:
+            log.error("on_close handler of %r failed", session, exc_info=True)

@@ -1,0 +1,400 @@
+"""One conversation with one other process: its state, and what can be done with it.
+
+Knows its port, its dispatcher and its pending requests, which own the rest. Must not know frames or descriptors.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..errors import RequestTimeoutError, StreamClosedError, describe
+from ..handlers import HandlerList
+from ..messages import NOTIFICATION, REQUEST, Message, ResponseEnvelope
+from .closing import Closing
+from .dispatcher import HIGH_WATER, Dispatcher
+from .loop import MAX_DEPTH, Until
+from .port import Port
+from .replies import Replies
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..transports.base import Channel
+    from .loop import Loop
+    from .replies import Pending
+
+__all__ = ["CLOSED", "CLOSING", "FLUSH_BOUND", "FORKED", "OPEN", "Conversation"]
+
+FLUSH_BOUND = 1.0  # seconds that closing gives to what is still queued
+
+# What a conversation is doing. Texts and no enum, whose class takes long to make.
+OPEN, CLOSING, CLOSED = "open", "closing", "closed"
+FORKED = "forked"  # this is the copy in a forked process
+
+
+class Conversation:
+    """One conversation.
+
+    Owns its state and the reason why it is closed.
+
+    Args:
+        loop: What drives it.
+        channel: What it talks over.
+        peer: Whose ``timeout`` and ``id_generator`` it uses.
+        session: What handlers get.
+
+    Attributes:
+        state: ``OPEN``, ``CLOSING``, ``CLOSED`` or ``FORKED``.
+        is_open: Whether the state is ``OPEN``.
+        reason: Why it is closed, or None.
+        dispatcher: Works off its inbox.
+        port: Moves its bytes.
+        replies: Its pending requests.
+        on_close: Handlers of its end.
+        name: What texts call it.
+    """
+
+    def __init__(self, loop: Loop, channel: Channel, peer: Any, session: Any) -> None:
+        self.loop = loop
+        self.channel = channel
+        self.peer = peer
+        self.session = session
+        self.state = OPEN
+        self.is_open = True
+        self.reason: StreamClosedError | None = None
+        self.name: str = channel.describe()
+        self.replies = Replies(self.name, self._silence_hint)
+        self.on_close = HandlerList("on_close", most=1)
+        self.dispatcher = Dispatcher(self, session)
+        self.port = Port(loop, channel, self.dispatcher)
+        self.dispatcher.bind()
+        self._closing: Closing | None = None
+        self._lingers_until: float | None = None  # how long an ended stream is kept for what is still to be written
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether it is open and its stream has not ended."""
+        return self.is_open and self.channel.ended is None
+
+    def closed_error(self) -> StreamClosedError:
+        """Return the error for a call that comes too late."""
+        reason = self.reason or self.channel.ended
+        text = f"is being closed ({self.name})" if reason is None else f"is closed: {reason}"
+        error = StreamClosedError(f"the session {text}")
+        error.__cause__ = None if reason is None else reason.__cause__
+        return error
+
+    # -- sending
+
+    def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Pending:
+        """Send a request; its outcome is for the promise."""
+        loop = self.loop
+        outer = loop.enter()
+        try:
+            if not self.is_open:
+                raise self.closed_error()
+            deadline = None if timeout is None else loop.clock() + timeout
+            if self.channel.queued_bytes > HIGH_WATER:
+                self._make_room(timeout)
+            # Before the send: the reply may be there at once.
+            pending = self.replies.add(promise, self.peer.id_generator.generate(), expect, timeout, deadline)
+            if deadline is not None and deadline < self.replies.due:
+                self.replies.due = deadline
+                loop.set_timer(self, deadline)
+            try:
+                self.port.post(REQUEST, pending.id, message)
+            except BaseException:
+                pending.settled = True  # nobody will ever see it
+                self.replies.forget(pending)
+                raise
+            return pending
+        finally:
+            loop.thread = outer
+
+    def notify(self, message: Message) -> None:
+        """Send a notification."""
+        loop = self.loop
+        outer = loop.enter()
+        try:
+            if not self.is_open:
+                raise self.closed_error()
+            if self.channel.queued_bytes > HIGH_WATER:
+                self._make_room(self.peer.timeout)
+            self.port.post(NOTIFICATION, None, message)
+        finally:
+            loop.thread = outer
+
+    def _make_room(self, timeout: float | None) -> None:
+        """Wait until the queue is below the mark, reading but not dispatching meanwhile."""
+        channel = self.channel
+        if channel.writing:  # what comes in the middle of a write cannot wait for its end
+            return
+        loop = self.loop
+        limit = None if timeout is None else loop.clock() + timeout
+        loop.run(Until(lambda: channel.queued_bytes <= HIGH_WATER or not self.is_writable), limit, dispatch=False)
+        if not self.is_writable:
+            raise self.closed_error()
+        if channel.queued_bytes > HIGH_WATER:
+            raise self.stuck_error(timeout)
+
+    def stuck_error(self, timeout: float | None) -> RequestTimeoutError:
+        """Return the error for a message that could not leave."""
+        return RequestTimeoutError(
+            f"the message was not sent: {self.channel.queued_bytes} bytes are queued ({self.name}), and the other side"
+            f" has not read them within {timeout} s; is it ticking?",
+            timeout=timeout,
+        )
+
+    def begin_batch(self) -> None:
+        """Begin to gather what is sent."""
+        self.loop.check_entry()
+        self.port.cork()
+
+    def end_batch(self) -> None:
+        """Write what was gathered, if this is the outermost batch."""
+        if not self.port.uncork():
+            return
+        outer = self.loop.enter()
+        try:
+            if self.state is OPEN:
+                self.port.write()
+            self.loop.corked.pop(self.port, None)  # last: until then the next turn flushes
+        finally:
+            self.loop.thread = outer
+
+    def flush(self, timeout: float | None) -> None:
+        """Write until nothing is queued."""
+        loop = self.loop
+        outer = loop.enter()
+        try:
+            if self.state is CLOSED:
+                raise self.closed_error()
+            self.port.write()
+            channel = self.channel
+            if not channel.queued_bytes:
+                return
+            if channel.writing:
+                raise RuntimeError(
+                    f"flush() was called in the middle of a write of the same session ({self.name}), by a signal handler or"
+                    " a finalizer; nothing more can be written until it returns"
+                )
+            limit = None if timeout is None else loop.clock() + timeout
+            loop.run(Until(lambda: not channel.queued_bytes or not self.is_writable), limit, dispatch=False)
+            if channel.queued_bytes and self.is_writable:
+                self.port.write()  # it may have been read while this process was kept from looking
+            if not self.is_writable:
+                raise self.closed_error()
+            if channel.queued_bytes:
+                raise TimeoutError(
+                    f"{channel.queued_bytes} bytes are still queued ({self.name}): the other side has not read them within"
+                    f" {timeout} s; is it ticking?"
+                )
+        finally:
+            loop.thread = outer
+
+    # -- waiting
+
+    def wait(self, pending: Pending, timeout: float | None) -> None:
+        """Turn until a request has settled.
+
+        Raises:
+            TimeoutError: ``timeout`` has passed, and the request is still pending.
+        """
+        loop = self.loop
+        limit = pending.deadline
+        if timeout is not None:
+            own = loop.clock() + timeout
+            if limit is None or own < limit:
+                limit = own
+        loop.run(pending, limit)
+        if not pending.settled and self.has_reply(pending):
+            loop.run(pending, loop.clock())  # what stands before it is dispatched first
+        if not pending.settled:
+            if pending.deadline is not None and loop.clock() >= pending.deadline:
+                self.replies.give_up(pending)
+                return
+            if timeout is None:
+                text = f"request {pending.id} has no reply yet, and its session is just ending"
+                raise TimeoutError(f"{text} ({self.name}); wait again later")
+            raise TimeoutError(f"{pending.silence(timeout)}; it is still pending")
+
+    def has_reply(self, pending: Pending) -> bool:
+        """Look at the stream once more, and return whether a reply is there and only has to be dispatched."""
+        if self.state is not OPEN:
+            return False
+        outer = self.loop.enter()
+        try:
+            self.port.drain()
+        finally:
+            self.loop.thread = outer
+        return self.loop.depth < MAX_DEPTH and pending.id in self._arrived()
+
+    def _arrived(self) -> set[Any]:
+        """Return the ids of the replies in the inbox."""
+        found = set()
+        for item in self.dispatcher.inbox:
+            id = item.id if type(item) is ResponseEnvelope else getattr(item, "response_id", None)
+            if isinstance(id, str):
+                found.add(id)
+        return found
+
+    def on_time(self, now: float) -> None:
+        """Give up the requests whose deadline has passed, and stop lingering."""
+        loop = self.loop
+        due = math.inf
+        if self._lingers_until is not None:
+            if now >= self._lingers_until:
+                loop.mark(self.dispatcher)
+            else:
+                due = self._lingers_until
+        replies = self.replies
+        if now >= replies.due and self.state is OPEN:
+            self.port.drain()
+            arrived = self._arrived()
+            if replies.expire(now, arrived):
+                loop.progress += 1
+            elif arrived:
+                loop.mark(self.dispatcher)
+        else:
+            replies.expire(-math.inf, set())
+        loop.set_timer(self, min(due, replies.due))
+
+    def receive(self, timeout: float | None) -> Message:
+        """Turn until a notification arrives, and return it."""
+        loop = self.loop
+        loop.check_entry()
+        received = self.dispatcher.received
+        if not received:
+            if not self.is_open:
+                raise self.closed_error()
+            waiting = self.dispatcher.receiving
+            try:
+                self.dispatcher.receiving = waiting + 1
+                limit = None if timeout is None else loop.clock() + timeout
+                loop.run(Until(lambda: bool(received) or self.state is not OPEN), limit)
+            finally:
+                self.dispatcher.receiving = waiting
+        if received:
+            # atomic: no calls
+            message = received[0]
+            del received[0]
+            return message
+        if self.state is not OPEN:
+            raise self.closed_error()
+        raise TimeoutError(f"no notification within {timeout} s ({self.name})")
+
+    def _silence_hint(self) -> str:
+        """Return a hint for the error of a request that got no reply."""
+        channel = self.channel
+        # What a serializer knows of the usual other side: PHP answers less often than Python does.
+        hint: str = getattr(getattr(channel.transport, "serializer", None), "silence_hint", "")
+        if self.loop.depth >= MAX_DEPTH:
+            return (
+                "; handlers that wait are nested so deeply that requests which came meanwhile had to wait: the reply may"
+                " depend on one of them"
+            )
+        if channel.received_bytes > channel.text_bytes:
+            return hint
+        return (
+            "; nothing has ever come from the other side (is it ticking, does it use the same serializer, does it know the"
+            f" class of the request?){hint}"
+        )
+
+    # -- closing
+
+    def lingers(self) -> bool:
+        """Return whether an ended stream is kept a while: the other side may still read, though it writes no more."""
+        if not self.channel.queued_bytes:
+            return False
+        now = self.loop.clock()
+        if self._lingers_until is None:
+            self._lingers_until = now + FLUSH_BOUND
+            self.loop.set_timer(self, min(self._lingers_until, self.replies.due))
+        return now < self._lingers_until
+
+    def close(self, release: bool = False) -> None:
+        """Close, or release the streams to their owner; see ``Session.close`` and ``IpcPeer.remove_session``."""
+        loop = self.loop
+        closing = self._closing
+        if loop.forked or (closing is not None and closing.is_done and closing.ending is None):
+            return
+        outer = loop.enter()
+        try:
+            self._flush_bounded()
+            if release:
+                self.end(StreamClosedError(f"this side removed the session from its peer ({self.name})"), release)
+            else:
+                self.end(StreamClosedError(self.channel.closed_text()))
+            closing = self._closing
+            if closing is not None and closing.ending is not None:
+                if not closing.ending.background:
+                    loop.finish_endings([closing.ending])
+                closing.ending = None
+        finally:
+            loop.thread = outer
+
+    def begin_close(self) -> None:
+        """Stop taking messages; write what is queued as far as it goes."""
+        if self.state is OPEN:
+            # atomic: no calls
+            self.state = CLOSING
+            self.is_open = False
+            self.channel.corked = False
+            self.port.flush()
+
+    def _flush_bounded(self) -> None:
+        """Begin to close: write what is queued, within a short bound."""
+        channel = self.channel
+        loop = self.loop
+        if self._closing is not None:
+            return
+        try:
+            self.begin_close()
+            if channel.queued_bytes and not channel.writing:
+                loop.run(Until(lambda: not channel.queued_bytes), loop.clock() + FLUSH_BOUND, dispatch=False)
+        except BaseException:  # an interruption: the next turn goes on with closing
+            loop.repairs[self] = None
+            raise
+
+    def end(self, reason: StreamClosedError, release: bool = False) -> None:
+        """Close at once: what is queued is dropped, what is pending fails, the streams are closed.
+
+        Slow work (reaping a child) is left to the loop.
+        """
+        if self._closing is None:
+            closing = Closing(self, release)
+            self.loop.repairs[self] = None
+            # atomic: no calls
+            self.state = CLOSED
+            self.is_open = False
+            self.reason = reason
+            self._closing = closing
+        self._closing.go_on()
+
+    def repair(self) -> None:
+        """Do what an interruption has left undone."""
+        if self._closing is None:
+            self.end(StreamClosedError(self.channel.closed_text()))
+        else:
+            self._closing.go_on()
+
+    def abandon(self) -> None:
+        """Close the copies of the descriptors in a forked process."""
+        if self.state is not CLOSED:
+            # atomic: no calls
+            self.state = FORKED
+            self.is_open = False
+            self.reason = StreamClosedError("this is a forked copy of the session; make a new IpcPeer in this process")
+            self.channel.abandon()
+
+    def short(self, reason: BaseException) -> str:
+        """Return a reason in a few words: without what its text repeats of the name, and what a child has written."""
+        text = describe(reason).partition(": ")[2]
+        process = getattr(self.channel, "process", None)
+        if process is not None:
+            _, found, rest = text.partition(f"(pid {process.pid}) ")
+            text = rest if found else text
+        text = text.partition("\n")[0].partition("; ")[0].replace(f" ({self.name})", "")
+        return text if len(text) <= 100 else text[:97] + "..."

@@ -1,0 +1,54 @@
+"""What stands in an inbox beside messages: work that has its turn behind what arrived before it.
+
+Knows nothing of ours but names. ``End``, which channels put there themselves, is in ``transports/base.py``.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..handlers import Handler
+    from ..messages import Message
+
+__all__ = ["Answer", "Delivery", "Failure", "Opening"]
+
+
+class Answer:
+    """A reply that is still to be sent."""
+
+    __slots__ = ("id", "reply")
+
+    def __init__(self, id: Any, reply: Message) -> None:
+        self.id = id
+        self.reply = reply
+
+
+class Delivery:
+    """A message that some of its handlers have not seen yet."""
+
+    __slots__ = ("handlers", "message")
+
+    def __init__(self, message: Message, handlers: tuple[Handler, ...]) -> None:
+        self.message = message
+        self.handlers = handlers
+
+
+class Failure:
+    """A failure of the stream."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class Opening:
+    """The function that gets the session before anything else of it is dispatched."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function

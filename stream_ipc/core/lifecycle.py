@@ -1,0 +1,133 @@
+"""The end of loops: when their peer closes, at the end of the interpreter, in a forked process.
+
+Knows loops. Must not know peers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+import warnings
+from functools import partial
+from weakref import WeakSet
+
+from .. import log
+from ..errors import StreamClosedError
+from ..transports.base import finish
+from .conversation import FLUSH_BOUND
+from .loop import Loop, Until
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from .conversation import Conversation
+
+__all__ = ["adopt", "close_loop", "drop_loop"]
+
+_EXIT_TURN = 0.005  # seconds that one loop may write at exit before the next has its turn
+
+_CLOSED_TEXT = "this side closed the peer"
+
+_loops: WeakSet[Loop] = WeakSet()
+
+
+def adopt(loop: Loop) -> None:
+    """Close a loop at the end of the interpreter, and abandon its copy in a forked process."""
+    _loops.add(loop)
+
+
+def close_loop(loop: Loop) -> None:
+    """Close every conversation and listener, and end what was started, side by side."""
+    conversations = tuple(loop.conversations)
+    _begin(loop)
+    try:
+        _write_queued(loop, FLUSH_BOUND)
+        _end(conversations)
+    finally:  # an on_close handler may have been interrupted
+        _end((*loop.conversations, *[task for task in loop.repairs if hasattr(task, "begin_close")]))
+        loop.finish_endings()
+        loop.release()
+
+
+def _begin(loop: Loop) -> None:
+    loop.closed = True
+    for listener in tuple(loop.listeners):
+        listener.end()
+    for conversation in tuple(loop.conversations):
+        conversation.begin_close()
+
+
+def _write_queued(loop: Loop, seconds: float) -> None:
+    done = Until(lambda: not any([conversation.channel.queued_bytes for conversation in loop.conversations]))
+    loop.run(done, loop.clock() + seconds, dispatch=False)
+
+
+def _end(conversations: Iterable[Conversation]) -> None:
+    # Before the first on_close handler runs: it might wait for one of these.
+    for conversation in conversations:
+        conversation.replies.fail_all(StreamClosedError(_CLOSED_TEXT))
+    for conversation in conversations:
+        conversation.end(StreamClosedError(_CLOSED_TEXT))
+
+
+def drop_loop(loop: Loop, owner: str) -> None:
+    """Release what a peer that was never closed has left."""
+    if loop.released or loop.forked:
+        return
+    if loop.conversations or loop.listeners:
+        warnings.warn(f"unclosed {owner}; close it, or use it in a with statement", ResourceWarning, stacklevel=2)
+    for listener in tuple(loop.listeners):
+        listener.end()
+    for conversation in tuple(loop.conversations):
+        ending = conversation.channel.end()
+        if ending is not None:
+            ending.forget()
+    for ending in loop.endings:
+        ending.forget()
+    loop.release()
+
+
+def close_all() -> None:
+    """Close all loops at exit, side by side, because each may take its time."""
+    loops = [loop for loop in tuple(_loops) if not loop.released and not loop.forked]
+    for loop in loops:
+        loop.thread = None  # its thread has ended, or will never run again
+    left = [loop for loop in loops if _try(loop, partial(_begin, loop))]
+    due = time.monotonic() + FLUSH_BOUND
+    while left and time.monotonic() < due:
+        left = [loop for loop in left if any([c.channel.queued_bytes for c in loop.conversations])]
+        left = [loop for loop in left if _try(loop, partial(_write_queued, loop, _EXIT_TURN))]
+    for loop in loops:
+        _try(loop, partial(_end, tuple(loop.conversations)))
+    try:
+        finish([ending for loop in loops for ending in loop.endings])
+    except Exception:
+        log.error("ending children at exit failed", exc_info=True)
+    for loop in loops:
+        _try(loop, partial(close_loop, loop))
+
+
+def _try(loop: Loop, step: Callable[[], Any]) -> bool:
+    try:
+        outer = loop.enter()
+        try:
+            step()
+        finally:
+            loop.thread = outer
+    except Exception:
+        log.error("closing %r at exit failed", loop, exc_info=True)
+        return False
+    return True
+
+
+def _after_fork() -> None:
+    for loop in tuple(_loops):
+        loop.abandon()
+    _loops.clear()
+
+
+atexit.register(close_all)
+os.register_at_fork(after_in_child=_after_fork)

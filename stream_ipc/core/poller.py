@@ -1,0 +1,161 @@
+"""The descriptors that a loop waits for, and the task that owns each.
+
+Knows ``selectors``. Must not know what the owners are or what they do with a ready descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import selectors
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+__all__ = ["READ", "WRITE", "Poller"]
+
+# The numbers of poll and epoll, so that what epoll reports can be used as it is.
+READ = 1
+WRITE = 4
+
+_TO_SELECTOR = {READ: selectors.EVENT_READ, WRITE: selectors.EVENT_WRITE, READ | WRITE: 3}
+_FROM_SELECTOR = {theirs: ours for ours, theirs in _TO_SELECTOR.items()}
+
+
+class Poller:
+    """A ``selectors.DefaultSelector`` whose descriptors have owners.
+
+    What the selector refuses (a regular file, some devices) counts as always ready. Owns which descriptor is watched for
+    what, and for whom.
+
+    Attributes:
+        owners: The owner of each watched descriptor.
+        poll: Waits at most so many seconds (0: not at all) and returns (descriptor, events) of each that is ready. Bits
+            other than READ and WRITE mean that it is hung up or broken: reading and writing will both tell more.
+    """
+
+    poll: Callable[[float], list[tuple[int, int]]]
+
+    def __init__(self) -> None:
+        self.owners: dict[int, Any] = {}
+        self._always: dict[int, int] = {}
+        self._selector: Any = selectors.DefaultSelector()
+        self._epoll: Any = None
+        # select() of EpollSelector builds keys that nobody here needs, and drops events of a number that was closed while
+        # its open file lives on, so that a wait for it would spin. So the same set is waited for through a second object.
+        if type(self._selector) is getattr(selectors, "EpollSelector", None) and hasattr(select, "epoll"):
+            self._epoll = select.epoll.fromfd(os.dup(self._selector.fileno()))
+        self._choose()
+
+    def _choose(self) -> None:
+        self.poll = self._poll if self._epoll is None or self._always else self._epoll.poll
+
+    def watch(self, fd: int, events: int, owner: Any) -> None:
+        """Watch a descriptor, or watch it for other events than before.
+
+        Raises:
+            OSError: It is closed, or there is no room for another.
+        """
+        if not self._register(fd, events, os.fstat(fd).st_mode):
+            self._always[fd] = events
+            self._choose()
+        self.owners[fd] = owner
+
+    def _register(self, fd: int, events: int, mode: int) -> bool:
+        if stat.S_ISREG(mode):
+            return False
+        wanted = _TO_SELECTOR[events]
+        try:
+            if fd in self.owners and fd not in self._always:
+                self._selector.modify(fd, wanted)
+            else:
+                self._selector.register(fd, wanted)
+        except (FileExistsError, KeyError, FileNotFoundError):
+            # An interrupted call has left the selector's two tables apart.
+            self.unwatch(fd)
+            self._rebuild()
+            self._selector.register(fd, wanted)
+        except PermissionError:  # epoll refuses it
+            return False
+        except OSError as exc:
+            if exc.errno != errno.EINVAL or not stat.S_ISCHR(mode):  # kqueue refuses some devices
+                raise
+            return False
+        return True
+
+    def unwatch(self, fd: int) -> None:
+        """Stop watching a descriptor. It may be closed already, or not be watched at all."""
+        if self._always.pop(fd, None) is not None:
+            self._choose()
+        try:
+            self._selector.unregister(fd)
+        except (KeyError, ValueError, OSError):
+            pass
+        self.owners.pop(fd, None)
+
+    def forget_lost(self) -> bool:
+        """Get rid of a descriptor that is reported though nobody owns it.
+
+        Its number was closed while another number (a ``dup``, a forked process) keeps the open file, and epoll goes on
+        reporting it. There is no other way than a new set.
+
+        Returns:
+            Whether there is a new set, so that whoever watches ``fileno`` has to watch it again.
+        """
+        if self._epoll is None:
+            return False
+        self._rebuild()
+        return True
+
+    def _rebuild(self) -> None:
+        if self._epoll is None:
+            return
+        fresh = select.epoll()
+        try:
+            for fd, key in self._selector.get_map().items():
+                try:
+                    fresh.register(fd, _FROM_SELECTOR[key.events])
+                except OSError:
+                    pass  # closed too, which its owner will find out
+            # The same numbers, so that nobody else has to know.
+            os.dup2(fresh.fileno(), self._epoll.fileno(), inheritable=False)
+            os.dup2(fresh.fileno(), self._selector.fileno(), inheritable=False)
+        finally:
+            fresh.close()
+
+    def _poll(self, timeout: float) -> list[tuple[int, int]]:
+        if self._always:
+            timeout = 0
+        if self._epoll is not None:
+            events = self._epoll.poll(timeout)
+        else:
+            events = [(key.fd, _FROM_SELECTOR[mask]) for key, mask in self._selector.select(timeout)]
+        return [*events, *self._always.items()]
+
+    @property
+    def has_always(self) -> bool:
+        """Whether some descriptor counts as always ready, of which ``fileno`` does not tell."""
+        return bool(self._always)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while a watched one is ready.
+
+        Raises:
+            OSError: The selector of this platform has none.
+        """
+        fileno = getattr(self._selector, "fileno", None)
+        if fileno is None:
+            raise OSError("the selector of this program has no descriptor to wait for; call tick() now and then instead")
+        return int(fileno())
+
+    def close(self) -> None:
+        """Release everything. Does nothing to the watched descriptors, nor to the copy in another process."""
+        if self._epoll is not None:
+            self._epoll.close()
+        self._selector.close()
+        self.owners.clear()
+        self._always.clear()

@@ -1,0 +1,331 @@
+"""Between a channel and the loop: what is watched, when it is read and written.
+
+Knows the loop, channels and the inbox that it fills. Must not know messages, nor what becomes of them.
+"""
+
+from __future__ import annotations
+
+from ..errors import InvalidStreamError, StreamClosedError
+from ..interruptions import interruption_in
+from ..transports.base import End
+from .items import Failure
+from .poller import READ, WRITE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from typing import Any
+
+    from ..transports.base import Channel
+    from .dispatcher import Dispatcher
+    from .loop import Loop
+
+__all__ = ["Port"]
+
+# A conversation whose inbox holds more is not read from until it has been worked off...
+_INBOX_SMALL = 64  # messages: below this nobody looks, because the next turn dispatches them
+INBOX_COUNT = 4096  # messages
+INBOX_BYTES = 4 * 1024 * 1024
+# ...but while nothing can be worked off, because a send waits for its queue to drain or because handlers are nested too
+# deeply, reading must go on, or two sides that flood each other would wait for each other. It is still bounded.
+INBOX_BYTES_HARD = 256 * 1024 * 1024
+INBOX_COUNT_HARD = 500_000
+
+
+class Port:
+    """Watches a channel for one conversation, and moves its bytes.
+
+    Owns which descriptors are watched, whether reading is paused, and whether a failure waits to be reported. What is
+    watched is derived from the channel by ``rearm``, which may be called at any time.
+
+    Attributes:
+        channel: The channel.
+        paused: Whether it is not read from because the inbox is long.
+        failing: Whether a failure stands in the inbox. The channel is left alone until it is reported.
+    """
+
+    def __init__(self, loop: Loop, channel: Channel, dispatcher: Dispatcher) -> None:
+        self.channel = channel
+        self.failing = False
+        self._loop = loop
+        self._dispatcher = dispatcher
+        self._inbox: deque[Any] = dispatcher.inbox
+        self._watched: dict[int, int] = {}
+        self.paused = False
+        self._reading = False  # a call is reading, so that a message's constructor may be at work
+        self._mark = 0  # received_bytes when the inbox was last empty
+        self._batches = 0
+        self._closed = False
+        channel.on_change = self.rearm
+
+    # -- watching
+
+    def rearm(self) -> None:
+        """Watch what the channel wants to be watched for."""
+        if self._closed:
+            return
+        try:
+            reads, write_fd, look_in = self.channel.interest()
+        except Exception as exc:  # of somebody's own transport
+            self.fail(exc)
+            return
+        if self.paused or self.failing or self._reading or self.channel.ended is not None:
+            look_in = None
+            if not self._reading:
+                reads = ()
+        wanted = dict.fromkeys(reads, READ)
+        if write_fd is not None:  # also when the other side has stopped writing: it may still read
+            wanted[write_fd] = wanted.get(write_fd, 0) | WRITE
+        if wanted != self._watched:
+            self._watch(wanted)
+        self._loop.set_polled(self, look_in)
+
+    def _watch(self, wanted: dict[int, int]) -> None:
+        loop = self._loop
+        watched = self._watched
+        loop.repairs[self] = None
+        self._watched = dict.fromkeys((*watched, *wanted), 0)  # unknown, until all is done
+        for fd in watched:
+            if fd not in wanted:
+                loop.unwatch(fd, self)
+        for fd, events in wanted.items():
+            if watched.get(fd) == events:
+                continue
+            if watched.get(fd) == 0:
+                loop.unwatch(fd, self)
+            try:
+                loop.watch(fd, events, self)
+            except OSError as exc:
+                if interruption_in(exc) is exc:
+                    raise
+                self.fail(InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}"))
+                return
+        self._watched = wanted
+        loop.repairs.pop(self, None)
+
+    def repair(self) -> None:
+        """Do what an interruption has left undone."""
+        self._watched = dict.fromkeys(self._watched, 0)
+        if not self._closed:
+            self.channel.resume()
+            self.rearm()
+            self._loop.todo[self._dispatcher] = None
+        self._loop.repairs.pop(self, None)
+
+    def close(self) -> None:
+        """Stop watching. An interrupted call can be made again."""
+        self._closed = True
+        for fd in tuple(self._watched):
+            self._loop.unwatch(fd, self)
+        self._watched = {}
+        self._loop.discard_port(self)
+        self._loop.repairs.pop(self, None)
+
+    def check(self) -> None:
+        """Look for what no poller tells: a stream that its owner closed, and what interruptions have left."""
+        if self._closed or self.failing or self._reading:
+            return
+        channel = self.channel
+        if channel.ended is None:
+            text = channel.find_invalid()
+            if text is not None:
+                self.fail(InvalidStreamError(text))
+                return
+            channel.trim()
+        if channel.queued_bytes and not channel.corked:
+            self.flush()
+        self.rearm()
+
+    # -- reading
+
+    def on_ready(self, fd: int, events: int) -> None:
+        """Write and read: a descriptor is ready in some way."""
+        if events != READ:
+            self.flush()
+        if events != WRITE:
+            self.read(fd)
+
+    def look(self) -> None:
+        """Read though no descriptor is ready."""
+        if self.channel.volatile:
+            self.rearm()  # its answers may be others now
+        self.read(-1)
+
+    def read(self, fd: int) -> None:
+        """Read into the inbox: a descriptor is readable, or (-1) it is time to look."""
+        if self._reading:
+            # A message's constructor, a finalizer or a signal handler waits for something. What is being read cannot be
+            # read once more beneath it, and its descriptor must not keep that wait awake.
+            self._set_paused(True)
+            return
+        if self._closed or self.channel.ended is not None:
+            return
+        inbox = self._inbox
+        if not inbox:
+            self._mark = self.channel.received_bytes
+        loop = self._loop
+        try:
+            self._reading = True
+            self.channel.read(fd, inbox)
+        except Exception as exc:
+            self._reading = False
+            self._failed(exc)
+        except BaseException:  # what was read may not be decoded yet, and nothing else would tell
+            loop.repairs[self] = None
+            raise
+        finally:
+            self._reading = False
+        if self.paused:
+            self.update_reading()
+        loop.todo[self._dispatcher] = None
+
+    def _failed(self, exc: Exception) -> None:
+        interruption = interruption_in(exc)
+        if interruption is not None:
+            self._loop.repairs[self] = None
+            raise interruption
+        self.fail(exc)
+
+    def drain(self) -> None:
+        """Read what is there now, as much as a pipe or socket can hold: this is the last look."""
+        if self._reading or self._closed or self.failing or self.channel.ended is not None:
+            return
+        try:
+            self._reading = True
+            self.channel.drain(self._inbox)
+        except Exception as exc:
+            self._reading = False
+            self._failed(exc)
+        except BaseException:
+            self._loop.repairs[self] = None
+            raise
+        finally:
+            self._reading = False
+        if self._inbox:
+            self._loop.mark(self._dispatcher)
+
+    def limit_reading(self) -> None:
+        """Stop reading if the inbox is long; called before each turn while something is in it."""
+        if len(self._inbox) > _INBOX_SMALL or self._loop.starving or self.paused:
+            self.update_reading()
+
+    def update_reading(self) -> None:
+        """Stop reading while the inbox is long, go on when it is not."""
+        if self._reading:
+            return
+        paused = False
+        inbox = self._inbox
+        if inbox:
+            size = self.channel.received_bytes - self._mark
+            if self._loop.starving or self.channel.queued_bytes:
+                paused = size > INBOX_BYTES_HARD or len(inbox) > INBOX_COUNT_HARD
+            else:
+                paused = len(inbox) > INBOX_COUNT or size > INBOX_BYTES
+        self._set_paused(paused)
+
+    def _set_paused(self, paused: bool) -> None:
+        if paused != self.paused:
+            self.paused = paused
+            if paused:
+                self._loop.paused[self] = None
+            else:
+                self._loop.paused.pop(self, None)
+            self.rearm()
+
+    def fail(self, error: Exception) -> None:
+        """Report that the stream has failed, once what had arrived is dispatched."""
+        if self.failing or self._closed:
+            return
+        failure = Failure(error)
+        # atomic: no calls
+        self.failing = True
+        self._inbox += (failure,)
+        self._loop.mark(self._dispatcher)
+        self.rearm()
+
+    # -- writing
+
+    def post(self, kind: int, id: Any, message: Any) -> None:
+        """Send a message, or queue it whole.
+
+        Raises:
+            StreamClosedError: The other side is gone.
+            InvalidStreamError: The stream was closed by its owner.
+            Exception: The message cannot travel, and nothing was sent.
+        """
+        try:
+            self.channel.post(kind, id, message)
+        except (StreamClosedError, InvalidStreamError) as exc:
+            self.write_failed(exc)
+            raise
+
+    def post_frame(self, frame: Any) -> None:
+        """Send an encoded frame, or queue it whole; raises as ``post``."""
+        try:
+            self.channel.post_frame(frame)
+        except (StreamClosedError, InvalidStreamError) as exc:
+            self.write_failed(exc)
+            raise
+
+    def write(self) -> None:
+        """Write what the stream takes now; raises as ``post``."""
+        try:
+            self.channel.flush()
+        except (StreamClosedError, InvalidStreamError) as exc:
+            self.write_failed(exc)
+            raise
+
+    def flush(self) -> None:
+        """Write what the stream takes now; what goes wrong is reported in turn."""
+        if self._closed:
+            return
+        try:
+            self.write()
+        except (StreamClosedError, InvalidStreamError):
+            pass  # it is reported already
+        except Exception as exc:
+            self._failed(exc)
+        except BaseException:
+            self._loop.repairs[self] = None
+            raise
+        if not self.channel.queued_bytes:
+            self._loop.progress += 1
+            if self._inbox:
+                self._loop.todo[self._dispatcher] = None  # requests may have waited for this
+        if self.paused:
+            self.update_reading()
+
+    def write_failed(self, error: StreamClosedError | InvalidStreamError) -> None:
+        """Take note that nothing can be written any more. What the other side had written before is still read."""
+        if isinstance(error, InvalidStreamError):
+            self.fail(error)
+        elif not self._closed:
+            self.channel.drop_output()
+            if not self._reading:  # otherwise by a call beneath this one, which goes on to the end
+                self.drain()
+                self.end(error)
+
+    def end(self, error: StreamClosedError) -> None:
+        """Put the end into the inbox, if it is not there yet."""
+        end = End(error)
+        # atomic: no calls
+        if self.channel.ended is None:
+            self.channel.ended = error
+            self._inbox += (end,)
+        self._loop.mark(self._dispatcher)
+        self.rearm()
+
+    def cork(self) -> None:
+        """Begin to gather what is sent; may be nested."""
+        # atomic: no calls
+        self._loop.corked[self] = None
+        self._batches += 1
+        self.channel.corked = True
+
+    def uncork(self) -> bool:
+        """End what ``cork`` began; returns whether that was the outermost."""
+        self._batches -= 1
+        if self._batches:
+            return False
+        self.channel.corked = False
+        return True

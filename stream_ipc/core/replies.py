@@ -1,0 +1,225 @@
+"""The requests of one conversation that have no reply yet.
+
+Knows promises only as objects that may be dropped, and messages. Must not know how anything is sent or received.
+"""
+
+from __future__ import annotations
+
+import math
+from weakref import ref
+
+from .. import log
+from ..errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article, printable
+from ..messages import ErrorMessage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..messages import Message
+
+    Base = ref[Any]
+else:
+    Base = ref
+
+__all__ = ["Pending", "Replies"]
+
+_MAX_ID = 128  # characters
+
+
+class Pending(Base):
+    """A request and, once it has settled, its outcome.
+
+    A weak reference to the promise, so that a promise that is dropped leaves nothing behind.
+
+    Attributes:
+        id: The request's id.
+        expect: The class of the reply.
+        timeout: The request's limit in seconds; None for no limit.
+        deadline: When the reply must be there, in the time of the loop's clock; None for no limit.
+        settled: Whether the outcome is known.
+        outcome: The reply, or the error in its place; None until it has settled.
+        watchers: Dicts into which the promise enters itself when it settles, or None.
+    """
+
+    __slots__ = ("deadline", "expect", "id", "outcome", "owner", "settled", "timeout", "watchers")
+
+    waits_alone = False
+
+    id: str
+    expect: type
+    timeout: float | None
+    deadline: float | None
+    settled: bool
+    outcome: Any
+    watchers: tuple[dict[Any, None], ...] | None
+    owner: Replies
+
+    def settle(self, reply: Message) -> None:
+        """Take the reply. An interrupted call can be made again."""
+        if isinstance(reply, self.expect) and not isinstance(reply, ErrorMessage):
+            self.outcome = reply
+            if self.watchers is not None:
+                self._tell()
+            self.settled = True
+        elif isinstance(reply, ErrorMessage):
+            self.fail(RemoteError(printable(str(reply))))
+        else:
+            text = f"the reply to request {self.id} is {article(type(reply))}, and the request expected"
+            text = f"{text} {article(self.expect)} ({self.owner.name})"
+            self.fail(UnexpectedReplyError(text, reply))
+
+    def fail(self, error: BaseException) -> None:
+        """Take an error in place of a reply."""
+        self.outcome = error
+        if self.watchers is not None:
+            self._tell()
+        self.settled = True
+
+    def _tell(self) -> None:
+        promise = self()
+        for queue in self.watchers or ():
+            queue[promise] = None
+
+    def watch(self, queue: dict[Any, None]) -> None:
+        """Enter the promise into a queue when it settles."""
+        self.watchers = (*(self.watchers or ()), queue)
+
+    def unwatch(self, queue: dict[Any, None]) -> None:
+        """Undo ``watch``."""
+        self.watchers = tuple([q for q in self.watchers or () if q is not queue]) or None
+
+    def cancel(self) -> bool:
+        """Give the request up; returns whether it was still pending."""
+        if self.settled:
+            return False
+        self.fail(IpcError(f"request {self.id} was cancelled by this side"))
+        self.owner.forget(self)
+        return True
+
+    def silence(self, timeout: float | None) -> str:
+        """Return the text of a timeout."""
+        return f"no reply to request {self.id} within {timeout} s ({self.owner.name})"
+
+
+class Replies:
+    """The table of pending requests.
+
+    Owns the table and the time until which none is due. A scan of the table finds the next such time, so a request
+    costs nothing for its deadline as long as it is answered.
+
+    Args:
+        name: What texts call the conversation.
+        hint: Returns what a timeout's text ends with.
+
+    Attributes:
+        due: No request is due earlier.
+    """
+
+    def __init__(self, name: str, hint: Callable[[], str]) -> None:
+        self.name = name
+        self.due = math.inf
+        self._hint = hint
+        self._table: dict[str, Pending] = {}
+        self._dropped = self._note_dropped  # one object for all
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def add(self, promise: Any, id: Any, expect: type, timeout: float | None, deadline: float | None) -> Pending:
+        """Enter a request.
+
+        Raises:
+            ValueError: The id cannot be used.
+        """
+        table = self._table
+        if type(id) is not str or len(id) > _MAX_ID or id in table:
+            raise _bad_id(id)
+        pending = Pending(promise, self._dropped)
+        pending.id = id
+        pending.expect = expect
+        pending.timeout = timeout
+        pending.deadline = deadline
+        pending.settled = False
+        pending.outcome = pending.watchers = None
+        pending.owner = self
+        table[id] = pending
+        return pending
+
+    def forget(self, pending: Pending) -> None:
+        """Take a request out of the table."""
+        if self._table.get(pending.id) is pending:
+            del self._table[pending.id]
+
+    def _note_dropped(self, pending: Any) -> None:
+        # Its promise is gone, and with this what a late reply would look for.
+        if self._table.get(pending.id) is pending:
+            self._table.pop(pending.id, None)
+
+    def settle(self, id: Any, reply: Message) -> None:
+        """Take a reply that came. An interrupted call can be made again."""
+        try:
+            pending = self._table.get(id)
+        except TypeError:  # unhashable, from a serializer that does not check
+            pending = None
+        if pending is None:
+            log.debug("session %s: late reply to request %.128r dropped: nobody waits for it", self.name, id)
+            return
+        try:
+            pending.settle(reply)
+        except Exception as exc:  # of the reply's own methods
+            pending.fail(exc)
+        self._table.pop(pending.id, None)
+
+    def fail(self, id: Any, error: BaseException) -> None:
+        """Take an error in place of a reply."""
+        for pending in tuple(self._table.values()):
+            if pending.id == id:
+                pending.fail(error)
+                self.forget(pending)
+
+    def fail_all(self, error: BaseException) -> None:
+        """Fail what is pending: no reply will come any more."""
+        for pending in tuple(self._table.values()):
+            pending.fail(error)
+        self._table.clear()
+
+    def expire(self, now: float, arrived: set[Any]) -> int:
+        """Give up the requests whose deadline has passed, and find out when the next is due.
+
+        Args:
+            now: The time.
+            arrived: Ids of replies that are there and have not been dispatched yet: they came in time.
+
+        Returns:
+            How many were given up.
+        """
+        count = 0
+        due = math.inf
+        for pending in tuple(self._table.values()):
+            deadline = pending.deadline
+            if deadline is None or pending.id in arrived:
+                continue
+            if deadline > now:
+                if deadline < due:
+                    due = deadline
+            elif not pending.settled:
+                self.give_up(pending)
+                count += 1
+        self.due = due
+        return count
+
+    def give_up(self, pending: Pending) -> None:
+        """Fail a request because no reply came in time."""
+        text = f"{pending.silence(pending.timeout)}{self._hint()}"
+        pending.fail(RequestTimeoutError(text, timeout=pending.timeout))
+        self.forget(pending)
+
+
+def _bad_id(id: Any) -> ValueError:
+    if isinstance(id, str) and type(id) is not str:
+        return ValueError(f"the id generator returned {id!r:.100} of a class derived from str; it must be a plain str")
+    if type(id) is str and len(id) <= _MAX_ID:
+        return ValueError(f"the id generator returned {id!r}, which a pending request has already")
+    return ValueError(f"the id generator returned {id!r:.100}, not a str of at most {_MAX_ID} characters")

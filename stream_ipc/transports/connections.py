@@ -1,0 +1,79 @@
+"""Channels over sockets, TLS or not.
+
+Knows sockets and channels. Must not know sessions or peers.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from .descriptors import ReadEnd, WriteEnd
+from .stream import StreamChannel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections import deque
+    from typing import Any
+
+    from ..protocols import MessageSerializer
+    from ..wire.codec import Received
+    from .base import Ending
+
+__all__ = ["TlsChannel", "is_tls", "socket_channel"]
+
+
+def is_tls(stream: Any) -> bool:
+    """Return whether a stream is an ``ssl.SSLSocket``."""
+    ssl = sys.modules.get("ssl")  # importing it takes long, and whoever has an SSLSocket has imported it
+    return ssl is not None and isinstance(stream, ssl.SSLSocket)
+
+
+def socket_channel(sock: socket.socket, serializer: MessageSerializer, max_frame_size: int) -> StreamChannel:
+    """Return a channel over a connected socket."""
+    if is_tls(sock):
+        return TlsChannel(sock, serializer, max_frame_size)
+    reader = ReadEnd(sock)
+    try:
+        return StreamChannel(WriteEnd(sock), [reader], serializer, max_frame_size)
+    except BaseException:
+        reader.release()
+        raise
+
+
+class TlsChannel(StreamChannel):
+    """A channel over an ``ssl.SSLSocket``."""
+
+    def __init__(self, sock: Any, serializer: MessageSerializer, max_frame_size: int) -> None:
+        from .tls import TlsReadEnd, TlsWriteEnd
+
+        reader, writer = TlsReadEnd(sock), TlsWriteEnd(sock)
+        reader.output = writer
+        self._writer = writer
+        self._lost: list[Any] = []  # errors on their way, for which the other side's last words are still to come
+        super().__init__(writer, [reader], serializer, max_frame_size)
+        self.connected("TLS")
+
+    def read(self, fd: int, inbox: deque[Received]) -> None:
+        try:
+            super().read(fd, inbox)
+        finally:
+            self.on_change()  # a direction may have to wait for the other, or no longer
+
+    def broken_error(self) -> Any:
+        error = super().broken_error()
+        self._lost.append(error)
+        return error
+
+    def drain(self, inbox: deque[Received]) -> None:
+        super().drain(inbox)
+        cause = None if self.ended is None else self.ended.__cause__
+        for error in self._lost:
+            if cause is not None:  # often why it refused
+                error.args = (f"{error}; {cause}",)
+        self._lost.clear()
+
+    def before_close(self) -> Ending | None:
+        if self.outbox.error is None:
+            self._writer.say_goodbye()
+        return super().before_close()

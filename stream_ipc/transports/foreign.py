@@ -1,0 +1,128 @@
+"""A channel over a transport that somebody else wrote.
+
+Knows the methods of ``MessageTransport``. Must not know streams. What the transport raises is left to the core.
+"""
+
+from __future__ import annotations
+
+from itertools import chain, starmap
+
+from ..errors import StreamClosedError
+from ..messages import put_in_envelope
+from .base import POLL_INTERVAL, Channel, End
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from typing import Any
+
+    from ..messages import Message
+    from ..wire.codec import Received
+    from .base import Ending, Interest
+
+__all__ = ["ForeignChannel"]
+
+_DRAIN_READS = 64
+
+
+class ForeignChannel(Channel):
+    """Makes a channel of a ``MessageTransport``, or of any object with its abstract methods.
+
+    Raises:
+        TypeError: It is a class, or lacks a method.
+    """
+
+    volatile = True
+
+    def __init__(self, transport: Any) -> None:
+        for name in ("send", "receive", "read_fds", "close"):
+            if isinstance(transport, type):
+                raise TypeError(f"{transport!r} is a class; pass an instance")
+            if not callable(getattr(transport, name, None)):
+                text = f"{type(transport).__name__} is no transport: it has no method {name}()"
+                raise TypeError(f"{text}; derive it from MessageTransport")
+        self._transport = transport
+        self.received_bytes: int = 0
+        self._dropped = False
+        self._closed = False
+
+    @property
+    def transport(self) -> Any:
+        return self._transport
+
+    def _asked(self, name: str) -> Any:
+        # A property in MessageTransport; a method in somebody's own class is as good.
+        value = getattr(self._transport, name, None)
+        return value() if callable(value) else value
+
+    def post(self, kind: int, id: Any, message: Message) -> None:
+        self._transport.send(put_in_envelope(kind, id, message))
+
+    def interest(self) -> Interest:
+        look_in: float | None = None
+        write_fd = None
+        reads: tuple[int, ...] = ()
+        if self.ended is None:
+            reads = tuple(self._transport.read_fds())
+            if not reads:
+                look_in = POLL_INTERVAL
+        if not self._dropped and self._asked("wants_write"):
+            write_fd = self._asked("write_fd")
+            if write_fd is None:
+                look_in = POLL_INTERVAL
+        return reads, write_fd, look_in
+
+    def read(self, fd: int, inbox: deque[Received]) -> None:
+        if fd < 0:
+            self._flush_unwatched()
+        before = len(inbox)
+        try:
+            # The list goes from receive() into the inbox inside one call, so no interruption can come in between.
+            inbox.extend(chain.from_iterable(starmap(self._transport.receive, [()])))
+        except StreamClosedError as exc:
+            end = End(exc)
+            # atomic: no calls
+            self.ended = exc
+            inbox += (end,)
+        self.received_bytes += len(inbox) - before  # at least so many
+
+    def _flush_unwatched(self) -> None:
+        try:
+            asked = self._asked("wants_write") and self._asked("write_fd") is None
+        except Exception:
+            return  # the port learns of it when it asks what to watch
+        if asked and not self._dropped:
+            self.flush()
+
+    def drain(self, inbox: deque[Received]) -> None:
+        for _ in range(_DRAIN_READS):
+            before = len(inbox)
+            self.read(-1, inbox)
+            if self.ended is not None or len(inbox) == before:
+                break
+
+    def flush(self) -> None:
+        flush = getattr(self._transport, "flush", None)
+        if flush is not None:
+            flush()
+
+    @property
+    def queued_bytes(self) -> int:  # type: ignore[override]
+        if self._dropped:
+            return 0
+        try:
+            if not self._asked("wants_write"):
+                return 0
+            queued = self._asked("queued_bytes")
+        except Exception:  # the port learns of it when it asks what to watch
+            return 0
+        return queued if isinstance(queued, int) else 1  # something, of unknown size
+
+    def drop_output(self) -> None:
+        self._dropped = True
+
+    def end(self) -> Ending | None:
+        if not self._closed:
+            self._closed = True
+            self._transport.close()
+        return None

@@ -1,0 +1,124 @@
+"""One stream that is read: bytes into what a decoder makes of them.
+
+Knows the end that is read and the decoder. Must not know what an error of the stream means.
+"""
+
+from __future__ import annotations
+
+from ..wire.codec import CLEAN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from typing import Any
+
+    from ..wire.codec import MessageDecoder, Received, TextDecoder
+    from .base import Channel
+    from .descriptors import ReadEnd
+
+__all__ = ["Input"]
+
+_LARGE_READ = 256 * 1024
+
+
+class Input:
+    """One stream that is read.
+
+    Owns what was read and is not in the inbox yet. An interrupted ``read`` can be made again: nothing is lost and
+    nothing comes twice.
+
+    Args:
+        end: The end that is read.
+        decoder: What makes messages of the bytes; its state is the decoder's.
+        channel: Whose ``received_bytes`` counts what is read.
+
+    Attributes:
+        ended: Whether the stream has ended, so that what the decoder held back is in the inbox.
+        where: Where in a frame it ended; may be empty.
+        error: The error with which it ended.
+    """
+
+    __slots__ = (
+        "_channel", "_count", "_data", "_reads", "decoder", "end", "ended", "error", "where",
+    )  # fmt: skip
+
+    def __init__(self, end: ReadEnd, decoder: MessageDecoder | TextDecoder, channel: Channel) -> None:
+        self.end = end
+        self.decoder: Any = decoder
+        self._channel = channel
+        self.ended = False
+        self.where = ""
+        self.error: BaseException | None = None
+        self._reads = end.reads
+        self._data: bytes | None = end.ahead or None
+        self._count: int | None = None  # bytes that were read into the decoder's room
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether there is something to decode though the descriptor may not become readable."""
+        return self._data is not None or self._count is not None or self.end.pending
+
+    def read(self, inbox: deque[Received]) -> None:
+        """Read once, and append what is complete to the inbox.
+
+        Raises:
+            BlockingIOError: Nothing is there.
+            OSError: The stream has failed.
+            ValueError: It was closed.
+        """
+        decoder = self.decoder
+        if self._data is None:
+            if decoder.state is not CLEAN and self._is_large():
+                self._read_large(inbox)
+                return
+            for self._data in self._reads:
+                break
+        data = self._data
+        if not data:
+            self.finish(inbox)
+            return
+        items, state = decoder.decode(data)
+        size = len(data)
+        # atomic: no calls
+        inbox += items
+        decoder.state = state
+        self._data = None
+        self._channel.received_bytes += size
+
+    def _is_large(self) -> bool:
+        """Whether what comes next is read straight into an unfinished payload."""
+        if self._count is not None:
+            return True
+        return not self.decoder.is_text and self.decoder.wants_room and self.end.reads_into is not None
+
+    def _read_large(self, inbox: deque[Received]) -> None:
+        """Read straight into an unfinished payload."""
+        decoder = self.decoder
+        if self._count is None:
+            view = decoder.room(_LARGE_READ)
+            try:
+                for self._count in self.end.reads_into(view):
+                    break
+            finally:
+                view.release()
+        count = self._count
+        if not count:
+            self.finish(inbox)
+            return
+        items, state = decoder.advance(count)
+        # atomic: no calls
+        inbox += items
+        decoder.state = state
+        self._count = None
+        self._channel.received_bytes += count
+
+    def finish(self, inbox: deque[Received], error: BaseException | None = None) -> None:
+        """Append what the decoder has held back: the stream has ended."""
+        if self.ended:
+            return
+        items, where = self.decoder.finish()
+        # atomic: no calls
+        inbox += items
+        self.ended = True
+        self.where = where
+        self.error = error

@@ -1,0 +1,149 @@
+"""Frames that wait to be written to one stream, and the writing of them.
+
+Knows buffers and the end that is written. Must not know messages, or what an error of the stream means.
+"""
+
+from __future__ import annotations
+
+from itertools import repeat
+from operator import itemgetter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from .descriptors import WriteEnd
+
+__all__ = ["Outbox"]
+
+# While corked, frames are written once this much has been gathered: less costs more system calls, and much more puts the
+# two sides into lock step.
+_GATHER = 4 * 1024
+_JOIN = 64 * 1024  # small buffers are joined up to this size before they are written
+
+
+class Outbox:
+    """The queue of one stream that is written.
+
+    Owns the queue, what the last write returned until that is taken off the queue, and whether the stream is full.
+
+    Args:
+        end: The end that is written.
+        failed: Called with what a write has raised, or None if nothing can be written any more. Raises what callers see;
+            returns if it was a signal handler's.
+        on_change: Called when ``blocked`` has changed.
+
+    Attributes:
+        queue: Buffers, in order. Always the same list.
+        queued_bytes: How many bytes these are.
+        sent: How many frames were put in.
+        blocked: Whether the stream did not take everything, so that its descriptor is to be waited for.
+        corked: Whether small frames are gathered.
+        writing: Whether a write is under way: what is put in meanwhile, by a finalizer or a signal handler, is written by
+            whoever is beneath.
+        error: Why nothing can be written any more.
+    """
+
+    __slots__ = (
+        "_failed", "_on_change", "_written", "_writes", "blocked", "corked", "end", "error", "queue", "queued_bytes",
+        "sent", "writing",
+    )  # fmt: skip
+
+    def __init__(self, end: WriteEnd, failed: Callable[[Exception | None], None], on_change: Callable[[], None]) -> None:
+        self.end = end
+        self.queue: list[Any] = []
+        self.queued_bytes: int = 0
+        self.sent: int = 0
+        self.blocked = False
+        self.corked = False
+        self.writing = False
+        self.error: BaseException | None = None
+        self._failed = failed
+        self._on_change = on_change
+        self._written: int | None = None
+        self._writes: Iterator[int] = end.writes(map(itemgetter(0), repeat(self.queue)))
+
+    def put(self, frame: list[Any]) -> None:
+        """Queue the buffers of a frame, and write what the stream takes now."""
+        size = sum(map(len, frame))
+        if self.error is not None:
+            self._failed(None)
+        # atomic: no calls
+        self.queue += frame
+        self.queued_bytes += size
+        self.sent += 1
+        if not (self.blocked or self.writing or (self.corked and self.queued_bytes < _GATHER)):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what the stream takes now.
+
+        Raises:
+            Exception: What ``failed`` raises.
+        """
+        if self.writing:
+            return
+        queue = self.queue
+        try:
+            self.writing = True
+            while queue:
+                if self._written is None:
+                    if len(queue) > 1:
+                        self._join()
+                    for self._written in self._writes:
+                        break
+                first = queue[0]
+                rest = [] if self._written == len(first) else [memoryview(first)[self._written :]]
+                if self.error is None:  # a signal handler may have dropped the queue
+                    # atomic: no calls
+                    queue[:1] = rest
+                    self.queued_bytes -= self._written
+                    self._written = None
+            if self.blocked:
+                self._set_blocked(False)
+        except BlockingIOError:
+            if not self.blocked:
+                self._set_blocked(True)
+        except (OSError, ValueError) as exc:
+            self._failed(exc)
+            self._write_later()
+            raise
+        except BaseException:
+            self._write_later()
+            raise
+        finally:
+            self.writing = False
+
+    def _join(self) -> None:
+        """Join small buffers at the front: that costs less than a write for each."""
+        queue = self.queue
+        size = stop = 0
+        while stop < len(queue) and size + len(queue[stop]) <= _JOIN:
+            size += len(queue[stop])
+            stop += 1
+        if stop > 1:
+            joined = [b"".join(queue[:stop])]
+            if self.error is None:
+                # atomic: no calls
+                queue[:stop] = joined
+
+    def _write_later(self) -> None:
+        """Have the poller tell, at once, that there is something to do: an interruption has left it."""
+        if self.queue:
+            self._set_blocked(True)
+
+    def _set_blocked(self, blocked: bool) -> None:
+        self.blocked = blocked
+        self._on_change()
+
+    def drop(self, error: BaseException) -> None:
+        """Drop what is queued: nothing can be written any more."""
+        # atomic: no calls
+        if self.error is None:
+            self.error = error
+        self.queue[:] = ()
+        self.queued_bytes = 0
+        self._written = None
+        if self.blocked:
+            self._set_blocked(False)
