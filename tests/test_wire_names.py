@@ -119,7 +119,7 @@ SCRIPTS: List[Any] = [
     pytest.param(["-c", RUNPY + "run_path('script.py', run_name='__main__')"], id="run_path-as-main"),
     pytest.param(["-c", RUNPY + "run_path('script.py')"], id="run_path"),
     pytest.param(["-c", "exec(open('script.py').read())"], id="exec"),
-    pytest.param(["-c", "import types; m = types.ModuleType('__main__'); exec(open('script.py').read(), vars(m))"], id="notebook"),
+    pytest.param(["-c", "import types; exec(open('script.py').read(), vars(types.ModuleType('__main__')))"], id="notebook"),
 ]  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def test_a_package(folder: Path) -> None:
     assert "answer 25 7 under pkg.__main__\n" in run(["-c", RUNPY + "run_module('pkg', run_name='__main__')"], folder)
 
 
-@pytest.mark.parametrize("start", [["-m", "cProfile"], TRACE, ["-c", RUNPY + "run_path('script.py')"]], ids=lambda s: s[1][:9])
+@pytest.mark.parametrize("start", [["-m", "cProfile"], TRACE, ["-c", RUNPY + "run_path('script.py')"]], ids=["1", "2", "3"])
 def test_a_worker_that_is_run_by_a_tool(folder: Path, start: List[str]) -> None:
     text = (folder / "script.py").read_text()
     file = [] if start[0] == "-c" else [str(folder / "script.py")]
