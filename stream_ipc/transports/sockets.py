@@ -466,7 +466,7 @@ def _listen_unix(path: str) -> tuple[socket.socket, SocketFile]:
             sock.bind(path)
         file = SocketFile(path)
         try:
-            # Elsewhere the file has whatever the umask left of 0777, but until listen() nobody can connect.
+            # Elsewhere the file has whatever the umask left of 0777, but until listen() no client can connect.
             if stat.S_IMODE(os.lstat(path).st_mode) != 0o600:
                 os.chmod(path, 0o600)
             sock.listen(_BACKLOG)
