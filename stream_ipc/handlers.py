@@ -90,7 +90,7 @@ class HandlerList:
         for test, what in ((inspect.iscoroutinefunction, "coroutine"), (inspect.isgeneratorfunction, "generator")):
             if test(function):
                 raise TypeError(f"{self._event}() takes a plain function, but {name_of(function)} is a {what} function")
-        # A second parameter with a default is the handler's own, unless it is called session. The *args of a builtin such as
+        # A second parameter with a default is the handler's own, unless it is called session. The *args of builtins such as
         # print() are not for the session, and before CPython 3.11 the signature does not show them.
         takes_both = self._most == 2 and (
             len(required) == 2
