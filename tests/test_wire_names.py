@@ -104,6 +104,7 @@ def tool(name: str) -> Any:
     return pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
 
 
+SLOW = pytest.mark.slow
 RUNPY = "import runpy; runpy."
 PDB = ["-m", "pdb", "-c", "continue", "-c", "quit"]
 TRACE = ["-m", "trace", "--listfuncs"]
@@ -111,14 +112,14 @@ TRACE = ["-m", "trace", "--listfuncs"]
 SCRIPTS: List[Any] = [
     pytest.param(["script.py"], id="script"),
     pytest.param(["-m", "cProfile", "script.py"], id="cProfile"),
-    pytest.param(["-m", "profile", "script.py"], id="profile"),
-    pytest.param([*TRACE, "script.py"], id="trace"),
-    pytest.param([*PDB, "script.py"], id="pdb"),
-    pytest.param(["-m", "coverage", "run", "script.py"], id="coverage", marks=tool("coverage")),
-    pytest.param(["-m", "IPython", "script.py"], id="IPython", marks=tool("IPython")),
+    pytest.param(["-m", "profile", "script.py"], id="profile", marks=SLOW),
+    pytest.param([*TRACE, "script.py"], id="trace", marks=SLOW),
+    pytest.param([*PDB, "script.py"], id="pdb", marks=SLOW),
+    pytest.param(["-m", "coverage", "run", "script.py"], id="coverage", marks=[SLOW, tool("coverage")]),
+    pytest.param(["-m", "IPython", "script.py"], id="IPython", marks=[SLOW, tool("IPython")]),
     pytest.param(["-c", RUNPY + "run_path('script.py', run_name='__main__')"], id="run_path-as-main"),
-    pytest.param(["-c", RUNPY + "run_path('script.py')"], id="run_path"),
-    pytest.param(["-c", "exec(open('script.py').read())"], id="exec"),
+    pytest.param(["-c", RUNPY + "run_path('script.py')"], id="run_path", marks=SLOW),
+    pytest.param(["-c", "exec(open('script.py').read())"], id="exec", marks=SLOW),
     pytest.param(["-c", "import types; exec(open('script.py').read(), vars(types.ModuleType('__main__')))"], id="notebook"),
 ]  # fmt: skip
 
@@ -131,15 +132,15 @@ def test_a_script_and_its_worker(folder: Path, arguments: List[str]) -> None:
 MODULES: List[Any] = [
     pytest.param(["-m", "pkg.mod"], id="m"),
     pytest.param(["-m", "cProfile", "-m", "pkg.mod"], id="cProfile"),
-    pytest.param(["-m", "profile", "-m", "pkg.mod"], id="profile"),
-    pytest.param([*TRACE, "--module", "pkg.mod"], id="trace"),
-    pytest.param([*PDB, "-m", "pkg.mod"], id="pdb"),
-    pytest.param(["-m", "coverage", "run", "-m", "pkg.mod"], id="coverage", marks=tool("coverage")),
-    pytest.param(["-c", "import pkg.mod"], id="import"),
-    pytest.param(["-c", RUNPY + "run_module('pkg.mod')"], id="run_module"),
+    pytest.param(["-m", "profile", "-m", "pkg.mod"], id="profile", marks=SLOW),
+    pytest.param([*TRACE, "--module", "pkg.mod"], id="trace", marks=SLOW),
+    pytest.param([*PDB, "-m", "pkg.mod"], id="pdb", marks=SLOW),
+    pytest.param(["-m", "coverage", "run", "-m", "pkg.mod"], id="coverage", marks=[SLOW, tool("coverage")]),
+    pytest.param(["-c", "import pkg.mod"], id="import", marks=SLOW),
+    pytest.param(["-c", RUNPY + "run_module('pkg.mod')"], id="run_module", marks=SLOW),
     pytest.param(["-c", RUNPY + "run_module('pkg.mod', run_name='__main__')"], id="run_module-as-main"),
-    pytest.param(["-c", RUNPY + "run_module('pkg.mod', run_name='__main__', alter_sys=True)"], id="run_module-alter_sys"),
-    pytest.param(["-c", RUNPY + "run_module('pkg.mod', run_name='other')"], id="run_module-other-name"),
+    pytest.param(["-c", RUNPY + "run_module('pkg.mod', {}, '__main__', True)"], id="run_module-alter_sys", marks=SLOW),
+    pytest.param(["-c", RUNPY + "run_module('pkg.mod', run_name='other')"], id="run_module-other-name", marks=SLOW),
 ]  # fmt: skip
 
 
@@ -148,11 +149,13 @@ def test_a_module_and_its_worker(folder: Path, arguments: List[str]) -> None:
     assert "answer 25 7 under pkg.mod\n" in run(arguments, folder)
 
 
+@SLOW
 def test_a_package(folder: Path) -> None:
     assert "answer 25 7 under pkg.__main__\n" in run(["-m", "pkg"], folder)
     assert "answer 25 7 under pkg.__main__\n" in run(["-c", RUNPY + "run_module('pkg', run_name='__main__')"], folder)
 
 
+@SLOW
 @pytest.mark.parametrize("start", [["-m", "cProfile"], TRACE, ["-c", RUNPY + "run_path('script.py')"]], ids=["1", "2", "3"])
 def test_a_worker_that_is_run_by_a_tool(folder: Path, start: List[str]) -> None:
     text = (folder / "script.py").read_text()
@@ -189,6 +192,7 @@ shell.run_cell('def worker' + text.partition('def worker')[2])
 """
 
 
+@SLOW
 @tool("IPython")
 def test_cells_of_a_notebook(folder: Path) -> None:
     (folder / "notebook.py").write_text(NOTEBOOK)
@@ -212,6 +216,7 @@ if __name__ == "__main__":
 """
 
 
+@SLOW
 def test_a_child_of_multiprocessing(folder: Path) -> None:
     text = PROGRAM.replace('elif "quiet" not in sys.argv', "elif False")
     (folder / "spawning.py").write_text(text + SPAWN)
@@ -254,6 +259,7 @@ def test_a_script_with_a_wire_name_that_its_own_module_imports(folder: Path) -> 
     assert "True False\n" in run([str(folder / "named.py")], folder)
 
 
+@SLOW
 def test_two_files_with_one_class_name_are_two_classes(folder: Path) -> None:
     (folder / "other.py").write_text(
         "from stream_ipc.messages import Message\nclass Task(Message, wire_name='Task'): pass\n"
