@@ -170,7 +170,7 @@ def advice(cls: type) -> str:
     if issubclass(cls, BaseException):
         return f"send an ErrorMessage with its text, or call {converter_line(cls)}"
     if cls.__module__.partition(".")[0] in sys.stdlib_module_names or obstacle(cls):
-        return f"call {converter_line(cls)} on both sides"
+        return f"on both sides call {converter_line(cls)}"
     return "derive it from Message or register it with register_type()"
 
 

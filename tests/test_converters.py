@@ -466,13 +466,13 @@ ADVICE: List[Any] = [
     (functools.partial, "it belongs to this process: send its arguments instead"),
     (types.CoroutineType, "it belongs to this process: send its result instead"),
     (Failure, "send an ErrorMessage with its text, or call register_type(Failure, encode=lambda e: list(e.args), "),
-    (WithReduce, "call register_type(WithReduce, encode=lambda obj: {'x': obj.x}, decode=lambda data: WithReduce(**data))"),
+    (WithReduce, "on both sides call register_type(WithReduce, encode=lambda obj: {'x': obj.x}, decode=lambda"),
     (
         datetime.datetime,
-        "call register_type(datetime, encode=datetime.isoformat, decode=datetime.fromisoformat) on both sides",
+        "on both sides call register_type(datetime, encode=datetime.isoformat, decode=datetime.fromisoformat)",
     ),
-    (decimal.Decimal, "call register_type(Decimal, encode=str, decode=Decimal) on both sides"),
-    (asyncio.Future, "call register_type(Future, encode=f, decode=g), where f(obj) returns plain data and g(data) an"),
+    (decimal.Decimal, "on both sides call register_type(Decimal, encode=str, decode=Decimal)"),
+    (asyncio.Future, "on both sides call register_type(Future, encode=f, decode=g), where f(obj) returns plain data"),
 ]
 
 
@@ -512,7 +512,7 @@ def test_values_of_numpy() -> None:
         (numpy.str_("x"), "convert it with str(x)"),
         (numpy.bytes_(b"x"), "convert it with bytes(x)"),
         (numpy.datetime64("2024-01-01"), "convert it with x.item()"),
-        (numpy.array([1]), "call register_type(numpy.ndarray, encode=lambda a: [a.dtype.str, a.tolist()], decode="),
+        (numpy.array([1]), "on both sides call register_type(numpy.ndarray, encode=lambda a: [a.dtype.str, a.tolist()], "),
     ):
         assert advice(type(value)).startswith(text)
         with pytest.raises(TypeError, match="cannot be registered: it"):
