@@ -1,12 +1,12 @@
 """The exceptions of the library.
 
-Knows nothing else of ours: every other module may import this one. The tree is flat, because callers catch by
+Imports nothing of the package, so every other module may import this one. The tree is flat, because callers catch by
 remedy::
 
     IpcError
-    +- StreamClosedError     (also ConnectionError)  the other side is gone: reconnect or give up
-    +- RequestTimeoutError   (also TimeoutError)     no answer in time: try again or give up
-    +- RemoteError                                   the other side answered with an error
+    +- StreamClosedError     (also ConnectionError)  the stream has ended: connect again or stop
+    +- RequestTimeoutError   (also TimeoutError)     no reply in time: try again or stop
+    +- RemoteError                                   the other side replied with an error
     +- UnexpectedReplyError  (also TypeError)        the reply is of another class than was expected
     +- SerializationError                            a message cannot be turned into bytes, or bytes into a message
     +- FrameTooLargeError                            a message is over max_frame_size
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Optional, Tuple
+    from typing import Any
 
     from .messages import Message
     from .session import Session
@@ -56,32 +56,32 @@ class RequestTimeoutError(IpcError, TimeoutError):
     """A request got no reply before its deadline, or a message could not be sent in time.
 
     Attributes:
-        timeout: The limit in seconds that has passed.
+        timeout: The limit in seconds.
     """
 
-    def __init__(self, message: str, timeout: Optional[float] = None) -> None:
+    def __init__(self, message: str, timeout: float | None = None) -> None:
         super().__init__(message)
         self.timeout = timeout
 
 
 class RemoteError(IpcError):
-    """The other side answered a request with an ``ErrorMessage``; the text is its text."""
+    """The reply to a request is an ``ErrorMessage``; the text is its text."""
 
 
 class UnexpectedReplyError(IpcError, TypeError):
     """A reply is of another class than the request's ``expect``.
 
     Attributes:
-        reply: The reply that came.
+        reply: The reply.
     """
 
-    def __init__(self, message: str, reply: Optional[Message] = None) -> None:
+    def __init__(self, message: str, reply: Message | None = None) -> None:
         super().__init__(message)
         self.reply = reply
 
 
 class SerializationError(IpcError):
-    """A message cannot be turned into a payload, or a payload into a message.
+    """A message cannot be turned into a payload, or a payload cannot be turned into a message.
 
     Attributes:
         request_id: The id of the request envelope whose content could not be decoded, if it could be read.
@@ -89,10 +89,10 @@ class SerializationError(IpcError):
         payload_size: The size in bytes of a received payload that could not be decoded; None if it is not known.
     """
 
-    payload_size: Optional[int] = None
+    payload_size: int | None = None
 
     def __init__(
-        self, message: str, *, request_id: Optional[str] = None, response_id: Optional[str] = None
+        self, message: str, *, request_id: str | None = None, response_id: str | None = None
     ) -> None:
         super().__init__(message)
         self.request_id = request_id
@@ -107,7 +107,7 @@ class FrameTooLargeError(IpcError):
         limit: The limit in bytes.
     """
 
-    def __init__(self, message: str, size: Optional[int] = None, limit: Optional[int] = None) -> None:
+    def __init__(self, message: str, size: int | None = None, limit: int | None = None) -> None:
         super().__init__(message)
         self.size = size
         self.limit = limit
@@ -120,21 +120,21 @@ class InvalidStreamError(IpcError, ValueError):
         session: The session concerned, or None. It does not travel when the error is pickled.
     """
 
-    def __init__(self, message: str, session: Optional[Session] = None) -> None:
+    def __init__(self, message: str, session: Session | None = None) -> None:
         super().__init__(message)
         self.session = session
 
-    def __reduce__(self) -> Tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (str(self),))
 
 
 def article(cls: type) -> str:
-    """The name of a class with its article."""
+    """Return the name of a class with its article."""
     return f"{'an' if cls.__name__[0] in 'aeiouAEIOU' else 'a'} {cls.__name__}"
 
 
 def printable(text: str) -> str:
-    """A text that came from elsewhere as one that any stream takes: what was not UTF-8 is shown with backslashes."""
+    """Return a text that any stream can write: what was not UTF-8 is shown with backslashes."""
     try:
         text.encode()
         return text
@@ -147,7 +147,7 @@ def printable(text: str) -> str:
 
 
 def describe(exc: BaseException) -> str:
-    """The class and text of an exception that is not ours, for the text of one that is."""
+    """Format a foreign exception as ``Type: text``."""
     # str() can fail: of ValueError(10**5000), or of a class with a __str__ of its own.
     try:
         text = str(exc)

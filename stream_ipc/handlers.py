@@ -1,6 +1,6 @@
 """The handlers that users register: which of them are for which class, and what they are called with.
 
-Knows how to look at a callable. Must not know messages, sessions or who calls.
+Knows how to inspect a callable. Must not know messages, sessions or who calls.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+    from typing import Any, Callable, Iterable
 
 __all__ = ["Handler", "HandlerList", "name_of"]
 
@@ -23,15 +24,16 @@ class Handler:
 
     Attributes:
         function: The callable itself.
+        types: The classes it is for; None for every class.
         takes_both: Whether it is called with both arguments, or with the first alone.
         active: False once it is unregistered.
     """
 
     __slots__ = ("active", "function", "takes_both", "types")
 
-    def __init__(self, function: Callable[..., Any], types: Optional[Tuple[type, ...]], takes_both: bool) -> None:
+    def __init__(self, function: Callable[..., Any], types: tuple[type, ...] | None, takes_both: bool) -> None:
         self.function: Callable[..., Any] = function
-        self.types: Optional[Tuple[type, ...]] = types  # None: for every class
+        self.types: tuple[type, ...] | None = types
         self.takes_both: bool = takes_both
         self.active: bool = True
 
@@ -45,32 +47,32 @@ class HandlerList:
         of_messages: Whether the first is a message.
 
     Attributes:
-        by_class: The handlers for each class that was asked for; ``of`` fills it.
+        by_class: The handlers for each class that ``of`` was called for; emptied by each change.
     """
 
     def __init__(self, event: str, most: int = 2, of_messages: bool = False) -> None:
         self._event = event
         self._most = most
         self._of_messages = of_messages
-        self._handlers: List[Handler] = []
-        self.by_class: Dict[type, Tuple[Handler, ...]] = {}
+        self._handlers: list[Handler] = []
+        self.by_class: dict[type, tuple[Handler, ...]] = {}
 
     def add(self, function: Callable[..., Any], caller: Any) -> None:
-        """Register.
+        """Register a handler.
 
         Args:
             function: Takes the event's first argument, or both. If its first parameter is annotated with a class, it
                 is called for that class only.
-            caller: The frame in which classes that are local to a function are looked up.
+            caller: The frame that registers it: names that are local to a function are looked up there.
 
         Raises:
-            TypeError: It is not callable, takes the wrong number of arguments, or its annotation cannot be resolved.
+            TypeError: It cannot be called, takes the wrong number of arguments, or its annotation cannot be resolved.
         """
         if not callable(function):
             raise TypeError(f"{self._event}() takes a callable, not {function!r:.200}")
         try:
-            signature = inspect.signature(function)
-        except ValueError:  # a builtin that does not tell
+            signature = _signature(function)
+        except ValueError:  # a builtin that has none
             self._add(Handler(function, None, False))
             return
         parameters = list(signature.parameters.values())
@@ -88,8 +90,8 @@ class HandlerList:
         for test, what in ((inspect.iscoroutinefunction, "coroutine"), (inspect.isgeneratorfunction, "generator")):
             if test(function):
                 raise TypeError(f"{self._event}() takes a plain function, but {name_of(function)} is a {what} function")
-        # A second parameter with a default is the handler's own, unless it says that it is for the session. The *args of
-        # print() are not for it, and before Python 3.11 nobody knows of them.
+        # A second parameter with a default is the handler's own, unless it is called session. The *args of builtins such as
+        # print() are not for the session, and before CPython 3.11 the signature does not show them.
         takes_both = self._most == 2 and (
             len(required) == 2
             or (starred and not inspect.isbuiltin(function))
@@ -110,7 +112,7 @@ class HandlerList:
         self.by_class.clear()
 
     def remove(self, function: Callable[..., Any]) -> None:
-        """Unregister; takes effect at once, also in a dispatch that is under way.
+        """Unregister a handler; takes effect at once, also in a dispatch that is under way.
 
         Raises:
             ValueError: It is not registered.
@@ -123,8 +125,8 @@ class HandlerList:
                 return
         raise ValueError(f"{name_of(function)} is not registered with {self._event}()")
 
-    def of(self, cls: type) -> Tuple[Handler, ...]:
-        """The handlers for instances of a class."""
+    def of(self, cls: type) -> tuple[Handler, ...]:
+        """Return the handlers for instances of a class."""
         try:
             return self.by_class[cls]
         except KeyError:
@@ -134,15 +136,21 @@ class HandlerList:
 
 
 def name_of(function: Any) -> str:
-    """What to call a handler in texts."""
+    """Return the name of a handler for texts."""
     return getattr(function, "__qualname__", None) or f"{function!r:.100}"
 
 
-def _types(function: Any, annotation: Any, caller: Any) -> Optional[Tuple[type, ...]]:
-    """The classes that an annotation names, or None for all.
+def _signature(function: Any) -> inspect.Signature:
+    if sys.version_info >= (3, 14):  # where annotations that are no text are evaluated now, all of them
+        formats = sys.modules["annotationlib"].Format  # inspect has imported it
+        return inspect.signature(function, annotation_format=formats.FORWARDREF)
+    return inspect.signature(function)
 
-    Only this one annotation is looked at: resolving all of them would fail on a name that is imported under
-    TYPE_CHECKING, and on ``A | B`` before Python 3.10.
+
+def _types(function: Any, annotation: Any, caller: Any) -> tuple[type, ...] | None:
+    """Return the classes that an annotation names, or None for all.
+
+    Only this one annotation is resolved: another one may name what is imported under TYPE_CHECKING.
     """
     if annotation is inspect.Parameter.empty:
         return None
@@ -170,21 +178,21 @@ def _types(function: Any, annotation: Any, caller: Any) -> Optional[Tuple[type, 
     return tuple(types)
 
 
-def _flatten(annotation: Any, namespace: Callable[[], Dict[str, Any]]) -> Optional[List[type]]:
-    """The classes that an annotation names, ``object`` for any; None if something in it is no class."""
+def _flatten(annotation: Any, namespace: Callable[[], dict[str, Any]]) -> list[type] | None:
+    """Return the classes that an annotation names, ``object`` for any class; None if something in it is no class."""
     if annotation is None:
         return [type(None)]
     if isinstance(annotation, type) and not hasattr(annotation, "__origin__") and annotation.__module__ != "typing":
         return [annotation]
     if isinstance(annotation, str):
         return _flatten_all(_evaluate(annotation, namespace()), namespace)
-    import typing  # only now: 4 ms, and in most programs annotations are classes
+    import typing  # only now: slow to import, and in most programs annotations are classes
 
     if annotation is typing.Any:
         return [object]
     if isinstance(annotation, typing.TypeVar):
         return _flatten_all(annotation.__constraints__ or (annotation.__bound__ or object,), namespace)
-    if isinstance(annotation, typing.ForwardRef):  # Optional["Reply"]
+    if isinstance(annotation, typing.ForwardRef):  # "Reply" | None
         return _flatten(annotation.__forward_arg__, namespace)
     origin = getattr(annotation, "__origin__", None)
     if origin is typing.Union or type(annotation).__name__ == "UnionType":
@@ -194,8 +202,8 @@ def _flatten(annotation: Any, namespace: Callable[[], Dict[str, Any]]) -> Option
     return None
 
 
-def _flatten_all(annotations: Iterable[Any], namespace: Callable[[], Dict[str, Any]]) -> Optional[List[type]]:
-    types: List[type] = []
+def _flatten_all(annotations: Iterable[Any], namespace: Callable[[], dict[str, Any]]) -> list[type] | None:
+    types: list[type] = []
     for annotation in annotations:
         found = _flatten(annotation, namespace)
         if found is None:
@@ -204,7 +212,7 @@ def _flatten_all(annotations: Iterable[Any], namespace: Callable[[], Dict[str, A
     return types
 
 
-def _namespace(function: Any, caller: Any) -> Dict[str, Any]:
+def _namespace(function: Any, caller: Any) -> dict[str, Any]:
     while isinstance(function, functools.partial):
         function = function.func
     function = inspect.unwrap(function)
@@ -214,7 +222,7 @@ def _namespace(function: Any, caller: Any) -> Dict[str, Any]:
         if isinstance(function, type):
             method = function.__init__  # type: ignore[misc]
         function = getattr(method, "__func__", method)
-    names: Dict[str, Any] = dict(getattr(function, "__globals__", {}))
+    names: dict[str, Any] = dict(getattr(function, "__globals__", {}))
     if caller is not None:  # a class that is local to the function that registers the handler
         inner = _is_local_to(function, caller)
         names.update({k: v for k, v in caller.f_locals.items() if inner or k not in names})
@@ -228,7 +236,7 @@ def _namespace(function: Any, caller: Any) -> Dict[str, Any]:
 
 
 def _is_local_to(function: Any, caller: Any) -> bool:
-    # Then the caller's names hide the module's, as they do where the handler is defined.
+    # If so, the caller's names hide the module's, as they do where the handler is defined.
     code = getattr(function, "__code__", None)
     return (
         code is not None
@@ -237,9 +245,9 @@ def _is_local_to(function: Any, caller: Any) -> bool:
     )
 
 
-def _evaluate(annotation: str, names: Dict[str, Any]) -> List[Any]:
-    """Evaluate an annotation; the parts of ``A | B`` one by one, for Python before 3.10."""
-    parts: List[Any] = []
+def _evaluate(annotation: str, names: dict[str, Any]) -> list[Any]:
+    """Evaluate an annotation; the parts of ``A | B`` one by one, because one of them may be text."""
+    parts: list[Any] = []
     todo = [ast.parse(annotation.strip(), mode="eval").body]
     while todo:
         node = todo.pop()

@@ -1,6 +1,6 @@
 """Request ids: text that is unique among the requests which are pending on one session.
 
-Knows nothing of ours. Any object with ``generate()`` will do in place of the two classes here.
+Imports nothing of the package. Any object with ``generate()`` will do in place of the two classes here.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class PidCounterRequestIdGenerator:
     """Ids of the form ``<pid>.<counter>``, as the original's."""
 
     def __init__(self) -> None:
-        # The pid is read once. A fork that gives the generator to a new peer has ids with the pid of its parent: they only
-        # have to differ from those that are pending on the same session.
+        # The pid is read once. If a forked process gives the generator to a new peer, its ids have the pid of the parent:
+        # they only have to differ from those that are pending on the same session.
         self._pid = os.getpid()
-        # Without a line of Python for each: 1,900 instructions an id, and 3,000 with str.format.
+        # C iterators alone, so that no Python code runs for an id.
         prefixes, numbers = itertools.repeat(f"{self._pid}."), map(str, itertools.count(1))
         self._next: Callable[[], str] = map(operator.add, prefixes, numbers).__next__
         if type(self) is PidCounterRequestIdGenerator:
-            # One call into an iterator instead of a method of ours: 0.15 us an id instead of 0.35 us.
+            # A call of the iterator takes less than half the time of a method that calls it.
             self.generate = self._next  # type: ignore[method-assign]
 
     def __repr__(self) -> str:

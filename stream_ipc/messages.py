@@ -1,17 +1,18 @@
-"""What travels: messages, and the envelopes that make requests and responses of them.
+"""Messages, and the envelopes that make requests and responses of them.
 
 Knows the registry, where every message class is entered. Must not know how messages become bytes or who sends them.
 """
 
 from __future__ import annotations
 
+import enum
 from dataclasses import InitVar, dataclass, field
 
 from . import registry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Optional, Tuple
+    from typing import Any
 
 __all__ = [
     "NOTIFICATION",
@@ -44,13 +45,19 @@ class Message:
     side, so ``__post_init__`` can check what came; any other class is rebuilt from its attributes.
 
     Raises:
+        TypeError: At the definition: instances of the class cannot be rebuilt (it derives from ``list``, an enum, ...).
         ValueError: At the definition: the wire name is taken by another class.
     """
 
     __slots__ = ()
 
-    def __init_subclass__(cls, wire_name: Optional[str] = None, **kwargs: Any) -> None:
+    def __init_subclass__(cls, wire_name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if issubclass(cls, enum.Enum):
+            raise TypeError(
+                f"{cls.__qualname__} cannot be a message and an enum at once; make it an enum, register it with"
+                f" register_type(), and send it in a field of a message"
+            )
         registry.register(cls, wire_name)
 
 
@@ -68,7 +75,7 @@ class LogMessage(Message, wire_name="StreamIpc\\Message\\LogMessage"):
         LEVEL_STDERR: ``"stderr"``.
     """
 
-    # Not declared as ClassVar: dataclasses knows that only once typing is imported.
+    # No ClassVar: dataclasses recognizes it only if typing has been imported.
     LEVEL_JUNK = "junk"
     LEVEL_STDERR = "stderr"
 
@@ -88,11 +95,11 @@ class ErrorMessage(Message, wire_name="StreamIpc\\Message\\ErrorMessage"):
     message: str = field(metadata={"wire_name": "errorMessage", "visibility": "private"})
     exception: InitVar[BaseException | None] = None
 
-    def __post_init__(self, exception: Optional[BaseException]) -> None:
-        if not isinstance(self.message, str):  # it comes off the wire too, and str() of the whole must not fail
+    def __post_init__(self, exception: BaseException | None) -> None:
+        if not isinstance(self.message, str):  # it may come off the wire, and str() of the whole must not fail
             raise TypeError(f"message of an ErrorMessage must be a str, not {type(self.message).__name__}")
         if exception is not None:
-            import traceback  # 4 ms, which most programs never need
+            import traceback  # slow to import, and most programs never need it
 
             lines = traceback.format_exception(type(exception), exception, exception.__traceback__)
             summary = traceback.format_exception_only(type(exception), exception)
@@ -105,7 +112,7 @@ class ErrorMessage(Message, wire_name="StreamIpc\\Message\\ErrorMessage"):
 
 @dataclass
 class RequestEnvelope(Message, wire_name="StreamIpc\\Envelope\\RequestEnvelope"):
-    """A message that wants an answer.
+    """A message that expects a reply.
 
     Attributes:
         id: Chosen by the requester; only compared for equality.
@@ -130,7 +137,7 @@ class ResponseEnvelope(Message, wire_name="StreamIpc\\Envelope\\ResponseEnvelope
 
 
 def put_in_envelope(kind: int, id: Any, message: Message) -> Message:
-    """What stands for a message of a kind where there is one object for both: a notification stands for itself."""
+    """Return the envelope for a kind and its message; a notification has none and stands for itself."""
     if kind == REQUEST:
         return RequestEnvelope(id, message)
     if kind == RESPONSE:
@@ -138,8 +145,8 @@ def put_in_envelope(kind: int, id: Any, message: Message) -> Message:
     return message
 
 
-def take_out_of_envelope(message: Any) -> Tuple[int, Any, Message]:
-    """The reverse: the kind, the id (None for a notification) and the message."""
+def take_out_of_envelope(message: Any) -> tuple[int, Any, Message]:
+    """Return the kind, the id (None for a notification) and the message."""
     if type(message) is RequestEnvelope:
         return REQUEST, message.id, message.request
     if type(message) is ResponseEnvelope:

@@ -1,7 +1,7 @@
-"""What users may bring themselves: a serializer, a generator of ids.
+"""Protocols of what users may bring themselves: a serializer, a generator of ids.
 
-Knows messages. Must not know who needs such objects. Apart from what the package needs itself, because ``typing.Protocol``
-takes 4 ms to import.
+Knows messages. Must not know who needs such objects. A module of its own that the package does not import at run time,
+because ``typing`` is slow to import.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Payload = Union[bytes, bytearray, memoryview]
 
 
 class MessageSerializer(Protocol):
-    """What an ``IpcPeer`` needs of its ``serializer``: any object with these two methods will do.
+    """The ``serializer`` of an ``IpcPeer``: any object with these two methods will do.
 
     The message may be a ``RequestEnvelope`` or ``ResponseEnvelope`` around the user's message. Both methods raise
     ``SerializationError``; any other exception is treated the same. Neither may block.
@@ -34,7 +34,7 @@ class MessageSerializer(Protocol):
         """Turn a payload into its message.
 
         Args:
-            payload: Valid only during the call if it is a ``memoryview``: copy what is to be kept.
+            payload: If it is a ``memoryview``, valid only during the call: copy what is to be kept.
 
         Raises:
             SerializationError: The payload is no message. Where the id of an envelope could still be read, the
@@ -44,11 +44,11 @@ class MessageSerializer(Protocol):
 
 
 class RequestIdGenerator(Protocol):
-    """What an ``IpcPeer`` needs of its ``id_generator``: any object with this method will do."""
+    """The ``id_generator`` of an ``IpcPeer``: any object with this method will do."""
 
     def generate(self) -> str:
         """Return an id that no pending request of the session has; any text of at most 128 characters.
 
-        Called once for each request. What it raises comes out of ``Session.request``, and nothing is sent.
+        Called once for each request. An exception comes out of ``Session.request``, and nothing is sent.
         """
         ...

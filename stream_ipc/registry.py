@@ -7,21 +7,22 @@ cannot be built, whatever the bytes say.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import sys
 
-from .errors import SerializationError, describe, printable
+from .classes import RUN, FieldInfo, attributes, constructor_of, fields_of, obstacle, required_fields, source
+from .errors import SerializationError, article, describe, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar, Union, overload
+    from typing import Any, Callable, TypeVar, overload
 
     T = TypeVar("T")
 
 __all__ = [
     "FieldInfo",
     "TypeInfo",
+    "by_class",
     "clear_on_change",
     "default_wire_name",
     "lookup",
@@ -30,31 +31,13 @@ __all__ = [
     "type_info",
 ]
 
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for classes made by a class statement
+# Plain data in every format, so that converters would never be asked.
+_PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
 
-_by_class: Dict[type, TypeInfo] = {}
-_by_name: Dict[str, TypeInfo] = {}
-_caches: List[Dict[Any, Any]] = []  # what serializers have worked out of the entries
-
-
-class FieldInfo:
-    """One field of a registered class.
-
-    Attributes:
-        name: The attribute's name in Python.
-        wire_name: Its name in formats that are shared with other languages: ``field(metadata={"wire_name": ...})``,
-            otherwise the same.
-        annotation: What the class body says of its type, as it stands there: a class, a typing construct or text.
-        visibility: ``"public"``, or what ``field(metadata={"visibility": ...})`` says for the PHP format.
-    """
-
-    __slots__ = ("annotation", "name", "visibility", "wire_name")
-
-    def __init__(self, name: str, wire_name: str, annotation: Any, visibility: str) -> None:
-        self.name: str = name
-        self.wire_name: str = wire_name
-        self.annotation: Any = annotation
-        self.visibility: str = visibility
+# The entry of each registered class. For reading; only register() changes it.
+by_class: dict[type, TypeInfo] = {}
+_by_name: dict[str, TypeInfo] = {}
+_caches: list[dict[Any, Any]] = []  # what serializers have worked out of the entries
 
 
 class TypeInfo:
@@ -66,37 +49,60 @@ class TypeInfo:
     Attributes:
         cls: The class.
         wire_name: The name it travels under.
+        module: The module that defines it, by the name under which other programs import it.
+        is_enum: Whether it travels as the name of a member.
+        encode: Turns an instance into other data, or None; see ``register_type``.
+        decode: The reverse, or None.
         names: The declared fields; None until the class has been looked into, and something that no instance's fields
-            equal if it is rebuilt from its attributes.
+            equal if it is rebuilt from its attributes or has converters.
         values: Takes an instance apart: ``{field name: value}`` in the order of declaration. The dict may be the
             instance's own: do not change it.
     """
 
-    def __init__(self, cls: type, wire_name: str) -> None:
+    def __init__(
+        self,
+        cls: type,
+        wire_name: str,
+        module: str = "",
+        file: Any = None,
+        encode: Callable[[Any], Any] | None = None,
+        decode: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.cls = cls
         self.wire_name = wire_name
-        self.is_enum: bool = issubclass(cls, enum.Enum)
-        self.names: Optional[Tuple[str, ...]] = None  # None: not looked into yet
+        self.module = module or cls.__module__
+        self.encode = encode
+        self.decode = decode
+        self.is_enum: bool = encode is None and issubclass(cls, enum.Enum)
+        self.names: tuple[str, ...] | None = None  # None: not looked into yet
+        self._file = file  # that defines it
         self._open = False  # rebuilt from whatever attributes came
-        self._fields: Tuple[FieldInfo, ...] = ()
+        self._fields: tuple[FieldInfo, ...] = ()
+        if encode is not None:
+            self.names = _NO_NAMES
+            self.values = self._encoded_values  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         return f"<TypeInfo {self.wire_name}>"
 
     @property
-    def fields(self) -> Tuple[FieldInfo, ...]:
-        """The declared fields; empty for a class that is rebuilt from its attributes."""
+    def fields(self) -> tuple[FieldInfo, ...]:
+        """The declared fields; empty for a class that is rebuilt from its attributes or has converters."""
         if self.names is None:
             self._inspect()
         return self._fields
 
-    def values(self, obj: Any) -> Dict[str, Any]:
-        """Take an instance apart. Replaced by a function made for the class at the first call."""
+    def values(self, obj: Any) -> dict[str, Any]:
+        """Take an instance apart. Replaced by a function made for the class at the first call.
+
+        Raises:
+            SerializationError: It has no value for a field, or ``encode`` failed.
+        """
         self._inspect()
         return self.values(obj)
 
-    def build(self, values: Dict[str, Any]) -> Any:
-        """Build an instance with the class's constructor.
+    def build(self, values: dict[str, Any]) -> Any:
+        """Build an instance with the class's constructor, or its ``decode``.
 
         Args:
             values: ``{field name: value}``. Unknown names are dropped, missing ones take their defaults.
@@ -108,35 +114,78 @@ class TypeInfo:
             if tuple(values) == self.names:  # exactly the fields in their order, and looked into before
                 return self.cls(**values)
         except Exception as exc:
-            raise self._refused(exc) from exc
+            raise self.refused(exc) from exc
         return self._build_slowly(values)
 
-    def _refused(self, exc: Exception) -> SerializationError:
+    def refused(self, exc: Exception) -> SerializationError:
+        """Return the error about a constructor that has raised another one."""
         return SerializationError(f"{self.wire_name} cannot be built from the values received: {describe(exc)}")
 
-    def _build_slowly(self, values: Dict[str, Any]) -> Any:
+    _refused = refused
+
+    def encode_value(self, obj: Any) -> Any:
+        """Turn an instance of a class with converters into the data that travels for it.
+
+        Raises:
+            SerializationError: ``encode`` has raised another error, which is its cause.
+        """
+        assert self.encode is not None
+        try:
+            return self.encode(obj)
+        except Exception as exc:
+            raise SerializationError(
+                f"{article(self.cls)} cannot be sent: the encode of its register_type() failed: {describe(exc)}"
+            ) from exc
+
+    def decode_value(self, data: Any) -> Any:
+        """Turn what was received for an instance of a class with converters into an instance.
+
+        Raises:
+            SerializationError: ``decode`` has raised another error, which is its cause, or returned something else.
+        """
+        assert self.decode is not None
+        try:
+            obj = self.decode(data)
+        except Exception as exc:
+            raise self.refused(exc) from exc
+        if type(obj) is not self.cls:
+            raise SerializationError(
+                f"{self.wire_name} cannot be built: the decode of its register_type() returned {article(type(obj))};"
+                f" it must return {article(self.cls)}"
+            )
+        return obj
+
+    def _encoded_values(self, obj: Any) -> dict[str, Any]:
+        return {"value": self.encode_value(obj)}
+
+    def _build_slowly(self, values: dict[str, Any]) -> Any:
+        if self.decode is not None:
+            if "value" not in values:
+                raise SerializationError(f"{self.wire_name} cannot be built: its 'value' was not sent{_BOTH_SIDES}")
+            return self.decode_value(values["value"])
         if self.names is None:
             self._inspect()
         if self._open:
             return self._build_open(values)
-        known: Dict[str, Any] = {}
+        known: dict[str, Any] = {}
         try:
-            known = {name: values[name] for name in self.names or () if name in values}
+            known = {f.parameter: values[f.name] for f in self._fields if f.name in values}
             return self.cls(**known)
         except Exception as exc:
-            missing = [f.name for f in self._fields if f.name not in known and f.name in self._required()]
+            required = required_fields(self.cls)
+            missing = [f.name for f in self._fields if f.parameter not in known and f.name in required]
             if missing:
                 raise SerializationError(
                     f"{self.wire_name} cannot be built: required field {missing[0]!r} was not sent; give it a default"
                     " or update the sender"
                 ) from exc
-            raise self._refused(exc) from exc
+            raise self.refused(exc) from exc
 
-    def _build_open(self, values: Dict[str, Any]) -> Any:
+    def _build_open(self, values: dict[str, Any]) -> Any:
         try:
             obj: Any = object.__new__(self.cls)
             for name, value in values.items():
-                # object.__setattr__ so that a frozen class can be rebuilt; dunder names are nobody's fields.
+                # object.__setattr__ so that a frozen class can be rebuilt; dunder names are no fields.
                 if isinstance(name, str) and not name.startswith("__"):
                     try:
                         object.__setattr__(obj, name, value)
@@ -146,62 +195,27 @@ class TypeInfo:
                         # No slot for it: this side does not know it.
             return obj
         except Exception as exc:
-            raise self._refused(exc) from exc
-
-    def _required(self) -> List[str]:
-        if not dataclasses.is_dataclass(self.cls):
-            defaults = getattr(self.cls, "_field_defaults", {})
-            return [f.name for f in self._fields if f.name not in defaults]
-        missing = dataclasses.MISSING
-        return [
-            f.name for f in dataclasses.fields(self.cls) if f.default is missing and f.default_factory is missing
-        ]
+            raise self.refused(exc) from exc
 
     def _inspect(self) -> None:
-        cls = self.cls
-        if _has_constructor_of_dataclass(cls):
-            self._fields = tuple(
-                FieldInfo(
-                    f.name,
-                    str(f.metadata.get("wire_name", f.name)),
-                    f.type,
-                    str(f.metadata.get("visibility", "public")),
-                )
-                for f in dataclasses.fields(cls)
-                if f.init
-            )
-        elif issubclass(cls, tuple):  # a NamedTuple
-            annotations = cls.__dict__.get("__annotations__", {})
-            self._fields = tuple(
-                FieldInfo(name, name, annotations.get(name, object), "public")
-                for name in cls._fields  # type: ignore[attr-defined]
-            )
-        else:
-            self._open = True
-        names = tuple(f.name for f in self._fields)
-        self.values = self._open_values if self._open else _values_of(names)  # type: ignore[assignment,method-assign]
-        # An impossible name keeps build() off its quick way for classes that are rebuilt from attributes.
-        self.names = ("",) if self._open else names
-
-    @staticmethod
-    def _open_values(obj: Any) -> Dict[str, Any]:
-        values: Dict[str, Any] = {}
-        for base in reversed(type(obj).__mro__):
-            slots = base.__dict__.get("__slots__", ())
-            for name in (slots,) if isinstance(slots, str) else slots:
-                if name.startswith("__") and not name.endswith("__"):
-                    name = f"_{base.__name__.lstrip('_')}{name}"
-                if name not in ("__dict__", "__weakref__") and hasattr(obj, name):
-                    values[name] = getattr(obj, name)
-        values.update(getattr(obj, "__dict__", {}))
-        return values
+        fields = self._fields = fields_of(self.cls)
+        names = tuple([f.name for f in fields])
+        self._open = not constructor_of(self.cls)
+        self.values = attributes if self._open else _values_of(names)  # type: ignore[assignment,method-assign]
+        # The quick way of build() is for those whose parameters are called as the fields are.
+        self.names = _NO_NAMES if self._open or names != tuple([f.parameter for f in fields]) else names
 
 
-def _values_of(names: Tuple[str, ...]) -> Callable[[Any], Dict[str, Any]]:
-    def values(obj: Any) -> Dict[str, Any]:
-        # The instance's own dict when it holds just the fields: 0.1 us against 0.4 us for a new one.
+_NO_NAMES = ("",)  # no fields are called so, which keeps build() off its quick way
+
+_BOTH_SIDES = "; call register_type() with the same encode and decode on both sides"
+
+
+def _values_of(names: tuple[str, ...]) -> Callable[[Any], dict[str, Any]]:
+    def values(obj: Any) -> dict[str, Any]:
+        # The instance's own dict if it holds just the fields: a new one would be four times as slow.
         try:
-            own: Dict[str, Any] = obj.__dict__
+            own: dict[str, Any] = obj.__dict__
             if tuple(own) == names:
                 return own
         except AttributeError:  # __slots__
@@ -214,94 +228,148 @@ def _values_of(names: Tuple[str, ...]) -> Callable[[Any], Dict[str, Any]]:
     return values
 
 
-def _has_constructor_of_dataclass(cls: type) -> bool:
-    # A class that derives from a dataclass and is not decorated itself has its base's fields, constructor and checks;
-    # one with a constructor of its own has not.
-    for base in cls.__mro__:
-        if "__dataclass_fields__" in base.__dict__:
-            return True
-        if "__init__" in base.__dict__ or "__new__" in base.__dict__:
-            break
-    return False
-
-
 def default_wire_name(cls: type) -> str:
-    """The wire name of a class that was given none: ``module.QualName``.
+    """Return the wire name of a class that was given none: ``module.QualName``.
 
     In a module that runs as ``python -m pkg.mod`` the name is ``pkg.mod`` and not ``__main__``, so that both ends
-    of a conversation agree on it. The same script in a child of ``multiprocessing`` is ``__mp_main__``.
+    of a conversation agree on it. In a script it is ``__main__``, whatever runs the script.
     """
-    module = cls.__module__
-    if module in ("__main__", "__mp_main__"):
-        spec = getattr(sys.modules.get(module), "__spec__", None)
-        module = "__main__" if spec is None else spec.name
-    return f"{module}.{cls.__qualname__}"
+    return f"{source(cls)[0]}.{cls.__qualname__}"
 
 
-def register(cls: type, wire_name: Optional[str] = None) -> None:
+def register(
+    cls: type,
+    wire_name: str | None = None,
+    encode: Callable[[Any], Any] | None = None,
+    decode: Callable[[Any], Any] | None = None,
+    *,
+    strict: bool = False,
+) -> None:
     """Enter a class under its wire name.
+
+    Args:
+        cls: The class.
+        wire_name: The name; by default the one it has already, or else ``default_wire_name``.
+        encode: See ``register_type``.
+        decode: See ``register_type``.
+        strict: Whether methods of its own that say how it is pickled are a reason to refuse it.
 
     Raises:
         TypeError: Instances of the class cannot be rebuilt from their fields.
         ValueError: The wire name is taken by another class.
     """
-    _check_rebuildable(cls)
+    _check(cls, encode, decode, strict)
+    module, file = source(cls)
+    previous = by_class.get(cls)
     if wire_name is None:
         # @dataclass(slots=True) makes the class a second time, without the class statement's keywords and, until it
         # is done, without the names of what it stands in: the wire name is found in the copied namespace.
-        wire_name = cls.__dict__.get("_stream_ipc_wire_name") or default_wire_name(cls)
-    elif not isinstance(wire_name, str) or not wire_name:
-        raise TypeError(f"wire_name of {cls.__qualname__} must be a non-empty str, not {wire_name!r}")
-    elif wire_name.startswith("\\"):
-        raise ValueError(
-            f"wire_name of {cls.__qualname__} begins with a backslash, as no class name on the wire does: {wire_name!r}"
-        )
-    elif "\0" in wire_name:
-        raise ValueError(f"wire_name of {cls.__qualname__} holds a NUL, as no class name does: {wire_name!r}")
+        known = None if previous is None else previous.wire_name
+        wire_name = known or cls.__dict__.get("_stream_ipc_wire_name") or f"{module}.{cls.__qualname__}"
+    else:
+        _check_name(cls, wire_name)
+    info = TypeInfo(cls, wire_name, module, file, encode, decode)
     taken = _by_name.get(wire_name)
-    if taken is not None and taken.cls is not cls:
-        old = taken.cls
-        fields = cls.__dict__.get("__dataclass_fields__")
-        copied = fields is not None and fields is old.__dict__.get("__dataclass_fields__")
-        if not copied and (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(
-                f"wire name {wire_name!r} of {cls.__module__}.{cls.__qualname__} is taken by"
-                f" {old.__module__}.{old.__qualname__}; give one of them another wire_name"
-            )
-    cls._stream_ipc_wire_name = wire_name  # type: ignore[attr-defined]
-    previous = _by_class.get(cls)
+    if taken is not None and not _is_same(taken, info):
+        raise ValueError(
+            f"wire name {wire_name!r} of {cls.__module__}.{cls.__qualname__} is taken by"
+            f" {taken.cls.__module__}.{taken.cls.__qualname__}; give one of them another wire_name"
+        )
+    if encode is None:
+        cls._stream_ipc_wire_name = wire_name  # type: ignore[attr-defined]
     if previous is not None and _by_name.get(previous.wire_name) is previous:
         del _by_name[previous.wire_name]  # registered again under another name: that one counts
-    _by_class[cls] = _by_name[wire_name] = TypeInfo(cls, wire_name)
+    by_class[cls] = info
+    # A module that is run and imported as well has two classes of one name. Both are sent under it; what comes is of the
+    # class that the program which is run knows.
+    if taken is None or taken.cls.__module__ not in RUN or cls.__module__ in RUN:
+        _by_name[wire_name] = info
     for cache in _caches:  # last: what is put in from now on is of the new entry
         cache.clear()
 
 
-def _check_rebuildable(cls: type) -> None:
+_by_class = by_class
+
+
+def _check(cls: type, encode: Any, decode: Any, strict: bool) -> None:
     if not isinstance(cls, type):
         raise TypeError(f"register_type() takes a class, not {cls!r}")
-    if issubclass(cls, enum.Enum) or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
+    for name, function in (("encode", encode), ("decode", decode)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} of {cls.__qualname__} must be a function, not {function!r:.100}")
+    if (encode is None) != (decode is None):
+        given, missing = ("encode", "decode") if decode is None else ("decode", "encode")
+        raise TypeError(f"register_type({cls.__qualname__}) got {given} without {missing}; give both or neither")
+    if encode is not None:
+        if cls in _PLAIN:
+            raise TypeError(f"{cls.__qualname__} cannot be registered: it is plain data and travels as it is")
         return
-    for base in cls.__mro__[:-1]:
-        if not base.__flags__ & _HEAP_TYPE:
-            raise TypeError(
-                f"{cls.__qualname__} cannot be registered: it derives from {base.__name__}, whose content is not in"
-                " its attributes; make it a dataclass that has a field for it"
-            )
+    if cls in by_class and by_class[cls].encode is None:
+        return  # accepted before
+    problem = obstacle(cls, strict)
+    if problem:
+        if strict:
+            from .advice import converter_line
+
+            remedy = f"pass converters: {converter_line(cls)}"
+        else:
+            remedy = "make it a dataclass that has a field for it"
+        raise TypeError(f"{cls.__qualname__} cannot be registered: {problem}; {remedy}")
+
+
+def _check_name(cls: type, wire_name: Any) -> None:
+    if not isinstance(wire_name, str) or not wire_name:
+        raise TypeError(f"wire_name of {cls.__qualname__} must be a non-empty str, not {wire_name!r}")
+    if wire_name.startswith("\\"):
+        raise ValueError(
+            f"wire_name of {cls.__qualname__} begins with a backslash, as no class name on the wire does: {wire_name!r}"
+        )
+    if "\0" in wire_name:
+        raise ValueError(f"wire_name of {cls.__qualname__} holds a NUL, as no class name does: {wire_name!r}")
+
+
+def _is_same(old: TypeInfo, new: TypeInfo) -> bool:
+    """Tell whether two classes are one: made again, or of a module that is there twice."""
+    fields = new.cls.__dict__.get("__dataclass_fields__")
+    if old.cls is new.cls or (fields is not None and fields is old.cls.__dict__.get("__dataclass_fields__")):
+        return True
+    if old.cls.__qualname__ != new.cls.__qualname__:
+        return False
+    if old.module == new.module or old.cls.__module__ == new.cls.__module__:
+        return True
+    # A script that one of its own modules imports.
+    run = old.cls.__module__ in RUN or new.cls.__module__ in RUN
+    return run and old._file is not None and old._file == new._file
 
 
 if TYPE_CHECKING:
 
     @overload
-    def register_type(cls: Type[T], wire_name: Optional[str] = None) -> Type[T]: ...
+    def register_type(
+        cls: type[T],
+        wire_name: str | None = None,
+        *,
+        encode: Callable[[T], Any] | None = None,
+        decode: Callable[[Any], T] | None = None,
+    ) -> type[T]: ...
 
     @overload
-    def register_type(cls: None = None, wire_name: Optional[str] = None) -> Callable[[Type[T]], Type[T]]: ...
+    def register_type(
+        cls: None = None,
+        wire_name: str | None = None,
+        *,
+        encode: Callable[[Any], Any] | None = None,
+        decode: Callable[[Any], Any] | None = None,
+    ) -> Callable[[type[T]], type[T]]: ...
 
 
 def register_type(
-    cls: Optional[Type[T]] = None, wire_name: Optional[str] = None
-) -> Union[Type[T], Callable[[Type[T]], Type[T]]]:
+    cls: type[T] | None = None,
+    wire_name: str | None = None,
+    *,
+    encode: Callable[[Any], Any] | None = None,
+    decode: Callable[[Any], Any] | None = None,
+) -> type[T] | Callable[[type[T]], type[T]]:
     """Let a class that is no ``Message`` travel inside messages: a nested dataclass, an enum, a NamedTuple.
 
     Usable as a decorator, with and without arguments::
@@ -315,25 +383,34 @@ def register_type(
         @register_type(wire_name="App\\\\Message\\\\Suit")
         class Suit(enum.Enum): ...
 
+    With converters any class travels, also one of a C extension, with every serializer::
+
+        register_type(datetime, encode=datetime.isoformat, decode=datetime.fromisoformat)
+
     Args:
-        cls: The class. A dataclass or NamedTuple is rebuilt by its constructor, an enum by its member's name, any
-            other class from its attributes.
+        cls: The class. A dataclass, an attrs class or a NamedTuple is rebuilt by its constructor, an enum by its
+            member's name, any other class from its attributes.
         wire_name: The name it travels under; by default ``module.QualName``. Both sides must use the same.
+        encode: Takes an instance and returns what travels for it: plain data, or whatever else can travel. For
+            instances of exactly this class. Give both converters or neither, and the same ones on both sides.
+        decode: Takes what ``encode`` returned, as it arrived, and returns an instance of exactly this class. What it
+            raises is a decoding error.
 
     Returns:
         The class itself.
 
     Raises:
-        TypeError: Instances of the class cannot be rebuilt (it derives from ``list``, an exception, ...).
+        TypeError: Instances of the class cannot be rebuilt (it derives from ``list``, an exception, ...); the text
+            has the converters that would do. Or only one converter was given.
         ValueError: The wire name is taken by another class.
     """
     if cls is None:
-        return lambda decorated: register_type(decorated, wire_name)
-    register(cls, wire_name)
+        return lambda decorated: register_type(decorated, wire_name, encode=encode, decode=decode)
+    register(cls, wire_name, encode, decode, strict=True)
     return cls
 
 
-def clear_on_change(cache: Dict[Any, Any]) -> None:
+def clear_on_change(cache: dict[Any, Any]) -> None:
     """Have a dict emptied whenever a class is registered.
 
     For what a serializer works out per class and keeps: with this it need not ask, for every message, whether its
@@ -343,22 +420,23 @@ def clear_on_change(cache: Dict[Any, Any]) -> None:
 
 
 def type_info(cls: type) -> TypeInfo:
-    """The entry of a class.
+    """Return the entry of a class.
 
     Raises:
-        SerializationError: The class is not registered.
+        SerializationError: The class is not registered; the text says what to do with such a value.
     """
     try:
-        return _by_class[cls]
+        return by_class[cls]
     except KeyError:
+        from .advice import advice
+
         raise SerializationError(
-            f"{cls.__module__}.{cls.__qualname__} cannot travel: it is neither plain data nor registered; derive it"
-            " from Message or register it with register_type()"
+            f"{cls.__module__}.{cls.__qualname__} cannot travel: it is neither plain data nor registered; {advice(cls)}"
         ) from None
 
 
 def lookup(wire_name: Any) -> TypeInfo:
-    """The entry of a wire name that was received.
+    """Return the entry of a wire name that was received.
 
     Raises:
         SerializationError: Nothing is registered under that name.
@@ -369,10 +447,12 @@ def lookup(wire_name: Any) -> TypeInfo:
         except KeyError:
             pass
     shown = printable(wire_name[:200]) if isinstance(wire_name, str) else type(wire_name).__name__
-    advice = "import the module that defines it on this side too"
+    remedy = "import the module that defines it on this side too"
     if isinstance(wire_name, str) and wire_name.startswith("__main__."):
-        advice = (
+        remedy = (
             "the sender defined it in the script it was started with, which no other program can import;"
             " move it to a module that both sides import, or give it a wire_name"
         )
-    raise SerializationError(f"Unknown class: {shown} ({advice})")
+    elif isinstance(wire_name, str) and wire_name.partition(".")[0] in sys.stdlib_module_names:
+        remedy = "the sender registered it" + _BOTH_SIDES
+    raise SerializationError(f"Unknown class: {shown} ({remedy})")

@@ -5,7 +5,6 @@ import collections
 import enum
 import functools
 import re
-import sys
 import types
 from dataclasses import dataclass, field
 from typing import Any, Dict, Generic, List, NamedTuple, TypeVar
@@ -125,7 +124,6 @@ def test_the_built_in_names_are_taken() -> None:
             pass
 
 
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="slots came with Python 3.10")
 def test_a_dataclass_with_slots_keeps_its_name() -> None:
     names: Dict[str, Any] = {"dataclass": dataclass, "Message": Message, "__name__": __name__}
     exec(
@@ -240,9 +238,10 @@ def test_classes_that_derive_from_a_built_in_one_are_refused(cls: Any) -> None:
 
 
 def test_why_a_built_in_class_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"Failure cannot be registered: it derives from ValueError.*make it a dataclass"):
+    text = r"Failure cannot be registered: it derives from ValueError, whose .*; pass converters: register_type\(Fail"
+    with pytest.raises(TypeError, match=text):
         register_type(Failure)
-    with pytest.raises(TypeError, match="derives from list"):
+    with pytest.raises(TypeError, match="Both cannot be registered: it derives from list, .*; make it a dataclass that"):
 
         class Both(Message, List[int]):
             pass
@@ -342,7 +341,7 @@ def test_caches_are_cleared_by_a_registration() -> None:
             register(int)
         assert cache == {"b": 1}
     finally:
-        registry._caches[:] = [c for c in registry._caches if c is not cache]
+        registry._caches.pop()
 
 
 # --- fields, values, build ------------------------------------------------------------------------------------
@@ -452,12 +451,8 @@ def test_build_of_a_class_that_cannot_be_made_without_its_constructor() -> None:
 
     with pytest.raises(SerializationError, match=f"{re.escape(default_wire_name(Abstract))} cannot be built"):
         type_info(Abstract).build({"a": 1})
-    try:
+    with pytest.raises(TypeError, match="Special cannot be registered: it derives from partial"):
         register_type(Special)
-    except TypeError:
-        return  # where such a class can be told
-    with pytest.raises(SerializationError, match="cannot be built"):
-        type_info(Special).build({})
 
 
 def test_attributes_that_are_set_by_nobody() -> None:

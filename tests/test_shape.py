@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom up: a module imports from its own layer and from those before it, and never in a circle.
 LAYERS = [
-    ["errors", "log"],
+    ["errors", "log", "classes"],
+    ["advice"],
     ["registry", "messages", "ids", "protocols"],
     ["serializers"],
     ["wire"],
@@ -33,7 +34,7 @@ LAYERS = [
 ]
 
 # What is below transports/ turns values into other values. ids is not: it asks for the process id and the time.
-PURE = ["errors", "registry", "messages", "protocols", "serializers", "wire"]
+PURE = ["errors", "classes", "advice", "registry", "messages", "protocols", "serializers", "wire"]
 IMPURE = {"os", "socket", "select", "selectors", "subprocess", "time", "threading", "_thread", "signal", "fcntl", "asyncio"}
 
 PUBLIC = [

@@ -9,18 +9,19 @@ An address is a path (a Unix socket) or a pair ``(host, port)`` (TCP).
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
-import signal
 import socket
 import stat
 import struct
 import sys
 import time
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Iterator, Optional, Union
 
 from .base import Ending
+from .shield import Shield
 
 __all__ = [
     "Address",
@@ -28,18 +29,19 @@ __all__ = [
     "SocketFile",
     "check_address",
     "connect",
+    "describe_address",
     "is_unix",
     "linger",
     "listen",
     "named",
     "other_user",
-    "set_nodelay",
     "stop_writing",
+    "tune",
 ]
 
-Address = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]", Tuple[str, int]]
-Place = Union[str, Tuple[str, int]]  # an address that was checked
-WaitFor = Callable[[int, int, Optional[float]], bool]  # (descriptor or -1, events, until when)
+Address = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]", "tuple[str, int]"]
+Place = Union[str, "tuple[str, int]"]  # an address that was checked
+WaitFor = Callable[[int, int, Optional[float]], bool]  # (descriptor or -1, events, until when) -> is it ready?
 
 _MAX_PATH = 107 if sys.platform.startswith("linux") else 103  # bytes of a Unix socket's path
 _LINGER = 1.0  # seconds
@@ -48,45 +50,11 @@ _RETRY = 0.01  # how often a Unix socket whose queue is full is tried again, in 
 _LOCK_GRACE = 1.0  # how long the lock of a folder is waited for, in seconds
 
 
-try:
-    # signal.pthread_sigmask makes enums of all numbers, which takes four times as long.
-    from _signal import pthread_sigmask as _mask  # type: ignore[import-not-found]
-except ImportError:  # a system without
-    _mask = lambda how, signals: ()  # noqa: E731
-
-_BLOCK, _SET = int(getattr(signal, "SIG_BLOCK", 0)), int(getattr(signal, "SIG_SETMASK", 0))
-# All that programs handle as a rule and that do not come from their own mistakes.
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGPROF", "SIGVTALRM", "SIGWINCH")
-_SIGNALS = [int(getattr(signal, name)) for name in _NAMES if hasattr(signal, name)]
-
-
-class Shield:
-    """Holds signals back for the length of a ``with`` block, for calls whose result an interruption would lose.
-
-    The calls of ``ssl`` ask for signals when the bytes have moved already, before they return, so that the way of
-    ``descriptors.py`` does not help here. What is in the block must not wait for anything. In a program with several
-    threads another one may get the signal, and a small gap remains.
-    """
-
-    __slots__ = ("_before",)
-
-    def __enter__(self) -> None:
-        self._before = _mask(_BLOCK, ())  # raises what came before, and has changed nothing then
-        try:
-            _mask(_BLOCK, _SIGNALS)
-        except BaseException:
-            _mask(_SET, self._before)
-            raise
-
-    def __exit__(self, *exc_info: object) -> None:
-        _mask(_SET, self._before)
-
-
 # -- addresses
 
 
 def is_unix(place: Place) -> bool:
-    """Whether it is a path, and not a host and a port."""
+    """Tell whether a checked address is a path, and not a host and a port."""
     return isinstance(place, str)
 
 
@@ -107,7 +75,7 @@ def check_address(address: Any) -> Place:
         raise TypeError(f"an address is a path (Unix socket) or a pair (host, port), not {address!r:.100}")
     path = os.fsdecode(address)
     if not path or "\0" in path:
-        raise ValueError(f"{address!r:.200} is no path; a Unix socket needs a file")
+        raise ValueError(f"{address!r:.200} is no path; a Unix socket needs one to a file")
     _, colon, port = path.rpartition(":")
     if "://" in path or (colon and port.isdigit() and os.sep not in path):
         raise ValueError(
@@ -124,7 +92,7 @@ def check_address(address: Any) -> Place:
     return path
 
 
-def _check_pair(address: Any) -> Tuple[str, int]:
+def _check_pair(address: Any) -> tuple[str, int]:
     if len(address) != 2:
         raise ValueError(f"a TCP address is a pair (host, port), not {tuple(address)!r:.200}")
     host, port = address
@@ -141,11 +109,11 @@ def _check_pair(address: Any) -> Tuple[str, int]:
     return host, port
 
 
-def _resolve(host: str, port: int, secure: bool, verb: str) -> List[Tuple[int, Any]]:
-    """The families and socket addresses of a host, without doubles.
+def _resolve(host: str, port: int, secure: bool, verb: str) -> list[tuple[int, Any]]:
+    """Return the families and socket addresses of a host, each once.
 
     Raises:
-        OSError: It does not resolve.
+        OSError: The host does not resolve.
         ValueError: One of them is not loopback, and nothing secures the connection.
     """
     try:
@@ -173,7 +141,7 @@ def _is_loopback(family: int, sockaddr: Any) -> bool:
 
 
 def named(exc: OSError, text: str) -> OSError:
-    """An error of the same kind whose text says what could not be done."""
+    """Return an error of the same kind whose text says what could not be done."""
     text = f"{text}: {exc.strerror or exc}"
     if isinstance(exc, socket.gaierror):
         return socket.gaierror(exc.errno, text)
@@ -183,14 +151,55 @@ def named(exc: OSError, text: str) -> OSError:
 # -- both sides
 
 
-def set_nodelay(sock: socket.socket) -> None:
-    """Let small messages of a TCP socket leave at once."""
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+# Seconds of silence before the first probe, seconds between probes, and probes that may stay unanswered. A host that
+# vanished is noticed within two minutes. The first option has another name on macOS.
+_KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 5))
 
 
-def other_user(sock: socket.socket) -> Optional[int]:
-    """The user at the other end of a Unix socket, if that is not the one that this process runs as.
+def tune(sock: socket.socket) -> None:
+    """Let small messages of a connected TCP socket leave at once, and notice when its other host has vanished.
+
+    Does nothing for other sockets. What the system does not let set, stays as it is: a connection that is gone already
+    shows that when it is used.
+    """
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, value in _KEEPALIVE:
+        if hasattr(socket, name):
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    for level, option, value in options:
+        try:
+            sock.setsockopt(level, option, value)
+        except OSError:
+            pass
+
+
+set_nodelay = tune  # for listener.py, until it says tune
+
+
+def describe_address(address: Any) -> str:
+    """Return the address of a socket of any family as text.
+
+    ``127.0.0.1:80``, ``[::1]:80``, the path of a Unix socket in quotes (an abstract one begins with ``@``), and numbers
+    with colons for other families, as ``3:1024`` for ``AF_VSOCK``.
+    """
+    if isinstance(address, bytes):
+        name = os.fsdecode(address)
+        return ascii(f"@{name[1:]}" if name[:1] == "\0" else name)
+    if not isinstance(address, tuple):
+        return repr(address)
+    if len(address) > 1 and isinstance(address[0], str) and isinstance(address[1], int):
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return ":".join([part.hex() if isinstance(part, bytes) else str(part) for part in address])
+
+
+def other_user(sock: socket.socket) -> int | None:
+    """Return the user at the other end of a Unix socket, if this process runs as another one now; otherwise None.
+
+    At the end that has connected, Linux tells the user that the listener ran as when it began to listen: a program that
+    has given up the rights of root since then still shows as root.
 
     Where the system does not tell (it does on Linux and macOS), the mode of the file has to do.
     """
@@ -205,9 +214,9 @@ def other_user(sock: socket.socket) -> Optional[int]:
 
 
 def stop_writing(sock: socket.socket) -> bool:
-    """Make what was written reach the other side though the socket, which does not block, is closed next.
+    """End the writing side of a socket that does not block and is closed next, so that what was written arrives.
 
-    Closing with something unread makes TCP reset the connection, which overtakes what is on its way.
+    Closing with unread input makes TCP reset the connection, and that overtakes what is on its way.
 
     Returns:
         Whether the other side is still talking, so that more may come.
@@ -216,7 +225,7 @@ def stop_writing(sock: socket.socket) -> bool:
     try:
         sock.shutdown(socket.SHUT_WR)
         for _ in range(64):
-            if not socket.socket.recv(sock, 65536):  # not SSLSocket.recv: what comes is of no interest
+            if not os.read(sock.fileno(), 65536):  # whatever class the socket is of: the input is dropped
                 return False
             heard = True
     except BlockingIOError:
@@ -227,28 +236,28 @@ def stop_writing(sock: socket.socket) -> bool:
 
 
 class LingeringClose(Ending):
-    """Keeps a connection until the other side has read to its end and closes it, at most for a second.
+    """Keeps a connection until the other side has read to its end and closes it, for a limited time.
 
-    Whoever is still talking would otherwise get a reset for what he says next, and with it lose what he has not read yet.
+    Closing with unread input sends RST, which discards data that the other side has not read.
 
     Args:
-        sock: A TCP socket on which nothing more is written. It stays its owner's, who can close it.
+        sock: A TCP socket on which nothing more is written. It stays its owner's to close.
     """
 
     background = True
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock: Optional[socket.socket] = socket.socket(fileno=os.dup(sock.fileno()))
-        self._sock.setblocking(False)
+        self._fd = os.dup(sock.fileno())  # no socket object: under gevent that would be one of gevent's
+        os.set_blocking(self._fd, False)
         self._due = time.monotonic() + _LINGER
 
-    def fds(self) -> List[int]:
-        return [] if self._sock is None else [self._sock.fileno()]
+    def fds(self) -> list[int]:
+        return [] if self._fd < 0 else [self._fd]
 
-    def step(self) -> Optional[float]:
+    def step(self) -> float | None:
         left = self._due - time.monotonic()
         try:
-            while self._sock is not None and left > 0 and self._sock.recv(65536):
+            while self._fd >= 0 and left > 0 and os.read(self._fd, 65536):
                 left = self._due - time.monotonic()
         except BlockingIOError:
             return left
@@ -258,12 +267,12 @@ class LingeringClose(Ending):
         return None
 
     def forget(self) -> None:
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
-def linger(sock: socket.socket) -> Optional[Ending]:
+def linger(sock: socket.socket) -> Ending | None:
     """End the writing side of a TCP socket that is closed next.
 
     Returns:
@@ -279,12 +288,12 @@ def linger(sock: socket.socket) -> Optional[Ending]:
 
 
 def connect(
-    place: Place, secure: bool, limit: Optional[float], clock: Callable[[], float], wait_for: WaitFor
+    place: Place, secure: bool, limit: float | None, clock: Callable[[], float], wait_for: WaitFor
 ) -> socket.socket:
     """Connect to an address.
 
     Args:
-        place: What ``check_address`` has returned.
+        place: The result of ``check_address``.
         secure: Whether it will be TLS, so that it may be any host.
         limit: The time of the clock until which it may take.
         clock: The time in seconds.
@@ -296,15 +305,15 @@ def connect(
     Raises:
         ValueError: It is not loopback, and not secure.
         TimeoutError: It took too long.
-        OSError: Nobody listens there, the host does not resolve, ...; the text names the address.
+        OSError: There is no listener, the host does not resolve, ...; the text names the address.
     """
     if isinstance(place, str):
-        found: List[Tuple[int, Any]] = [(socket.AF_UNIX, place)]
+        found: list[tuple[int, Any]] = [(socket.AF_UNIX, place)]
     else:
         if not place[1]:
             raise ValueError(f"cannot connect to {place!r}: nobody listens at port 0; pass the listener's port")
         found = _resolve(*place, secure, "connect to")
-    first: Optional[OSError] = None
+    first: OSError | None = None
     for index, (family, sockaddr) in enumerate(found):
         part = limit
         if limit is not None:  # one address that does not answer leaves time for the others
@@ -321,14 +330,14 @@ def connect(
 
 
 def _connect(
-    family: int, sockaddr: Any, limit: Optional[float], clock: Callable[[], float], wait_for: WaitFor
+    family: int, sockaddr: Any, limit: float | None, clock: Callable[[], float], wait_for: WaitFor
 ) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         number = sock.connect_ex(sockaddr)
         while number == errno.EAGAIN and family == socket.AF_UNIX:
-            # The queue of the listener is full, for which no descriptor can be waited.
+            # The queue of the listener is full, and no descriptor tells when it has room.
             now = clock()
             if limit is not None and now >= limit:
                 raise TimeoutError
@@ -339,10 +348,10 @@ def _connect(
                 raise TimeoutError
             number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if not number and family != socket.AF_UNIX and sock.getsockname() == sock.getpeername():
-            number = errno.ECONNREFUSED  # the system chose this very port for our end, and TCP can do that
+            number = errno.ECONNREFUSED  # the system chose the same port for our end: TCP then connects it to itself
         if number:
             raise OSError(number, os.strerror(number))
-        set_nodelay(sock)
+        tune(sock)
         return sock
     except BaseException:
         sock.close()
@@ -359,16 +368,16 @@ class SocketFile:
         self._path = os.path.abspath(path)
         self._identity = self._look()
 
-    def _look(self) -> Optional[Tuple[int, int, int]]:
+    def _look(self) -> tuple[int, int, int] | None:
         try:
             status = os.lstat(self._path)
         except OSError:
             return None
-        # The time too: the number of a file that is gone is soon another one's.
+        # The time too: the inode number of a removed file is soon used again.
         return status.st_dev, status.st_ino, status.st_mtime_ns
 
     def remove(self) -> None:
-        """Remove it, unless it is gone or another one has taken its place. A second call does nothing."""
+        """Remove the file, unless another one has taken its place. A second call does nothing."""
         identity, self._identity = self._identity, None
         try:
             if identity is not None and self._look() == identity:
@@ -377,7 +386,7 @@ class SocketFile:
             pass
 
 
-def listen(place: Place, secure: bool) -> Tuple[socket.socket, Place, Optional[SocketFile]]:
+def listen(place: Place, secure: bool) -> tuple[socket.socket, Place, SocketFile | None]:
     """Listen at an address.
 
     Returns:
@@ -385,7 +394,7 @@ def listen(place: Place, secure: bool) -> Tuple[socket.socket, Place, Optional[S
 
     Raises:
         ValueError: It is not loopback, and not secure.
-        OSError: Somebody listens there already, ...; the text names the address.
+        OSError: There is a listener already, ...; the text names the address.
     """
     if isinstance(place, str):
         try:
@@ -393,7 +402,7 @@ def listen(place: Place, secure: bool) -> Tuple[socket.socket, Place, Optional[S
         except OSError as exc:
             raise named(exc, f"cannot listen at {place!r}") from exc
         return sock, place, file
-    error: Optional[OSError] = None
+    error: OSError | None = None
     for family, sockaddr in _resolve(*place, secure, "listen at"):
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -412,7 +421,7 @@ def listen(place: Place, secure: bool) -> Tuple[socket.socket, Place, Optional[S
     raise named(error, f"cannot listen at {place!r}") from error
 
 
-def _listen_unix(path: str) -> Tuple[socket.socket, SocketFile]:
+def _listen_unix(path: str) -> tuple[socket.socket, SocketFile]:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -429,7 +438,7 @@ def _listen_unix(path: str) -> Tuple[socket.socket, SocketFile]:
             sock.bind(path)
         file = SocketFile(path)
         try:
-            # Elsewhere the file has whatever the umask left of 0777, but until listen() nobody can connect.
+            # Elsewhere the file has whatever the umask left of 0777, but until listen() no client can connect.
             if stat.S_IMODE(os.lstat(path).st_mode) != 0o600:
                 os.chmod(path, 0o600)
             sock.listen(_BACKLOG)
@@ -443,10 +452,10 @@ def _listen_unix(path: str) -> Tuple[socket.socket, SocketFile]:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove the file of a socket behind which there is nobody any more.
+    """Remove the file of a socket whose listener is gone.
 
     Raises:
-        OSError: There is somebody, or it is no socket.
+        OSError: The listener is there, or the file is no socket.
     """
     with _folder_lock(path):
         try:
@@ -455,7 +464,7 @@ def _remove_dead(path: str) -> None:
             return
         if not stat.S_ISSOCK(mode):
             raise FileExistsError(errno.EEXIST, "there is a file that is no socket, which is not replaced")
-        # A socket of another type, with which nobody can connect: a listener would take that for a client.
+        # A socket of another type: one of the same type would be a client to the listener.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
             number = probe.connect_ex(path)
         if number == errno.ECONNREFUSED:
@@ -466,11 +475,9 @@ def _remove_dead(path: str) -> None:
 
 @contextmanager
 def _folder_lock(path: str) -> Iterator[None]:
-    """Let only one process at a time look for a dead file and remove it: a second one might remove the new one."""
-    import fcntl  # not on Windows, where nobody gets here
-
-    # The lock of the folder itself, which leaves nothing behind. Who holds it for long, or a file system that has no
-    # locks, does not keep us from listening.
+    """Let only one process at a time look for a dead file and remove it: a second one might remove the new file."""
+    # The lock of the folder itself, which leaves no file behind. If it is held for long, or the file system has no locks,
+    # go on without it.
     fd = -1
     try:
         try:

@@ -8,6 +8,8 @@ tests/test_typing.py.
 # pyright: reportUnknownVariableType=false
 # Nobody says of what type the parameter of a lambda is when that is a handler, whose own type is what counts.
 
+import datetime
+import decimal
 import enum
 import functools
 import io
@@ -117,6 +119,8 @@ class Other:
 pair_class = register_type(Pair)
 other_class = register_type(Other, "App\\Other")
 again = register_type(Other, wire_name="App\\Other")
+decimal_class = register_type(decimal.Decimal, encode=str, decode=decimal.Decimal)
+register_type(datetime.datetime, encode=datetime.datetime.isoformat, decode=datetime.datetime.fromisoformat)
 
 
 @dataclass

@@ -81,6 +81,8 @@ def values() -> None:
     register_type(5)  # error
     register_type(Point(1))  # error
     register_type(Point, 5)  # error
+    register_type(Point, encode=5, decode=Point)  # error
+    register_type(Point, encode=repr, decode=repr)  # error
     Point("1")  # error
     Colour.BLUE  # error
 

@@ -1,0 +1,204 @@
+"""What classes are made of: where they are defined, their fields, and whether their instances can be rebuilt.
+
+Must not know which classes are registered, messages or formats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = [
+    "RUN",
+    "FieldInfo",
+    "attributes",
+    "constructor_of",
+    "fields_of",
+    "is_named_tuple",
+    "is_pydantic",
+    "obstacle",
+    "required_fields",
+    "source",
+]
+
+# What a module is called that was not imported but run: by python, by multiprocessing, by runpy.run_path().
+RUN = ("__main__", "__mp_main__", "<run_path>")
+
+# Flags of CPython's type objects.
+_HEAP_TYPE = 1 << 9  # made by a class statement, or by an extension module that says so
+_CAN_BE_DERIVED_FROM = 1 << 10
+
+_BUILTIN_METHOD = type(object.__new__)
+_STATE_METHODS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__", "__getnewargs_ex__")
+
+
+class FieldInfo:
+    """One field of a registered class.
+
+    Attributes:
+        name: The attribute's name in Python.
+        wire_name: Its name in formats that are shared with other languages: ``field(metadata={"wire_name": ...})``,
+            otherwise the same.
+        annotation: What the class body says of its type, as it stands there: a class, a typing construct or text.
+        visibility: ``"public"``, or what ``field(metadata={"visibility": ...})`` says for the PHP format.
+        parameter: The constructor's name for it; only attrs has another one than ``name``.
+    """
+
+    __slots__ = ("annotation", "name", "parameter", "visibility", "wire_name")
+
+    def __init__(self, name: str, wire_name: str, annotation: Any, visibility: str, parameter: str = "") -> None:
+        self.name: str = name
+        self.wire_name: str = wire_name
+        self.annotation: Any = annotation
+        self.visibility: str = visibility
+        self.parameter: str = parameter or name
+
+
+def constructor_of(cls: type) -> str:
+    """Tell which constructor rebuilds the instances of a class.
+
+    Returns:
+        ``"dataclass"`` or ``"attrs"``, whose constructor takes the declared fields; ``"NamedTuple"``; or an empty text:
+        instances are rebuilt from their attributes.
+    """
+    # A class that derives from a dataclass and is not decorated itself has its base's fields, constructor and checks;
+    # one with a constructor of its own has not.
+    for base in cls.__mro__:
+        if "__dataclass_fields__" in base.__dict__:
+            return "dataclass"
+        if "__attrs_attrs__" in base.__dict__:
+            return "attrs"
+        if "__init__" in base.__dict__ or "__new__" in base.__dict__:
+            break
+    return "NamedTuple" if is_named_tuple(cls) else ""
+
+
+def is_named_tuple(cls: type) -> bool:
+    """Tell whether a class is a NamedTuple or derives from one."""
+    return issubclass(cls, tuple) and hasattr(cls, "_fields")
+
+
+def obstacle(cls: type, strict: bool = True) -> str:
+    """Say why instances of a class cannot be rebuilt; an empty text if they can.
+
+    Args:
+        cls: The class.
+        strict: Whether methods of its own that say how it is pickled or copied are an obstacle too. A class that is
+            still to be decorated may become a dataclass, for which they do not matter.
+    """
+    if issubclass(cls, enum.Enum) or is_named_tuple(cls):
+        return ""
+    for base in cls.__mro__[:-1] or cls.__mro__:
+        flags = base.__flags__
+        made_in_c = type(base.__dict__.get("__new__")) is _BUILTIN_METHOD or not flags & _CAN_BE_DERIVED_FROM
+        if not flags & _HEAP_TYPE or (made_in_c and base.__module__ != "typing"):
+            if base is cls:
+                return "its content is not in its attributes"
+            return f"it derives from {base.__name__}, whose content is not in its attributes"
+    if constructor_of(cls):
+        return ""
+    for base in cls.__mro__[:-1]:
+        slots = base.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if _is_dunder(name) and name not in ("__dict__", "__weakref__"):
+                what = "it is a pydantic model" if is_pydantic(cls) else f"it has the slot {name}"
+                return f"{what}, so it has state that its attributes do not show"
+        if strict:
+            for name in _STATE_METHODS:
+                if name in base.__dict__:
+                    return f"it has a method {name}(), so its attributes alone do not rebuild it"
+    return ""
+
+
+def _is_dunder(name: Any) -> bool:
+    return isinstance(name, str) and name[:2] == "__" == name[-2:]
+
+
+def is_pydantic(cls: type) -> bool:
+    """Tell whether a class is a model of pydantic, without importing that."""
+    return any([base.__name__ == "BaseModel" and base.__module__.startswith("pydantic.") for base in cls.__mro__])
+
+
+def fields_of(cls: Any) -> tuple[FieldInfo, ...]:
+    """Return what the constructor of a class takes; nothing for a class that is rebuilt from its attributes."""
+    kind = constructor_of(cls)
+    if kind == "dataclass":
+        return tuple([_field(f, f.name) for f in dataclasses.fields(cls) if f.init])
+    if kind == "attrs":  # calls the parameter of a private field _x just x
+        return tuple([_field(a, getattr(a, "alias", None) or a.name.lstrip("_")) for a in cls.__attrs_attrs__ if a.init])
+    if kind == "NamedTuple":
+        annotations = _annotations(cls)
+        return tuple([FieldInfo(name, name, annotations.get(name, object), "public") for name in cls._fields])
+    return ()
+
+
+def _field(f: Any, parameter: str) -> FieldInfo:
+    wire_name = str(f.metadata.get("wire_name", f.name))
+    return FieldInfo(f.name, wire_name, f.type, str(f.metadata.get("visibility", "public")), parameter)
+
+
+def _annotations(cls: Any) -> dict[str, Any]:
+    for base in cls.__mro__:
+        if "_fields" in base.__dict__:
+            try:
+                return dict(base.__annotations__)
+            except Exception:  # from CPython 3.14 on they are evaluated now, and a name may be missing
+                break
+    return {}
+
+
+def required_fields(cls: Any) -> list[str]:
+    """Return the names of the fields that have no default."""
+    kind = constructor_of(cls)
+    if kind == "dataclass":
+        missing = dataclasses.MISSING
+        return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]
+    if kind == "attrs":
+        nothing = getattr(sys.modules.get("attr"), "NOTHING", None)
+        return [a.name for a in cls.__attrs_attrs__ if a.default is nothing]
+    defaults = getattr(cls, "_field_defaults", {})
+    return [name for name in getattr(cls, "_fields", ()) if name not in defaults]
+
+
+def attributes(obj: Any) -> dict[str, Any]:
+    """Return the attributes of an instance that are its state, those in slots first."""
+    values: dict[str, Any] = {}
+    for base in reversed(type(obj).__mro__):
+        slots = base.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name.startswith("__") and not name.endswith("__"):
+                name = f"_{base.__name__.lstrip('_')}{name}"
+            if not _is_dunder(name) and hasattr(obj, name):
+                values[name] = getattr(obj, name)
+    values.update(getattr(obj, "__dict__", {}))
+    values.pop("__orig_class__", None)  # which Box[int](5) leaves behind
+    return values
+
+
+def source(cls: type) -> tuple[str, Any]:
+    """Return the module that defines a class, by the name under which other programs import it, and its file.
+
+    For a module that is run, the interpreter's ``__main__`` does not tell: under cProfile, trace or pdb it is theirs, and
+    runpy leaves none. So the frame that defines the class is looked for, whose names say what is run.
+    """
+    module = cls.__module__
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") != module:
+        frame = frame.f_back
+    names = getattr(sys.modules.get(module), "__dict__", {}) if frame is None else frame.f_globals
+    spec = names.get("__spec__")
+    if module in RUN:
+        module = "__main__" if spec is None else spec.name
+    elif frame is not None and spec is not None and module not in sys.modules:  # run_module() with another run_name
+        module = spec.name
+    elif "._" in module and module.partition(".")[0] in sys.stdlib_module_names:
+        # Where the standard library keeps a class differs between versions: pathlib._local.PosixPath is pathlib.PosixPath.
+        public = module.partition("._")[0]
+        if getattr(sys.modules.get(public), cls.__name__, None) is cls:
+            module = public
+    return module, names.get("__file__")

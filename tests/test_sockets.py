@@ -1,0 +1,317 @@
+"""What connect() and listen() are made of: options of TCP sockets, addresses of any family, who is at the other end."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, List
+
+import pytest
+
+from stream_ipc.transports import sockets
+from stream_ipc.transports.sockets import connect, describe_address, linger, listen, other_user, stop_writing, tune
+
+ROOT = str(Path(__file__).resolve().parent.parent)
+
+
+def wait_for(fd: int, events: int, limit: Any) -> bool:
+    return True
+
+
+def tcp_pair(host: str = "127.0.0.1") -> List[socket.socket]:
+    listener, place, _ = listen((host, 0), False)
+    with listener:
+        one = connect(place, False, None, time.monotonic, wait_for)
+        listener.setblocking(True)
+        return [one, listener.accept()[0]]
+
+
+# --- options --------------------------------------------------------------------------------------------------
+
+
+def options(sock: socket.socket) -> List[int]:
+    idle = getattr(socket, "TCP_KEEPIDLE", None) or getattr(socket, "TCP_KEEPALIVE", None)
+    assert idle is not None
+    numbers = [socket.TCP_NODELAY, idle, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
+    alive = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    return [bool(alive), *(sock.getsockopt(socket.IPPROTO_TCP, number) for number in numbers)]
+
+
+def test_keepalive_of_a_tcp_connection() -> None:
+    one, other = tcp_pair()
+    with one, other:
+        assert options(one) == [True, 1, 60, 10, 5]
+        assert options(other) != [True, 1, 60, 10, 5]
+        tune(other)
+        assert options(other) == [True, 1, 60, 10, 5]
+
+
+def test_what_the_system_does_not_let_set_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strict(socket.socket):
+        refused: Any = ()
+        tried = 0
+
+        def setsockopt(self, level: int, option: int, value: Any) -> None:  # type: ignore[override]
+            Strict.tried += 1
+            if option in self.refused:
+                raise OSError(92, "not available")
+            super().setsockopt(level, option, value)
+
+    one, other = tcp_pair()
+    with one, other, Strict(fileno=other.detach()) as strict:
+        strict.refused = (socket.TCP_KEEPINTVL, socket.TCP_NODELAY)
+        tune(strict)
+        assert Strict.tried == 5
+        assert options(strict)[0] is True
+        assert options(strict)[4] == 5
+        monkeypatch.setattr(sockets, "_KEEPALIVE", (("TCP_NO_SUCH_OPTION", 1),))
+        tune(strict)
+        assert Strict.tried == 7
+
+
+def test_other_sockets_are_not_tuned() -> None:
+    class Untouched(socket.socket):
+        def setsockopt(self, *args: Any) -> None:
+            pytest.fail("an option was set")
+
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with Untouched(socket.AF_UNIX, kind) as sock:
+            tune(sock)
+
+
+# --- addresses ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        (("127.0.0.1", 80), "127.0.0.1:80"),
+        (("localhost", 80), "localhost:80"),
+        (("::1", 80, 0, 0), "[::1]:80"),
+        (("fe80::1%eth0", 80, 0, 2), "[fe80::1%eth0]:80"),
+        ("/run/a.sock", "'/run/a.sock'"),
+        ("", "''"),
+        (b"\0abstract", "'@abstract'"),
+        (b"\0\xff\n", "'@\\udcff\\n'"),
+        (b"", "''"),
+        (b"/run/a.sock", "'/run/a.sock'"),
+        ((3, 1024), "3:1024"),  # AF_VSOCK
+        ((0xFFFFFFFF, 0), "4294967295:0"),
+        ((2, 1, 2, 3, 0), "2:1:2:3:0"),  # AF_TIPC
+        (("00:11:22:33:44:55", 3), "[00:11:22:33:44:55]:3"),  # Bluetooth: RFCOMM, L2CAP
+        ((0,), "0"),  # HCI
+        ((5, 0), "5:0"),  # AF_NETLINK
+        (("eth0", 3, 0, 1, b"\x00\xff"), "eth0:3"),  # AF_PACKET
+        ((b"\x01\x02", "x"), "0102:x"),
+        ((), ""),
+        (None, "None"),
+        (7, "7"),
+    ],
+    ids=repr,
+)
+def test_addresses_of_all_families(address: Any, text: str) -> None:
+    assert describe_address(address) == text
+    describe_address(address).encode()  # may be logged and sent
+
+
+def test_real_addresses() -> None:
+    one, other = tcp_pair()
+    with one, other:
+        assert describe_address(one.getpeername()) == f"127.0.0.1:{one.getpeername()[1]}"
+    one, other = socket.socketpair()
+    with one, other:
+        assert describe_address(one.getpeername()) == "''"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has abstract addresses")
+def test_an_abstract_address() -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(b"\0stream-ipc-%d" % os.getpid())
+        listener.listen()
+        client.connect(listener.getsockname())
+        assert describe_address(client.getpeername()) == f"'@stream-ipc-{os.getpid()}'"
+        assert other_user(client) is None
+        tune(client)
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_VSOCK"), reason="there is no AF_VSOCK here")
+def test_an_address_of_vsock() -> None:
+    try:
+        sock = socket.socket(socket.AF_VSOCK)
+    except OSError as exc:
+        pytest.skip(f"AF_VSOCK is not available: {exc}")
+    with sock:
+        tune(sock)
+        sock.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+        assert describe_address(sock.getsockname()).startswith(f"{socket.VMADDR_CID_ANY}:")
+
+
+# --- the end of a connection ----------------------------------------------------------------------------------
+
+
+def drain(sock: socket.socket) -> bytes:
+    sock.settimeout(10)
+    data = b""
+    while True:
+        part = sock.recv(65536)
+        if not part:
+            return data
+        data += part
+
+
+def test_what_was_written_arrives_though_input_is_unread() -> None:
+    one, other = tcp_pair()
+    with other:
+        other.sendall(b"x" * 100_000)
+        one.sendall(b"last words")
+        ending = linger(one)
+        one.close()
+        assert ending is not None
+        assert len(ending.fds()) == 1
+        assert ending.step() is not None
+        other.sendall(b"more")
+        assert ending.step() is not None
+        assert drain(other) == b"last words"
+    assert ending.step() is None
+    assert ending.fds() == []
+    ending.forget()
+
+
+def test_a_lingering_close_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = tcp_pair()
+    with one, other:
+        other.sendall(b"x")
+        select.select([one], [], [], 10)
+        ending = linger(one)
+        assert ending is not None
+        assert ending.step() is not None
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 2)
+        assert ending.step() is None
+        assert ending.fds() == []
+
+
+def test_nothing_lingers_where_the_other_side_is_quiet_or_gone() -> None:
+    one, other = tcp_pair()
+    with one, other:
+        assert linger(one) is None
+        assert drain(other) == b""
+    one, other = tcp_pair()
+    with one:
+        other.close()
+        assert stop_writing(one) is False
+    assert stop_writing(one) is False  # it is closed
+
+
+def test_no_socket_object_is_needed_to_linger() -> None:
+    # Under gevent, or with a class of the user's own, socket.socket is of another class than the socket.
+    class Wrapped:
+        def __init__(self, sock: socket.socket) -> None:
+            self.fileno, self.shutdown = sock.fileno, sock.shutdown
+
+    one, other = tcp_pair()
+    with one, other:
+        other.sendall(b"x")
+        select.select([one], [], [], 10)
+        ending = linger(Wrapped(one))  # type: ignore[arg-type]
+        assert ending is not None
+        ending.forget()
+        assert ending.fds() == []
+
+
+# --- users ----------------------------------------------------------------------------------------------------
+
+CHANGED = """
+import os, socket, sys, time
+from stream_ipc.transports.sockets import connect, listen, other_user
+
+path = sys.argv[1]
+listener, place, file = listen(path, False)
+os.chown(path, 12345, 12345)
+os.chmod(os.path.dirname(path), 0o777)
+os.setgid(12345)
+os.setuid(12345)
+client = connect(path, False, None, time.monotonic, lambda *args: True)
+listener.setblocking(True)
+print(other_user(listener.accept()[0]), other_user(client))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can change its user")
+def test_a_listener_that_was_bound_before_the_user_changed(tmp_path: Path) -> None:
+    # The accepting side sees who connects; the connecting side sees who began to listen, where the system tells that.
+    path = Path("/tmp") / f"stream-ipc-test-{os.getpid()}"
+    path.mkdir()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", CHANGED, str(path / "socket")],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=50,
+        )  # fmt: skip
+        accepted, connected = done.stdout.decode().split() or done.stderr.decode()
+        assert accepted == "None"
+        assert connected == "0"
+    finally:
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+
+
+def test_the_user_is_the_one_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    me = os.geteuid()
+    one, other = socket.socketpair()
+    with one, other:
+        assert other_user(one) is None
+        monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+        assert other_user(one) == me
+
+
+# --- gevent ---------------------------------------------------------------------------------------------------
+
+GEVENT = """
+import gevent.monkey
+gevent.monkey.patch_all()
+import os, select, socket, tempfile, time
+from stream_ipc.transports.sockets import connect, describe_address, linger, listen, other_user, tune
+
+assert socket.socket.__module__.startswith("gevent")
+def wait_for(fd, events, limit):
+    poll = select.poll()
+    poll.register(fd, events)
+    return bool(poll.poll(5000))
+with tempfile.TemporaryDirectory() as folder:
+    for place in (("127.0.0.1", 0), os.path.join(folder, "socket")):
+        listener, place, file = listen(place, False)
+        one = connect(place, False, None, time.monotonic, wait_for)
+        other = listener.accept()[0]
+        tune(other)
+        if file is not None:
+            assert other_user(one) is other_user(other) is None
+        other.setblocking(False)
+        other.send(b"x")
+        one.send(b"last words")
+        time.sleep(0.05)
+        if file is None:
+            ending = linger(one)
+            one.close()
+            assert ending.step() is not None
+            assert other.recv(100) == b"last words" and other.recv(100) == b""
+            other.close()
+            time.sleep(0.05)
+            assert ending.step() is None
+        print(describe_address(place))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gevent") is None, reason="gevent is not installed")
+def test_sockets_of_gevent() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GEVENT], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=50
+    )
+    assert done.returncode == 0, done.stdout.decode()
+    assert len(done.stdout.split(b"\n")) == 3
