@@ -12,7 +12,7 @@ from typing import Iterator, Set
 import pytest
 
 from stream_ipc import IpcPeer
-from tests.helpers import RawPeer
+from tests.helpers import RawPeer, set_limit
 
 # Children of tests import the package and the tests' own modules from the checkout.
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -77,7 +77,7 @@ def peer(nothing_is_left: None) -> Iterator[IpcPeer]:
 @pytest.fixture
 def closed_streams_are_noticed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests of what happens then need not wait as long as users do, which is half a second."""
-    monkeypatch.setattr("stream_ipc.peer._CHECK_INTERVAL", 0.05)
+    set_limit("check interval", 0.05, monkeypatch)
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """What several test modules share: waiting without sleeping, raw streams, faults that are made on purpose."""
 
+import functools
+import importlib
 import inspect
 import os
 import random
+import re
 import select
 import signal
 import socket
@@ -10,9 +13,18 @@ import struct
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple, TypeVar, Union
 
-from stream_ipc import IpcPeer, Message, PickleMessageSerializer, RequestEnvelope, ResponseEnvelope, Session
+from stream_ipc import (
+    IpcPeer,
+    Listener,
+    Message,
+    PickleMessageSerializer,
+    RequestEnvelope,
+    ResponseEnvelope,
+    ResponsePromise,
+    Session,
+)
 
 MAGIC = b"\xf3\x4a\x9d\xe2"
 
@@ -258,6 +270,182 @@ def run_python(
 
 def child(role: str, *args: str) -> List[str]:
     return [sys.executable, "-m", "tests.child", role, *args]
+
+
+# -- what reaches inside the package: nothing else in the tests does
+
+
+# Where each limit is kept, and by which name.
+_LIMITS = {
+    "check interval": ["stream_ipc.peer._CHECK_INTERVAL"],
+    "death interval": ["stream_ipc.transports.process._DEATH_INTERVAL"],
+    "depth": ["stream_ipc.peer.MAX_DEPTH"],
+    "exit grace": ["stream_ipc.transports.process.EXIT_GRACE"],
+    "flush bound": ["stream_ipc.session.FLUSH_BOUND", "stream_ipc.peer.FLUSH_BOUND"],
+    "inbox bytes": ["stream_ipc.session.INBOX_BYTES"],
+    "inbox bytes hard": ["stream_ipc.session.INBOX_BYTES_HARD"],
+    "inbox count": ["stream_ipc.session.INBOX_COUNT"],
+    "inbox count hard": ["stream_ipc.session.INBOX_COUNT_HARD"],
+    "kill grace": ["stream_ipc.transports.process.KILL_GRACE"],
+    "listener pause": ["stream_ipc.listener._PAUSE"],
+    "lock grace": ["stream_ipc.transports.sockets._LOCK_GRACE"],
+    "terminate grace": ["stream_ipc.transports.process.TERMINATE_GRACE"],
+}
+
+
+def _place(path: str) -> Tuple[Any, str]:
+    module, _, name = path.rpartition(".")
+    return importlib.import_module(module), name
+
+
+def limit(name: str) -> Any:
+    """Return one of the package's limits."""
+    return getattr(*_place(_LIMITS[name][0]))
+
+
+def set_limit(name: str, value: float, monkeypatch: Any = None) -> None:
+    """Change one of the package's limits: for a test, or without ``monkeypatch`` for the rest of the process."""
+    for path in _LIMITS[name]:
+        module, attribute = _place(path)
+        assert hasattr(module, attribute), path
+        if monkeypatch is None:
+            setattr(module, attribute, value)
+        else:
+            monkeypatch.setattr(module, attribute, value)
+
+
+Clock = TypeVar("Clock")
+
+
+def set_clock(peer: IpcPeer, clock: Clock) -> Clock:
+    """Give a peer another clock, and return it."""
+    peer.clock = clock  # type: ignore[assignment]
+    return clock
+
+
+def now(peer: IpcPeer) -> float:
+    """Return the time of a peer's clock."""
+    return peer.clock()
+
+
+def deadline_of(promise: "ResponsePromise[Any]") -> Optional[float]:
+    """Return when a request times out, by its peer's clock."""
+    return promise.deadline
+
+
+def patch_wait_for(monkeypatch: Any, peer: IpcPeer, wrap: Callable[..., Any]) -> None:
+    """Replace how a peer waits for a descriptor that is no session's by ``wrap(real, fd, events, limit)``."""
+    monkeypatch.setattr(peer, "_wait_for", functools.partial(wrap, peer._wait_for))
+
+
+def read_without_dispatching(peer: IpcPeer) -> None:
+    """Read what is there into the inboxes, as a send does that waits for room."""
+    peer._wait_for(-1, 0, peer.clock())
+
+
+def nothing_to_dispatch(peer: IpcPeer) -> bool:
+    """Whether no session is noted as one that has something to dispatch."""
+    return not peer.work
+
+
+def nothing_in_a_batch(peer: IpcPeer) -> bool:
+    """Whether no session is noted as one that is inside ``batch()``."""
+    return not peer.corked
+
+
+def nothing_is_ending(peer: IpcPeer) -> bool:
+    """Whether nothing of a session that was closed is still waited for."""
+    return not peer._endings
+
+
+def drop_queued(session: Session) -> None:
+    """Drop what is queued, so that nothing waits for it to be read when the session is closed."""
+    session.channel.give_up()
+
+
+def received_bytes(session: Session) -> int:
+    """Return how much a session has read in all."""
+    count: int = session.transport.received_bytes
+    return count
+
+
+def sent_messages(session: Session) -> int:
+    """Return how many messages a session has written or queued."""
+    count: int = session.transport.sent
+    return count
+
+
+def socket_of(session: Session) -> Any:
+    """Return the socket that a session reads and writes."""
+    return session.transport.socket
+
+
+def replace_socket(session: Session, sock: Any) -> None:
+    """Let a session read and write another object than its socket."""
+    session.transport.socket = sock
+
+
+def wants_write(session: Session) -> bool:
+    """Whether a session waits until its stream can be written or, with TLS, has something else to say."""
+    return bool(session.transport.wants_write)
+
+
+def listening_fd(listener: Listener) -> int:
+    """Return the descriptor that a listener accepts from."""
+    return listener._sock.fileno()
+
+
+def shared_read_end(stream: Any) -> Any:
+    """Return what reads a stream whose open file other processes have, too."""
+    from stream_ipc.transports.descriptors import ReadEnd
+
+    return ReadEnd(stream, shared=True)
+
+
+def shared_write_end(stream: Any) -> Any:
+    """Return what writes a stream whose open file other processes have, too."""
+    from stream_ipc.transports.descriptors import WriteEnd
+
+    return WriteEnd(stream, shared=True)
+
+
+def patch_process(monkeypatch: Any, name: str, function: Callable[..., Any]) -> None:
+    """Replace a function that process sessions call: ``poll`` (asks for a death) or ``open_end`` (takes a stream)."""
+    monkeypatch.setattr(f"stream_ipc.transports.process.{name}", function)
+
+
+def poll_process(process: "subprocess.Popen[Any]") -> Optional[int]:
+    """Ask for the exit status of a child as the package does."""
+    from stream_ipc.transports.process import poll
+
+    return poll(process)
+
+
+def process_name(process: "subprocess.Popen[Any]") -> str:
+    """Return what the package's log calls a child."""
+    from stream_ipc.transports.process import process_name
+
+    return process_name(process)
+
+
+def patch_handshake(monkeypatch: Any, function: Callable[[Any], int]) -> None:
+    """Replace the step of a TLS handshake: it is called with the socket and returns the events to wait for."""
+    monkeypatch.setattr("stream_ipc.transports.tls.handshake", function)
+
+
+# -- what reprs show
+
+
+def is_settled(promise: "ResponsePromise[Any]") -> bool:
+    """Whether a promise has its reply or error already, where ``done`` also says whether it is due."""
+    return not repr(promise).endswith((" pending>", " overdue>"))
+
+
+def name_of(session: Session) -> str:
+    """Return what reprs, logs and error texts call a session."""
+    found = re.match("<Session (.*?) (?:open|closing|closed|forked) ", repr(session))
+    assert found, repr(session)
+    return found.group(1)
 
 
 def no_pending(*sessions: Session) -> bool:

@@ -14,6 +14,7 @@ from stream_ipc import (
     LogMessage,
     Message,
     MessageTransport,
+    PickleMessageSerializer,
     RequestEnvelope,
     RequestTimeoutError,
     ResponseEnvelope,
@@ -706,7 +707,7 @@ def test_a_stream_transport_that_wants_to_see_what_is_sent(how: str) -> None:
 
     (r, w), (r2, w2) = os.pipe(), os.pipe()
     with IpcPeer(timeout=5) as peer:
-        transport: Any = (Mixed if how == "mixin" else Noting)(w, [r2], peer.serializer)
+        transport: Any = (Mixed if how == "mixin" else Noting)(w, [r2], PickleMessageSerializer())
         if how == "later":
             Noting.send = Mixin.send  # type: ignore[assignment, method-assign]
         elif how == "instance":

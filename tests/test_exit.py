@@ -4,6 +4,8 @@ import os
 import pathlib
 import socket
 import subprocess
+import sys
+import textwrap
 import time
 from typing import Any, List
 
@@ -208,10 +210,14 @@ def test_a_master_that_leaves_ends_its_children() -> None:
 
 def test_stuck_peers_are_waited_for_side_by_side(tmp_path: pathlib.Path) -> None:
     code = """
-        import socket
-        import stream_ipc.peer
-        from stream_ipc.transports import process
-        stream_ipc.peer.FLUSH_BOUND, process.EXIT_GRACE, start = 0.4, 0.3, time.monotonic()
+        import atexit, socket, sys, time
+        atexit.register(lambda: print(time.monotonic() - start))  # what is registered first is called last
+        from stream_ipc import *
+        from tests.helpers import set_limit
+        from tests.messages import *
+        set_limit("flush bound", 0.4)
+        set_limit("exit grace", 0.3)
+        start = time.monotonic()
         pairs = [socket.socketpair() for _ in range(5)]
         for near, far in pairs:
             peer = IpcPeer()
@@ -220,12 +226,9 @@ def test_stuck_peers_are_waited_for_side_by_side(tmp_path: pathlib.Path) -> None
             peer.create_command_session(["sleep", "60"])
         into = IpcPeer().create_command_session(["sh", "-c", "exec cat >'%s'" % sys.argv[1]])
         into.notify(Note("", bytes(900000)))
-        import atexit
-        atexit.unregister(stream_ipc.peer._close_all)
-        atexit.register(lambda: print(time.monotonic() - start))
-        atexit.register(stream_ipc.peer._close_all)
     """
-    done = subprocess.run(program(code, tmp_path / "out"), stdout=PIPE, stderr=PIPE, timeout=PATIENCE)
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "out")]
+    done = subprocess.run(command, stdout=PIPE, stderr=PIPE, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, b"")
     assert 0.7 <= float(done.stdout) < 1.5  # one after the other: 3.5
     assert (tmp_path / "out").stat().st_size > 900_000
@@ -233,10 +236,11 @@ def test_stuck_peers_are_waited_for_side_by_side(tmp_path: pathlib.Path) -> None
 
 def test_a_peer_that_cannot_be_closed_keeps_no_other_from_it(tmp_path: pathlib.Path) -> None:
     code = """
+        from tests.helpers import set_clock
         peers = [IpcPeer() for _ in range(3)]
         for peer in peers:
             peer.create_session_pair()
-            peer.clock = None
+            set_clock(peer, None)
         into = IpcPeer().create_command_session(["sh", "-c", "exec cat >'%s'" % sys.argv[1]])
         into.notify(Note("", bytes(900000)))
     """

@@ -12,8 +12,7 @@ from typing import Any, Callable, List
 import pytest
 
 from stream_ipc import IpcPeer, Message, StreamClosedError
-from stream_ipc.transports.descriptors import WriteEnd
-from tests.helpers import Gate, RawPeer, child, framed, run_python, tick_until, unframe, values
+from tests.helpers import Gate, RawPeer, child, framed, run_python, shared_write_end, tick_until, unframe, values
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import listing
 
@@ -70,7 +69,7 @@ def test_copy_closes_its_copies_of_all_descriptors(peer: IpcPeer) -> None:
     before = set(listing())
     (read, write), (read2, write2) = os.pipe(), os.pipe()
     # One that is opened again, to be written without blocking.
-    shared = peer.create_stream_session(WriteEnd(write, shared=True), read2)
+    shared = peer.create_stream_session(shared_write_end(write), read2)
     started = peer.create_command_session(["cat"])
     assert len(set(listing()) - before) >= 8
 

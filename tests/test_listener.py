@@ -18,7 +18,20 @@ from pathlib import Path
 import pytest
 
 from stream_ipc import IpcPeer, LogMessage, Session, StreamClosedError
-from tests.helpers import Alarms, CpuMeter, Gate, run_python, tick_until, values
+from tests.helpers import (
+    Alarms,
+    CpuMeter,
+    Gate,
+    is_settled,
+    listening_fd,
+    nothing_is_ending,
+    now,
+    patch_wait_for,
+    run_python,
+    set_limit,
+    tick_until,
+    values,
+)
 from tests.messages import Note, Ping, Pong
 
 
@@ -128,7 +141,7 @@ def test_closing_while_the_other_side_talks_loses_nothing(host, tmp_path, addres
             server.notify(Note("comes too late"))
         tick_until(lambda: not server.is_open, here, there)
         assert [note.text for note in host.notes] == ["first", *range(100)]
-        tick_until(lambda: not there._endings, there)
+        tick_until(lambda: nothing_is_ending(there), there)
 
 
 def test_the_end_of_a_peer_does_not_wait_long_for_who_talks_and_never_closes(host):
@@ -328,7 +341,7 @@ def test_accepting_is_fair(peer, host, path):
         peer.tick()
         assert len(host.sessions) <= 1 + 16
         other.tick()
-        assert promise.settled  # served in the same tick in which others were accepted
+        assert is_settled(promise)  # served in the same tick in which others were accepted
         tick_until(lambda: len(host.sessions) == 101, peer)
         for sock in crowd:
             sock.close()
@@ -352,7 +365,7 @@ def test_out_of_descriptors():
     code = """
 import os, resource, socket, sys, tempfile
 from stream_ipc import IpcPeer
-from tests.helpers import CpuMeter, tick_until
+from tests.helpers import CpuMeter, is_settled, tick_until
 from tests.messages import Ping, Pong
 folder = tempfile.mkdtemp()
 path = folder + "/s"
@@ -381,7 +394,7 @@ with IpcPeer() as peer, IpcPeer() as other:
     assert meter.cpu < 0.25, meter.cpu
     assert len(served) == 1
     promise = client.request(Ping(1))
-    tick_until(lambda: promise.settled, peer, other)
+    tick_until(lambda: is_settled(promise), peer, other)
     for fd in spare:
         os.close(fd)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -593,9 +606,7 @@ with IpcPeer() as peer:
 def test_folder_that_somebody_else_has_locked(peer, host, path, monkeypatch):
     import fcntl
 
-    from stream_ipc.transports import sockets
-
-    monkeypatch.setattr(sockets, "_LOCK_GRACE", 0.05)
+    set_limit("lock grace", 0.05, monkeypatch)
     dead_socket(path)
     fd = os.open(os.path.dirname(path), os.O_RDONLY)
     try:
@@ -838,17 +849,17 @@ def test_connection_to_itself_is_refused(peer, monkeypatch):
 def test_address_that_does_not_answer_leaves_time_for_the_next(peer, host, monkeypatch):
     limits = []
     listener = peer.listen(("127.0.0.1", 0), host)
-    connect_ex, wait_for = socket.socket.connect_ex, peer._wait_for
+    connect_ex = socket.socket.connect_ex
 
     def connect(sock, address):
         return connect_ex(sock, address) if address == listener.address else errno.EINPROGRESS
 
-    def wait(fd, events, limit):
-        limits.append(limit - peer.clock())
+    def wait(wait_for, fd, events, limit):
+        limits.append(limit - now(peer))
         return len(limits) > 2 and wait_for(fd, events, limit)
 
     monkeypatch.setattr(socket.socket, "connect_ex", connect)
-    monkeypatch.setattr(peer, "_wait_for", wait)
+    patch_wait_for(monkeypatch, peer, wait)
     info = socket.getaddrinfo(*listener.address, type=socket.SOCK_STREAM)[0]
     others = [(*info[:4], (f"127.0.0.{number}", info[4][1])) for number in (2, 3)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [*others, info])
@@ -929,8 +940,8 @@ def test_connection_that_is_gone_before_it_is_accepted(peer, host, path, monkeyp
 @pytest.mark.parametrize("reused", [False, True])
 @pytest.mark.parametrize("paused", [False, True])
 def test_socket_that_somebody_else_closes(peer, host, path, caplog, monkeypatch, reused, paused):
-    monkeypatch.setattr("stream_ipc.listener._PAUSE", 0.01)
-    monkeypatch.setattr("stream_ipc.peer._CHECK_INTERVAL", 10.0 if paused else 0.01)
+    set_limit("listener pause", 0.01, monkeypatch)
+    set_limit("check interval", 10.0 if paused else 0.01, monkeypatch)
     listener = peer.listen(path, host)
     if paused:
         monkeypatch.setattr("socket.socket.accept", failing(errno.EMFILE))
@@ -938,7 +949,7 @@ def test_socket_that_somebody_else_closes(peer, host, path, caplog, monkeypatch,
         peer.tick()
         assert "paused" in repr(listener)
         client.close()
-    number = listener._sock.fileno()
+    number = listening_fd(listener)
     os.close(number)
     with open(os.devnull, "rb") as other:
         assert other.fileno() == number

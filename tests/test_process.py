@@ -16,10 +16,9 @@ from typing import Any, Iterator, List
 import pytest
 
 from stream_ipc import IpcPeer, LogMessage, PickleMessageSerializer, RemoteError, RequestEnvelope, StreamClosedError
-from stream_ipc.transports import process as process_module
 from stream_ipc.wire.framing import frame_header
 
-from .helpers import InterruptAt, Interruption
+from .helpers import InterruptAt, Interruption, limit, patch_process, poll_process, set_limit
 from .messages import Note, Ping, Pong
 from .os_helpers import (
     PATIENCE,
@@ -45,8 +44,8 @@ PIPE = subprocess.PIPE
 @pytest.fixture
 def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests of which signal ends a child need not wait as long as users do."""
-    monkeypatch.setattr(process_module, "EXIT_GRACE", 0.2)
-    monkeypatch.setattr(process_module, "TERMINATE_GRACE", 0.2)
+    set_limit("exit grace", 0.2, monkeypatch)
+    set_limit("terminate grace", 0.2, monkeypatch)
 
 
 def frame_of(message: Any) -> bytes:
@@ -513,9 +512,9 @@ def test_without_a_pidfd_children_are_asked_for_by_time_and_not_by_every_tick(
         return process.poll()
 
     monkeypatch.delattr(os, "pidfd_open", raising=False)
-    monkeypatch.setattr(process_module, "poll", poll)
+    patch_process(monkeypatch, "poll", poll)
     with monkeypatch.context() as patch:
-        patch.setattr(process_module, "_DEATH_INTERVAL", 60.0)
+        set_limit("death interval", 60.0, patch)
         children = [peer.create_command_session(["cat"]) for _ in range(4)]
         for _ in range(50):
             peer.tick()
@@ -607,7 +606,7 @@ def test_a_popen_whose_lock_is_held_for_ever_is_polled_all_the_same() -> None:
     await_death(process)
     process._waitpid_lock.acquire()  # as an exception of a signal handler inside poll() can leave it
     assert process.poll() is None
-    assert process_module.poll(process) == 5 and process.returncode == 5
+    assert poll_process(process) == 5 and process.returncode == 5
     process._waitpid_lock.release()
 
 
@@ -623,7 +622,7 @@ def test_a_child_that_nobody_gets_a_session_with_is_killed(peer: IpcPeer, monkey
         raise MemoryError
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    monkeypatch.setattr(process_module, "open_end", fail)
+    patch_process(monkeypatch, "open_end", fail)
     before = listing()
     with pytest.raises(MemoryError):
         peer.create_command_session(["cat"])
@@ -719,7 +718,7 @@ def test_eight_stubborn_children_end_as_fast_as_one(short_graces: None) -> None:
     peer.close()
     took = time.monotonic() - start
     assert [process.returncode for process in processes if process] == [-signal.SIGKILL] * 8
-    one = process_module.EXIT_GRACE + process_module.TERMINATE_GRACE
+    one = limit("exit grace") + limit("terminate grace")
     assert took < 5 * one, f"{took:.1f} s; one takes {one} s, one after the other {8 * one} s"
 
 
@@ -993,7 +992,7 @@ def test_an_interrupted_close_can_be_repeated_and_ends_the_child(
         process = session.process
         assert process is not None
         close = peer.close if closing == "peer" else session.close
-        monkeypatch.setattr(process_module, "EXIT_GRACE", 0.4)
+        set_limit("exit grace", 0.4, monkeypatch)
         old = signal.signal(signal.SIGALRM, interrupt)
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.1)
@@ -1013,9 +1012,9 @@ def test_the_end_of_the_interpreter_completes_an_interrupted_close() -> None:
         def interrupt(number, frame):
             raise KeyboardInterrupt
 
-        from stream_ipc.transports import process
+        from tests.helpers import set_limit
 
-        process.EXIT_GRACE = 0.4
+        set_limit("exit grace", 0.4)
         peer = IpcPeer()
         session = peer.create_command_session(["sleep", "1000"], stderr=None)
         signal.signal(signal.SIGALRM, interrupt)
@@ -1044,7 +1043,7 @@ def test_a_child_that_may_not_be_ended_keeps_no_other_from_it(
     processes = [session.process for session in sessions if session.process is not None]
     for session in sessions:
         assert session.request(Ping(), expect=Pong).wait().value == "ready"
-    monkeypatch.setattr(process_module, "KILL_GRACE", 0.2)
+    set_limit("kill grace", 0.2, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(processes[0], "terminate", refuse)
         patch.setattr(processes[0], "kill", refuse)

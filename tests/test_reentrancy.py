@@ -12,7 +12,19 @@ from typing import Any, Callable, Iterator, List
 import pytest
 
 from stream_ipc import InvalidStreamError, IpcPeer, Message, Session, StreamClosedError
-from tests.helpers import CallAt, CpuMeter, RawPeer, framed, run_python, tick_until, unframe, values
+from tests.helpers import (
+    CallAt,
+    CpuMeter,
+    RawPeer,
+    drop_queued,
+    framed,
+    nothing_in_a_batch,
+    nothing_to_dispatch,
+    run_python,
+    tick_until,
+    unframe,
+    values,
+)
 from tests.messages import Note, Ping, Pong
 
 ENOUGH = 4
@@ -102,7 +114,7 @@ def test_closing_in_the_middle_of_a_send() -> None:
                 pass
             assert session.is_open != between.hit
             if between.hit:
-                assert session not in peer.sessions and not peer.work
+                assert session not in peer.sessions and nothing_to_dispatch(peer)
             return between
 
     at_every_place(scenario)
@@ -217,7 +229,7 @@ def test_a_constructor_that_sends_to_a_full_session(peer: IpcPeer, action: Any) 
         tick_until(lambda: len(seen) == 3, peer)
         action(None)
         assert seen == [0, 1, 2]
-        full.session.channel.give_up()
+        drop_queued(full.session)
 
 
 @pytest.mark.parametrize("what", ["close", "remove", "peer"])
@@ -236,7 +248,7 @@ def test_a_constructor_that_closes(peer: IpcPeer, action: Any, what: str) -> Non
         peer.tick(0)
         action(None)
         peer.tick(0)
-        assert not raw.session.is_open and seen == [] and not peer.work
+        assert not raw.session.is_open and seen == [] and nothing_to_dispatch(peer)
         raw.session.transport.close()  # removing leaves it open
 
 
@@ -327,7 +339,7 @@ def test_a_handler_that_closes_and_is_interrupted(peer: IpcPeer) -> None:
     with pytest.raises(KeyboardInterrupt):
         tick_until(lambda: False, peer)
     peer.tick(0)
-    assert not peer.work and b not in peer.sessions
+    assert nothing_to_dispatch(peer) and b not in peer.sessions
 
 
 def test_removing_a_session_writes_what_is_queued(peer: IpcPeer) -> None:
@@ -545,4 +557,4 @@ def test_a_batch_of_another_thread_is_refused(peer: IpcPeer) -> None:
 
     assert a.request(Ping(), expect=Pong).wait() == Pong()
     assert len(errors) == 1 and errors[0].startswith("another thread")
-    assert not peer.corked
+    assert nothing_in_a_batch(peer)

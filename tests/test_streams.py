@@ -36,9 +36,9 @@ from stream_ipc import (
     StreamClosedError,
     StreamTransport,
 )
-from stream_ipc.transports.descriptors import ReadEnd, WriteEnd
 from stream_ipc.wire.framing import frame_header
 
+from .helpers import drop_queued, shared_read_end, shared_write_end
 from .messages import Note, Ping, Pong
 from .os_helpers import (
     PATIENCE,
@@ -314,7 +314,7 @@ def test_nobody_spins_while_idle_or_while_the_other_side_does_not_read(peer: Ipc
         while session.queued_bytes and peer.tick(0.05):
             pass
     assert cpu_of_timeout(session.request(Ping(), timeout=0.2).wait) < 0.05
-    session.channel.give_up()  # or removing would wait a second for it to be read
+    drop_queued(session)  # or removing would wait a second for it to be read
     peer.remove_session(session)
     close_all(link.a)
     link.close_b()
@@ -546,7 +546,7 @@ def test_a_shared_pipe_that_cannot_be_opened_again_is_written_in_pieces(
     (read, out), (read2, write2) = os.pipe(), os.pipe()
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse)
-        end = WriteEnd(out, shared=True)
+        end = shared_write_end(out)
     monkeypatch.setattr(os, "write", write)
     session = peer.create_stream_session(end, read2)
     note = Note("", bytes(200_000))
@@ -571,7 +571,7 @@ def test_a_shared_descriptor_is_not_read_before_it_is_ready(monkeypatch: pytest.
 
     (read, write), (read2, write2), data = os.pipe(), os.pipe(), os.read
     monkeypatch.setattr(os, "read", block)
-    transport = StreamTransport(write2, [ReadEnd(Buffered(), shared=True)], PickleMessageSerializer())
+    transport = StreamTransport(write2, [shared_read_end(Buffered())], PickleMessageSerializer())
     assert os.get_blocking(read)
     assert transport.receive() == []
     write_all(write, frame_of(Note("x")))

@@ -20,6 +20,8 @@ from tests.helpers import (
     framed,
     reply_bytes,
     request_bytes,
+    set_clock,
+    set_limit,
     socket_peers,
     tick_until,
     unframe,
@@ -453,7 +455,7 @@ def test_beyond_the_limit_a_wait_still_times_out_without_spinning() -> None:
 
 
 def test_nested_deadlines_are_each_their_own(raw: RawPeer) -> None:
-    clock = raw.session.peer.clock = FakeClock()
+    clock = set_clock(raw.session.peer, FakeClock())
     outer = raw.session.request(Ping(), timeout=10)
     errors: List[BaseException] = []
 
@@ -600,8 +602,7 @@ def test_wait_inside_a_handler_does_not_spin_after_fileno(raw: RawPeer, call: st
 
 
 def test_half_closed_stream_that_is_not_read_blocks_no_tick(peer: IpcPeer) -> None:
-    clock = FakeClock()
-    peer.clock = clock  # it stands still, so the second that the queue has is as long as it takes
+    clock = set_clock(peer, FakeClock())  # it stands still, so the second that the queue has is as long as it takes
     with RawPeer(peer) as raw:
         raw.session.notify(Note("queued", bytes(900_000)))
         raw.sock.shutdown(socket.SHUT_WR)
@@ -621,8 +622,7 @@ def test_half_closed_stream_that_is_not_read_blocks_no_tick(peer: IpcPeer) -> No
 
 
 def test_half_closed_stream_that_nobody_reads_ends_after_its_second(peer: IpcPeer) -> None:
-    clock = FakeClock()
-    peer.clock = clock
+    clock = set_clock(peer, FakeClock())
     with RawPeer(peer) as raw:
         raw.session.notify(Note("queued", bytes(900_000)))
         raw.sock.shutdown(socket.SHUT_WR)
@@ -657,11 +657,11 @@ def test_handler_that_closes_the_peer_inside_tick_for(peer: IpcPeer, fileno: boo
         with CpuMeter() as meter:
             assert peer.tick_for(0.1) == 1
         assert 0.1 <= meter.real < 5 and meter.cpu < 0.09
-        assert peer._is_closed and not raw.session.is_open
+        assert "closed" in repr(peer) and not raw.session.is_open
 
 
 def test_a_timeout_that_nesting_may_have_caused_says_so(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream_ipc.peer.MAX_DEPTH", 1)
+    set_limit("depth", 1, monkeypatch)
     texts: List[str] = []
     a, b = peer.create_session_pair()
 
