@@ -42,10 +42,6 @@ from tests.helpers import (
 )
 from tests.messages import Many, Note, Ping, Pong
 
-# Before 3.10 the interpreter looks at signals in places where no code can be prepared for them.
-RAISING = sys.version_info >= (3, 10)
-
-
 # -- out of handlers
 
 
@@ -658,7 +654,7 @@ def test_signals_during_a_session_pair_lose_nothing(peer: IpcPeer) -> None:
     sent_b: List[str] = []
     maybe: List[str] = []
     promises: List[Any] = []
-    with Alarms(RAISING) as alarms:
+    with Alarms(True) as alarms:
         end = time.monotonic() + 1.0
         index = 0
         while time.monotonic() < end:
@@ -690,7 +686,6 @@ def test_signals_during_a_session_pair_lose_nothing(peer: IpcPeer) -> None:
             assert "Alarm" in str(exc)
 
 
-@pytest.mark.skipif(not RAISING, reason="needs 3.10")
 def test_signals_in_both_processes_lose_nothing(peer: IpcPeer) -> None:
     with peer.create_command_session(child("alarmed")) as session:
         sent: List[str] = []

@@ -427,7 +427,6 @@ with tempfile.TemporaryDirectory() as folder, IpcPeer() as peer:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="before 3.10 a signal may come between any two instructions")
 def test_interruptions_lose_no_connection(peer, path):
     count = 150
     handed = []

@@ -492,7 +492,7 @@ def test_a_death_is_noticed_while_nobody_waits_for_a_reply(
     peer: IpcPeer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, pidfd: bool
 ) -> None:
     if not pidfd:
-        monkeypatch.delattr(os, "pidfd_open", raising=False)  # macOS, Python 3.8
+        monkeypatch.delattr(os, "pidfd_open", raising=False)  # as on macOS
     with Gate(tmp_path / "gate") as gate:
         session = peer.create_command_session(role("leave a grandchild", gate.path, "at once"))
         closed = ended(session)

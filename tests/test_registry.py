@@ -5,7 +5,6 @@ import collections
 import enum
 import functools
 import re
-import sys
 import types
 from dataclasses import dataclass, field
 from typing import Any, Dict, Generic, List, NamedTuple, TypeVar
@@ -125,7 +124,6 @@ def test_the_built_in_names_are_taken() -> None:
             pass
 
 
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="slots came with Python 3.10")
 def test_a_dataclass_with_slots_keeps_its_name() -> None:
     names: Dict[str, Any] = {"dataclass": dataclass, "Message": Message, "__name__": __name__}
     exec(

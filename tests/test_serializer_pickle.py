@@ -451,7 +451,6 @@ def test_an_undecorated_child_of_a_dataclass_is_checked_like_its_base() -> None:
         travel(bad)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="slots and kw_only came with Python 3.10")
 def test_slots_and_keyword_only_dataclasses() -> None:
     names: Dict[str, Any] = {"dataclass": dataclass, "Message": Message, "field": field, "__name__": __name__}
     exec(

@@ -671,8 +671,7 @@ def test_interruptions_lose_and_double_nothing(peer, host, pair):
             session.notify(Note(str(number), data[: 1 + number * 97]))
 
     end = time.monotonic() + 40
-    # Before Python 3.10 a gap of one instruction remains; see the note in transports/descriptors.py.
-    with Alarms(raises=sys.version_info >= (3, 10)) as alarms:
+    with Alarms(raises=True) as alarms:
         while len(host.notes) < count or len(back) < count:
             assert time.monotonic() < end, (len(host.notes), len(back))
             alarms.call(lambda: send(client))

@@ -78,7 +78,7 @@ def check_with_mypy(folder: Path) -> Found:
 def check_with_pyright(folder: Path) -> Found:
     command = need_pyright()
     # right.py itself asks for the strict mode. Here, too, the oldest version can be checked for.
-    settings = {"include": ["right.py", "wrong.py"], "extraPaths": [str(ROOT)], "pythonVersion": "3.8"}
+    settings = {"include": ["right.py", "wrong.py"], "extraPaths": [str(ROOT)], "pythonVersion": "3.10"}
     (folder / "pyrightconfig.json").write_text(json.dumps(settings))
     output = run([*command, "--outputjson", "--pythonpath", sys.executable, "--project", str(folder)], folder)
     found: Found = {"right.py": {}, "wrong.py": {}}
