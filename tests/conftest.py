@@ -7,11 +7,12 @@ import signal
 import sys
 import tempfile
 import threading
-from typing import Iterator, Set
+from typing import Iterator, List, Set
 
 import pytest
 
 from stream_ipc import IpcPeer
+from tests import helpers
 from tests.helpers import RawPeer, set_limit
 
 # Children of tests import the package and the tests' own modules from the checkout.
@@ -38,7 +39,22 @@ def zombies_or_children() -> bool:
         return False
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the slow tests, too, and each place of an interruption sweep")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
+    """Leave out what is slow, unless it is asked for: by --all, by -m or as a single test by its name."""
+    if helpers.everything or config.option.markexpr or any("::" in arg for arg in config.args):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    helpers.everything = config.option.all
     # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

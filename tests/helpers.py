@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple, TypeVar, Union
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple, Type, TypeVar, Union
 
 from stream_ipc import (
     IpcPeer,
@@ -165,44 +165,54 @@ def seeds(count: int) -> Iterator[int]:
         yield seed
 
 
+# Set by conftest: whether everything runs, and not only what a developer waits for.
+everything = False
+
+
+def places_apart() -> int:
+    """Return how far apart the places are at which a sweep interrupts: each of them is tried where everything runs."""
+    return 1 if everything else 3
+
+
 class Interruption(BaseException):
     """What stands for a KeyboardInterrupt where pytest must not take it for the user's."""
 
 
-_PLACES = ("call", "c_return") if sys.version_info >= (3, 11) else ("call", "c_return", "return")
+class InterruptionError(Exception):
+    """The same as an Exception, as many a handler of SIGALRM raises."""
 
 
-class InterruptAt:
-    """Raises an exception at the n-th place in the package's code where a signal handler could raise it.
+class CallAt:
+    """Calls a function at the n-th place in the package's code where a signal handler or a finalizer could run.
 
     Those are the beginning of a function, and the moment when a C function has returned but its result is not stored
-    yet; before 3.11 also when another function has. A profile function can raise at just these, so every one of them
-    can be tried in turn, which signals alone never manage. It raises once at most.
+    yet. A profile function is called at just these, so every one of them can be tried in turn, which signals alone never
+    manage. The function is called once at most.
     """
 
-    def __init__(self, number: int, error: BaseException) -> None:
+    def __init__(self, number: int, function: Callable[[int, Any], Any]) -> None:
         self.number = number
-        self.error = error
         self.count = 0
         self.where = ""
+        self._function = function
+        self._callback = self._profile  # kept: sys.setprofile(None) drops it while it runs
+
+    def is_place(self, frame: Any, event: str) -> bool:
+        """Whether the function may be called here."""
+        return event in ("call", "c_return") and "/stream_ipc/" in frame.f_code.co_filename
 
     def _profile(self, frame: Any, event: str, arg: Any) -> None:
-        code = frame.f_code
-        if event not in _PLACES or "/stream_ipc/" not in code.co_filename:
+        if not self.is_place(frame, event):
             return
-        if event == "return" and "/stream_ipc/" not in frame.f_back.f_code.co_filename:
-            return  # a result that is on its way to the test is out of the package's hands
-        if code.co_name in ("__del__", "_note_dropped"):  # there an exception is ignored, by the interpreter itself
-            return
-        if event != "c_return" and code.co_flags & inspect.CO_GENERATOR:
-            return  # going on with a generator: here old versions would end it without its finally clauses
         self.count += 1
         if self.count == self.number:
             self.where = f"{event} {getattr(arg, '__qualname__', '')} in {frame.f_code.co_name}:{frame.f_lineno}"
-            raise self.error
+            sys.setprofile(None)
+            self._function(signal.SIGUSR1, frame)
+            sys.setprofile(self._callback)  # but not if it has raised
 
-    def __enter__(self) -> "InterruptAt":
-        sys.setprofile(self._profile)
+    def __enter__(self) -> "CallAt":
+        sys.setprofile(self._callback)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -213,15 +223,55 @@ class InterruptAt:
         return bool(self.where)
 
 
+class InterruptAt(CallAt):
+    """Raises an exception there, as a handler of SIGUSR1, which it is: its frame is in the traceback.
+
+    Before 3.11 the moment when a function in Python has returned is such a place, too.
+    """
+
+    def __init__(self, number: int, error: BaseException) -> None:
+        super().__init__(number, self._ring)
+        self.error = error
+
+    def _ring(self, number: int, frame: Any) -> None:
+        raise self.error
+
+    def is_place(self, frame: Any, event: str) -> bool:
+        code = frame.f_code
+        if event == "return" and sys.version_info < (3, 11):
+            # A result that is on its way to the test is out of the package's hands.
+            place = "/stream_ipc/" in code.co_filename and "/stream_ipc/" in frame.f_back.f_code.co_filename
+        else:
+            place = super().is_place(frame, event)
+        if code.co_name in UNRAISABLE:
+            return False
+        # Going on with a generator: there old versions would end it without its finally clauses.
+        return place and (event == "c_return" or not code.co_flags & inspect.CO_GENERATOR)
+
+    def __enter__(self) -> "InterruptAt":
+        self._old: Any = signal.signal(signal.SIGUSR1, self._ring)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        super().__exit__()
+        signal.signal(signal.SIGUSR1, self._old)
+
+
 class Alarm(BaseException):
-    """As a KeyboardInterrupt; an Exception would be taken for the error of whatever it comes out of."""
+    """What the handler of a real signal raises, as a KeyboardInterrupt."""
+
+
+class AlarmError(Exception):
+    """The same as an Exception."""
 
 
 class Alarms:
     """A signal every millisecond; its handler raises, or just counts."""
 
-    def __init__(self, raises: bool) -> None:
+    def __init__(self, raises: bool, kind: Type[BaseException] = Alarm) -> None:
         self.raises = raises
+        self.kind = kind
         self.count = 0
         self.armed = False
 
@@ -230,7 +280,7 @@ class Alarms:
         # Only where the test is prepared to catch it.
         if self.raises and self.armed:
             self.armed = False
-            raise Alarm
+            raise self.kind
 
     def __enter__(self) -> "Alarms":
         self._old: Any = signal.signal(signal.SIGALRM, self._ring)
@@ -249,7 +299,7 @@ class Alarms:
             result = function()
             self.armed = False
             return True, result
-        except Alarm:
+        except self.kind:
             return False, None
 
 
@@ -274,6 +324,9 @@ def child(role: str, *args: str) -> List[str]:
 
 # -- what reaches inside the package: nothing else in the tests does
 
+
+# Functions of the package in which the interpreter itself ignores exceptions: finalizers, and callbacks of weak references.
+UNRAISABLE = ("__del__", "_note_dropped")
 
 # Where each limit is kept, and by which name.
 _LIMITS = {
@@ -465,41 +518,3 @@ def socket_peers(peer_a: IpcPeer, peer_b: IpcPeer) -> Tuple[Session, Session]:
 
 def expect_none(value: Optional[object]) -> None:
     assert value is None, value
-
-
-class CallAt:
-    """Calls a function at the n-th place in the package's code where a signal handler or a finalizer could run.
-
-    As ``InterruptAt``, but nothing is raised: what the function does comes in between, and the code goes on.
-    """
-
-    def __init__(self, number: int, function: Callable[[], Any]) -> None:
-        self.number = number
-        self.function = function
-        self.count = 0
-        self.where = ""
-        self._callback = self._profile  # kept: sys.setprofile(None) drops it while it runs
-
-    def _profile(self, frame: Any, event: str, arg: Any) -> None:
-        code = frame.f_code
-        if event not in ("call", "c_return") or "/stream_ipc/" not in code.co_filename:
-            return
-        self.count += 1
-        if self.count == self.number:
-            self.where = f"{event} {getattr(arg, '__qualname__', '')} in {code.co_name}:{frame.f_lineno}"
-            sys.setprofile(None)
-            try:
-                self.function()
-            finally:
-                sys.setprofile(self._callback)
-
-    def __enter__(self) -> "CallAt":
-        sys.setprofile(self._callback)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        sys.setprofile(None)
-
-    @property
-    def hit(self) -> bool:
-        return bool(self.where)

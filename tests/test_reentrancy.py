@@ -20,6 +20,7 @@ from tests.helpers import (
     framed,
     nothing_in_a_batch,
     nothing_to_dispatch,
+    places_apart,
     run_python,
     tick_until,
     unframe,
@@ -37,11 +38,14 @@ def peer() -> Iterator[IpcPeer]:
 
 
 def at_every_place(scenario: Callable[[int], CallAt]) -> None:
-    """Run a scenario with a call at its first place, at its second, and so on until there is no further."""
+    """Run a scenario with a call at its first place, at its second, and so on until there is no further.
+
+    Where not everything runs, two of three places are left out.
+    """
     failures: List[str] = []
-    number = 0
+    number = 1 - places_apart()
     while len(failures) < ENOUGH:
-        number += 1
+        number += places_apart()
         where: List[CallAt] = []
         try:
             call = scenario(number)
@@ -62,7 +66,7 @@ def test_a_send_in_the_middle_of_another(small: bool) -> None:
     def scenario(number: int) -> CallAt:
         with IpcPeer(timeout=20) as peer, RawPeer(peer, small=small) as raw:
             session = raw.session
-            between = CallAt(number, lambda: session.notify(Note("between")))
+            between = CallAt(number, lambda *args: session.notify(Note("between")))
             texts = ["first" * (5000 if small else 1), "second"]
             with between:
                 for text in texts:
@@ -86,7 +90,7 @@ def test_a_send_in_the_middle_of_a_flush() -> None:
             texts = ["x" * 20_000, "y" * 20_000, "z"]
             for text in texts:
                 session.notify(Note(text))
-            between = CallAt(number, lambda: session.notify(Note("between")))
+            between = CallAt(number, lambda *args: session.notify(Note("between")))
             data = b""
             while session.queued_bytes:
                 data += raw.read()
@@ -105,7 +109,7 @@ def test_closing_in_the_middle_of_a_send() -> None:
     def scenario(number: int) -> CallAt:
         with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
             session = raw.session
-            between = CallAt(number, session.close)
+            between = CallAt(number, lambda *args: session.close())
             try:
                 with between:
                     session.notify(Note("first"))
@@ -125,14 +129,14 @@ def test_a_flush_in_the_middle_of_a_write_is_refused(peer: IpcPeer) -> None:
     with RawPeer(peer, small=True) as raw:
         session = raw.session
 
-        def flush() -> None:
+        def flush(*args: Any) -> None:
             try:
                 session.flush(0)
             except (RuntimeError, TimeoutError) as exc:
                 refused.append(type(exc).__name__)
 
         session.notify(Note("x" * 50_000))
-        for number in range(1, 60):
+        for number in range(1, 60, places_apart()):
             raw.read()
             with CallAt(number, flush):
                 peer.tick()
