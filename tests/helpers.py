@@ -174,6 +174,11 @@ def places_apart() -> int:
     return 1 if everything else 3
 
 
+def span(full: float) -> float:
+    """Return how long or how often something is tried that finds more the longer it takes: a quarter of it by default."""
+    return full if everything else full / 4
+
+
 class Interruption(BaseException):
     """What stands for a KeyboardInterrupt where pytest must not take it for the user's."""
 

@@ -308,6 +308,7 @@ def test_two_sessions_of_one_peer_flood_each_other(peer: IpcPeer) -> None:
     assert got == [[str(index) for index in range(120)]] * 2
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("small", [False, True])
 def test_two_processes_flood_each_other(peer: IpcPeer, small: bool) -> None:
     count, size = (300, 3000) if small else (200, 32768)

@@ -36,6 +36,7 @@ def buffered_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("how", LEAVING)
 def test_a_large_message_sent_right_before_the_end_arrives(peer: IpcPeer, how: str) -> None:
     code, status = LEAVING[how]
@@ -55,6 +56,7 @@ def test_a_large_message_sent_right_before_the_end_arrives(peer: IpcPeer, how: s
         assert text() == ""
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("how", ["end", "sys.exit", "handler"])
 def test_over_a_socket_too(peer: IpcPeer, how: str) -> None:
     code, status = LEAVING[how]
@@ -99,6 +101,7 @@ def test_leaving_in_a_handler_sends_the_replies_that_are_queued(peer: IpcPeer) -
         assert "exit status 4" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_reader_that_never_reads_holds_nobody_back() -> None:
     code = "session = IpcPeer().create_stdio_session(); session.notify(Note('x', bytes(1000000)))"
     process = subprocess.Popen(program(code), stdin=PIPE, stdout=PIPE, stderr=PIPE)
@@ -112,6 +115,7 @@ def test_a_reader_that_never_reads_holds_nobody_back() -> None:
         kill(process)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("queued", [False, True])
 @pytest.mark.parametrize("flags", [[], ["-X", "dev", "-W", "error"]], ids=["", "dev"])
 def test_a_slave_whose_master_is_gone_leaves_without_a_word(queued: bool, flags: List[str]) -> None:
@@ -176,6 +180,7 @@ LEFT_OPEN = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", LEFT_OPEN)
 def test_what_is_left_open_makes_no_noise(name: str) -> None:
     command = program(LEFT_OPEN[name])

@@ -156,6 +156,7 @@ def test_forked_process_may_make_a_peer_of_its_own(peer: IpcPeer) -> None:
     assert a.request(Ping(1), expect=Pong).wait().value == 1
 
 
+@pytest.mark.matrix
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("way", ["close", "exit"])
 def test_exit_of_a_forked_process_flushes_and_ends_nothing(way: str) -> None:
@@ -428,6 +429,7 @@ def start_queued(end: str, ready: Gate, strict: bool = True) -> "subprocess.Pope
     return process
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("end", ["", "sys.exit(3)", "raise SystemExit(3)", "1 / 0", "peer.close()", "session.close()"])
 def test_queued_output_is_flushed_when_the_interpreter_ends(peer: IpcPeer, end: str) -> None:
     with Gate() as ready:
@@ -438,6 +440,7 @@ def test_queued_output_is_flushed_when_the_interpreter_ends(peer: IpcPeer, end: 
     assert (b"ZeroDivisionError" in err) if end == "1 / 0" else err == b""
 
 
+@pytest.mark.slow
 def test_end_of_the_interpreter_is_bounded_when_nobody_reads() -> None:
     with Gate() as ready:
         process = start_queued("", ready)

@@ -39,6 +39,7 @@ from tests.helpers import (
     reply_bytes,
     request_bytes,
     seeds,
+    span,
     tick_until,
     unframe,
     values,
@@ -685,7 +686,7 @@ def test_signals_during_a_session_pair_lose_nothing(peer: IpcPeer, kind: Type[Ba
     maybe: List[str] = []
     promises: List[Any] = []
     with Alarms(True, kind) as alarms:
-        end = time.monotonic() + 1.0
+        end = time.monotonic() + span(1.0)
         index = 0
         while time.monotonic() < end:
             text = f"{index:06d}"
@@ -703,7 +704,7 @@ def test_signals_during_a_session_pair_lose_nothing(peer: IpcPeer, kind: Type[Ba
     a.notify(Note("end"))
     b.notify(Note("end"))
     tick_until(lambda: Note("end") in got_a and Note("end") in got_b, peer)
-    assert count > 50
+    assert count > span(50)
     for got, sent in ((got_a, sent_b), (got_b, sent_a)):
         texts = values(got)[:-1]
         assert texts == sorted(texts) and len(set(texts)) == len(texts)
@@ -722,7 +723,7 @@ def test_signals_in_both_processes_lose_nothing(peer: IpcPeer, kind: Type[BaseEx
         sent: List[str] = []
         maybe: List[str] = []
         with Alarms(True, kind) as alarms:
-            end = time.monotonic() + 1.0
+            end = time.monotonic() + span(1.0)
             index = 0
             while time.monotonic() < end:
                 text = f"{index:06d}"
@@ -735,7 +736,7 @@ def test_signals_in_both_processes_lose_nothing(peer: IpcPeer, kind: Type[BaseEx
         while not isinstance(report, Many):
             report = session.receive(20)
         rings, texts = report.items
-        assert rings > 10 and alarms.count > 50
+        assert rings > 10 and alarms.count > span(50)
         assert texts.pop() == "end"
         assert texts == sorted(texts) and len(set(texts)) == len(texts)
         assert set(sent) <= set(texts) <= set(sent) | set(maybe)
@@ -860,7 +861,7 @@ def test_signals_in_quick_succession_leave_nothing_that_never_leaves(kind: Type[
         choice = random.Random(seed + 1)
         raised = twice = 0
         end = time.monotonic() + PATIENCE
-        while (raised <= 300 or twice <= 30) and time.monotonic() < end:
+        while (raised <= span(300) or twice <= span(30)) and time.monotonic() < end:
             # Many short storms, because the next send mends what the one before has left behind.
             with Storm(choice.randrange(1 << 32), kind) as storm:
                 for _ in range(choice.randrange(1, 6)):
@@ -871,7 +872,7 @@ def test_signals_in_quick_succession_leave_nothing_that_never_leaves(kind: Type[
             raised += storm.raised
             twice += storm.twice
             tick_until(lambda: not a.queued_bytes and not b.queued_bytes, peer, seconds=5)
-        assert raised > 300 and twice > 30
+        assert raised > span(300) and twice > span(30)
         a.notify(Note("end"))
         b.notify(Note("end"))
         tick_until(lambda: got.count("end") == 2, peer, seconds=5)

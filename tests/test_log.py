@@ -169,6 +169,7 @@ def test_a_child_that_dies(log: Lines, peer: IpcPeer) -> None:
     log.lines = [line for line in log.lines if "child process" not in line]  # the command is the secret here
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_child_that_has_to_be_ended(
     log: Lines, peer: IpcPeer, number: "signal.Signals", monkeypatch: pytest.MonkeyPatch
@@ -276,6 +277,7 @@ def test_a_handler_that_raises(log: Lines, peer: IpcPeer) -> None:
 # -- and nothing else
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("imported", [True, False])
 def test_nothing_is_printed_and_logging_is_not_imported(imported: bool) -> None:
     code = (

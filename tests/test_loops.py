@@ -117,6 +117,7 @@ def test_tick_of_one_session_gives_up_its_own_requests(peer: IpcPeer, clock: Fak
         assert peer.tick() == 0 and is_settled(b) and peer.next_deadline() is None
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("of", ["peer", "session"])
 @pytest.mark.parametrize("timeout", [None, 10.0])
 def test_a_waiting_tick_ends_with_a_request_that_is_overdue(peer: IpcPeer, of: str, timeout: Any) -> None:

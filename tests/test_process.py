@@ -191,7 +191,7 @@ def test_a_child_that_closes_its_stderr_costs_nothing(peer: IpcPeer) -> None:
     session = peer.create_command_session(role("work"))
     session.request(Ping(["close", 2])).wait()
     peer.tick(0.05)
-    assert cpu_seconds(lambda: peer.tick(0.3)) < 0.05
+    assert cpu_seconds(lambda: peer.tick(0.15)) < 0.04
     assert session.request(Ping(["none more"]), expect=Pong).wait().value == "done"
 
 
@@ -230,6 +230,7 @@ def test_what_is_no_popen_is_refused(peer: IpcPeer, thing: Any) -> None:
         peer.create_process_session(thing)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("options", [{}, {"bufsize": 0}, {"stderr": PIPE}, {"universal_newlines": True}])
 def test_an_attached_process_stays_its_owners(peer: IpcPeer, options: Any, tmp_path: pathlib.Path) -> None:
     with Gate(tmp_path / "gate") as gate:
@@ -266,6 +267,7 @@ def test_a_process_that_has_died_can_still_be_attached(peer: IpcPeer) -> None:
     assert junk() == "text"
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("attached", [True, False])
 def test_a_removed_session_leaves_process_and_pipes(peer: IpcPeer, attached: bool) -> None:
     if attached:
@@ -306,6 +308,7 @@ DEATHS = [
 ]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("what", "text"), DEATHS, ids=[text for _, text in DEATHS])
 def test_a_child_that_dies_before_it_replies(peer: IpcPeer, what: Any, text: str) -> None:
     session = peer.create_command_session(role("work"))
@@ -456,7 +459,7 @@ def test_nobody_spins_while_a_child_without_stdout_is_ended(peer: IpcPeer, tmp_p
         assert process is not None
         tick_until(lambda: not session.is_open, peer)
         assert process.returncode is None
-        assert cpu_seconds(lambda: peer.tick_for(0.5)) < 0.1
+        assert cpu_seconds(lambda: peer.tick_for(0.2)) < 0.05
         assert other[0].is_open
         gate.open()
         tick_until(lambda: process.returncode is not None, peer)
@@ -487,6 +490,7 @@ def test_a_grandchild_that_goes_on_writing_hides_no_death_either(peer: IpcPeer) 
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("pidfd", [True, False])
 def test_a_death_is_noticed_while_nobody_waits_for_a_reply(
     peer: IpcPeer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, pidfd: bool
@@ -525,6 +529,7 @@ def test_without_a_pidfd_children_are_asked_for_by_time_and_not_by_every_tick(
         session.close()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("waitid", [True, False])
 def test_a_reaped_child_is_not_said_to_have_succeeded(
     peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, waitid: bool
@@ -549,6 +554,7 @@ def test_without_waitid_an_exit_status_is_still_told(peer: IpcPeer, monkeypatch:
         session.notify(Note())
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("waitid", [True, False])
 def test_with_sigchld_ignored_nothing_is_made_up(waitid: bool) -> None:
     code = "" if waitid else "\n        vars(os).pop('waitid', None)"
@@ -648,6 +654,7 @@ def test_a_child_that_ignores_the_end_of_its_stdin_is_terminated(peer: IpcPeer, 
     assert process is not None and process.returncode == -signal.SIGTERM
 
 
+@pytest.mark.slow  # so are the eight of the next but one
 def test_a_stubborn_child_is_killed(peer: IpcPeer, short_graces: None) -> None:
     session = peer.create_command_session(role("stubborn"))
     process = session.process
@@ -656,6 +663,7 @@ def test_a_stubborn_child_is_killed(peer: IpcPeer, short_graces: None) -> None:
     assert process is not None and process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_stopped_child_is_killed_too(peer: IpcPeer, short_graces: None) -> None:
     session = peer.create_command_session(role("echo"))
     process = session.process
@@ -873,6 +881,7 @@ def open_count() -> int:
 # -- the master's death
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("how", ["kill", "exit", "os._exit"])
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_slave_ends_with_its_master(how: str, busy: bool) -> None:
@@ -979,6 +988,7 @@ class Interrupted(BaseException):
     """Stands for a KeyboardInterrupt."""
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("closing", ["peer", "session"])
 def test_an_interrupted_close_can_be_repeated_and_ends_the_child(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, closing: str
@@ -1007,6 +1017,7 @@ def test_an_interrupted_close_can_be_repeated_and_ends_the_child(
         peer.close()
 
 
+@pytest.mark.slow
 def test_the_end_of_the_interpreter_completes_an_interrupted_close() -> None:
     code = """
         def interrupt(number, frame):
@@ -1032,6 +1043,7 @@ def test_the_end_of_the_interpreter_completes_an_interrupted_close() -> None:
         os.kill(int(pid), 0)
 
 
+@pytest.mark.slow
 def test_a_child_that_may_not_be_ended_keeps_no_other_from_it(
     monkeypatch: pytest.MonkeyPatch, short_graces: None
 ) -> None:

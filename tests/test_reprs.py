@@ -274,7 +274,7 @@ def test_listener(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert repr(listener) == f"<Listener {listener.address!r} open handshakes=0>"
     monkeypatch.setattr("socket.socket.accept", refuse)
     with socket.create_connection(listener.address):
-        peer.tick(1)
+        tick_until(lambda: " open " not in repr(listener), peer, seconds=5)
     assert repr(listener) == f"<Listener {listener.address!r} paused handshakes=0>"
     listener.close()
     assert repr(listener) == f"<Listener {listener.address!r} closed handshakes=0>"

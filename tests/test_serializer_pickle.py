@@ -1151,10 +1151,14 @@ def test_the_machinery_can_be_called_only() -> None:
 def test_names_that_are_no_text_are_refused_without_looking_into_them() -> None:
     # The hash of a tuple goes all the way down, and would end the process.
     deep = b")" + b"\x85" * 200_000
-    code = "import sys; from tests.test_serializer_pickle import *; refused(sys.stdin.buffer.read(), 'Unknown class')"
-    for payload in (box(BUILD + deep + obj() + b"\x86\x85R"), b"\x80\x05(K\x00N" + deep + obj() + b"t."):
-        done = subprocess.run([sys.executable, "-c", code], input=payload, stderr=subprocess.PIPE, timeout=50)
-        assert (done.returncode, done.stderr) == (0, b"")
+    payloads = box(BUILD + deep + obj() + b"\x86\x85R"), b"\x80\x05(K\x00N" + deep + obj() + b"t."
+    code = (
+        "import sys; from tests.test_serializer_pickle import *\n"
+        "for size in map(int, sys.argv[1:]): refused(sys.stdin.buffer.read(size), 'Unknown class')"
+    )
+    command = [sys.executable, "-c", code, *(str(len(payload)) for payload in payloads)]
+    done = subprocess.run(command, input=b"".join(payloads), stderr=subprocess.PIPE, timeout=50)
+    assert (done.returncode, done.stderr) == (0, b"")
     refused(box(BUILD + b"]" + obj() + b"\x86\x85R"), "Unknown class")
 
 
@@ -1513,6 +1517,7 @@ def mutated(rng: random.Random, payload: bytes) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("number", range(len(SEED_MESSAGES)))
 def test_any_mutation_is_a_message_or_an_error(number: int) -> None:
     seed = int(os.environ.get("STREAM_IPC_SEED", 20240229 + number))

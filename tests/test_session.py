@@ -160,6 +160,7 @@ def test_handler_that_returns_no_message_is_an_error_of_the_request(raw: RawPeer
     assert "must return" in str(reply.response)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", ["answers", "raises", "passes", "nobody", "wrong", "unserializable", "too large"])
 def test_exactly_one_reply_per_request(kind: str) -> None:
     with IpcPeer(max_frame_size=10000) as peer, RawPeer(peer) as raw:
@@ -1103,6 +1104,7 @@ def test_error_in_on_exception_is_logged_and_the_session_closes(caplog: pytest.L
         assert calls == [1, 2] and "in on_exception" in caplog.text
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("closed_streams_are_noticed_soon")
 @pytest.mark.parametrize("kind", ["socket", "fd", "file", "reused fd"])
 def test_stream_that_its_owner_closed_is_an_error_and_no_hang(peer: IpcPeer, kind: str) -> None:
@@ -1418,6 +1420,7 @@ def test_number_that_no_float_can_hold_is_no_timeout(peer: IpcPeer) -> None:
         IpcPeer(timeout=huge)
 
 
+@pytest.mark.usefixtures("closed_streams_are_noticed_soon")
 def test_descriptor_that_was_closed_under_a_socket_is_an_error_and_no_hang(peer: IpcPeer) -> None:
     left, right = socket.socketpair()
     with right:

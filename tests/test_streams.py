@@ -172,6 +172,7 @@ def test_both_sides_send_before_anybody_ticks(peer: IpcPeer, link: Link) -> None
         assert [note.text for note in notes] == [str(index) for index in range(count)]
 
 
+@pytest.mark.matrix
 def test_short_writes_and_slow_reads(peer: IpcPeer, link: Link) -> None:
     make_tiny(*link.a, *link.b)
     session = peer.create_stream_session(*link.a)
@@ -279,6 +280,7 @@ def drain(fd: int) -> None:
         pass
 
 
+@pytest.mark.matrix
 def test_sending_to_a_closed_end(peer: IpcPeer, link: Link) -> None:
     session = peer.create_stream_session(*link.a)
     order: List[Any] = []
@@ -297,6 +299,7 @@ def test_sending_to_a_closed_end(peer: IpcPeer, link: Link) -> None:
             session.notify(Note())
 
 
+@pytest.mark.matrix
 def test_nobody_spins_after_the_end(peer: IpcPeer, link: Link) -> None:
     session = peer.create_stream_session(*link.a)
     other = peer.create_session_pair()
@@ -306,6 +309,7 @@ def test_nobody_spins_after_the_end(peer: IpcPeer, link: Link) -> None:
     assert other[0].is_open
 
 
+@pytest.mark.matrix
 def test_nobody_spins_while_idle_or_while_the_other_side_does_not_read(peer: IpcPeer, link: Link) -> None:
     session = peer.create_stream_session(*link.a)
     assert cpu_seconds(lambda: peer.tick(0.2)) < 0.05
@@ -370,6 +374,7 @@ def timeout_of(stream: Any) -> Any:
     return stream.gettimeout() if isinstance(stream, socket.socket) else None
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("closed_streams_are_noticed_soon")
 def test_a_stream_that_its_owner_closed_is_an_error_and_no_hang(peer: IpcPeer, link: Link) -> None:
     session = peer.create_stream_session(*link.a)
@@ -800,6 +805,7 @@ def test_the_error_path_sends_nothing(peer: IpcPeer) -> None:
 # -- a reader that never reads
 
 
+@pytest.mark.slow
 def test_a_reader_that_never_reads_bounds_the_sender(tmp_path: pathlib.Path) -> None:
     for kind in ("pipe", "socketpair"):
         with IpcPeer(timeout=0.3) as peer:
@@ -966,6 +972,7 @@ def test_only_connected_stream_sockets_are_taken(peer: IpcPeer) -> None:
 # -- much
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", ["stdio", "socket"])
 def test_32_mib_echoed_twice_at_once(peer: IpcPeer, kind: str) -> None:
     if kind == "stdio":
@@ -987,6 +994,7 @@ def test_32_mib_echoed_twice_at_once(peer: IpcPeer, kind: str) -> None:
             assert process.wait(PATIENCE) == 0
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", ["stdio", "socket"])
 def test_both_processes_flood_before_either_ticks(peer: IpcPeer, kind: str) -> None:
     count, size = 700, 50_000  # 35 MB each way, as fast as both can

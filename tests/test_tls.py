@@ -184,6 +184,7 @@ def test_sizes_around_those_of_records(peer, pair, size):
     assert client.request(Ping(data)).wait() == Pong(data)
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_slow_gets_every_byte(peer, host, listener, client_side):
     # The stream is full most of the time, in the middle of records, while more and more is queued behind.
     sock = raw_tls(peer, listener.address, client_side)
@@ -220,8 +221,8 @@ def test_a_reader_that_is_slow_gets_every_byte(peer, host, listener, client_side
 def test_idle_sessions_cost_nothing(peer, pair):
     peer.tick()
     with CpuMeter() as meter:
-        peer.tick_for(0.3)
-    assert meter.cpu < 0.1
+        peer.tick_for(0.15)
+    assert meter.cpu < 0.05
 
 
 # -- certificates
@@ -285,6 +286,7 @@ def test_with_a_context_it_may_be_any_address(peer, host, server_side):
         assert listener.address[0] == "0.0.0.0" and listener.address[1]
 
 
+@pytest.mark.slow
 def test_example(certificates):
     done = subprocess.run(
         [sys.executable, "-m", "examples.sockets", certificates.server.crt, certificates.server.key],
@@ -380,9 +382,9 @@ def test_the_end_of_a_handshake_is_noticed_while_waiting(server_side, host):
             start = time.monotonic()
             tick_until(lambda: "handshakes=1" in repr(listener), peer)
             with CpuMeter() as meter:
-                peer.tick_for(0.4)
+                peer.tick_for(0.2)
             assert "handshakes=0" in repr(listener)
-            assert meter.cpu < 0.15
+            assert meter.cpu < 0.1
             assert time.monotonic() - start >= 0.1
             assert sock.recv(1) == b""
 

@@ -148,6 +148,7 @@ def test_no_comment_passes_for_a_type() -> None:
         ast.parse(path.read_text(encoding="utf-8"), str(path), type_comments=True)
 
 
+@pytest.mark.slow
 def test_what_passes_also_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", str(TYPED / "right.py")],
