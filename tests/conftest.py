@@ -35,6 +35,7 @@ def open_descriptors() -> Set[str]:
 
 # The children that this process has started itself. Others are adopted: their parents have died.
 own_children: Set[int] = set()
+waitid = os.waitid  # a test takes it away
 
 
 def note_own_children() -> None:
@@ -61,7 +62,7 @@ def children_left() -> str:
     end = time.monotonic() + 2.0
     while True:
         try:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            ended = waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return ""
         if ended is not None and ended.si_pid in own_children:

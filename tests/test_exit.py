@@ -224,8 +224,8 @@ def test_stuck_peers_are_waited_for_side_by_side(tmp_path: pathlib.Path) -> None
         set_limit("exit grace", 0.3)
         start = time.monotonic()
         pairs = [socket.socketpair() for _ in range(5)]
-        for near, far in pairs:
-            peer = IpcPeer()
+        peers = [IpcPeer() for _ in pairs]
+        for peer, (near, far) in zip(peers, pairs):
             stuck = peer.create_socket_session(near)
             stuck.notify(Note("", bytes(900000)))
             peer.create_command_session(["sleep", "60"])
