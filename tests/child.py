@@ -367,15 +367,15 @@ def exit_in_handler() -> None:
 
 
 @role
-def alarmed() -> None:
+def alarmed(kind: str = "Alarm") -> None:
     """Answers with what it was sent, while a signal every millisecond raises an exception out of what is running."""
-    from tests.helpers import Alarms
+    from tests.helpers import Alarm, AlarmError, Alarms
 
     session = stdio()
     seen: List[Message] = []
     session.on_message(seen.append)  # a C function, which nothing can interrupt half way
     interrupted = 0
-    with Alarms(True) as alarms:
+    with Alarms(True, AlarmError if kind == "AlarmError" else Alarm) as alarms:
         while not (seen and isinstance(seen[-1], Note) and seen[-1].text == "end"):
             whole, _ = alarms.call(lambda: session.tick(None))
             interrupted += not whole

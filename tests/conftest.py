@@ -1,18 +1,22 @@
 """What every test checks beside its own subject: nothing is left behind. And what most of them begin with."""
 
+import ctypes
 import gc
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
-from typing import Iterator, Set
+import time
+from typing import Any, Iterator, List, Set, Tuple
 
 import pytest
 
 from stream_ipc import IpcPeer
-from tests.helpers import RawPeer
+from tests import helpers
+from tests.helpers import RawPeer, set_limit
 
 # Children of tests import the package and the tests' own modules from the checkout.
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -29,16 +33,85 @@ def open_descriptors() -> Set[str]:
     return found
 
 
-def zombies_or_children() -> bool:
-    """Whether a child process is left, running or not reaped."""
-    try:
-        os.waitpid(-1, os.WNOHANG)
-        return True
-    except ChildProcessError:
-        return False
+# The children that this process has started itself. Others are adopted: their parents have died.
+own_children: Set[int] = set()
+waitid = os.waitid  # a test takes it away
+
+
+def note_own_children() -> None:
+    """From now on, know own children from adopted ones, and adopt what would otherwise be init's (on Linux)."""
+    execute, fork = subprocess.Popen._execute_child, os.fork  # type: ignore[attr-defined]
+
+    def noting_execute(process: Any, *args: Any) -> None:
+        execute(process, *args)
+        own_children.add(process.pid)
+
+    def noting_fork() -> int:
+        pid = fork()
+        own_children.add(pid)
+        return pid
+
+    subprocess.Popen._execute_child, os.fork = noting_execute, noting_fork  # type: ignore[attr-defined]
+    if sys.platform == "linux":
+        set_child_subreaper = 36
+        ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
+
+
+def children_left() -> str:
+    """Say which child processes are left, running or not reaped; orphans have a moment to end by themselves."""
+    end = time.monotonic() + 2.0
+    while True:
+        try:
+            ended = waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return ""
+        if ended is not None and ended.si_pid in own_children:
+            os.waitpid(ended.si_pid, 0)
+            return f"{ended.si_pid} is not reaped"
+        if ended is not None:
+            os.waitpid(ended.si_pid, 0)
+        elif time.monotonic() > end:
+            return kill_children()
+        else:
+            time.sleep(0.005)  # there may be nothing else to wait for: a process that was adopted has no pipe to us
+
+
+def kill_children() -> str:
+    """Kill what runs on, so that the next test is not blamed for it, and return what it was."""
+    lines = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], stdout=subprocess.PIPE).stdout
+    found = [line for line in lines.decode().splitlines() if " ps -o pid=" not in line]
+    for line in found:
+        pid = int(line.split()[0])
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    return "running on: " + "; ".join(found)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the slow tests, too, and each place of an interruption sweep")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
+    """Leave out what is slow, unless it is asked for: by --all, by -m or as a single test by its name."""
+    seen: Set[Tuple[Any, str]] = set()
+    for item in items:
+        if item.get_closest_marker("matrix") and not item.get_closest_marker("slow"):
+            function = (item.parent, getattr(item, "originalname", item.name))
+            if function in seen:
+                item.add_marker("slow")
+            seen.add(function)
+    if helpers.everything or config.option.markexpr or any("::" in arg for arg in config.args):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    helpers.everything = config.option.all
+    note_own_children()
     # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -56,7 +129,9 @@ def nothing_is_left() -> Iterator[None]:
     gc.freeze()  # what pytest holds need not be looked through after each test: that would be a third of the time
     left = open_descriptors() - before
     assert not left, f"descriptors left open: {left}"
-    assert not zombies_or_children(), "a child process is left"
+    children = children_left()
+    assert not children, f"child processes are left: {children}"
+    own_children.clear()
     assert threading.active_count() == 1, f"threads left: {threading.enumerate()}"
 
 
@@ -77,7 +152,7 @@ def peer(nothing_is_left: None) -> Iterator[IpcPeer]:
 @pytest.fixture
 def closed_streams_are_noticed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests of what happens then need not wait as long as users do, which is half a second."""
-    monkeypatch.setattr("stream_ipc.peer._CHECK_INTERVAL", 0.05)
+    set_limit("check interval", 0.05, monkeypatch)
 
 
 @pytest.fixture

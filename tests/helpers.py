@@ -1,8 +1,11 @@
 """What several test modules share: waiting without sleeping, raw streams, faults that are made on purpose."""
 
+import functools
+import importlib
 import inspect
 import os
 import random
+import re
 import select
 import signal
 import socket
@@ -10,9 +13,18 @@ import struct
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple, Type, TypeVar, Union
 
-from stream_ipc import IpcPeer, Message, PickleMessageSerializer, RequestEnvelope, ResponseEnvelope, Session
+from stream_ipc import (
+    IpcPeer,
+    Listener,
+    Message,
+    PickleMessageSerializer,
+    RequestEnvelope,
+    ResponseEnvelope,
+    ResponsePromise,
+    Session,
+)
 
 MAGIC = b"\xf3\x4a\x9d\xe2"
 
@@ -153,44 +165,59 @@ def seeds(count: int) -> Iterator[int]:
         yield seed
 
 
+# Set by conftest: whether everything runs, and not only what a developer waits for.
+everything = False
+
+
+def places_apart() -> int:
+    """Return how far apart the places are at which a sweep interrupts: each of them is tried where everything runs."""
+    return 1 if everything else 3
+
+
+def span(full: float) -> float:
+    """Return how long or how often something is tried that finds more the longer it takes: a quarter of it by default."""
+    return full if everything else full / 4
+
+
 class Interruption(BaseException):
     """What stands for a KeyboardInterrupt where pytest must not take it for the user's."""
 
 
-_PLACES = ("call", "c_return") if sys.version_info >= (3, 11) else ("call", "c_return", "return")
+class InterruptionError(Exception):
+    """The same as an Exception, as many a handler of SIGALRM raises."""
 
 
-class InterruptAt:
-    """Raises an exception at the n-th place in the package's code where a signal handler could raise it.
+class CallAt:
+    """Calls a function at the n-th place in the package's code where a signal handler or a finalizer could run.
 
     Those are the beginning of a function, and the moment when a C function has returned but its result is not stored
-    yet; before 3.11 also when another function has. A profile function can raise at just these, so every one of them
-    can be tried in turn, which signals alone never manage. It raises once at most.
+    yet. A profile function is called at just these, so every one of them can be tried in turn, which signals alone never
+    manage. The function is called once at most.
     """
 
-    def __init__(self, number: int, error: BaseException) -> None:
+    def __init__(self, number: int, function: Callable[[int, Any], Any]) -> None:
         self.number = number
-        self.error = error
         self.count = 0
         self.where = ""
+        self._function = function
+        self._callback = self._profile  # kept: sys.setprofile(None) drops it while it runs
+
+    def is_place(self, frame: Any, event: str) -> bool:
+        """Whether the function may be called here."""
+        return event in ("call", "c_return") and "/stream_ipc/" in frame.f_code.co_filename
 
     def _profile(self, frame: Any, event: str, arg: Any) -> None:
-        code = frame.f_code
-        if event not in _PLACES or "/stream_ipc/" not in code.co_filename:
+        if not self.is_place(frame, event):
             return
-        if event == "return" and "/stream_ipc/" not in frame.f_back.f_code.co_filename:
-            return  # a result that is on its way to the test is out of the package's hands
-        if code.co_name in ("__del__", "_note_dropped"):  # there an exception is ignored, by the interpreter itself
-            return
-        if event != "c_return" and code.co_flags & inspect.CO_GENERATOR:
-            return  # going on with a generator: here old versions would end it without its finally clauses
         self.count += 1
         if self.count == self.number:
             self.where = f"{event} {getattr(arg, '__qualname__', '')} in {frame.f_code.co_name}:{frame.f_lineno}"
-            raise self.error
+            sys.setprofile(None)
+            self._function(signal.SIGUSR1, frame)
+            sys.setprofile(self._callback)  # but not if it has raised
 
-    def __enter__(self) -> "InterruptAt":
-        sys.setprofile(self._profile)
+    def __enter__(self) -> "CallAt":
+        sys.setprofile(self._callback)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -201,15 +228,55 @@ class InterruptAt:
         return bool(self.where)
 
 
+class InterruptAt(CallAt):
+    """Raises an exception there, as a handler of SIGUSR1, which it is: its frame is in the traceback.
+
+    Before 3.11 the moment when a function in Python has returned is such a place, too.
+    """
+
+    def __init__(self, number: int, error: BaseException) -> None:
+        super().__init__(number, self._ring)
+        self.error = error
+
+    def _ring(self, number: int, frame: Any) -> None:
+        raise self.error
+
+    def is_place(self, frame: Any, event: str) -> bool:
+        code = frame.f_code
+        if event == "return" and sys.version_info < (3, 11):
+            # A result that is on its way to the test is out of the package's hands.
+            place = "/stream_ipc/" in code.co_filename and "/stream_ipc/" in frame.f_back.f_code.co_filename
+        else:
+            place = super().is_place(frame, event)
+        if code.co_name in UNRAISABLE:
+            return False
+        # Going on with a generator: there old versions would end it without its finally clauses.
+        return place and (event == "c_return" or not code.co_flags & inspect.CO_GENERATOR)
+
+    def __enter__(self) -> "InterruptAt":
+        self._old: Any = signal.signal(signal.SIGUSR1, self._ring)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        super().__exit__()
+        signal.signal(signal.SIGUSR1, self._old)
+
+
 class Alarm(BaseException):
-    """As a KeyboardInterrupt; an Exception would be taken for the error of whatever it comes out of."""
+    """What the handler of a real signal raises, as a KeyboardInterrupt."""
+
+
+class AlarmError(Exception):
+    """The same as an Exception."""
 
 
 class Alarms:
     """A signal every millisecond; its handler raises, or just counts."""
 
-    def __init__(self, raises: bool) -> None:
+    def __init__(self, raises: bool, kind: Type[BaseException] = Alarm) -> None:
         self.raises = raises
+        self.kind = kind
         self.count = 0
         self.armed = False
 
@@ -218,7 +285,7 @@ class Alarms:
         # Only where the test is prepared to catch it.
         if self.raises and self.armed:
             self.armed = False
-            raise Alarm
+            raise self.kind
 
     def __enter__(self) -> "Alarms":
         self._old: Any = signal.signal(signal.SIGALRM, self._ring)
@@ -237,7 +304,7 @@ class Alarms:
             result = function()
             self.armed = False
             return True, result
-        except Alarm:
+        except self.kind:
             return False, None
 
 
@@ -260,6 +327,185 @@ def child(role: str, *args: str) -> List[str]:
     return [sys.executable, "-m", "tests.child", role, *args]
 
 
+# -- what reaches inside the package: nothing else in the tests does
+
+
+# Functions of the package in which the interpreter itself ignores exceptions: finalizers, and callbacks of weak references.
+UNRAISABLE = ("__del__", "_note_dropped")
+
+# Where each limit is kept, and by which name.
+_LIMITS = {
+    "check interval": ["stream_ipc.peer._CHECK_INTERVAL"],
+    "death interval": ["stream_ipc.transports.process._DEATH_INTERVAL"],
+    "depth": ["stream_ipc.peer.MAX_DEPTH"],
+    "exit grace": ["stream_ipc.transports.process.EXIT_GRACE"],
+    "flush bound": ["stream_ipc.session.FLUSH_BOUND", "stream_ipc.peer.FLUSH_BOUND"],
+    "inbox bytes": ["stream_ipc.session.INBOX_BYTES"],
+    "inbox bytes hard": ["stream_ipc.session.INBOX_BYTES_HARD"],
+    "inbox count": ["stream_ipc.session.INBOX_COUNT"],
+    "inbox count hard": ["stream_ipc.session.INBOX_COUNT_HARD"],
+    "kill grace": ["stream_ipc.transports.process.KILL_GRACE"],
+    "listener pause": ["stream_ipc.listener._PAUSE"],
+    "lock grace": ["stream_ipc.transports.sockets._LOCK_GRACE"],
+    "terminate grace": ["stream_ipc.transports.process.TERMINATE_GRACE"],
+}
+
+
+def _place(path: str) -> Tuple[Any, str]:
+    module, _, name = path.rpartition(".")
+    return importlib.import_module(module), name
+
+
+def limit(name: str) -> Any:
+    """Return one of the package's limits."""
+    return getattr(*_place(_LIMITS[name][0]))
+
+
+def set_limit(name: str, value: float, monkeypatch: Any = None) -> None:
+    """Change one of the package's limits: for a test, or without ``monkeypatch`` for the rest of the process."""
+    for path in _LIMITS[name]:
+        module, attribute = _place(path)
+        assert hasattr(module, attribute), path
+        if monkeypatch is None:
+            setattr(module, attribute, value)
+        else:
+            monkeypatch.setattr(module, attribute, value)
+
+
+Clock = TypeVar("Clock")
+
+
+def set_clock(peer: IpcPeer, clock: Clock) -> Clock:
+    """Give a peer another clock, and return it."""
+    peer.clock = clock  # type: ignore[assignment]
+    return clock
+
+
+def now(peer: IpcPeer) -> float:
+    """Return the time of a peer's clock."""
+    return peer.clock()
+
+
+def deadline_of(promise: "ResponsePromise[Any]") -> Optional[float]:
+    """Return when a request times out, by its peer's clock."""
+    return promise.deadline
+
+
+def patch_wait_for(monkeypatch: Any, peer: IpcPeer, wrap: Callable[..., Any]) -> None:
+    """Replace how a peer waits for a descriptor that is no session's by ``wrap(real, fd, events, limit)``."""
+    monkeypatch.setattr(peer, "_wait_for", functools.partial(wrap, peer._wait_for))
+
+
+def read_without_dispatching(peer: IpcPeer) -> None:
+    """Read what is there into the inboxes, as a send does that waits for room."""
+    peer._wait_for(-1, 0, peer.clock())
+
+
+def nothing_to_dispatch(peer: IpcPeer) -> bool:
+    """Whether no session is noted as one that has something to dispatch."""
+    return not peer.work
+
+
+def nothing_in_a_batch(peer: IpcPeer) -> bool:
+    """Whether no session is noted as one that is inside ``batch()``."""
+    return not peer.corked
+
+
+def nothing_is_ending(peer: IpcPeer) -> bool:
+    """Whether nothing of a session that was closed is still waited for."""
+    return not peer._endings
+
+
+def drop_queued(session: Session) -> None:
+    """Drop what is queued, so that nothing waits for it to be read when the session is closed."""
+    session.channel.give_up()
+
+
+def received_bytes(session: Session) -> int:
+    """Return how much a session has read in all."""
+    count: int = session.transport.received_bytes
+    return count
+
+
+def sent_messages(session: Session) -> int:
+    """Return how many messages a session has written or queued."""
+    count: int = session.transport.sent
+    return count
+
+
+def socket_of(session: Session) -> Any:
+    """Return the socket that a session reads and writes."""
+    return session.transport.socket
+
+
+def replace_socket(session: Session, sock: Any) -> None:
+    """Let a session read and write another object than its socket."""
+    session.transport.socket = sock
+
+
+def wants_write(session: Session) -> bool:
+    """Whether a session waits until its stream can be written or, with TLS, has something else to say."""
+    return bool(session.transport.wants_write)
+
+
+def listening_fd(listener: Listener) -> int:
+    """Return the descriptor that a listener accepts from."""
+    return listener._sock.fileno()
+
+
+def shared_read_end(stream: Any) -> Any:
+    """Return what reads a stream whose open file other processes have, too."""
+    from stream_ipc.transports.descriptors import ReadEnd
+
+    return ReadEnd(stream, shared=True)
+
+
+def shared_write_end(stream: Any) -> Any:
+    """Return what writes a stream whose open file other processes have, too."""
+    from stream_ipc.transports.descriptors import WriteEnd
+
+    return WriteEnd(stream, shared=True)
+
+
+def patch_process(monkeypatch: Any, name: str, function: Callable[..., Any]) -> None:
+    """Replace a function that process sessions call: ``poll`` (asks for a death) or ``open_end`` (takes a stream)."""
+    monkeypatch.setattr(f"stream_ipc.transports.process.{name}", function)
+
+
+def poll_process(process: "subprocess.Popen[Any]") -> Optional[int]:
+    """Ask for the exit status of a child as the package does."""
+    from stream_ipc.transports.process import poll
+
+    return poll(process)
+
+
+def process_name(process: "subprocess.Popen[Any]") -> str:
+    """Return what the package's log calls a child."""
+    from stream_ipc.transports.process import process_name
+
+    return process_name(process)
+
+
+def patch_handshake(monkeypatch: Any, function: Callable[[Any], int]) -> None:
+    """Replace the step of a TLS handshake: it is called with the socket and returns the events to wait for."""
+    monkeypatch.setattr("stream_ipc.transports.tls.handshake", function)
+
+
+# -- what reprs show
+
+
+def is_settled(promise: "ResponsePromise[Any]") -> bool:
+    """Whether a promise has its reply or error already, where ``done`` also says whether it is due."""
+    return not repr(promise).endswith((" pending>", " overdue>"))
+
+
+def name_of(session: Session) -> str:
+    """Return what reprs, logs and error texts call a session."""
+    found = re.match("<Session (.*?) (?:open|closing|closed|forked) ", repr(session))
+    assert found, repr(session)
+    return found.group(1)
+
+
 def no_pending(*sessions: Session) -> bool:
     """Whether nothing is left in the tables of some sessions. A repr shows it without reaching inside."""
     return all("pending=0 inbox=0" in repr(session) for session in sessions)
@@ -277,41 +523,3 @@ def socket_peers(peer_a: IpcPeer, peer_b: IpcPeer) -> Tuple[Session, Session]:
 
 def expect_none(value: Optional[object]) -> None:
     assert value is None, value
-
-
-class CallAt:
-    """Calls a function at the n-th place in the package's code where a signal handler or a finalizer could run.
-
-    As ``InterruptAt``, but nothing is raised: what the function does comes in between, and the code goes on.
-    """
-
-    def __init__(self, number: int, function: Callable[[], Any]) -> None:
-        self.number = number
-        self.function = function
-        self.count = 0
-        self.where = ""
-        self._callback = self._profile  # kept: sys.setprofile(None) drops it while it runs
-
-    def _profile(self, frame: Any, event: str, arg: Any) -> None:
-        code = frame.f_code
-        if event not in ("call", "c_return") or "/stream_ipc/" not in code.co_filename:
-            return
-        self.count += 1
-        if self.count == self.number:
-            self.where = f"{event} {getattr(arg, '__qualname__', '')} in {code.co_name}:{frame.f_lineno}"
-            sys.setprofile(None)
-            try:
-                self.function()
-            finally:
-                sys.setprofile(self._callback)
-
-    def __enter__(self) -> "CallAt":
-        sys.setprofile(self._callback)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        sys.setprofile(None)
-
-    @property
-    def hit(self) -> bool:
-        return bool(self.where)

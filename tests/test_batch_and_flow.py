@@ -9,7 +9,6 @@ from typing import Any, List
 import pytest
 
 from stream_ipc import IpcPeer, Message, RequestTimeoutError, ResponseEnvelope, StreamClosedError
-from stream_ipc import session as session_module
 from tests.helpers import (
     MAGIC,
     CpuMeter,
@@ -17,8 +16,10 @@ from tests.helpers import (
     child,
     framed,
     no_pending,
+    received_bytes,
     reply_bytes,
     request_bytes,
+    set_limit,
     socket_peers,
     tick_until,
     unframe,
@@ -307,6 +308,7 @@ def test_two_sessions_of_one_peer_flood_each_other(peer: IpcPeer) -> None:
     assert got == [[str(index) for index in range(120)]] * 2
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("small", [False, True])
 def test_two_processes_flood_each_other(peer: IpcPeer, small: bool) -> None:
     count, size = (300, 3000) if small else (200, 32768)
@@ -460,9 +462,9 @@ def test_reply_in_a_long_stream_is_found(raw: RawPeer) -> None:
 # -- how much is read before it is dispatched
 
 
-@pytest.mark.parametrize("limit", ["INBOX_BYTES", "INBOX_COUNT"])
+@pytest.mark.parametrize("limit", ["inbox bytes", "inbox count"])
 def test_inbox_that_handlers_do_not_work_off_is_bounded(raw: RawPeer, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    monkeypatch.setattr(session_module, limit, 100_000 if limit == "INBOX_BYTES" else 100)
+    set_limit(limit, 100_000 if limit == "inbox bytes" else 100, monkeypatch)
 
     def fail(note: Note) -> None:
         raise ValueError(note.text)
@@ -479,19 +481,19 @@ def test_inbox_that_handlers_do_not_work_off_is_bounded(raw: RawPeer, monkeypatc
         with pytest.raises(ValueError):  # so each tick dispatches one and reads more
             raw.session.peer.tick()
     # What is read at a time comes on top.
-    assert raw.session.transport.received_bytes < 300 * len(note) + 100_000 + 2 * 65536
+    assert received_bytes(raw.session) < 300 * len(note) + 100_000 + 2 * 65536
     raw.session.off_message(fail)
     tick_until(lambda: "inbox=0" in repr(raw.session) and not raw.session.peer.tick(), raw.session.peer)
-    assert raw.session.transport.received_bytes > sent - 1100  # it was read on; half a note may be left
+    assert received_bytes(raw.session) > sent - 1100  # it was read on; half a note may be left
     raw.sock.close()
 
 
-@pytest.mark.parametrize("limit", ["INBOX_BYTES_HARD", "INBOX_COUNT_HARD"])
+@pytest.mark.parametrize("limit", ["inbox bytes hard", "inbox count hard"])
 def test_inbox_is_bounded_though_a_send_must_wait(
     peer: IpcPeer, raw: RawPeer, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    monkeypatch.setattr(session_module, limit, 300_000 if limit == "INBOX_BYTES_HARD" else 300)
-    monkeypatch.setattr(session_module, "INBOX_COUNT", 10)
+    set_limit(limit, 300_000 if limit == "inbox bytes hard" else 300, monkeypatch)
+    set_limit("inbox count", 10, monkeypatch)
     raw.session.notify(Note("", bytes(MIB)))
     assert raw.session.queued_bytes
     note = framed(Note("", bytes(1000)))
@@ -503,14 +505,14 @@ def test_inbox_is_bounded_though_a_send_must_wait(
             pass
         with pytest.raises(TimeoutError):
             raw.session.flush(0)
-    assert 290_000 < raw.session.transport.received_bytes < 400_000 + 2 * 65536
+    assert 290_000 < received_bytes(raw.session) < 400_000 + 2 * 65536
 
 
 def test_inbox_of_requests_goes_on_while_replies_are_queued(
     peer: IpcPeer, raw: RawPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two sides that only write would wait for each other.
-    monkeypatch.setattr(session_module, "INBOX_COUNT", 10)
+    set_limit("inbox count", 10, monkeypatch)
     raw.session.on_request(lambda ping: Pong(ping.value))
     raw.session.notify(Note("", bytes(2 * MIB)))
     assert raw.session.queued_bytes > MIB

@@ -49,6 +49,7 @@ def environment():
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_every_workload_yields_figures(tmp_path):
     path = tmp_path / "figures.json"
@@ -101,6 +102,7 @@ def test_children_use_bytecode_though_the_environment_forbids_it(tmp_path):
         assert list(tmp_path.rglob(name)), name
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_interrupt_ends_everything():
     # A group of its own, for a signal as a terminal sends it, to all of it.

@@ -94,6 +94,7 @@ def output(checkout, module):
     return done.stdout
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_output(checkout, name):
     assert output(checkout, f"examples.{name}") == EXPECTED[name]
@@ -122,6 +123,7 @@ def test_own_loop(checkout):
     assert int(match.group(1)) >= 1
 
 
+@pytest.mark.slow
 def test_loop_select(checkout):
     lines = output(checkout, "examples.loop_select").splitlines()
     # If the machine is busy, the deadline may pass before the first reply is there.
@@ -152,6 +154,7 @@ def display():
             server.terminate()
 
 
+@pytest.mark.slow
 def test_loop_tkinter(checkout, display):
     for python in (sys.executable, "/usr/bin/python3"):
         done = subprocess.run([python, "-c", "import tkinter"], stderr=subprocess.DEVNULL)
@@ -186,6 +189,7 @@ BELOW = ["below  50,000", "below 100,000", "below 150,000"]
 PRIMES = ["5133 primes are below 50000", "9592 primes are below 100000", "13848 primes are below 150000"]
 
 
+@pytest.mark.slow
 def test_progress_bars_without_a_terminal(checkout):
     lines = output(checkout, "examples.progress_bars").splitlines()
     assert lines[-3:] == PRIMES
@@ -201,6 +205,7 @@ BARS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(BARS))
 def test_progress_bars_in_a_terminal(checkout, kind):
     if kind != "line":
@@ -267,6 +272,7 @@ SLAVES = [
 ]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("command", SLAVES)
 def test_slave_without_a_master_ends(checkout, command):
     name, *arguments = command.split()

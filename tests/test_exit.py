@@ -4,6 +4,8 @@ import os
 import pathlib
 import socket
 import subprocess
+import sys
+import textwrap
 import time
 from typing import Any, List
 
@@ -34,6 +36,7 @@ def buffered_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("how", LEAVING)
 def test_a_large_message_sent_right_before_the_end_arrives(peer: IpcPeer, how: str) -> None:
     code, status = LEAVING[how]
@@ -53,6 +56,7 @@ def test_a_large_message_sent_right_before_the_end_arrives(peer: IpcPeer, how: s
         assert text() == ""
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("how", ["end", "sys.exit", "handler"])
 def test_over_a_socket_too(peer: IpcPeer, how: str) -> None:
     code, status = LEAVING[how]
@@ -97,6 +101,7 @@ def test_leaving_in_a_handler_sends_the_replies_that_are_queued(peer: IpcPeer) -
         assert "exit status 4" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_reader_that_never_reads_holds_nobody_back() -> None:
     code = "session = IpcPeer().create_stdio_session(); session.notify(Note('x', bytes(1000000)))"
     process = subprocess.Popen(program(code), stdin=PIPE, stdout=PIPE, stderr=PIPE)
@@ -110,6 +115,7 @@ def test_a_reader_that_never_reads_holds_nobody_back() -> None:
         kill(process)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("queued", [False, True])
 @pytest.mark.parametrize("flags", [[], ["-X", "dev", "-W", "error"]], ids=["", "dev"])
 def test_a_slave_whose_master_is_gone_leaves_without_a_word(queued: bool, flags: List[str]) -> None:
@@ -174,6 +180,7 @@ LEFT_OPEN = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", LEFT_OPEN)
 def test_what_is_left_open_makes_no_noise(name: str) -> None:
     command = program(LEFT_OPEN[name])
@@ -208,24 +215,25 @@ def test_a_master_that_leaves_ends_its_children() -> None:
 
 def test_stuck_peers_are_waited_for_side_by_side(tmp_path: pathlib.Path) -> None:
     code = """
-        import socket
-        import stream_ipc.peer
-        from stream_ipc.transports import process
-        stream_ipc.peer.FLUSH_BOUND, process.EXIT_GRACE, start = 0.4, 0.3, time.monotonic()
+        import atexit, socket, sys, time
+        atexit.register(lambda: print(time.monotonic() - start))  # what is registered first is called last
+        from stream_ipc import *
+        from tests.helpers import set_limit
+        from tests.messages import *
+        set_limit("flush bound", 0.4)
+        set_limit("exit grace", 0.3)
+        start = time.monotonic()
         pairs = [socket.socketpair() for _ in range(5)]
-        for near, far in pairs:
-            peer = IpcPeer()
+        peers = [IpcPeer() for _ in pairs]
+        for peer, (near, far) in zip(peers, pairs):
             stuck = peer.create_socket_session(near)
             stuck.notify(Note("", bytes(900000)))
             peer.create_command_session(["sleep", "60"])
         into = IpcPeer().create_command_session(["sh", "-c", "exec cat >'%s'" % sys.argv[1]])
         into.notify(Note("", bytes(900000)))
-        import atexit
-        atexit.unregister(stream_ipc.peer._close_all)
-        atexit.register(lambda: print(time.monotonic() - start))
-        atexit.register(stream_ipc.peer._close_all)
     """
-    done = subprocess.run(program(code, tmp_path / "out"), stdout=PIPE, stderr=PIPE, timeout=PATIENCE)
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "out")]
+    done = subprocess.run(command, stdout=PIPE, stderr=PIPE, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, b"")
     assert 0.7 <= float(done.stdout) < 1.5  # one after the other: 3.5
     assert (tmp_path / "out").stat().st_size > 900_000
@@ -233,10 +241,11 @@ def test_stuck_peers_are_waited_for_side_by_side(tmp_path: pathlib.Path) -> None
 
 def test_a_peer_that_cannot_be_closed_keeps_no_other_from_it(tmp_path: pathlib.Path) -> None:
     code = """
+        from tests.helpers import set_clock
         peers = [IpcPeer() for _ in range(3)]
         for peer in peers:
             peer.create_session_pair()
-            peer.clock = None
+            set_clock(peer, None)
         into = IpcPeer().create_command_session(["sh", "-c", "exec cat >'%s'" % sys.argv[1]])
         into.notify(Note("", bytes(900000)))
     """

@@ -12,8 +12,7 @@ from typing import Any, Callable, List
 import pytest
 
 from stream_ipc import IpcPeer, Message, StreamClosedError
-from stream_ipc.transports.descriptors import WriteEnd
-from tests.helpers import Gate, RawPeer, child, framed, run_python, tick_until, unframe, values
+from tests.helpers import Gate, RawPeer, child, framed, run_python, shared_write_end, tick_until, unframe, values
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import listing
 
@@ -70,7 +69,7 @@ def test_copy_closes_its_copies_of_all_descriptors(peer: IpcPeer) -> None:
     before = set(listing())
     (read, write), (read2, write2) = os.pipe(), os.pipe()
     # One that is opened again, to be written without blocking.
-    shared = peer.create_stream_session(WriteEnd(write, shared=True), read2)
+    shared = peer.create_stream_session(shared_write_end(write), read2)
     started = peer.create_command_session(["cat"])
     assert len(set(listing()) - before) >= 8
 
@@ -157,6 +156,7 @@ def test_forked_process_may_make_a_peer_of_its_own(peer: IpcPeer) -> None:
     assert a.request(Ping(1), expect=Pong).wait().value == 1
 
 
+@pytest.mark.matrix
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("way", ["close", "exit"])
 def test_exit_of_a_forked_process_flushes_and_ends_nothing(way: str) -> None:
@@ -200,8 +200,6 @@ right.close()
 print("fine")
 """,
         way,
-        # With its debug allocator 3.8 itself breaks down in any process that has forked.
-        strict=sys.version_info >= (3, 9),
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
 
@@ -431,6 +429,7 @@ def start_queued(end: str, ready: Gate, strict: bool = True) -> "subprocess.Pope
     return process
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("end", ["", "sys.exit(3)", "raise SystemExit(3)", "1 / 0", "peer.close()", "session.close()"])
 def test_queued_output_is_flushed_when_the_interpreter_ends(peer: IpcPeer, end: str) -> None:
     with Gate() as ready:
@@ -441,6 +440,7 @@ def test_queued_output_is_flushed_when_the_interpreter_ends(peer: IpcPeer, end: 
     assert (b"ZeroDivisionError" in err) if end == "1 / 0" else err == b""
 
 
+@pytest.mark.slow
 def test_end_of_the_interpreter_is_bounded_when_nobody_reads() -> None:
     with Gate() as ready:
         process = start_queued("", ready)

@@ -256,10 +256,9 @@ def test_annotations_for_two_classes(annotation: Any) -> None:
     assert called_for(annotated(annotation)) == [First, FirstChild, Second]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="such a union came with Python 3.10")
 def test_a_union_that_is_no_text() -> None:
-    assert called_for(annotated(eval("First | Second", globals()))) == [First, FirstChild, Second]
-    assert called_for(annotated(eval("First | None", globals()))) == FIRST
+    assert called_for(annotated(First | Second)) == [First, FirstChild, Second]
+    assert called_for(annotated(First | None)) == FIRST
 
 
 @pytest.mark.parametrize("annotation", [Any, object, "Any", "object", "First | Any", Union[First, object], T], ids=repr)
@@ -437,7 +436,6 @@ def test_handlers_keep_the_order_of_registration() -> None:
     assert functions(handlers) == [one, two]
     assert functions(handlers, FirstChild) == [one, two, three]
     assert functions(handlers, ErrorMessage) == [two]
-    assert len(handlers._handlers) == 3
 
 
 def test_a_handler_registered_later_is_seen_for_a_class_asked_for_before() -> None:
@@ -474,7 +472,7 @@ def test_removing_what_is_not_registered() -> None:
     for unknown in (annotated(Any), None, 5, functools.partial(three, 1)):
         with pytest.raises(ValueError, match=r"is not registered with on_message\(\)"):
             handlers.remove(unknown)  # type: ignore[arg-type]
-    assert len(handlers._handlers) == 1
+    assert len(functions(handlers)) == 1
 
 
 def test_removal_takes_effect_in_a_dispatch_that_is_under_way() -> None:

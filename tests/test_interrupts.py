@@ -25,26 +25,26 @@ from stream_ipc import (
 from tests.helpers import (
     PATIENCE,
     Alarm,
+    AlarmError,
     Alarms,
     InterruptAt,
     Interruption,
+    InterruptionError,
     RawPeer,
     child,
     frame,
     framed,
     no_pending,
+    places_apart,
     reply_bytes,
     request_bytes,
     seeds,
+    span,
     tick_until,
     unframe,
     values,
 )
 from tests.messages import Many, Note, Ping, Pong
-
-# Before 3.10 the interpreter looks at signals in places where no code can be prepared for them.
-RAISING = sys.version_info >= (3, 10)
-
 
 # -- out of handlers
 
@@ -335,6 +335,16 @@ def test_error_while_replying_still_answers_exactly_once(kind: Type[BaseExceptio
 # -- at every place where a signal handler could raise
 
 
+# Whether the package can tell what a signal handler raised from other Exceptions. Until it can, the sweeps with an
+# Exception run only where everything does, and may fail.
+EXCEPTION_SWEEPS = False
+
+MAY_FAIL = () if EXCEPTION_SWEEPS else (pytest.mark.xfail(reason="an Exception is not known as a signal handler's"),)
+BOTH = pytest.mark.parametrize(
+    "kind", [Interruption, pytest.param(InterruptionError, marks=[pytest.mark.slow, *MAY_FAIL])]
+)
+BOTH_ALARMS = pytest.mark.parametrize("kind", [Alarm, pytest.param(AlarmError, marks=[pytest.mark.slow, *MAY_FAIL])])
+
 # Each of hundreds of attempts takes milliseconds; a few that do not come to an end are enough to know.
 SOON = 2.0
 ENOUGH = 4
@@ -343,8 +353,9 @@ ENOUGH = 4
 class Run:
     """One attempt: work that is begun anew after each interruption, until it is done."""
 
-    def __init__(self, number: int) -> None:
-        self.error = Interruption(f"at {number}")
+    def __init__(self, number: int, kind: Type[BaseException]) -> None:
+        self.kind = kind
+        self.error = kind(f"at {number}")
         self.interrupt = InterruptAt(number, self.error)
         self.raised = False
 
@@ -363,18 +374,21 @@ class Run:
         try:
             with self.interrupt:
                 return True, call()
-        except Interruption as exc:
+        except self.kind as exc:
             assert exc is self.error
             self.raised = True
             return False, None
 
 
-def at_every_place(scenario: Callable[[Run], None], step: int = 1) -> None:
-    """Run a scenario with an interruption at its first place, at its second, and so on until there is no further."""
+def at_every_place(scenario: Callable[[Run], None], kind: Type[BaseException], step: int = 1) -> None:
+    """Run a scenario with an interruption at its first place, at its second, and so on until there is no further.
+
+    Where not everything runs, two of three places are left out.
+    """
     failures = []
     number = 1
     while True:
-        run = Run(number)
+        run = Run(number, kind)
         try:
             scenario(run)
         except Exception as exc:  # pytest's own failures are no Exceptions and pass
@@ -385,7 +399,7 @@ def at_every_place(scenario: Callable[[Run], None], step: int = 1) -> None:
             failures.append(f"{run.interrupt.where}: {type(exc).__name__}: {str(exc)[:300]}")
         if not run.interrupt.hit or len(failures) >= ENOUGH:
             break
-        number += step
+        number += step * places_apart()
     assert not failures, "after an interruption at:\n" + "\n".join(failures)
     assert number > 10, "nothing was interrupted"
 
@@ -393,11 +407,14 @@ def at_every_place(scenario: Callable[[Run], None], step: int = 1) -> None:
 def outcome(promise: "ResponsePromise[Any]") -> Any:
     try:
         return promise.wait(SOON)
+    except InterruptionError:
+        raise
     except Exception as exc:
         return type(exc)
 
 
-def test_interrupted_tick_loses_no_message_and_repeats_none() -> None:
+@BOTH
+def test_interrupted_tick_loses_no_message_and_repeats_none(kind: Type[BaseException]) -> None:
     broken = frame(b"nonsense")
 
     def scenario(run: Run) -> None:
@@ -428,10 +445,11 @@ def test_interrupted_tick_loses_no_message_and_repeats_none() -> None:
             assert [outcome(promise) for promise in promises] == [Pong("0"), RemoteError]
             assert no_pending(raw.session)
 
-    at_every_place(scenario)
+    at_every_place(scenario, kind)
 
 
-def test_interrupted_end_of_stream_still_ends() -> None:
+@BOTH
+def test_interrupted_end_of_stream_still_ends(kind: Type[BaseException]) -> None:
     def scenario(run: Run) -> None:
         with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
             seen: List[Any] = []
@@ -448,10 +466,11 @@ def test_interrupted_end_of_stream_still_ends() -> None:
             assert seen == [Note("1")] and closed == [raw.session]
             assert outcome(promise) is StreamClosedError
 
-    at_every_place(scenario)
+    at_every_place(scenario, kind)
 
 
-def test_interrupted_wait_goes_on() -> None:
+@BOTH
+def test_interrupted_wait_goes_on(kind: Type[BaseException]) -> None:
     def scenario(run: Run) -> None:
         with IpcPeer(timeout=20) as peer:
             a, b = peer.create_session_pair()
@@ -464,10 +483,11 @@ def test_interrupted_wait_goes_on() -> None:
             peer.tick()  # what an interruption has left half done
             assert no_pending(a, b)
 
-    at_every_place(scenario)
+    at_every_place(scenario, kind)
 
 
-def test_interrupted_receive_goes_on() -> None:
+@BOTH
+def test_interrupted_receive_goes_on(kind: Type[BaseException]) -> None:
     def scenario(run: Run) -> None:
         with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
             raw.write(*(framed(Note(str(index))) for index in range(3)))
@@ -481,10 +501,11 @@ def test_interrupted_receive_goes_on() -> None:
                 run.once(take)
             assert got == ["0", "1", "2"]
 
-    at_every_place(scenario)
+    at_every_place(scenario, kind)
 
 
-def test_interrupted_gather_and_as_completed_go_on() -> None:
+@BOTH
+def test_interrupted_gather_and_as_completed_go_on(kind: Type[BaseException]) -> None:
     def scenario(run: Run) -> None:
         with IpcPeer(timeout=20) as peer, IpcPeer(timeout=20) as other:
             first, second = peer.create_session_pair(), other.create_session_pair()
@@ -503,11 +524,12 @@ def test_interrupted_gather_and_as_completed_go_on() -> None:
                 done, replies = run.once(lambda: gather(promises, 5))
                 assert not done or values(replies) == [0, 1, 0, 1]
 
-    at_every_place(scenario, 3)
+    at_every_place(scenario, kind, 3)
 
 
 @pytest.mark.parametrize("size", [10, 300000])
-def test_interrupted_send_sends_whole_messages_in_order_and_none_twice(size: int) -> None:
+@BOTH
+def test_interrupted_send_sends_whole_messages_in_order_and_none_twice(size: int, kind: Type[BaseException]) -> None:
     def scenario(run: Run) -> None:
         with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
             promise = raw.session.request(Ping(), expect=Pong)
@@ -534,10 +556,11 @@ def test_interrupted_send_sends_whole_messages_in_order_and_none_twice(size: int
             raw.write(reply_bytes(promise.id, Pong("there")))
             assert promise.wait().value == "there"
 
-    at_every_place(scenario)
+    at_every_place(scenario, kind)
 
 
-def test_interrupted_request_leaves_nothing_behind() -> None:
+@BOTH
+def test_interrupted_request_leaves_nothing_behind(kind: Type[BaseException]) -> None:
     def scenario(run: Run) -> None:
         with IpcPeer(timeout=20) as peer:
             a, b = peer.create_session_pair()
@@ -548,10 +571,11 @@ def test_interrupted_request_leaves_nothing_behind() -> None:
             assert a.request(Ping(2), expect=Pong).wait(5).value == 2
             tick_until(lambda: no_pending(a, b), peer, seconds=2)
 
-    at_every_place(scenario)
+    at_every_place(scenario, kind)
 
 
-def test_interrupted_large_messages_arrive_unharmed() -> None:
+@BOTH
+def test_interrupted_large_messages_arrive_unharmed(kind: Type[BaseException]) -> None:
     def scenario(run: Run) -> None:
         with IpcPeer(timeout=20) as peer:
             a, b = peer.create_session_pair()
@@ -566,11 +590,12 @@ def test_interrupted_large_messages_arrive_unharmed() -> None:
             run.until(lambda: len(seen) == 4, lambda: peer.tick(0.01))
             assert seen == notes
 
-    at_every_place(scenario, 3)
+    at_every_place(scenario, kind, 3)
 
 
 @pytest.mark.parametrize("which", ["session", "peer"])
-def test_interrupted_close_can_be_repeated(which: str) -> None:
+@BOTH
+def test_interrupted_close_can_be_repeated(which: str, kind: Type[BaseException]) -> None:
     # Descriptors are looked after by conftest.
     def scenario(run: Run) -> None:
         peer = IpcPeer(timeout=20)
@@ -593,10 +618,11 @@ def test_interrupted_close_can_be_repeated(which: str) -> None:
             peer.close()
             raw.sock.close()
 
-    at_every_place(scenario)
+    at_every_place(scenario, kind)
 
 
-def test_interrupted_batch_loses_nothing() -> None:
+@BOTH
+def test_interrupted_batch_loses_nothing(kind: Type[BaseException]) -> None:
     def scenario(run: Run) -> None:
         with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
             done: List[str] = []
@@ -614,10 +640,11 @@ def test_interrupted_batch_loses_nothing() -> None:
             assert texts[-1] == "end" and texts[:-1] == list("012")[: len(texts) - 1]
             assert len(texts) - 1 >= len(done)
 
-    at_every_place(scenario)
+    at_every_place(scenario, kind)
 
 
-def test_interrupted_undecodable_reply_still_settles_its_promise() -> None:
+@BOTH
+def test_interrupted_undecodable_reply_still_settles_its_promise(kind: Type[BaseException]) -> None:
     class Picky:
         def __init__(self) -> None:
             self.real = PickleMessageSerializer()
@@ -640,14 +667,14 @@ def test_interrupted_undecodable_reply_still_settles_its_promise() -> None:
             run.until(lambda: promise.done, lambda: raw.session.tick(0.01))
             assert outcome(promise).__name__ == "SerializationError", outcome(promise)
 
-    at_every_place(scenario)
+    at_every_place(scenario, kind)
 
 
 # -- with real signals
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
-def test_signals_during_a_session_pair_lose_nothing(peer: IpcPeer) -> None:
+@BOTH_ALARMS
+def test_signals_during_a_session_pair_lose_nothing(peer: IpcPeer, kind: Type[BaseException]) -> None:
     a, b = peer.create_session_pair()
     got_a: List[Any] = []
     got_b: List[Any] = []
@@ -658,8 +685,8 @@ def test_signals_during_a_session_pair_lose_nothing(peer: IpcPeer) -> None:
     sent_b: List[str] = []
     maybe: List[str] = []
     promises: List[Any] = []
-    with Alarms(RAISING) as alarms:
-        end = time.monotonic() + 1.0
+    with Alarms(True, kind) as alarms:
+        end = time.monotonic() + span(1.0)
         index = 0
         while time.monotonic() < end:
             text = f"{index:06d}"
@@ -677,7 +704,7 @@ def test_signals_during_a_session_pair_lose_nothing(peer: IpcPeer) -> None:
     a.notify(Note("end"))
     b.notify(Note("end"))
     tick_until(lambda: Note("end") in got_a and Note("end") in got_b, peer)
-    assert count > 50
+    assert count > span(50)
     for got, sent in ((got_a, sent_b), (got_b, sent_a)):
         texts = values(got)[:-1]
         assert texts == sorted(texts) and len(set(texts)) == len(texts)
@@ -690,13 +717,13 @@ def test_signals_during_a_session_pair_lose_nothing(peer: IpcPeer) -> None:
             assert "Alarm" in str(exc)
 
 
-@pytest.mark.skipif(not RAISING, reason="needs 3.10")
-def test_signals_in_both_processes_lose_nothing(peer: IpcPeer) -> None:
-    with peer.create_command_session(child("alarmed")) as session:
+@BOTH_ALARMS
+def test_signals_in_both_processes_lose_nothing(peer: IpcPeer, kind: Type[BaseException]) -> None:
+    with peer.create_command_session(child("alarmed", kind.__name__)) as session:
         sent: List[str] = []
         maybe: List[str] = []
-        with Alarms(True) as alarms:
-            end = time.monotonic() + 1.0
+        with Alarms(True, kind) as alarms:
+            end = time.monotonic() + span(1.0)
             index = 0
             while time.monotonic() < end:
                 text = f"{index:06d}"
@@ -709,7 +736,7 @@ def test_signals_in_both_processes_lose_nothing(peer: IpcPeer) -> None:
         while not isinstance(report, Many):
             report = session.receive(20)
         rings, texts = report.items
-        assert rings > 10 and alarms.count > 50
+        assert rings > 10 and alarms.count > span(50)
         assert texts.pop() == "end"
         assert texts == sorted(texts) and len(set(texts)) == len(texts)
         assert set(sent) <= set(texts) <= set(sent) | set(maybe)
@@ -777,7 +804,8 @@ def test_interruption_in_a_nested_dispatch_loses_no_answer(raw: RawPeer) -> None
 class Storm:
     """Signals at random intervals, of which up to two raise out of each call that is made under it."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, kind: Type[BaseException]) -> None:
+        self._kind = kind
         self._random = random.Random(seed)
         self._budget = 0
         self._over = False
@@ -793,7 +821,7 @@ class Storm:
             self.raised += 1
             if not self._budget:
                 self.twice += 1
-            raise Alarm
+            raise self._kind
 
     def call(self, function: Callable[[], Any]) -> None:
         try:
@@ -801,9 +829,9 @@ class Storm:
                 self._budget = 2
                 function()
                 self._budget = 0
-            except Alarm:
+            except self._kind:
                 self._budget = 0
-        except Alarm:  # the second came when the first was hardly caught
+        except self._kind:  # the second came when the first was hardly caught
             pass
 
     def __enter__(self) -> "Storm":
@@ -821,7 +849,8 @@ class Storm:
     sys.version_info < (3, 11),
     reason="3.10 looks at signals at every branch: a second interruption can leave a queue unwritten until the next send",
 )
-def test_signals_in_quick_succession_leave_nothing_that_never_leaves() -> None:
+@BOTH_ALARMS
+def test_signals_in_quick_succession_leave_nothing_that_never_leaves(kind: Type[BaseException]) -> None:
     (seed,) = seeds(1)
     with IpcPeer(timeout=20) as peer:
         a, b = peer.create_session_pair()
@@ -832,9 +861,9 @@ def test_signals_in_quick_succession_leave_nothing_that_never_leaves() -> None:
         choice = random.Random(seed + 1)
         raised = twice = 0
         end = time.monotonic() + PATIENCE
-        while (raised <= 300 or twice <= 30) and time.monotonic() < end:
+        while (raised <= span(300) or twice <= span(30)) and time.monotonic() < end:
             # Many short storms, because the next send mends what the one before has left behind.
-            with Storm(choice.randrange(1 << 32)) as storm:
+            with Storm(choice.randrange(1 << 32), kind) as storm:
                 for _ in range(choice.randrange(1, 6)):
                     for session in (a, b):
                         storm.call(functools.partial(session.notify, Note("data", data)))
@@ -843,7 +872,7 @@ def test_signals_in_quick_succession_leave_nothing_that_never_leaves() -> None:
             raised += storm.raised
             twice += storm.twice
             tick_until(lambda: not a.queued_bytes and not b.queued_bytes, peer, seconds=5)
-        assert raised > 300 and twice > 30
+        assert raised > span(300) and twice > span(30)
         a.notify(Note("end"))
         b.notify(Note("end"))
         tick_until(lambda: got.count("end") == 2, peer, seconds=5)

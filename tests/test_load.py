@@ -96,6 +96,7 @@ class Server:
             return Pong((number, data))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("kind", "clients", "requests"),
     [("unix", 1000, 40), ("tcp", 1000, 40), ("tls", 1000, 20)] if LONG else [("unix", 100, 20), ("tls", 40, 10)],
@@ -163,6 +164,7 @@ def test_many_clients_of_which_some_die(kind, clients, requests):
     assert open_descriptors() == before
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", ["unix", "tcp", "tls"], indirect=True)
 def test_connections_one_after_the_other(kind):
     count = 5000 if LONG else 200

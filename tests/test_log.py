@@ -13,8 +13,7 @@ from typing import Any, Iterator, List
 import pytest
 
 from stream_ipc import IpcPeer, JsonMessageSerializer, RemoteError, RequestTimeoutError, Session
-from stream_ipc.transports import process as process_module
-from tests.helpers import MAGIC, PATIENCE, RawPeer, frame, reply_bytes, tick_until
+from tests.helpers import MAGIC, PATIENCE, RawPeer, frame, name_of, process_name, reply_bytes, set_limit, tick_until
 from tests.messages import Note, Ping, Pong
 
 SECRET = "what is said is nobody's business"
@@ -64,17 +63,17 @@ def role(name: str) -> List[str]:
 def test_a_pair(log: Lines, peer: IpcPeer) -> None:
     a, b = peer.create_session_pair()
     b.on_request(lambda ping: Pong(SECRET))
-    assert log.take() == [f"DEBUG session {s.name} opened" for s in (a, b)]
+    assert log.take() == [f"DEBUG session {name_of(s)} opened" for s in (a, b)]
     assert a.request(Ping(SECRET), expect=Pong).wait().value == SECRET
     a.notify(Note(SECRET))
     assert b.receive(PATIENCE) == Note(SECRET)
     assert log.take() == []  # nothing for what goes well
     a.close()
     a.close()
-    assert log.take() == [f"DEBUG session {a.name} closed: this side closed the session"]
+    assert log.take() == [f"DEBUG session {name_of(a)} closed: this side closed the session"]
     tick_until(lambda: not b.is_open, peer)
-    assert log.take() == [f"DEBUG session {b.name} closed: the other side closed the stream"]
-    assert a.name != b.name and a.name.startswith("fd ")
+    assert log.take() == [f"DEBUG session {name_of(b)} closed: the other side closed the stream"]
+    assert name_of(a) != name_of(b) and name_of(a).startswith("fd ")
 
 
 def test_removed_and_closed_with_the_peer(log: Lines) -> None:
@@ -84,11 +83,11 @@ def test_removed_and_closed_with_the_peer(log: Lines) -> None:
         session = peer.create_socket_session(ours)
         log.take()
         peer.remove_session(session)
-        assert log.take() == [f"DEBUG session {session.name} closed: this side removed the session from its peer"]
+        assert log.take() == [f"DEBUG session {name_of(session)} closed: this side removed the session from its peer"]
     session = peer.create_session_pair()[0]
     log.take()
     peer.close()
-    assert log.take()[0] == f"DEBUG session {session.name} closed: this side closed the peer"
+    assert log.take()[0] == f"DEBUG session {name_of(session)} closed: this side closed the peer"
 
 
 def test_a_listener(log: Lines, peer: IpcPeer) -> None:
@@ -98,16 +97,16 @@ def test_a_listener(log: Lines, peer: IpcPeer) -> None:
         client = peer.connect(listener.address)
         tick_until(lambda: sessions, peer)
         host, port = listener.address
-        assert client.name.startswith(f"to {host}:{port} fd ")
-        assert sessions[0].name.startswith(f"from {host}:")
-        names = {client.name, sessions[0].name}
+        assert name_of(client).startswith(f"to {host}:{port} fd ")
+        assert name_of(sessions[0]).startswith(f"from {host}:")
+        names = {name_of(client), name_of(sessions[0])}
         assert set(log.take()) == {f"DEBUG session {name} opened" for name in names}
     assert log.take() == [f"DEBUG listener {listener.address!r} closed"]
     client.close()
     tick_until(lambda: not sessions[0].is_open, peer)
     assert log.take() == [
-        f"DEBUG session {client.name} closed: this side closed the session",
-        f"DEBUG session {sessions[0].name} closed: the other side closed the stream",
+        f"DEBUG session {name_of(client)} closed: this side closed the session",
+        f"DEBUG session {name_of(sessions[0])} closed: the other side closed the stream",
     ]
 
 
@@ -117,8 +116,8 @@ def test_a_listener_on_a_unix_socket(log: Lines, peer: IpcPeer, tmp_path: Path) 
     with peer.listen(path, sessions.append):
         client = peer.connect(path)
         tick_until(lambda: sessions, peer)
-        assert client.name.startswith(f"to {path!r} fd ")
-        assert sessions[0].name.startswith(f"at {path!r} fd ")
+        assert name_of(client).startswith(f"to {path!r} fd ")
+        assert name_of(sessions[0]).startswith(f"at {path!r} fd ")
 
 
 def test_stdio(tmp_path: Path) -> None:
@@ -146,7 +145,7 @@ def test_a_child_that_ends_by_itself(log: Lines, peer: IpcPeer) -> None:
     session = peer.create_command_session(role("echo"))
     assert session.process is not None
     pid = session.process.pid
-    child = process_module.process_name(session.process)
+    child = process_name(session.process)
     assert f"(pid {pid})" in child
     assert log.take() == [f"DEBUG {child} started", f"DEBUG session pid {pid} opened: started {child}"]
     assert session.request(Ping(SECRET), expect=Pong).wait().value == SECRET
@@ -170,12 +169,13 @@ def test_a_child_that_dies(log: Lines, peer: IpcPeer) -> None:
     log.lines = [line for line in log.lines if "child process" not in line]  # the command is the secret here
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_child_that_has_to_be_ended(
     log: Lines, peer: IpcPeer, number: "signal.Signals", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process_module, "EXIT_GRACE", 0.1)
-    monkeypatch.setattr(process_module, "TERMINATE_GRACE", PATIENCE if number == signal.SIGTERM else 0.1)
+    set_limit("exit grace", 0.1, monkeypatch)
+    set_limit("terminate grace", PATIENCE if number == signal.SIGTERM else 0.1, monkeypatch)
     handle = "signal.SIG_IGN" if number == signal.SIGKILL else "signal.SIG_DFL"
     code = (
         f"import signal, time; signal.signal(signal.SIGTERM, {handle})\n"
@@ -196,8 +196,8 @@ def test_a_child_that_has_to_be_ended(
 
 
 def test_a_child_that_cannot_be_ended(log: Lines, peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("EXIT_GRACE", "TERMINATE_GRACE", "KILL_GRACE"):
-        monkeypatch.setattr(process_module, name, 0.05)
+    for name in ("exit grace", "terminate grace", "kill grace"):
+        set_limit(name, 0.05, monkeypatch)
     session = peer.create_command_session([sys.executable, "-c", "import time\nwhile True: time.sleep(1)"])
     process = session.process
     assert process is not None
@@ -229,7 +229,7 @@ def test_a_frame_that_is_too_large(log: Lines) -> None:
         raw.write(MAGIC + struct.pack(">I", 123456))
         tick_until(lambda: not raw.session.is_open, peer)
         told, closed = log.take()
-        name = raw.session.name
+        name = name_of(raw.session)
         assert told.startswith(f"DEBUG session {name}: its on_exception handlers get FrameTooLargeError: ")
         assert "123456 bytes" in told and "1000 bytes" in told
         assert closed.startswith(f"DEBUG session {name} closed: the stream failed: the other side announced a frame of ")
@@ -243,7 +243,7 @@ def test_a_payload_that_cannot_be_decoded(log: Lines) -> None:
         tick_until(lambda: log.lines, peer)
         (refused,) = log.take()
         assert refused.startswith(
-            f"DEBUG session {raw.session.name}: a message of {len(payload)} bytes was refused: Unknown class: No\\Such"
+            f"DEBUG session {name_of(raw.session)}: a message of {len(payload)} bytes was refused: Unknown class: No\\Such"
         )
         assert raw.session.is_open
 
@@ -257,7 +257,7 @@ def test_a_late_reply(log: Lines, peer: IpcPeer) -> None:
         raw.write(reply_bytes(promise.id, Pong(SECRET)))
         tick_until(lambda: log.lines, peer)
         text = f"late reply to request {promise.id!r} dropped: nobody waits for it"
-        assert log.take() == [f"DEBUG session {raw.session.name}: {text}"]
+        assert log.take() == [f"DEBUG session {name_of(raw.session)}: {text}"]
 
 
 def test_a_handler_that_raises(log: Lines, peer: IpcPeer) -> None:
@@ -271,12 +271,13 @@ def test_a_handler_that_raises(log: Lines, peer: IpcPeer) -> None:
     promise = a.request(Ping())
     with pytest.raises(RemoteError, match=SECRET):
         promise.wait()
-    assert log.take() == [f"DEBUG session {b.name}: request {promise.id!r} was answered with a ValueError"]
+    assert log.take() == [f"DEBUG session {name_of(b)}: request {promise.id!r} was answered with a ValueError"]
 
 
 # -- and nothing else
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("imported", [True, False])
 def test_nothing_is_printed_and_logging_is_not_imported(imported: bool) -> None:
     code = (
@@ -301,8 +302,8 @@ def test_a_socket_of_ones_own(log: Lines, peer: IpcPeer) -> None:
         with other:
             session = peer.create_socket_session(sock)
             host, port = server.getsockname()
-            assert log.take() == [f"DEBUG session {session.name} opened"]
-            assert session.name == f"to {host}:{port} fd {sock.fileno()}"
+            assert log.take() == [f"DEBUG session {name_of(session)} opened"]
+            assert name_of(session) == f"to {host}:{port} fd {sock.fileno()}"
 
 
 def test_the_logger_is_asked_for_once(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,7 @@ PYTHON_SLAVE = """\
 """
 
 
+@pytest.mark.matrix
 @with_php
 @pytest.mark.parametrize(
     ("name", "printed"), [("php_slave", PHP_SLAVE), ("php_master", PYTHON_SLAVE)], ids=["php_slave", "php_master"]
@@ -104,6 +105,7 @@ def test_example(name: str, printed: str) -> None:
     assert done.stdout == f"In PHP's own format:\n{printed}In JSON:\n{printed}"
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", ["php_slave", "php_master"])
 def test_example_without_php(name: str, tmp_path: Path) -> None:
     done = run(f"examples.{name}", PATH=str(tmp_path))
@@ -111,6 +113,7 @@ def test_example_without_php(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("format", ["php", "json"])
 def test_python_slave_without_a_master_ends(format: str) -> None:
     done = run("examples.php_master", "slave", format)
@@ -324,6 +327,7 @@ def test_a_property_without_a_value() -> None:
             session.request(message).wait()
 
 
+@pytest.mark.slow
 @with_php
 def test_a_field_of_a_wrong_type() -> None:
     with IpcPeer(PhpMessageSerializer()) as peer:
@@ -339,6 +343,7 @@ class Unknown(Message, wire_name="App\\Message\\Unknown"):
     pass
 
 
+@pytest.mark.matrix
 @with_php
 def test_a_class_that_php_does_not_know(peer: IpcPeer, format: str) -> None:
     session = start(peer, format)
@@ -371,6 +376,7 @@ def test_errors_that_php_prints_to_stdout_are_junk(peer: IpcPeer, format: str) -
     assert "Uncaught RuntimeException: died of old age" in "".join(message.message for message in received)
 
 
+@pytest.mark.matrix
 @with_php
 def test_the_other_serializer(format: str) -> None:
     other = {"php": "json", "json": "php"}[format]

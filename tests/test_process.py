@@ -16,10 +16,9 @@ from typing import Any, Iterator, List
 import pytest
 
 from stream_ipc import IpcPeer, LogMessage, PickleMessageSerializer, RemoteError, RequestEnvelope, StreamClosedError
-from stream_ipc.transports import process as process_module
 from stream_ipc.wire.framing import frame_header
 
-from .helpers import InterruptAt, Interruption
+from .helpers import InterruptAt, Interruption, limit, patch_process, places_apart, poll_process, set_limit
 from .messages import Note, Ping, Pong
 from .os_helpers import (
     PATIENCE,
@@ -45,8 +44,8 @@ PIPE = subprocess.PIPE
 @pytest.fixture
 def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests of which signal ends a child need not wait as long as users do."""
-    monkeypatch.setattr(process_module, "EXIT_GRACE", 0.2)
-    monkeypatch.setattr(process_module, "TERMINATE_GRACE", 0.2)
+    set_limit("exit grace", 0.2, monkeypatch)
+    set_limit("terminate grace", 0.2, monkeypatch)
 
 
 def frame_of(message: Any) -> bytes:
@@ -192,7 +191,7 @@ def test_a_child_that_closes_its_stderr_costs_nothing(peer: IpcPeer) -> None:
     session = peer.create_command_session(role("work"))
     session.request(Ping(["close", 2])).wait()
     peer.tick(0.05)
-    assert cpu_seconds(lambda: peer.tick(0.3)) < 0.05
+    assert cpu_seconds(lambda: peer.tick(0.15)) < 0.04
     assert session.request(Ping(["none more"]), expect=Pong).wait().value == "done"
 
 
@@ -231,6 +230,7 @@ def test_what_is_no_popen_is_refused(peer: IpcPeer, thing: Any) -> None:
         peer.create_process_session(thing)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("options", [{}, {"bufsize": 0}, {"stderr": PIPE}, {"universal_newlines": True}])
 def test_an_attached_process_stays_its_owners(peer: IpcPeer, options: Any, tmp_path: pathlib.Path) -> None:
     with Gate(tmp_path / "gate") as gate:
@@ -267,6 +267,7 @@ def test_a_process_that_has_died_can_still_be_attached(peer: IpcPeer) -> None:
     assert junk() == "text"
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("attached", [True, False])
 def test_a_removed_session_leaves_process_and_pipes(peer: IpcPeer, attached: bool) -> None:
     if attached:
@@ -307,6 +308,7 @@ DEATHS = [
 ]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("what", "text"), DEATHS, ids=[text for _, text in DEATHS])
 def test_a_child_that_dies_before_it_replies(peer: IpcPeer, what: Any, text: str) -> None:
     session = peer.create_command_session(role("work"))
@@ -457,7 +459,7 @@ def test_nobody_spins_while_a_child_without_stdout_is_ended(peer: IpcPeer, tmp_p
         assert process is not None
         tick_until(lambda: not session.is_open, peer)
         assert process.returncode is None
-        assert cpu_seconds(lambda: peer.tick_for(0.5)) < 0.1
+        assert cpu_seconds(lambda: peer.tick_for(0.2)) < 0.05
         assert other[0].is_open
         gate.open()
         tick_until(lambda: process.returncode is not None, peer)
@@ -488,12 +490,13 @@ def test_a_grandchild_that_goes_on_writing_hides_no_death_either(peer: IpcPeer) 
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("pidfd", [True, False])
 def test_a_death_is_noticed_while_nobody_waits_for_a_reply(
     peer: IpcPeer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, pidfd: bool
 ) -> None:
     if not pidfd:
-        monkeypatch.delattr(os, "pidfd_open", raising=False)  # macOS, Python 3.8
+        monkeypatch.delattr(os, "pidfd_open", raising=False)  # as on macOS
     with Gate(tmp_path / "gate") as gate:
         session = peer.create_command_session(role("leave a grandchild", gate.path, "at once"))
         closed = ended(session)
@@ -513,9 +516,9 @@ def test_without_a_pidfd_children_are_asked_for_by_time_and_not_by_every_tick(
         return process.poll()
 
     monkeypatch.delattr(os, "pidfd_open", raising=False)
-    monkeypatch.setattr(process_module, "poll", poll)
+    patch_process(monkeypatch, "poll", poll)
     with monkeypatch.context() as patch:
-        patch.setattr(process_module, "_DEATH_INTERVAL", 60.0)
+        set_limit("death interval", 60.0, patch)
         children = [peer.create_command_session(["cat"]) for _ in range(4)]
         for _ in range(50):
             peer.tick()
@@ -526,6 +529,7 @@ def test_without_a_pidfd_children_are_asked_for_by_time_and_not_by_every_tick(
         session.close()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("waitid", [True, False])
 def test_a_reaped_child_is_not_said_to_have_succeeded(
     peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, waitid: bool
@@ -550,6 +554,7 @@ def test_without_waitid_an_exit_status_is_still_told(peer: IpcPeer, monkeypatch:
         session.notify(Note())
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("waitid", [True, False])
 def test_with_sigchld_ignored_nothing_is_made_up(waitid: bool) -> None:
     code = "" if waitid else "\n        vars(os).pop('waitid', None)"
@@ -607,7 +612,7 @@ def test_a_popen_whose_lock_is_held_for_ever_is_polled_all_the_same() -> None:
     await_death(process)
     process._waitpid_lock.acquire()  # as an exception of a signal handler inside poll() can leave it
     assert process.poll() is None
-    assert process_module.poll(process) == 5 and process.returncode == 5
+    assert poll_process(process) == 5 and process.returncode == 5
     process._waitpid_lock.release()
 
 
@@ -623,7 +628,7 @@ def test_a_child_that_nobody_gets_a_session_with_is_killed(peer: IpcPeer, monkey
         raise MemoryError
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    monkeypatch.setattr(process_module, "open_end", fail)
+    patch_process(monkeypatch, "open_end", fail)
     before = listing()
     with pytest.raises(MemoryError):
         peer.create_command_session(["cat"])
@@ -649,6 +654,7 @@ def test_a_child_that_ignores_the_end_of_its_stdin_is_terminated(peer: IpcPeer, 
     assert process is not None and process.returncode == -signal.SIGTERM
 
 
+@pytest.mark.slow  # so are the eight of the next but one
 def test_a_stubborn_child_is_killed(peer: IpcPeer, short_graces: None) -> None:
     session = peer.create_command_session(role("stubborn"))
     process = session.process
@@ -657,6 +663,7 @@ def test_a_stubborn_child_is_killed(peer: IpcPeer, short_graces: None) -> None:
     assert process is not None and process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_stopped_child_is_killed_too(peer: IpcPeer, short_graces: None) -> None:
     session = peer.create_command_session(role("echo"))
     process = session.process
@@ -719,7 +726,7 @@ def test_eight_stubborn_children_end_as_fast_as_one(short_graces: None) -> None:
     peer.close()
     took = time.monotonic() - start
     assert [process.returncode for process in processes if process] == [-signal.SIGKILL] * 8
-    one = process_module.EXIT_GRACE + process_module.TERMINATE_GRACE
+    one = limit("exit grace") + limit("terminate grace")
     assert took < 5 * one, f"{took:.1f} s; one takes {one} s, one after the other {8 * one} s"
 
 
@@ -874,6 +881,7 @@ def open_count() -> int:
 # -- the master's death
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("how", ["kill", "exit", "os._exit"])
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_slave_ends_with_its_master(how: str, busy: bool) -> None:
@@ -980,6 +988,7 @@ class Interrupted(BaseException):
     """Stands for a KeyboardInterrupt."""
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("closing", ["peer", "session"])
 def test_an_interrupted_close_can_be_repeated_and_ends_the_child(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, closing: str
@@ -993,7 +1002,7 @@ def test_an_interrupted_close_can_be_repeated_and_ends_the_child(
         process = session.process
         assert process is not None
         close = peer.close if closing == "peer" else session.close
-        monkeypatch.setattr(process_module, "EXIT_GRACE", 0.4)
+        set_limit("exit grace", 0.4, monkeypatch)
         old = signal.signal(signal.SIGALRM, interrupt)
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.1)
@@ -1008,14 +1017,15 @@ def test_an_interrupted_close_can_be_repeated_and_ends_the_child(
         peer.close()
 
 
+@pytest.mark.slow
 def test_the_end_of_the_interpreter_completes_an_interrupted_close() -> None:
     code = """
         def interrupt(number, frame):
             raise KeyboardInterrupt
 
-        from stream_ipc.transports import process
+        from tests.helpers import set_limit
 
-        process.EXIT_GRACE = 0.4
+        set_limit("exit grace", 0.4)
         peer = IpcPeer()
         session = peer.create_command_session(["sleep", "1000"], stderr=None)
         signal.signal(signal.SIGALRM, interrupt)
@@ -1033,6 +1043,7 @@ def test_the_end_of_the_interpreter_completes_an_interrupted_close() -> None:
         os.kill(int(pid), 0)
 
 
+@pytest.mark.slow
 def test_a_child_that_may_not_be_ended_keeps_no_other_from_it(
     monkeypatch: pytest.MonkeyPatch, short_graces: None
 ) -> None:
@@ -1044,7 +1055,7 @@ def test_a_child_that_may_not_be_ended_keeps_no_other_from_it(
     processes = [session.process for session in sessions if session.process is not None]
     for session in sessions:
         assert session.request(Ping(), expect=Pong).wait().value == "ready"
-    monkeypatch.setattr(process_module, "KILL_GRACE", 0.2)
+    set_limit("kill grace", 0.2, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(processes[0], "terminate", refuse)
         patch.setattr(processes[0], "kill", refuse)
@@ -1077,10 +1088,10 @@ def test_a_dropped_peer_leaves_no_descriptor_of_a_child() -> None:
 def test_an_interruption_while_a_child_is_being_ended_closes_no_descriptor_twice(peer: IpcPeer) -> None:
     # The number may be another file's by then.
     before = len(os.listdir("/dev/fd"))
-    number = 0
+    number = 1 - places_apart()
     hit = True
     while hit:
-        number += 1
+        number += places_apart()
         session = peer.create_command_session(["cat"])
         interrupt = InterruptAt(number, Interruption())
         try:

@@ -212,6 +212,7 @@ def names(monkeypatch):
         yield values
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("word", sorted(PRINTED))
 def test_block(names, capsys, word):
     (block,) = [block for block in RUN if word in block.text]

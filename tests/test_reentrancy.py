@@ -12,7 +12,20 @@ from typing import Any, Callable, Iterator, List
 import pytest
 
 from stream_ipc import InvalidStreamError, IpcPeer, Message, Session, StreamClosedError
-from tests.helpers import CallAt, CpuMeter, RawPeer, framed, run_python, tick_until, unframe, values
+from tests.helpers import (
+    CallAt,
+    CpuMeter,
+    RawPeer,
+    drop_queued,
+    framed,
+    nothing_in_a_batch,
+    nothing_to_dispatch,
+    places_apart,
+    run_python,
+    tick_until,
+    unframe,
+    values,
+)
 from tests.messages import Note, Ping, Pong
 
 ENOUGH = 4
@@ -25,11 +38,14 @@ def peer() -> Iterator[IpcPeer]:
 
 
 def at_every_place(scenario: Callable[[int], CallAt]) -> None:
-    """Run a scenario with a call at its first place, at its second, and so on until there is no further."""
+    """Run a scenario with a call at its first place, at its second, and so on until there is no further.
+
+    Where not everything runs, two of three places are left out.
+    """
     failures: List[str] = []
-    number = 0
+    number = 1 - places_apart()
     while len(failures) < ENOUGH:
-        number += 1
+        number += places_apart()
         where: List[CallAt] = []
         try:
             call = scenario(number)
@@ -50,7 +66,7 @@ def test_a_send_in_the_middle_of_another(small: bool) -> None:
     def scenario(number: int) -> CallAt:
         with IpcPeer(timeout=20) as peer, RawPeer(peer, small=small) as raw:
             session = raw.session
-            between = CallAt(number, lambda: session.notify(Note("between")))
+            between = CallAt(number, lambda *args: session.notify(Note("between")))
             texts = ["first" * (5000 if small else 1), "second"]
             with between:
                 for text in texts:
@@ -74,7 +90,7 @@ def test_a_send_in_the_middle_of_a_flush() -> None:
             texts = ["x" * 20_000, "y" * 20_000, "z"]
             for text in texts:
                 session.notify(Note(text))
-            between = CallAt(number, lambda: session.notify(Note("between")))
+            between = CallAt(number, lambda *args: session.notify(Note("between")))
             data = b""
             while session.queued_bytes:
                 data += raw.read()
@@ -93,7 +109,7 @@ def test_closing_in_the_middle_of_a_send() -> None:
     def scenario(number: int) -> CallAt:
         with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
             session = raw.session
-            between = CallAt(number, session.close)
+            between = CallAt(number, lambda *args: session.close())
             try:
                 with between:
                     session.notify(Note("first"))
@@ -102,7 +118,7 @@ def test_closing_in_the_middle_of_a_send() -> None:
                 pass
             assert session.is_open != between.hit
             if between.hit:
-                assert session not in peer.sessions and not peer.work
+                assert session not in peer.sessions and nothing_to_dispatch(peer)
             return between
 
     at_every_place(scenario)
@@ -113,14 +129,14 @@ def test_a_flush_in_the_middle_of_a_write_is_refused(peer: IpcPeer) -> None:
     with RawPeer(peer, small=True) as raw:
         session = raw.session
 
-        def flush() -> None:
+        def flush(*args: Any) -> None:
             try:
                 session.flush(0)
             except (RuntimeError, TimeoutError) as exc:
                 refused.append(type(exc).__name__)
 
         session.notify(Note("x" * 50_000))
-        for number in range(1, 60):
+        for number in range(1, 60, places_apart()):
             raw.read()
             with CallAt(number, flush):
                 peer.tick()
@@ -217,7 +233,7 @@ def test_a_constructor_that_sends_to_a_full_session(peer: IpcPeer, action: Any) 
         tick_until(lambda: len(seen) == 3, peer)
         action(None)
         assert seen == [0, 1, 2]
-        full.session.channel.give_up()
+        drop_queued(full.session)
 
 
 @pytest.mark.parametrize("what", ["close", "remove", "peer"])
@@ -236,7 +252,7 @@ def test_a_constructor_that_closes(peer: IpcPeer, action: Any, what: str) -> Non
         peer.tick(0)
         action(None)
         peer.tick(0)
-        assert not raw.session.is_open and seen == [] and not peer.work
+        assert not raw.session.is_open and seen == [] and nothing_to_dispatch(peer)
         raw.session.transport.close()  # removing leaves it open
 
 
@@ -262,8 +278,10 @@ def test_a_constructor_that_sends_to_a_side_that_is_gone(peer: IpcPeer, action: 
 # -- closing
 
 
-def test_closing_the_peer_in_a_signal_handler() -> None:
-    for call, result in (
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    ("call", "result"),
+    [
         ("peer.tick(None)", "0"),
         ("peer.tick(20)", "0"),
         ("session.receive()", "StreamClosedError"),
@@ -271,8 +289,10 @@ def test_closing_the_peer_in_a_signal_handler() -> None:
         ("peer.tick_for(0.3)", "0"),
         ("gather([promise])", "StreamClosedError"),
         ("next(as_completed([promise])).wait()", "StreamClosedError"),
-    ):
-        code = f"""
+    ],
+)
+def test_closing_the_peer_in_a_signal_handler(call: str, result: str) -> None:
+    code = f"""
 import signal, socket
 from stream_ipc import *
 from tests.messages import Ping
@@ -288,8 +308,8 @@ except Exception as exc:
     print(type(exc).__name__)
 b.close()
 """
-        done = run_python(code)
-        assert (done.stdout, done.stderr) == (f"{result}\n", ""), call
+    done = run_python(code)
+    assert (done.stdout, done.stderr) == (f"{result}\n", "")
 
 
 def test_an_interruption_while_closing_writes(peer: IpcPeer) -> None:
@@ -327,7 +347,7 @@ def test_a_handler_that_closes_and_is_interrupted(peer: IpcPeer) -> None:
     with pytest.raises(KeyboardInterrupt):
         tick_until(lambda: False, peer)
     peer.tick(0)
-    assert not peer.work and b not in peer.sessions
+    assert nothing_to_dispatch(peer) and b not in peer.sessions
 
 
 def test_removing_a_session_writes_what_is_queued(peer: IpcPeer) -> None:
@@ -464,6 +484,7 @@ def test_keeping_a_session_whose_stream_is_gone_changes_nothing(peer: IpcPeer) -
         os.close(fd)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("embedded", [False, True])
 def test_a_closed_descriptor_whose_file_lives_on_elsewhere(peer: IpcPeer, embedded: bool) -> None:
     errors: List[Any] = []
@@ -481,9 +502,9 @@ def test_a_closed_descriptor_whose_file_lives_on_elsewhere(peer: IpcPeer, embedd
             end = time.monotonic() + 10
             while not errors and time.monotonic() < end:
                 peer.tick(1)
-            peer.tick_for(0.3)
+            peer.tick_for(0.15)
         assert [type(error) for error in errors] == [InvalidStreamError]
-        assert meter.cpu < 0.2
+        assert meter.cpu < 0.1
         raw.write(framed(Note("the others are still watched")))
         if embedded:
             import select
@@ -545,4 +566,4 @@ def test_a_batch_of_another_thread_is_refused(peer: IpcPeer) -> None:
 
     assert a.request(Ping(), expect=Pong).wait() == Pong()
     assert len(errors) == 1 and errors[0].startswith("another thread")
-    assert not peer.corked
+    assert nothing_in_a_batch(peer)

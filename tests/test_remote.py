@@ -135,7 +135,7 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
         server.close()
 
 
-@pytest.fixture(params=["ssh", "sh"])
+@pytest.fixture(params=["sh", "ssh"])
 def launcher(request: Any) -> List[str]:
     if request.param == "sh":
         return ["sh", "-c"]
@@ -198,6 +198,7 @@ def test_conversation_in_spite_of_chatter(peer: IpcPeer, launcher: List[str]) ->
     await_end(pid)
 
 
+@pytest.mark.matrix
 def test_launcher_that_is_killed(peer: IpcPeer, launcher: List[str]) -> None:
     session = peer.create_command_session([*launcher, COMMAND])
     texts_of(session)
@@ -210,6 +211,7 @@ def test_launcher_that_is_killed(peer: IpcPeer, launcher: List[str]) -> None:
     await_end(pid)  # the slave ends with its connection
 
 
+@pytest.mark.matrix
 def test_slave_that_is_killed(peer: IpcPeer, launcher: List[str]) -> None:
     session = peer.create_command_session([*launcher, COMMAND])
     texts_of(session)
@@ -221,6 +223,7 @@ def test_slave_that_is_killed(peer: IpcPeer, launcher: List[str]) -> None:
         promise.wait()
 
 
+@pytest.mark.slow
 def test_command_that_is_not_there(peer: IpcPeer, launcher: List[str]) -> None:
     error = error_of(peer.create_command_session([*launcher, "exec no-such-program"]), 1)
     assert "exited with exit status 127" in error and "no-such-program" in error and "not found" in error
@@ -232,6 +235,7 @@ def test_launcher_that_fails(peer: IpcPeer) -> None:
     assert "exited with exit status 5" in error and error.endswith("all lines are busy")
 
 
+@pytest.mark.slow
 def test_ssh_with_a_key_that_is_not_known(peer: IpcPeer, sshd: Sshd) -> None:
     launcher = sshd.launcher("-o", f"IdentityFile={sshd.folder}/stranger")
     config = sshd.folder / "ssh_config"
@@ -240,6 +244,7 @@ def test_ssh_with_a_key_that_is_not_known(peer: IpcPeer, sshd: Sshd) -> None:
     assert "exited with exit status 255" in error and "Permission denied" in error
 
 
+@pytest.mark.slow
 def test_ssh_to_a_host_whose_key_is_another(peer: IpcPeer, sshd: Sshd) -> None:
     (sshd.folder / "known").write_text(f"[127.0.0.1]:{sshd.port} {(sshd.folder / 'user.pub').read_text()}")
     error = error_of(peer.create_command_session([*sshd.launcher(), COMMAND]), 1)
@@ -252,6 +257,7 @@ def test_ssh_to_nobody(peer: IpcPeer, sshd: Sshd) -> None:
     assert "exited with exit status 255" in error and "Connection refused" in error
 
 
+@pytest.mark.slow
 def test_many_sessions_over_ssh(peer: IpcPeer, sshd: Sshd) -> None:
     command = [*sshd.launcher(), COMMAND]
     sessions = [peer.create_command_session(command) for _ in range(4)]
@@ -267,6 +273,7 @@ def example(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return run_python(code, *arguments, timeout=50)
 
 
+@pytest.mark.matrix
 def test_example_through_the_launcher(launcher: List[str]) -> None:
     done = example("--launcher", " ".join(map(shlex.quote, launcher)), "--command", "echo welcome; " + EXAMPLE)
     *results, last = done.stdout.splitlines()

@@ -1,11 +1,12 @@
 """What ``repr`` shows of the library's objects: class, name, state, counters; no payloads, and it never fails."""
 
+import errno
 import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
-from collections import deque
 from pathlib import Path
 from typing import Any, List
 
@@ -29,7 +30,7 @@ from stream_ipc import (
 from stream_ipc.transports.process import ProcessTransport
 from stream_ipc.transports.stdio import StdioTransport
 from stream_ipc.transports.tls import TlsTransport
-from tests.helpers import MAGIC, RawPeer, framed, tick_until
+from tests.helpers import MAGIC, RawPeer, framed, name_of, read_without_dispatching, tick_until
 from tests.messages import Note, Ping, Pong
 
 ZEROS = "pending=0 inbox=0 queued=0"
@@ -91,7 +92,7 @@ def test_fork() -> None:
         assert lines == [
             "<IpcPeer forked sessions=2 listeners=0 serializer=PickleMessageSerializer>",
             before.replace(" open ", " forked "),
-            f"<Session {session.name} closed (this is a forked copy of the session) {ZEROS}>",
+            f"<Session {name_of(session)} closed (this is a forked copy of the session) {ZEROS}>",
         ]
 
 
@@ -109,23 +110,14 @@ def test_open_and_its_counters(peer: IpcPeer) -> None:
             assert queued and repr(raw.session) == f"<Session {name} open pending=2 inbox=0 queued={queued}>"
         raw.write(framed(Note("secret")))
         raw.session.flush()
-        peer._pump(_Happened(raw.session), None, dispatch=False)
+        read_without_dispatching(peer)
         assert repr(raw.session) == f"<Session {name} open pending=2 inbox=1 queued=0>"
         assert len(promises) == 2
 
 
-class _Happened:
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    @property
-    def settled(self) -> bool:
-        return "inbox=1" in repr(self.session)
-
-
 def test_closed_by_this_side(peer: IpcPeer) -> None:
     session = peer.create_session_pair()[0]
-    name = session.name
+    name = name_of(session)
     seen: List[str] = []
     session.on_close(lambda session: seen.append(repr(session)))
     session.close()
@@ -133,22 +125,35 @@ def test_closed_by_this_side(peer: IpcPeer) -> None:
 
 
 def test_closing(peer: IpcPeer) -> None:
+    seen: List[str] = []
+
+    def look(number: int, frame: Any) -> None:
+        seen.append(repr(raw.session))
+        raw.sock.close()  # nothing to wait for any more
+
     with RawPeer(peer, small=True) as raw:
         raw.session.notify(Note("", b"x" * 100_000))
-        raw.session._begin_close()
         text = f"closing pending=0 inbox=0 queued={raw.session.queued_bytes}>"
-        assert repr(raw.session) == f"<Session {raw.session.name} {text}"
+        name = name_of(raw.session)
+        old = signal.signal(signal.SIGALRM, look)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            raw.session.close()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, old)
+        assert seen == [f"<Session {name} {text}"]
 
 
 def test_ended_but_not_dispatched_yet(peer: IpcPeer) -> None:
     with RawPeer(peer) as raw:
         raw.write(framed(Note()))
-    name = raw.session.name
+    name = name_of(raw.session)
     seen: List[str] = []
 
     @raw.session.on_message
     def look(note: Note) -> None:
-        peer._wait_for(-1, 0, 0)  # reads the end, too
+        read_without_dispatching(peer)  # reads the end, too
         seen.append(repr(raw.session))
 
     tick_until(lambda: not raw.session.is_open, peer)
@@ -161,7 +166,7 @@ def test_closed_inside_a_frame(peer: IpcPeer) -> None:
         raw.write(MAGIC + struct.pack(">I", 100) + b"abc")
     tick_until(lambda: not raw.session.is_open, peer)
     why = "the other side closed the stream in the middle of a frame (3 of 100 bytes had arrived)"
-    assert repr(raw.session) == f"<Session {raw.session.name} closed ({why}) {ZEROS}>"
+    assert repr(raw.session) == f"<Session {name_of(raw.session)} closed ({why}) {ZEROS}>"
 
 
 def test_child(peer: IpcPeer) -> None:
@@ -261,10 +266,15 @@ def test_promise(peer: IpcPeer) -> None:
 # -- listeners, transports
 
 
-def test_listener(peer: IpcPeer) -> None:
+def test_listener(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(sock: socket.socket) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
     listener = peer.listen(("127.0.0.1", 0), lambda session: None)
     assert repr(listener) == f"<Listener {listener.address!r} open handshakes=0>"
-    listener._pause()
+    monkeypatch.setattr("socket.socket.accept", refuse)
+    with socket.create_connection(listener.address):
+        tick_until(lambda: " open " not in repr(listener), peer, seconds=5)
     assert repr(listener) == f"<Listener {listener.address!r} paused handshakes=0>"
     listener.close()
     assert repr(listener) == f"<Listener {listener.address!r} closed handshakes=0>"
@@ -275,8 +285,8 @@ def test_stream_transport() -> None:
     transport = StreamTransport(ours, [ours], PickleMessageSerializer())
     name = f"fd {ours.fileno()}"
     assert repr(transport) == f"<StreamTransport {name} open queued=0>"
-    transport.corked = True
-    transport.send(Note("secret"))
+    transport.send(Note("secret", bytes(900_000)))
+    assert transport.queued_bytes
     assert repr(transport) == f"<StreamTransport {name} open queued={transport.queued_bytes}>"
     other.close()
     with pytest.raises(stream_ipc.StreamClosedError):
@@ -284,7 +294,7 @@ def test_stream_transport() -> None:
     assert repr(transport) == f"<StreamTransport {name} broken queued=0>"
     with pytest.raises(stream_ipc.StreamClosedError):
         while True:
-            transport.receive_into(deque(), ours.fileno())
+            transport.receive()
     assert repr(transport) == f"<StreamTransport {name} ended queued=0>"
     transport.close()
     assert repr(transport) == f"<StreamTransport {name} closed queued=0>"

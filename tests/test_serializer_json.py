@@ -882,24 +882,23 @@ def test_constructors_of_other_shapes() -> None:
         S.serialize(thing)
 
 
-if sys.version_info >= (3, 10):
+def test_keyword_only_and_slots() -> None:
+    @dataclass(kw_only=True, slots=True)
+    class Modern(Message, wire_name="test.json.Modern"):
+        a: int
+        b: str = "b"
 
-    def test_keyword_only_and_slots() -> None:
-        @dataclass(kw_only=True, slots=True)
-        class Modern(Message, wire_name="test.json.Modern"):
-            a: int
-            b: str = "b"
+    assert S.deserialize(S.serialize(Modern(a=1, b="c"))) == Modern(a=1, b="c")
+    assert S.deserialize(payload("test.json.Modern", a=1)) == Modern(a=1)
 
-        assert S.deserialize(S.serialize(Modern(a=1, b="c"))) == Modern(a=1, b="c")
-        assert S.deserialize(payload("test.json.Modern", a=1)) == Modern(a=1)
 
-    def test_keyword_only_in_between() -> None:
-        @dataclass
-        class Between(Message, wire_name="test.json.Between"):
-            a: int = field(kw_only=True)
-            b: int
+def test_keyword_only_in_between() -> None:
+    @dataclass
+    class Between(Message, wire_name="test.json.Between"):
+        a: int = field(kw_only=True)
+        b: int
 
-        assert S.deserialize(S.serialize(Between(2, a=1))) == Between(2, a=1)
+    assert S.deserialize(S.serialize(Between(2, a=1))) == Between(2, a=1)
 
 
 def test_named_tuples_and_enums() -> None:
@@ -1007,13 +1006,10 @@ def test_plain_type(annotation: Any, name: str) -> None:
     assert plain_type(annotation) == name
 
 
-if sys.version_info >= (3, 9):
-
-    def test_plain_type_of_newer_annotations() -> None:
-        assert plain_type(list[float]) == ""
-        if sys.version_info >= (3, 10):
-            assert plain_type(float | None) == "float"
-            assert plain_type(float | str) == ""
+def test_plain_type_of_newer_annotations() -> None:
+    assert plain_type(list[float]) == ""
+    assert plain_type(float | None) == "float"
+    assert plain_type(float | str) == ""
 
 
 def test_annotations_are_not_evaluated() -> None:

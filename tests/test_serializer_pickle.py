@@ -451,7 +451,6 @@ def test_an_undecorated_child_of_a_dataclass_is_checked_like_its_base() -> None:
         travel(bad)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="slots and kw_only came with Python 3.10")
 def test_slots_and_keyword_only_dataclasses() -> None:
     names: Dict[str, Any] = {"dataclass": dataclass, "Message": Message, "field": field, "__name__": __name__}
     exec(
@@ -1152,10 +1151,14 @@ def test_the_machinery_can_be_called_only() -> None:
 def test_names_that_are_no_text_are_refused_without_looking_into_them() -> None:
     # The hash of a tuple goes all the way down, and would end the process.
     deep = b")" + b"\x85" * 200_000
-    code = "import sys; from tests.test_serializer_pickle import *; refused(sys.stdin.buffer.read(), 'Unknown class')"
-    for payload in (box(BUILD + deep + obj() + b"\x86\x85R"), b"\x80\x05(K\x00N" + deep + obj() + b"t."):
-        done = subprocess.run([sys.executable, "-c", code], input=payload, stderr=subprocess.PIPE, timeout=50)
-        assert (done.returncode, done.stderr) == (0, b"")
+    payloads = box(BUILD + deep + obj() + b"\x86\x85R"), b"\x80\x05(K\x00N" + deep + obj() + b"t."
+    code = (
+        "import sys; from tests.test_serializer_pickle import *\n"
+        "for size in map(int, sys.argv[1:]): refused(sys.stdin.buffer.read(size), 'Unknown class')"
+    )
+    command = [sys.executable, "-c", code, *(str(len(payload)) for payload in payloads)]
+    done = subprocess.run(command, input=b"".join(payloads), stderr=subprocess.PIPE, timeout=50)
+    assert (done.returncode, done.stderr) == (0, b"")
     refused(box(BUILD + b"]" + obj() + b"\x86\x85R"), "Unknown class")
 
 
@@ -1514,6 +1517,7 @@ def mutated(rng: random.Random, payload: bytes) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("number", range(len(SEED_MESSAGES)))
 def test_any_mutation_is_a_message_or_an_error(number: int) -> None:
     seed = int(os.environ.get("STREAM_IPC_SEED", 20240229 + number))

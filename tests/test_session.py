@@ -35,9 +35,12 @@ from tests.helpers import (
     RawPeer,
     frame,
     framed,
+    is_settled,
     no_pending,
     reply_bytes,
     request_bytes,
+    set_clock,
+    set_limit,
     tick_until,
     unframe,
     values,
@@ -157,6 +160,7 @@ def test_handler_that_returns_no_message_is_an_error_of_the_request(raw: RawPeer
     assert "must return" in str(reply.response)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", ["answers", "raises", "passes", "nobody", "wrong", "unserializable", "too large"])
 def test_exactly_one_reply_per_request(kind: str) -> None:
     with IpcPeer(max_frame_size=10000) as peer, RawPeer(peer) as raw:
@@ -300,11 +304,11 @@ def test_id_that_is_no_short_text_is_refused(id: Any) -> None:
         assert peer.tick() == 0
 
 
-def test_id_generator_that_raises_leaves_nothing(raw: RawPeer) -> None:
-    raw.session.peer.id_generator = Ids()
-    with pytest.raises(IndexError):
-        raw.session.request(Ping())
-    assert raw.read() == b"" and no_pending(raw.session)
+def test_id_generator_that_raises_leaves_nothing() -> None:
+    with IpcPeer(id_generator=Ids()) as peer, RawPeer(peer) as raw:
+        with pytest.raises(IndexError):
+            raw.session.request(Ping())
+        assert raw.read() == b"" and no_pending(raw.session)
 
 
 # -- timeouts
@@ -342,7 +346,7 @@ def test_timeouts_that_are_no_numbers_are_refused(peer: IpcPeer, bad: Any) -> No
 
 def test_request_times_out_at_the_peers_default() -> None:
     with IpcPeer(timeout=7) as peer, RawPeer(peer) as raw:
-        clock = peer.clock = FakeClock()
+        clock = set_clock(peer, FakeClock())
         promise = raw.session.request(Ping())
         clock.now += 6.9
         with pytest.raises(TimeoutError) as early:
@@ -358,7 +362,7 @@ def test_request_times_out_at_the_peers_default() -> None:
 
 def test_own_timeout_and_no_timeout() -> None:
     with IpcPeer(timeout=7) as peer, RawPeer(peer) as raw:
-        clock = peer.clock = FakeClock()
+        clock = set_clock(peer, FakeClock())
         short = raw.session.request(Ping(), timeout=1)
         endless = raw.session.request(Ping(), timeout=None, expect=Pong)
         clock.now += 2
@@ -879,7 +883,7 @@ def test_close_flushes_what_is_queued(peer: IpcPeer) -> None:
 
 
 def test_close_gives_up_when_the_other_side_does_not_read(raw: RawPeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream_ipc.session.FLUSH_BOUND", 0.2)
+    set_limit("flush bound", 0.2, monkeypatch)
     raw.session.notify(Note(data=b"x" * 900000))
     assert raw.session.queued_bytes
     with CpuMeter() as meter:
@@ -1100,6 +1104,7 @@ def test_error_in_on_exception_is_logged_and_the_session_closes(caplog: pytest.L
         assert calls == [1, 2] and "in on_exception" in caplog.text
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("closed_streams_are_noticed_soon")
 @pytest.mark.parametrize("kind", ["socket", "fd", "file", "reused fd"])
 def test_stream_that_its_owner_closed_is_an_error_and_no_hang(peer: IpcPeer, kind: str) -> None:
@@ -1415,6 +1420,7 @@ def test_number_that_no_float_can_hold_is_no_timeout(peer: IpcPeer) -> None:
         IpcPeer(timeout=huge)
 
 
+@pytest.mark.usefixtures("closed_streams_are_noticed_soon")
 def test_descriptor_that_was_closed_under_a_socket_is_an_error_and_no_hang(peer: IpcPeer) -> None:
     left, right = socket.socketpair()
     with right:
@@ -1487,7 +1493,7 @@ def test_reply_with_an_id_that_cannot_be_looked_up_is_a_late_one(
     reply: Message, nested: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if nested:
-        monkeypatch.setattr("stream_ipc.peer.MAX_DEPTH", 1)  # replies are settled out of their turn
+        set_limit("depth", 1, monkeypatch)  # replies are settled out of their turn
     with IpcPeer(Careless(), timeout=20) as peer, RawPeer(peer) as raw:
         promise = raw.session.request(Ping())
         seen: List[Message] = []
@@ -1501,7 +1507,7 @@ def test_reply_with_an_id_that_cannot_be_looked_up_is_a_late_one(
 
         raw.write(framed(Note("1")), framed(Note("2")))
         tick_until(lambda: len(seen) == 2 and "inbox=0" in repr(raw.session), peer)
-        assert raw.session.is_open and not promise.settled
+        assert raw.session.is_open and not is_settled(promise)
         raw.session.close()
 
 

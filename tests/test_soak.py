@@ -1,7 +1,7 @@
 """A soak: several processes, random sizes, random kills, random closes.
 
-It runs for a few seconds in the suite, and for as long as one likes with ``STREAM_IPC_SOAK=seconds``. It prints its
-seed; ``STREAM_IPC_SEED=number`` repeats the same choices (but not the same timing).
+It runs for a second or, with ``--all``, for four, and for as long as one likes with ``STREAM_IPC_SOAK=seconds``. It prints
+its seed; ``STREAM_IPC_SEED=number`` repeats the same choices (but not the same timing).
 """
 
 import ctypes
@@ -23,10 +23,11 @@ from stream_ipc import (
     as_completed,
 )
 
+from .helpers import span
 from .messages import Note, Ping, Pong
 from .os_helpers import PATIENCE, listing, role, tick_until
 
-SECONDS = float(os.environ.get("STREAM_IPC_SOAK", "4"))
+SECONDS = float(os.environ.get("STREAM_IPC_SOAK", span(4.0)))
 SEED = int(os.environ.get("STREAM_IPC_SEED", str(random.SystemRandom().randrange(1 << 31))))
 CHILDREN = 4
 

@@ -71,6 +71,7 @@ def run(command: List[str], input: Any = b"", **options: Any) -> "subprocess.Com
 # -- nothing that is printed gets between the frames
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "what",
     [
@@ -160,6 +161,7 @@ def test_the_end_of_a_slave_shows_though_a_grandchild_lives(peer: IpcPeer, tmp_p
 # -- restoring
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("how", ["close", "peer", "remove", "with", "eof"])
 def test_closing_restores_stdin_and_stdout(how: str) -> None:
     code = """
@@ -272,6 +274,7 @@ def connected(kind: str) -> Tuple[Any, Any, int, int]:
 KINDS = ["pipe", "socketpair", "unix and pipe", "tty"]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("end", ["killed", "closed"])
 def test_flags_of_shared_descriptors_are_untouched(peer: IpcPeer, kind: str, end: str) -> None:
@@ -305,6 +308,7 @@ def test_flags_of_shared_descriptors_are_untouched(peer: IpcPeer, kind: str, end
         kill(process)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", KINDS)
 def test_somebody_else_may_make_them_nonblocking(peer: IpcPeer, kind: str) -> None:
     write, read, stdin, stdout = connected(kind)
@@ -341,6 +345,7 @@ def conversation() -> Tuple[bytes, List[Any]]:
     return b"".join(map(frame_of, sent)), back
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("target", ["pipe", "file", "append"])
 def test_stdin_from_a_file(tmp_path: pathlib.Path, target: str) -> None:
     sent, back = conversation()
@@ -372,6 +377,7 @@ def test_stdin_from_a_file_is_read_from_where_it_stands(tmp_path: pathlib.Path) 
     assert messages_in(done.stdout) == back
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("stdout", ["null", "pipe"])
 @pytest.mark.parametrize("command", ["echo", "flood"])
 def test_the_null_device(stdout: str, command: str) -> None:
@@ -567,6 +573,7 @@ REPLACED = [
 ]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("replaced", REPLACED)
 def test_replaced_objects_do_not_matter(replaced: str) -> None:
     code = f"""
@@ -588,6 +595,7 @@ def test_replaced_objects_do_not_matter(replaced: str) -> None:
     assert messages == [ResponseEnvelope("1", Pong(5))] and junk.message == "restored"
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("missing", [0, 1])
 @pytest.mark.parametrize("other", ["", "null = open(os.devnull, 'r+b')"], ids=["closed", "number in use"])
 def test_a_missing_descriptor_is_said_to_be_missing(missing: int, other: str) -> None:
@@ -657,6 +665,7 @@ def test_signals_do_not_tear_the_conversation(peer: IpcPeer) -> None:
     assert process is not None and process.returncode == 0
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("blocking", [False, True])
 @pytest.mark.parametrize("default", [None, 5.0])
 @pytest.mark.parametrize("end", ["killed", "closed"])

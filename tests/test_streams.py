@@ -36,9 +36,9 @@ from stream_ipc import (
     StreamClosedError,
     StreamTransport,
 )
-from stream_ipc.transports.descriptors import ReadEnd, WriteEnd
 from stream_ipc.wire.framing import frame_header
 
+from .helpers import drop_queued, shared_read_end, shared_write_end
 from .messages import Note, Ping, Pong
 from .os_helpers import (
     PATIENCE,
@@ -172,6 +172,7 @@ def test_both_sides_send_before_anybody_ticks(peer: IpcPeer, link: Link) -> None
         assert [note.text for note in notes] == [str(index) for index in range(count)]
 
 
+@pytest.mark.matrix
 def test_short_writes_and_slow_reads(peer: IpcPeer, link: Link) -> None:
     make_tiny(*link.a, *link.b)
     session = peer.create_stream_session(*link.a)
@@ -279,6 +280,7 @@ def drain(fd: int) -> None:
         pass
 
 
+@pytest.mark.matrix
 def test_sending_to_a_closed_end(peer: IpcPeer, link: Link) -> None:
     session = peer.create_stream_session(*link.a)
     order: List[Any] = []
@@ -297,6 +299,7 @@ def test_sending_to_a_closed_end(peer: IpcPeer, link: Link) -> None:
             session.notify(Note())
 
 
+@pytest.mark.matrix
 def test_nobody_spins_after_the_end(peer: IpcPeer, link: Link) -> None:
     session = peer.create_stream_session(*link.a)
     other = peer.create_session_pair()
@@ -306,6 +309,7 @@ def test_nobody_spins_after_the_end(peer: IpcPeer, link: Link) -> None:
     assert other[0].is_open
 
 
+@pytest.mark.matrix
 def test_nobody_spins_while_idle_or_while_the_other_side_does_not_read(peer: IpcPeer, link: Link) -> None:
     session = peer.create_stream_session(*link.a)
     assert cpu_seconds(lambda: peer.tick(0.2)) < 0.05
@@ -314,7 +318,7 @@ def test_nobody_spins_while_idle_or_while_the_other_side_does_not_read(peer: Ipc
         while session.queued_bytes and peer.tick(0.05):
             pass
     assert cpu_of_timeout(session.request(Ping(), timeout=0.2).wait) < 0.05
-    session.channel.give_up()  # or removing would wait a second for it to be read
+    drop_queued(session)  # or removing would wait a second for it to be read
     peer.remove_session(session)
     close_all(link.a)
     link.close_b()
@@ -370,6 +374,7 @@ def timeout_of(stream: Any) -> Any:
     return stream.gettimeout() if isinstance(stream, socket.socket) else None
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("closed_streams_are_noticed_soon")
 def test_a_stream_that_its_owner_closed_is_an_error_and_no_hang(peer: IpcPeer, link: Link) -> None:
     session = peer.create_stream_session(*link.a)
@@ -546,7 +551,7 @@ def test_a_shared_pipe_that_cannot_be_opened_again_is_written_in_pieces(
     (read, out), (read2, write2) = os.pipe(), os.pipe()
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse)
-        end = WriteEnd(out, shared=True)
+        end = shared_write_end(out)
     monkeypatch.setattr(os, "write", write)
     session = peer.create_stream_session(end, read2)
     note = Note("", bytes(200_000))
@@ -571,7 +576,7 @@ def test_a_shared_descriptor_is_not_read_before_it_is_ready(monkeypatch: pytest.
 
     (read, write), (read2, write2), data = os.pipe(), os.pipe(), os.read
     monkeypatch.setattr(os, "read", block)
-    transport = StreamTransport(write2, [ReadEnd(Buffered(), shared=True)], PickleMessageSerializer())
+    transport = StreamTransport(write2, [shared_read_end(Buffered())], PickleMessageSerializer())
     assert os.get_blocking(read)
     assert transport.receive() == []
     write_all(write, frame_of(Note("x")))
@@ -800,6 +805,7 @@ def test_the_error_path_sends_nothing(peer: IpcPeer) -> None:
 # -- a reader that never reads
 
 
+@pytest.mark.slow
 def test_a_reader_that_never_reads_bounds_the_sender(tmp_path: pathlib.Path) -> None:
     for kind in ("pipe", "socketpair"):
         with IpcPeer(timeout=0.3) as peer:
@@ -966,6 +972,7 @@ def test_only_connected_stream_sockets_are_taken(peer: IpcPeer) -> None:
 # -- much
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", ["stdio", "socket"])
 def test_32_mib_echoed_twice_at_once(peer: IpcPeer, kind: str) -> None:
     if kind == "stdio":
@@ -987,6 +994,7 @@ def test_32_mib_echoed_twice_at_once(peer: IpcPeer, kind: str) -> None:
             assert process.wait(PATIENCE) == 0
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", ["stdio", "socket"])
 def test_both_processes_flood_before_either_ticks(peer: IpcPeer, kind: str) -> None:
     count, size = 700, 50_000  # 35 MB each way, as fast as both can

@@ -166,6 +166,7 @@ def test_every_beginning_says_something(name):
     assert known
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", FORMATS)
 def test_mutations(name):
     format = name.split()[-1]
@@ -416,6 +417,7 @@ def tapped(*arguments, stderr=subprocess.PIPE, **options):
 NO_SPLICE = "import os, sys; vars(os).pop('splice', 0); from stream_ipc.__main__ import main; sys.exit(main())"
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("code", [None, NO_SPLICE], ids=["splice", "no splice"])
 def test_every_byte_passes_unchanged(code, tmp_path):
     for seed in seeds(1):
@@ -523,6 +525,7 @@ def test_the_exit_status_is_passed_on():
     assert process.returncode == 7
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGINT])
 def test_the_signal_that_has_killed_the_slave_is_passed_on(number):
     with tapped("die", int(number)) as process:
@@ -601,6 +604,7 @@ def test_a_grandchild_that_holds_the_pipes():
     assert re.fullmatch(rb"before \d+", out)
 
 
+@pytest.mark.slow
 def test_no_command_and_one_that_does_not_exist():
     for arguments, status, text in (
         (["tap"], 2, "put it behind a --"),
@@ -619,6 +623,7 @@ def test_no_command_and_one_that_does_not_exist():
         assert text in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_colours():
     master, slave = pty.openpty()
     env = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
@@ -655,6 +660,7 @@ def decoded(data, *options, file="-"):
     )
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", ["pickle", "json", "php"])
 def test_decode(name, tmp_path):
     serializer = FORMATS[name]
