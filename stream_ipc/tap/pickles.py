@@ -18,6 +18,7 @@ __all__ = ["of_shape", "read_pickle"]
 _BUILDER = "stream_ipc.serializers.pickle.build"
 _SEPARATOR = "\0"  # of the names in a shape
 
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_LIST": "list", "EMPTY_TUPLE": "tuple", "EMPTY_DICT": "dict", "EMPTY_SET": "set"}
 _GROUPS = {"LIST": "list", "TUPLE": "tuple", "DICT": "dict", "FROZENSET": "set"}
@@ -49,7 +50,7 @@ def read_pickle(head: bytes, partial: bool) -> Any:
         try:
             opcode, arg, _ = next(opcodes)
         except ValueError as exc:
-            if head[at : at + 1] and head[at : at + 1].decode("latin-1") not in pickletools.code2op:
+            if at < len(head) and head[at : at + 1] not in _OPCODES:
                 raise Unreadable(f"no opcode at byte {at}") from None
             if file.tell() < len(head):
                 raise Unreadable(f"at byte {at}: {exc}") from None
@@ -68,7 +69,7 @@ def read_pickle(head: bytes, partial: bool) -> Any:
 
 def _begun(rest: bytes) -> list[Part]:
     """Return the text, or bytes, that breaks off, if there is one."""
-    opcode = pickletools.code2op.get(rest[:1].decode("latin-1"))
+    opcode = _OPCODES.get(rest[:1])
     width = _LENGTHS.get(opcode.arg.n, 0) if opcode is not None and opcode.arg is not None else 0
     if opcode is None or not width or len(rest) <= width:
         return []

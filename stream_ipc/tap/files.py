@@ -1,0 +1,187 @@
+"""Where the tap writes: lines to stderr or a log, events to a trace. Several taps may append to one file.
+
+Knows descriptors and locks. Must not know what the lines and events mean, beyond the time that a line begins with.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+from contextlib import contextmanager
+from typing import Iterator, TextIO
+
+__all__ = ["Log", "LogFile", "TraceFile"]
+
+_TAIL = 64 * 1024  # bytes at the end of a file in which its last line, or event, stands
+
+_CLOCK = re.compile(rb"[0-9]+ +([0-9]+\.[0-9]+) .*? monotonic clock ([0-9]+\.[0-9]+)")
+_TIME = re.compile(rb"^[0-9]+ +([0-9]+\.[0-9]{6}) ", re.M)
+
+
+@contextmanager
+def _locked(fd: int) -> Iterator[None]:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError:
+        pass  # a file system without locks: then one tap is enough
+    try:
+        yield
+    finally:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        except OSError:
+            pass
+
+
+class Log:
+    """Lines for a stream. Owns those that are not written yet.
+
+    Args:
+        stream: Takes the lines.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: list[str] = []
+
+    def write(self, text: str) -> None:
+        """Take a piece of text; it is written at the end of ``turn``."""
+        self._lines.append(text)
+
+    def age(self, now: float) -> float:
+        """Return the time in seconds that ``now`` has in this log."""
+        return 0.0
+
+    @contextmanager
+    def turn(self) -> Iterator[float]:
+        """Write what is taken inside the block; enter it with a time that no line may be before."""
+        try:
+            yield 0.0
+        finally:
+            self._flush()
+
+    def _flush(self) -> None:
+        text = "".join(self._lines)
+        self._lines.clear()
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass  # a log without a reader is no reason to end the conversation
+
+
+class LogFile(Log):
+    """Lines for a file. Owns its descriptor.
+
+    The times of all taps that append to it count from its first line, and never run backwards.
+
+    Args:
+        name: The file's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        try:
+            self._is_regular = stat.S_ISREG(os.stat(name).st_mode)
+        except FileNotFoundError:
+            self._is_regular = True
+        mode = os.O_RDWR if self._is_regular else os.O_WRONLY
+        self._fd = os.open(name, mode | os.O_APPEND | os.O_CREAT, 0o666)
+        self._end = -1  # its size when this tap last wrote
+        self._last = 0.0  # the last time that another tap has written
+        self._lines = []
+
+    def age(self, now: float) -> float:
+        """Return the time in seconds that ``now`` has in this log."""
+        begun = _CLOCK.match(os.pread(self._fd, 4096, 0)) if self._is_regular else None
+        # The clock is lower than in the file if the machine was started since.
+        return max(self._last, now - float(begun[2]) + float(begun[1]) if begun else 0.0)
+
+    @contextmanager
+    def turn(self) -> Iterator[float]:
+        """Write what is taken inside the block; enter it with a time that no line may be before."""
+        if not self._is_regular:
+            try:
+                yield 0.0
+            finally:
+                self._flush()
+            return
+        with _locked(self._fd):
+            size = os.fstat(self._fd).st_size
+            if size != self._end:
+                start = max(0, size - _TAIL)
+                times = _TIME.findall(os.pread(self._fd, _TAIL, start))
+                self._last = float(times[-1]) if times else 0.0
+            try:
+                yield self._last
+            finally:
+                self._flush()
+                self._end = os.fstat(self._fd).st_size
+
+    def _flush(self) -> None:
+        data = memoryview("".join(self._lines).encode("utf-8", "backslashreplace"))
+        self._lines.clear()
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            pass  # a full disk is no reason to end the conversation
+
+
+_BEGIN, _NEXT, _CLOSE = b"[\n", b",\n", b"\n]\n"
+
+
+class TraceFile:
+    """A JSON array with one event on each line. Owns its descriptor.
+
+    Each write replaces the closing bracket by more events and a closing bracket, so the array is complete whenever a tap
+    ends. If a tap is killed inside a write, the next one cuts off the line that is not whole.
+
+    Args:
+        name: The file's name.
+
+    Raises:
+        OSError: The file cannot be opened, or is no such array.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            os.close(self._fd)
+            raise OSError(f"{name!r} is not a regular file")
+        with _locked(self._fd):
+            start = os.pread(self._fd, 3, 0)
+        if start not in (b"", b"[\n{"):
+            os.close(self._fd)
+            raise OSError(f"{name!r} is not empty, and not a trace that a tap has written")
+
+    def append(self, events: list[bytes]) -> None:
+        """Append events, each an object in JSON; without effect on a full disk."""
+        with _locked(self._fd):
+            try:
+                end = self._find_end()
+                data = (_NEXT if end else _BEGIN) + _NEXT.join(events) + _CLOSE
+                try:
+                    count = os.pwrite(self._fd, data, end)
+                except OSError:
+                    count = 0
+                if count < len(data) or os.fstat(self._fd).st_size > end + count:
+                    whole = end + count if count == len(data) else end
+                    os.ftruncate(self._fd, whole)
+                    if 0 < whole == end:
+                        os.pwrite(self._fd, _CLOSE, end)
+            except OSError:
+                pass
+
+    def _find_end(self) -> int:
+        """Return where the last whole event ends."""
+        size = os.fstat(self._fd).st_size
+        if os.pread(self._fd, len(_CLOSE), max(0, size - len(_CLOSE))) == _CLOSE:
+            return size - len(_CLOSE)
+        start = max(0, size - _TAIL)
+        tail = os.pread(self._fd, _TAIL, start)
+        cut = tail.rfind(b"}\n") if tail.endswith(b"}\n") else tail.rfind(b"},\n")
+        if cut < 0 < start:
+            raise OSError("another program has written to the trace")
+        return start + cut + 1 if cut >= 0 else 0
