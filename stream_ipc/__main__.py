@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _tap(options: argparse.Namespace, command: list[str], parser: argparse.ArgumentParser) -> int:
-    from .tap.files import Log, LogFile, TraceFile
+    from .tap.files import Log, TraceFile, open_log
     from .tap.relay import Tap
 
     if not command:
@@ -83,7 +83,7 @@ def _tap(options: argparse.Namespace, command: list[str], parser: argparse.Argum
         return 127 if isinstance(exc, FileNotFoundError) else 126
     option = "log"
     try:
-        log = Log(sys.stderr) if options.log is None else LogFile(options.log.replace("%p", str(tap.pid)))
+        log = Log(sys.stderr) if options.log is None else open_log(options.log.replace("%p", str(tap.pid)))
         option = "trace"
         append = None if options.trace is None else TraceFile(options.trace.replace("%p", str(tap.pid))).append
     except OSError as exc:

@@ -121,6 +121,22 @@ def test_envelopes(name):
         assert content.view == NAMES[name] + "(name='x', size=5, point=None, more=None)"
 
 
+def test_a_pickle_of_the_standard_library():
+    payload = pickle.dumps((1, "1.2", "App\\Job\0name\0more", "x", {"k": [1, (2, "x")], "x": b"y"}), 5)
+    assert pickle.FRAME in payload and pickle.MEMOIZE in payload
+    view = "App\\Job(name='x', more={'k': [1, (2, 'x')], 'x': b'y'})"
+    assert look(payload, len(payload)) == ("request", "1.2", "App\\Job", view)
+    for end in range(payload.index(b"more") + 4, len(payload)):
+        assert look(payload[:end], len(payload))[:3] == ("request", "1.2", "App\\Job")
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_a_plain_pickle_of_any_protocol(protocol):
+    payload = pickle.dumps(RequestEnvelope("1.2", Job("x", point=[1, 2])), protocol)
+    view = f"{__name__}.Job(name='x', size=5, point=[1, 2], more=None)"
+    assert look(payload, len(payload)) == ("request", "1.2", f"{__name__}.Job", view)
+
+
 def test_nested_objects_and_enums():
     job = Job("x", point=Point(1, Colour.RED), more=Point(2, [Point(3, None)]))
     for name, member in (("pickle", ".RED"), ("php", "::RED"), ("json", "(name='RED', value='red')")):
@@ -780,7 +796,9 @@ def test_several_taps_share_a_log(tmp_path):
 
 def test_a_log_that_is_older_than_the_machine_runs(tmp_path):
     log = tmp_path / "log"
-    log.write_text(f"1   0.000000 -- began   monotonic clock {time.monotonic() + 1e6:.6f}: x\n1 500.000000 -> x\n1 ->\n")
+    log.write_text(
+        f"1   0.000000 -- began   monotonic clock {time.monotonic() + 1e6:.6f}: x\n1 500.000000 -> x\n1 ->\n"
+    )
     with tapped("echo", options=["--log", log]) as process:
         process.communicate(frame(b"x"), timeout=20)
     times = [float(line.split()[1]) for line in log.read_text().splitlines()[3:6]]
@@ -901,7 +919,12 @@ def test_two_taps_share_a_trace(tmp_path):
 
 def test_a_trace_that_breaks_off_is_mended(tmp_path):
     whole = b'[\n{"name":"a","ph":"i"},\n{"name":"b","ph":"i"}'
-    for broken in (b'[\n{"name":"a","ph":"i"},\n{"name":"b","ph":"i"},\n{"name', whole + b"\n", whole + b",\n", b"[\n{"):
+    for broken in (
+        b'[\n{"name":"a","ph":"i"},\n{"name":"b","ph":"i"},\n{"name',
+        whole + b"\n",
+        whole + b",\n",
+        b"[\n{",
+    ):
         trace = tmp_path / "trace"
         trace.write_bytes(broken)
         with tapped("echo", options=["--log", os.devnull, "--trace", trace]) as process:

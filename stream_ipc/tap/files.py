@@ -12,7 +12,7 @@ import stat
 from contextlib import contextmanager
 from typing import Iterator, TextIO
 
-__all__ = ["Log", "LogFile", "TraceFile"]
+__all__ = ["Log", "TraceFile", "open_log"]
 
 _TAIL = 64 * 1024  # bytes at the end of a file in which its last line, or event, stands
 
@@ -73,7 +73,7 @@ class Log:
 
 
 class LogFile(Log):
-    """Lines for a file. Owns its descriptor.
+    """Lines for a regular file. Owns its descriptor.
 
     The times of all taps that append to it count from its first line, and never run backwards.
 
@@ -82,51 +82,39 @@ class LogFile(Log):
     """
 
     def __init__(self, name: str) -> None:
-        try:
-            self._is_regular = stat.S_ISREG(os.stat(name).st_mode)
-        except FileNotFoundError:
-            self._is_regular = True
-        mode = os.O_RDWR if self._is_regular else os.O_WRONLY
-        self._fd = os.open(name, mode | os.O_APPEND | os.O_CREAT, 0o666)
+        super().__init__(open(name, "a+", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
+        self._fd = self._stream.fileno()
         self._end = -1  # its size when this tap last wrote
         self._last = 0.0  # the last time that another tap has written
-        self._lines = []
 
     def age(self, now: float) -> float:
         """Return the time in seconds that ``now`` has in this log."""
-        begun = _CLOCK.match(os.pread(self._fd, 4096, 0)) if self._is_regular else None
+        begun = _CLOCK.match(os.pread(self._fd, 4096, 0))
         # The clock is lower than in the file if the machine was started since.
         return max(self._last, now - float(begun[2]) + float(begun[1]) if begun else 0.0)
 
     @contextmanager
     def turn(self) -> Iterator[float]:
         """Write what is taken inside the block; enter it with a time that no line may be before."""
-        if not self._is_regular:
-            try:
-                yield 0.0
-            finally:
-                self._flush()
-            return
         with _locked(self._fd):
             size = os.fstat(self._fd).st_size
             if size != self._end:
-                start = max(0, size - _TAIL)
-                times = _TIME.findall(os.pread(self._fd, _TAIL, start))
+                times = _TIME.findall(os.pread(self._fd, _TAIL, max(0, size - _TAIL)))
                 self._last = float(times[-1]) if times else 0.0
-            try:
+            with super().turn():
                 yield self._last
-            finally:
-                self._flush()
-                self._end = os.fstat(self._fd).st_size
+            self._end = os.fstat(self._fd).st_size
 
-    def _flush(self) -> None:
-        data = memoryview("".join(self._lines).encode("utf-8", "backslashreplace"))
-        self._lines.clear()
-        try:
-            while data:
-                data = data[os.write(self._fd, data) :]
-        except OSError:
-            pass  # a full disk is no reason to end the conversation
+
+def open_log(name: str) -> Log:
+    """Open a log to append to it.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    if os.path.exists(name) and not os.path.isfile(name):
+        return Log(open(name, "a", encoding="utf-8", errors="backslashreplace"))
+    return LogFile(name)
 
 
 _BEGIN, _NEXT, _CLOSE = b"[\n", b",\n", b"\n]\n"

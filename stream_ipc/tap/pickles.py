@@ -19,16 +19,18 @@ _BUILDER = "stream_ipc.serializers.pickle.build"
 _SEPARATOR = "\0"  # of the names in a shape
 
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY = {"EMPTY_LIST": "list", "EMPTY_TUPLE": "tuple", "EMPTY_DICT": "dict", "EMPTY_SET": "set"}
-_GROUPS = {"LIST": "list", "TUPLE": "tuple", "DICT": "dict", "FROZENSET": "set"}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_NOTHING = frozenset({"PROTO", "FRAME", "READONLY_BUFFER"})  # opcodes that change nothing that is shown
 _LENGTHS = {  # bytes of a length that stands before a text
     pickletools.TAKEN_FROM_ARGUMENT1: 1,
     pickletools.TAKEN_FROM_ARGUMENT4: 4,
     pickletools.TAKEN_FROM_ARGUMENT4U: 4,
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_CONSTANTS = {"NEWTRUE": True, "NEWFALSE": False}
+_CONTAINERS = {
+    **dict.fromkeys(["EMPTY_LIST", "LIST"], "list"),
+    **dict.fromkeys(["EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"], "tuple"),
+    **dict.fromkeys(["EMPTY_DICT", "DICT"], "dict"),
+    **dict.fromkeys(["EMPTY_SET", "FROZENSET"], "set"),
 }
 
 
@@ -56,13 +58,12 @@ def read_pickle(head: bytes, partial: bool) -> Any:
                 raise Unreadable(f"at byte {at}: {exc}") from None
             if not partial:
                 raise Unreadable("a pickle that breaks off") from None
-            machine.stack += _begun(head[at:])
-            return machine.unwind()
+            return machine.unwind(_begun(head[at:]))
         try:
             if opcode.name == "STOP":
                 return machine.stack[-1]
-            machine.step(opcode.name, arg)
-        except (IndexError, KeyError):
+            machine.step(opcode, arg)
+        except (AttributeError, IndexError, KeyError):
             raise Unreadable(f"at byte {at}, a pickle takes what is not there") from None
         at = file.tell()
 
@@ -92,68 +93,74 @@ class _Machine:
         self._below: list[list[Any]] = []  # one stack for each mark
         self._memo: dict[int, Any] = {}
 
-    def step(self, name: str, arg: Any) -> None:
+    def step(self, opcode: pickletools.OpcodeInfo, arg: Any) -> None:
         """Carry out one opcode."""
-        stack = self.stack
-        if name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in _EMPTY:
-            stack.append(Node(_EMPTY[name], []))
-        elif name == "MARK":
-            self._below.append(stack)
+        name = opcode.name
+        if name == "MARK":
+            self._below.append(self.stack)
             self.stack = []
-        elif name in _TUPLES:
-            self._push(Node("tuple", self._pop(_TUPLES[name])))
-        elif name in _GROUPS:
-            self._push(Node(_GROUPS[name], self._pop_group()))
-        elif name in ("APPENDS", "SETITEMS", "ADDITEMS"):
-            self._extend(self._pop_group())
-        elif name in ("APPEND", "SETITEM"):
-            self._extend(self._pop(1 if name == "APPEND" else 2))
         elif name == "MEMOIZE":
-            self._memo[len(self._memo)] = stack[-1]
+            self._memo[len(self._memo)] = self.stack[-1]
         elif name.endswith("PUT"):
-            self._memo[arg] = stack[-1]
-        elif name.endswith("GET"):
-            stack.append(self._memo[arg])
-        elif name == "POP":
-            self._pop(1) if stack else self._pop_group()
-        elif name == "POP_MARK":
-            self._pop_group()
-        elif name == "DUP":
-            stack.append(stack[-1])
-        elif name == "GLOBAL":
-            stack.append(Node("object", [], arg.replace(" ", ".")))
-        elif name == "STACK_GLOBAL":
-            self._push(Node("object", [], ".".join([part if type(part) is str else "?" for part in self._pop(2)])))
-        elif name in ("REDUCE", "NEWOBJ"):
-            self._push(_called(*self._pop(2)))
-        elif name == "NEWOBJ_EX":
-            self._push(_called(*self._pop(3)[:2]))
-        elif name == "INST":
-            self._push(_called(Node("object", [], arg.replace(" ", ".")), Node("tuple", self._pop_group())))
-        elif name == "OBJ":
-            called, *args = self._pop_group() or [None]
-            self._push(_called(called, Node("tuple", args)))
-        elif name == "BUILD":
-            target, state = self._pop(2)
-            _set_state(target, state)
-            self._push(target)
-        elif name == "BINPERSID":
-            self._push(Node("object", [None, *self._pop(1)], "persistent id"))
-        elif name == "PERSID":
-            stack.append(Node("object", [None, arg], "persistent id"))
-        elif name.startswith("EXT"):
-            stack.append(Node("object", [], f"extension {arg}"))
-        elif name == "NEXT_BUFFER":
-            stack.append(Node("object", [], "buffer"))
-        elif name not in _NOTHING:
-            stack.append(bytes(arg) if type(arg) is bytearray else arg)
+            self._memo[arg] = self.stack[-1]
+        elif name == "POP" and not self.stack:
+            self.stack = self._below.pop()
+        else:
+            taken = self._take(opcode.stack_before)
+            if opcode.stack_after:
+                self.stack.append(self._made(name, arg, taken))
+            if name == "DUP":
+                self.stack.append(taken[0])
 
-    def unwind(self) -> Any:
-        """Put together what is on the stack of a pickle that breaks off."""
+    def _take(self, kinds: list[pickletools.StackObject]) -> list[Any]:
+        """Pop what an opcode takes, the items above a mark included."""
+        group: list[Any] = []
+        count = len(kinds)
+        if pickletools.markobject in kinds:
+            count = kinds.index(pickletools.markobject)
+            group = self.stack
+            self.stack = self._below.pop()
+        if len(self.stack) < count:
+            raise IndexError
+        taken = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return taken + group if taken else group
+
+    def _made(self, name: str, arg: Any, taken: list[Any]) -> Any:
+        """Return what an opcode makes of what it has taken."""
+        if name in _CONTAINERS:
+            return Node(_CONTAINERS[name], taken)
+        if name in _CONSTANTS:
+            return _CONSTANTS[name]
+        if name.startswith(("APPEND", "SETITEM", "ADDITEM")):
+            taken[0].items += taken[1:]
+            return taken[0]
+        if name.endswith("GET"):
+            return self._memo[arg]
+        if name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
+            return _called(taken[0], taken[1])
+        if name == "GLOBAL":
+            return Node("object", [], arg.replace(" ", "."))
+        if name == "STACK_GLOBAL":
+            return Node("object", [], ".".join([part if type(part) is str else "?" for part in taken]))
+        if name == "BUILD":
+            return _set_state(*taken)
+        if name == "INST":
+            return _called(Node("object", [], arg.replace(" ", ".")), Node("tuple", taken))
+        if name == "OBJ":
+            return _called(taken[0], Node("tuple", taken[1:]))
+        if name.startswith("EXT") or name in ("PERSID", "BINPERSID", "NEXT_BUFFER"):
+            return Word(f"<{name.lower()} {show(taken[0]) if taken else arg}>")
+        if taken:  # DUP, READONLY_BUFFER
+            return taken[0]
+        return bytes(arg) if type(arg) is bytearray else arg
+
+    def unwind(self, begun: list[Part]) -> Any:
+        """Put together what is on the stack of a pickle that breaks off, and the text that does."""
+        self.stack += begun
         while self._below:
-            group = self._pop_group()
+            group = self.stack
+            self.stack = self._below.pop()
             _fold(group)
             below = self.stack[-1] if self.stack else None
             if isinstance(below, Node) and below.kind in ("list", "dict", "set") and not below.items:
@@ -162,32 +169,11 @@ class _Machine:
             elif _is_builder(below) and group and type(group[0]) is str:
                 self.stack[-1] = of_shape(group[0], group[1:], True)
             else:
-                self._push(Node("tuple", group, cut=True))
+                self.stack.append(Node("tuple", group, cut=True))
         _fold(self.stack)
         if not self.stack:
             raise Unreadable("nothing whole is in what was looked at")
         return self.stack[0]
-
-    def _push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def _pop(self, count: int) -> list[Any]:
-        if len(self.stack) < count:
-            raise IndexError
-        items = self.stack[-count:]
-        del self.stack[-count:]
-        return items
-
-    def _pop_group(self) -> list[Any]:
-        group = self.stack
-        self.stack = self._below.pop()
-        return group
-
-    def _extend(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if not isinstance(target, Node):
-            raise IndexError
-        target.items += items
 
 
 def _is_builder(value: Any) -> bool:
@@ -195,31 +181,26 @@ def _is_builder(value: Any) -> bool:
 
 
 def _fold(group: list[Any]) -> None:
-    """Give the last items of a group to what they would have become part of."""
-    size = 0
-    while size != len(group):  # the innermost first
-        size = len(group)
-        # One item is put into a dict or list without a mark before it.
-        for count, kind in ((2, "dict"), (1, "list")):
-            below = group[-count - 1] if len(group) > count else None
-            if isinstance(below, Node) and below.kind == kind and not below.items:
-                below.items = group[-count:]
-                below.cut = True
-                del group[-count:]
-                break
-        # Up to three items become a tuple without a mark.
-        for at in range(len(group) - 2, max(-1, len(group) - 5), -1):
-            shape = group[at + 1]
-            if _is_builder(group[at]) and type(shape) is str and _SEPARATOR in shape:
-                group[at:] = [of_shape(shape, group[at + 2 :], True)]
-                break
-    if len(group) > 1 and isinstance(group[-1], Node) and group[-1].kind == "dict":
-        before = group[-2]
-        if isinstance(before, Node) and before.kind == "object" and not before.items:
-            _set_state(before, group.pop())
-            before.cut = True
-        elif len(group) > 2 and type(before) is str and _is_builder(group[-3]):
-            group[-3:] = [Node("object", group[-1].items, before, cut=True)]
+    """Give the last items of a group to what they would have become part of, the innermost first."""
+    at = len(group) - 2
+    while at >= max(0, len(group) - 4):
+        owner, rest = group[at], group[at + 1 :]
+        at -= 1
+        if not isinstance(owner, Node) or owner.items:
+            continue
+        is_dict = isinstance(rest[0], Node) and rest[0].kind == "dict"
+        # Without a mark there are one item of a list, two of a dict, and up to three of a tuple.
+        if (owner.kind, len(rest)) in (("list", 1), ("dict", 2)):
+            owner.items, owner.cut = rest, True
+        elif _is_builder(owner) and type(rest[0]) is str and (len(rest) > 1 or _SEPARATOR in rest[0]):
+            owner = of_shape(rest[0], rest[1:], True)
+        elif owner.kind == "object" and is_dict and len(rest) == 1:
+            owner = _set_state(owner, rest[0])
+            owner.cut = True
+        else:
+            continue
+        group[at + 1 :] = [owner]
+        at = len(group) - 2
 
 
 def of_shape(shape: str, values: list[Any], cut: bool) -> Node:
@@ -235,7 +216,7 @@ def of_shape(shape: str, values: list[Any], cut: bool) -> Node:
         cut = cut or len(values) < len(names)
         return Node("object", [part for pair in zip(names, values) for part in pair], name, cut)
     fields = values[0] if values and isinstance(values[0], Node) else Node("dict", [], cut=True)
-    return Node("object", fields.items, name, fields.cut)
+    return Node("object", fields.items, name, fields.cut or cut)
 
 
 def _called(called: Any, args: Any) -> Any:
@@ -244,23 +225,24 @@ def _called(called: Any, args: Any) -> Any:
     name = called.name if isinstance(called, Node) else show(called)
     ours = items[0].items if len(items) == 1 and isinstance(items[0], Node) else []
     if name == _BUILDER and ours and type(ours[0]) is str:
-        if len(ours) != 2 or _SEPARATOR in ours[0]:
-            return of_shape(ours[0], ours[1 : SHOWN + 1], False)
-        name, content = ours
-        if not isinstance(content, Node):  # an enum
-            return Word(f"{last_part(name)}.{content}" if type(content) is str else f"{last_part(name)}({show(content)})")
-        if content.kind == "dict":
-            return Node("object", content.items, name)
-        items = content.items
+        name = ours[0]
+        if len(ours) != 2 or _SEPARATOR in name or (isinstance(ours[1], Node) and ours[1].kind == "dict"):
+            return of_shape(name, ours[1 : SHOWN + 1], False)
+        if not isinstance(ours[1], Node):  # an enum
+            return Word(
+                f"{last_part(name)}.{ours[1]}" if type(ours[1]) is str else f"{last_part(name)}({show(ours[1])})"
+            )
+        items = ours[1].items
     return Node("object", [part for item in items[:SHOWN] for part in (None, item)], name, len(items) > SHOWN)
 
 
-def _set_state(target: Any, state: Any) -> None:
-    if not isinstance(target, Node):
-        return
-    for part in state.items[:2] if isinstance(state, Node) and state.kind == "tuple" else [state]:
-        if isinstance(part, Node) and part.kind == "dict":
-            # Only what is shown: an object whose state is itself would double each time.
-            target.cut = target.cut or part.cut or len(part.items) > SHOWN
-            if len(target.items) < SHOWN:
-                target.items = target.items + part.items[:SHOWN]
+def _set_state(target: Any, state: Any) -> Any:
+    """Return an object with its attributes."""
+    if isinstance(target, Node):
+        for part in state.items[:2] if isinstance(state, Node) and state.kind == "tuple" else [state]:
+            if isinstance(part, Node) and part.kind == "dict":
+                # Only what is shown: an object that is its own state would double each time.
+                target.cut = target.cut or part.cut or len(part.items) > SHOWN
+                if len(target.items) < SHOWN:
+                    target.items = target.items + part.items[:SHOWN]
+    return target
