@@ -117,14 +117,14 @@ def open_log(name: str) -> Log:
     return LogFile(name)
 
 
-_BEGIN, _NEXT, _CLOSE = b"[\n", b",\n", b"\n]\n"
+_BEGIN, _NEXT, _CLOSE = b"[\n", b",\n", b"\n]\n"  # the first two of one length
 
 
 class TraceFile:
     """A JSON array with one event on each line. Owns its descriptor.
 
-    Each write replaces the closing bracket by more events and a closing bracket, so the array is complete whenever a tap
-    ends. If a tap is killed inside a write, the next one cuts off the line that is not whole.
+    Each write replaces the closing bracket by one more event and a closing bracket, so the array is complete whenever a tap
+    ends. If a tap is killed inside a write that crosses a page, the next one cuts off the line that is not whole.
 
     Args:
         name: The file's name.
@@ -149,18 +149,21 @@ class TraceFile:
         with _locked(self._fd):
             try:
                 end = self._find_end()
-                data = (_NEXT if end else _BEGIN) + _NEXT.join(events) + _CLOSE
-                try:
-                    count = os.pwrite(self._fd, data, end)
-                except OSError:
-                    count = 0
-                if count < len(data) or os.fstat(self._fd).st_size > end + count:
-                    whole = end + count if count == len(data) else end
-                    os.ftruncate(self._fd, whole)
-                    if 0 < whole == end:
-                        os.pwrite(self._fd, _CLOSE, end)
+                for event in events:
+                    if not self._write((_NEXT if end else _BEGIN) + event + _CLOSE, end):
+                        os.ftruncate(self._fd, end)
+                        self._write(_CLOSE if end else b"", end)
+                        break
+                    end += len(_NEXT) + len(event)
             except OSError:
                 pass
+
+    def _write(self, data: bytes, at: int) -> bool:
+        """Write, and tell whether there was room."""
+        try:
+            return os.pwrite(self._fd, data, at) == len(data)
+        except OSError:
+            return False
 
     def _find_end(self) -> int:
         """Return where the last whole event ends."""
@@ -172,4 +175,6 @@ class TraceFile:
         cut = tail.rfind(b"}\n") if tail.endswith(b"}\n") else tail.rfind(b"},\n")
         if cut < 0 < start:
             raise OSError("another program has written to the trace")
-        return start + cut + 1 if cut >= 0 else 0
+        end = start + cut + 1 if cut >= 0 else 0
+        os.ftruncate(self._fd, end)
+        return end
