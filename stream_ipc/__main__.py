@@ -1,15 +1,16 @@
 """``python3 -m stream_ipc``: see what a master and a slave say to each other.
 
-Knows the command line. What it does is in ``tap``.
+Knows the command line; ``tap`` does the work.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import sys
-from typing import Any, List, Optional, TextIO
+from typing import Any, TextIO
 
 __all__ = ["main"]
 
@@ -19,9 +20,17 @@ master, put this in front of the slave's command:
 
     create_command_session([sys.executable, "-m", "stream_ipc", "tap", "--log", "tap.log", "--", *command])
 
-For each frame there is a line: seconds since the start, direction (-> to the slave, <- from it), kind, id, how long an
-answer has taken, bytes, and the class with a shortened view of the fields. Nothing of the program is imported, and
-nothing that comes is built. Ends as COMMAND ends.
+For each frame there is a line: the slave's pid, seconds since the start, direction (-> to the slave, <- from it), kind,
+id, how long an answer has taken, bytes, and the class with a shortened view of the fields. Nothing of the program is
+imported, and nothing that comes is built.
+
+A trace is for https://ui.perfetto.dev and chrome://tracing: a process for each slave, a span for each request from its
+start to its answer, instants for all else, also for what the slave writes to stderr.
+
+Several taps may write to one FILE: the times of a log then count from its first line. %p in its name is the slave's pid.
+
+Ends as COMMAND ends. A signal is passed on to COMMAND, which is killed if SIGTERM, SIGINT or SIGHUP has not ended it
+within a few seconds.
 """
 
 _DECODE = """\
@@ -30,11 +39,11 @@ frames there have been. FILE is a file, or - for stdin.
 """
 
 
-def main(arguments: Optional[List[str]] = None) -> int:
-    """Do what the command line says.
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out a command line.
 
     Args:
-        arguments: Those behind the program's name; by default the process's own.
+        arguments: What stands behind the program's name; by default the process's own.
 
     Returns:
         The exit status.
@@ -50,48 +59,49 @@ def main(arguments: Optional[List[str]] = None) -> int:
             group.add_argument(
                 f"--{name}", dest="format", action="store_const", const=name, default="", help=f"payloads are {name}"
             )
-    tap.add_argument("--log", metavar="FILE", help="write the lines there, behind what is in it; by default to stderr")
-    tap.usage = "%(prog)s [-h] [--json | --pickle | --php] [--log FILE] -- COMMAND..."
+    tap.add_argument("--log", metavar="FILE", help="append the lines to FILE; by default to stderr")
+    tap.add_argument("--trace", metavar="FILE", help="append the conversation to FILE in the Trace Event Format")
+    tap.usage = "%(prog)s [-h] [--json | --pickle | --php] [--log FILE] [--trace FILE] -- COMMAND..."
     decode.add_argument("file", metavar="FILE")
     given = sys.argv[1:] if arguments is None else arguments
-    # By hand: argparse has ideas of its own about what stands behind a --, which may well have a -- in it.
+    # By hand: argparse would change what stands behind a --, which may have a -- in it.
     end = given.index("--") if "--" in given and given[:1] == ["tap"] else len(given)
     options = parser.parse_args(given[:end])
     return _tap(options, given[end + 1 :], tap) if options.what == "tap" else _decode(options, decode)
 
 
-def _tap(options: argparse.Namespace, command: List[str], parser: argparse.ArgumentParser) -> int:
-    from .tap.relay import tap
+def _tap(options: argparse.Namespace, command: list[str], parser: argparse.ArgumentParser) -> int:
+    from .tap.files import Log, TraceFile, open_log
+    from .tap.relay import Tap
 
     if not command:
         parser.error("there is no command; put it behind a --")
     try:
-        log = sys.stderr if options.log is None else _open_log(options.log)
-    except OSError as exc:
-        parser.error(f"the log cannot be written: {exc}")
-    try:
-        status = tap(command, options.format, log, _is_coloured(log))
+        tap = Tap(command, options.trace is not None)
     except OSError as exc:
         sys.stderr.write(f"stream_ipc tap: cannot start {command[0]!r}: {exc}\n")
         return 127 if isinstance(exc, FileNotFoundError) else 126
+    option = "log"
+    try:
+        log = Log(sys.stderr) if options.log is None else open_log(options.log.replace("%p", str(tap.pid)))
+        option = "trace"
+        append = None if options.trace is None else TraceFile(options.trace.replace("%p", str(tap.pid))).append
+    except OSError as exc:
+        tap.kill()
+        parser.error(f"the {option} cannot be written: {exc}")
+    status = tap.run(log, options.format, options.log is None and _is_coloured(sys.stderr), append)
     if status < 0:
-        # So that the master sees how it ended; but one core file is enough.
+        # The master sees how the slave ended; but one core file is enough.
         try:
-            import resource
-
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.signal(-status, signal.SIG_DFL)
-        except (ImportError, OSError, ValueError):
+        except (OSError, ValueError):
             pass  # SIGKILL cannot be handled
         os.kill(os.getpid(), -status)
         return 128 - status
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # a thread may still wait for the master, who waits for us
-
-
-def _open_log(name: str) -> TextIO:
-    return open(name, "a", encoding="utf-8", errors="backslashreplace")
+    os._exit(status)  # a thread may still wait for the master, which waits for us
 
 
 def _decode(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

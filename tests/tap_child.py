@@ -27,7 +27,18 @@ def swallow() -> None:
     os.write(1, str(count).encode())
 
 
+def hang() -> None:
+    """Live on whatever is asked."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    os.write(1, f"{os.getpid():10}".encode())
+    os.close(1)
+    while True:
+        signal.pause()
+
+
 def main() -> None:
+    signal.alarm(120)  # ends even a child that a failed test has left
     role = sys.argv[1]
     if role == "echo":
         echo()
@@ -59,6 +70,16 @@ def main() -> None:
         os.close(0)
         os.write(1, b"closed")
         signal.pause()
+    elif role == "hang":
+        hang()
+    elif role == "stderr":
+        os.write(2, b"a warning\n")
+        echo()
+        os.write(2, b"bye\n")
+    elif role == "interrupted":
+        signal.signal(signal.SIGINT, lambda *_: os.write(1, b"interrupted"))
+        os.write(1, b"ready")
+        echo()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """``python3 -m stream_ipc tap`` and ``decode``: what they show, and that nobody notices them."""
 
+import ctypes
 import enum
 import hashlib
+import json
 import os
 import pickle
 import pty
@@ -39,6 +41,26 @@ from .helpers import PATIENCE, frame, seeds
 
 ROOT = Path(__file__).resolve().parent.parent
 CHILD = str(Path(__file__).resolve().parent / "tap_child.py")
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@pytest.fixture(autouse=True)
+def no_orphan_is_left(nothing_is_left):
+    """See that no process is left, also no child of a child: on Linux these become this process's own."""
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: None
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    yield
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            break
+        if not pid:
+            assert time.monotonic() < end, "a process is left"
+            time.sleep(0.01)
+    prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
 @register_type
@@ -97,6 +119,22 @@ def test_envelopes(name):
         content = look(payload, len(payload))
         assert content[:3] == (kind, "1.2", NAMES[name])
         assert content.view == NAMES[name] + "(name='x', size=5, point=None, more=None)"
+
+
+def test_a_pickle_of_the_standard_library():
+    payload = pickle.dumps((1, "1.2", "App\\Job\0name\0more", "x", {"k": [1, (2, "x")], "x": b"y"}), 5)
+    assert pickle.FRAME in payload and pickle.MEMOIZE in payload
+    view = "App\\Job(name='x', more={'k': [1, (2, 'x')], 'x': b'y'})"
+    assert look(payload, len(payload)) == ("request", "1.2", "App\\Job", view)
+    for end in range(payload.index(b"more") + 4, len(payload)):
+        assert look(payload[:end], len(payload))[:3] == ("request", "1.2", "App\\Job")
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_a_plain_pickle_of_any_protocol(protocol):
+    payload = pickle.dumps(RequestEnvelope("1.2", Job("x", point=[1, 2])), protocol)
+    view = f"{__name__}.Job(name='x', size=5, point=[1, 2], more=None)"
+    assert look(payload, len(payload)) == ("request", "1.2", f"{__name__}.Job", view)
 
 
 def test_nested_objects_and_enums():
@@ -236,6 +274,62 @@ def test_huge_numbers_and_deep_json():
     assert look(deep, len(deep) + 1).kind == "unreadable"
 
 
+def hostile_pickles():
+    """Beginnings of pickles which are as long as what is looked at, and cheap to send."""
+    opening = b"\x80\x05"
+    pair = b"}\x8c\x01aK\x01s"
+    build = b"\x8c\x20stream_ipc.serializers.pickle\x00\x00\x00\x8c\x05build\x93"
+    many = b"K\x01" * 1000
+    fields = b"X" + (1500).to_bytes(4, "little") + b"a\0" * 750
+    yield opening + pair + b"2b" * 3000  # a state that is its own object
+    yield opening + b"c__main__\nA\n\x94" + pair + b"\x94" + b"h\x00h\x01b" * 3000
+    yield opening + b"c__main__\nA\n\x94(" + many + b"t\x94" + b"h\x00h\x01R" * 3000  # a call of many, many times
+    yield opening + build + b"\x94(" + fields + many + b"t\x85\x94" + b"h\x00h\x01R" * 3000
+    yield opening + b"(" * 5000
+    yield opening + many + b"(" * 5000
+    yield opening + b"]" * 5000
+    yield opening + b")" + b"\x85" * 5000
+    yield opening + b"(" + b"]\x94" + b"h\x00h\x00\x86\x94" * 3000
+    yield opening + b"}" * 2500 + b"N" * 2500
+    yield opening + b"L" + b"9" * 5000
+    yield opening + b"\x8b" + (4000).to_bytes(4, "little") + b"\xff" * 5000
+    yield opening + b"\x8d" + b"\xff" * 5000
+    yield opening + b"\x96" + (1 << 62).to_bytes(8, "little") + b"x" * 5000
+    yield b"c" + b"a" * 5000
+
+
+def hostile_texts():
+    yield from (
+        b"{" * 5000,
+        b'{"a":' * 1000,
+        b'"' + b'\\"' * 2500,
+        b'["' + b'\\"' * 2500,
+        b"[" + b"a" * 5000 + b"!",
+        b'["' + b"\\u12" * 1000,
+        b'{"a":"' + b"\\" * 5000,
+        b"[" + b"9" * 5000,
+        b'[",' * 1700,
+        b"[" + b" ," * 2500,
+        b"a:9:{i:0;" * 600,
+        b'O:1:"a":1000000000:{' * 250,
+        b"a:9999999999:{" + b"i:0;N;" * 1000,
+        b's:9999999999:"' + b"x" * 5000,
+        b'O:1:"' + b"a" * 5000,
+        b"d:" + b"9" * 5000,
+        b"i:" + b"9" * 5000,
+    )
+
+
+@pytest.mark.parametrize("data", [*hostile_pickles(), *hostile_texts()], ids=lambda data: ascii(data[:30]))
+def test_hostile_payloads_take_bounded_time(data):
+    for head in (data[:HEAD_SIZE], data[: HEAD_SIZE - 1] + b".", data):
+        for size in (len(head), len(head) + 1):
+            begin = time.process_time()
+            content = look(head, size)
+            assert time.process_time() - begin < 0.5
+            assert len("".join(content)) < 2000
+
+
 # -- frames
 
 
@@ -329,8 +423,8 @@ def test_skimmer_needs_only_the_beginning():
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        (frame(b"abcdef")[:-2], "in the middle of a frame: 4 of 6 bytes had come"),
-        (frame(b"abcdef")[:6], "in the middle of a frame's header: 6 of 8 bytes had come"),
+        (frame(b"abcdef")[:-2], "in the middle of a frame (4 of 6 bytes had arrived)"),
+        (frame(b"abcdef")[:6], "in the middle of a frame's header (6 of 8 bytes had arrived)"),
     ],
 )
 def test_skimmer_tells_what_broke_off(data, text):
@@ -379,10 +473,13 @@ def test_lines():
 
 
 def test_summary():
-    _, report = conversation()
-    assert report.summary().splitlines() == [
+    lines, report = conversation()
+    size = sum(int(line.split(" B ")[0].split()[-1]) + (0 if "junk" in line else 8) for line in lines if "<-" in line)
+    lines.clear()
+    report.end()
+    assert "".join(lines).splitlines() == [
         "-> 110 bytes: 2 requests",
-        f"<- {report._bytes['<-']} bytes: 1 request, 1 junk, 2 responses, 1 notification, 1 unreadable",
+        f"<- {size} bytes: 1 request, 1 junk, 2 responses, 1 notification, 1 unreadable",
         "slowest requests:",
         "  250.0 ms  1  App\\Job",
         "requests without an answer: 2",
@@ -506,9 +603,9 @@ def test_lines_stand_in_the_order_of_cause_and_effect(tmp_path):
             assert process.stdout.read(len(data)) == data
         process.stdin.close()
         assert process.wait(20) == 0
-    lines = log.read_text(encoding="utf-8").splitlines()
-    assert [line.split()[1] for line in lines[:600]] == ["->", "<-"] * 300
-    times = [float(line.split()[0]) for line in lines[:600]]
+    lines = log.read_text(encoding="utf-8").splitlines()[1:]
+    assert [line.split()[2] for line in lines[:600]] == ["->", "<-"] * 300
+    times = [float(line.split()[1]) for line in lines[:600]]
     assert times == sorted(times)
 
 
@@ -551,6 +648,69 @@ def test_a_signal_for_the_tap_is_the_slaves():
         assert process.wait(20) == 9
 
 
+SHORT_GRACE = (
+    "import sys; from stream_ipc.tap import relay; relay.GRACE = 0.2\n"
+    "from stream_ipc.__main__ import main; sys.exit(main())"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_slave_that_ignores_the_signal_is_killed(number):
+    with tapped("hang", code=SHORT_GRACE) as process:
+        assert len(process.stdout.read()) == 10  # its pid
+        process.send_signal(number)
+        assert process.wait(20) == -signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is dead")
+def test_a_slave_that_hangs_does_not_outlive_the_tap():
+    with tapped("hang") as process:
+        slave = int(process.stdout.read())
+        process.kill()
+        assert process.wait(20) == -signal.SIGKILL
+    end = time.monotonic() + PATIENCE
+    while not os.waitid(os.P_PID, slave, os.WEXITED | os.WNOHANG | os.WNOWAIT):  # adopted
+        assert time.monotonic() < end, "the slave lives on"
+        time.sleep(0.01)
+    assert os.waitpid(slave, 0)[1] == signal.SIGKILL
+
+
+def test_signals_that_are_ignored_stay_ignored():
+    start = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, *tap_command("swallow", options=["--log", os.devnull], code=SHORT_GRACE)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    time.sleep(0.5)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.communicate(b"12345", timeout=20) == (b"5", None)
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not tell where a signal comes from")
+def test_ctrl_c_reaches_the_slave_once_and_kills_nothing():
+    pid, terminal = pty.fork()
+    if not pid:
+        tap = tap_command("interrupted", options=["--log", os.devnull], code=SHORT_GRACE)
+        os.execv(tap[0], tap)
+    data = b""
+    while not data.endswith(b"ready"):
+        data += os.read(terminal, 100)
+    os.write(terminal, b"\x03")
+    while b"interrupted" not in data:
+        data += os.read(terminal, 100)
+    time.sleep(0.6)  # far longer than the grace
+    os.write(terminal, b"abc\n")
+    while data.count(b"abc") < 2:  # once by the terminal
+        data += os.read(terminal, 100)
+    assert data.count(b"interrupted") == 1
+    os.write(terminal, b"\x04")
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(terminal)
+
+
 def test_the_end_of_the_masters_stream_is_passed_on():
     with tapped("swallow") as process:
         out = process.communicate(b"12345", timeout=20)[0]
@@ -572,7 +732,8 @@ def test_a_slave_that_closes_its_stdin():
             end = time.monotonic() + PATIENCE
             while time.monotonic() < end:
                 os.write(process.stdin.fileno(), b"x")
-        process.kill()
+        process.terminate()
+        assert process.wait(20) == -signal.SIGTERM
         process.stdin.close()
 
 
@@ -604,13 +765,217 @@ def test_a_grandchild_that_holds_the_pipes():
     assert re.fullmatch(rb"before \d+", out)
 
 
+# -- files that several taps write to
+
+
+def test_several_taps_share_a_log(tmp_path):
+    log = tmp_path / "log"
+    data = frame(PickleMessageSerializer().serialize(Job("x")))
+    pids = set()
+    for _ in range(2):  # a later run appends
+        with tapped("echo", options=["--log", log]) as one, tapped("echo", options=["--log", log]) as two:
+            for _ in range(200):
+                for process in (one, two):
+                    process.stdin.write(data)
+                    process.stdin.flush()
+                for process in (one, two):
+                    assert process.stdout.read(len(data)) == data
+            for process in (one, two):
+                process.stdin.close()
+                assert process.wait(20) == 0
+    lines = log.read_text(encoding="utf-8").splitlines()
+    pids = {line.split()[0] for line in lines}
+    assert len(pids) == 4 and all(map(str.isdigit, pids))
+    for pid in pids:
+        own = [line for line in lines if line.startswith(f"{pid} ")]
+        assert " -- began " in own[0] and "tap_child.py echo" in own[0]
+        assert sum("notification" in line for line in own) == 400 + 2
+        assert f"{pid} the slave (pid {pid}) exited with status 0" in own
+    times = [float(found[1]) for found in re.finditer(r"^\d+ +(\d+\.\d{6}) ", "\n".join(lines), re.M)]
+    assert len(times) == 4 * 401
+    assert times == sorted(times)
+    assert times[0] == 0 and 0 < times[-1] < 60
+
+
+def test_a_log_that_is_older_than_the_machine_runs(tmp_path):
+    log = tmp_path / "log"
+    log.write_text(
+        f"1   0.000000 -- began   monotonic clock {time.monotonic() + 1e6:.6f}: x\n1 500.000000 -> x\n1 ->\n"
+    )
+    with tapped("echo", options=["--log", log]) as process:
+        process.communicate(frame(b"x"), timeout=20)
+    times = [float(line.split()[1]) for line in log.read_text().splitlines()[3:6]]
+    assert 500 <= times[0] <= times[1] <= times[2] < 520
+
+
+def test_the_slaves_pid_in_a_files_name(tmp_path):
+    with tapped("echo", options=["--log", tmp_path / "log.%p", "--trace", tmp_path / "trace.%p"]) as process:
+        process.communicate(frame(b"x"), timeout=20)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    pid = (tmp_path / names[0]).read_text().split()[0]
+    assert names == [f"log.{pid}", f"trace.{pid}"]
+
+
+def events_of(path):
+    """The events of a trace, which is checked against the format; without those that name things."""
+    events = json.loads(path.read_text(encoding="ascii"))
+    assert isinstance(events, list)
+    names, tracks, open_, shown = {}, set(), {}, []
+    for event in events:
+        assert type(event["pid"]) is int and type(event["tid"]) is int and isinstance(event["args"], dict)
+        if event["ph"] == "M":
+            assert event["name"] in ("process_name", "thread_name")
+            assert type(event["args"]["name"]) is str
+            if event["name"] == "process_name":
+                names[event["pid"]] = event["args"]["name"]
+            else:
+                tracks.add((event["pid"], event["tid"]))
+            continue
+        assert (event["pid"], event["tid"]) in tracks and event["pid"] in names
+        assert type(event["ts"]) is float and type(event["name"]) is str and type(event["cat"]) is str
+        shown.append(event)
+        if event["ph"] == "i":
+            assert event["s"] == "t"
+            continue
+        key = (event["pid"], event["cat"], event["id"], event["name"])
+        if event["ph"] == "b":
+            assert key not in open_
+            open_[key] = event["ts"]
+        else:
+            assert event["ph"] == "e" and event["ts"] >= open_.pop(key)
+    assert not open_, "a span has no end"
+    return shown
+
+
+def traced(process, count=3):
+    """Let requests and other things pass; the slave echoes, so each comes back as the slave's own request."""
+    serializer = FORMATS["pickle"]
+    data = b"junk" + frame(serializer.serialize(LogMessage("note"))) + frame(b"?")
+    for number in range(count):
+        data += frame(serializer.serialize(RequestEnvelope(f"1.{number}", Job("x"))))
+    for number in range(count - 1):
+        data += frame(serializer.serialize(ResponseEnvelope(f"1.{number}", Job("y"))))
+    process.stdin.write(data)
+    process.stdin.flush()
+    assert process.stdout.read(len(data)) == data
+    return data
+
+
+def check_trace(events, count=3):
+    by_kind = {}
+    for event in events:
+        by_kind.setdefault((event["ph"], event["name"]), []).append(event["args"])
+    begun = by_kind["b", "App\\Job"]
+    assert [args["id"] for args in begun if args["class"] == "App\\Job"] == [args["id"] for args in begun]
+    assert len(begun) == 2 * count and all(args["size"] > 20 for args in begun)
+    ended = by_kind["e", "App\\Job"]
+    # The answers reach the slave before its own requests, which it has echoed, reach the master.
+    assert [args.get("error") for args in ended] == [None] * (count - 1) + ["no answer"] * (count + 1)
+    assert all("name='y'" in args["message"] for args in ended[: count - 1])
+    assert len(by_kind["i", "App\\Job"]) == count - 1
+    assert [args["text"] for args in by_kind["i", "junk"]] == ["junk"] * 2
+    assert [args["message"] for args in by_kind["i", "StreamIpc\\Message\\LogMessage"]] == [
+        "StreamIpc\\Message\\LogMessage(message='note', level='info')"
+    ] * 2
+    assert len(by_kind["i", "unreadable"]) == 2
+
+
+@pytest.mark.parametrize("how", ["end", "SIGTERM", "SIGKILL of the slave"])
+def test_trace(how, tmp_path):
+    trace = tmp_path / "trace"
+    with tapped("stderr", options=["--log", tmp_path / "log", "--trace", trace]) as process:
+        traced(process)
+        events = json.loads(trace.read_text())  # complete at any time
+        if how == "SIGTERM":
+            process.terminate()
+        elif how != "end":
+            os.kill(events[0]["pid"], signal.SIGKILL)
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == {"end": 0, "SIGTERM": -15}.get(how, -9)
+    events = events_of(trace)
+    check_trace(events)
+    texts = [event["args"]["text"] for event in events if event["name"] == "stderr"]
+    assert texts == (["a warning\n", "bye\n"] if how == "end" else ["a warning\n"])
+    assert stderr == "".join(texts).encode()
+
+
+def test_two_taps_share_a_trace(tmp_path):
+    trace = tmp_path / "trace"
+    options = ["--log", tmp_path / "log", "--trace", trace]
+    with tapped("echo", options=options) as one, tapped("echo", options=options) as two:
+        for process in (one, two):
+            traced(process)
+        one.kill()
+        one.communicate(timeout=20)
+        json.loads(trace.read_text())  # complete, but for the ends of two spans
+        two.communicate(timeout=20)
+    events = json.loads(trace.read_text())
+    pids = list(dict.fromkeys(event["pid"] for event in events))
+    assert len(pids) == 2
+    for pid in pids:
+        own = [event for event in events if event["pid"] == pid]
+        assert [event["ph"] for event in own].count("b") == 6
+        assert own[0]["args"]["name"].startswith(f"slave {pid}: ")
+    times = [event["ts"] for event in events if "ts" in event]
+    assert max(times) - min(times) < 60e6  # of one clock
+
+
+def test_a_trace_that_breaks_off_is_mended(tmp_path):
+    whole = b'[\n{"name":"a","ph":"i"},\n{"name":"b","ph":"i"}'
+    for broken in (
+        b'[\n{"name":"a","ph":"i"},\n{"name":"b","ph":"i"},\n{"name',
+        whole + b"\n",
+        whole + b",\n",
+        b"[\n{",
+    ):
+        trace = tmp_path / "trace"
+        trace.write_bytes(broken)
+        with tapped("echo", options=["--log", os.devnull, "--trace", trace]) as process:
+            process.communicate(frame(b"x"), timeout=20)
+        events = json.loads(trace.read_bytes())
+        assert [event["name"] for event in events if event["name"] in "ab"] == (["a", "b"] if b"b" in broken else [])
+        assert sum(event["name"] == "unreadable" for event in events) == 2
+
+
+def test_a_full_disk_does_not_hurt_the_trace(tmp_path):
+    trace = tmp_path / "trace"
+    limit = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+        "from stream_ipc.__main__ import main; sys.exit(main())"
+    )
+    data = frame(FORMATS["pickle"].serialize(Job("x")))
+    with tapped("echo", options=["--log", os.devnull, "--trace", trace], code=limit) as process:
+        for _ in range(50):
+            process.stdin.write(data)
+            process.stdin.flush()
+            assert process.stdout.read(len(data)) == data
+        process.stdin.close()
+        assert process.wait(20) == 0
+    assert len(json.loads(trace.read_text())) > 4
+    assert trace.stat().st_size <= 5000
+
+
+def test_requests_that_overlap_and_repeat_an_id(tmp_path):
+    trace = tmp_path / "trace"
+    serializer = FORMATS["pickle"]
+    data = frame(serializer.serialize(RequestEnvelope("1", Job("x")))) * 3
+    with tapped("swallow", options=["--log", os.devnull, "--trace", trace]) as process:
+        process.communicate(data, timeout=20)
+    events = events_of(trace)
+    assert [event["ph"] for event in events if event["ph"] in "be"] == list("bebebe")
+
+
 @pytest.mark.slow
 def test_no_command_and_one_that_does_not_exist():
     for arguments, status, text in (
         (["tap"], 2, "put it behind a --"),
         (["tap", "--"], 2, "put it behind a --"),
         (["tap", "--json", "--php", "--", "x"], 2, "not allowed with"),
-        (["tap", "--log", "/nowhere/x", "--", "x"], 2, "the log cannot be written"),
+        (["tap", "--log", "/nowhere/x", "--", "true"], 2, "the log cannot be written"),
+        (["tap", "--trace", "/nowhere/x", "--", "true"], 2, "the trace cannot be written"),
+        (["tap", "--trace", "README.rst", "--", "true"], 2, "not a trace that a tap has written"),
+        (["tap", "--trace", "/dev/null", "--", "true"], 2, "not a regular file"),
         (["tap", "--", "/nowhere/x"], 127, "cannot start '/nowhere/x'"),
         (["tap", "--", "/"], 126, "cannot start '/'"),
         ([], 2, "tap | decode"),
@@ -683,7 +1048,7 @@ def test_decode(name, tmp_path):
 def test_decode_of_half_a_frame():
     done = decoded(frame(b"abcdef")[:-1])
     assert done.returncode == 1
-    assert b"the stream ends in the middle of a frame: 5 of 6 bytes had come" in done.stdout
+    assert b"the stream ends in the middle of a frame (5 of 6 bytes had arrived)" in done.stdout
 
 
 def test_decode_into_a_pipe_that_nobody_reads():

@@ -1,87 +1,115 @@
 """Stands between a master and a slave: what ``python3 -m stream_ipc tap`` is.
 
-Knows descriptors, processes and threads. Must not know frames beyond what a ``Skimmer`` says about them.
+Knows descriptors, processes, signals and threads. Must not know frames beyond what a ``Skimmer`` says about them.
 
-Each direction has a thread that reads and writes blocking descriptors, so what one side does not take is simply not
-taken from the other, as if there were nothing in between. A loop over non-blocking descriptors would need queues, and
-the flags of stdin and stdout are shared with whoever has started us. Bytes are passed on first and looked at then, but
+Each direction has a thread that reads and writes blocking descriptors, so what one side does not take is not taken from
+the other, as if there were nothing in between. A loop over non-blocking descriptors would need queues, and the flags of
+stdin and stdout are shared with the program that has started the tap. Bytes are passed on first and looked at then, but
 in the order in which they came: a reply before what the master says to it.
+
+A signal for the tap is meant for the slave, which ends within a bound then. If the tap itself is killed, the slave's
+streams end, and on Linux the kernel kills it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import shlex
 import signal
 import subprocess
 import threading
 import time
 from collections import deque
-from typing import Any, Callable, Deque, List, Optional, Sequence, TextIO, Tuple, Union
+from typing import Callable, Sequence, TextIO
 
-from .report import Report, Skimmer
+from .files import Log
+from .report import Report, Skimmer, Text
+from .trace import Trace
+from .tree import printable
 
-__all__ = ["decode", "tap"]
+__all__ = ["GRACE", "Tap", "decode"]
 
-TO_SLAVE, TO_MASTER = "->", "<-"
+TO_SLAVE, TO_MASTER, TEXT = "->", "<-", "stderr"
+_TRACKS = {TO_SLAVE: "-> to the slave", TO_MASTER: "<- from the slave", TEXT: "stderr"}
 
 _READ_SIZE = 64 * 1024
-# Of a large payload only the beginning is looked at. The rest goes from pipe to pipe inside the kernel, where there is
-# splice (Linux, Python 3.10): see the figures in the README.
-_SPLICE: Optional[Callable[..., int]] = getattr(os, "splice", None)
+# Of a large payload only the beginning is looked at. Linux moves the rest from pipe to pipe inside the kernel.
+_SPLICE: Callable[..., int] | None = getattr(os, "splice", None)
 _SPLICE_SIZE = 1024 * 1024
 _PIPE_SIZE = 1024 * 1024  # of the pipes of the slave: fewer, longer turns
-_F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ, which Python knows since 3.10
 
-_QUIET = 0.1  # seconds without output after which a dead slave's pipe, which somebody else still holds, is given up
+_QUIET = 0.1  # seconds without output after which a dead slave's pipe, which another process still holds, is left
+GRACE = 5.0  # seconds until a slave that was told to end is killed
+_TITLE = 160  # characters of the slave's command
 
-_FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+_ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_FORWARDED = _ENDING | {signal.SIGUSR1, signal.SIGUSR2}
+
+_PR_SET_PDEATHSIG = 1
 
 
-class _Log:
-    """What has passed and is still to be looked at, by whichever thread has the time."""
+class _Watcher:
+    """Looks at what has passed, in whichever thread has the time. Owns what is still to be looked at.
 
-    def __init__(self, report: Report) -> None:
+    Args:
+        report: Looks at it.
+        log: Where the report writes.
+        start: The monotonic time from which the report counts.
+    """
+
+    def __init__(self, report: Report, log: Log, start: float) -> None:
         self._report = report
-        self._start = time.perf_counter()
-        self._passed: Deque[Tuple[float, Skimmer, Union[bytes, int]]] = deque()
+        self._log = log
+        self._start = start
+        self._passed: deque[tuple[float, Skimmer | Text, bytes | int]] = deque()
         self._lock = threading.Lock()
 
-    def note(self, skimmer: Skimmer, passed: Union[bytes, int]) -> None:
-        """Bytes are about to be passed on, or so many have been that need not be seen."""
-        self._passed.append((time.perf_counter() - self._start, skimmer, passed))
+    def note(self, skimmer: Skimmer | Text, passed: bytes | int) -> None:
+        """Take note that bytes are about to be passed on, or that so many have been that need not be seen."""
+        self._passed.append((time.monotonic() - self._start, skimmer, passed))
 
-    def catch_up(self) -> None:
-        """Look at all of it."""
-        with self._lock:
+    def catch_up(self, then: Callable[[], None] | None = None) -> None:
+        """Look at all of it, and call a function that adds to the report."""
+        report = self._report
+        with self._lock, self._log.turn() as floor:
+            report.floor = max(report.floor, floor)
             while self._passed:
-                self._report.now, skimmer, passed = self._passed.popleft()
+                when, skimmer, passed = self._passed.popleft()
+                report.now = max(report.now, when)  # the two threads note without a lock
                 if isinstance(passed, int):
                     skimmer.skip(passed)
                 else:
                     skimmer.feed(passed)
+            if then is not None:
+                report.now = time.monotonic() - self._start
+                then()
+            if report.trace is not None:
+                report.trace.flush()
 
 
 class _Direction(threading.Thread):
-    """Passes bytes on from one descriptor to another until the end."""
+    """Passes bytes on from one descriptor to another until the end. Owns both."""
 
-    def __init__(self, source: int, target: int, skimmer: Skimmer, log: _Log) -> None:
+    def __init__(self, source: int, target: int, skimmer: Skimmer | Text, watcher: _Watcher) -> None:
         super().__init__(daemon=True)
-        self._source = source
+        self.source = source
         self._target = target
-        self._log = log
+        self._watcher = watcher
         self._splices = _SPLICE is not None
         self.skimmer = skimmer
         self.busy = False
-        self.failure: Optional[BaseException] = None
+        self.failure: BaseException | None = None
 
     def run(self) -> None:
+        """Pass on until one side ends."""
         try:
             while self._turn():
                 pass
         except OSError:
-            # The other side no longer reads: let this side know in the way in which it would have known.
-            os.close(self._source)
+            # The other side no longer reads: this side learns it in the same way.
+            os.close(self.source)
         except BaseException as exc:  # a fault of ours must not look like the end of the conversation
             self.failure = exc
             raise
@@ -95,7 +123,7 @@ class _Direction(threading.Thread):
         if self._splices and skimmer.unseen:
             assert _SPLICE is not None
             try:
-                count = _SPLICE(self._source, self._target, min(skimmer.unseen, _SPLICE_SIZE))
+                count = _SPLICE(self.source, self._target, min(skimmer.unseen, _SPLICE_SIZE))
             except BrokenPipeError:
                 raise
             except OSError:  # neither is a pipe, or the target is a file that is appended to
@@ -103,108 +131,194 @@ class _Direction(threading.Thread):
                 return True
             self.busy = True
             if count:
-                self._log.note(skimmer, count)
-                self._log.catch_up()
+                self._watcher.note(skimmer, count)
+                self._watcher.catch_up()
             return count > 0
-        data = os.read(self._source, _READ_SIZE)
+        data = os.read(self.source, _READ_SIZE)
         if not data:
             return False
         self.busy = True
-        self._log.note(skimmer, data)
+        self._watcher.note(skimmer, data)
         view = memoryview(data)
         while view:
             view = view[os.write(self._target, view) :]
-        self._log.catch_up()
+        self._watcher.catch_up()
         return True
 
+    def drain(self) -> None:
+        """Wait until what a dead slave has written is passed on, also if another process still holds the pipe."""
+        poller = select.poll()
+        poller.register(self.source, select.POLLIN)
+        while self.is_alive():
+            self.join(_QUIET)
+            if not self.busy and not poller.poll(0):
+                break
 
-def tap(command: Sequence[str], format: str, log: TextIO, coloured: bool) -> int:
-    """Start a slave and pass on what it and the master say to each other, until it ends.
+
+class Tap:
+    """Starts a slave, and stands between it and the master.
 
     Args:
         command: The slave's command.
-        format: One of ``payloads.FORMATS``, or an empty text.
-        log: Where lines are written.
-        coloured: Whether with a terminal's colours.
+        reads_stderr: Whether to read its stderr too, and pass it on.
 
-    Returns:
-        The slave's exit status; the negative number of the signal that has killed it.
+    Attributes:
+        pid: The slave's.
 
     Raises:
         OSError: It cannot be started.
     """
-    write = _writer(log)
-    report = Report(write, format, coloured=coloured)
-    passed = _Log(report)
-    process = subprocess.Popen(list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-    assert process.stdin is not None and process.stdout is not None
-    _forward_signals(process)
-    # Descriptors of our own, that nobody else closes at some other time.
-    slave_in, slave_out = os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno())
-    process.stdin.close()
-    process.stdout.close()
-    for fd in (slave_in, slave_out):
-        _enlarge(fd)
-    # What is to be written to stdout by accident must not get between the frames.
-    master_in, master_out = os.dup(0), os.dup(1)
-    os.dup2(2, 1)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    to_slave = _Direction(master_in, slave_in, report.direction(TO_SLAVE, TO_MASTER), passed)
-    to_master = _Direction(slave_out, master_out, report.direction(TO_MASTER, TO_SLAVE), passed)
-    to_slave.start()
-    to_master.start()
-    status = process.wait()
-    # What it has written is passed on, also if a process that it has started still holds the pipe.
-    poller = select.poll()
-    poller.register(slave_out, select.POLLIN)
-    while to_master.is_alive():
-        to_master.join(_QUIET)
-        if not to_master.busy and not poller.poll(0):
-            break
-    passed.catch_up()
-    for arrow, direction in ((TO_SLAVE, to_slave), (TO_MASTER, to_master)):
-        broken = direction.skimmer.end()
-        if broken:
-            report.note(arrow, f"the stream ended {broken}")
-        if direction.failure is not None:
-            report.note(arrow, f"the tap has failed: {direction.failure!r}")
-    how = f"exited with status {status}" if status >= 0 else f"was killed by signal {-status}"
-    write(f"the slave (pid {process.pid}) {how}\n{report.summary()}")
-    return status
+
+    def __init__(self, command: Sequence[str], reads_stderr: bool) -> None:
+        self._command = printable(shlex.join(command))[:_TITLE]
+        # A handler of our own, because a signal that is ignored by default may be lost while it is blocked.
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        # What the program that has started us ignores, as nohup does, stays ignored here and in the slave.
+        self._signals = {number for number in _FORWARDED if signal.getsignal(number) != signal.SIG_IGN}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals | {signal.SIGCHLD, signal.SIGALRM})
+        # There is no other thread yet that could hold a lock in the child.
+        self._process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if reads_stderr else None,
+            bufsize=0,
+            preexec_fn=_in_slave(before),
+        )
+        self.pid: int = self._process.pid
+
+    def kill(self) -> None:
+        """Kill the slave and reap it."""
+        self._process.kill()
+        self._process.communicate()
+
+    def run(self, log: Log, format: str, coloured: bool, append: Callable[[list[bytes]], None] | None) -> int:
+        """Pass on what the slave and the master say to each other until the slave ends.
+
+        Args:
+            log: Where lines are written.
+            format: One of ``payloads.FORMATS``, or an empty text.
+            coloured: Whether to use a terminal's colours.
+            append: Takes the events of a trace; None without one.
+
+        Returns:
+            The slave's exit status; the negative number of the signal that has killed it.
+        """
+        report = Report(log.write, format, coloured=coloured, prefix=f"{self.pid} ")
+        watcher = self._begin(log, report, append)
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        # Descriptors of our own, which subprocess does not close.
+        slave_in, slave_out = os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno())
+        process.stdin.close()
+        process.stdout.close()
+        for fd in (slave_in, slave_out):
+            _enlarge(fd)
+        # What is written to stdout by accident must not get between the frames.
+        master_in, master_out = os.dup(0), os.dup(1)
+        os.dup2(2, 1)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        there = _Direction(master_in, slave_in, report.direction(TO_SLAVE, TO_MASTER), watcher)
+        back = [_Direction(slave_out, master_out, report.direction(TO_MASTER, TO_SLAVE), watcher)]
+        if process.stderr is not None:
+            back.append(_Direction(os.dup(process.stderr.fileno()), os.dup(2), report.text(TEXT), watcher))
+            process.stderr.close()
+        for direction in (there, *back):
+            direction.start()
+        status = self._wait()
+        for direction in back:
+            direction.drain()
+
+        def finish() -> None:
+            for arrow, direction in ((TO_SLAVE, there), (TO_MASTER, back[0])):
+                broken = direction.skimmer.end()
+                if broken:
+                    report.note(arrow, f"the stream ended {broken}")
+                if direction.failure is not None:
+                    report.note(arrow, f"the tap has failed: {direction.failure!r}")
+            how = f"exited with status {status}" if status >= 0 else f"was killed by signal {-status}"
+            report.end(f"the slave (pid {self.pid}) {how}")
+
+        watcher.catch_up(finish)
+        return status
+
+    def _begin(self, log: Log, report: Report, append: Callable[[list[bytes]], None] | None) -> _Watcher:
+        """Write the first line and the first events."""
+        clock = time.monotonic()
+        with log.turn() as floor:
+            start = clock - log.age(clock)
+            report.floor = floor
+            report.now = clock - start
+            report.note("--", f"monotonic clock {clock:.6f}: {self._command}", "began")
+        if append is not None:
+            report.trace = Trace(append, self.pid, f"slave {self.pid}: {self._command}", start, _TRACKS)
+            report.trace.flush()
+        return _Watcher(report, log, start)
+
+    def _wait(self) -> int:
+        """Wait for the slave's end, pass on signals, and return its status."""
+        process = self._process
+        watched = self._signals | {signal.SIGCHLD, signal.SIGALRM}
+        told = False
+        while True:
+            status = process.poll()
+            if status is not None:
+                break
+            number, is_shared = _next_signal(watched)
+            if number == signal.SIGALRM:
+                process.kill()
+            elif number in self._signals and not is_shared:
+                process.send_signal(number)
+                if number in _ENDING and not told:
+                    told = True
+                    signal.setitimer(signal.ITIMER_REAL, GRACE)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        # The slave is gone: from here on signals are the tap's own, but for those that came before.
+        while watched & set(signal.sigpending()):
+            signal.sigwait(watched)
+        for number in self._signals:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
+        return status
 
 
-def _forward_signals(process: subprocess.Popen[bytes]) -> None:
-    def forward(number: int, frame: Any) -> None:
-        process.send_signal(number)
+def _next_signal(watched: set[signal.Signals]) -> tuple[int, bool]:
+    """Wait for a signal, and tell whether the slave has it too: a terminal sends Ctrl-C to the whole group."""
+    if hasattr(signal, "sigwaitinfo"):
+        info = signal.sigwaitinfo(watched)
+        return info.si_signo, info.si_code > 0  # from the kernel, and not from a process
+    number = signal.sigwait(watched)  # macOS does not tell
+    return number, number == signal.SIGINT
 
-    for name in _FORWARDED:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), forward)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C goes to the whole group: the slave decides
-    # A write to who is gone is an error, and not the end of us: Python's own default, but who knows who has started us.
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+def _in_slave(mask: set[signal.Signals | int]) -> Callable[[], None]:
+    """Return what the slave does before it executes its command."""
+    parent = os.getpid()
+    try:
+        import ctypes
+
+        prctl = ctypes.CDLL(None).prctl
+    except (ImportError, OSError, AttributeError):
+        prctl = None  # not Linux
+
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if prctl is not None:
+            # SIGKILL, because the one signal that a tap cannot pass on itself is SIGKILL.
+            prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return prepare
 
 
 def _enlarge(fd: int) -> None:
     try:
-        import fcntl
-
-        fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_SIZE)
-    except (ImportError, OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+    except (AttributeError, OSError):
         pass  # not Linux, or more than this user may have
-
-
-def _writer(log: TextIO) -> Callable[[str], None]:
-    def write(text: str) -> None:
-        try:
-            log.write(text)
-            log.flush()
-        except (OSError, ValueError):
-            pass  # nobody reads the log any more, which is no reason to end the conversation
-
-    return write
 
 
 def decode(read: Callable[[int], bytes], format: str, log: TextIO, coloured: bool) -> bool:
@@ -217,9 +331,9 @@ def decode(read: Callable[[int], bytes], format: str, log: TextIO, coloured: boo
         coloured: Whether with a terminal's colours.
 
     Returns:
-        Whether all of it could be read.
+        Whether the stream ends with a whole frame.
     """
-    broken: List[str] = []
+    broken: list[str] = []
     report = Report(log.write, format, False, coloured)
     skimmer = report.direction("--", "--")
     while True:
@@ -231,5 +345,5 @@ def decode(read: Callable[[int], bytes], format: str, log: TextIO, coloured: boo
     if text:
         report.note("--", f"the stream ends {text}")
         broken.append(text)
-    log.write(report.summary())
+    report.end()
     return not broken

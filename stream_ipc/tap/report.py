@@ -1,22 +1,25 @@
 """A conversation as lines of text: one for each frame, and a summary at the end.
 
-Knows frames, as far as their headers go, and ``payloads``. Must not know where the bytes come from or go to. Of a
-payload only the beginning is kept, so that watching costs the same for a long one.
+Knows frames and ``payloads``. Must not know where the bytes come from or go to. Only the beginning of a payload is kept,
+so that watching costs the same for a long one.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, NamedTuple
 
-from ..wire.framing import HEADER_SIZE, MAGIC, magic_suffix
+from ..errors import FrameTooLargeError
+from ..wire.framing import HEADER_SIZE, START, Junk, decode_end, decode_frames
 from .payloads import look
+from .trace import Trace
 
-__all__ = ["HEAD_SIZE", "Report", "Skimmer"]
+__all__ = ["HEAD_SIZE", "Report", "Skimmer", "Text"]
 
 HEAD_SIZE = 4096  # bytes of a payload that are looked at
 
-_JUNK = 60  # characters of junk in a line
+_SHORT = 60  # characters of junk in a line
+_LONG = 500  # characters of it in a trace
 _UNANSWERED = 100_000  # requests that are remembered until they are answered
 _SLOWEST = 5
 
@@ -24,113 +27,152 @@ _COLOURS = {"request": "36", "response": "32", "notification": "0", "junk": "33"
 
 
 class Skimmer:
-    """Follows the frames of one stream without keeping them.
+    """Follows the frames of one stream. Owns where it is in them.
+
+    A payload over ``HEAD_SIZE`` is too large for the decoder, so that only its beginning is kept.
 
     Attributes:
         unseen: How many of the bytes that come next need not be fed, because they are the rest of a payload of which
-            enough was seen. They are to be counted with ``skip``.
+            enough was seen. They are counted with ``skip``.
     """
 
     def __init__(self, junk: Callable[[bytes], None], frame: Callable[[int, bytes], None]) -> None:
         self._on_junk = junk
         self._on_frame = frame
-        self._held = b""  # the beginning of a header, or of what may be one
-        self._size = -1  # of the payload that is under way; -1 between frames
+        self._state = START
+        self._held = 0  # bytes that the decoder holds back
+        self._size = 0  # of a large payload that is under way
         self._head = b""
         self._left = 0  # bytes of it that are still to come
         self.unseen: int = 0
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, however cut."""
-        data = self._held + data
-        self._held = b""
-        at = 0
-        while True:
-            if self._size >= 0:
-                part = data[at : at + min(self._left, HEAD_SIZE - len(self._head))]
-                self._head += part
-                taken = min(self._left, len(data) - at)
-                at += taken
-                self._left -= taken
-                if not self._left:
-                    self._end()
-                else:
-                    break
-            start = data.find(MAGIC, at)
-            if start < 0:
-                end = len(data) - magic_suffix(data, at)
-                self._junk(data[at:end])
-                self._held = data[end:]
-                break
-            self._junk(data[at:start])
-            at = start
-            if len(data) - at < HEADER_SIZE:
-                self._held = data[at:]
-                break
-            self._left = self._size = int.from_bytes(data[at + len(MAGIC) : at + HEADER_SIZE], "big")
-            at += HEADER_SIZE
+        if self._left:
+            self._head += data[: min(self._left, HEAD_SIZE - len(self._head))]
+            count = min(self._left, len(data))
+            self._take(count)
+            data = data[count:]
+        if data:
+            self._decode(data)
         self.unseen = self._left if len(self._head) == HEAD_SIZE else 0
+
+    def _decode(self, data: bytes) -> None:
+        items, self._state = decode_frames(data, self._state, HEAD_SIZE)
+        at = -self._held  # where an item begins in data
+        for item in items:
+            if isinstance(item, Junk):
+                at += len(item)
+                self._on_junk(bytes(item))
+            elif isinstance(item, FrameTooLargeError):
+                at += HEADER_SIZE
+                self._size = self._left = item.size or 0
+                self._head = data[at : at + HEAD_SIZE]
+                at += self._size
+                self._take(min(self._size, len(data) - at + self._size))
+            else:
+                at += HEADER_SIZE + len(item)
+                self._on_frame(len(item), bytes(item))
+        self._held = max(0, len(data) - at)
+        if self._left:
+            self._state = START  # the rest of it is counted here
+
+    def _take(self, count: int) -> None:
+        """Count bytes of a large payload."""
+        self._left -= count
+        if not self._left:
+            head, self._head = self._head, b""
+            self._on_frame(self._size, head)
 
     def skip(self, count: int) -> None:
         """Take note of bytes that were not fed."""
-        self._left -= count
         self.unseen -= count
-        if not self._left:
-            self._end()
+        self._take(count)
 
     def end(self) -> str:
-        """The stream has ended.
+        """Take note of the end of the stream, and return what broke off, or an empty text."""
+        if self._left:
+            return f"in the middle of a frame ({self._size - self._left} of {self._size} bytes had arrived)"
+        items, text = decode_end(self._state)
+        for item in items:
+            if isinstance(item, Junk):
+                self._on_junk(bytes(item))
+        return text
 
-        Returns:
-            What broke off, or an empty text.
-        """
-        if self._size >= 0:
-            return f"in the middle of a frame: {self._size - self._left} of {self._size} bytes had come"
-        if len(self._held) >= len(MAGIC):
-            return f"in the middle of a frame's header: {len(self._held)} of {HEADER_SIZE} bytes had come"
-        self._junk(self._held)
+
+class Text:
+    """Follows a stream of text.
+
+    Attributes:
+        unseen: See ``Skimmer``.
+    """
+
+    unseen = 0
+
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        self._take = take
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes."""
+        self._take(data)
+
+    def skip(self, count: int) -> None:
+        """Take note of bytes that were not fed; there are none."""
+
+    def end(self) -> str:
+        """Take note of the end of the stream."""
         return ""
 
-    def _junk(self, data: bytes) -> None:
-        if data:
-            self._on_junk(data)
 
-    def _end(self) -> None:
-        size, head = self._size, self._head
-        self._size, self._head, self.unseen = -1, b"", 0
-        self._on_frame(size, head)
+class _Asked(NamedTuple):
+    """A request without an answer."""
+
+    when: float
+    name: str
+    span: dict[str, Any]
 
 
 class Report:
-    """Writes a line for each frame of a conversation, and a summary.
+    """Writes a line for each frame of a conversation, and a summary. Owns the counts and the requests without an answer.
 
     Args:
         write: Takes a piece of text.
         format: One of ``payloads.FORMATS``, or an empty text to find out from each payload.
-        timed: Whether there are times to be told. Otherwise lines begin with where the frame ends in the stream, in bytes.
+        timed: Whether times are known. Otherwise lines begin with where the frame ends in the stream, in bytes.
         coloured: Whether to use a terminal's colours.
+        prefix: What each line begins with.
 
     Attributes:
         now: When what is fed next has passed, in seconds since the start.
+        floor: No line shows an earlier time.
+        trace: What makes events of the same; None without one.
     """
 
     def __init__(
-        self, write: Callable[[str], Any], format: str = "", timed: bool = True, coloured: bool = False
+        self,
+        write: Callable[[str], Any],
+        format: str = "",
+        timed: bool = True,
+        coloured: bool = False,
+        prefix: str = "",
     ) -> None:
         self.now: float = 0.0
+        self.floor: float = 0.0
+        self.trace: Trace | None = None
         self._write = write
         self._format = format
         self._timed = timed
         self._coloured = coloured
-        self._directions: List[str] = []
-        self._counts: Dict[Tuple[str, str], int] = {}
-        self._bytes: Dict[str, int] = {}
-        # Requests without an answer: (the direction of the answer, id) -> (when, class).
-        self._waiting: OrderedDict[Tuple[str, str], Tuple[float, str]] = OrderedDict()
-        self._slowest: List[Tuple[float, str, str]] = []
+        self._prefix = prefix
+        self._directions: list[str] = []
+        self._counts: dict[tuple[str, str], int] = {}
+        self._bytes: dict[str, int] = {}
+        # By the direction of the answer, and id.
+        self._waiting: OrderedDict[tuple[str, str], _Asked] = OrderedDict()
+        self._slowest: list[tuple[float, str, str]] = []
 
     def direction(self, arrow: str, answers: str) -> Skimmer:
-        """What follows the frames of one direction.
+        """Return what follows the frames of one direction.
 
         Args:
             arrow: What stands for it in a line.
@@ -142,49 +184,86 @@ class Report:
             lambda data: self._on_junk(arrow, data), lambda size, head: self._on_frame(arrow, answers, size, head)
         )
 
-    def note(self, arrow: str, text: str) -> None:
+    def text(self, arrow: str) -> Text:
+        """Return what follows a stream of text, which only the trace shows."""
+        return Text(lambda data: self._trace_text(arrow, arrow, data))
+
+    def note(self, arrow: str, text: str, kind: str = "error") -> None:
         """Write a line that is about no frame."""
-        self._line(arrow, "error", "", "", "", text)
+        self._line(arrow, kind, "", "", "", text)
+        if self.trace is not None and kind == "error":
+            self.trace.instant(self.now, arrow, kind, {"text": text})
 
     def _on_junk(self, arrow: str, data: bytes) -> None:
-        text = data.decode("utf-8", "backslashreplace")
-        shown = repr(text[:_JUNK])
+        text = data[: 4 * _SHORT].decode("utf-8", "backslashreplace")
+        shown = repr(text[:_SHORT])
         self._count(arrow, "junk", len(data))
-        self._line(arrow, "junk", "", "", f"{len(data)} B", shown if len(text) <= _JUNK else shown + "...")
+        self._line(arrow, "junk", "", "", f"{len(data)} B", shown if len(text) <= _SHORT else shown + "...")
+        self._trace_text(arrow, "junk", data)
+
+    def _trace_text(self, arrow: str, name: str, data: bytes) -> None:
+        if self.trace is not None:
+            text = data[:_LONG].decode("utf-8", "backslashreplace")
+            self.trace.instant(self.now, arrow, name, {"text": text, "size": len(data)})
 
     def _on_frame(self, arrow: str, answers: str, size: int, head: bytes) -> None:
         kind, id, name, view = look(head, size, self._format)
         latency = ""
         self._count(arrow, kind, HEADER_SIZE + size)
+        args = {"class": name, "id": id, "size": size, "message": view}
         if kind == "request":
-            self._waiting[answers, id] = self.now, name
-            if len(self._waiting) > _UNANSWERED:
-                self._waiting.popitem(last=False)
-        elif kind == "response":
-            asked = self._waiting.pop((arrow, id), None)
-            if asked is not None and self._timed:
-                seconds = self.now - asked[0]
-                latency = _duration(seconds)
-                self._slowest.append((seconds, id, asked[1]))
-                if len(self._slowest) > 20 * _SLOWEST:
-                    self._slowest = sorted(self._slowest, reverse=True)[:_SLOWEST]
+            self._on_request(arrow, (answers, id), name, args)
+        else:
+            asked = self._waiting.pop((arrow, id), None) if kind == "response" else None
+            if asked is not None:
+                latency = self._on_answer(asked, id, args)
+            elif self.trace is not None:
+                self.trace.instant(self.now, arrow, name or kind, args)
         failed = kind == "response" and name.endswith("ErrorMessage")
         self._line(arrow, kind, id, latency, f"{size} B", view, "error" if failed else kind)
+
+    def _on_request(self, arrow: str, key: tuple[str, str], name: str, args: dict[str, Any]) -> None:
+        self._give_up(self._waiting.pop(key, None))  # of the same id, which only a faulty program uses twice
+        span = {} if self.trace is None else self.trace.begin(self.now, arrow, name, args)
+        self._waiting[key] = _Asked(self.now, name, span)
+        if len(self._waiting) > _UNANSWERED:
+            self._give_up(self._waiting.popitem(last=False)[1])
+
+    def _on_answer(self, asked: _Asked, id: str, args: dict[str, Any]) -> str:
+        """Return how long an answer has taken."""
+        if self.trace is not None:
+            self.trace.end(self.now, asked.span, args)
+        if not self._timed:
+            return ""
+        seconds = self.now - asked.when
+        self._slowest.append((seconds, id, asked.name))
+        if len(self._slowest) > 20 * _SLOWEST:
+            self._slowest = sorted(self._slowest, reverse=True)[:_SLOWEST]
+        return _duration(seconds)
+
+    def _give_up(self, asked: _Asked | None) -> None:
+        if asked is not None and self.trace is not None:
+            self.trace.end(self.now, asked.span, {"error": "no answer"})
 
     def _count(self, arrow: str, kind: str, size: int) -> None:
         self._counts[arrow, kind] = self._counts.get((arrow, kind), 0) + 1
         self._bytes[arrow] += size
 
     def _line(self, arrow: str, kind: str, id: str, latency: str, size: str, text: str, colour: str = "") -> None:
-        when = f"{self.now:10.6f}" if self._timed else f"{self._bytes[arrow]:10}"
+        self.floor = max(self.floor, self.now)
+        when = f"{self.floor:10.6f}" if self._timed else f"{self._bytes[arrow]:10}"
         shown = f"{kind:12}"
         if self._coloured:
-            shown = f"\033[{_COLOURS[colour or kind]}m{shown}\033[0m"
-        self._write(f"{when} {arrow} {shown} {id:>11} {latency:>8} {size:>10}  {text}\n")
+            shown = f"\033[{_COLOURS.get(colour or kind, '0')}m{shown}\033[0m"
+        self._write(f"{self._prefix}{when} {arrow} {shown} {id:>11} {latency:>8} {size:>10}  {text}\n")
 
-    def summary(self) -> str:
-        """Counts, bytes, the slowest requests, and those without an answer."""
-        lines = []
+    def end(self, text: str = "") -> None:
+        """Write the summary: counts, bytes, the slowest requests, and those without an answer.
+
+        Args:
+            text: What stands before it.
+        """
+        lines = [text] if text else []
         for arrow in self._directions:
             counts = [_counted(n, kind) for (a, kind), n in self._counts.items() if a == arrow]
             lines.append(f"{arrow} {self._bytes[arrow]} bytes: {', '.join(counts) or 'nothing'}")
@@ -194,9 +273,11 @@ class Report:
             lines += [f"  {_duration(seconds):>8}  {id}  {name}" for seconds, id, name in slowest]
         if self._waiting and self._timed:
             lines.append(f"requests without an answer: {len(self._waiting)}")
-            for (_, id), (when, name) in list(self._waiting.items())[:_SLOWEST]:
-                lines.append(f"  since {when:.6f}  {id}  {name}")
-        return "".join([f"{line}\n" for line in lines])
+            for (_, id), asked in list(self._waiting.items())[:_SLOWEST]:
+                lines.append(f"  since {asked.when:.6f}  {id}  {asked.name}")
+        for asked in self._waiting.values():
+            self._give_up(asked)
+        self._write("".join([f"{self._prefix}{line}\n" for line in lines]))
 
 
 def _counted(count: int, kind: str) -> str:
