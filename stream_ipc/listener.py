@@ -11,8 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from .core.acceptor import Acceptor
-from .transports.descriptors import describe_address
-from .transports.sockets import Place, check_address, connect, is_unix, listen, named, other_user
+from .transports.sockets import Place, check_address, connect, describe_address, is_unix, listen, named, other_user
 
 if TYPE_CHECKING:
     import ssl

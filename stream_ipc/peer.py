@@ -19,7 +19,6 @@ from .messages import Message
 from .promise import DEFAULT, check_timeout
 from .session import Session, check_message, conversation_of, make_session, sendable
 from .transports.connections import is_tls, socket_channel
-from .transports.descriptors import describe_address
 from .transports.foreign import ForeignChannel
 from .transports.stream import DEFAULT_MAX_FRAME_SIZE, StreamChannel, channel_of, open_streams
 from .wire.codec import check_max_frame_size
@@ -246,6 +245,8 @@ class IpcPeer:
         self._check_usable()
         import socket
 
+        from .transports.sockets import describe_address, tune
+
         if not isinstance(sock, socket.socket):
             raise TypeError(f"create_socket_session() takes a socket, not {sock!r:.100}")
         if sock.type != socket.SOCK_STREAM:
@@ -254,6 +255,7 @@ class IpcPeer:
             address = sock.getpeername()
         except OSError as exc:
             raise ValueError(f"{sock!r} cannot be used: {exc}; connect it first") from exc
+        tune(sock)
         return self._add_socket(sock, f"to {describe_address(address)}" if address else "")
 
     def create_session(self, transport: Transport) -> Session:
@@ -429,6 +431,7 @@ class IpcPeer:
             raise TypeError(f"remove_session() takes a Session, not {session!r:.200}")
         if session.peer is not self:
             raise ValueError(f"{session!r} belongs to another peer")
+        self._loop.check_entry()
         conversation_of(session).close(release=True)
 
     # -- sending to all

@@ -16,6 +16,7 @@ from .promise import DEFAULT, ResponsePromise, check_timeout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     import subprocess
     from collections.abc import Callable, Iterator
     from typing import Any, TypeVar, overload
@@ -53,6 +54,8 @@ class Session:
         try:
             conversation = self._conversation
             reason = conversation.reason or conversation.channel.ended
+            if conversation.loop.forked:
+                reason = None
             why = "" if reason is None else f" ({conversation.short(reason)})"
             return (
                 f"<Session {conversation.name} {conversation.state}{why} pending={len(conversation.replies)}"
@@ -88,6 +91,14 @@ class Session:
     def process(self) -> subprocess.Popen[Any] | None:
         """The ``Popen`` of the child process at the other end, or None."""
         return getattr(self._conversation.channel, "process", None)
+
+    @property
+    def socket(self) -> socket.socket | None:
+        """The connected socket, or None if it talks over something else or is closed.
+
+        For ``getpeername()``, ``getpeercert()`` and options; not for reading or writing.
+        """
+        return self._conversation.channel.socket  # type: ignore[no-any-return]
 
     @property
     def is_open(self) -> bool:
@@ -136,7 +147,7 @@ class Session:
         """
         if type(message) not in sendable:
             check_message("request", message)
-        if expect is not Message and expect not in sendable:
+        if expect is not Message:
             _check_expect(expect)
         conversation = self._conversation
         if timeout is DEFAULT:
@@ -389,5 +400,5 @@ def check_message(method: str, message: Any) -> None:
 
 
 def _check_expect(expect: Any) -> None:
-    if not (isinstance(expect, type) and issubclass(expect, Message)):
+    if not isinstance(expect, type) or not issubclass(expect, Message):
         raise TypeError(f"expect must be a message class, not {expect!r:.100}")

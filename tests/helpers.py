@@ -335,19 +335,19 @@ UNRAISABLE = ("__del__", "_note_dropped")
 
 # Where each limit is kept, and by which name.
 _LIMITS = {
-    "check interval": ["stream_ipc.peer._CHECK_INTERVAL"],
-    "death interval": ["stream_ipc.transports.process._DEATH_INTERVAL"],
-    "depth": ["stream_ipc.peer.MAX_DEPTH"],
-    "exit grace": ["stream_ipc.transports.process.EXIT_GRACE"],
-    "flush bound": ["stream_ipc.session.FLUSH_BOUND", "stream_ipc.peer.FLUSH_BOUND"],
-    "inbox bytes": ["stream_ipc.session.INBOX_BYTES"],
-    "inbox bytes hard": ["stream_ipc.session.INBOX_BYTES_HARD"],
-    "inbox count": ["stream_ipc.session.INBOX_COUNT"],
-    "inbox count hard": ["stream_ipc.session.INBOX_COUNT_HARD"],
-    "kill grace": ["stream_ipc.transports.process.KILL_GRACE"],
-    "listener pause": ["stream_ipc.listener._PAUSE"],
+    "check interval": ["stream_ipc.core.loop.CHECK_INTERVAL"],
+    "death interval": ["stream_ipc.transports.process.DEATH_INTERVAL"],
+    "depth": ["stream_ipc.core.loop.MAX_DEPTH", "stream_ipc.core.conversation.MAX_DEPTH"],
+    "exit grace": ["stream_ipc.transports.process_end.EXIT_GRACE"],
+    "flush bound": ["stream_ipc.core.conversation.FLUSH_BOUND", "stream_ipc.core.lifecycle.FLUSH_BOUND"],
+    "inbox bytes": ["stream_ipc.core.port.INBOX_BYTES"],
+    "inbox bytes hard": ["stream_ipc.core.port.INBOX_BYTES_HARD"],
+    "inbox count": ["stream_ipc.core.port.INBOX_COUNT"],
+    "inbox count hard": ["stream_ipc.core.port.INBOX_COUNT_HARD"],
+    "kill grace": ["stream_ipc.transports.process_end.KILL_GRACE"],
+    "listener pause": ["stream_ipc.core.acceptor.PAUSE"],
     "lock grace": ["stream_ipc.transports.sockets._LOCK_GRACE"],
-    "terminate grace": ["stream_ipc.transports.process.TERMINATE_GRACE"],
+    "terminate grace": ["stream_ipc.transports.process_end.TERMINATE_GRACE"],
 }
 
 
@@ -377,13 +377,13 @@ Clock = TypeVar("Clock")
 
 def set_clock(peer: IpcPeer, clock: Clock) -> Clock:
     """Give a peer another clock, and return it."""
-    peer.clock = clock  # type: ignore[assignment]
+    peer._loop.clock = clock  # type: ignore[assignment]
     return clock
 
 
 def now(peer: IpcPeer) -> float:
     """Return the time of a peer's clock."""
-    return peer.clock()
+    return peer._loop.clock()
 
 
 def deadline_of(promise: "ResponsePromise[Any]") -> Optional[float]:
@@ -393,54 +393,56 @@ def deadline_of(promise: "ResponsePromise[Any]") -> Optional[float]:
 
 def patch_wait_for(monkeypatch: Any, peer: IpcPeer, wrap: Callable[..., Any]) -> None:
     """Replace how a peer waits for a descriptor that is no session's by ``wrap(real, fd, events, limit)``."""
-    monkeypatch.setattr(peer, "_wait_for", functools.partial(wrap, peer._wait_for))
+    monkeypatch.setattr(peer._loop, "wait_for", functools.partial(wrap, peer._loop.wait_for))
 
 
 def read_without_dispatching(peer: IpcPeer) -> None:
     """Read what is there into the inboxes, as a send does that waits for room."""
-    peer._wait_for(-1, 0, peer.clock())
+    peer._loop.wait_for(-1, 0, peer._loop.clock())
 
 
 def nothing_to_dispatch(peer: IpcPeer) -> bool:
     """Whether no session is noted as one that has something to dispatch."""
-    return not peer.work
+    return not peer._loop.todo
 
 
 def nothing_in_a_batch(peer: IpcPeer) -> bool:
     """Whether no session is noted as one that is inside ``batch()``."""
-    return not peer.corked
+    return not peer._loop.corked
 
 
 def nothing_is_ending(peer: IpcPeer) -> bool:
     """Whether nothing of a session that was closed is still waited for."""
-    return not peer._endings
+    return not peer._loop.endings
 
 
 def drop_queued(session: Session) -> None:
     """Drop what is queued, so that nothing waits for it to be read when the session is closed."""
-    session.channel.give_up()
+    session._conversation.channel.drop_output()
 
 
 def received_bytes(session: Session) -> int:
     """Return how much a session has read in all."""
-    count: int = session.transport.received_bytes
+    count: int = session._conversation.channel.received_bytes
     return count
 
 
 def sent_messages(session: Session) -> int:
     """Return how many messages a session has written or queued."""
-    count: int = session.transport.sent
+    count: int = session._conversation.channel.sent
     return count
 
 
 def socket_of(session: Session) -> Any:
     """Return the socket that a session reads and writes."""
-    return session.transport.socket
+    return session.socket
 
 
 def replace_socket(session: Session, sock: Any) -> None:
     """Let a session read and write another object than its socket."""
-    session.transport.socket = sock
+    channel: Any = session._conversation.channel
+    for end in (channel.outbox.end, *[source.end for source in channel.inputs.values()]):
+        end.socket = sock
 
 
 def wants_write(session: Session) -> bool:
@@ -450,7 +452,7 @@ def wants_write(session: Session) -> bool:
 
 def listening_fd(listener: Listener) -> int:
     """Return the descriptor that a listener accepts from."""
-    return listener._sock.fileno()
+    return listener._acceptor._sock.fileno()
 
 
 def shared_read_end(stream: Any) -> Any:

@@ -432,7 +432,7 @@ def test_missing_bytes() -> None:
 
 
 def begun(spare: bytearray, size: int) -> State:
-    return decode_frames(frame_header(size) + b"a" * 10, START, MAX_FRAME_SIZE, spare)[1]
+    return decode_frames(frame_header(size) + b"a" * 10, START, MAX_FRAME_SIZE, spare=spare)[1]
 
 
 @pytest.mark.parametrize("had", [0, 5, 99_999, 100_000, 100_001, 300_000])

@@ -628,7 +628,7 @@ def test_a_child_that_nobody_gets_a_session_with_is_killed(peer: IpcPeer, monkey
         raise MemoryError
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    patch_process(monkeypatch, "open_end", fail)
+    patch_process(monkeypatch, "ReadEnd", fail)
     before = listing()
     with pytest.raises(MemoryError):
         peer.create_command_session(["cat"])

@@ -59,7 +59,7 @@ def messages_in(data: bytes) -> List[Any]:
     """What frames and junk say, as a session would deliver it."""
     decoder = MessageDecoder(PickleMessageSerializer(), 64 * 1024 * 1024)
     messages, decoder.state = decoder.decode(data)
-    rest, where = decoder.decode_end()
+    rest, where = decoder.finish()
     assert where == ""
     return [*messages, *rest]
 

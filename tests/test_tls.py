@@ -143,7 +143,7 @@ def test_round_trip(peer, host, listener, client_side, version):
     client_side.minimum_version = client_side.maximum_version = ssl.TLSVersion[version]
     client = peer.connect(listener.address, ssl_context=client_side)
     assert client.request(Ping("secret")).wait() == Pong("secret")
-    assert client.transport.socket.version() == version.replace("_", ".")
+    assert client.socket.version() == version.replace("_", ".")
     host.sessions[0].notify(Note("back"))
     assert client.receive(5) == Note("back")
 
@@ -458,7 +458,7 @@ def test_handshakes_at_the_same_time(peer, host, listener, certificates):
 def test_clean_end(peer, pair):
     client, server = pair
     fd = client.transport.read_fds()[0]
-    assert repr(client.transport).startswith("<TlsTransport to ")
+    assert repr(client.transport).startswith("<StreamTransport to ")
     assert repr(client.transport).endswith(f" TLS fd {fd} open queued=0>")
     server.close()
     assert closed_text(client, peer) == "the other side closed the stream"

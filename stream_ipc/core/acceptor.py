@@ -15,8 +15,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from .. import log
-from ..transports.descriptors import describe_address
-from ..transports.sockets import Shield, is_unix, other_user, set_nodelay, stop_writing
+from ..transports.shield import Shield
+from ..transports.sockets import describe_address, is_unix, other_user, stop_writing, tune
 from .poller import READ, Poller
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _STEPS = 16  # steps of handshakes, each of which may cost a millisecond
 _HANDSHAKES = 256  # that are under way at a time; who comes then waits in the queue of the system...
 _YOUNG = 2.0  # ...until the oldest has lasted so many seconds, and is dropped for him
 _HANDSHAKE_LIMIT = 30.0  # seconds for a handshake, if the peer has no timeout
-_PAUSE = 0.1  # seconds without accepting when there are no descriptors, or too many handshakes
+PAUSE = 0.1  # seconds without accepting when there are no descriptors, or too many handshakes
 
 # What accept() says of one connection that is gone again. Anything else concerns all of them.
 _GONE = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
@@ -233,7 +233,7 @@ class Acceptor:
                 log.error("%r refused a connection from user %d; this process runs as %d", self, user, os.geteuid())
                 sock.close()
                 return
-        set_nodelay(sock)
+        tune(sock)
         name = f"at {self.place!r}" if is_unix(self.place) else f"from {describe_address(sock.getpeername())}"
         if self._context is None:
             self._hand_over(sock, name)
@@ -284,6 +284,6 @@ class Acceptor:
         return True
 
     def _pause(self) -> None:
-        self._paused_until = self.loop.clock() + _PAUSE
+        self._paused_until = self.loop.clock() + PAUSE
         self._poller.unwatch(self._sock.fileno())
         self._set_timer()

@@ -65,7 +65,7 @@ class Conversation:
         self.is_open = True
         self.reason: StreamClosedError | None = None
         self.name: str = channel.describe()
-        self.replies = Replies(self.name, self._silence_hint)
+        self.replies = Replies(self.name, peer.id_generator, self._silence_hint)
         self.on_close = HandlerList("on_close", most=1)
         self.dispatcher = Dispatcher(self, session)
         self.port = Port(loop, channel, self.dispatcher)

@@ -127,11 +127,12 @@ class Dispatcher:
                     break
                 if cls in by_class:
                     self._deliver(item, item, by_class[cls])
-                elif cls not in _ACTIONS:
-                    self._arrive(item)
-                elif not _ACTIONS[cls](self, item):
-                    return count
-                count += 1
+                    count += 1
+                else:
+                    done = _ACTIONS.get(cls, Dispatcher._arrive)(self, item)
+                    if done is None:
+                        return count
+                    count += done
                 loop.turns += 1
                 if loop.turns >= goal:
                     break
@@ -169,23 +170,22 @@ class Dispatcher:
             self._replies.fail_all(self._channel.ended)  # the rest of the end has to wait for its turn
         return len(found)
 
-    def _arrive(self, item: Any) -> None:
-        """Dispatch a notification, or an error that stands for a message."""
+    def _arrive(self, item: Any) -> int:
+        """Dispatch a notification of a class that is new here, or an error that stands for a message."""
         if isinstance(item, Message):
-            by_class = self.on_message.by_class
-            cls = type(item)
-            handlers = by_class[cls] if cls in by_class else self.on_message.of(cls)
-            self._deliver(item, item, handlers)
+            self._deliver(item, item, self.on_message.of(type(item)))
         elif isinstance(item, SerializationError):
             self._undecodable(item, item)
         elif isinstance(item, Exception):
             self._failed(item, item)
+            return 0
         else:
             error = SerializationError(
                 f"{type(self._channel.transport).__name__}.receive() returned a list with a {type(item).__name__} in it; all"
                 " must be Messages"
             )
             self._undecodable(item, error)
+        return 1
 
     def _deliver(self, item: Any, message: Message, handlers: tuple[Handler, ...]) -> None:
         """Give a message to its handlers.
@@ -236,10 +236,10 @@ class Dispatcher:
             self.inbox[0] = delivery
         return delivery
 
-    def _serve(self, item: RequestEnvelope) -> bool:
+    def _serve(self, item: RequestEnvelope) -> int | None:
         """Ask the handlers of a request, and send the reply."""
         if self._is_full():
-            return False
+            return None
         request = item.request
         cls = type(request)
         inbox = self.inbox
@@ -255,7 +255,7 @@ class Dispatcher:
                 arguments = (request, self._session) if handler.takes_both else (request,)
                 if not taken:
                     if not inbox or inbox[0] is not item:
-                        return True  # a turn beneath has gone on with it
+                        return 0  # a turn beneath has gone on with it
                     # atomic: no calls
                     taken = True
                     del inbox[0]
@@ -293,9 +293,9 @@ class Dispatcher:
                 self._scanned = 0
                 self._loop.todo[self] = None
             raise
-        return True
+        return 1
 
-    def _answer(self, answer: Answer) -> bool:
+    def _answer(self, answer: Answer) -> int:
         """Send a reply that stands in the inbox."""
         sent = self._channel.sent
         try:
@@ -310,7 +310,7 @@ class Dispatcher:
                 self._pop(answer)
             raise
         self._pop(answer)
-        return True
+        return 0
 
     def _pop(self, item: Any) -> None:
         """Take an item out of the inbox that is dealt with."""
@@ -325,6 +325,8 @@ class Dispatcher:
             self._send_error(id, text)
         except (StreamClosedError, InvalidStreamError):
             pass  # the port has taken note of it
+        except Exception as exc:
+            self.port.fail(exc)
 
     def _send_error(self, id: Any, text: str) -> None:
         # Cut to fit: in characters, of which each may take several bytes in the payload.
@@ -356,11 +358,11 @@ class Dispatcher:
         else:
             self._deliver(item, ErrorMessage(str(error)), self.on_message.of(ErrorMessage))
 
-    def _resume(self, item: Delivery) -> bool:
+    def _resume(self, item: Delivery) -> int:
         self._deliver(item, item.message, item.handlers)
-        return True
+        return 0
 
-    def _open(self, item: Opening) -> bool:
+    def _open(self, item: Opening) -> int:
         """Give the session to whoever asked for it."""
         self._pop(item)  # entered once, whatever comes of it
         try:
@@ -368,14 +370,14 @@ class Dispatcher:
         except Exception:
             self._conversation.close()  # nobody has it
             raise
-        return True
+        return 0
 
-    def _stream_failed(self, item: Failure) -> bool:
+    def _stream_failed(self, item: Failure) -> int:
         error = item.error
         if isinstance(error, InvalidStreamError):
             error.session = self._session
         self._failed(item, error)
-        return True
+        return 0
 
     def _failed(self, item: Any, error: Exception) -> None:
         """Tell the on_exception handlers of a failure of the stream, and end unless one of them objects."""
@@ -418,20 +420,21 @@ class Dispatcher:
                 log.error("on_exception handler of %r failed", self._session, exc_info=True)
         return keep
 
-    def _end(self, item: End) -> bool:
+    def _end(self, item: End) -> int | None:
         """Close behind the last message."""
         if self._conversation.lingers():
-            return False
+            return None
         self._conversation.end(item.error)
-        return True
+        return 0
 
 
 def _is_reply(item: Any) -> bool:
     return type(item) is ResponseEnvelope or (isinstance(item, SerializationError) and item.response_id is not None)
 
 
-# What is neither a reply nor a notification, and what to do with it. An action returns whether to go on.
-_ACTIONS: dict[type, Callable[[Dispatcher, Any], bool]] = {
+# What is neither a reply nor a notification, and what to do with it. An action returns how many messages that was; None
+# to stop, because it has to wait.
+_ACTIONS: dict[type, Callable[[Dispatcher, Any], int | None]] = {
     RequestEnvelope: Dispatcher._serve,
     Answer: Dispatcher._answer,
     Delivery: Dispatcher._resume,

@@ -288,7 +288,7 @@ class Loop:
                 if self._polled or self._endings:
                     self._look()
                 if not events or now >= self._soonest:
-                    self._on_time(now, not events and wait > 0, starving)
+                    self._on_time(now, not events and wait > 0)
         finally:
             self.thread = outer
             self.depth = depth
@@ -377,17 +377,16 @@ class Loop:
         if self._endings:
             self._endings = [ending for ending in self._endings if ending.step() is not None]
 
-    def _on_time(self, now: float, idle: bool, starving: bool) -> None:
+    def _on_time(self, now: float, idle: bool) -> None:
         """Do what is due by the clock, and look at streams now and then, also if the clock stands still."""
         if now >= self._check_at or idle:
             self._check_at = now + CHECK_INTERVAL
             self._check_streams()
-        if not starving:
-            for task, when in tuple(self._timers.items()):
-                if when <= now and self._timers.get(task) == when:
-                    task.on_time(now)
-                    if self._timers.get(task) == when:
-                        del self._timers[task]
+        for task, when in tuple(self._timers.items()):
+            if when <= now and self._timers.get(task) == when:
+                task.on_time(now)
+                if self._timers.get(task) == when:
+                    del self._timers[task]
         self._set_soonest()
 
     def _set_soonest(self) -> None:

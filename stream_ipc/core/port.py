@@ -69,10 +69,9 @@ class Port:
         except Exception as exc:  # of somebody's own transport
             self.fail(exc)
             return
-        if self.paused or self.failing or self._reading or self.channel.ended is not None:
+        if self.paused or self.failing or self.channel.ended is not None:
             look_in = None
-            if not self._reading:
-                reads = ()
+            reads = ()
         wanted = dict.fromkeys(reads, READ)
         if write_fd is not None:  # also when the other side has stopped writing: it may still read
             wanted[write_fd] = wanted.get(write_fd, 0) | WRITE
@@ -301,9 +300,16 @@ class Port:
             self.fail(error)
         elif not self._closed:
             self.channel.drop_output()
-            if not self._reading:  # otherwise by a call beneath this one, which goes on to the end
-                self.drain()
-                self.end(error)
+            if self._reading:  # by a call beneath this one, which goes on to the end
+                return
+            ended = self.channel.ended
+            self.drain()
+            last = self._inbox[-1] if self._inbox else None
+            if ended is None and type(last) is End:  # the failed write tells more than the end of what was read
+                # atomic: no calls
+                last.error = error
+                self.channel.ended = error
+            self.end(error)
 
     def end(self, error: StreamClosedError) -> None:
         """Put the end into the inbox, if it is not there yet."""

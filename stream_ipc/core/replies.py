@@ -111,15 +111,17 @@ class Replies:
 
     Args:
         name: What texts call the conversation.
+        ids: What makes the ids, for error texts.
         hint: Returns what a timeout's text ends with.
 
     Attributes:
         due: No request is due earlier.
     """
 
-    def __init__(self, name: str, hint: Callable[[], str]) -> None:
+    def __init__(self, name: str, ids: Any, hint: Callable[[], str]) -> None:
         self.name = name
         self.due = math.inf
+        self._ids = ids
         self._hint = hint
         self._table: dict[str, Pending] = {}
         self._dropped = self._note_dropped  # one object for all
@@ -135,7 +137,7 @@ class Replies:
         """
         table = self._table
         if type(id) is not str or len(id) > _MAX_ID or id in table:
-            raise _bad_id(id)
+            raise self._bad_id(id)
         pending = Pending(promise, self._dropped)
         pending.id = id
         pending.expect = expect
@@ -146,6 +148,15 @@ class Replies:
         pending.owner = self
         table[id] = pending
         return pending
+
+    def _bad_id(self, id: Any) -> ValueError:
+        name = type(self._ids).__name__
+        if isinstance(id, str) and type(id) is not str:
+            text = "of a class derived from str; it must be a plain str"
+            return ValueError(f"{name}.generate() returned {id!r:.100} {text}")
+        if type(id) is str and len(id) <= _MAX_ID:
+            return ValueError(f"{name}.generate() returned {id!r}, which a pending request has already")
+        return ValueError(f"{name}.generate() returned {id!r:.100}, not a str of at most {_MAX_ID} characters")
 
     def forget(self, pending: Pending) -> None:
         """Take a request out of the table."""
@@ -215,11 +226,3 @@ class Replies:
         text = f"{pending.silence(pending.timeout)}{self._hint()}"
         pending.fail(RequestTimeoutError(text, timeout=pending.timeout))
         self.forget(pending)
-
-
-def _bad_id(id: Any) -> ValueError:
-    if isinstance(id, str) and type(id) is not str:
-        return ValueError(f"the id generator returned {id!r:.100} of a class derived from str; it must be a plain str")
-    if type(id) is str and len(id) <= _MAX_ID:
-        return ValueError(f"the id generator returned {id!r}, which a pending request has already")
-    return ValueError(f"the id generator returned {id!r:.100}, not a str of at most {_MAX_ID} characters")

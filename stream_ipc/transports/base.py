@@ -179,6 +179,11 @@ class Channel:
         """The transport as its user knows it."""
         raise NotImplementedError
 
+    @property
+    def socket(self) -> Any:
+        """The socket that it talks over, or None."""
+        return None
+
     def post(self, kind: int, id: Any, message: Message) -> None:
         """Send a message, or queue it whole."""
         raise NotImplementedError

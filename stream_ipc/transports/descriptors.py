@@ -33,7 +33,6 @@ __all__ = [
     "ReadEnd",
     "WriteEnd",
     "close_streams",
-    "describe_address",
     "describe_stream",
     "open_read_end",
     "open_write_end",
@@ -70,14 +69,6 @@ def _is_writable(fd: int) -> bool:
 def describe_stream(stream: Any) -> str:
     """Return a few words for an error text."""
     return f"descriptor {stream}" if isinstance(stream, int) else f"{stream!r:.100}"
-
-
-def describe_address(address: Any) -> str:
-    """Return the address of a socket in a few words: ``127.0.0.1:80``, ``[::1]:80``, or a path in quotes."""
-    if not isinstance(address, tuple) or len(address) < 2 or not isinstance(address[0], str):
-        return repr(address)
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def close_streams(streams: list[tuple[Any, int]]) -> None:
@@ -136,6 +127,8 @@ def open_read_end(stream: Any, shared: bool = False) -> Any:
     Raises:
         InvalidStreamError: The stream cannot be used.
     """
+    if isinstance(stream, (ReadEnd, ObjectReadEnd)):
+        return stream
     _refuse_bool(stream)
     return ReadEnd(stream, shared) if _has_descriptor(stream) else ObjectReadEnd(stream)
 
@@ -146,6 +139,8 @@ def open_write_end(stream: Any, shared: bool = False) -> Any:
     Raises:
         InvalidStreamError: The stream cannot be used.
     """
+    if isinstance(stream, (WriteEnd, ObjectWriteEnd)):
+        return stream
     _refuse_bool(stream)
     return WriteEnd(stream, shared) if _has_descriptor(stream) else ObjectWriteEnd(stream)
 
@@ -407,10 +402,12 @@ class _ObjectEnd:
     def __init__(self, stream: Any, method: str) -> None:
         self.stream = stream
         self.fd = -next(_numbers)
-        if not callable(getattr(stream, method, None)):
+        target = getattr(stream, "buffer", None) if isinstance(stream, io.TextIOBase) else stream
+        self.method: Any = getattr(target, method, None)
+        if not callable(self.method):
             raise InvalidStreamError(
                 f"{describe_stream(stream)} cannot be used as a stream: it has neither a descriptor nor a method"
-                f" {method}(); pass an open file object, socket or descriptor"
+                f" {method}() for bytes; pass an open file object, socket or descriptor"
             )
         if getattr(stream, "closed", False) is True:
             raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: it is closed")
@@ -451,7 +448,7 @@ class ObjectReadEnd(_ObjectEnd):
     def __next__(self) -> bytes:
         if self._data is None:
             try:
-                for self._data in map(self.stream.read, (READ_SIZE,)):
+                for self._data in map(self.method, (READ_SIZE,)):
                     break
             except BlockingIOError:
                 raise
@@ -491,7 +488,7 @@ class ObjectWriteEnd(_ObjectEnd):
         piece = bytes(memoryview(buffer)[:READ_SIZE])
         if self._taken is None:  # otherwise an interrupted call has written
             try:
-                for self._taken in map(self.stream.write, (piece,)):
+                for self._taken in map(self.method, (piece,)):
                     break
             except BlockingIOError:
                 raise

@@ -21,11 +21,9 @@ from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Optional, Union
 
 from .base import Ending
-from .shield import Shield
 
 __all__ = [
     "Address",
-    "Shield",
     "SocketFile",
     "check_address",
     "connect",
@@ -173,9 +171,6 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(level, option, value)
         except OSError:
             pass
-
-
-set_nodelay = tune  # for listener.py, until it says tune
 
 
 def describe_address(address: Any) -> str:

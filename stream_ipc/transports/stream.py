@@ -98,6 +98,21 @@ class StreamChannel(Channel):
             self._transport = transport_of(self)
         return self._transport
 
+    def adopt(self, transport: StreamTransport) -> None:
+        """Take note of the transport that people know it by."""
+        self._transport = transport
+
+    @property
+    def socket(self) -> Any:
+        """The socket that it talks over, or None."""
+        end = self.outbox.end
+        return end.socket if end.socket is end.stream else None
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether something is to be written that the stream did not take, be it TLS's own."""
+        return self.outbox.blocked or any([source.end.wants_write for source in self.inputs.values()])
+
     def on_change(self) -> None:
         """Do nothing: replaced by the port."""
 
@@ -323,10 +338,12 @@ class StreamChannel(Channel):
     def before_close(self) -> Ending | None:
         """End the conversation with the other side before the streams are closed; returns what is left to do."""
         end = self.outbox.end
-        if self.outbox.error is None and end.socket is not None and not end.shared and end.find_invalid() is None:
-            from .sockets import linger
+        sock = end.socket
+        if self.outbox.error is None and sock is not None and not end.shared and end.find_invalid() is None:
+            if sock.family.name in ("AF_INET", "AF_INET6"):
+                from .sockets import linger
 
-            return linger(end.socket)
+                return linger(sock)
         return None
 
     def release(self) -> None:
@@ -420,6 +437,7 @@ class StreamTransport(MessageTransport):
     ) -> None:
         MessageEncoder(serializer, max_frame_size)  # checks them before anything is opened
         self._channel = StreamChannel(*open_streams(write, reads), serializer, max_frame_size)
+        self._channel.adopt(self)
 
     def __repr__(self) -> str:
         try:
@@ -451,7 +469,7 @@ class StreamTransport(MessageTransport):
     @property
     def wants_write(self) -> bool:
         """Whether something is queued that the stream did not take."""
-        return self._channel.interest()[1] is not None
+        return self._channel.wants_write
 
     @property
     def write_fd(self) -> int | None:

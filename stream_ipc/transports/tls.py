@@ -17,7 +17,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 from .descriptors import ReadEnd, WriteEnd
-from .sockets import Shield
+from .shield import Shield
 
 if TYPE_CHECKING:
     import socket

@@ -204,20 +204,20 @@ class MessageDecoder:
 
     def decode(self, data: bytes) -> tuple[list[Any], DecoderState]:
         """Return the messages that end in ``data``, and the state behind them."""
-        frames, held = self.state
-        items, frames = decode_frames(data, frames, self._max_frame_size, self._make, self._spare)
+        before, held = self.state
+        items, frames = decode_frames(data, before, self._max_frame_size, self._make, self._spare)
+        if before is not START and items:
+            self._keep(before, frames, items[0])
         if held or Junk in map(type, items):
             items, held = self._texts(items, held)
         return items, CLEAN if frames is START and not held else (frames, held)
 
     def advance(self, size: int) -> tuple[list[Any], DecoderState]:
         """Return the same for ``size`` bytes that were read into ``room``."""
-        frames, held = self.state
-        payload = frames[2]
-        items, frames = framing.advance(frames, size, self._make)
-        if items and payload is not None and self._reuses and len(payload) <= _SPARE_MAX:
-            self._spare = payload
-            self._idle = False
+        before, held = self.state
+        items, frames = framing.advance(before, size, self._make)
+        if items:
+            self._keep(before, frames, items[0])
         if held and items:
             items, held = self._texts(items, held)
         return items, CLEAN if frames is START and not held else (frames, held)
@@ -254,6 +254,16 @@ class MessageDecoder:
             error.__cause__ = exc
         error.payload_size = len(payload)
         return error
+
+    def _keep(self, before: framing.State, after: framing.State, first: Any) -> None:
+        """Keep the buffer of a payload that is complete, for the next large one."""
+        payload = before[2]
+        if payload is None or payload is after[2] or len(payload) < framing.LARGE:
+            return
+        # The traceback of an error may hold it.
+        keeps = self._reuses and not isinstance(first, Exception) and len(payload) <= _SPARE_MAX
+        self._spare = payload if keeps else None
+        self._idle = False
 
     def _texts(self, items: list[Any], held: bytes) -> tuple[list[Any], bytes]:
         """Make messages of the junk among these."""
