@@ -108,11 +108,14 @@ class TypeInfo:
             if tuple(values) == self.names:  # exactly the fields in their order, and looked into before
                 return self.cls(**values)
         except Exception as exc:
-            raise self._refused(exc) from exc
+            raise self.refused(exc) from exc
         return self._build_slowly(values)
 
-    def _refused(self, exc: Exception) -> SerializationError:
+    def refused(self, exc: Exception) -> SerializationError:
+        """Return the error for an exception of the class's constructor."""
         return SerializationError(f"{self.wire_name} cannot be built from the values received: {describe(exc)}")
+
+    _refused = refused  # as pickle.py calls it
 
     def _build_slowly(self, values: Dict[str, Any]) -> Any:
         if self.names is None:
@@ -130,7 +133,7 @@ class TypeInfo:
                     f"{self.wire_name} cannot be built: required field {missing[0]!r} was not sent; give it a default"
                     " or update the sender"
                 ) from exc
-            raise self._refused(exc) from exc
+            raise self.refused(exc) from exc
 
     def _build_open(self, values: Dict[str, Any]) -> Any:
         try:
@@ -146,7 +149,7 @@ class TypeInfo:
                         # No slot for it: this side does not know it.
             return obj
         except Exception as exc:
-            raise self._refused(exc) from exc
+            raise self.refused(exc) from exc
 
     def _required(self) -> List[str]:
         if not dataclasses.is_dataclass(self.cls):

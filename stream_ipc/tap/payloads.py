@@ -13,7 +13,7 @@ import re
 import struct
 from typing import Any, Callable, Dict, List, NamedTuple, NoReturn
 
-from ..serializers import php
+from ..serializers import php_reading as php
 
 __all__ = ["FORMATS", "Content", "look"]
 
@@ -337,12 +337,12 @@ def _php_end(text: str, at: int, partial: bool) -> NoReturn:
 
 
 def _php_value(text: str, at: int, partial: bool) -> Any:
-    found = php._TOKEN(text, at)
+    found = php.TOKEN(text, at)
     if found is None:
         _php_end(text, at, partial)
     kind: Any = found.lastindex
     end = found.end()
-    if kind == php._STRING:
+    if kind == php.STRING:
         size = int(found[1])
         value = _php_text(text[end : end + size])
         if end + size + 2 > len(text):
@@ -350,19 +350,19 @@ def _php_value(text: str, at: int, partial: bool) -> Any:
                 raise _Cut(_Part(value, size))
             _php_end(text, at, False)
         return value, end + size + 2
-    if kind == php._ARRAY:
+    if kind == php.ARRAY:
         return (Node("dict", []), 2 * int(found[3])), end
-    if kind == php._OBJECT:
+    if kind == php.OBJECT:
         return (Node("object", [], str(_php_text(found[5]))), 2 * int(found[6])), end
-    if kind == php._INT:
+    if kind == php.INT:
         return int(found[2]), end
-    if kind == php._BOOL:
+    if kind == php.BOOL:
         return found[7] == "1", end
-    if kind == php._FLOAT:
+    if kind == php.FLOAT:
         return float(found[9]), end
-    if kind == php._ENUM:
+    if kind == php.ENUM:
         return _Word(f"{_last(found[15])}::{found[16]}"), end
-    return None if kind == php._NULL else _Word(f"<value {found[kind]} again>"), end
+    return None if kind == php.NULL else _Word(f"<value {found[kind]} again>"), end
 
 
 def _php_text(raw: str) -> Any:
