@@ -278,7 +278,7 @@ def test_random_round_trips() -> None:
             data = serializer.serialize(message)
             assert same(vars(serializer.deserialize(data)), vars(message))
             # The slow way writes the same, and any JSON reader reads it.
-            assert Walk(serializer._writer).text(message) == serializer._messages[type(message)](message, 1, set())
+            assert Walk(serializer._format).text(message) == serializer._messages[type(message)](message, 1, set())
             json.loads(data)
 
 

@@ -1,7 +1,7 @@
 """Write messages without recursion, and explain what in them cannot be written.
 
-Knows messages, the registry and the :class:`~.text_format.Writer` of a format. This is for what the functions of a
-writer give up: an own stack instead of recursion also writes a message of 511 levels where the interpreter's stack
+Knows messages, the registry and the :class:`~.text_format.TextFormat`. This is for what the functions of a format give
+up: an own stack instead of recursion also writes a message of 511 levels where the interpreter's stack
 has less left, and knows the path to the field that is at fault.
 """
 
@@ -15,11 +15,11 @@ from .text_format import ENVELOPES, MAX_DEPTH, MAX_ID_LENGTH, Unfit, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, NoReturn
 
     from ..registry import TypeInfo
-    from .text_format import Writer
+    from .text_format import TextFormat
 
     Items = Iterator[tuple[str, str, Any]]  # (what to write before it, the step to it, the value)
 
@@ -32,8 +32,8 @@ class Walk:
     A step is what leads from a value to one in it, as in ``.items`` or ``[3]``.
     """
 
-    def __init__(self, writer: Writer) -> None:
-        self.writer = writer
+    def __init__(self, format: TextFormat) -> None:
+        self.format = format
         self.out: list[str] = []
         self._path: list[str] = []  # one step for each open container
         self._stack: list[tuple[Items, str]] = []
@@ -73,12 +73,12 @@ class Walk:
     def value(self, step: str, value: Any) -> None:
         """Write a value, or open it if it is a container."""
         cls = type(value)
-        if cls in self.writer.scalars:
+        if cls in self.format.scalars:
             if cls is str:
                 self.check_text(step, value)
-            self._write(step, self.writer.scalars[cls], value)
+            self.out.append(self._made(step, self.format.scalars[cls], value))
         elif cls is list or cls is tuple or cls is dict:
-            start, end = self.writer.brackets(value)
+            start, end = self.format.brackets(value)
             self._open(step, value, start, self._entries(value) if cls is dict else self._items(value), end)
         else:
             self.object(step, self._info(step, value), value)
@@ -88,11 +88,11 @@ class Walk:
         if info.is_enum:
             if type(value._name_) is str:
                 self.check_text(step, value._name_)
-            self._write(step, self.writer.enum_encoder(info), value, 1, set())
+            self.out.append(self._made(step, self.format.enum_encoder(info), value, 1, set()))
             return
         attributes: Iterable[Any]
         if info.fields:
-            attributes = [f for f in info.fields if not self.writer.leaves_out or hasattr(value, f.name)]
+            attributes = [f for f in info.fields if not self.format.leaves_out or hasattr(value, f.name)]
             items = self._fields(info, value, attributes)
         else:
             try:
@@ -100,17 +100,17 @@ class Walk:
             except SerializationError as exc:
                 self.fail(step, str(exc))
             items = self._attributes(attributes)
-        self._open(step, value, self.writer.start(info, len(attributes)), items, "}")
+        self._open(step, value, self.format.start(info, len(attributes)), items, "}")
 
-    def _write(self, step: str, function: Any, *args: Any) -> Any:
+    def _made(self, step: str, function: Callable[..., str], *args: Any) -> str:
         try:
-            self.out.append(function(*args))
+            return function(*args)
         except Unfit as exc:
             self.fail(step, str(exc))
 
     def _open(self, step: str, value: Any, start: str, items: Items, end: str) -> None:
         if id(value) in self._within:
-            self.fail(step, f"contains itself, which {self.writer.format} cannot express")
+            self.fail(step, f"contains itself, which {self.format.name} cannot express")
         if len(self._stack) >= MAX_DEPTH:
             del self._path[self._start + 3 :]  # all of it would be a page
             self.fail("", f"nested deeper than {MAX_DEPTH} levels")
@@ -123,7 +123,7 @@ class Walk:
 
     def _items(self, value: Any) -> Items:
         for i, v in enumerate(value):
-            yield (self.writer.comma if i else "") + self.writer.index(i), f"[{i}]", v
+            yield (self.format.comma if i else "") + self.format.index(i), f"[{i}]", v
 
     def _entries(self, value: dict[Any, Any]) -> Items:
         written: set[str] = set()
@@ -131,13 +131,10 @@ class Walk:
             step = f"[{shown(key)}]"
             if type(key) is str:
                 self.check_text(step, key)
-            try:
-                before = self.writer.key(key)
-            except Unfit as exc:
-                self.fail(step, str(exc))
+            before = self._made(step, self.format.key, key)
             if before in written:
                 self.fail(step, "a dict has a second key that is the same to PHP, which takes digits for an int")
-            yield (self.writer.comma if written else "") + before, step, v
+            yield (self.format.comma if written else "") + before, step, v
             written.add(before)
 
     def _fields(self, info: TypeInfo, value: Any, fields: Iterable[Any]) -> Items:
@@ -149,17 +146,13 @@ class Walk:
             content = getattr(value, f.name)
             if info.cls in ENVELOPES and f.name != "id":
                 step = type(content).__name__  # the path begins anew with the message
-            yield self.writer.field(f, info), step, content
+            yield self._made("", self.format.field, f, info), step, content
 
     def _attributes(self, values: dict[Any, Any]) -> Items:
         for name, v in values.items():
             if type(name) is str:
                 self.check_text(f".{shown(name)}", name)
-            try:
-                before = self.writer.attribute(name)
-            except Unfit:
-                self.fail("", f"an attribute cannot be called {shown(name)}")
-            yield before, f".{name}", v
+            yield self._made("", self.format.attribute, name), f".{name}", v
 
     def _error(self, step: str, problem: str) -> SerializationError:
         return SerializationError(f"{''.join(self._path[self._start :])}{step}: {problem}")
@@ -171,14 +164,14 @@ class Walk:
     def check_text(self, step: str, text: str) -> None:
         """Refuse a text that cannot be encoded."""
         try:
-            text.encode("utf-8", self.writer.surrogates)
+            text.encode("utf-8", self.format.surrogates)
         except UnicodeEncodeError as exc:
-            problem = f"text with a lone surrogate (at index {exc.start}) cannot travel in {self.writer.format}"
+            problem = f"text with a lone surrogate (at index {exc.start}) cannot travel in {self.format.name}"
             self.fail(step, problem)
 
     def _info(self, step: str, value: Any) -> TypeInfo:
         try:
-            info = self.writer.info(type(value))
+            info = self.format.info(type(value))
         except SerializationError as exc:
             self.fail(step, self._advice(value) or str(exc))
         self.check_text(step, info.wire_name)
@@ -199,7 +192,7 @@ class Walk:
         ):
             if isinstance(value, bases):
                 name = "complex" if bases == (complex,) else cls.__name__
-                return f"{name} cannot travel in {self.writer.format}; send {instead}, or use another serializer"
+                return f"{name} cannot travel in {self.format.name}; send {instead}, or use another serializer"
         for base in (str, int, float, dict, list, tuple):
             if isinstance(value, base):
                 named = isinstance(value, enum.Enum) or hasattr(cls, "_fields")

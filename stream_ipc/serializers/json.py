@@ -19,16 +19,15 @@ from json.encoder import encode_basestring
 from math import isfinite
 
 from .. import registry
-from ..errors import SerializationError, article, describe
+from ..errors import SerializationError, article
 from .explain import Walk
 from .text_format import (
     INT_MAX,
     INT_MIN,
     MAX_DEPTH,
-    Format,
+    TextFormat,
     TextSerializer,
     Unfit,
-    Writer,
     builder,
     find_class,
     shown,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from ..protocols import Payload
-    from ..registry import TypeInfo
+    from ..registry import FieldInfo, TypeInfo
     from .text_format import Builder, Encoder
 
 __all__ = ["JsonMessageSerializer"]
@@ -75,94 +74,6 @@ def _escape(match: Any) -> str:
 def _old_text(value: str) -> str:
     value.encode()  # refuses lone surrogates
     return _NOT_ASCII.sub(_escape, encode_basestring(value).replace("/", "\\/"))
-
-
-class _JsonWriter(Writer):
-    format = "JSON"
-    comma = ","
-
-    def __init__(self, old: bool) -> None:
-        self._text = _old_text if old else encode_basestring
-        # Mostly functions in C, which are called without a frame.
-        bools, none = ("false", "true").__getitem__, {None: "null"}.__getitem__
-        super().__init__(old, {str: self._text, int: _int, float: _float, bool: bools, type(None): none})
-
-    def encode(self, text: str) -> bytes:
-        # Only texts hold characters beyond ASCII, so this may be done to the whole at once.
-        return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").encode()
-
-    def list_encoder(self) -> Encoder:
-        encoders, get, write = self, self.scalars.get, self._text
-
-        def encode(value: list[Any], depth: int, seen: set[int]) -> str:
-            if depth > MAX_DEPTH:
-                raise Unfit
-            if len(value) > 15:
-                # Long lists mostly hold one type. For short ones it takes longer to find out.
-                types = set(map(type, value))
-                if len(types) == 1:
-                    only = types.pop()
-                    if only is str:
-                        return f"[{','.join(map(write, value))}]"
-                    if only is int and min(value) >= INT_MIN and max(value) <= INT_MAX:
-                        return f"[{','.join(map(repr, value))}]"
-            depth += 1
-            parts = [f(v) if (f := get(type(v))) is not None else encoders[type(v)](v, depth, seen) for v in value]
-            return f"[{','.join(parts)}]"
-
-        return encode
-
-    def dict_encoder(self) -> Encoder:
-        encoders, get, write = self, self.scalars.get, self._text
-
-        def encode(value: dict[Any, Any], depth: int, seen: set[int]) -> str:
-            if depth > MAX_DEPTH or "__class" in value:
-                raise Unfit
-            depth += 1
-            parts = []
-            for key, v in value.items():
-                if type(key) is not str:
-                    raise Unfit
-                f = get(type(v))
-                text = f(v) if f is not None else encoders[type(v)](v, depth, seen)
-                parts.append(f"{write(key)}:{text}")
-            return f"{{{','.join(parts)}}}"
-
-        return encode
-
-    def enum_encoder(self, info: TypeInfo) -> Encoder:
-        head = self.start(info, 2)
-
-        def encode(value: Any, depth: int, seen: set[int]) -> str:
-            if depth > MAX_DEPTH:
-                raise Unfit
-            # As the original writes one: its name, and its value if that is text or an int (PHP knows no others).
-            # The name is what counts on reading; combined flags have none.
-            name, content = value._name_, value._value_
-            text = f'{head},"name":{self._text(name) if type(name) is str else "null"}'
-            if type(content) is str or (type(content) is int and INT_MIN <= content <= INT_MAX):
-                text += f',"value":{self.scalars[type(content)](content)}'
-            return text + "}"
-
-        return encode
-
-    def brackets(self, value: Any) -> tuple[str, str]:
-        return ("{", "}") if type(value) is dict else ("[", "]")
-
-    def key(self, key: Any) -> str:
-        if type(key) is not str:
-            raise Unfit(f"a dict key in JSON must be a str, not {article(type(key))}")
-        if key == "__class":
-            raise Unfit('a dict with the key "__class" would be taken for an object; use another key')
-        return f"{self._text(key)}:"
-
-    def start(self, info: TypeInfo, count: int) -> str:
-        return f'{{"__class":{self._text(wire_name(info, self.old))}'
-
-    def attribute(self, name: Any) -> str:
-        if type(name) is not str or name == "__class":
-            raise Unfit
-        return f",{self._text(name)}:"
 
 
 # --- reading --------------------------------------------------------------------------------------------------
@@ -320,71 +231,163 @@ def _whole(text: str, decoder: json.JSONDecoder) -> Any:
     return value
 
 
-def _read(payload: Payload) -> Any:
-    text = str(payload, "utf-8")
-    decoder = _decoder
-    if len(text) <= 2 * MAX_DEPTH:  # more levels take at least two characters each
-        escapes = "\\u" in text
-    else:
-        escapes = "\\" in text  # to look for two characters takes longer than the expression below
-        data = bytes(payload)
-        if text.count("[") + text.count("{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
-            raise SerializationError(f"payload is nested deeper than {MAX_DEPTH} levels")
-        if _LONG_INT not in data.translate(_DIGITS):
-            decoder = _short_int_decoder
-    if escapes and _SURROGATE.search(text) is not None:
-        # The scanner lets lone ones pass. Pairs become one character, so that what cannot be encoded again is
-        # alone. Only payloads with such escapes pay for being read twice.
-        json.dumps(_whole(text, _plain_decoder), ensure_ascii=False).encode()
-    try:
-        return _whole(text, decoder)
-    except (_UnknownClass, TypeError):  # TypeError: the name of a class is a list or dict
-        pass
-    value = _whole(text, _plain_decoder)
-    return _from_outside(value) if type(value) in (list, dict) else value
+# --- the format -----------------------------------------------------------------------------------------------
 
 
-def _salvage(payload: Payload) -> tuple[Any, Any]:
-    try:
-        text = str(payload, "utf-8", "replace")
-    except Exception:  # no buffer, or released: there is one error to report already
-        return None, None
-    try:
-        data = _whole(text, _plain_decoder)
-        name, identity = data["__class"], data["id"]
-    except Exception:
-        # Broken JSON, or more of it than fits: all known senders write the class and the id first.
-        match = _HEAD.match(text)
-        if match is None:
-            return None, None
-        name, identity = match.group(1).replace("\\\\", "\\"), match.group(2)
+class _Json(TextFormat):
+    name = "JSON"
+    walk = Walk
+    comma = ","
+
+    def __init__(self, old: bool) -> None:
+        self._text = _old_text if old else encode_basestring
+        # Mostly functions in C, which are called without a frame.
+        bools, none = ("false", "true").__getitem__, {None: "null"}.__getitem__
+        super().__init__(old, {str: self._text, int: _int, float: _float, bool: bools, type(None): none})
+
+    def encode(self, text: str) -> bytes:
+        # Only texts hold characters beyond ASCII, so this may be done to the whole at once.
+        return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").encode()
+
+    def list_encoder(self) -> Encoder:
+        encoders, get, write = self, self.scalars.get, self._text
+
+        def encode(value: list[Any], depth: int, seen: set[int]) -> str:
+            if depth > MAX_DEPTH:
+                raise Unfit
+            if len(value) > 15:
+                # Long lists mostly hold one type. For short ones it takes longer to find out.
+                types = set(map(type, value))
+                if len(types) == 1:
+                    only = types.pop()
+                    if only is str:
+                        return f"[{','.join(map(write, value))}]"
+                    if only is int and min(value) >= INT_MIN and max(value) <= INT_MAX:
+                        return f"[{','.join(map(repr, value))}]"
+            depth += 1
+            parts = [f(v) if (f := get(type(v))) is not None else encoders[type(v)](v, depth, seen) for v in value]
+            return f"[{','.join(parts)}]"
+
+        return encode
+
+    def dict_encoder(self) -> Encoder:
+        encoders, get, write = self, self.scalars.get, self._text
+
+        def encode(value: dict[Any, Any], depth: int, seen: set[int]) -> str:
+            if depth > MAX_DEPTH or "__class" in value:
+                raise Unfit
+            depth += 1
+            parts = []
+            for key, v in value.items():
+                if type(key) is not str:
+                    raise Unfit
+                f = get(type(v))
+                text = f(v) if f is not None else encoders[type(v)](v, depth, seen)
+                parts.append(f"{write(key)}:{text}")
+            return f"{{{','.join(parts)}}}"
+
+        return encode
+
+    def enum_encoder(self, info: TypeInfo) -> Encoder:
+        head = self.start(info, 2)
+
+        def encode(value: Any, depth: int, seen: set[int]) -> str:
+            if depth > MAX_DEPTH:
+                raise Unfit
+            # As the original writes one: its name, and its value if that is text or an int (PHP knows no others).
+            # The name is what counts on reading; combined flags have none.
+            name, content = value._name_, value._value_
+            text = f'{head},"name":{self._text(name) if type(name) is str else "null"}'
+            if type(content) is str or (type(content) is int and INT_MIN <= content <= INT_MAX):
+                text += f',"value":{self.scalars[type(content)](content)}'
+            return text + "}"
+
+        return encode
+
+    def index(self, index: int) -> str:
+        return ""
+
+    def brackets(self, value: Any) -> tuple[str, str]:
+        return ("{", "}") if type(value) is dict else ("[", "]")
+
+    def key(self, key: Any) -> str:
+        if type(key) is not str:
+            raise Unfit(f"a dict key in JSON must be a str, not {article(type(key))}")
+        if key == "__class":
+            raise Unfit('a dict with the key "__class" would be taken for an object; use another key')
+        return f"{self._text(key)}:"
+
+    def start(self, info: TypeInfo, count: int) -> str:
+        return f'{{"__class":{self._text(wire_name(info, self.old))}'
+
+    def attribute(self, name: Any) -> str:
+        if type(name) is not str or name == "__class":
+            raise Unfit(f"an attribute cannot be called {shown(name)}")
+        return f",{self._text(name)}:"
+
+    def field(self, field: FieldInfo, info: TypeInfo) -> str:
+        return self.attribute(field.wire_name)
+
+    def read(self, payload: Payload) -> Any:
+        text = str(payload, "utf-8")
+        decoder = _decoder
+        if len(text) <= 2 * MAX_DEPTH:  # more levels take at least two characters each
+            escapes = "\\u" in text
+        else:
+            escapes = "\\" in text  # to look for two characters takes longer than the expression below
+            data = bytes(payload)
+            if text.count("[") + text.count("{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
+                raise SerializationError(f"payload is nested deeper than {MAX_DEPTH} levels")
+            if _LONG_INT not in data.translate(_DIGITS):
+                decoder = _short_int_decoder
+        if escapes and _SURROGATE.search(text) is not None:
+            # The scanner lets lone ones pass. Pairs become one character, so that what cannot be encoded again is
+            # alone. Only payloads with such escapes pay for being read twice.
+            json.dumps(_whole(text, _plain_decoder), ensure_ascii=False).encode()
         try:
-            identity = json.loads(identity)
-        except ValueError:
+            return _whole(text, decoder)
+        except (_UnknownClass, TypeError):  # TypeError: the name of a class is a list or dict
+            pass
+        value = _whole(text, _plain_decoder)
+        return _from_outside(value) if type(value) in (list, dict) else value
+
+    def salvage(self, payload: Payload) -> tuple[Any, Any]:
+        try:
+            text = str(payload, "utf-8", "replace")
+        except Exception:  # no buffer, or released: there is one error to report already
             return None, None
-    if type(identity) is str and _LONE.search(identity):
-        return None, None  # it would fail once more where it is answered
-    return name, identity
+        try:
+            data = _whole(text, _plain_decoder)
+            name, identity = data["__class"], data["id"]
+        except Exception:
+            # Broken JSON, or more of it than fits: all known senders write the class and the id first.
+            match = _HEAD.match(text)
+            if match is None:
+                return None, None
+            name, identity = match.group(1).replace("\\\\", "\\"), match.group(2)
+            try:
+                identity = json.loads(identity)
+            except ValueError:
+                return None, None
+        if type(identity) is str and _LONE.search(identity):
+            return None, None  # it would fail once more where it is answered
+        return name, identity
+
+    def reason(self, exc: Exception) -> str:
+        if isinstance(exc, RecursionError):
+            return "payload is nested too deeply"
+        if isinstance(exc, MemoryError):
+            return "payload cannot be decoded: there is not enough memory"
+        if isinstance(exc, UnicodeDecodeError):
+            return f"payload is not JSON: byte {exc.start} is not UTF-8"
+        if isinstance(exc, UnicodeEncodeError):
+            return "payload is not JSON: it has a lone surrogate in an escape"
+        if isinstance(exc, ValueError):
+            return f"payload is not JSON: {exc}"
+        return super().reason(exc)
 
 
-def _reason(exc: Exception) -> str:
-    if isinstance(exc, RecursionError):
-        return "payload is nested too deeply"
-    if isinstance(exc, MemoryError):
-        return "payload cannot be decoded: there is not enough memory"
-    if isinstance(exc, UnicodeDecodeError):
-        return f"payload is not JSON: byte {exc.start} is not UTF-8"
-    if isinstance(exc, UnicodeEncodeError):
-        return "payload is not JSON: it has a lone surrogate in an escape"
-    if isinstance(exc, ValueError):
-        return f"payload is not JSON: {exc}"
-    return f"payload cannot be decoded: {describe(exc)}"
-
-
-_writers = (_JsonWriter(old=False), _JsonWriter(old=True))
-
-
-class JsonMessageSerializer(TextSerializer, format=Format(_writers, Walk, _read, _salvage, _reason)):
+class JsonMessageSerializer(TextSerializer, formats=(_Json(old=False), _Json(old=True))):
     """Turn messages into the JSON of the PHP original: readable, safe against a hostile sender, understood by PHP.
 
     An object travels with its wire name as ``__class``, fields in the order of declaration. A field whose name in

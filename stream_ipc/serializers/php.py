@@ -9,17 +9,17 @@ from __future__ import annotations
 from math import isfinite
 
 from .. import registry
-from ..errors import SerializationError, article, describe
+from ..errors import SerializationError, article
 from .explain import Walk
-from .php_names import class_name, mangled, raw
-from .php_reading import CANONICAL, read, salvage
-from .text_format import INT_MAX, INT_MIN, MAX_DEPTH, Format, TextSerializer, Unfit, Writer
+from .php_reading import CANONICAL, mangled, raw, read, salvage
+from .text_format import INT_MAX, INT_MIN, MAX_DEPTH, TextFormat, TextSerializer, Unfit, shown, wire_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ..protocols import Payload
     from ..registry import FieldInfo, TypeInfo
     from .text_format import Encoder
 
@@ -68,8 +68,36 @@ _SCALARS: dict[type, Callable[[Any], str]] = {
 }
 
 
-class _PhpWriter(Writer):
-    format = "PHP's format"
+def _class_name(info: TypeInfo, old: bool) -> str:
+    name = raw(wire_name(info, old))
+    if '"' in name or len(name) > 500:
+        raise SerializationError(f"{shown(info.wire_name)} cannot be a class name in PHP's format")
+    return name
+
+
+class _PhpWalk(Walk):
+    """Number the values, and refer to an object that was written before."""
+
+    def __init__(self, format: TextFormat) -> None:
+        super().__init__(format)
+        self._count = 0  # of the values so far
+        self._numbers: dict[int, tuple[int, Any]] = {}  # id of an object -> its number, and itself, to keep it alive
+
+    def value(self, step: str, value: Any) -> None:
+        self._count += 1
+        super().value(step, value)
+
+    def object(self, step: str, info: TypeInfo, value: Any) -> None:
+        if id(value) in self._numbers:
+            self.out.append(f"r:{self._numbers[id(value)][0]};")
+        else:
+            self._numbers[id(value)] = (self._count, value)
+            super().object(step, info, value)
+
+
+class _Php(TextFormat):
+    name = "PHP's format"
+    walk = _PhpWalk
     # The second time an object is r:<number>, and only the walk counts.
     guard = ("    if id(value) in seen: raise Unfit", "    seen.add(id(value))")
     leaves_out = True  # as the original does, and it makes a property without a value of a missing one
@@ -121,7 +149,7 @@ class _PhpWriter(Writer):
         return encode
 
     def enum_encoder(self, info: TypeInfo) -> Encoder:
-        name = class_name(info, self.old)
+        name = _class_name(info, self.old)
         cls: Any = info.cls
 
         def encode(value: Any, depth: int, seen: set[int]) -> str:
@@ -156,46 +184,25 @@ class _PhpWriter(Writer):
         return f"i:{key};"
 
     def start(self, info: TypeInfo, count: int) -> str:
-        name = class_name(info, self.old)
+        name = _class_name(info, self.old)
         return f'O:{len(name)}:"{name}":{count}:{{'
 
     def attribute(self, name: Any) -> str:
         if type(name) is not str:
-            raise Unfit
+            raise Unfit(f"an attribute cannot be called {shown(name)}")
         return _text(name)
+
+    def read(self, payload: Payload) -> Any:
+        return read(payload)
+
+    def salvage(self, payload: Payload) -> tuple[Any, Any]:
+        return salvage(payload)
 
     def field(self, field: FieldInfo, info: TypeInfo) -> str:
         return _text(mangled(field, info, self.old))
 
 
-class _PhpWalk(Walk):
-    """Number the values, and refer to an object that was written before."""
-
-    def __init__(self, writer: Writer) -> None:
-        super().__init__(writer)
-        self._count = 0  # of the values so far
-        self._numbers: dict[int, tuple[int, Any]] = {}  # id of an object -> its number, and itself, to keep it alive
-
-    def value(self, step: str, value: Any) -> None:
-        self._count += 1
-        super().value(step, value)
-
-    def object(self, step: str, info: TypeInfo, value: Any) -> None:
-        if id(value) in self._numbers:
-            self.out.append(f"r:{self._numbers[id(value)][0]};")
-        else:
-            self._numbers[id(value)] = (self._count, value)
-            super().object(step, info, value)
-
-
-def _reason(exc: Exception) -> str:
-    return f"payload cannot be decoded: {describe(exc)}"
-
-
-_writers = (_PhpWriter(False, _SCALARS), _PhpWriter(True, _SCALARS))
-
-
-class PhpMessageSerializer(TextSerializer, format=Format(_writers, _PhpWalk, read, salvage, _reason)):
+class PhpMessageSerializer(TextSerializer, formats=(_Php(False, _SCALARS), _Php(True, _SCALARS))):
     """Turn messages into the format of PHP's ``serialize()``, the original's default.
 
     With it a Python process can be either end of a conversation with an unchanged PHP program: a message class has

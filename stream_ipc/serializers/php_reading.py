@@ -1,4 +1,7 @@
-"""Read PHP's ``serialize()`` format.
+"""Read PHP's ``serialize()`` format, and translate names to it.
+
+PHP's strings are bytes and their lengths count bytes, so both directions work on texts of one character per byte
+(Latin-1, called raw here), which cost nothing to make and to turn back, and in which an ASCII text stands as it is.
 
 Knows messages, the registry and that format. Must not build anything but what the registry has, and PHP's own value
 classes.
@@ -16,8 +19,7 @@ from .. import registry
 from ..errors import SerializationError
 from ..messages import Message
 from ._compiling import compile_function
-from .php_names import bare, mangled, raw, text_of
-from .text_format import ENVELOPES, INT_MAX, INT_MIN, MAX_DEPTH, builder, find_class, shown
+from .text_format import ENVELOPES, INT_MAX, INT_MIN, MAX_DEPTH, builder, find_class, shown, wire_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,14 +27,63 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from ..protocols import Payload
+    from ..registry import FieldInfo, TypeInfo
     from .text_format import Builder
 
     # (text, where the first property begins, where the object ends) -> the object, or None: read it the other way
     Quick = Callable[[str, int, int], Any]
 
 __all__ = [
-    "ARRAY", "BOOL", "CANONICAL", "ENUM", "FLOAT", "INT", "NULL", "OBJECT", "STRING", "TOKEN", "read", "salvage",
+    "ARRAY", "BOOL", "CANONICAL", "ENUM", "FLOAT", "INT", "NULL", "OBJECT", "STRING", "TOKEN",
+    "mangled", "raw", "read", "salvage",
 ]  # fmt: skip
+
+# --- names and texts ------------------------------------------------------------------------------------------
+
+
+def raw(text: str) -> str:
+    """Return a text as one character per byte of its UTF-8."""
+    # surrogateescape: what was not UTF-8 when it was read goes out as it came. Other surrogates are refused.
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def text_of(raw: str) -> str:
+    """Return the text of a raw one; bytes that are not UTF-8 become lone surrogates."""
+    return raw if raw.isascii() else raw.encode("latin-1").decode("utf-8", "surrogateescape")
+
+
+def _bare(key: str) -> str:
+    """Return the name of a property without what says who may see it."""
+    return key[key.find("\0", 1) + 1 :] if key[:1] == "\0" else key
+
+
+def mangled(field: FieldInfo, info: TypeInfo, old: bool) -> str:
+    """Return the name of a property in the format, which says who may see it."""
+    kind, _, declaring = field.visibility.partition(":")
+    if field.visibility == "public":
+        return field.wire_name
+    if field.visibility == "protected":
+        return f"\0*\0{field.wire_name}"
+    if kind != "private":
+        raise SerializationError(
+            f"{info.wire_name}.{field.name}: visibility must be 'public', 'protected', 'private' or"
+            f" 'private:Declaring\\Class', not {field.visibility!r}"
+        )
+    return f"\0{declaring or wire_name(_declaring(field, info), old)}\0{field.wire_name}"
+
+
+def _declaring(field: FieldInfo, info: TypeInfo) -> TypeInfo:
+    # PHP's private is private of the class that declares it, also in a child's instance. A dataclass that inherits a
+    # field has the very same object for it.
+    own = info.cls.__dataclass_fields__[field.name]  # type: ignore[attr-defined]
+    for cls in reversed(info.cls.__mro__):
+        if cls.__dict__.get("__dataclass_fields__", {}).get(field.name) is own:
+            try:
+                return registry.type_info(cls)
+            except SerializationError:
+                break
+    return info
+
 
 CANONICAL = re.compile(r"(?:0|-?[1-9][0-9]{0,18})\Z")
 
@@ -95,13 +146,13 @@ class _Classes(dict[str, _Class]):
         if info.is_enum:
             raise SerializationError(f"{info.wire_name} is an enum, but came as an object")
         if not info.fields:
-            return _Class(lambda data: info.build({text_of(bare(key)): v for key, v in data.items()}), [])
+            return _Class(lambda data: info.build({text_of(_bare(key)): v for key, v in data.items()}), [])
         keys = [raw(mangled(f, info, old=False)) for f in info.fields]
         names = [raw(f.wire_name) for f in info.fields]
 
         def rename(data: dict[str, Any]) -> dict[str, Any]:
             # Not each came under its own key: whoever may see a property, its name counts.
-            others = {bare(key): v for key, v in data.items() if key not in keys}
+            others = {_bare(key): v for key, v in data.items() if key not in keys}
             return {**{key: others[name] for key, name in zip(keys, names, strict=True) if name in others}, **data}
 
         return _Class(builder(info, keys, _CONVERSIONS, rename), keys)
@@ -132,18 +183,20 @@ _QUICK_VALUE = (
 _QUICK_FIELDS = 20
 _HEAD = re.compile(r'O:([0-9]{1,3}):"([^"]{1,500})":[0-9]{1,3}:\{')
 _LONGEST_HEAD = 520
-_ENVELOPE_FIELDS = re.compile(
-    r's:2:"id";s:([0-9]{1,3}):"([^"]{0,128})";(s:7:"request";|s:8:"response";)(' + _HEAD.pattern + ")"
+# What stands before an envelope's id -> its class, and what stands before its content.
+_ENVELOPES = {
+    f'O:{len(name)}:"{name}":2:{{s:2:"id";s:': (cls, f's:{len(content)}:"{content}";')
+    for cls, content in zip(ENVELOPES, ("request", "response"), strict=True)
+    for name in (wire_name(registry.type_info(cls), old) for old in (False, True))
+}
+_ENVELOPE = re.compile(
+    f"({'|'.join(map(re.escape, _ENVELOPES))})"
+    r'([0-9]{1,3}):"([^"]{0,128})";(s:7:"request";|s:8:"response";)(' + _HEAD.pattern + ")"
 ).match
 
 
 class _QuickWays(dict[str, "Quick | None"]):
-    """Map what stands before an object's first property to the quick way to read it, or to None."""
-
-    def __init__(self, content: _QuickWays | None = None) -> None:
-        super().__init__()
-        self.content = content  # of envelopes; they are not read quickly inside each other
-        registry.clear_on_change(self)
+    """Map what stands before a message's first property to the quick way to read it, or to None."""
 
     def __missing__(self, head: str) -> Quick | None:
         found = _HEAD.fullmatch(head)
@@ -157,14 +210,13 @@ class _QuickWays(dict[str, "Quick | None"]):
             return None
         if head != f'O:{len(name)}:"{name}":{len(cls.names)}:{{':
             return None  # and not kept: there is no end of such heads
-        made = None
-        if info.cls in ENVELOPES:
-            if self.content is not None:
-                made = _quick_envelope(info.cls, cls.keys[1], self.content)
-        elif issubclass(info.cls, Message) and 0 < len(cls.names) <= _QUICK_FIELDS:
-            made = _quick_message(cls)
-        self[head] = made
+        is_message = issubclass(info.cls, Message) and info.cls not in ENVELOPES
+        made = self[head] = _quick_message(cls) if is_message and 0 < len(cls.names) <= _QUICK_FIELDS else None
         return made
+
+
+_quick_ways = _QuickWays()
+registry.clear_on_change(_quick_ways)
 
 
 def _quick_message(cls: _Class) -> Quick:
@@ -189,24 +241,6 @@ def _quick_message(cls: _Class) -> Quick:
     lines.append(f"    return build({{{', '.join(f'{name!r}: v{i}' for i, name in enumerate(cls.names))}}})")
     fullmatch = re.compile(pattern + r"\}").fullmatch
     return compile_function(lines, {"build": cls.build, "fullmatch": fullmatch, "not_ascii": _not_ascii})
-
-
-def _quick_envelope(cls: Any, expected: str, content: _QuickWays) -> Quick:
-    def quick(text: str, start: int, end: int) -> Any:
-        found = _ENVELOPE_FIELDS(text, start, end)
-        if found is None or text[end - 1] != "}":
-            return None
-        length, identity, key, head = found.group(1, 2, 3, 4)
-        way = content[head]
-        if way is None or key != expected or len(identity) != int(length) or not identity.isascii():
-            return None
-        message = way(text, found.end(), end - 1)
-        return None if message is None else cls(identity, message)
-
-    return quick
-
-
-_quick_ways = _QuickWays(_QuickWays())
 
 
 def _not_ascii(raw: str) -> Any:
@@ -422,9 +456,22 @@ class _AnyClass:
 def read(payload: Payload) -> Any:
     """Return the value of a payload, or raise anything."""
     text = str(payload, "latin-1")
-    start = text.find("{", 0, _LONGEST_HEAD) + 1
-    quick = _quick_ways[text[:start]]
-    message = None if quick is None else quick(text, start, len(text))
+    message = None
+    found = _ENVELOPE(text)
+    if found is None:
+        start = text.find("{", 0, _LONGEST_HEAD) + 1
+        quick = _quick_ways[text[:start]]
+        if quick is not None:
+            message = quick(text, start, len(text))
+    else:
+        begin, length, identity, before, head = found.group(1, 2, 3, 4, 5)
+        cls, expected = _ENVELOPES[begin]
+        quick = _quick_ways[head]
+        fits = len(identity) == int(length) and identity.isascii() and before == expected and text[-1] == "}"
+        if quick is not None and fits:
+            message = quick(text, found.end(), len(text) - 1)
+            if message is not None:
+                return cls(identity, message)
     return _parse(text, _classes, []) if message is None else message
 
 

@@ -3,17 +3,16 @@
 Knows messages, the registry, and Python's annotations as far as their text goes. Must not know either format, and
 must not evaluate an annotation: what a class body says of a field's type may be any text.
 
-A format has a :class:`Writer`, with a :class:`~.explain.Walk` for what that cannot write, and a function that reads.
-:class:`TextSerializer` is what users see of them.
+Each format is a :class:`TextFormat`, with a :class:`~.explain.Walk` for what it cannot write quickly; users see the
+:class:`TextSerializer`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from .. import registry
-from ..errors import SerializationError, article, printable
+from ..errors import SerializationError, article, describe, printable
 from ..messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from ._compiling import call_of_class, compile_function
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     Encoder = Callable[[Any, int, set[int]], str]  # (value, depth, ids of the objects so far)
 
 __all__ = [
-    "ENVELOPES", "INT_MAX", "INT_MIN", "MAX_DEPTH", "MAX_ID_LENGTH", "Format", "TextSerializer", "Unfit", "Writer",
+    "ENVELOPES", "INT_MAX", "INT_MIN", "MAX_DEPTH", "MAX_ID_LENGTH", "TextFormat", "TextSerializer", "Unfit",
     "builder", "find_class", "other_format", "plain_type", "shown", "wire_name",
 ]  # fmt: skip
 
@@ -131,37 +130,44 @@ def plain_type(annotation: Any) -> str:
 _CONTENT = "scalars[t](v) if (t := type(v)) in scalars else encoders[t](v, depth + 1, seen)"
 
 
-class Writer(dict[type, "Encoder"]):
-    """Map each class to the function that writes its instances, made when the class is first met.
+class TextFormat(dict[type, "Encoder"]):
+    """Map each class to the function that writes its instances, made when the class is first met, and read payloads.
 
-    Such a function raises :class:`Unfit`, or anything else, for what it cannot write. A subclass says how things are
-    written; the functions and the walk ask it.
+    Such a function raises :class:`Unfit`, or anything else, for what it cannot write; then the walk writes it or
+    explains it. What the functions and the walk have in common, a subclass says once.
 
     Args:
         old: Whether it writes to the older release of the original.
         scalars: The functions for the values that hold no others, by exact type: a subclass, which would arrive as
             its base, is not found.
-
-    Attributes:
-        format: The name of the format in errors.
-        comma: What stands between the items of a list or dict.
-        guard: What the function of an object does first, as source.
-        leaves_out: Whether a field without a value is left out. Otherwise it is an error.
-        surrogates: What becomes of lone surrogates, as for ``str.encode()``.
-        messages: The same as the mapping itself, but for classes of messages only.
     """
 
-    format = ""
-    comma = ""
-    guard: tuple[str, ...] = ()
-    leaves_out = False
-    surrogates = "strict"
+    name = ""  # in errors
+    walk: type[Walk]
+    comma = ""  # between the items of a list or dict
+    guard: tuple[str, ...] = ()  # what the function of an object does first, as source
+    leaves_out = False  # whether a field without a value is left out; otherwise it is an error
+    surrogates = "strict"  # what becomes of lone surrogates, as for str.encode()
+
+    list_encoder: Callable[[], Encoder]  # returns the function for lists and tuples
+    dict_encoder: Callable[[], Encoder]
+    enum_encoder: Callable[[TypeInfo], Encoder]
+    brackets: Callable[[Any], tuple[str, str]]  # returns what a list, tuple or dict begins and ends with
+    index: Callable[[int], str]  # returns what stands before an item of a list
+    key: Callable[[Any], str]  # returns what stands before a value of a dict, or raises Unfit
+    start: Callable[[TypeInfo, int], str]  # returns what an object with so many attributes begins with; "}" ends it
+    attribute: Callable[[Any], str]  # returns what stands before an attribute of that name, or raises Unfit
+    field: Callable[[FieldInfo, TypeInfo], str]  # returns what stands before a field
+    encode: Callable[[str], bytes]  # makes a payload of a text that is not ASCII
+    read: Callable[[Payload], Any]  # returns the value of a payload, or raises anything
+    # Returns the class name and the id of an envelope whose content is bad; None for what cannot be read.
+    salvage: Callable[[Payload], tuple[Any, Any]]
 
     def __init__(self, old: bool, scalars: dict[type, Callable[[Any], str]]) -> None:
         super().__init__()
         self.old = old
         self.scalars = scalars
-        self.messages = _Messages(self)
+        self.messages = _Messages(self)  # the same, but for classes of messages only
         registry.clear_on_change(self)
         registry.clear_on_change(self.messages)
 
@@ -169,45 +175,9 @@ class Writer(dict[type, "Encoder"]):
         """Return the entry of a class that is no plain data, or raise SerializationError."""
         return registry.type_info(cls)
 
-    def encode(self, text: str) -> bytes:
-        """Make a payload of a text that is not ASCII."""
-        raise NotImplementedError
-
-    def list_encoder(self) -> Encoder:
-        """Return the function for lists and tuples."""
-        raise NotImplementedError
-
-    def dict_encoder(self) -> Encoder:
-        """Return the function for dicts."""
-        raise NotImplementedError
-
-    def enum_encoder(self, info: TypeInfo) -> Encoder:
-        """Return the function for an enum's members."""
-        raise NotImplementedError
-
-    def brackets(self, value: Any) -> tuple[str, str]:
-        """Return what a list, tuple or dict begins and ends with."""
-        raise NotImplementedError
-
-    def index(self, index: int) -> str:
-        """Return what stands before an item of a list."""
-        return ""
-
-    def key(self, key: Any) -> str:
-        """Return what stands before a value of a dict, or raise Unfit."""
-        raise NotImplementedError
-
-    def start(self, info: TypeInfo, count: int) -> str:
-        """Return what an object with so many attributes begins with; it ends with a brace."""
-        raise NotImplementedError
-
-    def attribute(self, name: Any) -> str:
-        """Return what stands before an attribute of a class without fields, or raise Unfit."""
-        raise NotImplementedError
-
-    def field(self, field: FieldInfo, info: TypeInfo) -> str:
-        """Return what stands before a field."""
-        return self.attribute(field.wire_name)
+    def reason(self, exc: Exception) -> str:
+        """Say what is wrong with a payload, by the exception that came of it."""
+        return f"payload cannot be decoded: {describe(exc)}"
 
     def __missing__(self, cls: type) -> Encoder:
         made: Encoder
@@ -257,14 +227,14 @@ class Writer(dict[type, "Encoder"]):
 class _Messages(dict[type, "Encoder"]):
     """Map each class of messages to its function; every other class is unfit."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, format: TextFormat) -> None:
         super().__init__()
-        self._writer = writer
+        self._format = format
 
     def __missing__(self, cls: type) -> Encoder:
         if not issubclass(cls, Message):
             raise Unfit
-        made = self[cls] = self._writer[cls]
+        made = self[cls] = self._format[cls]
         return made
 
 
@@ -370,25 +340,6 @@ def _add_id(error: SerializationError, name: Any, identity: Any) -> None:
 # --- the serializer -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Format:
-    """Say how messages are written and read.
-
-    Attributes:
-        writers: For the present and for the older release of the original.
-        walk: For what they cannot write.
-        read: Returns the value of a payload, or raises anything.
-        salvage: Returns the class name and the id of an envelope whose content is bad; None for what cannot be read.
-        reason: Says what is wrong with a payload by the exception, of another kind than ours, that came of it.
-    """
-
-    writers: tuple[Writer, Writer]
-    walk: type[Walk]
-    read: Callable[[Payload], Any]
-    salvage: Callable[[Payload], tuple[Any, Any]]
-    reason: Callable[[Exception], str]
-
-
 class TextSerializer:
     """Turn messages into payloads of a format and back."""
 
@@ -402,23 +353,22 @@ class TextSerializer:
     # deserialize() keeps nothing of what it is given, so that a large buffer can be used again; see wire/codec.py.
     keeps_payload = False
 
-    _old = False  # for the repr of one that is half made
-    _format: Format
+    _formats: tuple[TextFormat, TextFormat]  # for the present and for the older release of the original
 
-    def __init_subclass__(cls, format: Format | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(cls, formats: tuple[TextFormat, TextFormat] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if format is not None:  # not a subclass of the user's own
-            cls._format = format
+        if formats is not None:  # not a subclass of the user's own
+            cls._formats = formats
 
     def __init__(self, *, namespace: str = "StreamIpc") -> None:
         if namespace not in ("StreamIpc", "PhpStreamIpc"):
             raise ValueError(f"namespace must be 'StreamIpc' or 'PhpStreamIpc', not {namespace!r}")
-        self._old = namespace == "PhpStreamIpc"
-        self._writer = self._format.writers[self._old]
-        self._messages = self._writer.messages
+        self._format = self._formats[namespace == "PhpStreamIpc"]
+        self._messages = self._format.messages
 
     def __repr__(self) -> str:
-        argument = "namespace='PhpStreamIpc'" if self._old else ""
+        format = getattr(self, "_format", None)  # None: half made
+        argument = "namespace='PhpStreamIpc'" if format is not None and format.old else ""
         return f"{type(self).__name__}({argument})"
 
     def serialize(self, message: Message) -> bytes:
@@ -436,15 +386,15 @@ class TextSerializer:
         """
         try:
             text = self._messages[type(message)](message, 1, set())
-            return text.encode() if text.isascii() else self._writer.encode(text)
+            return text.encode() if text.isascii() else self._format.encode(text)
         except MemoryError:
             raise
         except Exception:
             # An object that occurs twice, a field without a value, a lone surrogate; RecursionError: a cycle, or only
             # a deep message on a full stack. Left before the walk, so that its error is not shown as one about this.
             pass
-        text = self._format.walk(self._writer).text(message)
-        return text.encode() if text.isascii() else self._writer.encode(text)
+        text = self._format.walk(self._format).text(message)
+        return text.encode() if text.isascii() else self._format.encode(text)
 
     def deserialize(self, payload: Payload) -> Message:
         """Turn a payload into its message.
@@ -464,7 +414,7 @@ class TextSerializer:
             message = self._format.read(payload)
         except Exception as exc:
             error = exc if isinstance(exc, SerializationError) else SerializationError(self._format.reason(exc))
-            error.args = (str(error) + other_format(payload, self._writer.format),)
+            error.args = (str(error) + other_format(payload, self._format.name),)
             _add_id(error, *self._format.salvage(payload))
             if error is exc:
                 raise
