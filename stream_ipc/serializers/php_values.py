@@ -31,7 +31,7 @@ _ABBREVIATIONS = {
     for minutes, names in {
         -720: "Y", -660: "X SST", -600: "W HST AHST", -540: "V AKST YST AHDT", -480: "U PST AKDT YDT",
         -420: "T MST PDT", -360: "S CST MDT", -300: "R EST CDT", -240: "Q AST EDT", -210: "NST", -180: "P ADT",
-        -150: "NDT", -120: "O", -60: "N", 0: "Z UTC UCT GMT WET", 60: "A BST CET MET WAT WEST",
+        -120: "O", -60: "N", 0: "Z UTC UCT GMT WET", 60: "A BST CET MET WAT WEST",
         120: "B CAT CEST EET IST MEST SAST WAST", 180: "C EAT EEST IDT MSK", 240: "D MSD", 300: "E PKT", 360: "F PKST",
         420: "G WIB", 480: "H AWST HKT WITA", 540: "I AWDT HKST JST WIT KST", 570: "ACST CAST", 600: "K AEST CHST GST",
         630: "ACDT", 660: "L AEDT", 720: "M NZST", 780: "NZDT",
