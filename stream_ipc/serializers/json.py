@@ -32,7 +32,7 @@ from .text_format import (
     find_class,
     shown,
     wire_name,
-)  # fmt: skip
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["JsonMessageSerializer"]
 
 
-# --- writing --------------------------------------------------------------------------------------------------
+# --- scalars --------------------------------------------------------------------------------------------------
 
 
 def _int(value: int) -> str:

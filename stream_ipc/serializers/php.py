@@ -46,7 +46,7 @@ def _int(value: int) -> str:
 def _float(value: float) -> str:
     if not isfinite(value):
         return "d:NAN;" if value != value else "d:INF;" if value > 0 else "d:-INF;"
-    # The same shortest digits as repr(), in another dress.
+    # PHP writes the same shortest digits as repr(), in another form.
     text = repr(value)
     mantissa, e, exponent = text.partition("e")
     if not e:
@@ -192,14 +192,14 @@ class _Php(TextFormat):
             raise Unfit(f"an attribute cannot be called {shown(name)}")
         return _text(name)
 
+    def field(self, field: FieldInfo, info: TypeInfo) -> str:
+        return _text(mangled(field, info, self.old))
+
     def read(self, payload: Payload) -> Any:
         return read(payload)
 
     def salvage(self, payload: Payload) -> tuple[Any, Any]:
         return salvage(payload)
-
-    def field(self, field: FieldInfo, info: TypeInfo) -> str:
-        return _text(mangled(field, info, self.old))
 
 
 class PhpMessageSerializer(TextSerializer, formats=(_Php(False, _SCALARS), _Php(True, _SCALARS))):
@@ -223,6 +223,10 @@ class PhpMessageSerializer(TextSerializer, formats=(_Php(False, _SCALARS), _Php(
       to PHP, is written as one and arrives as one. Tuples arrive as lists.
     * An int in a field annotated ``float`` becomes a float. Everything else keeps its type.
 
+    PHP's own value classes, unless a class here has that wire name: a ``stdClass`` arrives as a dict, a ``DateTime`` or
+    ``DateTimeImmutable`` as an aware ``datetime`` (with a ``zoneinfo.ZoneInfo`` if its zone has a name). A ``datetime``
+    is sent as ``DateTimeImmutable`` with its offset; a naive one is refused.
+
     An object that occurs twice in a message is one object again on the other side. A list that does is written twice.
     Enums travel by their member's name. What refers to itself can be written, as PHP can read it, but is refused on
     reading: nothing comes off the wire that its constructor has not built. A field without a value is left out.
@@ -230,7 +234,7 @@ class PhpMessageSerializer(TextSerializer, formats=(_Php(False, _SCALARS), _Php(
     Refused at the sender, with the path of the field: ints beyond 64 bits, other keys, sets, complex numbers, classes
     that are not registered, subclasses of ``str``, ``int``, ``list`` and so on, more than 511 levels. Refused at the
     receiver, though PHP takes them: anything after the value, ints beyond 64 bits, the formats ``S:`` and ``C:``.
-    Only registered classes are built. Against a peer that is hostile, still prefer JSON: forty objects that each hold
+    Only registered classes are built, and an unknown one is refused at any depth. Against a peer that is hostile, still prefer JSON: forty objects that each hold
     the next one twice are a small payload, but take for ever to print or to compare.
 
     Args:

@@ -1,4 +1,4 @@
-"""Share what the serializers of JSON and of PHP's format have in common.
+"""Hold what the serializers of JSON and of PHP's format have in common.
 
 Knows messages, the registry, and Python's annotations as far as their text goes. Must not know either format, and
 must not evaluate an annotation: what a class body says of a field's type may be any text.
@@ -131,7 +131,7 @@ _CONTENT = "scalars[t](v) if (t := type(v)) in scalars else encoders[t](v, depth
 
 
 class TextFormat(dict[type, "Encoder"]):
-    """Map each class to the function that writes its instances, made when the class is first met, and read payloads.
+    """Map each class to the function that writes its instances, made when the class is first met; read payloads.
 
     Such a function raises :class:`Unfit`, or anything else, for what it cannot write; then the walk writes it or
     explains it. What the functions and the walk have in common, a subclass says once.
@@ -260,7 +260,7 @@ def builder(
     functions = [compile_function(["def made(v):", f"    {code or 'pass'}", "    return v"], {}) for code in codes]
 
     def otherwise(data: dict[Any, Any]) -> Any:
-        # Not every field was sent: the defaults are the registry's affair.
+        # Not every field was sent: the registry knows the defaults.
         if rename is not None:
             data = rename(data)
         values = {}
