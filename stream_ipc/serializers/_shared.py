@@ -1,1 +1,3 @@
-from .text_format import other_format as other_format  # for pickle.py
+"""Keep a name that pickle.py imports from here."""
+
+from .text_format import other_format as other_format

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..protocols import Payload
     from ..registry import FieldInfo, TypeInfo
     from .text_format import Encoder
 
@@ -102,6 +101,8 @@ class _Php(TextFormat):
     guard = ("    if id(value) in seen: raise Unfit", "    seen.add(id(value))")
     leaves_out = True  # as the original does, and it makes a property without a value of a missing one
     surrogates = "surrogateescape"
+    read = staticmethod(read)
+    salvage = staticmethod(salvage)
 
     def info(self, cls: type) -> TypeInfo:
         try:
@@ -195,12 +196,6 @@ class _Php(TextFormat):
     def field(self, field: FieldInfo, info: TypeInfo) -> str:
         return _text(mangled(field, info, self.old))
 
-    def read(self, payload: Payload) -> Any:
-        return read(payload)
-
-    def salvage(self, payload: Payload) -> tuple[Any, Any]:
-        return salvage(payload)
-
 
 class PhpMessageSerializer(TextSerializer, formats=(_Php(False, _SCALARS), _Php(True, _SCALARS))):
     """Turn messages into the format of PHP's ``serialize()``, the original's default.
@@ -234,8 +229,9 @@ class PhpMessageSerializer(TextSerializer, formats=(_Php(False, _SCALARS), _Php(
     Refused at the sender, with the path of the field: ints beyond 64 bits, other keys, sets, complex numbers, classes
     that are not registered, subclasses of ``str``, ``int``, ``list`` and so on, more than 511 levels. Refused at the
     receiver, though PHP takes them: anything after the value, ints beyond 64 bits, the formats ``S:`` and ``C:``.
-    Only registered classes are built, and an unknown one is refused at any depth. Against a peer that is hostile, still prefer JSON: forty objects that each hold
-    the next one twice are a small payload, but take for ever to print or to compare.
+    Only registered classes are built, and an unknown one is refused at any depth. Against a peer that is hostile, still
+    prefer JSON: forty objects that each hold the next one twice are a small payload, but take for ever to print or to
+    compare.
 
     Args:
         namespace: ``"StreamIpc"``, or ``"PhpStreamIpc"`` to write to the older release of the original, which calls

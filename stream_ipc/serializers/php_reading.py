@@ -289,11 +289,12 @@ def _parse(text: str, classes: Any, root: list[Any]) -> Any:
     height = 0
     size = len(text)
     position = 0
+    is_key = False
     while True:
-        # A value begins here.
+        # A value or a key begins here.
         found = TOKEN(text, position)
         if found is None:
-            _bad(position, "there is no value that is known")
+            _bad(position, "no key" if is_key else "there is no value that is known")
         kind: Any = found.lastindex
         end = found.end()
         levels = 0
@@ -304,8 +305,23 @@ def _parse(text: str, classes: Any, root: list[Any]) -> Any:
                 _bad(end, "a string of another length than it says")
             value = text[end:position]
             position += 2
+            if is_key:
+                is_key = False
+                key = value if cls is not None else _array_key(value) if value.isascii() else _not_ascii(value)
+                continue
             if not value.isascii():
                 value = _not_ascii(value)
+        elif kind == INT:
+            position = end
+            value = int(found[2])
+            if not INT_MIN <= value <= INT_MAX:
+                _bad(found.start(), f"{'a key' if is_key else 'an int'} beyond 64 bits")
+            if is_key:
+                is_key = False
+                key = value if cls is None else str(value)
+                continue
+        elif is_key:
+            _bad(position, "a key that is neither a string nor an int")
         elif kind in (ARRAY, OBJECT):
             count = int(found[kind])
             if count * _SHORTEST_ITEM >= size - end:
@@ -328,11 +344,7 @@ def _parse(text: str, classes: Any, root: list[Any]) -> Any:
             position = end
         else:
             position = end
-            if kind == INT:
-                value = int(found[2])
-                if not INT_MIN <= value <= INT_MAX:
-                    _bad(found.start(), "an int beyond 64 bits")
-            elif kind == NULL:
+            if kind == NULL:
                 value = None
             elif kind == BOOL:
                 value = found[7] == "1"
@@ -391,7 +403,7 @@ def _parse(text: str, classes: Any, root: list[Any]) -> Any:
             levels = heights[number] = height + 1
             cls, items, is_list, left, key, number, height = stack.pop()
 
-        # A key begins here.
+        # A key is next. An expected one is passed over at once.
         if is_list:
             expected = f"i:{len(items)};"
             if text.startswith(expected, position):
@@ -406,27 +418,7 @@ def _parse(text: str, classes: Any, root: list[Any]) -> Any:
                 key = cls.names[index]
                 position += len(cls.keys[index])
                 continue
-        found = TOKEN(text, position)
-        if found is None:
-            _bad(position, "no key")
-        end = found.end()
-        if found.lastindex == STRING:
-            position = end + int(found[1])
-            if text[position : position + 2] != '";':
-                _bad(end, "a string of another length than it says")
-            key = text[end:position]
-            position += 2
-            if cls is None:
-                key = _array_key(key) if key.isascii() else _not_ascii(key)
-        elif found.lastindex == INT:
-            position = end
-            key = int(found[2])
-            if not INT_MIN <= key <= INT_MAX:
-                _bad(found.start(), "a key beyond 64 bits")
-            if cls is not None:
-                key = str(key)
-        else:
-            _bad(position, "a key that is neither a string nor an int")
+        is_key = True
 
 
 def _copy(value: Any, left: list[int], objects: set[int]) -> Any:
