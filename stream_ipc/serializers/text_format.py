@@ -65,12 +65,12 @@ def wire_name(info: TypeInfo, old: bool) -> str:
     return info.wire_name
 
 
-def find_class(name: Any, advice: str = "import a class with this wire_name on this side too") -> TypeInfo:
+def find_class(name: Any, advice: str = "") -> TypeInfo:
     """Return the entry of a class name that was read, whichever release wrote it.
 
     Args:
         name: The name.
-        advice: What to do if it is unknown and cannot be the name of a class of Python's.
+        advice: What to do about an unknown class, unless its name has dots, as only Python's names have.
 
     Raises:
         SerializationError: No class is registered under it.
@@ -78,11 +78,12 @@ def find_class(name: Any, advice: str = "import a class with this wire_name on t
     try:
         return registry.lookup(name)
     except SerializationError:
-        if type(name) is not str or "." in name or ("\\" not in name and "import" in advice):
+        if type(name) is not str or ("\\" not in name and ("." in name or not advice)):
             raise
-    if name not in _OLD_NAMES:
-        raise SerializationError(f"Unknown class: {printable(name[:200])} ({advice})")
-    return registry.type_info(_OLD_NAMES[name])
+    if name in _OLD_NAMES:
+        return registry.type_info(_OLD_NAMES[name])
+    advice = advice or "import a class with this wire_name on this side too"
+    raise SerializationError(f"Unknown class: {printable(name[:200])} ({advice})")
 
 
 def shown(value: Any) -> str:
