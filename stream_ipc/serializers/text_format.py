@@ -366,6 +366,7 @@ class TextSerializer:
             raise ValueError(f"namespace must be 'StreamIpc' or 'PhpStreamIpc', not {namespace!r}")
         self._format = self._formats[namespace == "PhpStreamIpc"]
         self._messages = self._format.messages
+        self._read = self._format.read
 
     def __repr__(self) -> str:
         format = getattr(self, "_format", None)  # None: half made
@@ -412,7 +413,7 @@ class TextSerializer:
                 ``response_id`` says it.
         """
         try:
-            message = self._format.read(payload)
+            message = self._read(payload)
         except Exception as exc:
             error = exc if isinstance(exc, SerializationError) else SerializationError(self._format.reason(exc))
             error.args = (str(error) + other_format(payload, self._format.name),)
