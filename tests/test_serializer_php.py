@@ -14,8 +14,9 @@ from stream_ipc.errors import SerializationError
 from stream_ipc.messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from stream_ipc.registry import register_type
 from stream_ipc.serializers import php as module
-from stream_ipc.serializers._shared import MAX_DEPTH
+from stream_ipc.serializers import php_reading as reading
 from stream_ipc.serializers.php import PhpMessageSerializer
+from stream_ipc.serializers.text_format import MAX_DEPTH
 
 from . import php_messages as php
 from .php_messages import VECTORS, AnyMessage, Point, StdClass, Suit, TaskRequest, same
@@ -90,7 +91,7 @@ def test_encode_vector(name: str) -> None:
     entry = ENCODE[name]
     message = php.build(entry["php_class"], entry["message"], lambda k: k)
     assert S.serialize(message) == bytes.fromhex(entry["payload_hex"])
-    assert module._PhpWalk(False).text(message).encode("latin-1") == bytes.fromhex(entry["payload_hex"])
+    assert module._PhpWalk(S._format).text(message).encode("latin-1") == bytes.fromhex(entry["payload_hex"])
 
 
 def test_encode_shared_objects() -> None:
@@ -301,7 +302,7 @@ def test_random_floats_are_read_back_unchanged() -> None:
 
 
 def read_without_quick_ways(payload: bytes) -> Any:
-    return module._parse(payload.decode("latin-1"), module._classes, [])
+    return reading._parse(payload.decode("latin-1"), reading._classes, [])
 
 
 def check_message(value: Any) -> None:
@@ -314,7 +315,7 @@ def only_quick_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     def unexpected(*args: Any) -> Any:
         raise AssertionError("read the other way")
 
-    monkeypatch.setattr(module, "_parse", unexpected)
+    monkeypatch.setattr(reading, "_parse", unexpected)
 
 
 QUICK_VALUES = ["", "text", "č\n", b"\xff", "x" * 200, 0, -5, 10**17, 1.5, -0.0, 1e300, 1e-7, True, False, None]
@@ -375,13 +376,13 @@ def test_quick_ways_follow_the_registry() -> None:
 
 
 def test_heads_that_are_not_kept() -> None:
-    before = len(module._quick_ways), len(module._quick_ways.content or ())
+    before = len(reading._quick_ways)
     for count in range(3, 200):
         for data in (b'O:22:"App\\Message\\AnyMessage":%d:{' % count, b'O:4:"G%03d":1:{' % count):
             for payload in (data, REQUEST + data):
                 with pytest.raises(SerializationError):
                     S.deserialize(payload)
-    assert len(module._quick_ways) <= before[0] + 1 and len(module._quick_ways.content or ()) <= before[1]
+    assert len(reading._quick_ways) <= before + 1
 
 
 # --- visibility, names ----------------------------------------------------------------------------------------
@@ -851,7 +852,7 @@ def test_announced_lengths_reserve_nothing() -> None:
 
 def test_work_is_linear() -> None:
     # Counted, not timed: the tokens looked at are as many as the values and keys.
-    tokens = module._TOKEN
+    tokens = reading.TOKEN
     for value in (
         b"a:%d:{" % 1000 + b"".join(b"i:%d;a:1:{i:5;N;}" % i for i in range(1000)) + b"}",
         b"a:%d:{" % 1000 + b"".join(b'i:%d;s:3:"xxx";' % (i * 2) for i in range(1000)) + b"}",
@@ -863,11 +864,11 @@ def test_work_is_linear() -> None:
             looked.append(position)
             return tokens(text, position)
 
-        module._TOKEN = count  # type: ignore[assignment]
+        reading.TOKEN = count  # type: ignore[assignment]
         try:
             value_of(value)
         finally:
-            module._TOKEN = tokens
+            reading.TOKEN = tokens
         assert looked == sorted(set(looked)) and len(looked) < 4100
 
 
@@ -875,7 +876,7 @@ def test_memory_error_is_a_decode_error(monkeypatch: pytest.MonkeyPatch) -> None
     def exhausted(*args: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(module, "_parse", exhausted)
+    monkeypatch.setattr(reading, "_parse", exhausted)
     with pytest.raises(SerializationError, match="MemoryError"):
         S.deserialize(b"N;")
 
@@ -943,7 +944,7 @@ def test_random_round_trips() -> None:
             got = serializer.deserialize(data)
             assert same(got, message)
             assert serializer.serialize(got) == data
-            assert module._PhpWalk(serializer._old).text(message).encode("latin-1") == data
+            assert module._PhpWalk(serializer._format).text(message).encode("latin-1") == data
 
 
 def test_mutated_payloads() -> None:
@@ -1031,7 +1032,7 @@ def test_nothing_is_kept_of_unknown_names() -> None:
     for i in range(50):
         with pytest.raises(SerializationError):
             S.deserialize(b'O:6:"gone%02d":0:{}' % i)
-    assert not [name for name in module._classes if "gone" in name]
+    assert not [name for name in reading._classes if "gone" in name]
 
 
 def test_json_is_not_php() -> None:

@@ -1,0 +1,201 @@
+"""Write messages without recursion, and explain what in them cannot be written.
+
+Knows messages, the registry and the :class:`~.text_format.TextFormat`. This is for what the functions of a format give
+up: an own stack instead of recursion also writes a message of 511 levels where the interpreter's stack
+has less left, and knows the path to the field that is at fault.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from ..errors import SerializationError, article, describe
+from ..messages import Message, RequestEnvelope
+from .text_format import ENVELOPES, MAX_DEPTH, MAX_ID_LENGTH, Unfit, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, NoReturn
+
+    from ..registry import TypeInfo
+    from .text_format import TextFormat
+
+    Items = Iterator[tuple[str, str, Any]]  # (what to write before it, the step to it, the value)
+
+__all__ = ["Walk"]
+
+
+class Walk:
+    """Write one message, or raise the error that names what is wrong in it.
+
+    A step is what leads from a value to one in it, as in ``.items`` or ``[3]``.
+    """
+
+    def __init__(self, format: TextFormat) -> None:
+        self.format = format
+        self.out: list[str] = []
+        self._path: list[str] = []  # one step for each open container
+        self._stack: list[tuple[Items, str]] = []
+        self._within: list[int] = []  # ids of the open containers
+        self._start = 0  # where in the path the message itself begins, if it is in an envelope
+
+    def text(self, message: Any) -> str:
+        """Write a message.
+
+        Raises:
+            SerializationError: Something in it cannot travel.
+        """
+        if not isinstance(message, Message):
+            raise SerializationError(
+                f"{article(type(message))} cannot be sent by itself: only messages can; derive a class from Message"
+            )
+        try:
+            self.value(type(message).__name__, message)
+            while self._stack:
+                items, end = self._stack[-1]
+                try:
+                    before, step, value = next(items)
+                except StopIteration:
+                    self.out.append(end)
+                    self._stack.pop()
+                    self._path.pop()
+                    self._within.pop()
+                    continue
+                self.out.append(before)
+                self.value(step, value)
+        except SerializationError:
+            raise
+        except Exception as exc:  # of a property or a __getattr__
+            raise self._error("", describe(exc)) from exc
+        return "".join(self.out)
+
+    def value(self, step: str, value: Any) -> None:
+        """Write a value, or open it if it is a container."""
+        cls = type(value)
+        if cls in self.format.scalars:
+            if cls is str:
+                self.check_text(step, value)
+            self.out.append(self._made(step, self.format.scalars[cls], value))
+        elif cls is list or cls is tuple or cls is dict:
+            start, end = self.format.brackets(value)
+            self._open(step, value, start, self._entries(value) if cls is dict else self._items(value), end)
+        else:
+            self.object(step, self._info(step, value), value)
+
+    def object(self, step: str, info: TypeInfo, value: Any) -> None:
+        """Write an enum's member, or open an object."""
+        if info.is_enum:
+            if type(value._name_) is str:
+                self.check_text(step, value._name_)
+            self.out.append(self._made(step, self.format.enum_encoder(info), value, 1, set()))
+            return
+        attributes: Iterable[Any]
+        if info.fields:
+            attributes = [f for f in info.fields if not self.format.leaves_out or hasattr(value, f.name)]
+            items = self._fields(info, value, attributes)
+        else:
+            try:
+                attributes = info.values(value)
+            except SerializationError as exc:
+                self.fail(step, str(exc))
+            items = self._attributes(attributes)
+        self._open(step, value, self.format.start(info, len(attributes)), items, "}")
+
+    def _made(self, step: str, function: Callable[..., str], *args: Any) -> str:
+        try:
+            return function(*args)
+        except Unfit as exc:
+            self.fail(step, str(exc))
+
+    def _open(self, step: str, value: Any, start: str, items: Items, end: str) -> None:
+        if id(value) in self._within:
+            self.fail(step, f"contains itself, which {self.format.name} cannot express")
+        if len(self._stack) >= MAX_DEPTH:
+            del self._path[self._start + 3 :]  # all of it would be a page
+            self.fail("", f"nested deeper than {MAX_DEPTH} levels")
+        if step[0] not in ".[":  # a class: the outermost message, or the one in an envelope
+            self._start = len(self._path)
+        self.out.append(start)
+        self._stack.append((items, end))
+        self._path.append(step)
+        self._within.append(id(value))
+
+    def _items(self, value: Any) -> Items:
+        for i, v in enumerate(value):
+            yield (self.format.comma if i else "") + self.format.index(i), f"[{i}]", v
+
+    def _entries(self, value: dict[Any, Any]) -> Items:
+        written: set[str] = set()
+        for key, v in value.items():
+            step = f"[{shown(key)}]"
+            if type(key) is str:
+                self.check_text(step, key)
+            before = self._made(step, self.format.key, key)
+            if before in written:
+                self.fail(step, "a dict has a second key that is the same to PHP, which takes digits for an int")
+            yield (self.format.comma if written else "") + before, step, v
+            written.add(before)
+
+    def _fields(self, info: TypeInfo, value: Any, fields: Iterable[Any]) -> Items:
+        for f in fields:
+            step = f".{f.name}"
+            if not hasattr(value, f.name):
+                self.fail(step, "has no value")
+            self.check_text(step, f.wire_name)
+            content = getattr(value, f.name)
+            if info.cls in ENVELOPES and f.name != "id":
+                step = type(content).__name__  # the path begins anew with the message
+            yield self._made("", self.format.field, f, info), step, content
+
+    def _attributes(self, values: dict[Any, Any]) -> Items:
+        for name, v in values.items():
+            if type(name) is str:
+                self.check_text(f".{shown(name)}", name)
+            yield self._made("", self.format.attribute, name), f".{name}", v
+
+    def _error(self, step: str, problem: str) -> SerializationError:
+        return SerializationError(f"{''.join(self._path[self._start :])}{step}: {problem}")
+
+    def fail(self, step: str, problem: str) -> NoReturn:
+        """Raise the error about what is reached by a step from here."""
+        raise self._error(step, problem) from None  # what led here is only how it was found
+
+    def check_text(self, step: str, text: str) -> None:
+        """Refuse a text that cannot be encoded."""
+        try:
+            text.encode("utf-8", self.format.surrogates)
+        except UnicodeEncodeError as exc:
+            problem = f"text with a lone surrogate (at index {exc.start}) cannot travel in {self.format.name}"
+            self.fail(step, problem)
+
+    def _info(self, step: str, value: Any) -> TypeInfo:
+        try:
+            info = self.format.info(type(value))
+        except SerializationError as exc:
+            self.fail(step, self._advice(value) or str(exc))
+        self.check_text(step, info.wire_name)
+        if info.cls in ENVELOPES:
+            content = value.request if isinstance(value, RequestEnvelope) else value.response
+            if type(value.id) is not str or len(value.id) > MAX_ID_LENGTH:
+                self.fail(step, f"an envelope's id must be a str of at most {MAX_ID_LENGTH} characters")
+            if not isinstance(content, Message):
+                self.fail(step, f"an envelope must hold a Message, not {article(type(content))}")
+        return info
+
+    def _advice(self, value: Any) -> str | None:
+        cls = type(value)
+        for bases, instead in (
+            ((bytes, bytearray, memoryview), "base64 text"),
+            ((set, frozenset), "a list"),
+            ((complex,), "two floats"),
+        ):
+            if isinstance(value, bases):
+                name = "complex" if bases == (complex,) else cls.__name__
+                return f"{name} cannot travel in {self.format.name}; send {instead}, or use another serializer"
+        for base in (str, int, float, dict, list, tuple):
+            if isinstance(value, base):
+                named = isinstance(value, enum.Enum) or hasattr(cls, "_fields")
+                advice = "register it with register_type()" if named else f"convert it with {base.__name__}()"
+                return f"{cls.__qualname__} is a subclass of {base.__name__} and would arrive as one; {advice}"
+        return None

@@ -1,0 +1,119 @@
+"""Take PHP's own value classes apart and build them: ``stdClass``, ``DateTime`` and ``DateTimeImmutable``.
+
+Knows these classes and the standard library. Must not know how values are written. Imported when the first such value
+is met.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta, timezone, tzinfo
+
+from ..errors import SerializationError
+from ..registry import TypeInfo, type_info
+from .text_format import shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+__all__ = ["CLASSES", "info_of"]
+
+_OFFSET, _ABBREVIATION, _NAME = 1, 2, 3  # what PHP calls timezone_type
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\Z")
+_ZONE_OFFSET = re.compile(r"([+-])([0-9]{2}):([0-9]{2})(?::([0-9]{2}))?\Z")
+_ZONE_NAME = re.compile(r"[A-Za-z0-9_+-]{1,40}(?:/[A-Za-z0-9_+-]{1,40}){0,3}\Z")
+
+# Minutes from UTC, as PHP reads these abbreviations, its letters for the zones at sea among them.
+_ABBREVIATIONS = {
+    name: minutes
+    for minutes, names in {
+        -720: "Y", -660: "X SST", -600: "W HST AHST", -540: "V AKST YST AHDT", -480: "U PST AKDT YDT",
+        -420: "T MST PDT", -360: "S CST MDT", -300: "R EST CDT", -240: "Q AST EDT", -210: "NST", -180: "P ADT",
+        -120: "O", -60: "N", 0: "Z UTC UCT GMT WET", 60: "A BST CET MET WAT WEST",
+        120: "B CAT CEST EET IST MEST SAST WAST", 180: "C EAT EEST IDT MSK", 240: "D MSD", 300: "E PKT", 360: "F PKST",
+        420: "G WIB", 480: "H AWST HKT WITA", 540: "I AWDT HKST JST WIT KST", 570: "ACST CAST", 600: "K AEST CHST GST",
+        630: "ACDT", 660: "L AEDT", 720: "M NZST", 780: "NZDT",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+_ABBREVIATIONS["KST"] = 510
+
+
+class _Value(TypeInfo):
+    """Stand for a class of PHP's where the registry has none."""
+
+    def __init__(
+        self, cls: type, wire_name: str, values: Callable[[Any], dict[str, Any]], build: Callable[[Any], Any]
+    ) -> None:
+        super().__init__(cls, wire_name)
+        self.names = ("",)  # it has no fields to look for
+        self.values = values  # type: ignore[assignment,method-assign]
+        self.build = build  # type: ignore[assignment,method-assign]
+
+
+def _take_apart(value: datetime) -> dict[str, Any]:
+    offset = value.utcoffset()
+    if offset is None:
+        raise SerializationError(
+            "a naive datetime cannot travel in PHP's format: give it a tzinfo, as datetime.now(timezone.utc) has one"
+        )
+    if offset.microseconds:
+        raise SerializationError("a datetime cannot travel in PHP's format with an offset that has fractions of a second")
+    seconds = abs(offset) // timedelta(seconds=1)
+    zone = f"{'-' if offset < timedelta(0) else '+'}{seconds // 3600:02}:{seconds // 60 % 60:02}"
+    if seconds % 60:
+        zone += f":{seconds % 60:02}"
+    date = value.replace(tzinfo=None).isoformat(" ", "microseconds")
+    return {"date": date, "timezone_type": _OFFSET, "timezone": zone}
+
+
+def _build(data: dict[str, Any]) -> datetime:
+    date, kind, zone = data.get("date"), data.get("timezone_type"), data.get("timezone")
+    if type(date) is not str or not _DATE.match(date):
+        raise SerializationError(f"a date of PHP cannot be read: {shown(date)} is no date of the years 1 to 9999")
+    try:
+        return datetime.fromisoformat(date).replace(tzinfo=_zone(kind, zone))
+    except ValueError as exc:
+        raise SerializationError(f"a date of PHP cannot be read: {exc}") from exc
+
+
+def _zone(kind: Any, zone: Any) -> tzinfo:
+    text = zone if type(zone) is str else ""
+    if kind == _OFFSET and (found := _ZONE_OFFSET.match(text)):
+        sign, hours, minutes, seconds = found.groups(default="0")
+        offset = timedelta(hours=int(hours), minutes=int(minutes), seconds=int(seconds))
+        return timezone(-offset if sign == "-" else offset)
+    if kind == _ABBREVIATION and text.upper() in _ABBREVIATIONS:
+        return timezone(timedelta(minutes=_ABBREVIATIONS[text.upper()]))
+    if kind == _NAME and text == "UTC":
+        return timezone.utc
+    if kind == _NAME and _ZONE_NAME.match(text):
+        import zoneinfo
+
+        try:
+            return zoneinfo.ZoneInfo(text)
+        except (OSError, ValueError, KeyError):  # KeyError: there is no such file; the others: it is no zone's
+            pass
+    raise SerializationError(
+        f"the offset of a date of PHP in the time zone {shown(zone)} is not known here: install the package tzdata, or"
+        " send the date with an offset"
+    )
+
+
+_DATETIME = _Value(datetime, "DateTimeImmutable", _take_apart, _build)
+CLASSES: dict[str, TypeInfo] = {
+    "stdClass": _Value(dict, "stdClass", dict, dict),
+    "DateTime": _DATETIME,
+    "DateTimeImmutable": _DATETIME,
+}
+
+
+def info_of(cls: type) -> TypeInfo:
+    """Return how the instances of a class are written.
+
+    Raises:
+        SerializationError: They have no form in PHP.
+    """
+    return _DATETIME if cls is datetime else type_info(cls)

@@ -1,0 +1,426 @@
+"""Hold what the serializers of JSON and of PHP's format have in common.
+
+Knows messages, the registry, and Python's annotations as far as their text goes. Must not know either format, and
+must not evaluate an annotation: what a class body says of a field's type may be any text.
+
+Each format is a :class:`TextFormat`, with a :class:`~.explain.Walk` for what it cannot write quickly; users see the
+:class:`TextSerializer`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .. import registry
+from ..errors import SerializationError, article, describe, printable
+from ..messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
+from ._compiling import call_of_class, compile_function
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, NoReturn
+
+    from ..protocols import Payload
+    from ..registry import FieldInfo, TypeInfo
+    from .explain import Walk
+
+    Builder = Callable[[dict[Any, Any]], Any]
+    Encoder = Callable[[Any, int, set[int]], str]  # (value, depth, ids of the objects so far)
+
+__all__ = [
+    "ENVELOPES", "INT_MAX", "INT_MIN", "MAX_DEPTH", "MAX_ID_LENGTH", "TextFormat", "TextSerializer", "Unfit",
+    "builder", "find_class", "other_format", "plain_type", "shown", "wire_name",
+]  # fmt: skip
+
+MAX_DEPTH = 511  # the original's JSON writes 512 levels but reads 511; what it could not read is not written here
+MAX_ID_LENGTH = 128
+INT_MIN = -(1 << 63)
+INT_MAX = (1 << 63) - 1
+
+ENVELOPES = (RequestEnvelope, ResponseEnvelope)
+_BUILT_IN = (LogMessage, ErrorMessage, *ENVELOPES)
+_NAMESPACE = "StreamIpc\\"
+_OLD_NAMESPACE = "PhpStreamIpc\\"
+
+
+class Unfit(Exception):
+    """Signal that a value cannot be written; the text says why, if that is known where it is raised."""
+
+
+# --- names ----------------------------------------------------------------------------------------------------
+
+
+def _old_name(name: str) -> str:
+    return _OLD_NAMESPACE + name[len(_NAMESPACE) :]
+
+
+_OLD_NAMES = {_old_name(registry.type_info(cls).wire_name): cls for cls in _BUILT_IN}
+
+
+def wire_name(info: TypeInfo, old: bool) -> str:
+    """Return the name to write for a class, to the present or to the older release of the original."""
+    if old and info.cls in _BUILT_IN and info.wire_name.startswith(_NAMESPACE):
+        return _old_name(info.wire_name)
+    return info.wire_name
+
+
+def find_class(name: Any, advice: str = "") -> TypeInfo:
+    """Return the entry of a class name that was read, whichever release wrote it.
+
+    Args:
+        name: The name.
+        advice: What to do about an unknown class, unless its name has dots, as only Python's names have.
+
+    Raises:
+        SerializationError: No class is registered under it.
+    """
+    try:
+        return registry.lookup(name)
+    except SerializationError:
+        if type(name) is not str or ("\\" not in name and ("." in name or not advice)):
+            raise
+    if name in _OLD_NAMES:
+        return registry.type_info(_OLD_NAMES[name])
+    advice = advice or "import a class with this wire_name on this side too"
+    raise SerializationError(f"Unknown class: {printable(name[:200])} ({advice})")
+
+
+def shown(value: Any) -> str:
+    """Return a short repr of anything, also of what has none."""
+    try:
+        text = ascii(value)
+    except Exception:  # of a huge int, or of a class's own __repr__
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- annotations ----------------------------------------------------------------------------------------------
+
+_OPTIONAL = re.compile(
+    r"Optional\[(.*)\]|Union\[(.*),None(?:Type)?\]|Union\[None(?:Type)?,(.*)\]|(.*)\|None|None\|(.*)|(.*)"
+).fullmatch
+_NAME = re.compile(r"(\w+)(?:\[.*\])?").fullmatch
+_NOISE = re.compile(r"[\s'\"]|\b(?:typing|t|builtins|collections\.abc|abc)\.")
+_KINDS = {
+    "float": "float", "str": "str", "bytes": "bytes", "bytearray": "bytearray",
+    "dict": "dict", "Dict": "dict", "Mapping": "dict", "MutableMapping": "dict",
+}  # fmt: skip
+
+
+def plain_type(annotation: Any) -> str:
+    """Return which of the types that matter to a format an annotation names, with or without None.
+
+    ``float``, ``"float"``, ``Optional[float]``, ``"float | None"`` and ``Union[None, float]`` are all ``"float"``.
+    Nothing is evaluated: a name that means something else in its module is taken for the usual one.
+
+    Returns:
+        ``"float"``, ``"str"``, ``"bytes"``, ``"bytearray"``, ``"dict"`` (for any mapping), or an empty text.
+    """
+    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):  # list[int] is a type on 3.10
+        return _KINDS.get(annotation.__name__, "") if annotation.__module__ == "builtins" else ""
+    text = annotation if isinstance(annotation, str) else str(annotation)
+    match: Any = _OPTIONAL(_NOISE.sub("", text[:200]))
+    # "Union[float, str]" is one name with brackets, too; so is "List[float]".
+    name = _NAME(match[match.lastindex])
+    return "" if name is None else _KINDS.get(name[1], "")
+
+
+# --- writing --------------------------------------------------------------------------------------------------
+
+_CONTENT = "scalars[t](v) if (t := type(v)) in scalars else encoders[t](v, depth + 1, seen)"
+
+
+class TextFormat(dict[type, "Encoder"]):
+    """Map each class to the function that writes its instances, made when the class is first met; read payloads.
+
+    Such a function raises :class:`Unfit`, or anything else, for what it cannot write; then the walk writes it or
+    explains it. What the functions and the walk have in common, a subclass says once.
+
+    Args:
+        old: Whether it writes to the older release of the original.
+        scalars: The functions for the values that hold no others, by exact type: a subclass, which would arrive as
+            its base, is not found.
+    """
+
+    name = ""  # in errors
+    walk: type[Walk]
+    comma = ""  # between the items of a list or dict
+    guard: tuple[str, ...] = ()  # what the function of an object does first, as source
+    leaves_out = False  # whether a field without a value is left out; otherwise it is an error
+    surrogates = "strict"  # what becomes of lone surrogates, as for str.encode()
+
+    list_encoder: Callable[[], Encoder]  # returns the function for lists and tuples
+    dict_encoder: Callable[[], Encoder]
+    enum_encoder: Callable[[TypeInfo], Encoder]
+    brackets: Callable[[Any], tuple[str, str]]  # returns what a list, tuple or dict begins and ends with
+    index: Callable[[int], str]  # returns what stands before an item of a list
+    key: Callable[[Any], str]  # returns what stands before a value of a dict, or raises Unfit
+    start: Callable[[TypeInfo, int], str]  # returns what an object with so many attributes begins with; "}" ends it
+    attribute: Callable[[Any], str]  # returns what stands before an attribute of that name, or raises Unfit
+    field: Callable[[FieldInfo, TypeInfo], str]  # returns what stands before a field
+    encode: Callable[[str], bytes]  # makes a payload of a text that is not ASCII
+    read: Callable[[Payload], Any]  # returns the value of a payload, or raises anything
+    # Returns the class name and the id of an envelope whose content is bad; None for what cannot be read.
+    salvage: Callable[[Payload], tuple[Any, Any]]
+
+    def __init__(self, old: bool, scalars: dict[type, Callable[[Any], str]]) -> None:
+        super().__init__()
+        self.old = old
+        self.scalars = scalars
+        self.messages = _Messages(self)  # the same, but for classes of messages only
+        registry.clear_on_change(self)
+        registry.clear_on_change(self.messages)
+
+    def info(self, cls: type) -> TypeInfo:
+        """Return the entry of a class that is no plain data, or raise SerializationError."""
+        return registry.type_info(cls)
+
+    def reason(self, exc: Exception) -> str:
+        """Say what is wrong with a payload, by the exception that came of it."""
+        return f"payload cannot be decoded: {describe(exc)}"
+
+    def __missing__(self, cls: type) -> Encoder:
+        made: Encoder
+        if cls is list or cls is tuple:
+            made = self.list_encoder()
+        elif cls is dict:
+            made = self.dict_encoder()
+        else:
+            try:
+                info = self.info(cls)
+            except SerializationError:
+                raise Unfit from None
+            made = self.enum_encoder(info) if info.is_enum else self._compile(info)
+        self[cls] = made
+        return made
+
+    def _compile(self, info: TypeInfo) -> Encoder:
+        lines = ["def made(value, depth, seen):", f"    if depth > {MAX_DEPTH}: raise Unfit", *self.guard]
+        if not info.fields:
+            lines += [
+                "    values = info.values(value)",
+                f"    parts = [attribute(name) + ({_CONTENT}) for name, v in values.items()]",
+                "    return start(info, len(values)) + ''.join(parts) + '}'",
+            ]
+        else:
+            is_envelope = info.cls in ENVELOPES
+            if is_envelope:
+                lines.append(f"    if type(value.id) is not str or len(value.id) > {MAX_ID_LENGTH}: raise Unfit")
+            text = _braces(self.start(info, len(info.fields)))
+            for i, f in enumerate(info.fields):
+                content = "messages[type(v)](v, depth + 1, seen)" if is_envelope and f.name != "id" else _CONTENT
+                lines += [f"    v = value.{f.name}", f"    t{i} = {content}"]
+                text += f"{_braces(self.field(f, info))}{{t{i}}}"
+            lines.append(f"    return f{text + '}}'!r}")
+        names = {
+            "Unfit": Unfit,
+            "attribute": self.attribute,
+            "encoders": self,
+            "info": info,
+            "messages": self.messages,
+            "scalars": self.scalars,
+            "start": self.start,
+        }
+        return compile_function(lines, names)
+
+
+class _Messages(dict[type, "Encoder"]):
+    """Map each class of messages to its function; every other class is unfit."""
+
+    def __init__(self, format: TextFormat) -> None:
+        super().__init__()
+        self._format = format
+
+    def __missing__(self, cls: type) -> Encoder:
+        if not issubclass(cls, Message):
+            raise Unfit
+        made = self[cls] = self._format[cls]
+        return made
+
+
+def _braces(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+# --- reading --------------------------------------------------------------------------------------------------
+
+
+def builder(
+    info: TypeInfo, keys: Sequence[str], conversions: dict[str, str], rename: Builder | None = None
+) -> Builder:
+    """Make the function that builds an instance of a class with fields from the dict that was read.
+
+    Args:
+        info: The class.
+        keys: For each field, the key that it should have in the dict.
+        conversions: By :func:`plain_type`, the source of a statement that changes the value ``v``.
+        rename: Returns the same dict with such keys, if some of them are missing.
+    """
+    codes = [conversions.get(plain_type(f.annotation), "") for f in info.fields]
+    functions = [compile_function(["def made(v):", f"    {code or 'pass'}", "    return v"], {}) for code in codes]
+
+    def otherwise(data: dict[Any, Any]) -> Any:
+        # Not every field was sent: the registry knows the defaults.
+        if rename is not None:
+            data = rename(data)
+        values = {}
+        for f, key, function in zip(info.fields, keys, functions, strict=True):
+            if key in data:
+                values[f.name] = function(data[key])
+        return info.build(values)
+
+    lines = ["def made(data):", "    try:", "        pass"]
+    lines += [f"        v{i} = data[{key!r}]" for i, key in enumerate(keys)]
+    lines += ["    except KeyError:", "        return otherwise(data)"]
+    lines += ["    " + re.sub(r"\bv\b", f"v{i}", code) for i, code in enumerate(codes) if code]
+    if info.cls in ENVELOPES:
+        lines += [
+            f"    if type(v0) is not str or len(v0) > {MAX_ID_LENGTH}: raise bad_id()",
+            "    if not isinstance(v1, Message): refuse('the content of an envelope', v1)",
+        ]
+    lines += [
+        "    try:",
+        f"        return {call_of_class(info, [f'v{i}' for i in range(len(keys))])}",
+        "    except Exception as exc:",
+        "        raise refused(exc) from exc",
+    ]
+    names = {
+        "Message": Message,
+        "bad_id": _bad_id,
+        "cls": info.cls,
+        "otherwise": otherwise,
+        "refuse": _refuse,
+        "refused": info.refused,
+    }
+    return compile_function(lines, names)
+
+
+def _bad_id() -> SerializationError:
+    return SerializationError(f"the id of an envelope is not a text of at most {MAX_ID_LENGTH} characters")
+
+
+def _refuse(what: str, value: Any) -> NoReturn:
+    """Raise the error about what should be a message."""
+    if type(value) is dict and isinstance(value.get("__class"), str):
+        find_class(value["__class"])  # raises, if the class is what is wrong
+    raise SerializationError(f"{what} is not a message but {article(type(value))}")
+
+
+_FORMATS = {
+    "JSON": re.compile(rb"\s*[{\[]"),
+    "PHP's format": re.compile(rb"[OaC]:[0-9]+:|[NbidsE][:;]"),
+    "a pickle": re.compile(rb"\x80[\x02-\x05]"),
+}
+
+
+def other_format(payload: Any, own: str) -> str:
+    """Return how an error about an unreadable payload goes on, if the payload looks like another format."""
+    for name, start in _FORMATS.items():
+        try:
+            if start.match(payload) is not None:
+                return "" if name == own else f"; it looks like {name}: do both sides use the same serializer?"
+        except TypeError:  # no buffer, which is what the error is about
+            break
+    return ""
+
+
+def _add_id(error: SerializationError, name: Any, identity: Any) -> None:
+    """Say in an error which request or response it is about, if the class and the id are those of an envelope."""
+    try:
+        cls = find_class(name).cls
+    except SerializationError:
+        return
+    if cls in ENVELOPES and type(identity) is str and len(identity) <= MAX_ID_LENGTH:
+        if cls is RequestEnvelope:
+            error.request_id = identity
+        else:
+            error.response_id = identity
+
+
+# --- the serializer -------------------------------------------------------------------------------------------
+
+
+class TextSerializer:
+    """Turn messages into payloads of a format and back."""
+
+    # For the text of a request that got no reply.
+    silence_hint = (
+        "; if the other side is PHP: it never answers a request whose class it does not know by that wire name, or that"
+        " has a value of a wrong type for a property, or an envelope of the other namespace (see the serializer's"
+        " namespace=); its own error handlers or its stderr may say more"
+    )
+
+    # deserialize() keeps nothing of what it is given, so that a large buffer can be used again; see wire/codec.py.
+    keeps_payload = False
+
+    _formats: tuple[TextFormat, TextFormat]  # for the present and for the older release of the original
+
+    def __init_subclass__(cls, formats: tuple[TextFormat, TextFormat] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if formats is not None:  # not a subclass of the user's own
+            cls._formats = formats
+
+    def __init__(self, *, namespace: str = "StreamIpc") -> None:
+        if namespace not in ("StreamIpc", "PhpStreamIpc"):
+            raise ValueError(f"namespace must be 'StreamIpc' or 'PhpStreamIpc', not {namespace!r}")
+        self._format = self._formats[namespace == "PhpStreamIpc"]
+        self._messages = self._format.messages
+        self._read = self._format.read
+
+    def __repr__(self) -> str:
+        format = getattr(self, "_format", None)  # None: half made
+        argument = "namespace='PhpStreamIpc'" if format is not None and format.old else ""
+        return f"{type(self).__name__}({argument})"
+
+    def serialize(self, message: Message) -> bytes:
+        """Turn a message into a payload.
+
+        Args:
+            message: A message, or an envelope around one.
+
+        Returns:
+            The payload.
+
+        Raises:
+            SerializationError: Something in it cannot travel in this format; the text names the field, as in
+                ``TaskRequest.items[3].name: set cannot travel in JSON``.
+        """
+        try:
+            text = self._messages[type(message)](message, 1, set())
+            return text.encode() if text.isascii() else self._format.encode(text)
+        except MemoryError:
+            raise
+        except Exception:
+            # An object that occurs twice, a field without a value, a lone surrogate; RecursionError: a cycle, or only
+            # a deep message on a full stack. Left before the walk, so that its error is not shown as one about this.
+            pass
+        text = self._format.walk(self._format).text(message)
+        return text.encode() if text.isascii() else self._format.encode(text)
+
+    def deserialize(self, payload: Payload) -> Message:
+        """Turn a payload into its message.
+
+        Args:
+            payload: The payload; nothing of it is kept.
+
+        Returns:
+            The message or envelope, built by its class's constructor.
+
+        Raises:
+            SerializationError: It is not in this format, names a class that is not registered, or holds what the
+                class's constructor refuses. Where the id of an envelope could be read, ``request_id`` or
+                ``response_id`` says it.
+        """
+        try:
+            message = self._read(payload)
+        except Exception as exc:
+            error = exc if isinstance(exc, SerializationError) else SerializationError(self._format.reason(exc))
+            error.args = (str(error) + other_format(payload, self._format.name),)
+            _add_id(error, *self._format.salvage(payload))
+            if error is exc:
+                raise
+            raise error from exc
+        if not isinstance(message, Message):
+            _refuse("payload", message)
+        return message
