@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 __all__ = [
     "FieldInfo",
     "TypeInfo",
+    "by_class",
     "clear_on_change",
     "default_wire_name",
     "lookup",
+    "not_registered",
     "register",
     "register_type",
     "type_info",
@@ -33,6 +35,7 @@ __all__ = [
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for classes made by a class statement
 
 _by_class: Dict[type, TypeInfo] = {}
+by_class = _by_class  # for serializers, which only read it
 _by_name: Dict[str, TypeInfo] = {}
 _caches: List[Dict[Any, Any]] = []  # what serializers have worked out of the entries
 
@@ -111,8 +114,11 @@ class TypeInfo:
             raise self._refused(exc) from exc
         return self._build_slowly(values)
 
-    def _refused(self, exc: Exception) -> SerializationError:
+    def refused(self, exc: Exception) -> SerializationError:
+        """Return the error for a constructor that raised."""
         return SerializationError(f"{self.wire_name} cannot be built from the values received: {describe(exc)}")
+
+    _refused = refused
 
     def _build_slowly(self, values: Dict[str, Any]) -> Any:
         if self.names is None:
@@ -351,10 +357,15 @@ def type_info(cls: type) -> TypeInfo:
     try:
         return _by_class[cls]
     except KeyError:
-        raise SerializationError(
-            f"{cls.__module__}.{cls.__qualname__} cannot travel: it is neither plain data nor registered; derive it"
-            " from Message or register it with register_type()"
-        ) from None
+        raise not_registered(cls) from None
+
+
+def not_registered(cls: type) -> SerializationError:
+    """Return the error about a class that cannot travel."""
+    return SerializationError(
+        f"{cls.__module__}.{cls.__qualname__} cannot travel: it is neither plain data nor registered; derive it"
+        " from Message or register it with register_type()"
+    )
 
 
 def lookup(wire_name: Any) -> TypeInfo:

@@ -1,49 +1,5 @@
-"""Functions that are compiled for a class, because code that names the fields one by one is two to three times as
-fast as a loop over them.
+"""The former name of ``compiling``."""
 
-Knows registered classes. Must not know any format. ``dataclass`` makes ``__init__`` the same way, for the same reason.
-"""
-
-from __future__ import annotations
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Sequence
-
-    from ..registry import TypeInfo
+from .compiling import call_of_class, compile_function
 
 __all__ = ["call_of_class", "compile_function"]
-
-
-def compile_function(lines: Sequence[str], names: Dict[str, Any]) -> Callable[..., Any]:
-    """Compile the source of one function called ``made``, which sees just ``names``.
-
-    Only identifiers and ``repr`` of texts go into the source.
-    """
-    scope = dict(names)
-    exec("\n".join(lines), scope)  # noqa: S102
-    made: Callable[..., Any] = scope["made"]
-    return made
-
-
-def _takes_positional(info: TypeInfo) -> bool:
-    # cls(a, b) costs 0.2 us less than cls(x=a, y=b), which makes a dict on the way. Only where the constructor is a
-    # plain function with just the fields first: a dataclass may have keyword-only fields, InitVar parameters in
-    # between, or a constructor of its own.
-    names = tuple(f.name for f in info.fields)
-    cls: Any = info.cls
-    code = getattr(cls.__init__, "__code__", None)
-    return (
-        type(cls).__call__ is type.__call__
-        and cls.__new__ is object.__new__
-        and code is not None
-        and code.co_argcount > len(names)
-        and code.co_varnames[1 : 1 + len(names)] == names
-    )
-
-
-def call_of_class(info: TypeInfo, values: Sequence[str]) -> str:
-    """The source of the call that builds an instance: of ``cls``, with what is written for the value of each field."""
-    if _takes_positional(info):
-        return f"cls({', '.join(values)})"
-    return f"cls({', '.join(f'{field.name}={value}' for field, value in zip(info.fields, values))})"
