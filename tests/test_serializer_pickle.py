@@ -1592,15 +1592,16 @@ def test_every_form_of_a_payload_has_the_same_answer(number: int, monkeypatch: p
         mutant = mutated(rng, good)
         if too_costly(mutant):
             continue
-        answers = set()
+        answers: List[Any] = []
         for large in (64 * 1024, 0):  # with 0 it is read as large payloads are
             monkeypatch.setattr(module, "_LARGE", large)
             for form in (mutant, bytearray(mutant), memoryview(mutant)):
                 try:
-                    answers.add(repr(S.deserialize(form)))
+                    answers.append(S.deserialize(form))
                 except SerializationError as error:
-                    answers.add(f"error {error.request_id} {error.response_id}")
-        assert len(answers) == 1, mutant
+                    answers.append((error.request_id, error.response_id))
+        for answer in answers:  # of a NaN only the text is equal, of a set only the content
+            assert answer == answers[0] or repr(answer) == repr(answers[0]), mutant
 
 
 def test_a_payload_that_cannot_be_loaded_tells_its_id() -> None:

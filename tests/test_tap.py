@@ -361,12 +361,12 @@ def test_lines():
     lines, report = conversation()
     job = "(name='{}', size=5, point=None, more=None)"
     assert [line.split(None, 3) for line in lines[:3]] == [
-        ["0.000000", "->", "request", "1                47 B  App\\Job" + job.format("a") + "\n"],
-        ["0.000000", "->", "request", "2                47 B  App\\Job" + job.format("b") + "\n"],
-        ["0.000000", "<-", "request", "1                47 B  App\\Job" + job.format("c") + "\n"],
+        ["0.000000", "->", "request", "1                60 B  App\\Job" + job.format("a") + "\n"],
+        ["0.000000", "->", "request", "2                60 B  App\\Job" + job.format("b") + "\n"],
+        ["0.000000", "<-", "request", "1                60 B  App\\Job" + job.format("c") + "\n"],
     ]
     assert lines[3].split() == ["0.250000", "<-", "junk", "5", "B", "'hello'"]
-    assert lines[4].split()[:8] == ["0.250000", "<-", "response", "1", "250.0", "ms", "47", "B"]
+    assert lines[4].split()[:8] == ["0.250000", "<-", "response", "1", "250.0", "ms", "60", "B"]
     assert lines[5].split()[:3] == ["0.250000", "<-", "notification"]
     assert "unreadable" in lines[6] and "rubbish" in lines[6]
     assert lines[7].split()[2:4] == ["response", "9"]  # nobody had asked: no latency
@@ -380,7 +380,7 @@ def test_lines():
 def test_summary():
     _, report = conversation()
     assert report.summary().splitlines() == [
-        "-> 110 bytes: 2 requests",
+        "-> 136 bytes: 2 requests",
         f"<- {report._bytes['<-']} bytes: 1 request, 1 junk, 2 responses, 1 notification, 1 unreadable",
         "slowest requests:",
         "  250.0 ms  1  App\\Job",
