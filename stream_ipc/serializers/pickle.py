@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     Read = Callable[[tuple[Any, ...]], Message]
 
-__all__ = ["PickleMessageSerializer", "build"]
+__all__ = ["PickleMessageSerializer", "build"]  # where pickles say that build is: see GLOBAL
 
 _KINDS = (NOTIFICATION, REQUEST, RESPONSE)  # a set would look at the hash of a tuple without end
 _MAX_ID = 128  # characters

@@ -187,6 +187,8 @@ class ObjectPickler(pickle.Pickler):
         met: The registered objects that were written.
     """
 
+    __slots__ = ("chunks", "met")
+
     def __init__(self) -> None:
         self.chunks: list[Any] = _Chunks()
         self.met: list[Any] = []
