@@ -26,6 +26,7 @@ __all__ = [
     "clear_on_change",
     "default_wire_name",
     "lookup",
+    "not_registered",
     "register",
     "register_type",
     "type_info",
@@ -120,8 +121,6 @@ class TypeInfo:
     def refused(self, exc: Exception) -> SerializationError:
         """Return the error about a constructor that has raised another one."""
         return SerializationError(f"{self.wire_name} cannot be built from the values received: {describe(exc)}")
-
-    _refused = refused
 
     def encode_value(self, obj: Any) -> Any:
         """Turn an instance of a class with converters into the data that travels for it.
@@ -288,7 +287,6 @@ def register(
         cache.clear()
 
 
-_by_class = by_class
 
 
 def _check(cls: type, encode: Any, decode: Any, strict: bool) -> None:
@@ -428,11 +426,16 @@ def type_info(cls: type) -> TypeInfo:
     try:
         return by_class[cls]
     except KeyError:
-        from .advice import advice
+        raise not_registered(cls) from None
 
-        raise SerializationError(
-            f"{cls.__module__}.{cls.__qualname__} cannot travel: it is neither plain data nor registered; {advice(cls)}"
-        ) from None
+
+def not_registered(cls: type) -> SerializationError:
+    """Return the error about a class that cannot travel, which says what to do with such a value."""
+    from .advice import advice
+
+    return SerializationError(
+        f"{cls.__module__}.{cls.__qualname__} cannot travel: it is neither plain data nor registered; {advice(cls)}"
+    )
 
 
 def lookup(wire_name: Any) -> TypeInfo:

@@ -478,7 +478,7 @@ def test_summary():
     lines.clear()
     report.end()
     assert "".join(lines).splitlines() == [
-        "-> 110 bytes: 2 requests",
+        "-> 136 bytes: 2 requests",
         f"<- {size} bytes: 1 request, 1 junk, 2 responses, 1 notification, 1 unreadable",
         "slowest requests:",
         "  250.0 ms  1  App\\Job",

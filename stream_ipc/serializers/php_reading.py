@@ -18,7 +18,7 @@ import re
 from .. import registry
 from ..errors import SerializationError
 from ..messages import Message
-from ._compiling import compile_function
+from .compiling import compile_function
 from .text_format import ENVELOPES, INT_MAX, INT_MIN, MAX_DEPTH, builder, find_class, shown, wire_name
 
 TYPE_CHECKING = False

@@ -14,7 +14,7 @@ import re
 from .. import registry
 from ..errors import SerializationError, article, describe, printable
 from ..messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
-from ._compiling import call_of_class, compile_function
+from .compiling import call_of_class, compile_function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

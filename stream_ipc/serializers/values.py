@@ -11,17 +11,21 @@ import datetime
 import decimal
 import pathlib
 import uuid
-from typing import Any, Callable, Dict, Optional, Tuple
 
-__all__ = ["build_value", "reduce_value"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+__all__ = ["build_value", "reducer_of"]
 
 # A defaultdict's factory travels by name, and only if it makes plain data.
-_FACTORIES: Dict[str, type] = {
+_FACTORIES: dict[str, type] = {
     factory.__name__: factory for factory in (bool, int, float, complex, str, bytes, list, tuple, dict, set)
 }
 
 
-def _check(args: Tuple[Any, ...], *types: Tuple[type, ...]) -> None:
+def _check(args: tuple[Any, ...], *types: tuple[type, ...]) -> None:
     # Exact types: a bool is an int to isinstance(), and no wire form here has a bool where it has an int.
     if len(args) != len(types) or not all(type(arg) in allowed for arg, allowed in zip(args, types)):
         raise ValueError(f"arguments of the wrong types: {', '.join(type(arg).__name__ for arg in args)}")
@@ -105,13 +109,13 @@ def _path_builder(cls: type) -> Callable[..., Any]:
     return build
 
 
-def _reduce_timezone(value: Any) -> Tuple[Any, ...]:
+def _reduce_timezone(value: Any) -> tuple[Any, ...]:
     name = value.tzname(None)
     offset = value.utcoffset(None)
     return (offset, None if name == datetime.timezone(offset).tzname(None) else name)
 
 
-def _reduce_defaultdict(value: Any) -> Tuple[Any, ...]:
+def _reduce_defaultdict(value: Any) -> tuple[Any, ...]:
     factory = value.default_factory
     if factory is not None and _FACTORIES.get(getattr(factory, "__name__", "")) is not factory:
         raise ValueError(f"the factory of a defaultdict must be one of {', '.join(_FACTORIES)}, not {factory!r}")
@@ -119,7 +123,7 @@ def _reduce_defaultdict(value: Any) -> Tuple[Any, ...]:
 
 
 # By type: (name on the wire, take apart, build)
-_TYPES: Dict[type, Tuple[str, Callable[[Any], Tuple[Any, ...]], Callable[..., Any]]] = {
+_TYPES: dict[type, tuple[str, Callable[[Any], tuple[Any, ...]], Callable[..., Any]]] = {
     complex: ("complex", lambda v: (v.real, v.imag), _build_complex),
     datetime.datetime: (
         "datetime",
@@ -149,13 +153,15 @@ for _cls in (pathlib.PurePosixPath, pathlib.PureWindowsPath, pathlib.PosixPath, 
 _BUILDERS = {name: build for name, _, build in _TYPES.values()}
 
 
-def reduce_value(value: Any) -> Optional[Tuple[str, Tuple[Any, ...]]]:
-    """Take a value apart: (name, arguments), or None if it is of no type that is known here."""
-    entry = _TYPES.get(type(value))
-    return None if entry is None else (entry[0], entry[1](value))
+def reducer_of(cls: type) -> Callable[[Any], tuple[str, tuple[Any, ...]]] | None:
+    """Return what takes a value of a class apart into (name, arguments), or None if the class is not known here."""
+    if cls not in _TYPES:
+        return None
+    name, take_apart, _ = _TYPES[cls]
+    return lambda value: (name, take_apart(value))
 
 
-def build_value(name: str, args: Tuple[Any, ...]) -> Any:
+def build_value(name: str, args: tuple[Any, ...]) -> Any:
     """Build a value from what was received.
 
     Raises:

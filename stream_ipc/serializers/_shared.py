@@ -1,3 +1,0 @@
-"""Keep a name that pickle.py imports from here."""
-
-from .text_format import other_format as other_format

@@ -1,0 +1,415 @@
+"""How objects travel inside a pickle that names no class: as handles, which the registry turns into objects again.
+
+Knows the registry. Must not know messages, envelopes or payloads: see ``pickle.py``.
+
+An object is written as a call of ``build`` with a tuple ``(shape, value, ...)``. A shape is a wire name and, behind a NUL
+each, the names of the fields whose values follow; a class that is rebuilt from its attributes has them all in one dict,
+and no names. During the load ``build`` answers with inert handles, because an opcode such as ``BUILD`` that follows a call
+could otherwise change an object behind its constructor's back. The ``Resolver`` makes objects of them afterwards.
+"""
+
+from __future__ import annotations
+
+import pickle
+
+from .. import registry
+from ..errors import SerializationError, article, describe
+from ..registry import TypeInfo, by_class, not_registered
+from .compiling import call_of_class, compile_function
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    TakeApart = Callable[[Any], tuple[Any, ...]]
+
+__all__ = [
+    "ADVICE",
+    "GLOBAL",
+    "Builder",
+    "Handle",
+    "ObjectPickler",
+    "Resolver",
+    "build",
+    "enum_key",
+    "fields_of",
+    "refuse_views",
+    "shape_of",
+    "take_apart",
+]
+
+GLOBAL = ("stream_ipc.serializers.pickle", "build")  # the one global that a payload may name
+
+# What the error about a payload that this serializer never writes goes on with: an attack is the rarer cause.
+ADVICE = "; if the other side uses PickleMessageSerializer(unsafe=True), both have to"
+
+_ATOMS = frozenset({type(None), bool, int, float, str, bytes, bytearray})
+_CONTAINERS = frozenset({list, tuple, dict})
+_SEPARATOR = "\0"  # of the names in a shape; no wire name holds one
+
+
+class _Inert:
+    """Refuses the one opcode that could still change an object on the unpickler's stack."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        raise SerializationError("a payload may not set the state of an object" + ADVICE)
+
+
+class Handle(_Inert, tuple):  # type: ignore[type-arg]
+    """What stands for an object during a load: its shape and its values, and nothing else.
+
+    A tuple, because the unpickler makes one without running Python.
+    """
+
+    __slots__ = ()
+
+    # By identity: as a key it must not be equal to another, and its content has no hash.
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+
+class Builder(_Inert):
+    """The callable behind ``build``: an instance, so that neither a class nor a function is on the stack."""
+
+    __slots__ = ()
+    __module__ = GLOBAL[0]  # where the pickler looks for it
+    # A class binds to no instance, so this takes what Handle takes: (shape, value, ...) in one.
+    __call__: Callable[..., Any] = Handle
+
+
+build: Builder = Builder()
+
+
+# -- shapes
+
+
+def shape_of(info: TypeInfo) -> str:
+    """Return the shape of a class that has fields."""
+    return _SEPARATOR.join([info.wire_name, *(field.name for field in info.fields)])
+
+
+def fields_of(shape: Any, values: tuple[Any, ...]) -> tuple[TypeInfo, dict[str, Any]]:
+    """Return the class of a shape that was received, and its fields by name.
+
+    Raises:
+        SerializationError: There is no such class, or the values do not fit the shape.
+    """
+    if type(shape) is str and _SEPARATOR in shape:
+        name, *names = shape.split(_SEPARATOR)
+        info = registry.lookup(name)
+        if len(names) != len(values):
+            text = f"{info.wire_name} comes with {len(names)} fields and {len(values)} values"
+            raise SerializationError(f"payload is not a message: {text}")
+        fields = dict(zip(names, values))
+    else:
+        if len(values) != 1 or type(values[0]) is not dict:
+            raise SerializationError("payload is not a message: its fields are not a dict")
+        fields = values[0]
+        info = registry.lookup(shape)
+    if info.is_enum:  # its members are not made, but found
+        raise SerializationError(f"payload is not a message: {info.wire_name} is an enum, and has no fields")
+    return info, fields
+
+
+# -- writing
+
+
+class _TakeApart(dict):  # type: ignore[type-arg]
+    """By class, what takes an object apart: ``(shape, value, ...)``."""
+
+    def __missing__(self, cls: type) -> TakeApart:
+        function: TakeApart | None
+        info = by_class.get(cls)
+        if info is None:
+            from .values import reducer_of
+
+            function = reducer_of(cls)
+            if function is None:
+                raise not_registered(cls)
+        elif info.is_enum:
+            function = _take_member_apart(info)
+        elif info.fields:
+            values = ", ".join([f"obj.{field.name}" for field in info.fields])
+            function = compile_function(["def made(obj):", f"    return shape, {values}"], {"shape": shape_of(info)})
+        else:
+            function = _take_attributes_apart(info)
+        self[cls] = function
+        return function
+
+
+take_apart: dict[type, TakeApart] = _TakeApart()
+registry.clear_on_change(take_apart)
+
+
+def _take_member_apart(info: TypeInfo) -> TakeApart:
+    return lambda member: (info.wire_name, enum_key(member))
+
+
+def _take_attributes_apart(info: TypeInfo) -> TakeApart:
+    return lambda obj: (info.wire_name, info.values(obj))
+
+
+def enum_key(member: Any) -> str | int:
+    """Return what a member of an enum travels as: its name, or the value of a combination of flags.
+
+    Raises:
+        SerializationError: It has neither.
+    """
+    # A combination has no name, or one made up. With underscores, because a class may have a property ``name`` of its own.
+    key: str | int = member._name_
+    if key not in type(member).__members__:
+        key = member._value_
+        if type(key) is not int:
+            raise SerializationError(f"a member of {type(member).__qualname__} that has no name cannot travel")
+    return key
+
+
+class _Chunks(list):  # type: ignore[type-arg]
+    """A file for the pickler: what is written is a list of buffers, large bytes by reference."""
+
+    __slots__ = ()
+    write = list.append
+
+
+class ObjectPickler(pickle.Pickler):
+    """Writes registered objects as calls of ``build`` and refuses all others.
+
+    Attributes:
+        chunks: What was written: a list of buffers.
+        met: The registered objects that were written.
+    """
+
+    __slots__ = ("chunks", "met")
+
+    def __init__(self) -> None:
+        self.chunks: list[Any] = _Chunks()
+        self.met: list[Any] = []
+        super().__init__(self.chunks, 5)
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Return what the pickler writes in place of an object."""
+        if obj is build:
+            return "build"  # the pickler adds the module
+        self.met.append(obj)
+        return build, (take_apart[type(obj)](obj),)
+
+    def finish(self, last: Any, message: Any) -> bytes | list[bytes]:
+        """Return the payload after a ``dump()`` that met objects or wrote several chunks.
+
+        Args:
+            last: The last of the chunks.
+            message: The object whose values were written.
+
+        Raises:
+            SerializationError: An object contains itself.
+        """
+        met = self.met
+        ids = set(map(id, met))
+        # The pickler remembers each object that is finished, so one that comes twice contains itself.
+        if len(ids) < len(met) or id(message) in ids:
+            raise SerializationError(f"{type(message).__name__} cannot be sent: an object in it contains itself")
+        met.clear()
+        if not self.chunks:
+            return last  # type: ignore[no-any-return]
+        # A bytearray is passed on by reference too, but its owner may change it before it is written.
+        result = [chunk if type(chunk) is bytes else bytes(chunk) for chunk in (*self.chunks, last)]
+        self.chunks.clear()
+        return result
+
+
+# -- reading
+
+
+def refuse_views(values: tuple[Any, ...]) -> None:
+    """Raise SerializationError if there is a memoryview in plain data."""
+    seen: set[int] = set()
+    todo: list[Any] = [values]
+    while todo:
+        container = todo.pop()
+        if id(container) not in seen:
+            seen.add(id(container))
+            # A view of a bytearray has no hash, so it is no key and in no set.
+            items = list(container.values()) if type(container) is dict else container
+            types = set(map(type, items))
+            if memoryview in types:
+                raise SerializationError("payload is not a message: it may not hold a memoryview")
+            if not types.isdisjoint(_CONTAINERS):
+                todo += [item for item in items if type(item) in _CONTAINERS]
+
+
+class Resolver:
+    """Replaces the handles in a loaded structure by objects, each once, and lets nothing else through.
+
+    Lists, dicts and sets are changed in place, so that what was shared stays shared. They may contain themselves, but
+    no object may be built of one that is not finished: its constructor could copy handles out of it.
+    """
+
+    def __init__(self) -> None:
+        # By id of the unresolved value. All of these were alive at once, so no id stands for two of them, though some
+        # are freed meanwhile; what has been resolved, or was made since, must never be resolved.
+        self._done: dict[int, Any] = {}
+        self._depth = 0  # how many objects are being built
+        self._unfinished: dict[int, int] = {}  # lists, dicts and sets: by id, the depth at which they were begun
+        self._looped: set[int] = set()  # those of them that are contained in something that may be finished
+
+    def resolve(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the values with objects in place of handles.
+
+        Raises:
+            SerializationError: Something in them is not allowed, or cannot be built.
+        """
+        try:
+            return self._resolve(values)  # type: ignore[no-any-return]
+        except SerializationError:
+            raise
+        except RecursionError as exc:
+            raise SerializationError("payload is nested too deeply") from exc
+        except Exception as exc:  # what became of a key cannot be hashed
+            raise SerializationError(f"a value in the payload cannot be built: {describe(exc)}"[:300]) from exc
+
+    def _resolve(self, value: Any) -> Any:
+        cls = type(value)
+        key = id(value)
+        done = self._done
+        if cls is Handle:
+            if key not in done:
+                done[key] = _IN_PROGRESS
+                shape = value[0] if value else None
+                make = _find_nested(shape) if type(shape) is str else None  # the hash of a tuple may be without end
+                done[key] = result = self._object(value) if make is None else make(value, self)
+                return result
+        elif cls in _ATOMS:
+            return value
+        if key in done:
+            result = done[key]
+            if key in self._unfinished:
+                if self._unfinished[key] < self._depth:
+                    raise _contains_itself()
+                self._looped.add(key)
+            if result is _IN_PROGRESS:
+                raise _contains_itself()
+            return result
+        if cls is list or cls is dict or cls is set:
+            done[key] = value
+            self._unfinished[key] = self._depth
+            self._fill(value)
+            del self._unfinished[key]
+            self._looped.discard(key)
+            return value
+        done[key] = _IN_PROGRESS
+        if cls is tuple:
+            result = tuple([self._resolve(item) for item in value])
+        elif cls is frozenset:
+            result = frozenset([self._resolve(item) for item in value])
+        else:
+            raise SerializationError(f"payload is not a message: it may not hold {article(cls)}")
+        done[key] = result
+        return result
+
+    def _fill(self, value: Any) -> None:
+        """Resolve what is in a list, dict or set."""
+        if type(value) is list:
+            if not _ATOMS.issuperset(map(type, value)):
+                value[:] = [self._resolve(item) for item in value]
+        elif type(value) is set:
+            items = [self._resolve(item) for item in value]
+            value.clear()
+            value.update(items)
+        # Keys first: a key that is a handle is replaced, so the dict is filled anew.
+        elif any(type(k) not in _ATOMS for k in value):
+            pairs = [(self._resolve(k), self._resolve(v)) for k, v in value.items()]
+            value.clear()
+            value.update(pairs)
+        else:
+            for k, v in value.items():
+                if type(v) not in _ATOMS:
+                    value[k] = self._resolve(v)
+
+    def _object(self, handle: tuple[Any, ...]) -> Any:
+        """Build what is not to be built by a function for its class: the first of its shape, and others."""
+        shape, *values = handle or (None,)
+        if (type(shape) is str and _SEPARATOR in shape) or (len(values) == 1 and type(values[0]) is dict):
+            info, fields = fields_of(shape, tuple(values))
+            if info.fields and shape == shape_of(info):
+                _nested[shape] = _nested_of(info)
+            if _ATOMS.issuperset(map(type, fields.values())):
+                return info.build(fields)
+            self._begin_object()
+            # A dict that was made here must not be looked up: its id may be that of a value which is gone.
+            known = values and fields is values[0]
+            fields = self._resolve(fields) if known else {name: self._resolve(value) for name, value in fields.items()}
+            self._depth -= 1
+            return info.build(fields)
+        if len(values) != 1:
+            raise SerializationError("payload is not a message: it holds an object of an unknown form")
+        return self._special(shape, values[0])
+
+    def _special(self, name: Any, content: Any) -> Any:
+        """Return a member of an enum, or a value of the standard library's."""
+        if type(content) is str or type(content) is int:
+            return _enum_member(registry.lookup(name), content)
+        if type(content) is not tuple or type(name) is not str:
+            raise SerializationError("payload is not a message: it holds an object of an unknown form")
+        from .values import build_value
+
+        self._begin_object()
+        content = self._resolve(content)
+        self._depth -= 1
+        return build_value(name, content)
+
+    def _begin_object(self) -> None:
+        if self._looped:
+            raise _contains_itself()
+        self._depth += 1
+
+
+# By shape, what builds an object inside a message.
+_nested: dict[str, Callable[[tuple[Any, ...], Resolver], Any]] = {}
+registry.clear_on_change(_nested)
+_find_nested = _nested.get
+
+
+def _nested_of(info: TypeInfo) -> Callable[[tuple[Any, ...], Resolver], Any]:
+    values = [f"v{index}" for index in range(len(info.fields))]
+    lines = [
+        "def made(handle, resolver):",
+        "    try:",
+        f"        _, {', '.join(values)} = handle",
+        "    except ValueError:",
+        "        return resolver._object(handle)",
+        f"    if not ({' and '.join(f'type({value}) in atoms' for value in values)}):",
+        "        resolver._begin_object()",
+        "        resolve = resolver._resolve",
+        *(f"        if type({value}) not in atoms: {value} = resolve({value})" for value in values),
+        "        resolver._depth -= 1",
+        "    try:",
+        f"        return {call_of_class(info, values)}",
+        "    except Exception as exc:",
+        "        raise refused(exc) from exc",
+    ]
+    return compile_function(lines, {"refused": info.refused, "cls": info.cls, "atoms": _ATOMS})
+
+
+def _contains_itself() -> SerializationError:
+    return SerializationError("payload contains an object that contains itself")
+
+
+_IN_PROGRESS = object()
+
+
+def _enum_member(info: TypeInfo, key: str | int) -> Any:
+    if not info.is_enum:
+        raise SerializationError(f"payload is not a message: {info.wire_name} is no enum")
+    try:
+        return info.cls[key] if isinstance(key, str) else info.cls(key)  # type: ignore[index]
+    except (KeyError, ValueError) as exc:
+        text = f"{info.wire_name} has no member {key!r:.100}; add it to the enum on this side too"
+        raise SerializationError(text) from exc
