@@ -123,7 +123,7 @@ class IpcPeer:
 
     def __del__(self) -> None:
         loop = getattr(self, "_loop", None)
-        if loop is not None:
+        if loop is not None and not loop.released and not loop.forked:
             drop_loop(loop, repr(self))
 
     # -- making sessions

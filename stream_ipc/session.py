@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 
-from .core.conversation import CLOSED, Conversation
+from .core.conversation import CLOSED, FORKED, Conversation
 from .core.dispatcher import ENVELOPES
 from .errors import article
 from .messages import Message
@@ -54,7 +54,7 @@ class Session:
         try:
             conversation = self._conversation
             reason = conversation.reason or conversation.channel.ended
-            if conversation.loop.forked:
+            if conversation.state is FORKED:
                 reason = None
             why = "" if reason is None else f" ({conversation.short(reason)})"
             return (
@@ -185,11 +185,13 @@ class Session:
         Raises:
             StreamClosedError: At the end of the block: the other side is gone.
         """
-        self._conversation.begin_batch()
+        conversation = self._conversation
+        outer = conversation.begin_batch()
         try:
             yield self
         finally:
-            self._conversation.end_batch()
+            conversation.port.batches = outer
+            conversation.end_batch()
 
     def flush(self, timeout: float | None = None) -> None:
         """Write until nothing is queued. Reads meanwhile, but runs no handlers.

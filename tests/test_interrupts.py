@@ -337,7 +337,7 @@ def test_error_while_replying_still_answers_exactly_once(kind: Type[BaseExceptio
 
 # Whether the package can tell what a signal handler raised from other Exceptions. Until it can, the sweeps with an
 # Exception run only where everything does, and may fail.
-EXCEPTION_SWEEPS = False
+EXCEPTION_SWEEPS = True
 
 MAY_FAIL = () if EXCEPTION_SWEEPS else (pytest.mark.xfail(reason="an Exception is not known as a signal handler's"),)
 BOTH = pytest.mark.parametrize(

@@ -228,14 +228,6 @@ def test_on_session_runs_when_messages_are_dispatched(peer, host, path):
         second.close()
 
 
-def test_session_tick_accepts_nothing(peer, host, path):
-    with peer.listen(path, host):
-        client = peer.connect(path)
-        for _ in range(3):
-            client.tick(0.01)
-        assert host.sessions == []
-
-
 def test_on_session_that_raises(peer, host, path):
     fail = [ValueError("not today")]
 

@@ -9,6 +9,7 @@ from collections import deque
 
 from .. import log
 from ..handlers import Handler
+from ..interruptions import interruption_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,15 +50,21 @@ class Closing:
     def go_on(self) -> None:
         """Take the steps that are left."""
         steps = self._steps
+        session = self._conversation.session
         while steps:
             step = steps[0]
-            if isinstance(step, Handler):
-                del steps[0]  # entered once, even if it closes the session again or is interrupted
-                self._call(step)
+            if not isinstance(step, Handler):
+                step()
+                if steps and steps[0] is step:
+                    del steps[0]
                 continue
-            step()
-            if steps and steps[0] is step:
-                del steps[0]
+            function = step.function if step.active else _ignore
+            try:
+                # atomic: no calls
+                del steps[0]  # entered once, even if it closes the session again or is interrupted
+                function(session)
+            except Exception:
+                log.error("on_close handler of %r failed", session, exc_info=True)
         self._conversation.loop.repairs.pop(self._conversation, None)
 
     def _detach(self) -> None:
@@ -70,13 +77,17 @@ class Closing:
                 self.ending = self._conversation.channel.end()
             if self.ending is not None:
                 self._conversation.loop.add_ending(self.ending)
-        except Exception:
+        except Exception as exc:
+            if interruption_in(exc) is not None:
+                raise
             log.error("closing the streams of %r failed", self._conversation.session, exc_info=True)
 
     def _release(self) -> None:
         try:
             self._conversation.channel.release()
-        except Exception:
+        except Exception as exc:
+            if interruption_in(exc) is not None:
+                raise
             log.error("releasing the streams of %r failed", self._conversation.session, exc_info=True)
 
     def _fail_pending(self) -> None:
@@ -90,10 +101,6 @@ class Closing:
         assert conversation.reason is not None
         log.debug("session %s closed: %s", conversation.name, conversation.short(conversation.reason))
 
-    def _call(self, handler: Handler) -> None:
-        session = self._conversation.session
-        try:
-            if handler.active:
-                handler.function(session)
-        except Exception:
-            log.error("on_close handler of %r failed", session, exc_info=True)
+
+def _ignore(session: Any) -> None:
+    """Stand in for a handler that was unregistered."""

@@ -98,11 +98,11 @@ class Conversation:
             deadline = None if timeout is None else loop.clock() + timeout
             if self.channel.queued_bytes > HIGH_WATER:
                 self._make_room(timeout)
+            if deadline is not None and deadline < self.replies.due:
+                loop.set_timer(self, deadline)
+                self.replies.due = deadline
             # Before the send: the reply may be there at once.
             pending = self.replies.add(promise, self.peer.id_generator.generate(), expect, timeout, deadline)
-            if deadline is not None and deadline < self.replies.due:
-                self.replies.due = deadline
-                loop.set_timer(self, deadline)
             try:
                 self.port.post(REQUEST, pending.id, message)
             except BaseException:
@@ -147,20 +147,16 @@ class Conversation:
             timeout=timeout,
         )
 
-    def begin_batch(self) -> None:
-        """Begin to gather what is sent."""
+    def begin_batch(self) -> int:
+        """Begin to gather what is sent; see ``Port.cork``."""
         self.loop.check_entry()
-        self.port.cork()
+        return self.port.cork()
 
     def end_batch(self) -> None:
-        """Write what was gathered, if this is the outermost batch."""
-        if not self.port.uncork():
-            return
+        """Write what was gathered, if no batch is under way any more."""
         outer = self.loop.enter()
         try:
-            if self.state is OPEN:
-                self.port.write()
-            self.loop.corked.pop(self.port, None)  # last: until then the next turn flushes
+            self.port.uncork()
         finally:
             self.loop.thread = outer
 
@@ -318,7 +314,10 @@ class Conversation:
         """Close, or release the streams to their owner; see ``Session.close`` and ``IpcPeer.remove_session``."""
         loop = self.loop
         closing = self._closing
-        if loop.forked or (closing is not None and closing.is_done and closing.ending is None):
+        if loop.forked:
+            self.state = CLOSED
+            return
+        if closing is not None and closing.is_done and closing.ending is None:
             return
         outer = loop.enter()
         try:

@@ -244,45 +244,35 @@ class Dispatcher:
         cls = type(request)
         inbox = self.inbox
         by_class = self.on_request.by_class
+        handlers = by_class[cls] if cls in by_class else self.on_request.of(cls)
         reply: Any = None
         taken = False
         sent = -1
         try:
-            for handler in by_class[cls] if cls in by_class else self.on_request.of(cls):
+            for handler in handlers:
                 if not handler.active:
                     continue
                 function = handler.function
                 arguments = (request, self._session) if handler.takes_both else (request,)
-                if not taken:
-                    if not inbox or inbox[0] is not item:
-                        return 0  # a turn beneath has gone on with it
-                    # atomic: no calls
-                    taken = True
-                    del inbox[0]
-                reply = function(*arguments)
+                if not taken and (not inbox or inbox[0] is not item):
+                    return 0  # a turn beneath has gone on with it
+                try:
+                    if not taken:
+                        # atomic: no calls
+                        taken = True
+                        del inbox[0]
+                    reply = function(*arguments)
+                except Exception as exc:
+                    reply = ErrorMessage("Error in dispatch", exc)
                 if reply is not None:
                     break
             if not isinstance(reply, Message) or type(reply) in ENVELOPES:
-                if reply is not None:
-                    raise TypeError(
-                        f"the on_request handler {name_of(function)} returned {article(type(reply))}; it must"
-                        " return a Message (no envelope), or None to pass the request on"
-                    )
-                reply = ErrorMessage(f"Unhandled request: {type_info(cls).wire_name}")
+                reply = _no_reply(cls) if reply is None else _wrong_reply(function, reply)
             if not taken:
                 self._pop(item)
                 taken = True
-            if self._conversation.is_open:
-                sent = self._channel.sent
-                self.port.post(RESPONSE, item.id, reply)
-            else:
-                log.debug("session %s: reply to request %.128r dropped: it is closed", self._conversation.name, item.id)
-        except Exception as exc:
-            # Of a handler, or because the reply cannot be sent as it is.
-            answer = Answer(item.id, ErrorMessage("Error in dispatch", exc))
-            inbox.appendleft(answer)
-            self._answer(answer)
-            log.debug("session %s: request %.128r was answered with %s", self._conversation.name, item.id, article(type(exc)))
+            sent = self._channel.sent
+            self._send_reply(item.id, reply)
         except BaseException as exc:
             # If the program goes on, the requester gets its reply in the next turn, or learns what happened; if it ends,
             # the requester learns that.
@@ -295,21 +285,16 @@ class Dispatcher:
             raise
         return 1
 
-    def _answer(self, answer: Answer) -> int:
-        """Send a reply that stands in the inbox."""
+    def _answer(self, item: Answer) -> int:
+        """Send a reply that an interruption has left in the inbox."""
         sent = self._channel.sent
+        self._pop(item)
         try:
-            if self._conversation.is_open:
-                self._send_reply(answer.id, answer.reply)
-            else:
-                log.debug("session %s: reply to request %.128r dropped: it is closed", self._conversation.name, answer.id)
-        except Exception:
-            log.error("%r: no reply to request %.128r could be sent", self._session, answer.id, exc_info=True)
+            self._send_reply(item.id, item.reply)
         except BaseException:
-            if self._channel.sent != sent:
-                self._pop(answer)
+            if self._channel.sent == sent:
+                self.inbox.appendleft(item)
             raise
-        self._pop(answer)
         return 0
 
     def _pop(self, item: Any) -> None:
@@ -318,6 +303,10 @@ class Dispatcher:
             del self.inbox[0]
 
     def _send_reply(self, id: Any, reply: Message) -> None:
+        """Send a reply, or an error in its place."""
+        if not self._conversation.is_open:
+            log.debug("session %s: reply to request %.128r dropped: it is closed", self._conversation.name, id)
+            return
         try:
             self.port.post(RESPONSE, id, reply)
         except (FrameTooLargeError, SerializationError) as exc:
@@ -326,7 +315,7 @@ class Dispatcher:
         except (StreamClosedError, InvalidStreamError):
             pass  # the port has taken note of it
         except Exception as exc:
-            self.port.fail(exc)
+            self.port.failed(exc)
 
     def _send_error(self, id: Any, text: str) -> None:
         # Cut to fit: in characters, of which each may take several bytes in the payload.
@@ -426,6 +415,18 @@ class Dispatcher:
             return None
         self._conversation.end(item.error)
         return 0
+
+
+def _no_reply(cls: type) -> ErrorMessage:
+    return ErrorMessage(f"Unhandled request: {type_info(cls).wire_name}")
+
+
+def _wrong_reply(function: Any, reply: Any) -> ErrorMessage:
+    error = TypeError(
+        f"the on_request handler {name_of(function)} returned {article(type(reply))}; it must return a Message (no"
+        " envelope), or None to pass the request on"
+    )
+    return ErrorMessage("Error in dispatch", error)
 
 
 def _is_reply(item: Any) -> bool:

@@ -75,8 +75,6 @@ def _end(conversations: Iterable[Conversation]) -> None:
 
 def drop_loop(loop: Loop, owner: str) -> None:
     """Release what a peer that was never closed has left."""
-    if loop.released or loop.forked:
-        return
     if loop.conversations or loop.listeners:
         warnings.warn(f"unclosed {owner}; close it, or use it in a with statement", ResourceWarning, stacklevel=2)
     for listener in tuple(loop.listeners):

@@ -15,6 +15,7 @@ import math
 import os
 import time
 from _thread import get_ident
+from itertools import starmap
 
 from ..errors import StreamClosedError
 from ..transports.base import finish
@@ -92,6 +93,7 @@ class Loop:
         self._checked = 0
         self._outer: Poller | None = None  # for fileno(): the poller and the pipe
         self._pipe: tuple[int, int] | None = None
+        self._embedded = False  # whether fileno() is complete
         self._awake = False
 
     # -- one thread, one process
@@ -350,7 +352,7 @@ class Loop:
             Whether there is work, so that it makes no sense to wait.
         """
         for port in tuple(self.corked):
-            port.flush()
+            port.flush_gathered()
         works = False
         for dispatcher in tuple(self.todo):
             dispatcher.port.limit_reading()
@@ -412,17 +414,20 @@ class Loop:
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while a turn has something to do."""
-        if self._pipe is None:
+        if not self._embedded:
             self.poller.fileno()  # or there is none
-            pipe = os.pipe()
-            for fd in pipe:
+            if self._pipe is None:
+                for self._pipe in starmap(os.pipe, [()]):  # as descriptors.py has it
+                    break
+            assert self._pipe is not None
+            for fd in self._pipe:
                 os.set_blocking(fd, False)
             # A poller around the poller, because the pipe is not for the waits in run().
             if self._outer is None:
                 self._outer = Poller()
             self._outer.watch(self.poller.fileno(), READ, None)
-            self._outer.watch(pipe[0], READ, None)
-            self._pipe = pipe
+            self._outer.watch(self._pipe[0], READ, None)
+            self._embedded = True
             self._update_pipe()
         assert self._outer is not None
         return self._outer.fileno()
@@ -455,7 +460,7 @@ class Loop:
 
     def _update_pipe(self) -> None:
         """Keep a byte in the pipe just while an inbox has work, because then no descriptor may be ready."""
-        if self._pipe is None or self.forked:
+        if self._pipe is None or not self._embedded or self.forked:
             return
         awake = bool(self.repairs) or self._has_work()
         if awake != self._awake:

@@ -48,7 +48,9 @@ class Poller:
         # select() of EpollSelector builds keys that nobody here needs, and drops events of a number that was closed while
         # its open file lives on, so that a wait for it would spin. So the same set is waited for through a second object.
         if type(self._selector) is getattr(selectors, "EpollSelector", None) and hasattr(select, "epoll"):
-            self._epoll = select.epoll.fromfd(os.dup(self._selector.fileno()))
+            # In one expression without a gap in which an interruption could lose the number.
+            for self._epoll in map(select.epoll.fromfd, map(os.dup, (self._selector.fileno(),))):
+                break
         self._choose()
 
     def _choose(self) -> None:

@@ -41,6 +41,7 @@ class Port:
     Attributes:
         channel: The channel.
         paused: Whether it is not read from because the inbox is long.
+        batches: How many batches are under way, one inside the other.
         failing: Whether a failure stands in the inbox. The channel is left alone until it is reported.
     """
 
@@ -54,7 +55,7 @@ class Port:
         self.paused = False
         self._reading = False  # a call is reading, so that a message's constructor may be at work
         self._mark = 0  # received_bytes when the inbox was last empty
-        self._batches = 0
+        self.batches = 0
         self._closed = False
         channel.on_change = self.rearm
 
@@ -67,7 +68,7 @@ class Port:
         try:
             reads, write_fd, look_in = self.channel.interest()
         except Exception as exc:  # of somebody's own transport
-            self.fail(exc)
+            self.failed(exc)
             return
         if self.paused or self.failing or self.channel.ended is not None:
             look_in = None
@@ -106,8 +107,9 @@ class Port:
         """Do what an interruption has left undone."""
         self._watched = dict.fromkeys(self._watched, 0)
         if not self._closed:
-            self.channel.resume()
+            self.channel.resume(self._inbox)
             self.rearm()
+            self.flush()
             self._loop.todo[self._dispatcher] = None
         self._loop.repairs.pop(self, None)
 
@@ -168,7 +170,7 @@ class Port:
             self.channel.read(fd, inbox)
         except Exception as exc:
             self._reading = False
-            self._failed(exc)
+            self.failed(exc)
         except BaseException:  # what was read may not be decoded yet, and nothing else would tell
             loop.repairs[self] = None
             raise
@@ -178,7 +180,8 @@ class Port:
             self.update_reading()
         loop.todo[self._dispatcher] = None
 
-    def _failed(self, exc: Exception) -> None:
+    def failed(self, exc: Exception) -> None:
+        """Take note of what the channel has raised; passes on what a signal handler has raised."""
         interruption = interruption_in(exc)
         if interruption is not None:
             self._loop.repairs[self] = None
@@ -194,7 +197,7 @@ class Port:
             self.channel.drain(self._inbox)
         except Exception as exc:
             self._reading = False
-            self._failed(exc)
+            self.failed(exc)
         except BaseException:
             self._loop.repairs[self] = None
             raise
@@ -257,6 +260,9 @@ class Port:
         except (StreamClosedError, InvalidStreamError) as exc:
             self.write_failed(exc)
             raise
+        except BaseException:  # it may be queued, and nobody would write it
+            self._loop.repairs[self] = None
+            raise
 
     def post_frame(self, frame: Any) -> None:
         """Send an encoded frame, or queue it whole; raises as ``post``."""
@@ -264,6 +270,9 @@ class Port:
             self.channel.post_frame(frame)
         except (StreamClosedError, InvalidStreamError) as exc:
             self.write_failed(exc)
+            raise
+        except BaseException:
+            self._loop.repairs[self] = None
             raise
 
     def write(self) -> None:
@@ -283,7 +292,7 @@ class Port:
         except (StreamClosedError, InvalidStreamError):
             pass  # it is reported already
         except Exception as exc:
-            self._failed(exc)
+            self.failed(exc)
         except BaseException:
             self._loop.repairs[self] = None
             raise
@@ -321,17 +330,26 @@ class Port:
         self._loop.mark(self._dispatcher)
         self.rearm()
 
-    def cork(self) -> None:
-        """Begin to gather what is sent; may be nested."""
-        # atomic: no calls
+    def cork(self) -> int:
+        """Begin to gather what is sent. Whoever does so sets ``batches`` back to what this returns, and calls ``uncork``."""
         self._loop.corked[self] = None
-        self._batches += 1
         self.channel.corked = True
+        # atomic: no calls
+        outer = self.batches
+        self.batches = outer + 1
+        return outer
 
-    def uncork(self) -> bool:
-        """End what ``cork`` began; returns whether that was the outermost."""
-        self._batches -= 1
-        if self._batches:
-            return False
-        self.channel.corked = False
-        return True
+    def uncork(self) -> None:
+        """Write what was gathered, if no batch is under way any more; raises as ``post``."""
+        if self.batches == 0:
+            self.channel.corked = False
+            if not self._closed:
+                self.write()
+            self._loop.corked.pop(self, None)  # last: until then the next turn does it again
+
+    def flush_gathered(self) -> None:
+        """Write what was gathered so far; what goes wrong is reported in turn."""
+        self.flush()
+        if self.batches == 0:  # an interruption has come before uncork()
+            self.channel.corked = False
+            self._loop.corked.pop(self, None)

@@ -10,6 +10,7 @@ from weakref import ref
 
 from .. import log
 from ..errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article, printable
+from ..interruptions import interruption_in
 from ..messages import ErrorMessage
 
 TYPE_CHECKING = False
@@ -124,9 +125,13 @@ class Replies:
         self._ids = ids
         self._hint = hint
         self._table: dict[str, Pending] = {}
-        self._dropped = self._note_dropped  # one object for all
+        # What a dropped promise leaves here is taken out of the table by the next call. Its weak reference calls no function
+        # of ours, in which the exception of a signal handler would be ignored.
+        self._dropped: list[Any] = []
+        self._note_dropped = self._dropped.append
 
     def __len__(self) -> int:
+        self._purge()
         return len(self._table)
 
     def add(self, promise: Any, id: Any, expect: type, timeout: float | None, deadline: float | None) -> Pending:
@@ -136,9 +141,11 @@ class Replies:
             ValueError: The id cannot be used.
         """
         table = self._table
+        if self._dropped:
+            self._purge()
         if type(id) is not str or len(id) > _MAX_ID or id in table:
             raise self._bad_id(id)
-        pending = Pending(promise, self._dropped)
+        pending = Pending(promise, self._note_dropped)
         pending.id = id
         pending.expect = expect
         pending.timeout = timeout
@@ -163,13 +170,17 @@ class Replies:
         if self._table.get(pending.id) is pending:
             del self._table[pending.id]
 
-    def _note_dropped(self, pending: Any) -> None:
-        # Its promise is gone, and with this what a late reply would look for.
-        if self._table.get(pending.id) is pending:
-            self._table.pop(pending.id, None)
+    def _purge(self) -> None:
+        """Take the requests out of the table whose promises are gone, and with these what a late reply would look for."""
+        dropped = self._dropped
+        while dropped:
+            self.forget(dropped[-1])
+            del dropped[-1]
 
     def settle(self, id: Any, reply: Message) -> None:
         """Take a reply that came. An interrupted call can be made again."""
+        if self._dropped:
+            self._purge()
         try:
             pending = self._table.get(id)
         except TypeError:  # unhashable, from a serializer that does not check
@@ -180,6 +191,8 @@ class Replies:
         try:
             pending.settle(reply)
         except Exception as exc:  # of the reply's own methods
+            if interruption_in(exc) is not None:
+                raise
             pending.fail(exc)
         self._table.pop(pending.id, None)
 
@@ -208,6 +221,7 @@ class Replies:
         """
         count = 0
         due = math.inf
+        self._purge()
         for pending in tuple(self._table.values()):
             deadline = pending.deadline
             if deadline is None or pending.id in arrived:

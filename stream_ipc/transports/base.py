@@ -215,8 +215,8 @@ class Channel:
     def drain(self, inbox: deque[Received]) -> None:
         """Read what is there now, as much as a pipe or socket can hold."""
 
-    def resume(self) -> None:
-        """Look again at what an interrupted call has left."""
+    def resume(self, inbox: deque[Received]) -> None:
+        """Do what an interrupted call has left undone."""
 
     def drop_output(self) -> None:
         """Drop what is queued: it can never be written."""

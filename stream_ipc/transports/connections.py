@@ -60,6 +60,12 @@ class TlsChannel(StreamChannel):
         finally:
             self.on_change()  # a direction may have to wait for the other, or no longer
 
+    def flush(self) -> None:
+        try:
+            super().flush()
+        finally:
+            self.on_change()
+
     def broken_error(self) -> Any:
         error = super().broken_error()
         self._lost.append(error)

@@ -22,6 +22,7 @@ import sys
 from itertools import count, repeat
 
 from ..errors import InvalidStreamError
+from ..interruptions import interruption_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,8 +88,9 @@ def close_streams(streams: list[tuple[Any, int]]) -> None:
         if close is not None:
             try:
                 close()
-            except (OSError, ValueError):
-                pass  # it cannot flush what its owner left in it, or somebody has closed it
+            except (OSError, ValueError) as exc:  # it cannot flush what its owner left in it, or somebody has closed it
+                if interruption_in(exc) is not None:
+                    raise
         if streams and streams[-1][0] is stream:
             del streams[-1]
 

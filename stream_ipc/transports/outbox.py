@@ -105,6 +105,8 @@ class Outbox:
         except BlockingIOError:
             if not self.blocked:
                 self._set_blocked(True)
+        except IndexError:
+            pass  # a signal handler has dropped the queue
         except (OSError, ValueError) as exc:
             self._failed(exc)
             self._write_later()

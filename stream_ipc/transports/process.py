@@ -268,6 +268,11 @@ class ProcessChannel(StreamChannel):
         self.drain(inbox)
         self.put_end(inbox)
 
+    def resume(self, inbox: deque[Received]) -> None:
+        super().resume(inbox)
+        if self._dead and self.ended is None:
+            self._died(inbox)
+
     def framed_ended(self, inbox: deque[Received]) -> None:
         if self.ended is not None:
             return

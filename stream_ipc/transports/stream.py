@@ -308,8 +308,12 @@ class StreamChannel(Channel):
     def _is_readable(source: Input) -> bool:
         return not source.end.watched or wait_readable((source.end.fd,), 0)
 
-    def resume(self) -> None:
-        self.on_change()
+    def resume(self, inbox: deque[Received]) -> None:
+        for source in tuple(self.inputs.values()):
+            if source.ended:
+                self._input_ended(source, inbox)
+        if not self._framed and self.ended is None:
+            self.framed_ended(inbox)
 
     def find_invalid(self) -> str | None:
         for end in self._ends:
@@ -349,7 +353,7 @@ class StreamChannel(Channel):
     def release(self) -> None:
         self._stop()
         if self._streams is None:
-            self._streams = []
+            self._streams = self._find_streams()  # for end(), should their owner call it
         self._release_ends()
 
     def _stop(self) -> None:
