@@ -8,13 +8,15 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from functools import partial
 
+from . import log
 from .messages import Message
 from .transports.descriptors import wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, Generic, TypeVar
 
     from .core.conversation import Conversation
@@ -144,6 +146,28 @@ class ResponsePromise(Generic[M_co]):
             raise outcome.with_traceback(None)
         return outcome  # type: ignore[no-any-return]
 
+    def add_done_callback(self, function: Callable[[ResponsePromise[M_co]], Any]) -> None:
+        """Have a function called with this promise once it has settled: in the tick that settles it, or now if it has.
+
+        The promise stays alive until then. What the function raises is logged. Neither blocks nor, unless it has settled,
+        runs anything.
+
+        Args:
+            function: Takes the promise, of which ``wait()`` returns or raises at once. It may send, wait and tick.
+
+        Raises:
+            TypeError: It is no function.
+            RuntimeError: Another thread is using the peer, or this is a fork.
+        """
+        if not callable(function):
+            raise TypeError(f"add_done_callback() takes a function, not {function!r:.100}")
+        self._conversation.loop.check_entry()
+        call = partial(_call, function, self)
+        if self._pending.settled:
+            call(self)
+        else:
+            self._pending.watch(call)
+
     def cancel(self) -> bool:
         """Give the request up; a late reply is discarded. The other side is not told. Neither blocks nor runs handlers.
 
@@ -151,6 +175,14 @@ class ResponsePromise(Generic[M_co]):
             Whether it was still pending. If so, ``wait()`` raises ``IpcError`` from now on.
         """
         return self._pending.cancel()
+
+
+def _call(function: Callable[[Any], Any], kept: ResponsePromise[Any], promise: Any) -> None:
+    """Call a done callback. ``kept`` has kept the promise alive."""
+    try:
+        function(kept)
+    except Exception:
+        log.error("a done callback of %r failed", kept, exc_info=True)
 
 
 class _Waiting:
@@ -172,7 +204,7 @@ class _Waiting:
         self.queue: dict[ResponsePromise[Any], None] = {p: None for p in promises if p.settled}
         self._unsettled = [p for p in promises if not p.settled]
         for promise in self._unsettled:
-            promise._pending.watch(self.queue)
+            promise._pending.watch(self.queue.setdefault)
         self._loops: list[Loop] = list(dict.fromkeys([p._conversation.loop for p in self._unsettled]))
         self._clock = self._loops[0].clock if self._loops else None
         self._limit = None if timeout is None or self._clock is None else self._clock() + timeout
@@ -251,7 +283,7 @@ class _Waiting:
 
     def end(self) -> None:
         for promise in self._unsettled:
-            promise._pending.unwatch(self.queue)
+            promise._pending.unwatch(self.queue.setdefault)
 
 
 def _too_few(left: int, count: int, timeout: float | None) -> TimeoutError:

@@ -41,7 +41,7 @@ class Pending(Base):
         deadline: When the reply must be there, in the time of the loop's clock; None for no limit.
         settled: Whether the outcome is known.
         outcome: The reply, or the error in its place; None until it has settled.
-        watchers: Dicts into which the promise enters itself when it settles, or None.
+        watchers: Functions that are called with the promise when it settles, or None.
     """
 
     __slots__ = ("deadline", "expect", "id", "outcome", "owner", "settled", "timeout", "watchers")
@@ -54,16 +54,16 @@ class Pending(Base):
     deadline: float | None
     settled: bool
     outcome: Any
-    watchers: tuple[dict[Any, None], ...] | None
+    watchers: list[Callable[[Any], Any]] | None
     owner: Replies
 
     def settle(self, reply: Message) -> None:
         """Take the reply. An interrupted call can be made again."""
         if isinstance(reply, self.expect) and not isinstance(reply, ErrorMessage):
             self.outcome = reply
-            if self.watchers is not None:
-                self._tell()
             self.settled = True
+            if self.watchers is not None:
+                self.tell()
         elif isinstance(reply, ErrorMessage):
             self.fail(RemoteError(printable(str(reply))))
         else:
@@ -72,24 +72,35 @@ class Pending(Base):
             self.fail(UnexpectedReplyError(text, reply))
 
     def fail(self, error: BaseException) -> None:
-        """Take an error in place of a reply."""
-        self.outcome = error
+        """Take an error in place of a reply, unless it has settled. An interrupted call can be made again."""
+        if not self.settled:
+            self.outcome = error
+            self.settled = True
         if self.watchers is not None:
-            self._tell()
-        self.settled = True
+            self.tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Call the functions that watch it, each once."""
         promise = self()
-        for queue in self.watchers or ():
-            queue[promise] = None
+        watchers = self.watchers or []
+        while watchers:
+            # atomic: no calls
+            watcher = watchers[0]
+            del watchers[0]  # entered once, also if it is interrupted
+            watcher(promise)
+        self.watchers = None
 
-    def watch(self, queue: dict[Any, None]) -> None:
-        """Enter the promise into a queue when it settles."""
-        self.watchers = (*(self.watchers or ()), queue)
+    def watch(self, watcher: Callable[[Any], Any]) -> None:
+        """Have a function called with the promise when it settles."""
+        if self.watchers is None:
+            self.watchers = [watcher]
+        else:
+            self.watchers.append(watcher)
 
-    def unwatch(self, queue: dict[Any, None]) -> None:
-        """Undo ``watch``."""
-        self.watchers = tuple([q for q in self.watchers or () if q is not queue]) or None
+    def unwatch(self, watcher: Callable[[Any], Any]) -> None:
+        """Undo ``watch``, if the function was not called yet."""
+        if self.watchers is not None and watcher in self.watchers:
+            self.watchers.remove(watcher)
 
     def cancel(self) -> bool:
         """Give the request up; returns whether it was still pending."""
@@ -229,7 +240,7 @@ class Replies:
             if deadline > now:
                 if deadline < due:
                     due = deadline
-            elif not pending.settled:
+            else:
                 self.give_up(pending)
                 count += 1
         self.due = due
