@@ -619,7 +619,7 @@ def _send_to(target: Conversation, message: Message, frame: Any) -> int:
         elif isinstance(frame, Exception):
             raise frame
         else:
-            target.port.post_frame(frame)
+            target.send_frame(frame)
         return 1
     except Exception as exc:
         target.dispatcher.report(exc)

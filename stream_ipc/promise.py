@@ -174,7 +174,7 @@ class ResponsePromise(Generic[M_co]):
         Returns:
             Whether it was still pending. If so, ``wait()`` raises ``IpcError`` from now on.
         """
-        return self._pending.cancel()
+        return self._conversation.replies.cancel(self._pending)
 
 
 def _call(function: Callable[[Any], Any], kept: ResponsePromise[Any], promise: Any) -> None:

@@ -147,7 +147,7 @@ class Session:
         """
         if type(message) not in sendable:
             check_message("request", message)
-        if expect is not Message:
+        if expect is not Message and (type(expect) is not type or expect not in expectable):
             _check_expect(expect)
         conversation = self._conversation
         if timeout is DEFAULT:
@@ -385,6 +385,7 @@ def conversation_of(session: Session) -> Conversation:
 
 # Message classes that have been sent before, which need no closer look.
 sendable: set[type] = set()
+expectable: set[Any] = set()
 
 
 def check_message(method: str, message: Any) -> None:
@@ -404,3 +405,4 @@ def check_message(method: str, message: Any) -> None:
 def _check_expect(expect: Any) -> None:
     if not isinstance(expect, type) or not issubclass(expect, Message):
         raise TypeError(f"expect must be a message class, not {expect!r:.100}")
+    expectable.add(expect)

@@ -429,8 +429,7 @@ def received_bytes(session: Session) -> int:
 
 def sent_messages(session: Session) -> int:
     """Return how many messages a session has written or queued."""
-    count: int = session._conversation.channel.sent
-    return count
+    return session._conversation.channel.last
 
 
 def socket_of(session: Session) -> Any:

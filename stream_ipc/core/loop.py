@@ -60,10 +60,11 @@ class Loop:
         todo: Dispatchers with something to dispatch, in turn.
         repairs: Tasks that an interruption may have left with work.
         corked: Ports whose output is gathered until the next turn.
+        attended: Whether something may be corked, ending or to be looked at without a descriptor.
         paused: Ports that are not read from because their inbox is long.
         turns: How many messages have been dispatched in all.
         depth: How many dispatches are under way, one inside the other.
-        starving: How many waits are under way that do not dispatch.
+        starving: Whether a wait is under way that does not dispatch.
         progress: Counts drained queues, and conversations that opened or closed.
     """
 
@@ -83,7 +84,8 @@ class Loop:
         self.paused: dict[Any, None] = {}
         self.turns: int = 0
         self.depth: int = 0
-        self.starving: int = 0
+        self.starving = False
+        self.attended = False
         self.progress: int = 0
         self._timers: dict[Any, float] = {}
         self._soonest: float = -math.inf  # no timer is due earlier, nor the next look at streams
@@ -184,11 +186,13 @@ class Loop:
             self._polled.pop(task, None)
         else:
             self._polled[task] = interval
+            self.attended = True
 
     def add_ending(self, ending: Ending) -> None:
         """Take in what is left to be done after something was closed: turns do it, step by step."""
         if ending not in self._endings:
             self._endings.append(ending)
+            self.attended = True
 
     def finish_endings(self, endings: Iterable[Ending] | None = None) -> None:
         """Block until these are done, side by side; by default all."""
@@ -236,29 +240,35 @@ class Loop:
             How many messages were dispatched.
         """
         outer = self.enter()
-        depth, starved = self.depth, self.starving
-        starving = not dispatch or depth >= MAX_DEPTH
+        depth = self.depth
+        starving = depth >= MAX_DEPTH or not dispatch
+        starved = self.starving
         if limit is None:
             limit = math.inf
         todo = self.todo
         count = 0
         looked = until is not None  # a tick looks at its streams before it dispatches, or a busy inbox would keep it from it
+        last_look = False
+        progress = self.progress
         try:
             self.depth = depth + 1
             if self.repairs:
                 self._repair()
             if starving:
-                self.starving = starved + 1
+                self.starving = True
                 self._update_paused()
-                if until is not None and until.settled:
-                    return 0
-            progress = self.progress
-            last_look = False
             while True:
                 if todo and looked and dispatch:
-                    count += self._settle_replies() if starving else self._dispatch(until)
+                    if starving:
+                        count += self._settle_replies()
+                    elif len(todo) > 1:
+                        count += self._take_turns(until)
+                    else:
+                        for dispatcher in todo:
+                            break
+                        count += dispatcher.step(0, until)
                 if until is not None:
-                    if until.settled or not (self.conversations or until.waits_alone):
+                    if until.settled:
                         return count
                 elif looked and (count or not limit or self.progress != progress or (limit == math.inf and self.is_empty)):
                     return count
@@ -270,10 +280,10 @@ class Loop:
                     last_look = limit <= now
                     wait = 0
                 looked = True
-                if (todo or self.corked) and self._prepare(starving):
-                    wait = 0
-                if self._polled or self._endings:
-                    wait = self._shorten(wait)
+                if todo or self.attended or not self.conversations:
+                    if until is not None and not (self.conversations or until.waits_alone):
+                        return count
+                    wait = self._prepare(wait, starving)
                 try:
                     events = self.poller.poll(wait)
                 except (OSError, ValueError):
@@ -287,15 +297,15 @@ class Loop:
                         self._forget_lost()
                     else:
                         owner.on_ready(fd, mask)
-                if self._polled or self._endings:
+                if self.attended:
                     self._look()
-                if not events or now >= self._soonest:
-                    self._on_time(now, not events and wait > 0)
+                if now >= self._soonest or (wait and not events):
+                    self._on_time(now, not events)
         finally:
             self.thread = outer
             self.depth = depth
-            self.starving = starved
             if starving:
+                self.starving = starved
                 self._update_paused()
             if self._pipe is not None:
                 self._update_pipe()
@@ -320,47 +330,39 @@ class Loop:
             self.unwatch(fd, awaited)
         return awaited.settled
 
-    def _dispatch(self, until: Any) -> int:
-        """Let dispatchers work off their inboxes, until ``until`` has settled.
+    def _take_turns(self, until: Any) -> int:
+        """Let dispatchers work off their inboxes in turn, until ``until`` has settled.
 
         Not more than is there now: what nested turns read meanwhile has its turn later.
         """
         todo = self.todo
-        if len(todo) == 1:
-            for dispatcher in todo:
-                break
-            return dispatcher.step(self.turns + len(dispatcher.inbox) + 1, until)
         goal = self.turns + sum([len(dispatcher.inbox) for dispatcher in todo]) + 1
         count = 0
         while todo:
-            before = self.turns
+            before = self.turns + count
             for dispatcher in tuple(todo):
                 count += dispatcher.step(min(goal, self.turns + _SLICE), until)
                 if self.turns >= goal or (until is not None and until.settled):
                     return count
-            if self.turns == before:  # what is there cannot be dispatched now
+            if self.turns + count == before:  # what is there cannot be dispatched now
                 break
         return count
 
     def _settle_replies(self) -> int:
         return sum([dispatcher.settle_replies() for dispatcher in tuple(self.todo)])
 
-    def _prepare(self, starving: bool) -> bool:
-        """Get ready for a turn though something is gathered or stands in an inbox.
+    def _prepare(self, wait: float, starving: bool) -> float:
+        """Get ready for a turn though something is gathered, stands in an inbox or is looked at by time.
 
         Returns:
-            Whether there is work, so that it makes no sense to wait.
+            How long to wait at most.
         """
         for port in tuple(self.corked):
             port.flush_gathered()
-        works = False
         for dispatcher in tuple(self.todo):
             dispatcher.port.limit_reading()
-            works = works or (not starving and dispatcher.has_work)
-        return works
-
-    def _shorten(self, wait: float) -> float:
-        """Return how long to wait at most, because something is looked at by time."""
+            if not starving and wait and dispatcher.has_work:
+                wait = 0
         if self._endings:
             wait = min(wait, ENDING_INTERVAL)
         return min(wait, *self._polled.values(), wait)
@@ -378,6 +380,7 @@ class Loop:
             task.look()
         if self._endings:
             self._endings = [ending for ending in self._endings if ending.step() is not None]
+        self.attended = bool(self._polled or self._endings or self.corked)
 
     def _on_time(self, now: float, idle: bool) -> None:
         """Do what is due by the clock, and look at streams now and then, also if the clock stands still."""
@@ -491,6 +494,7 @@ class Loop:
     def abandon(self) -> None:
         """Close this process's copies of all descriptors and touch nothing else: it is a fork of the owner."""
         self.forked = True
+        self.thread = -1  # no thread has this number, so that every call looks closer
         for conversation in tuple(self.conversations):
             conversation.abandon()
         for listener in tuple(self.listeners):

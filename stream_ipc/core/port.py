@@ -140,34 +140,22 @@ class Port:
     # -- reading
 
     def on_ready(self, fd: int, events: int) -> None:
-        """Write and read: a descriptor is ready in some way."""
+        """Write and read: a descriptor is ready in some way, or (-1) it is time to look."""
         if events != READ:
             self.flush()
-        if events != WRITE:
-            self.read(fd)
-
-    def look(self) -> None:
-        """Read though no descriptor is ready."""
-        if self.channel.volatile:
-            self.rearm()  # its answers may be others now
-        self.read(-1)
-
-    def read(self, fd: int) -> None:
-        """Read into the inbox: a descriptor is readable, or (-1) it is time to look."""
+            if events == WRITE:
+                return
+        if self._closed:
+            return
         if self._reading:
             # A message's constructor, a finalizer or a signal handler waits for something. What is being read cannot be
             # read once more beneath it, and its descriptor must not keep that wait awake.
             self._set_paused(True)
             return
-        if self._closed or self.channel.ended is not None:
-            return
-        inbox = self._inbox
-        if not inbox:
-            self._mark = self.channel.received_bytes
         loop = self._loop
         try:
             self._reading = True
-            self.channel.read(fd, inbox)
+            self.channel.read(fd, self._inbox)
         except Exception as exc:
             self._reading = False
             self.failed(exc)
@@ -179,6 +167,12 @@ class Port:
         if self.paused:
             self.update_reading()
         loop.todo[self._dispatcher] = None
+
+    def look(self) -> None:
+        """Read though no descriptor is ready."""
+        if self.channel.volatile:
+            self.rearm()  # its answers may be others now
+        self.on_ready(-1, READ)
 
     def failed(self, exc: Exception) -> None:
         """Take note of what the channel has raised; passes on what a signal handler has raised."""
@@ -205,6 +199,12 @@ class Port:
             self._reading = False
         if self._inbox:
             self._loop.mark(self._dispatcher)
+
+    def emptied(self) -> None:
+        """Take note that the inbox was worked off."""
+        self._mark = self.channel.received_bytes
+        if self.paused:
+            self.update_reading()
 
     def limit_reading(self) -> None:
         """Stop reading if the inbox is long; called before each turn while something is in it."""
@@ -247,36 +247,13 @@ class Port:
 
     # -- writing
 
-    def post(self, kind: int, id: Any, message: Any) -> None:
-        """Send a message, or queue it whole.
+    def write(self) -> None:
+        """Write what the stream takes now.
 
         Raises:
             StreamClosedError: The other side is gone.
             InvalidStreamError: The stream was closed by its owner.
-            Exception: The message cannot travel, and nothing was sent.
         """
-        try:
-            self.channel.post(kind, id, message)
-        except (StreamClosedError, InvalidStreamError) as exc:
-            self.write_failed(exc)
-            raise
-        except BaseException:  # it may be queued, and nobody would write it
-            self._loop.repairs[self] = None
-            raise
-
-    def post_frame(self, frame: Any) -> None:
-        """Send an encoded frame, or queue it whole; raises as ``post``."""
-        try:
-            self.channel.post_frame(frame)
-        except (StreamClosedError, InvalidStreamError) as exc:
-            self.write_failed(exc)
-            raise
-        except BaseException:
-            self._loop.repairs[self] = None
-            raise
-
-    def write(self) -> None:
-        """Write what the stream takes now; raises as ``post``."""
         try:
             self.channel.flush()
         except (StreamClosedError, InvalidStreamError) as exc:
@@ -302,6 +279,13 @@ class Port:
                 self._loop.todo[self._dispatcher] = None  # requests may have waited for this
         if self.paused:
             self.update_reading()
+
+    def post_failed(self, exc: BaseException) -> None:
+        """Take note of what ``post`` or ``post_frame`` of the channel has raised."""
+        if isinstance(exc, (StreamClosedError, InvalidStreamError)):
+            self.write_failed(exc)
+        else:  # if it was an interruption, the message may be queued, and nobody would write it
+            self._loop.repairs[self] = None
 
     def write_failed(self, error: StreamClosedError | InvalidStreamError) -> None:
         """Take note that nothing can be written any more. What the other side had written before is still read."""
@@ -333,6 +317,7 @@ class Port:
     def cork(self) -> int:
         """Begin to gather what is sent. Whoever does so sets ``batches`` back to what this returns, and calls ``uncork``."""
         self._loop.corked[self] = None
+        self._loop.attended = True
         self.channel.corked = True
         # atomic: no calls
         outer = self.batches
@@ -340,7 +325,7 @@ class Port:
         return outer
 
     def uncork(self) -> None:
-        """Write what was gathered, if no batch is under way any more; raises as ``post``."""
+        """Write what was gathered, if no batch is under way any more; raises as ``write``."""
         if self.batches == 0:
             self.channel.corked = False
             if not self._closed:

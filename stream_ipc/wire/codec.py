@@ -173,10 +173,11 @@ class MessageDecoder:
     ) -> None:
         self._note = note
         self._serializer = serializer
-        self._deserialize: Callable[[Payload], Message] = serializer.deserialize
         self._max_frame_size = max_frame_size
         self.state: DecoderState = CLEAN
         self._reuses = _is_own(serializer, "deserialize", "keeps_payload") is False
+        # One of ours returns messages and nothing else.
+        self._make: Callable[[Any], Received] = serializer.deserialize if self._reuses else self._make_checked
         self._spare: bytearray | None = None  # the last large payload, while no other has begun
         self._idle = False
 
@@ -205,7 +206,7 @@ class MessageDecoder:
     def decode(self, data: bytes) -> tuple[list[Any], DecoderState]:
         """Return the messages that end in ``data``, and the state behind them."""
         before, held = self.state
-        items, frames = decode_frames(data, before, self._max_frame_size, self._make, self._spare)
+        items, frames = decode_frames(data, before, self._max_frame_size, self._make, self._failure, self._spare)
         if before is not START and items:
             self._keep(before, frames, items[0])
         if held or Junk in map(type, items):
@@ -215,7 +216,7 @@ class MessageDecoder:
     def advance(self, size: int) -> tuple[list[Any], DecoderState]:
         """Return the same for ``size`` bytes that were read into ``room``."""
         before, held = self.state
-        items, frames = framing.advance(before, size, self._make)
+        items, frames = framing.advance(before, size, self._make, self._failure)
         if items:
             self._keep(before, frames, items[0])
         if held and items:
@@ -231,11 +232,8 @@ class MessageDecoder:
             messages.append(self._junk(decode_text(held, final=True)[0]))
         return messages, text
 
-    def _make(self, payload: bytes | bytearray) -> Received:
-        try:
-            message = self._deserialize(payload)
-        except Exception as exc:
-            return self._failure(payload, exc)
+    def _make_checked(self, payload: bytes | bytearray) -> Received:
+        message = self._serializer.deserialize(payload)
         if isinstance(message, Message):
             return message
         return SerializationError(

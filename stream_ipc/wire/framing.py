@@ -75,6 +75,7 @@ def decode_frames(
     state: State,
     max_frame_size: int,
     make: Callable[[Any], Any] = _same,
+    failed: Callable[[Any, Exception], Any] | None = None,
     spare: bytearray | None = None,
 ) -> tuple[list[Any], State]:
     """Cut the next bytes of a stream into payloads and junk.
@@ -92,6 +93,7 @@ def decode_frames(
         max_frame_size: The largest payload in bytes. A larger one becomes a ``FrameTooLargeError`` in its place, once,
             and exactly its bytes are skipped.
         make: Called with each payload; what it returns stands in its place.
+        failed: Called with a payload and the exception of ``make``; what it returns stands in its place.
         spare: A buffer that is no longer needed: a large payload that is unfinished at the end of ``data`` is put into
             it, unless ``state`` is an unfinished one, which may hold it.
 
@@ -112,7 +114,7 @@ def decode_frames(
                 frame = frame[:filled] + data[:missing]
             if len(data) < missing:
                 return items, (b"", 0, frame, filled + len(data), size)
-            items.append(make(frame))
+            items.append(_made(frame, make, failed))
             data = data[missing:]
         elif len(data) < skip:
             return items, (b"", skip - len(data), None, 0, 0)
@@ -126,7 +128,12 @@ def decode_frames(
             start = at + HEADER_SIZE
             at = start + size
             if at <= end and size <= max_frame_size:
-                items.append(make(data[start:at]))
+                try:
+                    items.append(make(data[start:at]))
+                except Exception as exc:
+                    if failed is None:
+                        raise
+                    items.append(failed(data[start:at], exc))
                 continue
             if size <= max_frame_size:
                 return items, (b"", 0, _begin(data[start:], size, spare), end - start, size)
@@ -138,6 +145,15 @@ def decode_frames(
     if at < end and not data.startswith(MAGIC[: end - at], at):
         at = _skip_junk(data, at, items)
     return items, START if at == end else (data[at:], 0, None, 0, 0)
+
+
+def _made(payload: Any, make: Callable[[Any], Any], failed: Callable[[Any, Exception], Any] | None) -> Any:
+    try:
+        return make(payload)
+    except Exception as exc:
+        if failed is None:
+            raise
+        return failed(payload, exc)
 
 
 def _skip_junk(data: bytes, start: int, items: list[Any]) -> int:
@@ -200,7 +216,12 @@ def has_room(state: State) -> bool:
     return frame is not None and len(frame) > filled
 
 
-def advance(state: State, size: int, make: Callable[[Any], Any] = _same) -> tuple[list[Any], State]:
+def advance(
+    state: State,
+    size: int,
+    make: Callable[[Any], Any] = _same,
+    failed: Callable[[Any, Exception], Any] | None = None,
+) -> tuple[list[Any], State]:
     """Return what ``decode_frames`` would have returned for ``size`` bytes that were read into ``room_for``.
 
     The view must have been released.
@@ -210,7 +231,7 @@ def advance(state: State, size: int, make: Callable[[Any], Any] = _same) -> tupl
     filled += size
     if filled < whole:
         return [], (b"", 0, frame, filled, whole)
-    return [make(frame)], START
+    return [_made(frame, make, failed)], START
 
 
 def decode_end(state: State) -> tuple[list[Item], str]:
