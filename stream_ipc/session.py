@@ -12,7 +12,7 @@ from .core.conversation import CLOSED, FORKED, Conversation
 from .core.dispatcher import ENVELOPES
 from .errors import article
 from .messages import Message
-from .promise import DEFAULT, ResponsePromise, check_timeout
+from .promise import DEFAULT, ResponsePromise, check_timeout, request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Session:
             timeout = conversation.peer.timeout
         else:
             check_timeout(timeout)
-        return ResponsePromise(conversation, message, timeout, expect)
+        return request(conversation, message, timeout, expect)
 
     def notify(self, message: Message) -> None:
         """Send a message that expects nothing. It leaves now, or is queued if the stream is full.

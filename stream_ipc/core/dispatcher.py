@@ -147,7 +147,10 @@ class Dispatcher:
                 break
         if not inbox:
             loop.todo.pop(self, None)
-            self.port.emptied()
+            port = self.port
+            port.mark = self._channel.received_bytes
+            if port.paused:
+                port.update_reading()
         return count
 
     def _goes_on(self, count: int) -> bool:

@@ -41,6 +41,7 @@ class Port:
     Attributes:
         channel: The channel.
         paused: Whether it is not read from because the inbox is long.
+        mark: ``received_bytes`` of the channel when the inbox was last empty.
         batches: How many batches are under way, one inside the other.
         failing: Whether a failure stands in the inbox. The channel is left alone until it is reported.
     """
@@ -49,12 +50,13 @@ class Port:
         self.channel = channel
         self.failing = False
         self._loop = loop
+        self._todo = loop.todo
         self._dispatcher = dispatcher
         self._inbox: deque[Any] = dispatcher.inbox
         self._watched: dict[int, int] = {}
         self.paused = False
         self._reading = False  # a call is reading, so that a message's constructor may be at work
-        self._mark = 0  # received_bytes when the inbox was last empty
+        self.mark = 0
         self.batches = 0
         self._closed = False
         channel.on_change = self.rearm
@@ -152,7 +154,6 @@ class Port:
             # read once more beneath it, and its descriptor must not keep that wait awake.
             self._set_paused(True)
             return
-        loop = self._loop
         try:
             self._reading = True
             self.channel.read(fd, self._inbox)
@@ -160,13 +161,13 @@ class Port:
             self._reading = False
             self.failed(exc)
         except BaseException:  # what was read may not be decoded yet, and nothing else would tell
-            loop.repairs[self] = None
+            self._loop.repairs[self] = None
             raise
         finally:
             self._reading = False
         if self.paused:
             self.update_reading()
-        loop.todo[self._dispatcher] = None
+        self._todo[self._dispatcher] = None
 
     def look(self) -> None:
         """Read though no descriptor is ready."""
@@ -200,12 +201,6 @@ class Port:
         if self._inbox:
             self._loop.mark(self._dispatcher)
 
-    def emptied(self) -> None:
-        """Take note that the inbox was worked off."""
-        self._mark = self.channel.received_bytes
-        if self.paused:
-            self.update_reading()
-
     def limit_reading(self) -> None:
         """Stop reading if the inbox is long; called before each turn while something is in it."""
         if len(self._inbox) > _INBOX_SMALL or self._loop.starving or self.paused:
@@ -218,7 +213,7 @@ class Port:
         paused = False
         inbox = self._inbox
         if inbox:
-            size = self.channel.received_bytes - self._mark
+            size = self.channel.received_bytes - self.mark
             if self._loop.starving or self.channel.queued_bytes:
                 paused = size > INBOX_BYTES_HARD or len(inbox) > INBOX_COUNT_HARD
             else:

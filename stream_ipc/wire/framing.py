@@ -77,6 +77,7 @@ def decode_frames(
     make: Callable[[Any], Any] = _same,
     failed: Callable[[Any, Exception], Any] | None = None,
     spare: bytearray | None = None,
+    junk: Callable[[bytes], Any] = Junk,
 ) -> tuple[list[Any], State]:
     """Cut the next bytes of a stream into payloads and junk.
 
@@ -94,6 +95,7 @@ def decode_frames(
             and exactly its bytes are skipped.
         make: Called with each payload; what it returns stands in its place.
         failed: Called with a payload and the exception of ``make``; what it returns stands in its place.
+        junk: Called with bytes that belong to no frame; what it returns stands in their place.
         spare: A buffer that is no longer needed: a large payload that is unfinished at the end of ``data`` is put into
             it, unless ``state`` is an unfinished one, which may hold it.
 
@@ -141,9 +143,9 @@ def decode_frames(
             if at > end:
                 return items, (b"", at - end, None, 0, 0)
         else:
-            at = _skip_junk(data, at, items)
+            at = _skip_junk(data, at, items, junk)
     if at < end and not data.startswith(MAGIC[: end - at], at):
-        at = _skip_junk(data, at, items)
+        at = _skip_junk(data, at, items, junk)
     return items, START if at == end else (data[at:], 0, None, 0, 0)
 
 
@@ -156,13 +158,13 @@ def _made(payload: Any, make: Callable[[Any], Any], failed: Callable[[Any, Excep
         return failed(payload, exc)
 
 
-def _skip_junk(data: bytes, start: int, items: list[Any]) -> int:
+def _skip_junk(data: bytes, start: int, items: list[Any], junk: Callable[[bytes], Any]) -> int:
     """Add the junk that begins at ``start`` to the items, and return where it ends."""
     at = data.find(MAGIC, start)
     if at < 0:
         at = len(data) - magic_suffix(data, start)
     if at > start:
-        items.append(Junk(data[start:at]))
+        items.append(junk(data[start:at]))
     return at
 
 
