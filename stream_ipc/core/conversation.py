@@ -18,7 +18,6 @@ from .replies import Replies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from ..transports.base import Channel

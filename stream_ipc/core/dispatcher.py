@@ -181,8 +181,8 @@ class Dispatcher:
             return 0
         else:
             error = SerializationError(
-                f"{type(self._channel.transport).__name__}.receive() returned a list with a {type(item).__name__} in it; all"
-                " must be Messages"
+                f"{type(self._channel.transport).__name__}.receive() returned a list with a {type(item).__name__} in it;"
+                " all must be Messages"
             )
             self._undecodable(item, error)
         return 1
@@ -264,6 +264,7 @@ class Dispatcher:
                     reply = function(*arguments)
                 except Exception as exc:
                     reply = ErrorMessage("Error in dispatch", exc)
+                    self._log_error_reply(item.id, exc)
                 if reply is not None:
                     break
             if not isinstance(reply, Message) or type(reply) in ENVELOPES:
@@ -312,10 +313,14 @@ class Dispatcher:
         except (FrameTooLargeError, SerializationError) as exc:
             text = reply.message if isinstance(reply, ErrorMessage) else f"the reply could not be sent: {exc}"
             self._send_error(id, text)
+            self._log_error_reply(id, exc)
         except (StreamClosedError, InvalidStreamError):
             pass  # the port has taken note of it
         except Exception as exc:
             self.port.failed(exc)
+
+    def _log_error_reply(self, id: Any, exc: Exception) -> None:
+        log.debug("session %s: request %.128r was answered with %s", self._conversation.name, id, article(type(exc)))
 
     def _send_error(self, id: Any, text: str) -> None:
         # Cut to fit: in characters, of which each may take several bytes in the payload.
@@ -395,7 +400,8 @@ class Dispatcher:
         handlers = self.on_exception.of(type(error))
         if not handlers:
             trace = None if isinstance(error, IpcError) else error
-            log.error("%r has no on_exception handler for %s: %s", self._session, type(error).__name__, error, exc_info=trace)
+            kind = type(error).__name__
+            log.error("%r has no on_exception handler for %s: %s", self._session, kind, error, exc_info=trace)
             return False
         log.debug("session %s: its on_exception handlers get %s: %s", self._conversation.name, type(error).__name__, error)
         keep = False

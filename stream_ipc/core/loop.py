@@ -242,7 +242,7 @@ class Loop:
             limit = math.inf
         todo = self.todo
         count = 0
-        looked = until is not None  # a tick looks at its streams before it dispatches, or a busy inbox would keep it from it
+        looked = until is not None  # a tick reads before it dispatches, or a busy inbox would keep it from reading
         try:
             self.depth = depth + 1
             if self.repairs:

@@ -331,7 +331,7 @@ class Port:
         self.rearm()
 
     def cork(self) -> int:
-        """Begin to gather what is sent. Whoever does so sets ``batches`` back to what this returns, and calls ``uncork``."""
+        """Begin to gather what is sent. The caller sets ``batches`` back to what this returns, and calls ``uncork``."""
         self._loop.corked[self] = None
         self.channel.corked = True
         # atomic: no calls

@@ -46,7 +46,7 @@ class Outbox:
     """
 
     __slots__ = (
-        "_failed", "_on_change", "_written", "_writes", "blocked", "corked", "end", "error", "queue", "queued_bytes",
+        "_failed", "_on_change", "_writes", "_written", "blocked", "corked", "end", "error", "queue", "queued_bytes",
         "sent", "writing",
     )  # fmt: skip
 
@@ -98,7 +98,7 @@ class Outbox:
                 if self.error is None:  # a signal handler may have dropped the queue
                     # atomic: no calls
                     queue[:1] = rest
-                    self.queued_bytes -= self._written
+                    self.queued_bytes -= self._written  # type: ignore[operator]
                     self._written = None
             if self.blocked:
                 self._set_blocked(False)
