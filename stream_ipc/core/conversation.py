@@ -11,8 +11,9 @@ from ..errors import RequestTimeoutError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, REQUEST, Message, ResponseEnvelope
 from .closing import Closing
+from .conditions import Until
 from .dispatcher import HIGH_WATER, Dispatcher
-from .loop import MAX_DEPTH, Until
+from .loop import MAX_DEPTH
 from .port import Port
 from .replies import Replies
 
