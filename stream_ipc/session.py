@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     RequestH = TypeVar("RequestH", bound=RequestHandler)
     CloseH = TypeVar("CloseH", bound=CloseHandler)
 
-__all__ = ["Session", "check_message", "conversation_of", "make_session", "sendable"]
+__all__ = ["Session", "check_message", "conversation_of", "sendable"]
 
 
 class Session:
@@ -48,7 +48,8 @@ class Session:
         name: What texts and logs call it: ``pid 4242``, ``stdio``, ``to 127.0.0.1:80 fd 7``, ``fd 5/6``.
     """
 
-    _conversation: Conversation
+    def __init__(self, make: Callable[[Session], Conversation]) -> None:
+        self._conversation = make(self)
 
     def __repr__(self) -> str:
         try:
@@ -80,7 +81,8 @@ class Session:
     @property
     def peer(self) -> IpcPeer:
         """The peer that it belongs to."""
-        return self._conversation.peer
+        peer: IpcPeer = self._conversation.peer
+        return peer
 
     @property
     def transport(self) -> Any:
@@ -369,13 +371,6 @@ class Session:
         connection on which the other side is still talking is closed by a later tick, at most a second later.
         """
         self._conversation.close()
-
-
-def make_session(conversation_of: Callable[[Session], Conversation]) -> Session:
-    """Return the session for a conversation that is made for it."""
-    session = Session()
-    session._conversation = conversation_of(session)
-    return session
 
 
 def conversation_of(session: Session) -> Conversation:

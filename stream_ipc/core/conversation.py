@@ -11,8 +11,9 @@ from ..errors import RequestTimeoutError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, REQUEST, Message, ResponseEnvelope
 from .closing import Closing
+from .conditions import Until
 from .dispatcher import HIGH_WATER, Dispatcher
-from .loop import MAX_DEPTH, Until
+from .loop import MAX_DEPTH
 from .port import Port
 from .replies import Replies
 
@@ -79,8 +80,10 @@ class Conversation:
         """Whether it is open and its stream has not ended."""
         return self.is_open and self.channel.ended is None
 
-    def closed_error(self) -> StreamClosedError:
-        """Return the error for a call that comes too late."""
+    def closed_error(self) -> StreamClosedError | RuntimeError:
+        """Return the error for a call that comes too late, or in a forked process."""
+        if self.loop.forked:
+            return self.loop.refusal()
         reason = self.reason or self.channel.ended
         text = f"is being closed ({self.name})" if reason is None else f"is closed: {reason}"
         error = StreamClosedError(f"the session {text}")

@@ -189,8 +189,8 @@ class Dispatcher:
             return 0
         else:
             error = SerializationError(
-                f"{type(self._channel.transport).__name__}.receive() returned a list with a {type(item).__name__} in it; all"
-                " must be Messages"
+                f"{type(self._channel.transport).__name__}.receive() returned a list with a {type(item).__name__} in it;"
+                " all must be Messages"
             )
             self._undecodable(item, error)
         return 1
@@ -271,14 +271,22 @@ class Dispatcher:
                 function = handler.function
                 if not taken and (not inbox or inbox[0] is not item):
                     return 0  # a turn beneath has gone on with it
-                if not taken:
-                    # atomic: no calls
-                    taken = True
-                    del inbox[0]
                 try:
-                    reply = function(request, self._session) if handler.takes_both else function(request)
+                    if handler.takes_both:
+                        # atomic: no calls
+                        if not taken:
+                            taken = True
+                            del inbox[0]
+                        reply = function(request, self._session)
+                    else:
+                        # atomic: no calls
+                        if not taken:
+                            taken = True
+                            del inbox[0]
+                        reply = function(request)
                 except Exception as exc:
                     reply = ErrorMessage("Error in dispatch", exc)
+                    self._log_error_reply(item.id, exc)
                 if reply is not None:
                     break
             if not isinstance(reply, Message) or type(reply) in ENVELOPES:
@@ -327,6 +335,7 @@ class Dispatcher:
         except (FrameTooLargeError, SerializationError) as exc:
             text = reply.message if isinstance(reply, ErrorMessage) else f"the reply could not be sent: {exc}"
             self._send_error(id, text)
+            self._log_error_reply(id, exc)
         except (StreamClosedError, InvalidStreamError):
             pass  # the port has taken note of it
         except Exception as exc:
@@ -338,6 +347,9 @@ class Dispatcher:
         except BaseException as exc:
             self.port.post_failed(exc)
             raise
+
+    def _log_error_reply(self, id: Any, exc: Exception) -> None:
+        log.debug("session %s: request %.128r was answered with %s", self._conversation.name, id, article(type(exc)))
 
     def _send_error(self, id: Any, text: str) -> None:
         # Cut to fit: in characters, of which each may take several bytes in the payload.
@@ -417,7 +429,8 @@ class Dispatcher:
         handlers = self.on_exception.of(type(error))
         if not handlers:
             trace = None if isinstance(error, IpcError) else error
-            log.error("%r has no on_exception handler for %s: %s", self._session, type(error).__name__, error, exc_info=trace)
+            kind = type(error).__name__
+            log.error("%r has no on_exception handler for %s: %s", self._session, kind, error, exc_info=trace)
             return False
         log.debug("session %s: its on_exception handlers get %s: %s", self._conversation.name, type(error).__name__, error)
         keep = False

@@ -310,7 +310,7 @@ class Port:
         self.rearm()
 
     def cork(self) -> int:
-        """Begin to gather what is sent. Whoever does so sets ``batches`` back to what this returns, and calls ``uncork``."""
+        """Begin to gather what is sent. The caller sets ``batches`` back to what this returns, and calls ``uncork``."""
         self._loop.corked[self] = None
         self._loop.attended = True
         self.channel.corked = True

@@ -110,8 +110,8 @@ class Replies:
         self._ids = ids
         self._hint = hint
         self._table: dict[str, Pending] = {}
-        # What a dropped promise leaves here is taken out of the table by the next call. Its weak reference calls no function
-        # of ours, in which the exception of a signal handler would be ignored.
+        # The next call takes out of the table what dropped promises leave here. Their weak references call no function of
+        # ours, in which the exception of a signal handler would be ignored.
         self._dropped: list[Any] = []
         self._note_dropped = self._dropped.append
 

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
     from ..protocols import Payload
     from ..registry import TypeInfo
-    from .pickle_objects import TakeApart
 
     Read = Callable[[tuple[Any, ...]], Message]
 

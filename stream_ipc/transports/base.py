@@ -14,10 +14,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Iterable, Sequence
-    from typing import Any, Protocol
+    from typing import Any, Protocol, Union
 
     from ..errors import StreamClosedError
-    from ..wire.codec import Received
+    from ..wire.codec import Decoded
 
     class Transport(Protocol):
         """What an object must have to be carried by a ``ForeignChannel``, derived from ``MessageTransport`` or not."""
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
         def read_fds(self) -> Iterable[int]: ...
 
         def close(self) -> Any: ...
+
+    # What stands in an inbox: what was decoded, and the end behind it.
+    Received = Union[Decoded, "End"]
 
     # Descriptors to read from, a descriptor to write to, and seconds until the next look without an event.
     Interest = tuple[Sequence[int], int | None, float | None]

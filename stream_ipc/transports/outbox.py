@@ -47,8 +47,19 @@ class Outbox:
     """
 
     __slots__ = (
-        "_failed", "_on_change", "_written", "_writes", "blocked", "corked", "end", "error", "held", "last", "queue",
-        "queued_bytes", "writing",
+        "_failed",
+        "_on_change",
+        "_writes",
+        "_written",
+        "blocked",
+        "corked",
+        "end",
+        "error",
+        "held",
+        "last",
+        "queue",
+        "queued_bytes",
+        "writing",
     )  # fmt: skip
 
     def __init__(self, end: WriteEnd, failed: Callable[[Exception | None], None], on_change: Callable[[], None]) -> None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from ..messages import Message
     from ..protocols import MessageSerializer, Payload
-    from ..wire.codec import Received, TextDecoder
-    from .base import Ending, Interest
+    from ..wire.codec import TextDecoder
+    from .base import Ending, Interest, Received
 
     class HasFileno(Protocol):
         """A file object or a socket."""
@@ -135,7 +135,7 @@ class StreamChannel(Channel):
         return self.outbox.queued_bytes
 
     @property
-    def last(self) -> Any:  # type: ignore[override]
+    def last(self) -> Any:
         return self.outbox.last
 
     @property
@@ -143,7 +143,7 @@ class StreamChannel(Channel):
         return self.outbox.writing
 
     @property
-    def corked(self) -> bool:  # type: ignore[override]
+    def corked(self) -> bool:
         return self.outbox.corked
 
     @corked.setter
@@ -343,12 +343,13 @@ class StreamChannel(Channel):
         """End the conversation with the other side before the streams are closed; returns what is left to do."""
         end = self.outbox.end
         sock = end.socket
-        if self.outbox.error is None and sock is not None and not end.shared and end.find_invalid() is None:
-            if sock.family.name in ("AF_INET", "AF_INET6"):
-                from .sockets import linger
+        if self.outbox.error is not None or sock is None or end.shared or end.find_invalid() is not None:
+            return None
+        if sock.family.name not in ("AF_INET", "AF_INET6"):
+            return None
+        from .sockets import linger
 
-                return linger(sock)
-        return None
+        return linger(sock)
 
     def release(self) -> None:
         self._stop()

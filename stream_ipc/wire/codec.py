@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..protocols import MessageSerializer, Payload
+    from ..protocols import MessageSerializer
 
     # What comes out of a stream: a message, or the error that stands for what should have been one.
-    Received = Message | IpcError
+    Decoded = Message | IpcError
 
     # What a MessageDecoder remembers: the framing's state, and the bytes of an unfinished character of junk.
     DecoderState = tuple[framing.State, bytes]
@@ -51,12 +51,18 @@ def check_max_frame_size(size: int) -> int:
 
 
 def _is_own(serializer: Any, method: str, feature: str) -> Any:
-    """Return the optional feature of one of our serializers if its method is the one that the feature belongs to.
+    """Return an optional feature of a serializer, unless the method that it belongs to was overridden since.
 
-    A class that derives from it may override the method and inherit the feature, so only the class itself counts, and no
-    object on which somebody has replaced the method.
+    That is so in a class that overrides the method and inherits the feature, and for an object whose own method somebody
+    has replaced.
     """
-    return None if method in getattr(serializer, "__dict__", ()) else type(serializer).__dict__.get(feature)
+    if method not in getattr(serializer, "__dict__", ()):
+        for cls in type(serializer).__mro__:
+            if feature in vars(cls):
+                return vars(cls)[feature]
+            if method in vars(cls):
+                break
+    return None
 
 
 class MessageEncoder:
@@ -177,7 +183,7 @@ class MessageDecoder:
         self.state: DecoderState = CLEAN
         self._reuses = _is_own(serializer, "deserialize", "keeps_payload") is False
         # One of ours returns messages and nothing else.
-        self._make: Callable[[Any], Received] = serializer.deserialize if self._reuses else self._make_checked
+        self._make: Callable[[Any], Decoded] = serializer.deserialize if self._reuses else self._make_checked
         self._spare: bytearray | None = None  # the last large payload, while no other has begun
         self._idle = False
         self._met_junk = False  # since the call before; an interrupted call may leave it True
@@ -245,7 +251,7 @@ class MessageDecoder:
             messages.append(self._junk(decode_text(held, final=True)[0]))
         return messages, text
 
-    def _make_checked(self, payload: bytes | bytearray) -> Received:
+    def _make_checked(self, payload: bytes | bytearray) -> Decoded:
         message = self._serializer.deserialize(payload)
         if isinstance(message, Message):
             return message

@@ -12,7 +12,8 @@ from ..errors import FrameTooLargeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Union
+    from collections.abc import Callable
+    from typing import Any, Union
 
     Item = Union[bytes, bytearray, "Junk", FrameTooLargeError]
 
