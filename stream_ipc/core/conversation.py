@@ -106,7 +106,7 @@ class Conversation:
             if deadline < replies.due:
                 loop.set_timer(self, deadline)
                 replies.due = deadline
-        if self.channel.queued_bytes > HIGH_WATER:
+        if self.channel.outbox.queued_bytes > HIGH_WATER:
             self._make_room(timeout)
         # Before the send: the reply may be there at once.
         pending = replies.add(promise, self._generate(), expect, timeout, deadline)
@@ -125,7 +125,7 @@ class Conversation:
             self.loop.check_entry()
         if not self.is_open:
             raise self.closed_error()
-        if self.channel.queued_bytes > HIGH_WATER:
+        if self.channel.outbox.queued_bytes > HIGH_WATER:
             self._make_room(self.peer.timeout)
         try:
             self.channel.post(NOTIFICATION, None, message)

@@ -51,7 +51,7 @@ class StreamChannel(Channel):
         self.max_frame_size = max_frame_size
         self.encoder = MessageEncoder(serializer, max_frame_size)
         self.share = (serializer, max_frame_size)
-        self.outbox = Outbox(output, self._write_failed, self._changed)
+        self.outbox: Outbox = Outbox(output, self._write_failed, self._changed)
         self.inputs: dict[int, Input] = {}
         self._framed = 0  # framed inputs that have not ended
         self.received_bytes: int = 0
