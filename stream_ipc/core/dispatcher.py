@@ -215,6 +215,7 @@ class Dispatcher:
             else:
                 inbox[0] = following
             item = following
+
             try:
                 function(*arguments)
             except Exception as exc:

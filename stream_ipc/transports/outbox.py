@@ -73,6 +73,7 @@ class Outbox:
         self.queue += frame
         self.queued_bytes += size
         self.sent += 1
+
         if not (self.blocked or self.writing or (self.corked and self.queued_bytes < _GATHER)):
             self.flush()
 
@@ -147,5 +148,6 @@ class Outbox:
         self.queue[:] = ()
         self.queued_bytes = 0
         self._written = None
+
         if self.blocked:
             self._set_blocked(False)
