@@ -224,6 +224,7 @@ class Dispatcher:
                     else:
                         inbox[0] = following
                     item = following
+
                     handler.function(message, self._session)
                 else:
                     # atomic: no calls
@@ -232,6 +233,7 @@ class Dispatcher:
                     else:
                         inbox[0] = following
                     item = following
+
                     handler.function(message)
             except Exception as exc:
                 if error is None:
@@ -277,12 +279,14 @@ class Dispatcher:
                         if not taken:
                             taken = True
                             del inbox[0]
+
                         reply = function(request, self._session)
                     else:
                         # atomic: no calls
                         if not taken:
                             taken = True
                             del inbox[0]
+
                         reply = function(request)
                 except Exception as exc:
                     reply = ErrorMessage("Error in dispatch", exc)
