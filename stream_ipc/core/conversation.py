@@ -18,7 +18,7 @@ from .replies import Replies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from ..transports.base import Channel
@@ -106,7 +106,7 @@ class Conversation:
             try:
                 self.port.post(REQUEST, pending.id, message)
             except BaseException:
-                pending.settled = True  # nobody will ever see it
+                pending.settled = 1  # nobody will ever see it
                 self.replies.forget(pending)
                 raise
             return pending
@@ -205,8 +205,8 @@ class Conversation:
             if limit is None or own < limit:
                 limit = own
         loop.run(pending, limit)
-        if not pending.settled and self.has_reply(pending):
-            loop.run(pending, loop.clock())  # what stands before it is dispatched first
+        if not pending.settled:
+            self.look_again((pending,))
         if not pending.settled:
             if pending.deadline is not None and loop.clock() >= pending.deadline:
                 self.replies.give_up(pending)
@@ -216,16 +216,24 @@ class Conversation:
                 raise TimeoutError(f"{text} ({self.name}); wait again later")
             raise TimeoutError(f"{pending.silence(timeout)}; it is still pending")
 
-    def has_reply(self, pending: Pending) -> bool:
-        """Look at the stream once more, and return whether a reply is there and only has to be dispatched."""
+    def look_again(self, requests: Iterable[Pending]) -> None:
+        """Take the replies that had come in time though this process could not read them: this is the last look."""
+        loop = self.loop
         if self.state is not OPEN:
-            return False
-        outer = self.loop.enter()
+            return
+        outer = loop.enter()
         try:
-            self.port.drain()
+            self.port.catch_up()
         finally:
-            self.loop.thread = outer
-        return self.loop.depth < MAX_DEPTH and pending.id in self._arrived()
+            loop.thread = outer
+        arrived = self._arrived()
+        for pending in requests:
+            while not pending.settled and pending.id in arrived:
+                turns = loop.turns
+                loop.run(pending, loop.clock())  # what stands before it is dispatched first
+                if loop.turns == turns and not pending.settled:
+                    self.dispatcher.settle_replies()  # what stands before it has to wait
+                    break
 
     def _arrived(self) -> set[Any]:
         """Return the ids of the replies in the inbox."""
@@ -247,12 +255,14 @@ class Conversation:
                 due = self._lingers_until
         replies = self.replies
         if now >= replies.due and self.state is OPEN:
-            self.port.drain()
+            self.port.catch_up()
             arrived = self._arrived()
             if replies.expire(now, arrived):
                 loop.progress += 1
-            elif arrived:
+            elif arrived and self.dispatcher.has_work:
                 loop.mark(self.dispatcher)
+            elif arrived:  # what stands before these has to wait
+                loop.progress += self.dispatcher.settle_replies()
         else:
             replies.expire(-math.inf, set())
         loop.set_timer(self, min(due, replies.due))

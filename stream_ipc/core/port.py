@@ -31,6 +31,10 @@ INBOX_BYTES = 4 * 1024 * 1024
 INBOX_BYTES_HARD = 256 * 1024 * 1024
 INBOX_COUNT_HARD = 500_000
 
+# A last look reads on while the rest of a message comes: so many times, and so many seconds from one time to the next.
+_CATCH_UP = 128
+_CATCH_UP_PAUSE = 0.01
+
 
 class Port:
     """Watches a channel for one conversation, and moves its bytes.
@@ -205,6 +209,18 @@ class Port:
             self._reading = False
         if self._inbox:
             self._loop.mark(self._dispatcher)
+
+    def catch_up(self) -> None:
+        """Read what is there, and the rest of a message that has begun to arrive: the other side can only write as fast as
+        this process reads."""
+        channel = self.channel
+        for _ in range(_CATCH_UP):
+            before = channel.received_bytes
+            self.drain()
+            if self._reading or self.failing or not channel.is_unfinished:
+                break
+            if channel.received_bytes == before and not channel.wait(_CATCH_UP_PAUSE):
+                break
 
     def limit_reading(self) -> None:
         """Stop reading if the inbox is long; called before each turn while something is in it."""

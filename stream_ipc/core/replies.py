@@ -6,6 +6,7 @@ Knows promises only as objects that may be dropped, and messages. Must not know 
 from __future__ import annotations
 
 import math
+from itertools import count
 from weakref import ref
 
 from .. import log
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 else:
     Base = ref
 
-__all__ = ["Pending", "Replies"]
+__all__ = ["Pending", "Replies", "next_moment"]
 
 _MAX_ID = 128  # characters
+
+next_moment = count(1).__next__  # numbers what happens: of two, the later one is greater
 
 
 class Pending(Base):
@@ -39,7 +42,7 @@ class Pending(Base):
         expect: The class of the reply.
         timeout: The request's limit in seconds; None for no limit.
         deadline: When the reply must be there, in the time of the loop's clock; None for no limit.
-        settled: Whether the outcome is known.
+        settled: 0 until the outcome is known; then the moment at which it became known, by ``next_moment``.
         outcome: The reply, or the error in its place; None until it has settled.
         watchers: Functions that are called with the promise when it settles, or None.
     """
@@ -52,7 +55,7 @@ class Pending(Base):
     expect: type
     timeout: float | None
     deadline: float | None
-    settled: bool
+    settled: int
     outcome: Any
     watchers: list[Callable[[Any], Any]] | None
     owner: Replies
@@ -61,8 +64,8 @@ class Pending(Base):
         """Take the reply. An interrupted call can be made again."""
         if isinstance(reply, self.expect) and not isinstance(reply, ErrorMessage):
             self.outcome = reply
-            self.settled = True
-            if self.watchers is not None:
+            self.settled = next_moment()
+            if self.watchers is not None or self.owner.watchers:
                 self.tell()
         elif isinstance(reply, ErrorMessage):
             self.fail(RemoteError(printable(str(reply))))
@@ -75,13 +78,17 @@ class Pending(Base):
         """Take an error in place of a reply, unless it has settled. An interrupted call can be made again."""
         if not self.settled:
             self.outcome = error
-            self.settled = True
-        if self.watchers is not None:
+            self.settled = next_moment()
+        if self.watchers is not None or self.owner.watchers:
             self.tell()
 
     def tell(self) -> None:
-        """Call the functions that watch it, each once."""
+        """Tell those that watch all requests, and call the functions that watch this one, each once."""
         promise = self()
+        for watcher in tuple(self.owner.watchers):
+            waiting = watcher()
+            if waiting is not None:
+                waiting.note(promise)
         watchers = self.watchers or []
         while watchers:
             # atomic: no calls
@@ -96,11 +103,6 @@ class Pending(Base):
             self.watchers = [watcher]
         else:
             self.watchers.append(watcher)
-
-    def unwatch(self, watcher: Callable[[Any], Any]) -> None:
-        """Undo ``watch``, if the function was not called yet."""
-        if self.watchers is not None and watcher in self.watchers:
-            self.watchers.remove(watcher)
 
     def cancel(self) -> bool:
         """Give the request up; returns whether it was still pending."""
@@ -128,11 +130,13 @@ class Replies:
 
     Attributes:
         due: No request is due earlier.
+        watchers: Weak references to what has a method ``note``, which gets each promise that settles.
     """
 
     def __init__(self, name: str, ids: Any, hint: Callable[[], str]) -> None:
         self.name = name
         self.due = math.inf
+        self.watchers: list[ref[Any]] = []
         self._ids = ids
         self._hint = hint
         self._table: dict[str, Pending] = {}
@@ -161,7 +165,7 @@ class Replies:
         pending.expect = expect
         pending.timeout = timeout
         pending.deadline = deadline
-        pending.settled = False
+        pending.settled = 0
         pending.outcome = pending.watchers = None
         pending.owner = self
         table[id] = pending

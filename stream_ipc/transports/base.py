@@ -161,6 +161,7 @@ class Channel:
         sent: How many messages have been queued or written in all, if the channel counts them.
         writing: A write is under way, so that what a finalizer or a signal handler sends meanwhile is only queued.
         ended: Why nothing more will come, once an ``End`` was put into the inbox.
+        is_unfinished: Whether a message has begun to arrive.
     """
 
     on_change: Callable[[], None]
@@ -173,6 +174,7 @@ class Channel:
     sent: int = 0
     writing: bool = False
     ended: StreamClosedError | None = None
+    is_unfinished: bool = False
 
     @property
     def transport(self) -> Any:
@@ -214,6 +216,10 @@ class Channel:
 
     def drain(self, inbox: deque[Received]) -> None:
         """Read what is there now, as much as a pipe or socket can hold."""
+
+    def wait(self, seconds: float) -> bool:
+        """Block until something can be read; returns whether it can."""
+        return False
 
     def resume(self, inbox: deque[Received]) -> None:
         """Do what an interrupted call has left undone."""

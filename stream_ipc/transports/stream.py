@@ -11,7 +11,7 @@ from collections import deque
 from ..errors import InvalidStreamError, StreamClosedError
 from ..interruptions import interruption_in
 from ..messages import NOTIFICATION, take_out_of_envelope
-from ..wire.codec import MessageDecoder, MessageEncoder
+from ..wire.codec import CLEAN, MessageDecoder, MessageEncoder
 from .base import POLL_INTERVAL, Channel, End, MessageTransport
 from .descriptors import close_streams, describe_stream, open_read_end, open_write_end, wait_readable
 from .inputs import Input
@@ -303,6 +303,14 @@ class StreamChannel(Channel):
                     break
                 if self.received_bytes == before:
                     break
+
+    @property
+    def is_unfinished(self) -> bool:  # type: ignore[override]
+        return any([not source.decoder.is_text and source.decoder.state is not CLEAN for source in self.inputs.values()])
+
+    def wait(self, seconds: float) -> bool:
+        fds = [fd for fd, source in self.inputs.items() if source.end.watched]
+        return bool(fds) and wait_readable(fds, seconds)
 
     @staticmethod
     def _is_readable(source: Input) -> bool:
