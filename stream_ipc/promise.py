@@ -311,7 +311,7 @@ class _Waiting:
         # Each loop has its own clock and poller; their descriptors can be waited for together.
         for loop in self._loops:
             if not loop.closed:
-                loop.tick(0)
+                loop.run(self, 0)
         self._loops = [loop for loop in self._loops if not loop.closed]
         if self.settled or not self._loops:
             return

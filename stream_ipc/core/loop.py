@@ -20,6 +20,7 @@ from itertools import starmap
 from ..errors import StreamClosedError
 from ..transports.base import finish
 from .poller import READ, Poller
+from .waker import Waker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Loop:
         turns: How many messages have been dispatched in all.
         depth: How many dispatches are under way, one inside the other.
         starving: How many waits are under way that do not dispatch.
+        waker: Makes the tick that is under way, or the next one, return at once.
+        wakeups: Counts ticks that have returned for this.
         progress: Counts drained queues, and conversations that opened or closed.
     """
 
@@ -85,12 +88,19 @@ class Loop:
         self.depth: int = 0
         self.starving: int = 0
         self.progress: int = 0
+        self.wakeups = 0
         self._timers: dict[Any, float] = {}
         self._soonest: float = -math.inf  # no timer is due earlier, nor the next look at streams
         self._polled: dict[Any, float] = {}  # tasks that are looked at without a descriptor, and how often
         self._endings: list[Ending] = []
         self._check_at = -math.inf
         self._checked = 0
+        self.waker = Waker()
+        try:
+            self.poller.watch(self.waker.fd, READ, self.waker)
+        except BaseException:
+            self.waker.close()
+            raise
         self._outer: Poller | None = None  # for fileno(): the poller and the pipe
         self._pipe: tuple[int, int] | None = None
         self._embedded = False  # whether fileno() is complete
@@ -260,6 +270,10 @@ class Loop:
                 if until is not None:
                     if until.settled or not (self.conversations or until.waits_alone):
                         return count
+                elif looked and self.waker.called:
+                    self.waker.called = False
+                    self.wakeups += 1
+                    return count
                 elif looked and (count or not limit or self.progress != progress or (limit == math.inf and self.is_empty)):
                     return count
                 now = self.clock()
@@ -271,6 +285,8 @@ class Loop:
                     wait = 0
                 looked = True
                 if (todo or self.corked) and self._prepare(starving):
+                    wait = 0
+                if until is None and self.waker.called:
                     wait = 0
                 if self._polled or self._endings:
                     wait = self._shorten(wait)
@@ -481,6 +497,10 @@ class Loop:
         if self._outer is not None:
             self._outer.close()
         self.poller.close()
+        if self.forked:
+            self.waker.abandon()
+        else:
+            self.waker.close()
         # atomic: no calls
         pipe = self._pipe
         self._pipe = None
