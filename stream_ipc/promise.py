@@ -305,7 +305,7 @@ class _Waiting:
         for promise in self.left:
             pending.setdefault(promise._conversation, []).append(promise._pending)
         for conversation, requests in pending.items():
-            conversation.look_again(requests)
+            conversation.look_again(requests, self._limit)
 
     def _turn_all(self) -> None:
         # Each loop has its own clock and poller; their descriptors can be waited for together.

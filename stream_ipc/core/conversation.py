@@ -12,6 +12,7 @@ from ..handlers import HandlerList
 from ..messages import NOTIFICATION, REQUEST, Message, ResponseEnvelope
 from .closing import Closing
 from .dispatcher import HIGH_WATER, Dispatcher
+from .kept import Wanted
 from .loop import MAX_DEPTH, Until
 from .port import Port
 from .replies import Replies
@@ -206,7 +207,7 @@ class Conversation:
                 limit = own
         loop.run(pending, limit)
         if not pending.settled:
-            self.look_again((pending,))
+            self.look_again((pending,), limit)
         if not pending.settled:
             if pending.deadline is not None and loop.clock() >= pending.deadline:
                 self.replies.give_up(pending)
@@ -216,14 +217,23 @@ class Conversation:
                 raise TimeoutError(f"{text} ({self.name}); wait again later")
             raise TimeoutError(f"{pending.silence(timeout)}; it is still pending")
 
-    def look_again(self, requests: Iterable[Pending]) -> None:
-        """Take the replies that had come in time though this process could not read them: this is the last look."""
+    def _late(self, limit: float | None) -> float:
+        """Return how many seconds ago the time was over."""
+        return 0.0 if limit is None else self.loop.clock() - limit
+
+    def look_again(self, requests: Iterable[Pending], limit: float | None) -> None:
+        """Take the replies that had come in time though this process could not read them: this is the last look.
+
+        Args:
+            requests: What is waited for.
+            limit: Until when.
+        """
         loop = self.loop
         if self.state is not OPEN:
             return
         outer = loop.enter()
         try:
-            self.port.catch_up()
+            self.port.catch_up(self._late(limit))
         finally:
             loop.thread = outer
         arrived = self._arrived()
@@ -255,7 +265,7 @@ class Conversation:
                 due = self._lingers_until
         replies = self.replies
         if now >= replies.due and self.state is OPEN:
-            self.port.catch_up()
+            self.port.catch_up(now - replies.due)
             arrived = self._arrived()
             if replies.expire(now, arrived):
                 loop.progress += 1
@@ -267,29 +277,44 @@ class Conversation:
             replies.expire(-math.inf, set())
         loop.set_timer(self, min(due, replies.due))
 
-    def receive(self, timeout: float | None) -> Message:
+    def receive(self, timeout: float | None, expect: type) -> Message:
         """Turn until a notification arrives, and return it."""
         loop = self.loop
-        loop.check_entry()
-        received = self.dispatcher.received
-        if not received:
-            if not self.is_open:
-                raise self.closed_error()
-            waiting = self.dispatcher.receiving
-            try:
-                self.dispatcher.receiving = waiting + 1
-                limit = None if timeout is None else loop.clock() + timeout
-                loop.run(Until(lambda: bool(received) or self.state is not OPEN), limit)
-            finally:
-                self.dispatcher.receiving = waiting
-        if received:
-            # atomic: no calls
-            message = received[0]
-            del received[0]
-            return message
-        if self.state is not OPEN:
-            raise self.closed_error()
-        raise TimeoutError(f"no notification within {timeout} s ({self.name})")
+        kept = self.dispatcher.kept
+        outer = loop.enter()
+        try:
+            limit = None if timeout is None else loop.clock() + timeout
+            while True:
+                entry = kept.find(expect)
+                if entry is not None:
+                    self.dispatcher.offer(entry)
+                    return kept.take(entry)
+                if self.state is not OPEN:
+                    raise self.closed_error()
+                if not self._await(Wanted(expect), limit):
+                    within = "" if timeout is None else f" within {timeout} s"
+                    raise TimeoutError(f"no notification{_of(expect)}{within} ({self.name})")
+        finally:
+            loop.thread = outer
+
+    def _await(self, wanted: Wanted, limit: float | None) -> bool:
+        """Turn until a notification is there, or the session is closed; returns whether that is so."""
+        loop = self.loop
+        waiting = self.dispatcher.kept.waiting
+        try:
+            waiting.append(wanted)
+            loop.run(wanted, limit)
+            if not wanted.settled and self.state is OPEN:
+                self.port.catch_up(self._late(limit))
+                goal = loop.turns + len(self.dispatcher.inbox)
+                turns = -1
+                while not wanted.settled and turns < loop.turns < goal:
+                    turns = loop.turns
+                    loop.run(wanted, loop.clock())
+        finally:
+            if wanted in waiting:
+                waiting.remove(wanted)
+        return wanted.settled or self.state is not OPEN
 
     def _silence_hint(self) -> str:
         """Return a hint for the error of a request that got no reply."""
@@ -407,3 +432,7 @@ class Conversation:
             text = rest if found else text
         text = text.partition("\n")[0].partition("; ")[0].replace(f" ({self.name})", "")
         return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _of(expect: type) -> str:
+    return "" if expect is Message else f" of class {expect.__name__}"

@@ -31,7 +31,8 @@ INBOX_BYTES = 4 * 1024 * 1024
 INBOX_BYTES_HARD = 256 * 1024 * 1024
 INBOX_COUNT_HARD = 500_000
 
-# A last look reads on while the rest of a message comes: so many times, and so many seconds from one time to the next.
+# A last look that comes late reads on while the rest of a message comes: so many times, and so many seconds from one time to the next.
+_LATE = 0.02  # seconds; less is nothing unusual
 _CATCH_UP = 128
 _CATCH_UP_PAUSE = 0.01
 
@@ -210,16 +211,21 @@ class Port:
         if self._inbox:
             self._loop.mark(self._dispatcher)
 
-    def catch_up(self) -> None:
-        """Read what is there, and the rest of a message that has begun to arrive: the other side can only write as fast as
-        this process reads."""
+    def catch_up(self, late: float) -> None:
+        """Read what is there: this is the last look.
+
+        Args:
+            late: How many seconds ago it should have been. If this process was kept from reading, the rest of a message
+                that has begun to arrive is read, too: the other side could only write as much as was read.
+        """
+        self.drain()
         channel = self.channel
-        for _ in range(_CATCH_UP):
+        for _ in range(_CATCH_UP if late > _LATE else 0):
+            if self._reading or self.failing or not channel.is_unfinished or not channel.wait(_CATCH_UP_PAUSE):
+                break
             before = channel.received_bytes
             self.drain()
-            if self._reading or self.failing or not channel.is_unfinished:
-                break
-            if channel.received_bytes == before and not channel.wait(_CATCH_UP_PAUSE):
+            if channel.received_bytes == before:
                 break
 
     def limit_reading(self) -> None:

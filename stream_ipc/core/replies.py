@@ -85,8 +85,8 @@ class Pending(Base):
     def tell(self) -> None:
         """Tell those that watch all requests, and call the functions that watch this one, each once."""
         promise = self()
-        for watcher in tuple(self.owner.watchers):
-            waiting = watcher()
+        for reference in tuple(self.owner.watchers):
+            waiting = reference()
             if waiting is not None:
                 waiting.note(promise)
         watchers = self.watchers or []
