@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from ..errors import RequestTimeoutError, StreamClosedError, describe
+from ..errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, REQUEST, Message, ResponseEnvelope
 from .closing import Closing
@@ -76,11 +76,13 @@ class Conversation:
 
     @property
     def is_writable(self) -> bool:
-        """Whether it is open and its stream has not ended."""
-        return self.is_open and self.channel.ended is None
+        """Whether it is open and its stream has neither ended nor been closed by its owner."""
+        return self.is_open and self.channel.ended is None and self.port.invalid is None
 
-    def closed_error(self) -> StreamClosedError:
+    def closed_error(self) -> StreamClosedError | InvalidStreamError:
         """Return the error for a call that comes too late."""
+        if self.is_open and self.port.invalid is not None:
+            return InvalidStreamError(str(self.port.invalid))
         reason = self.reason or self.channel.ended
         text = f"is being closed ({self.name})" if reason is None else f"is closed: {reason}"
         error = StreamClosedError(f"the session {text}")
@@ -134,11 +136,21 @@ class Conversation:
             return
         loop = self.loop
         limit = None if timeout is None else loop.clock() + timeout
+        self.port.check()
         loop.run(Until(lambda: channel.queued_bytes <= HIGH_WATER or not self.is_writable), limit, dispatch=False)
+        if channel.queued_bytes > HIGH_WATER and self.is_writable:
+            self.look_for_room(limit)
         if not self.is_writable:
             raise self.closed_error()
         if channel.queued_bytes > HIGH_WATER:
             raise self.stuck_error(timeout)
+
+    def look_for_room(self, limit: float | None) -> None:
+        """Write what the other side takes, in case that this process was kept from looking: this is the last look."""
+        try:
+            self.port.write_on(self._late(limit))
+        except (StreamClosedError, InvalidStreamError):
+            pass  # the port has taken note of it
 
     def stuck_error(self, timeout: float | None) -> RequestTimeoutError:
         """Return the error for a message that could not leave."""
@@ -180,7 +192,7 @@ class Conversation:
             limit = None if timeout is None else loop.clock() + timeout
             loop.run(Until(lambda: not channel.queued_bytes or not self.is_writable), limit, dispatch=False)
             if channel.queued_bytes and self.is_writable:
-                self.port.write()  # it may have been read while this process was kept from looking
+                self.look_for_room(limit)
             if not self.is_writable:
                 raise self.closed_error()
             if channel.queued_bytes:

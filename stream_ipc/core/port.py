@@ -64,6 +64,15 @@ class Port:
         self._closed = False
         channel.on_change = self.rearm
 
+    @property
+    def invalid(self) -> InvalidStreamError | None:
+        """The error of a stream that its owner closed, which is still to be reported; or None."""
+        if self.failing:
+            for item in self._inbox:
+                if type(item) is Failure and isinstance(item.error, InvalidStreamError):
+                    return item.error
+        return None
+
     # -- watching
 
     def rearm(self) -> None:
@@ -226,6 +235,22 @@ class Port:
             before = channel.received_bytes
             self.drain()
             if channel.received_bytes == before:
+                break
+
+    def write_on(self, late: float) -> None:
+        """Write what the stream takes now: this is the last look; raises as ``post``.
+
+        Args:
+            late: As for ``catch_up``. If this process was kept from writing, it goes on while the other side reads.
+        """
+        self.write()
+        channel = self.channel
+        for _ in range(_CATCH_UP if late > _LATE else 0):
+            queued = channel.queued_bytes
+            if not queued or not channel.wait(_CATCH_UP_PAUSE, True):
+                break
+            self.write()
+            if channel.queued_bytes >= queued:
                 break
 
     def limit_reading(self) -> None:

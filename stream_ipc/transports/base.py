@@ -217,8 +217,8 @@ class Channel:
     def drain(self, inbox: deque[Received]) -> None:
         """Read what is there now, as much as a pipe or socket can hold."""
 
-    def wait(self, seconds: float) -> bool:
-        """Block until something can be read; returns whether it can."""
+    def wait(self, seconds: float, write: bool = False) -> bool:
+        """Block until something can be read, or written; returns whether it can."""
         return False
 
     def resume(self, inbox: deque[Received]) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "open_read_end",
     "open_write_end",
     "wait_readable",
+    "wait_writable",
 ]
 
 # With more, a buffer is mapped and unmapped for every read, which makes small round trips slower.
@@ -59,12 +60,13 @@ def wait_readable(fds: Sequence[int], seconds: float) -> bool:
     return bool(select.select(fds, [], [], seconds)[0])  # gevent's
 
 
-def _is_writable(fd: int) -> bool:
+def wait_writable(fd: int, seconds: float) -> bool:
+    """Block until a descriptor is writable, hung up or broken, or the time is over."""
     if hasattr(select, "poll"):
         poller = select.poll()
         poller.register(fd, select.POLLOUT)
-        return bool(poller.poll(0))
-    return bool(select.select([], [fd], [], 0)[1])
+        return bool(poller.poll(math.ceil(seconds * 1000)))
+    return bool(select.select([], [fd], [], seconds)[1])
 
 
 def describe_stream(stream: Any) -> str:
@@ -372,7 +374,7 @@ class WriteEnd(_End):
 
     def _cut(self, buffer: Any) -> memoryview:
         # A pipe that is writable takes PIPE_BUF bytes without blocking, a terminal just one.
-        if not _is_writable(self.fd):
+        if not wait_writable(self.fd, 0):
             raise BlockingIOError
         return memoryview(buffer)[: 1 if self.is_terminal else PIPE_BUF]
 

@@ -13,7 +13,7 @@ from ..interruptions import interruption_in
 from ..messages import NOTIFICATION, take_out_of_envelope
 from ..wire.codec import CLEAN, MessageDecoder, MessageEncoder
 from .base import POLL_INTERVAL, Channel, End, MessageTransport
-from .descriptors import close_streams, describe_stream, open_read_end, open_write_end, wait_readable
+from .descriptors import close_streams, describe_stream, open_read_end, open_write_end, wait_readable, wait_writable
 from .inputs import Input
 from .outbox import Outbox
 
@@ -308,7 +308,10 @@ class StreamChannel(Channel):
     def is_unfinished(self) -> bool:  # type: ignore[override]
         return any([not source.decoder.is_text and source.decoder.state is not CLEAN for source in self.inputs.values()])
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float, write: bool = False) -> bool:
+        if write:
+            output = self.outbox.end
+            return bool(output.watched) and wait_writable(output.poll_fd, seconds)
         fds = [fd for fd, source in self.inputs.items() if source.end.watched]
         return bool(fds) and wait_readable(fds, seconds)
 
@@ -352,7 +355,7 @@ class StreamChannel(Channel):
         end = self.outbox.end
         sock = end.socket
         if self.outbox.error is None and sock is not None and not end.shared and end.find_invalid() is None:
-            if sock.family.name in ("AF_INET", "AF_INET6"):
+            if getattr(sock.family, "name", "") in ("AF_INET", "AF_INET6"):
                 from .sockets import linger
 
                 return linger(sock)
