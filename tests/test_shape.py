@@ -25,7 +25,7 @@ LAYERS = [
     ["wire"],
     ["transports"],
     ["handlers", "arguments"],
-    ["core.conditions", "core.guard", "core.items", "core.poller", "core.replies", "core.timers"],
+    ["core.conditions", "core.guard", "core.items", "core.poller", "core.replies", "core.timers", "core.waker"],
     ["core.embedding", "core.inspection"],
     ["core.loop"],
     ["core"],  # what is left of it
@@ -481,7 +481,7 @@ MEMBERS = {
     "IpcPeer": [
         "broadcast", "close", "connect", "create_command_session", "create_process_session", "create_session",
         "create_session_pair", "create_socket_session", "create_stdio_session", "create_stream_session", "fileno", "listen",
-        "next_deadline", "remove_session", "sessions", "tick", "tick_for",
+        "next_deadline", "remove_session", "sessions", "tick", "tick_for", "wakeup",
     ],
     "Session": [
         "batch", "close", "flush", "is_open", "name", "notify", "off_close", "off_exception", "off_message", "off_request",

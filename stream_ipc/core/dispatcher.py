@@ -259,6 +259,7 @@ class Dispatcher:
             self.inbox[0] = delivery
             if wanted is not None:
                 wanted.settled = True
+
             kept.trim()
         return delivery
 
