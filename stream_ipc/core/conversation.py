@@ -198,6 +198,8 @@ class Conversation:
                 raise self.closed_error()
             self.port.write()
             channel = self.channel
+            if self.port.invalid is not None:
+                raise self.closed_error()
             if not channel.queued_bytes:
                 return
             if channel.writing:
