@@ -359,9 +359,14 @@ class Dispatcher:
 
     def _open(self, item: Opening) -> int:
         """Give the session to whoever asked for it."""
-        self._pop(item)  # entered once, whatever comes of it
+        function, session, inbox = item.function, self._session, self.inbox
+        if not inbox or inbox[0] is not item:
+            return 0  # a turn beneath has gone on with it
         try:
-            item.function(self._session)
+            # atomic: no calls
+            del inbox[0]  # entered once, whatever comes of it
+
+            function(session)
         except Exception:
             self._conversation.close()  # nobody has it
             raise
