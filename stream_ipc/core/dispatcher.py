@@ -94,7 +94,7 @@ class Dispatcher:
         return type(first) is not RequestEnvelope or not self._is_full()
 
     def _is_full(self) -> bool:
-        """Whether a reply would only add to a long queue that the other side still reads."""
+        """Return whether a reply would only add to a long queue that the other side still reads."""
         return self._channel.queued_bytes > HIGH_WATER and self._channel.ended is None
 
     def step(self, goal: int, until: Any) -> int:

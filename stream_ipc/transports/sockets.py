@@ -1,4 +1,4 @@
-"""Addresses and sockets: what an address means, connecting to it, listening at it, who is at the other end.
+"""Addresses and sockets: what an address means, connecting to it, listening at it, which user is at the other end.
 
 Knows sockets, names of hosts, and the files of Unix sockets. Must not know messages, sessions or peers. Imported at the
 first ``connect`` or ``listen``.
