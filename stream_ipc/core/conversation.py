@@ -176,10 +176,10 @@ class Conversation:
             timeout=timeout,
         )
 
-    def begin_batch(self) -> int:
+    def begin_batch(self) -> None:
         """Begin to gather what is sent; see ``Port.cork``."""
         self.loop.check_entry()
-        return self.port.cork()
+        self.port.cork()
 
     def end_batch(self) -> None:
         """Write what was gathered, if no batch is under way any more."""
