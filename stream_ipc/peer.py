@@ -16,7 +16,7 @@ from .errors import FrameTooLargeError
 from .ids import PidCounterRequestIdGenerator
 from .messages import Message
 from .promise import DEFAULT, check_timeout
-from .session import Session, check_message, conversation_of, sendable
+from .session import Session, check_message, close_bound, conversation_of, sendable
 from .transports.connections import is_tls, socket_channel
 from .transports.foreign import ForeignChannel
 from .transports.stream import DEFAULT_MAX_FRAME_SIZE, StreamChannel, channel_of, open_streams
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from .listener import Listener
     from .protocols import MessageSerializer, RequestIdGenerator
     from .transports.base import Channel, Transport
-    from .transports.process import Command, Path
     from .transports.sockets import Address
+    from .transports.spawn import Command, Path
     from .transports.stream import ReadStream, WriteStream
 
 __all__ = ["IpcPeer"]
@@ -130,8 +130,10 @@ class IpcPeer:
     def create_stdio_session(self) -> Session:
         """Talk over this process's own stdin and stdout, as a slave does with its master.
 
-        Takes them over: what is printed from now on, also by programs that this process starts, goes to stderr; reading
-        ``sys.stdin`` gives end of file. Closing the session restores both. Does not block.
+        Takes them over: what is printed from now on, also by programs that this process starts, goes to stderr, each line
+        at once; reading ``sys.stdin`` gives end of file. Where stderr is the stream of the session itself (inetd,
+        ``stderr=STDOUT``), what is printed or written to stderr is dropped. Closing the session restores all. Does not
+        block.
 
         Returns:
             The session. There can be one at a time.
@@ -148,14 +150,14 @@ class IpcPeer:
     def create_process_session(self, process: subprocess.Popen[Any]) -> Session:
         """Attach to a process that was started with ``stdin=PIPE, stdout=PIPE`` and optionally ``stderr=PIPE``.
 
-        Text on its stderr arrives as ``LogMessage(text, "stderr")``. The session owns the three streams and closes them;
+        Each line on its stderr arrives as ``LogMessage(text, "stderr")``. The session owns the three streams and closes them;
         ending the process, and reaping it, stays with its owner. Does not block.
 
         Returns:
             The session; its ``process`` is the Popen.
 
         Raises:
-            ValueError: The Popen is unsuitable; the text says what to pass.
+            ValueError: It is no ``subprocess.Popen`` with binary pipes; the text says what to pass.
         """
         self._check_usable()
         from .transports.process import ProcessChannel
@@ -169,35 +171,44 @@ class IpcPeer:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         stderr: int | IO[Any] | None = _PIPE,
+        **popen: Any,
     ) -> Session:
         """Start a process and talk over its stdin and stdout. Closing the session ends and reaps it.
 
         Blocks only until the system has started it. A program that is no slave, or fails at once, is noticed later: what
         it prints arrives as ``LogMessage``, and its end is a ``StreamClosedError``.
 
+        A program that has set SIGPIPE to its default (``SIG_DFL``) is killed by it when it writes to a child that has
+        died, as by any other pipe. A ``RuntimeWarning`` says so; leave it as Python sets it (``SIG_IGN``).
+
         Args:
             command: The program and its arguments, as a list; there is no shell.
             cwd: The folder to start it in.
             env: Its environment; by default this process's.
-            stderr: ``subprocess.PIPE`` (the default: text arrives as ``LogMessage(text, "stderr")``), None to share
+            stderr: ``subprocess.PIPE`` (the default: each line arrives as ``LogMessage(text, "stderr")``), None to share
                 this process's stderr, or whatever else ``subprocess.Popen`` takes.
+            popen: Other keywords of ``subprocess.Popen``, but for what the conversation needs as it is (``stdin``,
+                ``stdout``, ``shell``, ``text``, ``bufsize``, ...). With ``start_new_session=True`` or ``process_group=0``
+                closing signals the whole process group.
 
         Returns:
             The session; its ``process`` is the Popen.
 
         Raises:
-            TypeError: ``command`` is no list, or another argument is of a wrong kind.
-            ValueError: ``command`` is empty.
+            TypeError: ``command`` is no list, or another argument is of a wrong kind or cannot be passed.
+            ValueError: ``command`` is empty, or another argument cannot be used: a ``stderr`` without a descriptor.
             OSError: It cannot be started: ``FileNotFoundError``, ``PermissionError``, ...
         """
         self._check_usable()
         from .transports.children import kill, process_name
-        from .transports.process import ProcessChannel, spawn
+        from .transports.process import ProcessChannel
+        from .transports.spawn import leads_group, spawn
 
-        process = spawn(command, cwd, env, stderr)
+        group = leads_group(popen)
+        process = spawn(command, cwd, env, stderr, popen)
         try:
             log.debug("%s started", process_name(process))
-            return self._add(ProcessChannel(process, True, self.serializer, self.max_frame_size))
+            return self._add(ProcessChannel(process, True, self.serializer, self.max_frame_size, group))
         except BaseException:
             if not any([session.process is process for session in self.sessions]):  # nobody has it yet
                 kill(process)
@@ -456,6 +467,8 @@ class IpcPeer:
         outer = loop.enter()
         try:
             targets = [conversation for conversation in loop.conversations if conversation.is_open]
+            for target in targets:
+                target.port.look_for_end()
             frames = _encode_for(targets, message)
             stuck = []
             taken = 0
@@ -564,19 +577,27 @@ class IpcPeer:
 
     # -- closing
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = DEFAULT) -> None:
         """Close every session, and end the children that were started, side by side. A second call does nothing.
 
-        What is queued is written first, for at most a second in all. TCP connections on which the other side is still
-        talking are kept until it closes them, for a second more at most. Then ``on_close`` handlers run, and children are
-        waited for, 6 s in the worst case: see ``Session.close``. Listeners close, too.
+        What is queued is written first, for at most a second in all. Children are waited for, 6 s in the worst case (see
+        ``Session.close``), then ``on_close`` handlers run. TCP connections on which the other side is still talking are
+        kept until it closes them, for a second at most. Listeners close, too.
+
+        Args:
+            timeout: Seconds for all of that, in place of these bounds: see ``Session.close``.
+
+        Raises:
+            TypeError: ``timeout`` is no number.
+            ValueError: ``timeout`` is negative.
         """
+        seconds = close_bound(timeout)
         loop = self._loop
         if loop.released:
             return
         outer = loop.enter()
         try:
-            close_loop(loop)
+            close_loop(loop, seconds)
         finally:
             loop.thread = outer
 

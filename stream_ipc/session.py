@@ -5,6 +5,7 @@ Checks what users pass, and hands it on to the conversation behind it.
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import contextmanager
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, TypeVar, overload
 
+    from .errors import StreamClosedError
     from .peer import IpcPeer
 
     # What handlers are to a type checker, which cannot be told that the first parameter is some class of messages: a
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     RequestH = TypeVar("RequestH", bound=RequestHandler)
     CloseH = TypeVar("CloseH", bound=CloseHandler)
 
-__all__ = ["Session", "check_message", "conversation_of", "sendable"]
+__all__ = ["Session", "check_message", "close_bound", "conversation_of", "sendable"]
 
 
 class Session:
@@ -106,6 +108,11 @@ class Session:
     def is_open(self) -> bool:
         """Whether messages can be sent. False as soon as ``close`` begins, or once the end of the stream is dispatched."""
         return self._conversation.is_open
+
+    @property
+    def reason(self) -> StreamClosedError | None:
+        """Why it ended or was closed, from the moment that ``on_close`` handlers run; None while it is open."""
+        return self._conversation.reason
 
     @property
     def queued_bytes(self) -> int:
@@ -362,20 +369,37 @@ class Session:
         """
         self._conversation.on_close.remove(handler)
 
-    def close(self) -> None:
-        """Close the session. A second call does nothing; allowed inside a handler. Runs ``on_close`` handlers, no others.
+    def close(self, timeout: float | None = DEFAULT) -> None:
+        """Close the session. A second call does nothing; allowed inside a handler.
 
         What is queued is written first, for at most a second; then what is pending fails with ``StreamClosedError``, and
         the streams are released and closed. A child process that the peer started is ended and reaped: its stdin is
-        closed, and if it does not exit, it is terminated and then killed. That takes up to 6 s in the worst case. A TCP
-        connection on which the other side is still talking is closed by a later tick, at most a second later.
+        closed, and if it does not exit, it is terminated after 2 s and killed after 2 s more. What it writes to stderr
+        until then still goes to the ``on_message`` handlers. At the end the ``on_close`` handlers run. A TCP connection on
+        which the other side is still talking is closed by a later tick, at most a second later.
+
+        Args:
+            timeout: Seconds for all of that, in place of these bounds; what is not done by then is cut short. 0 drops what
+                is queued and kills a child that the peer started at once. None sets no limit.
+
+        Raises:
+            TypeError: ``timeout`` is no number.
+            ValueError: ``timeout`` is negative.
         """
-        self._conversation.close()
+        self._conversation.close(seconds=close_bound(timeout))
 
 
 def conversation_of(session: Session) -> Conversation:
     """Return the conversation behind a session."""
     return session._conversation
+
+
+def close_bound(timeout: float | None) -> float | None:
+    """Return the seconds that closing may take, or None for the usual bounds."""
+    if timeout is DEFAULT:
+        return None
+    check_timeout(timeout)
+    return math.inf if timeout is None else timeout
 
 
 # Message classes that have been sent before, which need no closer look.

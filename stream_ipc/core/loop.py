@@ -190,11 +190,11 @@ class Loop:
         if ending not in self._endings:
             self._endings.append(ending)
 
-    def finish_endings(self, endings: Iterable[Ending] | None = None) -> None:
-        """Block until these are done, side by side; by default all."""
+    def finish_endings(self, endings: Iterable[Ending] | None = None, background: bool = True) -> None:
+        """Block until these are done, side by side; by default all. See ``transports.base.finish``."""
         endings = self._endings if endings is None else list(endings)
-        finish(endings)
-        self._endings = [ending for ending in self._endings if ending not in endings]
+        left = finish(endings, background)
+        self._endings = [ending for ending in self._endings if ending in left or ending not in endings]
 
     @property
     def endings(self) -> tuple[Ending, ...]:
@@ -376,8 +376,12 @@ class Loop:
     def _look(self) -> None:
         for task in tuple(self._polled):
             task.look()
-        if self._endings:
-            self._endings = [ending for ending in self._endings if ending.step() is not None]
+        for ending in tuple(self._endings):
+            left = ending.step()
+            if not self.starving:
+                ending.deliver()
+            if left is None and not ending.messages and ending in self._endings:
+                self._endings.remove(ending)
 
     def _on_time(self, now: float, idle: bool) -> None:
         """Do what is due by the clock, and look at streams now and then, also if the clock stands still."""
@@ -491,7 +495,7 @@ class Loop:
     def abandon(self) -> None:
         """Close this process's copies of all descriptors and touch nothing else: it is a fork of the owner."""
         self.forked = True
-        for conversation in tuple(self.conversations):
+        for conversation in (*self.conversations, *[task for task in self.repairs if hasattr(task, "begin_close")]):
             conversation.abandon()
         for listener in tuple(self.listeners):
             listener.abandon()

@@ -261,6 +261,9 @@ class LingeringClose(Ending):
         self.forget()
         return None
 
+    def hurry(self, due: float) -> None:
+        self._due = min(self._due, due)
+
     def forget(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:

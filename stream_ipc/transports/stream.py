@@ -14,7 +14,7 @@ from ..messages import NOTIFICATION, take_out_of_envelope
 from ..wire.codec import MessageDecoder, MessageEncoder
 from .base import POLL_INTERVAL, Channel, End, MessageTransport
 from .descriptors import close_streams, describe_stream, open_read_end, open_write_end, wait_readable
-from .inputs import Input
+from .inputs import Input, TextInput
 from .outbox import Outbox
 
 TYPE_CHECKING = False
@@ -88,7 +88,7 @@ class StreamChannel(Channel):
     def add_input(self, end: Any, decoder: MessageDecoder | TextDecoder) -> None:
         """Read from one more end."""
         self._ends.append(end)
-        self.inputs[end.fd] = Input(end, decoder, self)
+        self.inputs[end.fd] = TextInput(end, decoder, self) if decoder.is_text else Input(end, decoder, self)  # type: ignore[arg-type]
         if not decoder.is_text:
             self._framed += 1
 
@@ -137,6 +137,10 @@ class StreamChannel(Channel):
     @property
     def sent(self) -> int:  # type: ignore[override]
         return self.outbox.sent
+
+    @property
+    def is_broken(self) -> bool:  # type: ignore[override]
+        return self.outbox.error is not None
 
     @property
     def writing(self) -> bool:  # type: ignore[override]
@@ -209,6 +213,8 @@ class StreamChannel(Channel):
                 reads.append(fd)
             elif look_in is None:
                 look_in = POLL_INTERVAL
+            if isinstance(source, TextInput):
+                look_in = sooner(look_in, source.look_in)
         if self.outbox.blocked and not output.wants_read:
             if output.watched:
                 write_fd = output.poll_fd
@@ -219,7 +225,7 @@ class StreamChannel(Channel):
     def read(self, fd: int, inbox: deque[Received]) -> None:
         source = self.inputs.get(fd)
         if source is None:
-            self._look(inbox)
+            self._look(fd, inbox)
             return
         try:
             source.read(inbox)
@@ -231,11 +237,18 @@ class StreamChannel(Channel):
         if source.ended:
             self._input_ended(source, inbox)
 
-    def _look(self, inbox: deque[Received]) -> None:
-        """Read what no descriptor tells of, and write to a stream that has none."""
-        for fd, source in tuple(self.inputs.items()):
+    def _look(self, fd: int, inbox: deque[Received]) -> None:
+        """Read what no descriptor tells of, and write to a stream that has none.
+
+        Args:
+            fd: A descriptor that is no input's, or -1 if it is time to look.
+            inbox: Where what is read goes.
+        """
+        for number, source in tuple(self.inputs.items()):
             if source.is_ahead or not source.end.watched:
-                self.read(fd, inbox)
+                self.read(number, inbox)
+            if isinstance(source, TextInput):
+                source.flush_due(inbox)
         if self.outbox.blocked and not self.outbox.end.watched:
             self.outbox.flush()
         self.on_change()
@@ -526,6 +539,11 @@ class StreamTransport(MessageTransport):
     def close(self) -> None:
         """Close the streams. What is still queued is dropped. A second call does nothing."""
         self._channel.end()
+
+
+def sooner(seconds: float | None, others: float | None) -> float | None:
+    """Return the smaller of two times that may be None."""
+    return others if seconds is None else seconds if others is None else min(seconds, others)
 
 
 def channel_of(transport: Any) -> StreamChannel | None:
