@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 
 from . import log
+from .core.conditions import Until
 from .core.conversation import Conversation
 from .core.dispatcher import HIGH_WATER
 from .core.lifecycle import adopt, close_loop, drop_loop
-from .core.loop import Loop, Until
+from .core.loop import Loop
 from .errors import FrameTooLargeError
 from .ids import PidCounterRequestIdGenerator
 from .messages import Message
@@ -640,7 +641,7 @@ def _send_to(target: Conversation, message: Message, frame: Any) -> int:
         elif isinstance(frame, Exception):
             raise frame
         else:
-            target.port.post_frame(frame)
+            target.send_frame(frame)
         return 1
     except Exception as exc:
         target.dispatcher.report(exc)

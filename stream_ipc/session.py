@@ -13,7 +13,7 @@ from .core.conversation import CLOSED, FORKED, Conversation
 from .core.dispatcher import ENVELOPES
 from .errors import article
 from .messages import Message
-from .promise import DEFAULT, ResponsePromise, check_timeout
+from .promise import DEFAULT, ResponsePromise, check_timeout, request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -156,14 +156,14 @@ class Session:
         """
         if type(message) not in sendable:
             check_message("request", message)
-        if expect is not Message:
+        if expect is not Message and (type(expect) is not type or expect not in expectable):
             _check_expect(expect)
         conversation = self._conversation
         if timeout is DEFAULT:
             timeout = conversation.peer.timeout
         else:
             check_timeout(timeout)
-        return ResponsePromise(conversation, message, timeout, expect)
+        return request(conversation, message, timeout, expect)
 
     def notify(self, message: Message) -> None:
         """Send a message that expects nothing. It leaves now, or is queued if the stream is full.
@@ -404,6 +404,7 @@ def close_bound(timeout: float | None) -> float | None:
 
 # Message classes that have been sent before, which need no closer look.
 sendable: set[type] = set()
+expectable: set[Any] = set()
 
 
 def check_message(method: str, message: Any) -> None:
@@ -423,3 +424,4 @@ def check_message(method: str, message: Any) -> None:
 def _check_expect(expect: Any) -> None:
     if not isinstance(expect, type) or not issubclass(expect, Message):
         raise TypeError(f"expect must be a message class, not {expect!r:.100}")
+    expectable.add(expect)

@@ -335,8 +335,8 @@ UNRAISABLE = ("__del__", "_note_dropped")
 
 # Where each limit is kept, and by which name.
 _LIMITS = {
-    "check interval": ["stream_ipc.core.loop.CHECK_INTERVAL"],
-    "death interval": ["stream_ipc.transports.children.DEATH_INTERVAL"],
+    "check interval": ["stream_ipc.core.inspection.CHECK_INTERVAL"],
+    "death interval": ["stream_ipc.transports.process.DEATH_INTERVAL", "stream_ipc.transports.process_end.DEATH_INTERVAL"],
     "depth": ["stream_ipc.core.loop.MAX_DEPTH", "stream_ipc.core.conversation.MAX_DEPTH"],
     "exit grace": ["stream_ipc.transports.process_end.EXIT_GRACE"],
     "flush bound": ["stream_ipc.core.conversation.FLUSH_BOUND", "stream_ipc.core.lifecycle.FLUSH_BOUND"],
@@ -427,10 +427,9 @@ def received_bytes(session: Session) -> int:
     return count
 
 
-def sent_messages(session: Session) -> int:
-    """Return how many messages a session has written or queued."""
-    count: int = session._conversation.channel.sent
-    return count
+def last_sent(session: Session) -> Any:
+    """Return another object after each message that a session has written or queued."""
+    return session._conversation.channel.last
 
 
 def socket_of(session: Session) -> Any:

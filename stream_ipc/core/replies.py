@@ -27,6 +27,7 @@ else:
 __all__ = ["Pending", "Replies"]
 
 _MAX_ID = 128  # characters
+_DROPPED = 50  # promises that may be gone before their requests are taken out of the table
 
 
 class Pending(Base):
@@ -44,7 +45,7 @@ class Pending(Base):
         watchers: Functions that are called with the promise when it settles, or None.
     """
 
-    __slots__ = ("deadline", "expect", "id", "outcome", "owner", "settled", "timeout", "watchers")
+    __slots__ = ("deadline", "expect", "id", "outcome", "settled", "timeout", "watchers")
 
     waits_alone = False
 
@@ -55,21 +56,6 @@ class Pending(Base):
     settled: bool
     outcome: Any
     watchers: list[Callable[[Any], Any]] | None
-    owner: Replies
-
-    def settle(self, reply: Message) -> None:
-        """Take the reply. An interrupted call can be made again."""
-        if isinstance(reply, self.expect) and not isinstance(reply, ErrorMessage):
-            self.outcome = reply
-            self.settled = True
-            if self.watchers is not None:
-                self.tell()
-        elif isinstance(reply, ErrorMessage):
-            self.fail(RemoteError(printable(str(reply))))
-        else:
-            text = f"the reply to request {self.id} is {article(type(reply))}, and the request expected"
-            text = f"{text} {article(self.expect)} ({self.owner.name})"
-            self.fail(UnexpectedReplyError(text, reply))
 
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it has settled. An interrupted call can be made again."""
@@ -101,18 +87,6 @@ class Pending(Base):
         """Undo ``watch``, if the function was not called yet."""
         if self.watchers is not None and watcher in self.watchers:
             self.watchers.remove(watcher)
-
-    def cancel(self) -> bool:
-        """Give the request up; returns whether it was still pending."""
-        if self.settled:
-            return False
-        self.fail(IpcError(f"request {self.id} was cancelled by this side"))
-        self.owner.forget(self)
-        return True
-
-    def silence(self, timeout: float | None) -> str:
-        """Return the text of a timeout."""
-        return f"no reply to request {self.id} within {timeout} s ({self.owner.name})"
 
 
 class Replies:
@@ -152,7 +126,7 @@ class Replies:
             ValueError: The id cannot be used.
         """
         table = self._table
-        if self._dropped:
+        if len(self._dropped) > _DROPPED:
             self._purge()
         if type(id) is not str or len(id) > _MAX_ID or id in table:
             raise self._bad_id(id)
@@ -163,7 +137,6 @@ class Replies:
         pending.deadline = deadline
         pending.settled = False
         pending.outcome = pending.watchers = None
-        pending.owner = self
         table[id] = pending
         return pending
 
@@ -190,8 +163,6 @@ class Replies:
 
     def settle(self, id: Any, reply: Message) -> None:
         """Take a reply that came. An interrupted call can be made again."""
-        if self._dropped:
-            self._purge()
         try:
             pending = self._table.get(id)
         except TypeError:  # unhashable, from a serializer that does not check
@@ -200,12 +171,25 @@ class Replies:
             log.debug("session %s: late reply to request %.128r dropped: nobody waits for it", self.name, id)
             return
         try:
-            pending.settle(reply)
+            if isinstance(reply, pending.expect) and not isinstance(reply, ErrorMessage):
+                pending.outcome = reply
+                pending.settled = True
+                if pending.watchers is not None:
+                    pending.tell()
+            else:
+                pending.fail(self._error_of(pending, reply))
         except Exception as exc:  # of the reply's own methods
             if interruption_in(exc) is not None:
                 raise
             pending.fail(exc)
-        self._table.pop(pending.id, None)
+        self._table.pop(id, None)
+
+    def _error_of(self, pending: Pending, reply: Message) -> IpcError:
+        """Return the error that an unwelcome reply is."""
+        if isinstance(reply, ErrorMessage):
+            return RemoteError(printable(str(reply)))
+        text = f"the reply to request {pending.id} is {article(type(reply))}, and the request expected"
+        return UnexpectedReplyError(f"{text} {article(pending.expect)} ({self.name})", reply)
 
     def fail(self, id: Any, error: BaseException) -> None:
         """Take an error in place of a reply."""
@@ -246,8 +230,20 @@ class Replies:
         self.due = due
         return count
 
+    def cancel(self, pending: Pending) -> bool:
+        """Give a request up because nobody wants its reply; returns whether it was still pending."""
+        if pending.settled:
+            return False
+        pending.fail(IpcError(f"request {pending.id} was cancelled by this side"))
+        self.forget(pending)
+        return True
+
+    def silence(self, pending: Pending, timeout: float | None) -> str:
+        """Return the text of a timeout."""
+        return f"no reply to request {pending.id} within {timeout} s ({self.name})"
+
     def give_up(self, pending: Pending) -> None:
         """Fail a request because no reply came in time."""
-        text = f"{pending.silence(pending.timeout)}{self._hint()}"
+        text = f"{self.silence(pending, pending.timeout)}{self._hint()}"
         pending.fail(RequestTimeoutError(text, timeout=pending.timeout))
         self.forget(pending)

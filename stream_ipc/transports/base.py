@@ -180,7 +180,7 @@ class Channel:
         received_bytes: How many bytes have been received in all.
         text_bytes: How many of these came from a stream for text.
         queued_bytes: How many bytes wait to be written.
-        sent: How many messages have been queued or written in all, if the channel counts them.
+        last: Another object after each message that was queued or written, if the channel knows.
         writing: A write is under way, so that what a finalizer or a signal handler sends meanwhile is only queued.
         ended: Why nothing more will come, once an ``End`` was put into the inbox.
         is_broken: Whether nothing can be written any more.
@@ -193,7 +193,7 @@ class Channel:
     received_bytes: int = 0
     text_bytes: int = 0
     queued_bytes: int = 0
-    sent: int = 0
+    last: Any = None
     writing: bool = False
     ended: StreamClosedError | None = None
     is_broken: bool = False

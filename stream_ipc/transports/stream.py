@@ -135,8 +135,8 @@ class StreamChannel(Channel):
         return self.outbox.queued_bytes
 
     @property
-    def sent(self) -> int:  # type: ignore[override]
-        return self.outbox.sent
+    def last(self) -> Any:
+        return self.outbox.last
 
     @property
     def is_broken(self) -> bool:  # type: ignore[override]
@@ -152,7 +152,7 @@ class StreamChannel(Channel):
 
     @corked.setter
     def corked(self, corked: bool) -> None:
-        self.outbox.corked = corked
+        self.outbox.cork(corked)
 
     def post(self, kind: int, id: Any, message: Message) -> None:
         self.outbox.put(self.encoder.encode(kind, id, message))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..protocols import MessageSerializer, Payload
+    from ..protocols import MessageSerializer
 
     # What comes out of a stream: a message, or the error that stands for what should have been one.
     Decoded = Message | IpcError
@@ -187,12 +187,14 @@ class MessageDecoder:
     ) -> None:
         self._note = note
         self._serializer = serializer
-        self._deserialize: Callable[[Payload], Message] = serializer.deserialize
         self._max_frame_size = max_frame_size
         self.state: DecoderState = CLEAN
         self._reuses = _is_own(serializer, "deserialize", "keeps_payload") is False
+        # One of ours returns messages and nothing else.
+        self._make: Callable[[Any], Decoded] = serializer.deserialize if self._reuses else self._make_checked
         self._spare: bytearray | None = None  # the last large payload, while no other has begun
         self._idle = False
+        self._met_junk = False  # since the call before; an interrupted call may leave it True
 
     @property
     def wants_room(self) -> bool:
@@ -218,23 +220,35 @@ class MessageDecoder:
 
     def decode(self, data: bytes) -> tuple[list[Any], DecoderState]:
         """Return the messages that end in ``data``, and the state behind them."""
-        before, held = self.state
-        items, frames = decode_frames(data, before, self._max_frame_size, self._make, self._spare)
+        state = self.state
+        items, frames = decode_frames(
+            data, state[0], self._max_frame_size, self._make, self._failure, self._spare, self._meet_junk
+        )
+        if frames is START and state is CLEAN and not self._met_junk:
+            return items, CLEAN
+        return self._go_on(state, frames, items)
+
+    def _meet_junk(self, data: bytes) -> Junk:
+        self._met_junk = True
+        return Junk(data)
+
+    def _go_on(
+        self, state: DecoderState, frames: framing.State, items: list[Any]
+    ) -> tuple[list[Any], DecoderState]:
+        """Return the messages and the state where something was or is unfinished, or junk has come."""
+        before, held = state
         if before is not START and items:
             self._keep(before, frames, items[0])
-        if held or Junk in map(type, items):
+        if items and (held or self._met_junk):
+            self._met_junk = False
             items, held = self._texts(items, held)
         return items, CLEAN if frames is START and not held else (frames, held)
 
     def advance(self, size: int) -> tuple[list[Any], DecoderState]:
         """Return the same for ``size`` bytes that were read into ``room``."""
-        before, held = self.state
-        items, frames = framing.advance(before, size, self._make)
-        if items:
-            self._keep(before, frames, items[0])
-        if held and items:
-            items, held = self._texts(items, held)
-        return items, CLEAN if frames is START and not held else (frames, held)
+        state = self.state
+        items, frames = framing.advance(state[0], size, self._make, self._failure)
+        return self._go_on(state, frames, items)
 
     def finish(self) -> tuple[list[Any], str]:
         """Return what is left at the end of the stream, and a text if that is inside a frame."""
@@ -245,11 +259,8 @@ class MessageDecoder:
             messages.append(self._junk(decode_text(held, final=True)[0]))
         return messages, text
 
-    def _make(self, payload: bytes | bytearray) -> Decoded:
-        try:
-            message = self._deserialize(payload)
-        except Exception as exc:
-            return self._failure(payload, exc)
+    def _make_checked(self, payload: bytes | bytearray) -> Decoded:
+        message = self._serializer.deserialize(payload)
         if isinstance(message, Message):
             return message
         return SerializationError(
