@@ -96,7 +96,7 @@ from .promise import ResponsePromise, as_completed, gather
 from .registry import register_type
 from .session import Session
 from .transports.base import MessageTransport
-from .transports.stream import StreamTransport
+from .transports.transport import StreamTransport
 
 # Here and elsewhere without an import: typing takes 4 ms, which no program needs that does not check types.
 TYPE_CHECKING = False

@@ -20,7 +20,8 @@ from .promise import DEFAULT, check_timeout
 from .session import Session, check_message, close_bound, conversation_of, sendable
 from .transports.connections import is_tls, socket_channel
 from .transports.foreign import ForeignChannel
-from .transports.stream import DEFAULT_MAX_FRAME_SIZE, StreamChannel, channel_of, open_streams
+from .transports.stream import StreamChannel
+from .transports.transport import DEFAULT_MAX_FRAME_SIZE, channel_of, open_streams
 from .wire.codec import check_max_frame_size
 
 TYPE_CHECKING = False
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from .transports.base import Channel, Transport
     from .transports.sockets import Address
     from .transports.spawn import Command, Path
-    from .transports.stream import ReadStream, WriteStream
+    from .transports.transport import ReadStream, WriteStream
 
 __all__ = ["IpcPeer"]
 

@@ -14,6 +14,7 @@ from .core.dispatcher import ENVELOPES
 from .errors import article
 from .messages import Message
 from .promise import DEFAULT, ResponsePromise, check_timeout, request
+from .transports.transport import transport_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Session:
     @property
     def transport(self) -> Any:
         """The transport that it talks over: the one given to ``create_session``, otherwise a ``StreamTransport``."""
-        return self._conversation.channel.transport
+        return transport_of(self._conversation.channel)
 
     @property
     def process(self) -> subprocess.Popen[Any] | None:

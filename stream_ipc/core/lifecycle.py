@@ -154,7 +154,7 @@ def _after_fork() -> None:
 def _abandon(loop: Loop) -> None:
     """Close this process's copies of all descriptors and touch nothing else: it is a fork of the owner."""
     loop.forked = True
-    for conversation in tuple(loop.conversations):
+    for conversation in (*loop.conversations, *_closing(loop)):
         conversation.abandon()
     for listener in tuple(loop.listeners):
         listener.abandon()

@@ -1,6 +1,6 @@
-"""One end of a stream: what a user may pass as a stream, and how to read and write it without blocking.
+"""One end of a stream with a descriptor, and how to read and write it without blocking.
 
-Knows descriptors, sockets and stream objects. Must not know frames or messages.
+Knows descriptors and sockets. Must not know frames or messages.
 
 Descriptors that other processes share (this process's own stdin and stdout, a terminal) keep their flags, because
 ``O_NONBLOCK`` belongs to the open file and not to the descriptor: they are read only when they are ready, and written
@@ -13,13 +13,12 @@ handler raises comes as soon as a call returns, before its result is stored, so 
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import select
 import stat
 import sys
-from itertools import count, repeat
+from itertools import repeat
 
 from ..errors import InvalidStreamError
 from ..interruptions import interruption_in
@@ -35,18 +34,14 @@ __all__ = [
     "WriteEnd",
     "close_streams",
     "describe_stream",
-    "open_read_end",
-    "open_write_end",
+    "is_socket",
     "wait_readable",
 ]
 
 # With more, a buffer is mapped and unmapped for every read, which makes small round trips slower.
 READ_SIZE = 64 * 1024
 PIPE_BUF: int = getattr(select, "PIPE_BUF", 512)
-_BUFFERS = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.BufferedRWPair)  # they pass bytes on as they are
 _PTY_MASTER = os.makedev(5, 2) if sys.platform.startswith("linux") else -1
-
-_numbers = count(2)  # the negatives of these stand for ends without a descriptor
 
 
 def wait_readable(fds: Sequence[int], seconds: float) -> bool:
@@ -95,61 +90,11 @@ def close_streams(streams: list[tuple[Any, int]]) -> None:
             del streams[-1]
 
 
-def _is_socket(stream: Any) -> bool:
+def is_socket(stream: Any) -> bool:
+    """Return whether a stream is a socket object."""
     # Importing it takes long, and whoever has a socket object has imported it.
     sockets: Any = sys.modules.get("socket")
     return sockets is not None and isinstance(stream, sockets.socket)
-
-
-def _has_descriptor(stream: Any) -> bool:
-    """Whether a stream is used by its descriptor.
-
-    Otherwise it is an object without a usable ``fileno()``, or one whose bytes are not those of its descriptor
-    (``gzip.GzipFile``), and is used by its methods.
-    """
-    if isinstance(stream, int) or _is_socket(stream):
-        return True
-    if not any([callable(getattr(stream, name, None)) for name in ("read", "write")]):
-        return True  # or nothing at all, which opening it finds out
-    try:
-        fd = stream.fileno()
-    except (AttributeError, io.UnsupportedOperation):
-        return False
-    except (OSError, ValueError):  # a closed file object has none any more
-        return getattr(stream, "closed", False) is True
-    buffered = getattr(stream, "buffer", stream) if isinstance(stream, io.TextIOBase) else stream
-    if isinstance(buffered, io.BufferedIOBase) and not isinstance(buffered, _BUFFERS):
-        return False
-    return isinstance(fd, int) and fd >= 0
-
-
-def open_read_end(stream: Any, shared: bool = False) -> Any:
-    """Return the end that reads a stream.
-
-    Raises:
-        InvalidStreamError: The stream cannot be used.
-    """
-    if isinstance(stream, (ReadEnd, ObjectReadEnd)):
-        return stream
-    _refuse_bool(stream)
-    return ReadEnd(stream, shared) if _has_descriptor(stream) else ObjectReadEnd(stream)
-
-
-def open_write_end(stream: Any, shared: bool = False) -> Any:
-    """Return the end that writes a stream.
-
-    Raises:
-        InvalidStreamError: The stream cannot be used.
-    """
-    if isinstance(stream, (WriteEnd, ObjectWriteEnd)):
-        return stream
-    _refuse_bool(stream)
-    return WriteEnd(stream, shared) if _has_descriptor(stream) else ObjectWriteEnd(stream)
-
-
-def _refuse_bool(stream: Any) -> None:
-    if isinstance(stream, bool):
-        raise InvalidStreamError(f"{stream} is no stream; pass a file object, a socket or the number of a descriptor")
 
 
 class _End:
@@ -195,7 +140,7 @@ class _End:
         self.is_pty_master: bool = self.is_terminal and status.st_rdev == _PTY_MASTER
         self.shared: bool = shared or self.fd <= 2 or (self.is_terminal and not self.is_pty_master)
         self._restore: bool | None = None
-        if _is_socket(stream):
+        if is_socket(stream):
             self.socket = stream
             self._timeout = stream.gettimeout()
             stream.setblocking(False)
@@ -389,124 +334,3 @@ class WriteEnd(_End):
     def release(self) -> None:
         self.close_own()
         super().release()
-
-
-class _ObjectEnd:
-    """A stream that has no descriptor, and methods that do not block; see ``IpcPeer.create_stream_session``."""
-
-    watched = False
-    shared = False
-    socket: Any = None
-    error: BaseException | None = None
-    wants_write = False
-    wants_read = False
-    pending = False
-    ahead = b""
-
-    def __init__(self, stream: Any, method: str) -> None:
-        self.stream = stream
-        self.fd = -next(_numbers)
-        target = getattr(stream, "buffer", None) if isinstance(stream, io.TextIOBase) else stream
-        self.method: Any = getattr(target, method, None)
-        if not callable(self.method):
-            raise InvalidStreamError(
-                f"{describe_stream(stream)} cannot be used as a stream: it has neither a descriptor nor a method"
-                f" {method}() for bytes; pass an open file object, socket or descriptor"
-            )
-        if getattr(stream, "closed", False) is True:
-            raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: it is closed")
-
-    def find_invalid(self) -> str | None:
-        """Return what is wrong if the owner closed the stream meanwhile, or None."""
-        if getattr(self.stream, "closed", False) is True:
-            return f"{describe_stream(self.stream)} was closed while a session was using it; close the session instead"
-        return None
-
-    def close_own(self) -> None:
-        """Do nothing: there is no descriptor."""
-
-    def release(self) -> None:
-        """Do nothing: the stream was not changed."""
-
-    detach = release
-
-    def _failed(self, exc: Exception) -> OSError:
-        """Return what the caller knows how to deal with, for what a method of the stream has raised."""
-        self.error = exc
-        return exc if isinstance(exc, OSError) else OSError(f"{describe_stream(self.stream)}: {exc!r}")
-
-
-class ObjectReadEnd(_ObjectEnd):
-    """The end that is read of a stream without a descriptor."""
-
-    reads_into = None
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream, "read")
-        self.reads: Iterator[bytes] = self
-        self._data: Any = None
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        if self._data is None:
-            try:
-                for self._data in map(self.method, (READ_SIZE,)):
-                    break
-            except BlockingIOError:
-                raise
-            except Exception as exc:
-                raise self._failed(exc) from exc
-        if self._data is None:
-            raise BlockingIOError
-        if not isinstance(self._data, bytes):
-            self._data = _as_bytes(self._data, self.stream)
-        # atomic: no calls
-        result = self._data
-        self._data = None
-        return result
-
-
-def _as_bytes(data: Any, stream: Any) -> bytes:
-    try:
-        return bytes(memoryview(data))
-    except TypeError as exc:
-        raise OSError(f"{describe_stream(stream)}.read() returned {data!r:.50}; it must return bytes, or None") from exc
-
-
-class ObjectWriteEnd(_ObjectEnd):
-    """The end that is written of a stream without a descriptor."""
-
-    poll_fd: int = -1
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream, "write")
-        self._taken: Any = None
-
-    def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
-        """Return what writes once when it is iterated: some of the next buffer; the item is how much."""
-        return map(self._check, map(self._write, buffers))
-
-    def _write(self, buffer: Any) -> int:
-        piece = bytes(memoryview(buffer)[:READ_SIZE])
-        if self._taken is None:  # otherwise an interrupted call has written
-            try:
-                for self._taken in map(self.method, (piece,)):
-                    break
-            except BlockingIOError:
-                raise
-            except Exception as exc:
-                raise self._failed(exc) from exc
-        return len(piece)
-
-    def _check(self, size: int) -> int:
-        taken = self._taken
-        if taken is None:
-            raise BlockingIOError
-        if not isinstance(taken, int) or not 0 <= taken <= size:
-            self._taken = None
-            raise OSError(f"{describe_stream(self.stream)}.write() returned {taken!r:.50} for {size} bytes")
-        # atomic: no calls
-        self._taken = None
-        return taken

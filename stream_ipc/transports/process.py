@@ -126,9 +126,10 @@ class ProcessChannel(StreamChannel):
         return poll(self.process)
 
     def look_for_end(self, inbox: deque[Received]) -> None:
-        if self.ended is None and not self._dead:
-            if (self._pidfd < 0 or wait_readable((self._pidfd,), 0)) and self._poll() is not None:
-                self._died(inbox)
+        if self.ended is not None or self._dead or (self._pidfd >= 0 and not wait_readable((self._pidfd,), 0)):
+            return
+        if self._poll() is not None:
+            self._died(inbox)
 
     def _died(self, inbox: deque[Received]) -> None:
         """Read what it had written, whoever may still hold its pipes: then this is the end."""

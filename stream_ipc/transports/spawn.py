@@ -1,7 +1,7 @@
 """Starting a child process with pipes for its stdio.
 
-Knows ``subprocess.Popen``. Must not know channels or sessions. The pipes are made here and not by Popen, which loses them if
-something fails half-way (before Python 3.11): a descriptor that is used up, a ``user`` that does not exist.
+Knows ``subprocess.Popen``. Must not know channels or sessions. The pipes are made here and not by Popen, which loses them
+if something fails half-way: descriptors that are used up, a ``user`` that does not exist.
 """
 
 from __future__ import annotations
@@ -194,13 +194,12 @@ def _check_stderr(stderr: Any) -> int | None:
             raise ValueError(f"{wanted} {describe_stream(stderr)}: it has no descriptor ({exc})") from exc
     if isinstance(fd, bool) or not isinstance(fd, int):
         raise TypeError(f"{wanted} {stderr!r:.200}")
-    if fd in (subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL) and fd is stderr:
-        return fd
-    try:
-        os.fstat(fd)
-    except (OSError, OverflowError) as exc:
-        raise ValueError(f"{wanted} {describe_stream(stderr)}: {exc}") from exc
-    return fd
+    if not (fd in (subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL) and fd is stderr):
+        try:
+            os.fstat(fd)
+        except (OSError, OverflowError) as exc:
+            raise ValueError(f"{wanted} {describe_stream(stderr)}: {exc}") from exc
+    return int(fd)
 
 
 def check_popen(process: Any) -> None:

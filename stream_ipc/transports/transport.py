@@ -1,0 +1,194 @@
+"""``StreamTransport``: a channel over streams, as its users see it.
+
+Knows channels over streams, and what a user may pass as a stream. Must not know sessions or processes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ..messages import take_out_of_envelope
+from ..wire.codec import MessageEncoder
+from .base import End, MessageTransport
+from .descriptors import wait_readable
+from .objects import open_read_end, open_write_end
+from .stream import StreamChannel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Protocol
+
+    from ..messages import Message
+    from ..protocols import MessageSerializer, Payload
+    from .base import Channel
+
+    class HasFileno(Protocol):
+        """A file object or a socket."""
+
+        def fileno(self) -> int: ...
+
+    class HasRead(Protocol):
+        """A stream without a descriptor; ``read`` does not block, and returns None if nothing is there."""
+
+        def read(self, size: int, /) -> Payload | None: ...
+
+    class HasWrite(Protocol):
+        """A stream without a descriptor; ``write`` does not block, and returns how many bytes it took, or None."""
+
+        def write(self, data: bytes, /) -> int | None: ...
+
+    ReadStream = int | HasFileno | HasRead
+    WriteStream = int | HasFileno | HasWrite
+
+__all__ = ["DEFAULT_MAX_FRAME_SIZE", "StreamTransport", "channel_of", "open_streams", "transport_of"]
+
+DEFAULT_MAX_FRAME_SIZE = 64 * 1024 * 1024
+
+
+def open_streams(write: WriteStream, reads: Sequence[ReadStream]) -> tuple[Any, list[Any]]:
+    """Return the end of a stream that is written, and those of streams that are read.
+
+    Raises:
+        InvalidStreamError: A stream cannot be used. All stay open, as they were.
+    """
+    ends: list[Any] = []
+    try:
+        for stream in reads:
+            ends.append(open_read_end(stream))
+        return open_write_end(write), ends
+    except BaseException:
+        for end in ends:
+            end.release()
+        raise
+
+
+class StreamTransport(MessageTransport):
+    """Messages in frames over one stream that is written and any number of streams that are read.
+
+    It owns the streams and closes them. A stream is a file object, a socket, a raw descriptor, or an object whose
+    ``read`` or ``write`` does not block (see ``IpcPeer.create_stream_session``); the same one may be both written and
+    read. Bytes on a read stream that belong to no frame arrive as ``LogMessage`` of level ``"junk"``. No method blocks:
+    what the stream does not take is queued, without a limit of its own (a session has one).
+
+    Args:
+        write: The stream that is written.
+        reads: The streams that are read. The transport ends when all of them have ended.
+        serializer: What turns messages into payloads.
+        max_frame_size: The largest payload in bytes, both ways.
+
+    Raises:
+        InvalidStreamError: A stream is closed, or has neither a descriptor nor such methods. All streams stay open.
+        TypeError: The serializer lacks a method, or ``max_frame_size`` is no int.
+        ValueError: ``max_frame_size`` is no size that a frame can have.
+    """
+
+    __slots__ = ("__dict__", "_channel")
+
+    def __init__(
+        self,
+        write: WriteStream,
+        reads: Sequence[ReadStream],
+        serializer: MessageSerializer,
+        max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    ) -> None:
+        MessageEncoder(serializer, max_frame_size)  # checks them before anything is opened
+        self._channel = StreamChannel(*open_streams(write, reads), serializer, max_frame_size)
+        self._channel.adopt(self)
+
+    def __repr__(self) -> str:
+        try:
+            channel = self._channel
+            return f"<{type(self).__name__} {channel.describe()} {channel.state_text} queued={channel.queued_bytes}>"
+        except Exception:  # half made
+            return f"<{type(self).__name__}>"
+
+    @property
+    def serializer(self) -> MessageSerializer:
+        """What turns messages into payloads."""
+        return self._channel.serializer
+
+    @property
+    def max_frame_size(self) -> int:
+        """The largest payload in bytes, both ways."""
+        return self._channel.max_frame_size
+
+    @property
+    def queued_bytes(self) -> int:
+        """How many bytes wait to be written."""
+        return self._channel.queued_bytes
+
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes have been received in all."""
+        return self._channel.received_bytes
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether something is queued that the stream did not take."""
+        return self._channel.wants_write
+
+    @property
+    def write_fd(self) -> int | None:
+        """The descriptor to wait for while something is queued, otherwise None."""
+        return self._channel.interest()[1]
+
+    def send(self, message: Message) -> None:
+        """Queue a message and write what the stream takes now. Never blocks.
+
+        Raises:
+            SerializationError: The message cannot travel; nothing was queued.
+            FrameTooLargeError: It is over ``max_frame_size``; nothing was queued.
+            StreamClosedError: The other side no longer reads.
+        """
+        self._channel.post(*take_out_of_envelope(message))
+
+    def flush(self) -> None:
+        """Write what the stream takes now of what is queued. Never blocks.
+
+        Raises:
+            StreamClosedError: The other side no longer reads. What was queued is dropped.
+        """
+        self._channel.flush()
+
+    def read_fds(self) -> Sequence[int]:
+        """Return the descriptors to wait for; none if something can be read that these do not show."""
+        reads, _, look_in = self._channel.interest()
+        return tuple(reads) if look_in is None else ()
+
+    def receive(self) -> list[Message]:
+        """Read each input once and return the messages. Never blocks.
+
+        What could not be decoded is in the list too, as an error object in its place.
+
+        Raises:
+            StreamClosedError: All inputs have ended.
+        """
+        channel = self._channel
+        inbox: deque[Any] = deque()
+        for fd, source in tuple(channel.inputs.items()):
+            if not source.end.shared or wait_readable((fd,), 0):
+                channel.read(fd, inbox)
+        if inbox and isinstance(inbox[-1], End):
+            inbox.pop()
+        if not inbox and channel.ended is not None:
+            raise channel.ended
+        return list(inbox)
+
+    def close(self) -> None:
+        """Close the streams. What is still queued is dropped. A second call does nothing."""
+        self._channel.end()
+
+
+def channel_of(transport: Any) -> StreamChannel | None:
+    """Return the channel behind a ``StreamTransport``; None if it is of another class, whose methods have to be called."""
+    return transport._channel if type(transport) is StreamTransport else None
+
+
+def transport_of(channel: Channel) -> Any:
+    """Return the transport of a channel as people know it."""
+    if isinstance(channel, StreamChannel) and channel.transport is channel:
+        transport = StreamTransport.__new__(StreamTransport)
+        transport._channel = channel
+        channel.adopt(transport)
+    return channel.transport
