@@ -32,6 +32,7 @@ __all__ = [
     "READ_SIZE",
     "ReadEnd",
     "WriteEnd",
+    "close_copies",
     "close_streams",
     "describe_stream",
     "is_socket",
@@ -88,6 +89,30 @@ def close_streams(streams: list[tuple[Any, int]]) -> None:
                     raise
         if streams and streams[-1][0] is stream:
             del streams[-1]
+
+
+def close_copies(streams: list[tuple[Any, int]]) -> None:
+    """Close the descriptors of streams in a forked process, and nothing else.
+
+    Nothing is flushed or said to the other side. An object without a descriptor is left alone: closing it could write to a
+    file that it shares with the owner's (``gzip.GzipFile`` does).
+    """
+    for stream, fd in streams:
+        try:
+            if isinstance(stream, int):
+                os.close(fd)
+            elif is_socket(stream):
+                os.close(stream.detach())  # close() would wait for the files that were made of it
+            elif fd >= 0:
+                _raw(stream).close()
+        except (OSError, ValueError):
+            pass  # it is closed
+
+
+def _raw(stream: Any) -> Any:
+    """Return what is below the text layer and the buffer of a file object."""
+    inner = getattr(stream, "buffer", None) or getattr(stream, "raw", None)
+    return stream if inner is None else _raw(inner)
 
 
 def is_socket(stream: Any) -> bool:

@@ -11,7 +11,7 @@ from ..interruptions import interruption_in
 from ..messages import NOTIFICATION
 from ..wire.codec import MessageDecoder, MessageEncoder
 from .base import POLL_INTERVAL, Channel, End
-from .descriptors import close_streams, describe_stream, wait_readable
+from .descriptors import close_copies, close_streams, describe_stream, wait_readable
 from .inputs import Input, TextInput
 from .outbox import Outbox
 
@@ -359,11 +359,11 @@ class StreamChannel(Channel):
 
     def abandon(self) -> None:
         # Not release(): the flags that it would restore are the owner's too.
-        streams = self._find_streams()
+        streams = [*self._find_streams(), *(self._streams or ())]
         for end in self._ends:
             end.detach()
         self.outbox.end.close_own()
-        close_streams(streams)
+        close_copies(streams)
 
     def _find_streams(self) -> list[tuple[Any, int]]:
         valid = [end for end in self._ends if end.find_invalid() is None]
