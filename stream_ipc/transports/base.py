@@ -159,7 +159,9 @@ def finish(endings: Iterable[Ending], background: bool = True) -> list[Ending]:
         wait = 60.0
         for ending in endings:
             left = ending.step()
-            ending.deliver()
+            if ending.messages:
+                ending.deliver()
+                wait = 0.0  # a handler may have done anything, also finished this
             if left is not None:
                 wait = min(wait, left)
                 waiting.append(ending)

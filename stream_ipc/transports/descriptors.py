@@ -18,6 +18,7 @@ import os
 import select
 import stat
 import sys
+import warnings
 from itertools import repeat
 
 from ..errors import InvalidStreamError
@@ -242,6 +243,19 @@ def _access(fd: int) -> int:
         return os.O_RDWR
 
 
+def _warn_of_sigpipe() -> None:
+    # A pipe has no MSG_NOSIGNAL, and blocking the signal would take calls for each write.
+    import _signal  # of which `signal` makes enums
+
+    if _signal.getsignal(_signal.SIGPIPE) == _signal.SIG_DFL:
+        warnings.warn(
+            "SIGPIPE is at its default, so this process will be killed without a word when the other side of a pipe is"
+            " gone; use signal.signal(signal.SIGPIPE, signal.SIG_IGN), which is what Python starts with",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
 class ReadEnd(_End):
     """The end that is read.
 
@@ -307,6 +321,8 @@ class WriteEnd(_End):
         self._own_fd = -1
         if self.socket is None and self.shared and not stat.S_ISREG(self.mode):
             self._own_fd = self._reopen()
+        if not self.shared and stat.S_ISFIFO(self.mode):
+            _warn_of_sigpipe()
 
     def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
         """Return what writes once when it is iterated: some of the next buffer; the item is how much.
