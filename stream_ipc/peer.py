@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import IO, Any
 
+    from typing_extensions import Unpack
+
     from .listener import Listener
     from .protocols import MessageSerializer, RequestIdGenerator
     from .transports.base import Channel, Transport
     from .transports.sockets import Address
-    from .transports.spawn import Command, Path
+    from .transports.spawn import Command, Path, PopenOptions
     from .transports.transport import ReadStream, WriteStream
 
 __all__ = ["IpcPeer"]
@@ -152,8 +154,8 @@ class IpcPeer:
     def create_process_session(self, process: subprocess.Popen[Any]) -> Session:
         """Attach to a process that was started with ``stdin=PIPE, stdout=PIPE`` and optionally ``stderr=PIPE``.
 
-        Each line on its stderr arrives as ``LogMessage(text, "stderr")``. The session owns the three streams and closes them;
-        ending the process, and reaping it, stays with its owner. Does not block.
+        Each line on its stderr arrives as ``LogMessage(text, "stderr")``. The session owns the three streams and closes
+        them; ending the process, and reaping it, stays with its owner. Does not block.
 
         Returns:
             The session; its ``process`` is the Popen.
@@ -173,7 +175,7 @@ class IpcPeer:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         stderr: int | IO[Any] | None = _PIPE,
-        **popen: Any,
+        **popen: Unpack[PopenOptions],
     ) -> Session:
         """Start a process and talk over its stdin and stdout. Closing the session ends and reaps it.
 

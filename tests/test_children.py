@@ -148,7 +148,7 @@ def test_flush_of_a_session_whose_other_side_is_gone(peer: IpcPeer) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, value",
+    ("name", "value"),
     [
         ("stdin", None),
         ("stdout", subprocess.PIPE),
@@ -218,9 +218,8 @@ class NoDescriptor:
 
 
 def closed_file() -> Any:
-    file = open(os.devnull, "w")
-    file.close()
-    return file
+    with open(os.devnull, "w") as file:
+        return file
 
 
 @pytest.mark.parametrize(
@@ -303,8 +302,10 @@ def test_an_asyncio_process_is_refused(peer: IpcPeer) -> None:
 @pytest.mark.parametrize("bufsize", [-1, 0, 1000])
 def test_a_popen_with_a_buffer_and_what_its_owner_has_read_ahead(peer: IpcPeer, bufsize: int) -> None:
     pipe = subprocess.PIPE
-    command = program("print('hello'); sys.stdout.flush(); session = IpcPeer().create_stdio_session(); session.notify(Note()); "
-                      "session.receive()")
+    command = program(
+        "print('hello'); sys.stdout.flush(); session = IpcPeer().create_stdio_session(); session.notify(Note()); "
+        "session.receive()"
+    )
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=bufsize)
     assert process.stdout is not None and process.stdout.readline() == b"hello\n"
     session = peer.create_process_session(process)
@@ -337,7 +338,7 @@ GROUP = """
     # A grandchild that ignores the end of everything, and says so on the pipe of its stderr.
     import subprocess
     helper = subprocess.Popen(
-        [sys.executable, "-S", "-c", "import signal, sys, time\\n" + sys.argv[1] + "\\nprint('up', flush=True); time.sleep(60)"],
+        [sys.executable, "-S", "-c", f"import signal, time\\n{sys.argv[1]}\\nprint('up', flush=True); time.sleep(60)"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=[int(sys.argv[3])],
     )
     helper.stdout.readline()
@@ -353,12 +354,15 @@ IGNORES = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 
 
 @pytest.mark.parametrize("how", ["start_new_session", "process_group"])
-@pytest.mark.parametrize("helper, leader, timeout, status", [
-    ("", "", None, 0),
-    ("", "pass", 1, -signal.SIGTERM),
-    (IGNORES, IGNORES, 0.6, -signal.SIGKILL),
-    (IGNORES, "", 0, -signal.SIGKILL),
-])
+@pytest.mark.parametrize(
+    ("helper", "leader", "timeout", "status"),
+    [
+        ("", "", None, 0),
+        ("", "pass", 1, -signal.SIGTERM),
+        (IGNORES, IGNORES, 0.6, -signal.SIGKILL),
+        (IGNORES, "", 0, -signal.SIGKILL),
+    ],
+)
 def test_closing_signals_the_whole_group(
     peer: IpcPeer, how: str, helper: str, leader: str, timeout: Any, status: int
 ) -> None:
@@ -412,12 +416,14 @@ def test_a_longer_timeout_leaves_a_child_more_time(
     peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, timeout: Any
 ) -> None:
     set_limit("exit grace", 0.1, monkeypatch)
-    session = peer.create_command_session(program("session = IpcPeer().create_stdio_session(); serve(session); time.sleep(0.5)"))
+    session = peer.create_command_session(
+        program("session = IpcPeer().create_stdio_session(); serve(session); time.sleep(0.5)")
+    )
     session.close(timeout=timeout)
     assert session.process is not None and session.process.returncode == 0
 
 
-@pytest.mark.parametrize("timeout, error", [(-1, ValueError), ("1", TypeError), (float("nan"), ValueError)])
+@pytest.mark.parametrize(("timeout", "error"), [(-1, ValueError), ("1", TypeError), (float("nan"), ValueError)])
 def test_the_timeout_of_close_is_checked(peer: IpcPeer, timeout: Any, error: Any) -> None:
     a, _ = peer.create_session_pair()
     for closing in (a.close, peer.close):
@@ -484,11 +490,13 @@ def lines_of(session: Session) -> List[str]:
     return found
 
 
-WRITES = "for piece in eval(open(sys.argv[1]).read()): os.write(2, piece) if isinstance(piece, bytes) else time.sleep(piece)"
+WRITES = (
+    "for piece in eval(open(sys.argv[1]).read()): os.write(2, piece) if isinstance(piece, bytes) else time.sleep(piece)"
+)
 
 
 @pytest.mark.parametrize(
-    "pieces, expected",
+    ("pieces", "expected"),
     [
         ([b"one\ntwo\r\n\nthree\n"], ["one", "two", "", "three"]),
         ([b"no end"], ["no end"]),
@@ -591,7 +599,9 @@ def test_what_a_child_writes_that_is_ended_in_the_background_arrives(peer: IpcPe
 def test_a_handler_of_last_words_may_fail_or_use_the_peer(peer: IpcPeer, caplog: Any) -> None:
     a, b = peer.create_session_pair()
     b.on_request(lambda ping: Pong(ping.value))
-    code = "session = IpcPeer().create_stdio_session(); session.notify(Note()); serve(session); os.write(2, b'x\\ny\\n')"
+    code = (
+        "session = IpcPeer().create_stdio_session(); session.notify(Note()); serve(session); os.write(2, b'x\\ny\\n')"
+    )
     session = peer.create_command_session(program(code))
     session.receive(20)
     seen: List[Any] = []

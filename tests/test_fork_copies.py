@@ -12,11 +12,13 @@ from typing import Any, List
 import pytest
 
 from stream_ipc import IpcPeer
+from tests import test_tls
 from tests.helpers import child, tick_until
 from tests.messages import Ping, Pong
 from tests.os_helpers import PATIENCE, listing, program, role, script
 from tests.test_fork_and_threads import in_fork
-from tests.test_tls import certificates, client_side, server_side  # noqa: F401
+
+certificates, client_side, server_side = test_tls.certificates, test_tls.client_side, test_tls.server_side  # fixtures
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc"),

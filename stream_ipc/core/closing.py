@@ -44,9 +44,7 @@ class Closing:
         self._conversation = conversation
         last = self._release if release else self._close
         handlers = conversation.on_close.of(type(conversation.session))
-        self._steps: deque[Any] = deque(
-            [self._detach, last, self._fail_pending, self._tell, self._wait, *handlers]
-        )
+        self._steps: deque[Any] = deque([self._detach, last, self._fail_pending, self._tell, self._wait, *handlers])
 
     @property
     def is_done(self) -> bool:
@@ -113,7 +111,6 @@ class Closing:
         conversation = self._conversation
         assert conversation.reason is not None
         log.debug("session %s closed: %s", conversation.name, conversation.short(conversation.reason))
-
 
     def _wait(self) -> None:
         if self.waits:

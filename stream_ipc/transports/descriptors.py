@@ -245,7 +245,7 @@ def _access(fd: int) -> int:
 
 def _warn_of_sigpipe() -> None:
     # A pipe has no MSG_NOSIGNAL, and blocking the signal would take calls for each write.
-    import _signal  # of which `signal` makes enums
+    import _signal  # type: ignore[import-not-found]  # of which signal makes enums
 
     if _signal.getsignal(_signal.SIGPIPE) == _signal.SIG_DFL:
         warnings.warn(

@@ -13,7 +13,6 @@ from ..messages import LogMessage
 from ..wire.codec import TextDecoder
 from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
 from .descriptors import ReadEnd, WriteEnd, close_streams, wait_readable
-from .inputs import TextInput
 from .process_end import ProcessEnding
 from .spawn import check_popen
 from .stream import StreamChannel, sooner

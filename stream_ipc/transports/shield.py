@@ -23,8 +23,8 @@ class Shield:
     """Hold signals back for the length of a ``with`` block, for calls whose result an interruption would lose.
 
     The calls of ``ssl`` run signal handlers after the bytes have moved and before they return, so their result cannot be
-    stored first. A SIGPIPE of a write that fails is dropped. The block must not wait for anything. In a program with several threads another thread may get the
-    signal, and a small gap remains.
+    stored first. A SIGPIPE of a write that fails is dropped. The block must not wait for anything. In a program with
+    several threads another thread may get the signal, and a small gap remains.
     """
 
     __slots__ = ("_before",)

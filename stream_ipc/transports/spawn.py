@@ -18,7 +18,8 @@ from .descriptors import describe_stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import IO, Any, Protocol, TypeVar
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from typing import IO, Any, Protocol, TypedDict, TypeVar
 
     T_co = TypeVar("T_co", covariant=True)
 
@@ -33,10 +34,25 @@ if TYPE_CHECKING:
 
         def __contains__(self, value: object, /) -> bool: ...
 
-    from collections.abc import Iterator
-
     Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
     Command = Items[Path]
+
+    class PopenOptions(TypedDict, total=False):
+        """What ``subprocess.Popen`` takes besides, and the conversation does not mind."""
+
+        executable: Path | None
+        preexec_fn: Callable[[], object] | None
+        close_fds: bool
+        restore_signals: bool
+        start_new_session: bool
+        process_group: int | None
+        pass_fds: Collection[int]
+        user: str | int | None
+        group: str | int | None
+        extra_groups: Iterable[str | int] | None
+        umask: int
+        pipesize: int
+
 
 __all__ = ["check_popen", "leads_group", "spawn"]
 
@@ -62,7 +78,7 @@ def spawn(
     cwd: Path | None,
     env: Mapping[str, str] | None,
     stderr: int | IO[Any] | None,
-    popen: dict[str, Any],
+    popen: PopenOptions,
 ) -> subprocess.Popen[bytes]:
     """Start a process with pipes for its stdio.
 
@@ -80,9 +96,10 @@ def spawn(
     """
     _check_command(command)
     _check_environment(cwd, env)
-    _check_keywords(popen)
+    options: dict[str, Any] = dict(popen)
+    _check_keywords(options)
     stderr = _check_stderr(stderr)
-    size = popen.pop("pipesize", -1)
+    size = options.pop("pipesize", -1)
     theirs: list[int] = []
     ours: list[int] = []
     try:
@@ -95,7 +112,7 @@ def spawn(
             theirs.append(os.open(os.devnull, os.O_RDWR))
             stderr = theirs[2]
         process: subprocess.Popen[bytes] = subprocess.Popen(
-            list(command), stdin=theirs[0], stdout=theirs[1], stderr=stderr, cwd=cwd, env=env, bufsize=0, **popen
+            list(command), stdin=theirs[0], stdout=theirs[1], stderr=stderr, cwd=cwd, env=env, bufsize=0, **options
         )
         try:
             for name, mode in (("stdin", "w"), ("stdout", "r"), ("stderr", "r"))[: len(ours)]:
@@ -107,7 +124,9 @@ def spawn(
         return process
     except OSError as exc:
         if exc.errno in (errno.EMFILE, errno.ENFILE):
-            text = f"{exc.strerror}: starting a process takes some descriptors; close some, or raise the limit (ulimit -n)"
+            text = (
+                f"{exc.strerror}: starting a process takes some descriptors; close some, or raise the limit (ulimit -n)"
+            )
             raise OSError(exc.errno, text) from exc
         raise
     finally:
@@ -126,7 +145,7 @@ def _open_pipe(reads: list[int], writes: list[int], size: int) -> None:
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, size)
 
 
-def leads_group(popen: Mapping[str, Any]) -> bool:
+def leads_group(popen: PopenOptions) -> bool:
     """Return whether a process that is started with these keywords of ``Popen`` leads a process group of its own."""
     return bool(popen.get("start_new_session")) or popen.get("process_group") == 0
 

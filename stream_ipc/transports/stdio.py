@@ -4,7 +4,8 @@ Knows descriptors 0, 1 and 2 and ``sys``. Must not know sessions.
 
 The wire moves to private descriptors. Descriptor 0 becomes the null device, so that nobody else reads what is meant for
 the session, and descriptor 1 becomes another stderr, so that a ``print``, or the output of a program that this process
-starts, stays visible and cannot get between the frames. Where descriptor 2 is the wire, too, 1 and 2 become the null device.
+starts, stays visible and cannot get between the frames. Where descriptor 2 is the wire, too, both 1 and 2 become the null
+device.
 """
 
 from __future__ import annotations
