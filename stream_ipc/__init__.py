@@ -92,11 +92,12 @@ from .errors import (
 from .ids import PidCounterRequestIdGenerator, PidHrtimeRequestIdGenerator
 from .messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from .peer import IpcPeer
-from .promise import ResponsePromise, as_completed, gather
+from .promise import ResponsePromise
 from .registry import register_type
 from .session import Session
 from .transports.base import MessageTransport
 from .transports.transport import StreamTransport
+from .waiting import as_completed, gather
 
 # Here and elsewhere without an import: typing takes 4 ms, which no program needs that does not check types.
 TYPE_CHECKING = False

@@ -5,6 +5,8 @@ Knows messages. Must not know sessions.
 
 from __future__ import annotations
 
+import math
+
 from .errors import article
 from .messages import Message, RequestEnvelope, ResponseEnvelope
 
@@ -12,7 +14,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["PIPE", "check_expect", "check_message", "check_plugin", "sendable"]
+__all__ = [
+    "DEFAULT", "PIPE", "check_expect", "check_message", "check_plugin", "check_timeout", "close_bound", "expectable",
+    "sendable",
+]  # fmt: skip
+
+# Sentinel: timeout not given (None means no limit).
+DEFAULT: Any = ...
 
 
 class _Pipe(int):
@@ -58,3 +66,30 @@ def check_plugin(kind: str, plugin: Any, *names: str) -> None:
             raise TypeError(f"{kind} has no method {name}(): {plugin!r:.100}")
     if isinstance(plugin, type):
         raise TypeError(f"{plugin!r} is a class; pass an instance: {plugin.__name__}()")
+
+
+def check_timeout(timeout: Any) -> None:
+    """Raise for what is no number of seconds.
+
+    Raises:
+        TypeError: It is neither a number nor None.
+        ValueError: It is negative or no number at all.
+    """
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r:.100}")
+    try:
+        seconds = float(timeout)
+    except OverflowError:
+        raise ValueError("timeout is a number of seconds beyond all floats; None is for no limit") from None
+    if math.isnan(seconds) or seconds < 0:
+        raise ValueError(f"timeout must be 0 seconds or more, not {timeout!r}")
+
+
+def close_bound(timeout: float | None) -> float | None:
+    """Return the seconds that closing may take, or None for the usual bounds."""
+    if timeout is DEFAULT:
+        return None
+    check_timeout(timeout)
+    return math.inf if timeout is None else timeout

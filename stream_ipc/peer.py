@@ -8,12 +8,11 @@ from __future__ import annotations
 import sys
 
 from . import log
-from .arguments import PIPE, check_plugin
+from .arguments import DEFAULT, PIPE, check_plugin, check_timeout
 from .core.conversation import Conversation
 from .core.lifecycle import drop_loop
 from .core.loop import Loop
 from .ids import PidCounterRequestIdGenerator
-from .promise import DEFAULT, check_timeout
 from .session import Session, conversation_of
 from .ticking import Ticking
 from .transports.connections import check_socket, is_tls, socket_channel
@@ -30,11 +29,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import IO, Any
 
+    from typing_extensions import Unpack
+
     from .listener import Listener
     from .protocols import MessageSerializer, RequestIdGenerator
     from .transports.base import Channel, Transport
-    from .transports.process import Command, Path
     from .transports.sockets import Address
+    from .transports.spawn import Command, Path, PopenOptions
     from .transports.transport import ReadStream, WriteStream
 
 __all__ = ["IpcPeer"]
@@ -116,8 +117,10 @@ class IpcPeer(Ticking):
     def create_stdio_session(self) -> Session:
         """Talk over this process's own stdin and stdout, as a slave does with its master.
 
-        Takes them over: what is printed from now on, also by programs that this process starts, goes to stderr; reading
-        ``sys.stdin`` gives end of file. Closing the session restores both. There can be one at a time.
+        Takes them over: what is printed from now on, also by programs that this process starts, goes to stderr, each line
+        at once; reading ``sys.stdin`` gives end of file. Where stderr is the stream of the session itself (inetd,
+        ``stderr=STDOUT``), what is printed or written to stderr is dropped. Closing the session restores all. Does not
+        block.
 
         Raises:
             RuntimeError: They are taken over already.
@@ -131,11 +134,11 @@ class IpcPeer(Ticking):
     def create_process_session(self, process: subprocess.Popen[Any]) -> Session:
         """Attach to a process that was started with ``stdin=PIPE, stdout=PIPE`` and optionally ``stderr=PIPE``.
 
-        Text on its stderr arrives as ``LogMessage(text, "stderr")``. The session owns the three streams and closes them;
-        ending the process, and reaping it, stays with its owner.
+        Each line on its stderr arrives as ``LogMessage(text, "stderr")``. The session owns the three streams and closes
+        them; ending the process, and reaping it, stays with its owner. Does not block.
 
         Raises:
-            ValueError: The Popen is unsuitable; the text says what to pass.
+            ValueError: It is no ``subprocess.Popen`` with binary pipes; the text says what to pass.
         """
         self._loop.check_open()
         from .transports.process import ProcessChannel
@@ -149,32 +152,41 @@ class IpcPeer(Ticking):
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         stderr: int | IO[Any] | None = PIPE,
+        **popen: Unpack[PopenOptions],
     ) -> Session:
         """Start a process and talk over its stdin and stdout. Closing the session ends and reaps it.
 
         Blocks only until the system has started it. A program that is no slave, or fails at once, is noticed later: what
         it prints arrives as ``LogMessage``, and its end is a ``StreamClosedError``.
 
+        A program that has set SIGPIPE to its default (``SIG_DFL``) is killed by it when it writes to a child that has
+        died, as by any other pipe. A ``RuntimeWarning`` says so; leave it as Python sets it (``SIG_IGN``).
+
         Args:
             command: The program and its arguments, as a list; there is no shell.
             cwd: The folder to start it in.
             env: Its environment; by default this process's.
-            stderr: ``subprocess.PIPE`` (text arrives as ``LogMessage(text, "stderr")``), None to share this process's
-                stderr, or whatever else ``subprocess.Popen`` takes.
+            stderr: ``subprocess.PIPE`` (the default: each line arrives as ``LogMessage(text, "stderr")``), None to share
+                this process's stderr, or whatever else ``subprocess.Popen`` takes.
+            popen: Other keywords of ``subprocess.Popen``, but for what the conversation needs as it is (``stdin``,
+                ``stdout``, ``shell``, ``text``, ``bufsize``, ...). With ``start_new_session=True`` or ``process_group=0``
+                closing signals the whole process group.
 
         Raises:
-            TypeError: ``command`` is no list, or another argument is of a wrong kind.
-            ValueError: ``command`` is empty.
+            TypeError: ``command`` is no list, or another argument is of a wrong kind or cannot be passed.
+            ValueError: ``command`` is empty, or another argument cannot be used: a ``stderr`` without a descriptor.
             OSError: It cannot be started: ``FileNotFoundError``, ``PermissionError``, ...
         """
         self._loop.check_open()
         from .transports.children import kill, process_name
-        from .transports.process import ProcessChannel, spawn
+        from .transports.process import ProcessChannel
+        from .transports.spawn import leads_group, spawn
 
-        process = spawn(command, cwd, env, stderr)
+        group = leads_group(popen)
+        process = spawn(command, cwd, env, stderr, popen)
         try:
             log.debug("%s started", process_name(process))
-            return self._add(ProcessChannel(process, True, self.serializer, self.max_frame_size))
+            return self._add(ProcessChannel(process, True, self.serializer, self.max_frame_size, group))
         except BaseException:
             if not any([session.process is process for session in self.sessions]):  # nobody has it yet
                 kill(process)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 
-from .arguments import check_expect, check_message, expectable, sendable
+from .arguments import DEFAULT, check_expect, check_message, check_timeout, close_bound, expectable, sendable
 from .core.conversation import CLOSED, FORKED, Conversation
 from .messages import Message
-from .promise import DEFAULT, ResponsePromise, check_timeout, request
+from .promise import ResponsePromise, request
 from .transports.transport import transport_of
 
 TYPE_CHECKING = False
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, TypeVar, overload
 
+    from .errors import StreamClosedError
     from .peer import IpcPeer
 
     # What handlers are to a type checker, which cannot be told that the first parameter is some class of messages: a
@@ -106,6 +107,11 @@ class Session:
     def is_open(self) -> bool:
         """Whether messages can be sent. False as soon as ``close`` begins, or once the end of the stream is dispatched."""
         return self._conversation.is_open
+
+    @property
+    def reason(self) -> StreamClosedError | None:
+        """Why it ended or was closed, from the moment that ``on_close`` handlers run; None while it is open."""
+        return self._conversation.reason
 
     @property
     def queued_bytes(self) -> int:
@@ -378,15 +384,24 @@ class Session:
         """
         self._conversation.on_close.remove(handler)
 
-    def close(self) -> None:
-        """Close the session. A second call does nothing; allowed inside a handler. Runs ``on_close`` handlers, no others.
+    def close(self, timeout: float | None = DEFAULT) -> None:
+        """Close the session. A second call does nothing; allowed inside a handler.
 
         What is queued is written first, for at most a second; then what is pending fails with ``StreamClosedError``, and
         the streams are released and closed. A child process that the peer started is ended and reaped: its stdin is
-        closed, and if it does not exit, it is terminated and then killed. That takes up to 6 s in the worst case. A TCP
-        connection on which the other side is still talking is closed by a later tick, at most a second later.
+        closed, and if it does not exit, it is terminated after 2 s and killed after 2 s more. What it writes to stderr
+        until then still goes to the ``on_message`` handlers. At the end the ``on_close`` handlers run. A TCP connection on
+        which the other side is still talking is closed by a later tick, at most a second later.
+
+        Args:
+            timeout: Seconds for all of that, in place of these bounds; what is not done by then is cut short. 0 drops what
+                is queued and kills a child that the peer started at once. None sets no limit.
+
+        Raises:
+            TypeError: ``timeout`` is no number.
+            ValueError: ``timeout`` is negative.
         """
-        self._conversation.close()
+        self._conversation.close(seconds=close_bound(timeout))
 
 
 def conversation_of(session: Session) -> Conversation:

@@ -5,10 +5,9 @@ Checks what users pass, and hands it on to the loop behind it.
 
 from __future__ import annotations
 
-from .arguments import check_message, sendable
+from .arguments import DEFAULT, check_message, check_timeout, close_bound, sendable
 from .core.broadcast import broadcast
 from .core.lifecycle import adopt, close_loop
-from .promise import check_timeout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,18 +145,26 @@ class Ticking:
 
     # -- closing
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = DEFAULT) -> None:
         """Close every session and listener, and end children, side by side. A second call does nothing.
 
         What is queued is written first, for at most a second in all; TCP connections on which the other side is still
         talking are kept a second more. Then ``on_close`` handlers run, and children are waited for, 6 s in the worst
         case: see ``Session.close``.
+
+        Args:
+            timeout: Seconds for all of that, in place of these bounds: see ``Session.close``.
+
+        Raises:
+            TypeError: ``timeout`` is no number.
+            ValueError: ``timeout`` is negative.
         """
+        seconds = close_bound(timeout)
         loop = self._loop
         if loop.released:
             return
         outer = loop.enter()
         try:
-            close_loop(loop)
+            close_loop(loop, seconds)
         finally:
             loop.thread = outer

@@ -117,9 +117,10 @@ def collect(session: Session, kind: Any) -> List[Any]:
 
 
 def log_texts(session: Session, level: str) -> Callable[[], str]:
-    """A function that says what text of a level has arrived."""
+    """A function that says what text of a level has arrived; each message of stderr is a line."""
     found = collect(session, LogMessage)
-    return lambda: "".join(log.message for log in found if log.level == level)
+    end = "\n" if level == "stderr" else ""
+    return lambda: "".join(log.message + end for log in found if log.level == level)
 
 
 class Gate:

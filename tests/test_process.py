@@ -184,7 +184,7 @@ def test_stderr_may_be_shared_merged_or_dropped(peer: IpcPeer) -> None:
 
 def test_help_names_the_default_of_stderr() -> None:
     signature = inspect.signature(IpcPeer.create_command_session)
-    assert " = subprocess.PIPE)" in str(signature) and signature.parameters["stderr"].default == subprocess.PIPE
+    assert " = subprocess.PIPE, **popen" in str(signature) and signature.parameters["stderr"].default == subprocess.PIPE
 
 
 def test_a_child_that_closes_its_stderr_costs_nothing(peer: IpcPeer) -> None:

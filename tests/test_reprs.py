@@ -64,7 +64,7 @@ def test_peer(tmp_path: Path) -> None:
     seen: List[str] = []
     peer.sessions[0].on_close(lambda session: seen.append(repr(peer)))
     peer.close()
-    assert seen == ["<IpcPeer closing sessions=1 listeners=0 serializer=PickleMessageSerializer>"]
+    assert seen == ["<IpcPeer closing sessions=0 listeners=0 serializer=PickleMessageSerializer>"]
     assert repr(peer) == "<IpcPeer closed sessions=0 listeners=0 serializer=PickleMessageSerializer>"
 
 

@@ -30,7 +30,7 @@ LAYERS = [
     ["core.loop"],
     ["core"],  # what is left of it
     ["promise", "session", "listener"],
-    ["ticking"],
+    ["ticking", "waiting"],
     ["peer"],
     [""],  # stream_ipc itself
     ["tap"],  # which needs nothing of it but what frames and formats look like
@@ -520,8 +520,8 @@ MEMBERS = {
     ],
     "Session": [
         "batch", "close", "flush", "is_open", "name", "notify", "off_close", "off_exception", "off_message", "off_request",
-        "on_close", "on_exception", "on_message", "on_request", "peer", "process", "queued_bytes", "receive", "request",
-        "socket", "tick", "transport",
+        "on_close", "on_exception", "on_message", "on_request", "peer", "process", "queued_bytes", "reason", "receive",
+        "request", "socket", "tick", "transport",
     ],
     "ResponsePromise": ["add_done_callback", "cancel", "deadline", "done", "id", "settled", "wait"],
     "Listener": ["address", "close", "is_open"],

@@ -113,12 +113,138 @@ def test_a_print_before_the_take_over_arrives_as_junk_before_the_frames(peer: Ip
     assert {log.level for log in seen[:-1]} == {"junk"} and seen[-1] == Note("first")
 
 
-def test_stderr_merged_into_stdout_arrives_as_junk(peer: IpcPeer) -> None:
+@pytest.mark.parametrize("what", [["print", "a line"], ["stderr", "a line\n"], ["system", "echo a line >&2"]])
+def test_what_would_go_to_a_stderr_that_is_the_wire_is_dropped(peer: IpcPeer, what: Any) -> None:
     session = peer.create_command_session(role("work"), stderr=subprocess.STDOUT)
     junk = log_texts(session, "junk")
-    for index in range(3):
-        assert session.request(Ping(["print", f"line {index}"]), expect=Pong).wait().value == "done"
-    tick_until(lambda: junk() == "line 0\nline 1\nline 2\n", peer)
+    for _ in range(3):
+        assert session.request(Ping(what), expect=Pong).wait().value == "done"
+    peer.tick_for(0.1)
+    assert junk() == ""
+
+
+def test_a_print_before_the_take_over_of_a_merged_stderr_arrives_as_junk(peer: IpcPeer) -> None:
+    code = """
+        print("before", file=sys.stderr, flush=True)
+        session = IpcPeer().create_stdio_session()
+        print("between", file=sys.stderr, flush=True)
+        session.close()
+        print("after", file=sys.stderr, flush=True)
+        print("and to stdout")
+    """
+    session = peer.create_command_session(program(code), stderr=subprocess.STDOUT)
+    junk = log_texts(session, "junk")
+    tick_until(lambda: not session.is_open, peer)
+    assert junk() == "before\nafter\nand to stdout\n"
+
+
+@pytest.mark.parametrize("kind", ["socket", "socket and a socket", "pipe"])
+def test_an_inetd_service_may_print(peer: IpcPeer, kind: str) -> None:
+    here, there = socket.socketpair()
+    more: List[Any] = []
+    if kind == "pipe":  # stdin is something else
+        read, write = os.pipe()
+        process = subprocess.Popen(role("work"), stdin=there, stdout=write, stderr=write)
+        os.close(write)
+        session = peer.create_stream_session(here, os.fdopen(read, "rb", 0))
+    else:
+        stderr: Any = there
+        if kind != "socket":  # another connection, which is not the wire
+            more += socket.socketpair()
+            stderr = more[0]
+        process = subprocess.Popen(role("work"), stdin=there, stdout=there, stderr=stderr)
+        session = peer.create_socket_session(here)
+    there.close()
+    try:
+        junk = log_texts(session, "junk")
+        for what in (["print", "printed"], ["stderr", "written\n"], ["print", "printed"]):
+            assert session.request(Ping(what), expect=Pong).wait().value == "done"
+        assert junk() == ""
+        if more:
+            assert more[1].recv(100) == b"printed\nwritten\nprinted\n"
+    finally:
+        session.close()
+        kill(process)
+        for sock in more:
+            sock.close()
+
+
+# -- what is printed leaves at once
+
+
+PRINTS = """
+    import atexit
+    {before}
+    peer = IpcPeer()
+    session = peer.create_stdio_session()
+    {after}
+    @session.on_request
+    def work(ping: Ping) -> Pong:
+        print("one", 1)
+        print("two", end="")
+        print()
+        return Pong()
+    serve(session)
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "-u", "PYTHONUNBUFFERED"])
+def test_a_print_arrives_at_once_and_by_line(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, unbuffered: str) -> None:
+    if unbuffered.isupper():
+        monkeypatch.setenv(unbuffered, "1")
+    command = program(PRINTS.format(before="", after=""))
+    if unbuffered == "-u":
+        command.insert(1, "-u")
+    session = peer.create_command_session(command)
+    logs = collect(session, LogMessage)
+    session.request(Ping()).wait()
+    tick_until(lambda: len(logs) == 2, peer)
+    assert [(log.message, log.level) for log in logs] == [("one 1", "stderr"), ("two", "stderr")]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "sys.stdout = None",
+        "import io; sys.stdout = io.StringIO()",
+        "sys.stdout = open(os.devnull, 'w')",
+        "import io; sys.stdout = io.TextIOWrapper(io.BytesIO())",
+        "sys.stdout.close()",
+        "sys.stdout.detach(); sys.stdout = sys.__stdout__ = None",
+        "sys.stdout = object()",
+    ],
+)
+def test_whatever_stdout_is_replaced_by_is_left_as_it_is(peer: IpcPeer, how: str) -> None:
+    code = f"""
+        {how}
+        session = IpcPeer().create_stdio_session()
+        session.on_request(lambda ping: Pong(repr(sys.stdout)[:20]))
+        serve(session)
+        session.close()
+        os._exit(7)
+    """
+    session = peer.create_command_session(program(code))
+    if "detach" in how:
+        with pytest.raises(StreamClosedError, match="no stdout"):
+            session.request(Ping()).wait()
+        return
+    assert session.request(Ping()).wait()
+    process = session.process
+    session.close()
+    assert process is not None and process.returncode == 7
+
+
+def test_closing_restores_the_buffer_of_stdout() -> None:
+    code = """
+        print("before")
+        session = IpcPeer().create_stdio_session()
+        assert sys.stdout.line_buffering
+        session.close()
+        assert not sys.stdout.line_buffering
+        print("after")
+    """
+    done = run(program(code))
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"before\nafter\n", b"")
 
 
 # -- and nobody else reads what is meant for the session

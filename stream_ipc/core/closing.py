@@ -5,6 +5,7 @@ Knows what is to be done and in which order. Must not know why the conversation 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 from .. import log
@@ -30,25 +31,32 @@ class Closing:
     Args:
         conversation: What is closed.
         release: Leave the streams open, to their owner.
+        waits: Wait for a child to end before the ``on_close`` handlers run, so that they run after its last words.
 
     Attributes:
         ending: What is left to be done after the streams were closed, or None.
+        waits: See above. An interrupted wait is left to turns.
     """
 
-    def __init__(self, conversation: Conversation, release: bool) -> None:
+    def __init__(self, conversation: Conversation, release: bool, waits: bool) -> None:
         self.ending: Ending | None = None
+        self.waits = waits
         self._conversation = conversation
         last = self._release if release else self._close
         handlers = conversation.on_close.of(type(conversation.session))
-        self._steps: deque[Any] = deque([self._detach, last, self._fail_pending, self._tell, *handlers])
+        self._steps: deque[Any] = deque([self._detach, last, self._fail_pending, self._tell, self._wait, *handlers])
 
     @property
     def is_done(self) -> bool:
         """Whether every step was taken."""
         return not self._steps
 
-    def go_on(self) -> None:
-        """Take the steps that are left."""
+    def go_on(self, handlers: bool = True) -> None:
+        """Take the steps that are left.
+
+        Args:
+            handlers: Call the ``on_close`` handlers.
+        """
         steps = self._steps
         session = self._conversation.session
         while steps:
@@ -58,6 +66,8 @@ class Closing:
                 if steps and steps[0] is step:
                     del steps[0]
                 continue
+            if not handlers:
+                return
             function = step.function if step.active else _ignore
             try:
                 # atomic: no calls
@@ -77,6 +87,7 @@ class Closing:
             if self.ending is None:
                 self.ending = self._conversation.channel.end()
             if self.ending is not None:
+                self.ending.take = self._conversation.dispatcher.deliver_late
                 self._conversation.loop.add_ending(self.ending)
         except Exception as exc:
             if interruption_in(exc) is not None:
@@ -102,6 +113,21 @@ class Closing:
         conversation = self._conversation
         assert conversation.reason is not None
         log.debug("session %s closed: %s", conversation.name, conversation.short(conversation.reason))
+
+    def _wait(self) -> None:
+        if self.waits:
+            self.finish()
+
+    def finish(self) -> None:
+        """Block until a child has ended. What is done in the background is left to turns."""
+        ending = self.ending
+        if ending is not None:
+            loop, due = self._conversation.loop, self._conversation.due
+            if due is not None:
+                ending.hurry(time.monotonic() + due - loop.clock())
+            if not ending.background:
+                loop.finish_endings([ending])
+        self.ending = None
 
 
 def _ignore(session: Any) -> None:

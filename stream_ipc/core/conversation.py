@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .replies import Pending
 
-__all__ = ["CLOSED", "CLOSING", "FLUSH_BOUND", "FORKED", "OPEN", "Conversation"]
+__all__ = ["CLOSED", "CLOSING", "FLUSH_BOUND", "FORKED", "OPEN", "Conversation", "flush_bound"]
 
 FLUSH_BOUND = 1.0  # seconds that closing gives to what is still queued
 
@@ -52,6 +52,7 @@ class Conversation:
         state: ``OPEN``, ``CLOSING``, ``CLOSED`` or ``FORKED``.
         is_open: Whether the state is ``OPEN``.
         reason: Why it is closed, or None.
+        due: When closing has to be done, by the loop's clock; None for the usual bounds.
         dispatcher: Works off its inbox.
         port: Moves its bytes.
         replies: Its pending requests.
@@ -67,6 +68,7 @@ class Conversation:
         self.state = OPEN
         self.is_open = True
         self.reason: StreamClosedError | None = None
+        self.due: float | None = None
         self.name: str = channel.describe()
         self._generate: Callable[[], Any] = peer.id_generator.generate
         self.replies = Replies(self.name, peer.id_generator, partial(silence_hint, self))
@@ -153,6 +155,7 @@ class Conversation:
         loop = self.loop
         limit = None if timeout is None else loop.clock() + timeout
         self.port.check()
+        self.port.look_for_end()
         loop.run(Until(lambda: channel.queued_bytes <= HIGH_WATER or not self.is_writable), limit, dispatch=False)
         if channel.queued_bytes > HIGH_WATER and self.is_writable:
             self.look_for_room(limit)
@@ -172,7 +175,7 @@ class Conversation:
         """Return the error for a message that could not leave."""
         return RequestTimeoutError(
             f"the message was not sent: {self.channel.queued_bytes} bytes are queued ({self.name}), and the other side"
-            f" has not read them within {timeout} s; is it ticking?",
+            f" has not read them{within(timeout)}; is it ticking?",
             timeout=timeout,
         )
 
@@ -196,9 +199,12 @@ class Conversation:
         try:
             if self.state is CLOSED:
                 raise self.closed_error()
-            self.port.write()
             channel = self.channel
+            self.port.look_for_end()
             if self.port.invalid is not None:
+                raise self.closed_error()
+            self.port.write()
+            if channel.is_broken:
                 raise self.closed_error()
             if not channel.queued_bytes:
                 return
@@ -210,13 +216,14 @@ class Conversation:
             limit = None if timeout is None else loop.clock() + timeout
             loop.run(Until(lambda: not channel.queued_bytes or not self.is_writable), limit, dispatch=False)
             if channel.queued_bytes and self.is_writable:
+                self.port.look_for_end()
                 self.look_for_room(limit)
-            if not self.is_writable:
+            if channel.is_broken or (channel.queued_bytes and not self.is_writable):
                 raise self.closed_error()
             if channel.queued_bytes:
                 raise TimeoutError(
-                    f"{channel.queued_bytes} bytes are still queued ({self.name}): the other side has not read them within"
-                    f" {timeout} s; is it ticking?"
+                    f"{channel.queued_bytes} bytes are still queued ({self.name}): the other side has not read"
+                    f" them{within(timeout)}; is it ticking?"
                 )
         finally:
             loop.thread = outer
@@ -322,8 +329,7 @@ class Conversation:
                 if self.state is not OPEN:
                     raise self.closed_error()
                 if not self._await(Wanted(expect), limit):
-                    within = "" if timeout is None else f" within {timeout} s"
-                    raise TimeoutError(f"no notification{_of(expect)}{within} ({self.name})")
+                    raise TimeoutError(f"no notification{_of(expect)}{within(timeout)} ({self.name})")
         finally:
             loop.thread = outer
 
@@ -358,8 +364,13 @@ class Conversation:
             self.loop.set_timer(self, min(self._lingers_until, self.replies.due))
         return now < self._lingers_until
 
-    def close(self, release: bool = False) -> None:
-        """Close, or release the streams to their owner; see ``Session.close`` and ``IpcPeer.remove_session``."""
+    def close(self, release: bool = False, seconds: float | None = None) -> None:
+        """Close, or release the streams to their owner; see ``Session.close`` and ``IpcPeer.remove_session``.
+
+        Args:
+            release: Release the streams.
+            seconds: How long all of it may take; None for the usual bounds.
+        """
         loop = self.loop
         closing = self._closing
         if loop.forked:
@@ -369,16 +380,15 @@ class Conversation:
             return
         outer = loop.enter()
         try:
+            if seconds is not None:
+                self.due = loop.clock() + seconds
             self._flush_bounded()
             if release:
                 self.end(StreamClosedError(f"this side removed the session from its peer ({self.name})"), release)
             else:
-                self.end(StreamClosedError(self.channel.closed_text()))
-            closing = self._closing
-            if closing is not None and closing.ending is not None:
-                if not closing.ending.background:
-                    loop.finish_endings([closing.ending])
-                closing.ending = None
+                self.end(StreamClosedError(self.channel.closed_text()), waits=True)
+            if self._closing is not None:
+                self._closing.finish()
         finally:
             loop.thread = outer
 
@@ -389,7 +399,8 @@ class Conversation:
             # atomic: no calls
             self.state = CLOSING
             self.is_open = False
-
+            self.channel.corked = False
+            self.port.look_for_end()
             self.port.flush()
 
     def _flush_bounded(self) -> None:
@@ -400,32 +411,40 @@ class Conversation:
             return
         try:
             self.begin_close()
-            if channel.queued_bytes and not channel.writing:
-                loop.run(Until(lambda: not channel.queued_bytes), loop.clock() + FLUSH_BOUND, dispatch=False)
+            seconds = flush_bound(None if self.due is None else self.due - loop.clock(), [self])
+            if channel.queued_bytes and not channel.writing and seconds > 0:
+                loop.run(Until(lambda: not channel.queued_bytes), loop.clock() + seconds, dispatch=False)
         except BaseException:  # an interruption: the next turn goes on with closing
             loop.repairs[self] = None
             raise
 
-    def end(self, reason: StreamClosedError, release: bool = False) -> None:
+    def end(
+        self, reason: StreamClosedError, release: bool = False, waits: bool = False, handlers: bool = True
+    ) -> None:
         """Close at once: what is queued is dropped, what is pending fails, the streams are closed.
 
-        Slow work (reaping a child) is left to the loop.
+        Args:
+            reason: Why, if it is not being closed already.
+            release: Leave the streams to their owner.
+            waits: Wait for a child to end. Otherwise that is left to the loop.
+            handlers: Run ``on_close`` handlers. Otherwise another call does that.
         """
         if self._closing is None:
-            closing = Closing(self, release)
+            closing = Closing(self, release, waits)
             self.loop.repairs[self] = None
             # atomic: no calls
             self.state = CLOSED
             self.is_open = False
             self.reason = reason
             self._closing = closing
-        self._closing.go_on()
+        self._closing.go_on(handlers)
 
     def repair(self) -> None:
         """Do what an interruption has left undone."""
         if self._closing is None:
             self.end(StreamClosedError(self.channel.closed_text()))
         else:
+            self._closing.waits = False
             self._closing.go_on()
 
     def abandon(self) -> None:
@@ -437,7 +456,7 @@ class Conversation:
             self.is_open = False
             self.reason = reason
 
-            self.channel.abandon()
+        self.channel.abandon()
 
     def short(self, reason: BaseException) -> str:
         """Return a reason in a few words: without what its text repeats of the name, and what a child has written."""
@@ -452,3 +471,22 @@ class Conversation:
 
 def _of(expect: type) -> str:
     return "" if expect is Message else f" of class {expect.__name__}"
+
+
+def within(timeout: float | None) -> str:
+    """Return how long something was waited for, for a text."""
+    return "" if timeout is None else f" within {timeout} s"
+
+
+def flush_bound(seconds: float | None, conversations: Iterable[Conversation]) -> float:
+    """Return how long closing may write what is queued.
+
+    Args:
+        seconds: How long all of closing may take; None for the usual bounds.
+        conversations: What is closed. If one has a child, that is left some of the time.
+    """
+    if seconds is None:
+        return FLUSH_BOUND
+    if any([getattr(conversation.channel, "process", None) is not None for conversation in conversations]):
+        return min(seconds, max(FLUSH_BOUND, seconds / 2))
+    return seconds

@@ -244,6 +244,15 @@ class Dispatcher:
         if error is not None:
             raise error
 
+    def deliver_late(self, message: Message) -> None:
+        """Give a message to its handlers though the session is closed: the last words of a child. Errors are logged."""
+        for handler in self.on_message.of(type(message)):
+            if handler.active:
+                try:
+                    handler.function(*((message, self._session) if handler.takes_both else (message,)))
+                except Exception:
+                    log.error("on_message handler of %r failed", self._session, exc_info=True)
+
     def _keep(self, item: Any, message: Message, handlers: tuple[Handler, ...]) -> Any:
         """Keep a message for a call of ``receive``; returns what stands for it in the inbox from now on."""
         wanted = self.kept.wanted_by(message)

@@ -16,7 +16,7 @@ from .. import log
 from ..errors import StreamClosedError
 from ..transports.base import finish
 from .conditions import Until
-from .conversation import FLUSH_BOUND
+from .conversation import FLUSH_BOUND, flush_bound
 from .loop import Loop
 
 TYPE_CHECKING = False
@@ -40,17 +40,40 @@ def adopt(loop: Loop) -> None:
     _loops.add(loop)
 
 
-def close_loop(loop: Loop) -> None:
-    """Close every conversation and listener, and end what was started, side by side."""
-    conversations = tuple(loop.conversations)
+def close_loop(loop: Loop, seconds: float | None = None) -> None:
+    """Close every conversation and listener, and end what was started, side by side.
+
+    Args:
+        loop: The loop.
+        seconds: How long all of it may take; None for the usual bounds.
+    """
+    due = None if seconds is None else time.monotonic() + seconds
+    conversations = (*loop.conversations, *_closing(loop))
     _begin(loop)
     try:
-        _write_queued(loop, FLUSH_BOUND)
-        _end(conversations)
-    finally:  # an on_close handler may have been interrupted
-        _end((*loop.conversations, *[task for task in loop.repairs if hasattr(task, "begin_close")]))
-        loop.finish_endings()
-        loop.release()
+        _write_queued(loop, flush_bound(seconds, conversations))
+        _end(conversations, handlers=False)
+    finally:
+        _end((*loop.conversations, *_closing(loop)), handlers=False)
+        _finish(loop, due, background=False)  # before the on_close handlers, which run after a child's last words
+        try:
+            _end(conversations)
+        finally:  # an on_close handler may have been interrupted
+            _end(_closing(loop))
+            _finish(loop, due)
+            loop.release()
+
+
+def _closing(loop: Loop) -> list[Any]:
+    """Return the conversations whose closing has begun and is not done."""
+    return [task for task in loop.repairs if hasattr(task, "begin_close")]
+
+
+def _finish(loop: Loop, due: float | None, background: bool = True) -> None:
+    if due is not None:
+        for ending in loop.endings:
+            ending.hurry(due)
+    loop.finish_endings(background=background)
 
 
 def _begin(loop: Loop) -> None:
@@ -63,15 +86,16 @@ def _begin(loop: Loop) -> None:
 
 def _write_queued(loop: Loop, seconds: float) -> None:
     done = Until(lambda: not any([conversation.channel.queued_bytes for conversation in loop.conversations]))
-    loop.run(done, loop.clock() + seconds, dispatch=False)
+    if seconds > 0:
+        loop.run(done, loop.clock() + seconds, dispatch=False)
 
 
-def _end(conversations: Iterable[Conversation]) -> None:
+def _end(conversations: Iterable[Conversation], handlers: bool = True) -> None:
     # Before the first on_close handler runs: it might wait for one of these.
     for conversation in conversations:
         conversation.replies.fail_all(StreamClosedError(_CLOSED_TEXT))
     for conversation in conversations:
-        conversation.end(StreamClosedError(_CLOSED_TEXT))
+        conversation.end(StreamClosedError(_CLOSED_TEXT), handlers=handlers)
 
 
 def drop_loop(loop: Loop, owner: str) -> None:
@@ -99,7 +123,7 @@ def close_all() -> None:
         left = [loop for loop in left if any([c.channel.queued_bytes for c in loop.conversations])]
         left = [loop for loop in left if _try(loop, partial(_write_queued, loop, _EXIT_TURN))]
     for loop in loops:
-        _try(loop, partial(_end, tuple(loop.conversations)))
+        _try(loop, partial(_end, tuple(loop.conversations), handlers=False))
     try:
         finish([ending for loop in loops for ending in loop.endings])
     except Exception:
@@ -130,7 +154,7 @@ def _after_fork() -> None:
 def _abandon(loop: Loop) -> None:
     """Close this process's copies of all descriptors and touch nothing else: it is a fork of the owner."""
     loop.forked = True
-    for conversation in tuple(loop.conversations):
+    for conversation in (*loop.conversations, *_closing(loop)):
         conversation.abandon()
     for listener in tuple(loop.listeners):
         listener.abandon()

@@ -152,11 +152,11 @@ class Loop(Guard):
             self._endings.append(ending)
             self.attended = True
 
-    def finish_endings(self, endings: Iterable[Ending] | None = None) -> None:
-        """Block until these are done, side by side; by default all."""
+    def finish_endings(self, endings: Iterable[Ending] | None = None, background: bool = True) -> None:
+        """Block until these are done, side by side; by default all. See ``transports.base.finish``."""
         endings = self._endings if endings is None else list(endings)
-        finish(endings)
-        self._endings = [ending for ending in self._endings if ending not in endings]
+        left = finish(endings, background)
+        self._endings = [ending for ending in self._endings if ending in left or ending not in endings]
 
     @property
     def endings(self) -> tuple[Ending, ...]:
@@ -328,8 +328,12 @@ class Loop(Guard):
     def _look(self) -> None:
         for task in tuple(self._polled):
             task.look()
-        if self._endings:
-            self._endings = [ending for ending in self._endings if ending.step() is not None]
+        for ending in tuple(self._endings):
+            left = ending.step()
+            if not self.starving:
+                ending.deliver()
+            if left is None and not ending.messages and ending in self._endings:
+                self._endings.remove(ending)
         self.attended = bool(self._polled or self._endings or self.corked)
 
     def _on_time(self, now: float, idle: bool) -> None:

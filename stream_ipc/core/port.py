@@ -14,6 +14,7 @@ from .poller import READ, WRITE
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
+    from collections.abc import Callable
     from typing import Any
 
     from ..transports.base import Channel
@@ -200,11 +201,18 @@ class Port:
 
     def drain(self) -> None:
         """Read what is there now, as much as a pipe or socket can hold: this is the last look."""
+        self._look_by(self.channel.drain)
+
+    def look_for_end(self) -> None:
+        """Ask whether the other side is gone, where only asking tells at once."""
+        self._look_by(self.channel.look_for_end)
+
+    def _look_by(self, method: Callable[[deque[Any]], None]) -> None:
         if self._reading or self._closed or self.failing or self.channel.ended is not None:
             return
         try:
             self._reading = True
-            self.channel.drain(self._inbox)
+            method(self._inbox)
         except Exception as exc:
             self._reading = False
             self.failed(exc)

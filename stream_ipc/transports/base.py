@@ -114,9 +114,13 @@ class Ending:
 
     Attributes:
         background: It is left to ticks, and waited for at the end of the peer only.
+        messages: What is to be given to ``take``: the last words of the other side.
+        take: Called with each of these; set by whoever can.
     """
 
     background = False
+    messages: Sequence[Message] = ()
+    take: Callable[[Message], Any] | None = None
 
     def fds(self) -> list[int]:
         """Return descriptors that become readable when ``step`` has something to do."""
@@ -130,22 +134,39 @@ class Ending:
         """
         raise NotImplementedError
 
+    def hurry(self, due: float) -> None:
+        """Have all done at a time of ``time.monotonic``, whatever has to be cut short for it."""
+
+    def deliver(self) -> None:
+        """Give the messages to ``take``."""
+
     def forget(self) -> None:
         """Release what is held without finishing: in a forked copy of the process."""
 
 
-def finish(endings: Iterable[Ending]) -> None:
-    """Block until all are done, side by side. Each of them bounds its own steps."""
+def finish(endings: Iterable[Ending], background: bool = True) -> list[Ending]:
+    """Block until these are done, side by side. Each of them bounds its own steps.
+
+    Args:
+        endings: What is to be done.
+        background: Also wait for what is in the background. Otherwise it goes on only while others are waited for.
+
+    Returns:
+        What is not done.
+    """
     while True:
         waiting = []
         wait = 60.0
         for ending in endings:
             left = ending.step()
+            if ending.messages:
+                ending.deliver()
+                wait = 0.0  # a handler may have done anything, also finished this
             if left is not None:
                 wait = min(wait, left)
                 waiting.append(ending)
-        if not waiting:
-            return
+        if not waiting or not (background or any([not ending.background for ending in waiting])):
+            return waiting
         endings = waiting
         wait_readable([fd for ending in endings for fd in ending.fds()], wait)
 
@@ -166,6 +187,7 @@ class Channel:
         writing: A write is under way, so that what a finalizer or a signal handler sends meanwhile is only queued.
         ended: Why nothing more will come, once an ``End`` was put into the inbox.
         is_unfinished: Whether a message has begun to arrive.
+        is_broken: Whether nothing can be written any more.
     """
 
     on_change: Callable[[], None]
@@ -180,6 +202,7 @@ class Channel:
     writing: bool = False
     ended: StreamClosedError | None = None
     is_unfinished: bool = False
+    is_broken: bool = False
 
     @property
     def transport(self) -> Any:
@@ -225,6 +248,9 @@ class Channel:
     def wait(self, seconds: float, write: bool = False) -> bool:
         """Block until something can be read, or written; returns whether it can."""
         return False
+
+    def look_for_end(self, inbox: deque[Received]) -> None:
+        """Ask whether the other side is gone, where only asking tells at once, and put that into the inbox."""
 
     def resume(self, inbox: deque[Received]) -> None:
         """Do what an interrupted call has left undone."""

@@ -18,6 +18,7 @@ import os
 import select
 import stat
 import sys
+import warnings
 from itertools import repeat
 
 from ..errors import InvalidStreamError
@@ -32,6 +33,7 @@ __all__ = [
     "READ_SIZE",
     "ReadEnd",
     "WriteEnd",
+    "close_copies",
     "close_streams",
     "describe_stream",
     "is_socket",
@@ -91,6 +93,30 @@ def close_streams(streams: list[tuple[Any, int]]) -> None:
                     raise
         if streams and streams[-1][0] is stream:
             del streams[-1]
+
+
+def close_copies(streams: list[tuple[Any, int]]) -> None:
+    """Close the descriptors of streams in a forked process, and nothing else.
+
+    Nothing is flushed or said to the other side. An object without a descriptor is left alone: closing it could write to a
+    file that it shares with the owner's (``gzip.GzipFile`` does).
+    """
+    for stream, fd in streams:
+        try:
+            if isinstance(stream, int):
+                os.close(fd)
+            elif is_socket(stream):
+                os.close(stream.detach())  # close() would wait for the files that were made of it
+            elif fd >= 0:
+                _raw(stream).close()
+        except (OSError, ValueError):
+            pass  # it is closed
+
+
+def _raw(stream: Any) -> Any:
+    """Return what is below the text layer and the buffer of a file object."""
+    inner = getattr(stream, "buffer", None) or getattr(stream, "raw", None)
+    return stream if inner is None else _raw(inner)
 
 
 def is_socket(stream: Any) -> bool:
@@ -220,6 +246,19 @@ def _access(fd: int) -> int:
         return os.O_RDWR
 
 
+def _warn_of_sigpipe() -> None:
+    # A pipe has no MSG_NOSIGNAL, and blocking the signal would take calls for each write.
+    import _signal  # type: ignore[import-not-found]  # of which signal makes enums
+
+    if _signal.getsignal(_signal.SIGPIPE) == _signal.SIG_DFL:
+        warnings.warn(
+            "SIGPIPE is at its default, so this process will be killed without a word when the other side of a pipe is"
+            " gone; use signal.signal(signal.SIGPIPE, signal.SIG_IGN), which is what Python starts with",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
 class ReadEnd(_End):
     """The end that is read.
 
@@ -285,6 +324,8 @@ class WriteEnd(_End):
         self._own_fd = -1
         if self.socket is None and self.shared and not stat.S_ISREG(self.mode):
             self._own_fd = self._reopen()
+        if not self.shared and stat.S_ISFIFO(self.mode):
+            _warn_of_sigpipe()
 
     def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
         """Return what writes once when it is iterated: some of the next buffer; the item is how much.

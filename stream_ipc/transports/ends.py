@@ -5,7 +5,7 @@ Knows ends of streams. Must not know frames or what an error of a stream means.
 
 from __future__ import annotations
 
-from .descriptors import close_streams
+from .descriptors import close_copies, close_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ class Ends:
 
     def abandon(self) -> None:
         """Close this process's copies: it is a fork of the owner, whose flags a release would restore."""
-        streams = self._find_streams()
+        streams = [*self._find_streams(), *self._streams]
         for end in self._ends:
             end.detach()
-        close_streams(streams)
+        close_copies(streams)
 
     def _find_streams(self) -> list[tuple[Any, int]]:
         valid = [end for end in self._ends if end.find_invalid() is None]

@@ -118,6 +118,10 @@ class ForeignChannel(Channel):
             return 0
         return queued if isinstance(queued, int) else 1  # something, of unknown size
 
+    @property
+    def is_broken(self) -> bool:  # type: ignore[override]
+        return self._dropped
+
     def drop_output(self) -> None:
         self._dropped = True
 

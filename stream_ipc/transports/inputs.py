@@ -5,7 +5,9 @@ Knows the end that is read and the decoder. Must not know what an error of the s
 
 from __future__ import annotations
 
-from ..wire.codec import CLEAN
+import time
+
+from ..wire.codec import CLEAN, NO_TEXT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,9 +18,11 @@ if TYPE_CHECKING:
     from .base import Channel, Received
     from .descriptors import ReadEnd
 
-__all__ = ["Input"]
+__all__ = ["Input", "TextInput"]
 
 _LARGE_READ = 256 * 1024
+
+LINE_DELAY = 0.2  # seconds that an unfinished line of text may take to be finished
 
 
 class Input:
@@ -121,4 +125,63 @@ class Input:
         inbox += items
         self.ended = True
         self.where = where
+        self.error = error
+
+
+class TextInput(Input):
+    """One stream of text that is read. A line that is not finished in time comes as it is.
+
+    Attributes:
+        due: When that is, of the line that has begun.
+    """
+
+    __slots__ = ("due",)
+
+    def __init__(self, end: ReadEnd, decoder: TextDecoder, channel: Channel) -> None:
+        super().__init__(end, decoder, channel)
+        self.due: float | None = None
+
+    def read(self, inbox: deque[Received]) -> None:
+        channel = self._channel
+        before, count = channel.received_bytes, len(inbox)
+        super().read(inbox)
+        channel.text_bytes += channel.received_bytes - before
+        if len(inbox) != count:
+            self.due = None  # another line has begun
+        channel.on_change()
+
+    @property
+    def look_in(self) -> float | None:
+        """Seconds until an unfinished line comes as it is; None if there is none."""
+        if self.ended or not self.decoder.is_unfinished:
+            self.due = None
+            return None
+        now = time.monotonic()
+        if self.due is None:
+            self.due = now + LINE_DELAY
+        return max(0.0, self.due - now)
+
+    def flush_due(self, inbox: deque[Received]) -> None:
+        """Append an unfinished line if its time is over."""
+        if self.due is not None and time.monotonic() >= self.due:
+            self.flush(inbox)
+
+    def flush(self, inbox: deque[Received]) -> None:
+        """Append an unfinished line as it is."""
+        if self.ended:
+            return
+        items, state = self.decoder.flush()
+        # atomic: no calls
+        inbox += items
+        self.decoder.state = state
+        self.due = None
+
+    def finish(self, inbox: deque[Received], error: BaseException | None = None) -> None:
+        if self.ended:
+            return
+        items, _ = self.decoder.finish()
+        # atomic: no calls
+        inbox += items
+        self.decoder.state = NO_TEXT
+        self.ended = True
         self.error = error

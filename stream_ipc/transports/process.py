@@ -1,50 +1,32 @@
-"""A child process: starting it, its stdio as a channel, what its death means.
+"""A child process: its stdio as a channel, what its death means.
 
-Knows processes. Must not know sessions or peers. Ending one is in ``process_end``.
+Knows processes. Must not know sessions or peers. Starting one is in ``spawn``, ending it in ``process_end``.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import subprocess
 import time
-from collections.abc import Mapping, Sequence
 
 from ..errors import StreamClosedError
 from ..messages import LogMessage
 from ..wire.codec import TextDecoder
 from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
-from .descriptors import ReadEnd, WriteEnd, close_streams
+from .descriptors import ReadEnd, WriteEnd, close_streams, wait_readable
 from .process_end import ProcessEnding
-from .stream import StreamChannel
+from .spawn import check_popen
+from .stream import StreamChannel, sooner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import subprocess
     from collections import deque
-    from collections.abc import Iterator
-    from typing import IO, Any, Protocol, TypeVar
+    from typing import Any
 
     from ..protocols import MessageSerializer
     from .base import Ending, Interest, Received
 
-    T_co = TypeVar("T_co", covariant=True)
-
-    class Items(Protocol[T_co]):
-        """A sequence that is no str and no bytes, which are sequences too: these do not contain any ``object``."""
-
-        def __len__(self) -> int: ...
-
-        def __getitem__(self, index: int, /) -> T_co: ...
-
-        def __iter__(self) -> Iterator[T_co]: ...
-
-        def __contains__(self, value: object, /) -> bool: ...
-
-    Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-    Command = Items[Path]
-
-__all__ = ["ProcessChannel", "spawn"]
+__all__ = ["ProcessChannel"]
 
 # Seconds that a child whose stdout has ended has for its exit status to appear. It dies a moment after its pipes do.
 STATUS_GRACE = 0.25
@@ -53,63 +35,6 @@ STATUS_GRACE = 0.25
 _DYING_GRACE = 0.05
 
 _TAIL = 2000  # characters of stderr that are kept for error texts
-_SPARE_DESCRIPTORS = 12  # what starting a process takes for a moment
-
-
-def spawn(
-    command: Command, cwd: Path | None, env: Mapping[str, str] | None, stderr: int | IO[Any] | None
-) -> subprocess.Popen[bytes]:
-    """Start a process with pipes for its stdio.
-
-    Raises:
-        TypeError: ``command`` is no list of arguments.
-        OSError: It cannot be started; no descriptor is lost.
-    """
-    if isinstance(command, (str, bytes)) or not isinstance(command, Sequence):
-        raise TypeError(
-            f"command must be a list of arguments, not {command!r:.200}; there is no shell, so pass"
-            ' ["python3", "slave.py"] or shlex.split("python3 slave.py")'
-        )
-    if not command:
-        raise ValueError("command is empty; its first item is the program to start")
-    if env is not None and not isinstance(env, Mapping):
-        raise TypeError(f"env must be a dict of names and values, not {env!r:.200}")
-    if not (stderr is None or isinstance(stderr, int) or hasattr(stderr, "fileno")):
-        raise TypeError(f"stderr must be subprocess.PIPE, None, a descriptor or a file, not {stderr!r:.200}")
-    _require_descriptors()
-    return subprocess.Popen(
-        list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd=cwd, env=env, bufsize=0
-    )
-
-
-def _require_descriptors() -> None:
-    # Popen loses the pipes that it has made when it runs out of descriptors half-way (before Python 3.13).
-    spare: list[int] = []
-    try:
-        for _ in range(_SPARE_DESCRIPTORS):
-            spare.append(os.open(os.devnull, os.O_RDONLY))
-    except OSError as exc:
-        if exc.errno not in (errno.EMFILE, errno.ENFILE):
-            raise
-        text = f"{exc.strerror}: starting a process takes {_SPARE_DESCRIPTORS} descriptors for a moment"
-        raise OSError(exc.errno, f"{text}; close some, or raise the limit (ulimit -n)") from exc
-    finally:
-        for fd in spare:
-            os.close(fd)
-
-
-def check_popen(process: Any) -> None:
-    """Raise ``ValueError`` for what is no ``subprocess.Popen`` with binary pipes; the text says what to pass."""
-    if not all([hasattr(process, name) for name in ("pid", "stdin", "stdout")]):
-        raise ValueError(f"a session is attached to a subprocess.Popen, not to {process!r:.200}")
-    for name in ("stdin", "stdout"):
-        stream = getattr(process, name, None)
-        if stream is None or stream.closed:
-            state = "closed" if stream is not None else "not a pipe"
-            raise ValueError(
-                f"the {name} of {process!r:.200} is {state}; start it with subprocess.Popen(..., stdin=PIPE,"
-                " stdout=PIPE)"
-            )
 
 
 class ProcessChannel(StreamChannel):
@@ -122,17 +47,25 @@ class ProcessChannel(StreamChannel):
         owned: Whether the process is ended with the channel.
         serializer: As in ``StreamChannel``.
         max_frame_size: As in ``StreamChannel``.
+        group: Whether it leads a process group, all of which is ended then.
 
     Raises:
         ValueError: The Popen is unsuitable; the text says what to pass.
     """
 
     def __init__(
-        self, process: subprocess.Popen[Any], owned: bool, serializer: MessageSerializer, max_frame_size: int
+        self,
+        process: subprocess.Popen[Any],
+        owned: bool,
+        serializer: MessageSerializer,
+        max_frame_size: int,
+        group: bool = False,
     ) -> None:
         check_popen(process)
         self.process = process
         self._owned = owned
+        self._group = group
+        self._text: Any = None  # its stderr
         self._tail = ""  # of stderr
         self._junk = ""  # of what was printed to stdout between frames
         self._dead = False
@@ -146,7 +79,9 @@ class ProcessChannel(StreamChannel):
         try:
             super().__init__(WriteEnd(process.stdin), [reader], serializer, max_frame_size, f"pid {process.pid}")
             if process.stderr is not None and not process.stderr.closed:
-                self.add_input(ReadEnd(process.stderr), TextDecoder(LogMessage.LEVEL_STDERR, self._note_stderr))
+                end = ReadEnd(process.stderr)
+                self.add_input(end, TextDecoder(LogMessage.LEVEL_STDERR, self._note_stderr))
+                self._text = self.inputs[end.fd]
         except BaseException:
             reader.release()
             raise
@@ -164,14 +99,16 @@ class ProcessChannel(StreamChannel):
             return reads, write_fd, look_in
         if self._pidfd >= 0:
             reads = [*reads, self._pidfd]
-        if look_in is None and (self._status_due is not None or self._pidfd < 0):
-            look_in = DEATH_INTERVAL
+        if self._status_due is not None or self._pidfd < 0:
+            look_in = sooner(look_in, DEATH_INTERVAL)
         return reads, write_fd, look_in
 
-    def look(self, inbox: deque[Received]) -> None:
-        super().look(inbox)
+    def look(self, fd: int, inbox: deque[Received]) -> None:
+        super().look(fd, inbox)
         if self.ended is not None or self._dead:
             return
+        if fd < 0 <= self._pidfd and self._status_due is None:
+            return  # it is about something else
         now = time.monotonic()
         if self._pidfd < 0 and self._status_due is None and now < self._look_at:
             return  # waitid() for each child in every turn is expensive
@@ -187,31 +124,41 @@ class ProcessChannel(StreamChannel):
             self._unknown = True
         return poll(self.process)
 
+    def look_for_end(self, inbox: deque[Received]) -> None:
+        if self.ended is not None or self._dead or (self._pidfd >= 0 and not wait_readable((self._pidfd,), 0)):
+            return
+        if self._poll() is not None:
+            self._died(inbox)
+
     def _died(self, inbox: deque[Received]) -> None:
         """Read what it had written, whoever may still hold its pipes: then this is the end."""
         self._dead = True
         self.drain(inbox)
         self.put_end(inbox)
+        if self.ended is not None:
+            self.outbox.drop(self.ended)  # nobody will read it, though a grandchild may hold the pipe
+
+    def put_end(self, inbox: deque[Received]) -> None:
+        if self._text is not None and self.ended is None:
+            self._text.flush(inbox)
+        super().put_end(inbox)
 
     def resume(self, inbox: deque[Received]) -> None:
         super().resume(inbox)
-        if self._dead and self.ended is None:
+        if self._dead and (self.ended is None or not self.is_broken):
             self._died(inbox)
 
     def framed_ended(self, inbox: deque[Received]) -> None:
         if self.ended is not None:
             return
         if self._dead or self._poll() is not None:
-            self._dead = True
-            self.drain(inbox)
-            self.put_end(inbox)
+            self._died(inbox)
         elif self._status_due is None:
             self._status_due = time.monotonic() + STATUS_GRACE
 
     # -- texts
 
     def _note_stderr(self, text: str) -> None:
-        self.text_bytes += len(text.encode("utf-8", "replace"))
         self._tail = (self._tail + text)[-_TAIL:]
 
     def note_text(self, text: str) -> None:
@@ -256,6 +203,8 @@ class ProcessChannel(StreamChannel):
 
     def drain(self, inbox: deque[Received]) -> None:
         super().drain(inbox)
+        if self._lost and self._text is not None:
+            self._text.flush(inbox)
         for error in self._lost:
             error.args = (self._broken_text(),)  # its last words are known only now
         self._lost.clear()
@@ -271,8 +220,7 @@ class ProcessChannel(StreamChannel):
         if stdin is not None:
             close_streams([(stdin, -1)])
         if self._ending is None:
-            outputs = [out for out in (self.process.stdout, self.process.stderr) if out is not None]
-            ending = ProcessEnding(self.process, outputs, self._pidfd, self._unknown)
+            ending = ProcessEnding(self.process, self._text, self._pidfd, self._unknown, self._group)
             # atomic: no calls
             self._ending = ending
             self._pidfd = -1

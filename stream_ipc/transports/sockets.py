@@ -243,7 +243,6 @@ class LingeringClose(Ending):
 
     def __init__(self, sock: socket.socket) -> None:
         self._fd = os.dup(sock.fileno())  # no socket object: under gevent that would be one of gevent's
-        os.set_blocking(self._fd, False)
         self._due = time.monotonic() + _LINGER
 
     def fds(self) -> list[int]:
@@ -252,6 +251,8 @@ class LingeringClose(Ending):
     def step(self) -> float | None:
         left = self._due - time.monotonic()
         try:
+            if self._fd >= 0:
+                os.set_blocking(self._fd, False)  # its owner's flag, which is the same, was restored meanwhile
             while True:
                 if self._fd < 0 or left <= 0 or not os.read(self._fd, 65536):
                     break
@@ -262,6 +263,9 @@ class LingeringClose(Ending):
             pass
         self.forget()
         return None
+
+    def hurry(self, due: float) -> None:
+        self._due = min(self._due, due)
 
     def forget(self) -> None:
         fd, self._fd = self._fd, -1

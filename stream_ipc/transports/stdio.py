@@ -4,13 +4,15 @@ Knows descriptors 0, 1 and 2 and ``sys``. Must not know sessions.
 
 The wire moves to private descriptors. Descriptor 0 becomes the null device, so that nobody else reads what is meant for
 the session, and descriptor 1 becomes another stderr, so that a ``print``, or the output of a program that this process
-starts, stays visible and cannot get between the frames.
+starts, stays visible and cannot get between the frames. Where descriptor 2 is the wire, too, both 1 and 2 become the null
+device.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import sys
 
@@ -45,11 +47,15 @@ class StdioChannel(StreamChannel):
         if _active is not None:
             raise RuntimeError("this process's stdin and stdout are in use by another session; close it first")
         _flush()
-        self._wire_in = self._wire_out = -1
+        self._wire_in = self._wire_out = self._stderr = -1
+        self._buffered: list[Any] = []  # what is to be block-buffered again
         try:
             self._wire_in = _private_copy(0, "stdin", sys.__stdin__)
             self._wire_out = _private_copy(1, "stdout", sys.__stdout__)
-            _take_over()
+            if _is_wire(2, self._wire_in, self._wire_out):
+                self._stderr = _private_copy(2, "stderr", sys.__stderr__)
+            _take_over(self._stderr >= 0)
+            self._buffer_lines()
             ahead = _read_ahead()
             # Shared: both are other processes' open files too, so their flags stay as they are.
             reader = ReadEnd(self._wire_in, shared=True)
@@ -77,8 +83,31 @@ class StdioChannel(StreamChannel):
         global _active
         _active = None
         super().abandon()
+        fd, self._stderr = self._stderr, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _buffer_lines(self) -> None:
+        """Let each line that is printed leave at once, though descriptor 1 is no terminal."""
+        for stream in (sys.stdout, sys.__stdout__):
+            try:
+                if isinstance(stream, io.TextIOWrapper) and stream.fileno() == 1 and not stream.line_buffering:
+                    self._buffered.append(stream)
+                    stream.reconfigure(line_buffering=True)
+            except (OSError, ValueError):
+                pass  # closed, or an object that is no file
 
     def _restore(self) -> None:
+        while self._buffered:
+            try:
+                self._buffered[-1].reconfigure(line_buffering=False)
+            except (OSError, ValueError):
+                pass
+            del self._buffered[-1]
+        if self._stderr >= 0:
+            os.dup2(self._stderr, 2)
+            fd, self._stderr = self._stderr, -1
+            os.close(fd)
         if self._wire_in >= 0:
             os.dup2(self._wire_in, 0)
             fd, self._wire_in = self._wire_in, -1
@@ -89,10 +118,23 @@ class StdioChannel(StreamChannel):
             os.close(fd)
 
 
-def _take_over() -> None:
+def _is_wire(fd: int, *wire: int) -> bool:
+    """Return whether a descriptor is the same stream as the wire, but for a terminal, at which somebody wants to see it."""
+    try:
+        if sys.__stderr__ is None or os.isatty(fd):
+            return False
+        mine = os.fstat(fd)
+        return any([os.path.samestat(mine, os.fstat(other)) for other in wire])
+    except OSError:
+        return False  # it was closed
+
+
+def _take_over(drop_stderr: bool) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     try:
         os.dup2(null, 0)
+        if drop_stderr:
+            os.dup2(null, 2)
         try:
             # Started without a stderr, descriptor 2 may be anything that was opened since.
             os.dup2(null if sys.__stderr__ is None else 2, 1)

@@ -13,7 +13,7 @@ from ..wire.codec import CLEAN, MessageDecoder, MessageEncoder
 from .base import POLL_INTERVAL, Channel, End
 from .descriptors import describe_stream, wait_readable, wait_writable
 from .ends import Ends
-from .inputs import Input
+from .inputs import Input, TextInput
 from .outbox import Outbox
 
 TYPE_CHECKING = False
@@ -67,7 +67,7 @@ class StreamChannel(Channel):
     def add_input(self, end: Any, decoder: MessageDecoder | TextDecoder) -> None:
         """Read from one more end."""
         self._ends.add(end)
-        self.inputs[end.fd] = Input(end, decoder, self)
+        self.inputs[end.fd] = TextInput(end, decoder, self) if decoder.is_text else Input(end, decoder, self)  # type: ignore[arg-type]
         if not decoder.is_text:
             self._framed += 1
 
@@ -114,6 +114,10 @@ class StreamChannel(Channel):
     @property
     def last(self) -> Any:
         return self.outbox.last
+
+    @property
+    def is_broken(self) -> bool:  # type: ignore[override]
+        return self.outbox.error is not None
 
     @property
     def writing(self) -> bool:  # type: ignore[override]
@@ -186,6 +190,8 @@ class StreamChannel(Channel):
                 reads.append(fd)
             elif look_in is None:
                 look_in = POLL_INTERVAL
+            if isinstance(source, TextInput):
+                look_in = sooner(look_in, source.look_in)
         if self.outbox.blocked and not output.wants_read:
             if output.watched:
                 write_fd = output.poll_fd
@@ -196,7 +202,7 @@ class StreamChannel(Channel):
     def read(self, fd: int, inbox: deque[Received]) -> None:
         source = self.inputs.get(fd)
         if source is None:
-            self.look(inbox)
+            self.look(fd, inbox)
             return
         try:
             source.read(inbox)
@@ -208,11 +214,18 @@ class StreamChannel(Channel):
         if source.ended:
             self._input_ended(source, inbox)
 
-    def look(self, inbox: deque[Received]) -> None:
-        """Read what no descriptor tells of, and write to a stream that has none."""
-        for fd, source in tuple(self.inputs.items()):
+    def look(self, fd: int, inbox: deque[Received]) -> None:
+        """Read what no descriptor tells of, and write to a stream that has none.
+
+        Args:
+            fd: A descriptor that is no input's, or -1 if it is time to look.
+            inbox: Where what is read goes.
+        """
+        for number, source in tuple(self.inputs.items()):
             if source.is_ahead or not source.end.watched:
-                self.read(fd, inbox)
+                self.read(number, inbox)
+            if isinstance(source, TextInput):
+                source.flush_due(inbox)
         if self.outbox.blocked and not self.outbox.end.watched:
             self.outbox.flush()
         self.on_change()
@@ -353,6 +366,11 @@ class StreamChannel(Channel):
     def connected(self, how: str) -> None:
         """Say what its socket is connected to, in a few words for ``describe``."""
         self._name = f"{how} {self.describe()}"
+
+
+def sooner(seconds: float | None, others: float | None) -> float | None:
+    """Return the smaller of two times that may be None."""
+    return others if seconds is None else seconds if others is None else min(seconds, others)
 
 
 def _text(error: BaseException) -> str:

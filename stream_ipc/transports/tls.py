@@ -186,6 +186,7 @@ class TlsWriteEnd(WriteEnd):
         """Tell the other side that nothing follows, unless half a record was written. May be called again."""
         if self._piece is None and self.find_invalid() is None:
             try:
-                self.socket.unwrap()
+                with Shield():
+                    self.socket.unwrap()
             except (OSError, ValueError):
                 pass  # it was sent; the answer is not waited for

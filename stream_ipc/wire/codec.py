@@ -27,13 +27,20 @@ if TYPE_CHECKING:
     # What a MessageDecoder remembers: the framing's state, and the bytes of an unfinished character of junk.
     DecoderState = tuple[framing.State, bytes]
 
-__all__ = ["CLEAN", "MessageDecoder", "MessageEncoder", "TextDecoder", "check_max_frame_size", "decode_text"]
+    # The same of a TextDecoder: the bytes of an unfinished line, and whether a piece of it was returned already.
+    TextState = tuple[bytes, bool]
+
+__all__ = [
+    "CLEAN", "NO_TEXT", "MessageDecoder", "MessageEncoder", "TextDecoder", "check_max_frame_size", "decode_text",
+]  # fmt: skip
 
 # The buffer of a large payload is kept for the next one up to this size: a new one costs a page fault for each 4 KiB.
 _SPARE_MAX = 4 * 1024 * 1024
 
 # Below this a frame is one buffer: joining header and payload costs less than writing two.
 _JOIN = 32 * 1024
+
+LINE_MAX = 64 * 1024  # bytes of a line of text in one message
 
 
 def check_max_frame_size(size: int) -> int:
@@ -155,6 +162,7 @@ def decode_text(data: bytes, final: bool = False) -> tuple[str, bytes]:
 
 
 CLEAN: DecoderState = (START, b"")  # nothing is unfinished
+NO_TEXT: TextState = (b"", False)
 
 
 class MessageDecoder:
@@ -304,14 +312,16 @@ class MessageDecoder:
 
 
 class TextDecoder:
-    """Turns the bytes of a stream that has no frames into ``LogMessage``.
+    """Turns the bytes of a stream that has no frames into ``LogMessage``, one for each line.
+
+    A message has no line end (``\\n`` or ``\\r\\n``). A line of more than ``LINE_MAX`` bytes comes in pieces.
 
     Args:
         level: The level of the messages.
-        note: Called with each piece of text.
+        note: Called with the text as it was, line ends included.
 
     Attributes:
-        state: The bytes of an unfinished character.
+        state: The bytes of an unfinished line, and whether a piece of it was returned already.
     """
 
     is_text = True
@@ -319,22 +329,60 @@ class TextDecoder:
     def __init__(self, level: str, note: Callable[[str], Any]) -> None:
         self._level = level
         self._note = note
-        self.state = b""
+        self.state: TextState = NO_TEXT
 
-    def decode(self, data: bytes) -> tuple[list[Any], bytes]:
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether ``flush`` would return something."""
+        held = self.state[0]
+        return bool(held) and bool(decode_text(held)[0])
+
+    def decode(self, data: bytes) -> tuple[list[Any], TextState]:
         """Return the messages of ``data``, and the state behind them."""
-        text, held = decode_text(self.state + data)
-        return self._messages(text), held
+        held, begun = self.state
+        *lines, rest = (held + data).split(b"\n")
+        texts: list[str] = []
+        said: list[str] = []  # the same with line ends
+        for line in lines:
+            count = len(texts)
+            line, begun = self._cut(texts, line, begun)
+            if line[-1:] == b"\r":
+                line = line[:-1]
+            if line or not begun:
+                texts.append(decode_text(line, final=True)[0])
+            said += (*texts[count:], "\n")
+            begun = False
+        count = len(texts)
+        rest, begun = self._cut(texts, rest, begun)
+        said += texts[count:]
+        return self._messages(texts, said), (rest, begun)
+
+    def flush(self) -> tuple[list[Any], TextState]:
+        """Return an unfinished line as it is, and the state behind it."""
+        held, begun = self.state
+        text, held = decode_text(held)
+        texts = [text] if text else []
+        return self._messages(texts, texts), (held, begun or bool(text))
 
     def finish(self) -> tuple[list[Any], str]:
         """Return what is left at the end of the stream."""
-        return self._messages(decode_text(self.state, final=True)[0]), ""
+        text = decode_text(self.state[0], final=True)[0]
+        texts = [text] if text else []
+        return self._messages(texts, texts), ""
 
     def trim(self) -> None:
         """Do nothing: nothing is kept."""
 
-    def _messages(self, text: str) -> list[Any]:
-        if not text:
-            return []
-        self._note(text)
-        return [text_message(text, self._level)]
+    def _cut(self, texts: list[str], line: bytes, begun: bool) -> tuple[bytes, bool]:
+        """Cut pieces off a line that is too long; returns the rest, and whether some of the line was returned."""
+        while len(line) > LINE_MAX:
+            text, held = decode_text(line[:LINE_MAX])
+            texts.append(text)
+            line = held + line[LINE_MAX:]
+            begun = True
+        return line, begun
+
+    def _messages(self, texts: list[str], said: list[str]) -> list[Any]:
+        if said:
+            self._note("".join(said))
+        return [text_message(text, self._level) for text in texts]

@@ -249,6 +249,9 @@ def sessions(peer: IpcPeer, process: "subprocess.Popen[bytes]", sock: socket.soc
     peer.create_command_session(["ls"], env={"A": 5})  # error
     peer.create_command_session(["ls"], stderr="file")  # error
     peer.create_command_session(["ls"], shell=True)  # error
+    peer.create_command_session(["ls"], text=True)  # error
+    peer.create_command_session(["ls"], start_new_sesion=True)  # error
+    peer.create_command_session(["ls"], umask="077")  # error
     peer.create_stream_session(sock)  # error
     peer.create_stream_session("out", "in")  # error
     peer.create_stream_session(sock, pathlib.Path("in"))  # error

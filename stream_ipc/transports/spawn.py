@@ -1,0 +1,248 @@
+"""Starting a child process with pipes for its stdio.
+
+Knows ``subprocess.Popen``. Must not know channels or sessions. The pipes are made here and not by Popen, which loses them
+if something fails half-way: descriptors that are used up, a ``user`` that does not exist.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from .children import kill
+from .descriptors import describe_stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from typing import IO, Any, Protocol, TypedDict, TypeVar
+
+    T_co = TypeVar("T_co", covariant=True)
+
+    class Items(Protocol[T_co]):
+        """A sequence that is no str and no bytes, which are sequences too: these do not contain any ``object``."""
+
+        def __len__(self) -> int: ...
+
+        def __getitem__(self, index: int, /) -> T_co: ...
+
+        def __iter__(self) -> Iterator[T_co]: ...
+
+        def __contains__(self, value: object, /) -> bool: ...
+
+    Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    Command = Items[Path]
+
+    class PopenOptions(TypedDict, total=False):
+        """What ``subprocess.Popen`` takes besides, and the conversation does not mind."""
+
+        executable: Path | None
+        preexec_fn: Callable[[], object] | None
+        close_fds: bool
+        restore_signals: bool
+        start_new_session: bool
+        process_group: int | None
+        pass_fds: Collection[int]
+        user: str | int | None
+        group: str | int | None
+        extra_groups: Iterable[str | int] | None
+        umask: int
+        pipesize: int
+
+
+__all__ = ["check_popen", "leads_group", "spawn"]
+
+_TEXT = "messages are bytes, so the pipes have no text layer"
+_WINDOWS = "it is for Windows only"
+_REFUSED = {
+    "args": "the command is the first argument",
+    "stdin": "the session talks over it",
+    "stdout": "the session talks over it",
+    "shell": 'there is no shell; pass a list, or ["sh", "-c", "..."]',
+    "text": _TEXT,
+    "universal_newlines": _TEXT,
+    "encoding": _TEXT,
+    "errors": _TEXT,
+    "bufsize": "the pipes are used without a buffer",
+    "startupinfo": _WINDOWS,
+    "creationflags": _WINDOWS,
+}
+
+
+def spawn(
+    command: Command,
+    cwd: Path | None,
+    env: Mapping[str, str] | None,
+    stderr: int | IO[Any] | None,
+    popen: PopenOptions,
+) -> subprocess.Popen[bytes]:
+    """Start a process with pipes for its stdio.
+
+    Args:
+        command: The program and its arguments.
+        cwd: The folder to start it in, or None.
+        env: Its environment, or None.
+        stderr: As ``Popen`` takes it.
+        popen: Other keywords of ``Popen``.
+
+    Raises:
+        TypeError: An argument is of a wrong kind, or cannot be passed here.
+        ValueError: An argument cannot be used.
+        OSError: It cannot be started.
+    """
+    _check_command(command)
+    _check_environment(cwd, env)
+    options: dict[str, Any] = dict(popen)
+    _check_keywords(options)
+    stderr = _check_stderr(stderr)
+    size = options.pop("pipesize", -1)
+    theirs: list[int] = []
+    ours: list[int] = []
+    try:
+        _open_pipe(theirs, ours, size)
+        _open_pipe(ours, theirs, size)
+        if stderr == subprocess.PIPE:
+            _open_pipe(ours, theirs, size)
+            stderr = theirs[2]
+        elif stderr == subprocess.DEVNULL:
+            theirs.append(os.open(os.devnull, os.O_RDWR))
+            stderr = theirs[2]
+        process: subprocess.Popen[bytes] = subprocess.Popen(
+            list(command), stdin=theirs[0], stdout=theirs[1], stderr=stderr, cwd=cwd, env=env, bufsize=0, **options
+        )
+        try:
+            for name, mode in (("stdin", "w"), ("stdout", "r"), ("stderr", "r"))[: len(ours)]:
+                setattr(process, name, io.FileIO(ours[0], mode))
+                del ours[0]
+        except BaseException:
+            kill(process)
+            raise
+        return process
+    except OSError as exc:
+        if exc.errno in (errno.EMFILE, errno.ENFILE):
+            text = (
+                f"{exc.strerror}: starting a process takes some descriptors; close some, or raise the limit (ulimit -n)"
+            )
+            raise OSError(exc.errno, text) from exc
+        raise
+    finally:
+        for fd in (*theirs, *ours):
+            os.close(fd)
+
+
+def _open_pipe(reads: list[int], writes: list[int], size: int) -> None:
+    read, write = os.pipe()
+    reads.append(read)
+    writes.append(write)
+    if size > 0:
+        import fcntl
+
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, size)
+
+
+def leads_group(popen: PopenOptions) -> bool:
+    """Return whether a process that is started with these keywords of ``Popen`` leads a process group of its own."""
+    return bool(popen.get("start_new_session")) or popen.get("process_group") == 0
+
+
+# -- arguments
+
+
+def _check_command(command: Any) -> None:
+    if isinstance(command, (str, bytes)) or not isinstance(command, Sequence):
+        raise TypeError(
+            f"command must be a list of arguments, not {command!r:.200}; there is no shell, so pass"
+            ' ["python3", "slave.py"] or shlex.split("python3 slave.py")'
+        )
+    if not command:
+        raise ValueError("command is empty; its first item is the program to start")
+    for item in command:
+        _check_path(item, "each item of command")
+
+
+def _check_environment(cwd: Any, env: Any) -> None:
+    if cwd is not None:
+        _check_path(cwd, "cwd")
+    if env is None:
+        return
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env must be a dict of names and values, not {env!r:.200}")
+    for name, value in env.items():
+        _check_path(name, "each name in env")
+        _check_path(value, f"env[{name!r:.100}]")
+
+
+def _check_path(value: Any, what: str) -> None:
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise TypeError(f"{what} must be a str, bytes or a path, not {value!r:.200}")
+    if "\0" in os.fsdecode(value):
+        raise ValueError(f"{what} must not contain a null character: {value!r:.200}")
+
+
+def _check_keywords(popen: Mapping[str, Any]) -> None:
+    code = getattr(subprocess.Popen.__init__, "__code__", None)
+    known = None if code is None else code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    for name in popen:
+        if name in _REFUSED:
+            raise TypeError(f"create_command_session() takes no {name}: {_REFUSED[name]}")
+        if known is not None and name not in known:
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            raise TypeError(
+                f"create_command_session() got an unexpected keyword argument {name!r}; what it does not know is for"
+                f" subprocess.Popen, which has none of that name in Python {version}"
+            )
+
+
+def _check_stderr(stderr: Any) -> int | None:
+    """Return what Popen takes, with a descriptor in place of a file."""
+    wanted = "stderr must be subprocess.PIPE (its text arrives as messages), None, an open file or a descriptor, not"
+    if stderr is None:
+        return None
+    fd = stderr
+    if not isinstance(stderr, int):
+        if not hasattr(stderr, "fileno"):
+            raise TypeError(f"{wanted} {stderr!r:.200}")
+        try:
+            fd = stderr.fileno()
+        except (OSError, ValueError) as exc:  # closed, or one of a notebook or a test runner
+            raise ValueError(f"{wanted} {describe_stream(stderr)}: it has no descriptor ({exc})") from exc
+    if isinstance(fd, bool) or not isinstance(fd, int):
+        raise TypeError(f"{wanted} {stderr!r:.200}")
+    if not (fd in (subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL) and fd is stderr):
+        try:
+            os.fstat(fd)
+        except (OSError, OverflowError) as exc:
+            raise ValueError(f"{wanted} {describe_stream(stderr)}: {exc}") from exc
+    return int(fd)
+
+
+def check_popen(process: Any) -> None:
+    """Raise ``ValueError`` for what is no ``subprocess.Popen`` with binary pipes; the text says what to pass."""
+    advice = "start it with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE)"
+    if isinstance(process, type) or not all(
+        [hasattr(process, name) for name in ("pid", "poll", "args", "returncode", "stdin", "stdout")]
+    ):
+        raise ValueError(f"a session is attached to a subprocess.Popen, not to {process!r:.200}; {advice}")
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(process, name, None)
+        if stream is None:
+            if name == "stderr":
+                continue
+            state = "not a pipe"
+        elif isinstance(stream, io.TextIOBase):
+            state = "a text stream"
+            advice = "messages are bytes, so start it without text=True, encoding, errors and universal_newlines"
+        elif not callable(getattr(stream, "fileno", None)):
+            state = f"no pipe but {describe_stream(stream)}"
+        elif getattr(stream, "closed", False):
+            if name == "stderr":
+                continue
+            state = "closed"
+        else:
+            continue
+        raise ValueError(f"the {name} of {process!r:.200} is {state}; {advice}")

@@ -1,0 +1,286 @@
+"""Waiting for the replies to many requests.
+
+Knows promises, and the conversations of their requests.
+"""
+
+from __future__ import annotations
+
+from weakref import ref
+
+from .arguments import check_timeout
+from .core.replies import next_moment
+from .promise import ResponsePromise, conversation_behind, pending_behind
+from .transports.descriptors import wait_readable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, Literal, TypeVar, overload
+
+    from .core.conversation import Conversation
+    from .core.loop import Loop
+    from .core.replies import Pending
+    from .messages import Message
+
+    M = TypeVar("M", bound=Message)
+
+__all__ = ["as_completed", "gather"]
+
+
+class _Waiting:
+    """Waits for some of many promises, on any number of peers.
+
+    Nothing is registered before there is something to wait for, and then once for each session and not for each promise:
+    ``next(as_completed(pending))`` in a loop is to cost next to nothing for what is only looked at. What is registered are
+    weak references, so it needs no end.
+
+    Attributes:
+        first: The first promise of those that had settled before the call, or None.
+        queue: Promises that have settled, in that order; those that had settled before the call are in the order given.
+        settled: Whether enough have settled; what a loop's ``run`` looks at.
+    """
+
+    waits_alone = False
+
+    def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
+        check_timeout(timeout)
+        self._given: list[ResponsePromise[Any]] = list(promises)
+        self.first: ResponsePromise[Any] | None = self._find_settled()
+        self._left: dict[ResponsePromise[Any], None] | None = None  # made when it is needed
+        self._began = next_moment()
+        self._loops: list[Loop] = []
+        self._watched: list[tuple[list[ref[Any]], ref[Any]]] = []
+        self._watching = False  # all of them
+        self.queue: dict[ResponsePromise[Any], None] = {}
+        self._wanted = 0
+        self._limit: float | None = None
+        self._clock: Callable[[], float] | None = None
+        if timeout is not None and self._given:
+            self._clock = conversation_behind(self._given[0]).loop.clock
+            self._limit = self._clock() + timeout
+
+    @property
+    def left(self) -> dict[ResponsePromise[Any], None]:
+        """The promises that are not in the queue yet, nor were taken."""
+        if self._left is None:
+            for promise in self._given:
+                if not isinstance(promise, ResponsePromise):
+                    raise _no_promise(promise)
+            self._left = dict.fromkeys(self._given)
+        return self._left
+
+    @property
+    def settled(self) -> bool:
+        return len(self.queue) >= self._wanted
+
+    def _find_settled(self) -> ResponsePromise[Any] | None:
+        promise: Any = None
+        try:
+            for promise in self._given:
+                if pending_behind(promise).settled:
+                    return promise  # type: ignore[no-any-return]
+        except AttributeError:
+            raise _no_promise(promise) from None
+        return None
+
+    def note(self, promise: Any) -> None:
+        """Take note that a promise has settled. An interrupted call can be made again."""
+        left = self.left
+        # atomic: no calls
+        if promise in left:
+            self.queue[promise] = None
+            del left[promise]
+
+    def _watch(self) -> None:
+        """Be told of each promise that settles from now on, and find those that have settled."""
+        self.end()
+        for conversation in set(map(conversation_behind, self.left)):
+            watchers = conversation.replies.watchers
+            watcher = ref(self, watchers.remove)
+            self._watched.append((watchers, watcher))
+            watchers.append(watcher)
+        for promise in sorted([p for p in self.left if p.settled], key=self._order):
+            self.note(promise)
+        self._loops = list({conversation.loop for conversation in map(conversation_behind, self.left)})
+        self._watching = True
+
+    def _order(self, promise: ResponsePromise[Any]) -> int:
+        return max(int(pending_behind(promise).settled), self._began)
+
+    def end(self) -> None:
+        """Leave nothing behind. What comes next begins anew."""
+        self._watching = False
+        while self._watched:
+            watchers, watcher = self._watched[-1]
+            if watcher in watchers:
+                watchers.remove(watcher)
+            del self._watched[-1]
+
+    def until(self, wanted: int) -> bool:
+        """Turn until that many are in the queue.
+
+        Returns:
+            Whether they are; if not, the time is over.
+        """
+        self._wanted = wanted
+        if not self.settled and not self._watching:
+            self._watch()
+        while not self.settled:
+            if len(self._loops) == 1:
+                self._loops[0].run(self, self._limit)
+            else:
+                self._turn_all()  # a peer that is closed has settled its promises
+            if self._limit is not None and self._clock is not None and self._clock() >= self._limit:
+                if not self.settled:
+                    self._look_again()
+                return self.settled
+        return True
+
+    def _look_again(self) -> None:
+        """Take what was there in time and could not be read."""
+        pending: dict[Conversation, list[Pending]] = {}
+        for promise in self.left:
+            pending.setdefault(conversation_behind(promise), []).append(pending_behind(promise))
+        for conversation, requests in pending.items():
+            conversation.look_again(requests, self._limit)
+
+    def _turn_all(self) -> None:
+        # Each loop has its own clock and poller; their descriptors can be waited for together.
+        for loop in self._loops:
+            if not loop.closed:
+                loop.run(self, 0)
+        self._loops = [loop for loop in self._loops if not loop.closed]
+        if self.settled or not self._loops:
+            return
+        wait = 0.05
+        if self._limit is not None and self._clock is not None:
+            wait = min(wait, max(0.0, self._limit - self._clock()))
+        for loop in self._loops:  # some of their transports may have no descriptor
+            due = loop.next_deadline()
+            if due is not None:
+                wait = min(wait, due)
+        try:
+            fds = [loop.fileno() for loop in self._loops]
+        except OSError:  # this program's selector has no descriptor
+            self._loops[0].tick(min(wait, 0.01))
+        else:
+            wait_readable(fds, wait)
+
+
+def _no_promise(given: Any) -> TypeError:
+    return TypeError(f"gather() and as_completed() take promises of request(), not {given!r:.100}")
+
+
+def _too_few(left: int, count: int, timeout: float | None) -> TimeoutError:
+    return TimeoutError(f"{left} of {count} requests got no reply within {timeout} s; they are still pending")
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def gather(promises: Iterable[ResponsePromise[M]], timeout: float | None = None) -> list[M]: ...
+
+    @overload
+    def gather(
+        promises: Iterable[ResponsePromise[M]], timeout: float | None = None, *, return_exceptions: Literal[False]
+    ) -> list[M]: ...
+
+    @overload
+    def gather(
+        promises: Iterable[ResponsePromise[M]], timeout: float | None = None, *, return_exceptions: bool
+    ) -> list[M | Exception]: ...
+
+
+def gather(
+    promises: Iterable[ResponsePromise[Any]], timeout: float | None = None, *, return_exceptions: bool = False
+) -> list[Any]:
+    """Wait until all have settled, and tick every peer concerned meanwhile.
+
+    Args:
+        promises: What ``request()`` returned, of any sessions.
+        timeout: Seconds in all; None waits until each request's own deadline.
+        return_exceptions: Let the errors of requests stand in the list, in place of replies.
+
+    Returns:
+        The replies, in the order of the promises.
+
+    Raises:
+        TimeoutError: ``timeout`` has passed; the text says how many are unfinished. They are still pending.
+        Exception: The first error in the order of the promises, once all have settled; see ``ResponsePromise.wait``. Or
+            what an ``on_message`` handler has raised.
+    """
+    given = list(promises)
+    waiting = _Waiting(given, timeout)
+    count = len(waiting.left)
+    try:
+        if not waiting.until(count):
+            raise _too_few(len(waiting.left), count, timeout)
+    finally:
+        waiting.end()
+    return [_outcome(promise) if return_exceptions else promise.wait() for promise in given]
+
+
+def _outcome(promise: ResponsePromise[Any]) -> Any:
+    """Return the reply, or the error in its place."""
+    outcome = pending_behind(promise).outcome
+    return outcome.with_traceback(None) if isinstance(outcome, BaseException) else outcome
+
+
+def as_completed(
+    promises: Iterable[ResponsePromise[M]], timeout: float | None = None
+) -> Iterator[ResponsePromise[M]]:
+    """Yield each promise as it settles, in the order of settling, and tick every peer concerned meanwhile.
+
+    An iterator that is dropped, or has timed out, leaves nothing behind, so ``next(as_completed(pending))`` in a loop is
+    as good as one iterator.
+
+    Args:
+        promises: What ``request()`` returned, of any sessions.
+        timeout: Seconds in all; None waits until each request's own deadline.
+
+    Yields:
+        Promises of which ``wait()`` returns or raises at once.
+
+    Raises:
+        TimeoutError: ``timeout`` has passed; the text says how many are unfinished. They are still pending.
+        Exception: What an ``on_message`` handler has raised; ``next()`` on the same iterator goes on.
+    """
+    # The clock starts at the call and not at the first next(), as the reader of the call expects.
+    return _AsCompleted(promises, timeout)
+
+
+class _AsCompleted:
+    """An iterator and no generator: a handler's error comes out of ``next()``, and the next ``next()`` goes on."""
+
+    def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
+        self._timeout = timeout
+        self._waiting = _Waiting(promises, timeout)
+        self._taken = 0
+
+    def __iter__(self) -> _AsCompleted:
+        return self
+
+    def __next__(self) -> ResponsePromise[Any]:
+        waiting = self._waiting
+        promise = waiting.first
+        if promise is not None and not self._taken:  # maybe nobody asks for another
+            self._taken = 1
+            return promise
+        if promise is not None:
+            waiting.left.pop(promise, None)
+            waiting.first = None
+        left = len(waiting.left) + len(waiting.queue)
+        if not left:
+            waiting.end()
+            raise StopIteration
+        if not waiting.until(1):
+            waiting.end()
+            raise _too_few(left, left + self._taken, self._timeout)
+        queue = waiting.queue
+        for promise in queue:
+            break
+        assert promise is not None
+        # atomic: no calls
+        del queue[promise]
+        self._taken += 1
+        return promise

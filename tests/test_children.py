@@ -1,0 +1,649 @@
+"""Child processes in the second edition: dead ones, how they are started and closed, what they print, forked copies."""
+
+import io
+import os
+import pathlib
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any, Iterator, List
+
+import pytest
+
+from stream_ipc import IpcPeer, LogMessage, Session, StreamClosedError
+from tests.helpers import set_limit
+from tests.messages import Note, Ping, Pong
+from tests.os_helpers import (
+    await_death,
+    ended,
+    kill,
+    listing,
+    log_texts,
+    program,
+    read_to_end,
+    role,
+    script,
+    tick_until,
+)
+
+# -- a dead child is reported as such
+
+UP = """
+    if {grandchild}:
+        subprocess.Popen(["sleep", "60"])
+    session = IpcPeer().create_stdio_session()
+    session.notify(Note("up"))
+    session.receive()
+"""
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "with a grandchild"])
+def dead(peer: IpcPeer, request: Any) -> Iterator[Session]:
+    """The session of a child that was killed while much is queued for it; no tick has seen that yet."""
+    session = peer.create_command_session(program(UP.format(grandchild=request.param)), start_new_session=True)
+    process = session.process
+    assert process is not None
+    assert session.receive(20) == Note("up")
+    os.kill(process.pid, signal.SIGSTOP)
+    while session.queued_bytes < 300_000:
+        session.notify(Note("queued", b"x" * 50_000))
+    process.kill()
+    await_death(process)
+    try:
+        yield session
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def fill(session: Session) -> None:
+    while session.queued_bytes <= 1024 * 1024:
+        session.notify(Note("queued", b"x" * 50_000))
+
+
+def fails_at_once(call: Any) -> None:
+    start = time.monotonic()
+    with pytest.raises(StreamClosedError, match="was killed by SIGKILL"):
+        call()
+    assert time.monotonic() - start < 0.5
+
+
+@pytest.mark.parametrize("timeout", [0, 2, None])
+def test_flush_says_that_the_child_is_dead_each_time(dead: Session, timeout: Any) -> None:
+    for _ in range(3):
+        fails_at_once(lambda: dead.flush(timeout))
+    assert dead.queued_bytes == 0
+
+
+def test_sending_above_the_mark_says_that_the_child_is_dead(peer: IpcPeer, request: Any) -> None:
+    for how in (lambda s: s.notify(Note()), lambda s: s.request(Ping()), lambda s: s.request(Ping(), timeout=None)):
+        session = peer.create_command_session(program(UP.format(grandchild=True)), start_new_session=True)
+        process = session.process
+        assert process is not None and session.receive(20) == Note("up")
+        os.kill(process.pid, signal.SIGSTOP)
+        fill(session)
+        process.kill()
+        await_death(process)
+        try:
+            fails_at_once(lambda how=how, session=session: how(session))
+            fails_at_once(lambda how=how, session=session: how(session))
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_broadcast_does_not_count_a_dead_child(peer: IpcPeer, dead: Session) -> None:
+    a, b = peer.create_session_pair()
+    errors: List[Any] = []
+    dead.on_exception(errors.append)
+    start = time.monotonic()
+    assert peer.broadcast(Note("to all")) == 2
+    assert time.monotonic() - start < 0.5
+    assert len(errors) == 1 and "SIGKILL" in str(errors[0])
+
+
+def test_broadcast_does_not_wait_for_a_dead_child(peer: IpcPeer, dead: Session) -> None:
+    errors: List[Any] = []
+    dead.on_exception(errors.append)
+    try:
+        fill(dead)
+    except StreamClosedError:
+        pass
+    start = time.monotonic()
+    assert peer.broadcast(Note("to all")) == 0
+    assert time.monotonic() - start < 0.5
+    assert len(errors) == 1 and "SIGKILL" in str(errors[0])
+
+
+@pytest.mark.parametrize("how", ["session", "peer", "tick"])
+def test_closing_waits_for_no_dead_child(peer: IpcPeer, dead: Session, how: str) -> None:
+    start = time.monotonic()
+    closed = ended(dead)
+    if how == "tick":
+        peer.tick(5)
+    else:
+        (dead if how == "session" else peer).close()
+    assert time.monotonic() - start < 0.5
+    assert closed == [dead]
+
+
+def test_flush_of_a_session_whose_other_side_is_gone(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+    sock = b.socket
+    assert sock is not None
+    while a.queued_bytes < 300_000:
+        a.notify(Note("queued", b"x" * 50_000))
+    peer.remove_session(b)
+    sock.close()
+    for timeout in (0, 2, None, 0):
+        with pytest.raises(StreamClosedError, match="other side"):
+            a.flush(timeout)
+
+
+# -- starting
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stdin", None),
+        ("stdout", subprocess.PIPE),
+        ("shell", True),
+        ("text", True),
+        ("encoding", "utf-8"),
+        ("errors", "replace"),
+        ("universal_newlines", True),
+        ("bufsize", 0),
+        ("args", ["cat"]),
+        ("startupinfo", None),
+        ("creationflags", 0),
+    ],
+)
+def test_what_would_break_the_conversation_is_refused(peer: IpcPeer, name: str, value: Any) -> None:
+    before = listing()
+    with pytest.raises(TypeError, match=f"takes no {name}: "):
+        peer.create_command_session(["cat"], **{name: value})
+    assert listing() == before
+
+
+def test_an_unknown_keyword_is_refused(peer: IpcPeer) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stdrr'"):
+        peer.create_command_session(["cat"], stdrr=None)
+
+
+def test_other_keywords_of_popen_are_passed_on(peer: IpcPeer, tmp_path: pathlib.Path) -> None:
+    read, write = os.pipe()
+    code = f"""
+        os.write({write}, b"passed")
+        os.close(os.open("made", os.O_CREAT, 0o666))
+        print(os.getsid(0) == os.getpid(), oct(os.stat("made").st_mode), os.environ["SET"], flush=True)
+        sys.stdin.read()
+    """
+    session = peer.create_command_session(
+        script(code),
+        pass_fds=[write],
+        start_new_session=True,
+        umask=0o077,
+        cwd=tmp_path,
+        executable=sys.executable,
+        preexec_fn=lambda: os.environ.update(SET="1"),
+        env={**os.environ, "SET": "2"},
+        restore_signals=True,
+        close_fds=True,
+        pipesize=1 << 17,
+    )
+    junk = log_texts(session, "junk")
+    tick_until(lambda: junk().endswith("\n"), peer)
+    assert junk() == "True 0o100600 2\n"
+    assert os.read(read, 10) == b"passed"
+    assert session.process is not None and session.process.stdin is not None
+    if sys.platform == "linux":
+        import fcntl
+
+        assert fcntl.fcntl(session.process.stdin, 1032) == 1 << 17  # F_GETPIPE_SZ
+    os.close(read)
+    os.close(write)
+
+
+class NoDescriptor:
+    def fileno(self) -> Any:
+        return self.number
+
+    def __init__(self, number: Any) -> None:
+        self.number = number
+
+
+def closed_file() -> Any:
+    with open(os.devnull, "w") as file:
+        return file
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stderr": io.StringIO()},
+        {"stderr": closed_file()},
+        {"stderr": NoDescriptor("1")},
+        {"stderr": NoDescriptor(-1)},
+        {"stderr": NoDescriptor(True)},
+        {"stderr": "log.txt"},
+        {"stderr": True},
+        {"stderr": 999},
+        {"stderr": 10**30},
+        {"stderr": -7},
+        {"cwd": 5},
+        {"cwd": "/no/such/folder"},
+        {"cwd": "with\0null"},
+        {"env": ["A=1"]},
+        {"env": {"A": 1}},
+        {"env": {1: "A"}},
+        {"env": {"A": "with\0null"}},
+        {"env": {"A=B": "C"}},
+        {"user": "no-such-user"},
+        {"user": -5},
+        {"user": [1]},
+        {"group": "no-such-group"},
+        {"extra_groups": ["no-such-group"]},
+        {"extra_groups": 5},
+        {"umask": "x"},
+        {"pass_fds": [-1]},
+        {"pass_fds": 5},
+        {"preexec_fn": 5},
+        {"preexec_fn": lambda: 1 / 0},
+        {"executable": "/no/such/program"},
+        {"pipesize": "x"},
+        {"stderr": subprocess.DEVNULL, "user": "no-such-user"},
+        {"stderr": subprocess.STDOUT, "group": "no-such-group"},
+        {"process_group": "x"},
+    ],
+    ids=str,
+)
+def test_nothing_is_lost_if_starting_fails(peer: IpcPeer, options: Any) -> None:
+    before = listing()
+    for _ in range(2):
+        with pytest.raises((TypeError, ValueError, OSError, subprocess.SubprocessError, OverflowError, KeyError)):
+            peer.create_command_session(["cat"], **options)
+    assert listing() == before and peer.sessions == ()
+
+
+@pytest.mark.parametrize("command", [["cat", 5], ["cat", None], ["c\0at"], [b"cat", "x\0"]])
+def test_each_item_of_a_command_is_looked_at(peer: IpcPeer, command: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="each item of command"):
+        peer.create_command_session(command)
+
+
+@pytest.mark.parametrize("text", [{"text": True}, {"encoding": "utf-8"}, {"universal_newlines": True}])
+def test_a_popen_in_text_mode_is_refused(peer: IpcPeer, text: Any) -> None:
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **text)
+    with pytest.raises(ValueError, match="is a text stream; .* start it without text=True"):
+        peer.create_process_session(process)
+    kill(process)
+
+
+def test_an_asyncio_process_is_refused(peer: IpcPeer) -> None:
+    import asyncio
+
+    async def main() -> None:
+        pipe = subprocess.PIPE
+        process = await asyncio.create_subprocess_exec("cat", stdin=pipe, stdout=pipe)
+        with pytest.raises(ValueError, match=r"subprocess\.Popen\(command, stdin=PIPE, stdout=PIPE"):
+            peer.create_process_session(process)  # type: ignore[arg-type]
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("bufsize", [-1, 0, 1000])
+def test_a_popen_with_a_buffer_and_what_its_owner_has_read_ahead(peer: IpcPeer, bufsize: int) -> None:
+    pipe = subprocess.PIPE
+    command = program(
+        "print('hello'); sys.stdout.flush(); session = IpcPeer().create_stdio_session(); session.notify(Note()); "
+        "session.receive()"
+    )
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=bufsize)
+    assert process.stdout is not None and process.stdout.readline() == b"hello\n"
+    session = peer.create_process_session(process)
+    assert session.receive(20) == Note()
+    session.close()
+    process.wait()
+
+
+def test_sigpipe_at_its_default_is_warned_of() -> None:
+    code = """
+        import warnings
+        from stream_ipc import IpcPeer
+        with IpcPeer() as peer:
+            peer.create_command_session(["cat"])
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+                peer.create_session_pair()
+                assert not found
+                peer.create_command_session(["cat"])
+        assert [w.category for w in found] == [RuntimeWarning] and "SIG_IGN" in str(found[0].message)
+    """
+    subprocess.run(program(code), check=True, timeout=20)
+
+
+# -- ending
+
+
+GROUP = """
+    # A grandchild that ignores the end of everything, and says so on the pipe of its stderr.
+    import subprocess
+    helper = subprocess.Popen(
+        [sys.executable, "-S", "-c", f"import signal, time\\n{sys.argv[1]}\\nprint('up', flush=True); time.sleep(60)"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=[int(sys.argv[3])],
+    )
+    helper.stdout.readline()
+    os.close(int(sys.argv[3]))
+    exec(sys.argv[2])
+    session = IpcPeer().create_stdio_session()
+    session.notify(Note("up"))
+    serve(session)
+    if sys.argv[2]:
+        time.sleep(60)
+"""
+IGNORES = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+
+
+@pytest.mark.parametrize("how", ["start_new_session", "process_group"])
+@pytest.mark.parametrize(
+    ("helper", "leader", "timeout", "status"),
+    [
+        ("", "", None, 0),
+        ("", "pass", 1, -signal.SIGTERM),
+        (IGNORES, IGNORES, 0.6, -signal.SIGKILL),
+        (IGNORES, "", 0, -signal.SIGKILL),
+    ],
+)
+def test_closing_signals_the_whole_group(
+    peer: IpcPeer, how: str, helper: str, leader: str, timeout: Any, status: int
+) -> None:
+    if how == "process_group" and sys.version_info < (3, 11):
+        with pytest.raises(TypeError, match="process_group"):
+            peer.create_command_session(["cat"], process_group=0)
+        return
+    read, write = os.pipe()
+    options: Any = {how: True if how == "start_new_session" else 0}
+    session = peer.create_command_session(program(GROUP, helper, leader, write), pass_fds=[write], **options)
+    os.close(write)
+    try:
+        process = session.process
+        assert process is not None and session.receive(20) == Note("up")
+        if timeout is None:
+            session.close()
+        else:
+            session.close(timeout=timeout)
+        assert process.returncode == status
+        assert read_to_end(read, 5) == b""  # the last holder of the pipe is gone
+    finally:
+        os.close(read)
+
+
+@pytest.mark.parametrize("how", ["session", "peer"])
+@pytest.mark.parametrize("timeout", [0, 0.5])
+def test_a_timeout_bounds_the_end_of_children(peer: IpcPeer, how: str, timeout: float) -> None:
+    sessions = [peer.create_command_session(role("stubborn")) for _ in range(3)]
+    processes = [session.process for session in sessions]
+    for session in sessions:
+        session.request(Ping()).wait()
+        while session.queued_bytes < 300_000:
+            session.notify(Note("queued", b"x" * 100_000))
+    for process in processes:
+        assert process is not None
+        os.kill(process.pid, signal.SIGSTOP)
+    start = time.monotonic()
+    if how == "peer":
+        peer.close(timeout=timeout)
+    else:
+        for session in sessions:
+            session.close(timeout)
+    took = time.monotonic() - start
+    count = 1 if how == "peer" else 3
+    assert count * timeout * 0.9 <= took < count * timeout + 0.5
+    assert [process.returncode for process in processes if process] == [-signal.SIGKILL] * 3
+
+
+@pytest.mark.parametrize("timeout", [3, None])
+def test_a_longer_timeout_leaves_a_child_more_time(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, timeout: Any
+) -> None:
+    set_limit("exit grace", 0.1, monkeypatch)
+    session = peer.create_command_session(
+        program("session = IpcPeer().create_stdio_session(); serve(session); time.sleep(0.5)")
+    )
+    session.close(timeout=timeout)
+    assert session.process is not None and session.process.returncode == 0
+
+
+@pytest.mark.parametrize(("timeout", "error"), [(-1, ValueError), ("1", TypeError), (float("nan"), ValueError)])
+def test_the_timeout_of_close_is_checked(peer: IpcPeer, timeout: Any, error: Any) -> None:
+    a, _ = peer.create_session_pair()
+    for closing in (a.close, peer.close):
+        with pytest.raises(error):
+            closing(timeout=timeout)
+    assert a.is_open
+
+
+def test_a_timeout_of_nothing_drops_what_is_queued(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+    sock = b.socket
+    peer.remove_session(b)
+    while a.queued_bytes < 300_000:
+        a.notify(Note("queued", b"x" * 100_000))
+    start = time.monotonic()
+    a.close(timeout=0)
+    assert time.monotonic() - start < 0.2 and a.queued_bytes == 0
+    assert sock is not None
+    sock.close()
+
+
+def test_a_timeout_bounds_the_close_of_a_connection_that_lingers() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    other = socket.create_connection(server.getsockname())
+    mine, _ = server.accept()
+    peer = IpcPeer()
+    peer.create_socket_session(mine)
+    other.sendall(b"more")
+    start = time.monotonic()
+    peer.close(timeout=0.1)
+    assert time.monotonic() - start < 0.5
+    other.close()
+    server.close()
+
+
+@pytest.mark.parametrize("how", ["close", "end", "peer"])
+def test_the_reason_is_there_when_on_close_handlers_run(peer: IpcPeer, how: str) -> None:
+    session = peer.create_command_session(role("work"))
+    reasons: List[Any] = []
+    session.on_close(lambda session: reasons.append(session.reason))
+    assert session.reason is None
+    if how == "close":
+        session.close()
+    elif how == "peer":
+        peer.close()
+    else:
+        with pytest.raises(StreamClosedError):
+            session.request(Ping(["exit", 3])).wait()
+    assert isinstance(session.reason, StreamClosedError) and reasons == [session.reason]
+    assert {"close": "this side", "end": "exit status 3", "peer": "closed the peer"}[how] in str(session.reason)
+
+
+# -- what a child writes to stderr
+
+
+def lines_of(session: Session) -> List[str]:
+    found: List[str] = []
+
+    @session.on_message
+    def keep(log: LogMessage) -> None:
+        if log.level == "stderr":
+            found.append(log.message)
+
+    return found
+
+
+WRITES = (
+    "for piece in eval(open(sys.argv[1]).read()): os.write(2, piece) if isinstance(piece, bytes) else time.sleep(piece)"
+)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([b"one\ntwo\r\n\nthree\n"], ["one", "two", "", "three"]),
+        ([b"no end"], ["no end"]),
+        ([b"in ", 0.05, b"pieces\n"], ["in pieces"]),
+        ([b"slow ", 0.6, b"pieces\nnext\n"], ["slow ", "pieces", "next"]),
+        ([b"slow", 0.6, b"\nnext\n"], ["slow", "next"]),
+        ([b"slow", 0.6, b"\r\nnext\r", 0.05, b"\n"], ["slow", "next"]),
+        ([b"10%\r20%\r", 0.6, b"30%\r\n"], ["10%\r20%\r", "30%"]),
+        ([b"gr\xc3", 0.05, b"\xbcn\n"], ["gr\u00fcn"]),
+        ([b"gr\xc3", 0.6, b"\xbcn\n"], ["gr", "\u00fcn"]),
+        ([b"\xff\xfe\n"], ["\\xff\\xfe"]),
+        ([b"end \xe2\x82"], ["end \\xe2\\x82"]),
+        ([b"x" * 65536 + b"\n"], ["x" * 65536]),
+        ([b"x" * 65537, 0.05, b"y\n"], ["x" * 65536, "xy"]),
+        ([b"a" * 65535, b"\xc3\xbc", b"\n"], ["a" * 65535, "\u00fc"]),
+    ],
+    ids=range(14),
+)
+def test_stderr_arrives_by_line(peer: IpcPeer, tmp_path: pathlib.Path, pieces: Any, expected: List[str]) -> None:
+    (tmp_path / "pieces").write_text(repr(pieces))
+    session = peer.create_command_session(script(WRITES, tmp_path / "pieces"))
+    found = lines_of(session)
+    at_close: List[int] = []
+    session.on_close(lambda session: at_close.append(len(found)))
+    while session.is_open:
+        peer.tick(None)
+    assert found == expected and at_close == [len(expected)]
+
+
+def test_an_unfinished_line_comes_in_time_in_every_way_of_waiting(peer: IpcPeer) -> None:
+    for wait in ("tick", "deadline", "receive"):
+        session = peer.create_command_session(script("os.write(2, b'Password: '); sys.stdin.read()"))
+        found = lines_of(session)
+        start = 0.0
+        while not found:
+            assert start == 0.0 or time.monotonic() - start < 0.5
+            if wait == "tick":
+                peer.tick(None)
+            elif wait == "receive":
+                session.receive(10)
+            else:
+                due = peer.next_deadline()
+                select.select([peer.fileno()], [], [], due)
+                peer.tick(0)
+            start = start or time.monotonic()
+        assert found == ["Password: "]
+        session.close()
+
+
+@pytest.mark.parametrize("grandchild", [False, True])
+def test_the_last_words_come_before_the_end(peer: IpcPeer, grandchild: bool) -> None:
+    code = f"""
+        if {grandchild}:
+            subprocess.Popen(["sleep", "60"])
+        session = IpcPeer().create_stdio_session()
+        session.on_request(lambda ping: (os.write(2, b"one\\nlast words"), os._exit(3)))
+        serve(session)
+    """
+    session = peer.create_command_session(program(code), start_new_session=True)
+    found = lines_of(session)
+    with pytest.raises(StreamClosedError, match="(?s)exit status 3; the end of its stderr:.one.last words$"):
+        session.request(Ping()).wait()
+    assert found == ["one", "last words"]
+
+
+@pytest.mark.parametrize("how", ["session", "peer", "with"])
+def test_what_is_written_while_a_child_is_closed_arrives_before_on_close(peer: IpcPeer, how: str) -> None:
+    code = """
+        session = IpcPeer().create_stdio_session()
+        session.notify(Note())
+        os.write(2, b"begun ")
+        serve(session)
+        print("and goes on", file=sys.stderr)
+        print("printed after")
+        time.sleep(0.1)
+        raise LookupError("at the end")
+    """
+    session = peer.create_command_session(program(code))
+    found = lines_of(session)
+    closed: List[Any] = []
+    session.on_close(lambda session: closed.append((list(found), session.process and session.process.returncode)))
+    session.receive(20)
+    if how == "with":
+        with session:
+            pass
+    else:
+        (session if how == "session" else peer).close()
+    text = "\n".join(found).replace("begun \nand", "begun and")
+    assert text.startswith("begun and goes on\nTraceback") and text.endswith("LookupError: at the end")
+    assert len(closed) == 1 and closed[0] == (found, 1)
+
+
+def test_what_a_child_writes_that_is_ended_in_the_background_arrives(peer: IpcPeer) -> None:
+    session = peer.create_command_session(script("os.close(1); sys.stdin.read(); os.write(2, b'late\\n')"))
+    found = lines_of(session)
+    tick_until(lambda: found, peer)
+    assert found == ["late"] and not session.is_open
+
+
+def test_a_handler_of_last_words_may_fail_or_use_the_peer(peer: IpcPeer, caplog: Any) -> None:
+    a, b = peer.create_session_pair()
+    b.on_request(lambda ping: Pong(ping.value))
+    code = (
+        "session = IpcPeer().create_stdio_session(); session.notify(Note()); serve(session); os.write(2, b'x\\ny\\n')"
+    )
+    session = peer.create_command_session(program(code))
+    session.receive(20)
+    seen: List[Any] = []
+
+    @session.on_message
+    def fails(log: LogMessage) -> None:
+        seen.append(log.message)
+        assert a.request(Ping(log.message), expect=Pong).wait().value == log.message
+        with pytest.raises(StreamClosedError):
+            session.notify(Note())
+        session.close()
+        raise LookupError(log.message)
+
+    session.close()
+    assert seen == ["x", "y"]
+    assert caplog.text.count("on_message handler of") == 2
+
+
+def test_last_words_are_not_given_where_no_handler_may_run(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+    sock = b.socket
+    peer.remove_session(b)
+    session = peer.create_command_session(script("os.close(1); sys.stdin.read(); os.write(2, b'late\\n')"))
+    found = lines_of(session)
+    tick_until(lambda: not session.is_open, peer)
+    while a.queued_bytes < 300_000:
+        a.notify(Note("queued", b"x" * 100_000))
+    with pytest.raises(TimeoutError):
+        a.flush(0.3)
+    assert found == []
+    tick_until(lambda: found, peer)
+    assert sock is not None
+    sock.close()
+
+
+def test_the_log_says_how_a_child_ended(peer: IpcPeer, caplog: Any) -> None:
+    caplog.set_level("DEBUG", "stream_ipc")
+    first, second = (peer.create_command_session(role("echo")) for _ in "ab")
+    assert first.process is not None
+    second.request(Ping()).wait()
+    first.process.kill()
+    await_death(first.process)
+    peer.close()
+    assert "was killed by SIGKILL (signal 9)" in caplog.text and "(signal 9), by itself" not in caplog.text
+    assert "exited with exit status 0, by itself" in caplog.text
