@@ -5,11 +5,13 @@ Checks what users pass, and hands it on to the conversation behind it.
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager
 
 from .arguments import DEFAULT, check_expect, check_message, check_timeout, close_bound, expectable, sendable
 from .core.conversation import CLOSED, FORKED, Conversation
+from .core.draining import flush
+from .core.receiving import receive
+from .handling import Handling
 from .messages import Message
 from .promise import ResponsePromise, request
 from .transports.transport import transport_of
@@ -24,21 +26,12 @@ if TYPE_CHECKING:
     from .errors import StreamClosedError
     from .peer import IpcPeer
 
-    # What handlers are to a type checker, which cannot be told that the first parameter is some class of messages: a
-    # bound must not be generic, and without type variables of their own the decorators return the handler's own type.
-    EventHandler = Callable[[Any], Any] | Callable[[Any, "Session"], Any]
-    RequestHandler = Callable[[Any], Message | None] | Callable[[Any, "Session"], Message | None]
-    CloseHandler = Callable[["Session"], Any]
-
     M = TypeVar("M", bound=Message)
-    EventH = TypeVar("EventH", bound=EventHandler)
-    RequestH = TypeVar("RequestH", bound=RequestHandler)
-    CloseH = TypeVar("CloseH", bound=CloseHandler)
 
 __all__ = ["Session", "conversation_of"]
 
 
-class Session:
+class Session(Handling):
     """One conversation with one other process. Made by the ``create_*`` methods and ``connect`` of ``IpcPeer``.
 
     It owns its streams and closes them. A context manager: leaving closes it. Once it is closed, everything that would
@@ -217,7 +210,7 @@ class Session:
             StreamClosedError: The other side is gone.
         """
         check_timeout(timeout)
-        self._conversation.flush(timeout)
+        flush(self._conversation, timeout)
 
     # -- receiving
 
@@ -252,7 +245,10 @@ class Session:
         check_timeout(timeout)
         if expect is not Message:
             check_expect(expect)
-        return self._conversation.receive(timeout, expect)
+        entry = receive(self._conversation, timeout, expect)
+        message = entry.message
+        self._conversation.dispatcher.kept.drop(entry)  # last, and here: 3.10 can lose what a function returns
+        return message
 
     def tick(self, timeout: float | None = 0.0) -> int:
         """Do one turn over all sessions of the peer, as ``IpcPeer.tick`` does.
@@ -276,113 +272,7 @@ class Session:
             raise conversation.closed_error()
         return conversation.loop.tick(timeout)
 
-    # -- handlers
-
-    def on_message(self, handler: EventH) -> EventH:
-        """Register a handler for notifications; usable as a decorator.
-
-        All of them see each message, in the order of registration. If one raises, the others still run; then the error
-        comes out of the call that was ticking.
-
-        Args:
-            handler: Takes ``(message)`` or ``(message, session)``. If its first parameter is annotated with a message
-                class, it is called for that class only.
-
-        Returns:
-            The handler.
-
-        Raises:
-            TypeError: It takes other arguments, or its annotation cannot be resolved.
-        """
-        self._conversation.dispatcher.on_message.add(handler, sys._getframe(1))
-        return handler
-
-    def on_request(self, handler: RequestH) -> RequestH:
-        """Register a handler for requests; usable as a decorator.
-
-        They are asked in the order of registration; the first that returns a message answers. None passes on to the
-        next. What a handler raises becomes the requester's ``RemoteError``.
-
-        Args:
-            handler: Takes ``(message)`` or ``(message, session)``; see ``on_message``.
-
-        Returns:
-            The handler.
-
-        Raises:
-            TypeError: It takes other arguments, or its annotation cannot be resolved.
-        """
-        self._conversation.dispatcher.on_request.add(handler, sys._getframe(1))
-        return handler
-
-    def on_exception(self, handler: EventH) -> EventH:
-        """Register a handler for failures of the stream; usable as a decorator.
-
-        After them the session closes, unless one returns False. Without any, failures are logged. That the other side is
-        gone is no failure: see ``on_close``. What a handler raises is logged.
-
-        Args:
-            handler: Takes ``(error)`` or ``(error, session)``. If its first parameter is annotated with a class of
-                exceptions, it is called for that class only.
-
-        Returns:
-            The handler.
-
-        Raises:
-            TypeError: It takes other arguments, or its annotation cannot be resolved.
-        """
-        self._conversation.dispatcher.on_exception.add(handler, sys._getframe(1))
-        return handler
-
-    def on_close(self, handler: CloseH) -> CloseH:
-        """Register a handler for the end of the session, whoever ends it; usable as a decorator.
-
-        It runs once, when pending requests have failed and the streams are released. What it raises is logged. One that
-        is registered after the end never runs: look at ``is_open`` then.
-
-        Args:
-            handler: Takes ``(session)``.
-
-        Returns:
-            The handler.
-
-        Raises:
-            TypeError: It takes other arguments.
-        """
-        self._conversation.on_close.add(handler, sys._getframe(1))
-        return handler
-
-    def off_message(self, handler: Callable[..., Any]) -> None:
-        """Unregister a handler of ``on_message``; takes effect at once, also inside a handler.
-
-        Raises:
-            ValueError: It is not registered.
-        """
-        self._conversation.dispatcher.on_message.remove(handler)
-
-    def off_request(self, handler: Callable[..., Any]) -> None:
-        """Unregister a handler of ``on_request``; takes effect at once, also inside a handler.
-
-        Raises:
-            ValueError: It is not registered.
-        """
-        self._conversation.dispatcher.on_request.remove(handler)
-
-    def off_exception(self, handler: Callable[..., Any]) -> None:
-        """Unregister a handler of ``on_exception``; takes effect at once, also inside a handler.
-
-        Raises:
-            ValueError: It is not registered.
-        """
-        self._conversation.dispatcher.on_exception.remove(handler)
-
-    def off_close(self, handler: Callable[..., Any]) -> None:
-        """Unregister a handler of ``on_close``; takes effect at once, also inside a handler.
-
-        Raises:
-            ValueError: It is not registered.
-        """
-        self._conversation.on_close.remove(handler)
+    # -- closing
 
     def close(self, timeout: float | None = DEFAULT) -> None:
         """Close the session. A second call does nothing; allowed inside a handler.

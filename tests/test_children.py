@@ -119,6 +119,15 @@ def test_broadcast_does_not_wait_for_a_dead_child(peer: IpcPeer, dead: Session) 
     assert len(errors) == 1 and "SIGKILL" in str(errors[0])
 
 
+def test_nothing_is_queued_for_a_child_of_which_flush_has_said_that_it_is_dead(peer: IpcPeer, dead: Session) -> None:
+    dead.on_exception(lambda error: False)
+    for _ in range(2):
+        with pytest.raises(StreamClosedError, match="SIGKILL"):
+            dead.flush(5)
+        assert peer.broadcast(Note("to all")) == 0
+        assert dead.queued_bytes == 0
+
+
 @pytest.mark.parametrize("how", ["session", "peer", "tick"])
 def test_closing_waits_for_no_dead_child(peer: IpcPeer, dead: Session, how: str) -> None:
     start = time.monotonic()

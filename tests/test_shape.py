@@ -29,7 +29,7 @@ LAYERS = [
     ["core.embedding", "core.inspection"],
     ["core.loop"],
     ["core"],  # what is left of it
-    ["promise", "session", "listener"],
+    ["promise", "handling", "session", "listener"],
     ["ticking", "waiting"],
     ["peer"],
     [""],  # stream_ipc itself

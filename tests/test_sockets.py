@@ -15,7 +15,8 @@ from typing import Any, List
 import pytest
 
 from stream_ipc.transports import sockets
-from stream_ipc.transports.sockets import connect, describe_address, linger, listen, other_user, stop_writing, tune
+from stream_ipc.transports.lingering import linger, stop_writing
+from stream_ipc.transports.sockets import connect, describe_address, listen, other_user, tune
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 
@@ -277,7 +278,8 @@ GEVENT = """
 import gevent.monkey
 gevent.monkey.patch_all()
 import os, select, socket, tempfile, time
-from stream_ipc.transports.sockets import connect, describe_address, linger, listen, other_user, tune
+from stream_ipc.transports.lingering import linger
+from stream_ipc.transports.sockets import connect, describe_address, listen, other_user, tune
 
 assert socket.socket.__module__.startswith("gevent")
 def wait_for(fd, events, limit):

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..transports.base import POLL_INTERVAL
+from ..transports.lingering import stop_writing
 from ..transports.shield import Shield
-from ..transports.sockets import describe_address, is_unix, other_user, stop_writing, tune
+from ..transports.sockets import describe_address, is_unix, other_user, tune
 from .poller import READ, Poller
 
 if TYPE_CHECKING:

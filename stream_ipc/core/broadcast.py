@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..errors import FrameTooLargeError
 from .conditions import Until
-from .dispatcher import HIGH_WATER
+from .draining import HIGH_WATER, look_for_room, stuck_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
         loop.run(room, limit, dispatch=False)
         for target in stuck:
             if target.is_writable and target.channel.queued_bytes > HIGH_WATER:
-                target.look_for_room(limit)
+                look_for_room(target, limit)
     for target in stuck:
         if target.is_writable and target.channel.queued_bytes > HIGH_WATER:
-            target.dispatcher.report(target.stuck_error(timeout))
+            target.dispatcher.report(stuck_error(target, timeout))
         else:
             taken += _send_to(target, message, frames[target.channel.share])
     return taken

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from .loop import Loop
 
-__all__ = ["Until", "wait_for"]
+__all__ = ["Until", "wait_for", "within"]
 
 
 class Until:
@@ -72,3 +72,8 @@ def wait_for(loop: Loop, fd: int, events: int, limit: float | None) -> bool:
     finally:
         loop.unwatch(fd, awaited)
     return awaited.settled
+
+
+def within(timeout: float | None) -> str:
+    """Return how long something was waited for, for a text."""
+    return "" if timeout is None else f" within {timeout} s"

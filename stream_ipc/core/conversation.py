@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from ..errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe
+from ..errors import InvalidStreamError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, REQUEST, Message, ResponseEnvelope
 from .closing import Closing
 from .conditions import Until
-from .dispatcher import HIGH_WATER, Dispatcher
+from .dispatcher import Dispatcher
+from .draining import FLUSH_BOUND, HIGH_WATER, flush_bound, make_room
 from .hints import silence_hint
-from .kept import Wanted
 from .port import Port
 from .replies import Replies
 
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .replies import Pending
 
-__all__ = ["CLOSED", "CLOSING", "FLUSH_BOUND", "FORKED", "OPEN", "Conversation", "flush_bound"]
-
-FLUSH_BOUND = 1.0  # seconds that closing gives to what is still queued
+__all__ = ["CLOSED", "CLOSING", "FORKED", "OPEN", "Conversation"]
 
 # What a conversation is doing. Texts and no enum, whose class takes long to make.
 OPEN, CLOSING, CLOSED = "open", "closing", "closed"
@@ -113,7 +111,7 @@ class Conversation:
                 loop.set_timer(self, deadline)
                 replies.due = deadline
         if self.channel.outbox.queued_bytes > HIGH_WATER:
-            self._make_room(timeout)
+            make_room(self, timeout)
         # Before the send: the reply may be there at once.
         pending = replies.add(promise, self._generate(), expect, timeout, deadline)
         try:
@@ -132,7 +130,7 @@ class Conversation:
         if not self.is_open:
             raise self.closed_error()
         if self.channel.outbox.queued_bytes > HIGH_WATER:
-            self._make_room(self.peer.timeout)
+            make_room(self, self.peer.timeout)
         try:
             self.channel.post(NOTIFICATION, None, message)
         except BaseException as exc:
@@ -147,38 +145,6 @@ class Conversation:
             self.port.post_failed(exc)
             raise
 
-    def _make_room(self, timeout: float | None) -> None:
-        """Wait until the queue is below the mark, reading but not dispatching meanwhile."""
-        channel = self.channel
-        if channel.writing:  # what comes in the middle of a write cannot wait for its end
-            return
-        loop = self.loop
-        limit = None if timeout is None else loop.clock() + timeout
-        self.port.check()
-        self.port.look_for_end()
-        loop.run(Until(lambda: channel.queued_bytes <= HIGH_WATER or not self.is_writable), limit, dispatch=False)
-        if channel.queued_bytes > HIGH_WATER and self.is_writable:
-            self.look_for_room(limit)
-        if not self.is_writable:
-            raise self.closed_error()
-        if channel.queued_bytes > HIGH_WATER:
-            raise self.stuck_error(timeout)
-
-    def look_for_room(self, limit: float | None) -> None:
-        """Write what the other side takes, in case that this process was kept from looking: this is the last look."""
-        try:
-            self.port.write_on(self._late(limit))
-        except (StreamClosedError, InvalidStreamError):
-            pass  # the port has taken note of it
-
-    def stuck_error(self, timeout: float | None) -> RequestTimeoutError:
-        """Return the error for a message that could not leave."""
-        return RequestTimeoutError(
-            f"the message was not sent: {self.channel.queued_bytes} bytes are queued ({self.name}), and the other side"
-            f" has not read them{within(timeout)}; is it ticking?",
-            timeout=timeout,
-        )
-
     def begin_batch(self) -> None:
         """Begin to gather what is sent; see ``Port.cork``."""
         self.loop.check_entry()
@@ -191,42 +157,6 @@ class Conversation:
             self.port.uncork()
         finally:
             self.loop.thread = outer
-
-    def flush(self, timeout: float | None) -> None:
-        """Write until nothing is queued."""
-        loop = self.loop
-        outer = loop.enter()
-        try:
-            if self.state is CLOSED:
-                raise self.closed_error()
-            channel = self.channel
-            self.port.look_for_end()
-            if self.port.invalid is not None:
-                raise self.closed_error()
-            self.port.write()
-            if channel.is_broken:
-                raise self.closed_error()
-            if not channel.queued_bytes:
-                return
-            if channel.writing:
-                raise RuntimeError(
-                    f"flush() was called in the middle of a write of the same session ({self.name}), by a signal handler or"
-                    " a finalizer; nothing more can be written until it returns"
-                )
-            limit = None if timeout is None else loop.clock() + timeout
-            loop.run(Until(lambda: not channel.queued_bytes or not self.is_writable), limit, dispatch=False)
-            if channel.queued_bytes and self.is_writable:
-                self.port.look_for_end()
-                self.look_for_room(limit)
-            if channel.is_broken or (channel.queued_bytes and not self.is_writable):
-                raise self.closed_error()
-            if channel.queued_bytes:
-                raise TimeoutError(
-                    f"{channel.queued_bytes} bytes are still queued ({self.name}): the other side has not read"
-                    f" them{within(timeout)}; is it ticking?"
-                )
-        finally:
-            loop.thread = outer
 
     # -- waiting
 
@@ -254,7 +184,7 @@ class Conversation:
                 raise TimeoutError(f"{text} ({self.name}); wait again later")
             raise TimeoutError(f"{self.replies.silence(pending, timeout)}; it is still pending")
 
-    def _late(self, limit: float | None) -> float:
+    def late(self, limit: float | None) -> float:
         """Return how many seconds ago the time was over."""
         return 0.0 if limit is None else self.loop.clock() - limit
 
@@ -270,7 +200,7 @@ class Conversation:
             return
         outer = loop.enter()
         try:
-            self.port.catch_up(self._late(limit))
+            self.port.catch_up(self.late(limit))
         finally:
             loop.thread = outer
         arrived = self._arrived()
@@ -313,44 +243,6 @@ class Conversation:
         else:
             replies.expire(-math.inf, set())
         loop.set_timer(self, min(due, replies.due))
-
-    def receive(self, timeout: float | None, expect: type) -> Message:
-        """Turn until a notification arrives, and return it."""
-        loop = self.loop
-        kept = self.dispatcher.kept
-        outer = loop.enter()
-        try:
-            limit = None if timeout is None else loop.clock() + timeout
-            while True:
-                entry = kept.find(expect)
-                if entry is not None:
-                    self.dispatcher.offer(entry)
-                    return kept.take(entry)
-                if self.state is not OPEN:
-                    raise self.closed_error()
-                if not self._await(Wanted(expect), limit):
-                    raise TimeoutError(f"no notification{_of(expect)}{within(timeout)} ({self.name})")
-        finally:
-            loop.thread = outer
-
-    def _await(self, wanted: Wanted, limit: float | None) -> bool:
-        """Turn until a notification is there, or the session is closed; returns whether that is so."""
-        loop = self.loop
-        waiting = self.dispatcher.kept.waiting
-        try:
-            waiting.append(wanted)
-            loop.run(wanted, limit)
-            if not wanted.settled and self.state is OPEN:
-                self.port.catch_up(self._late(limit))
-                goal = loop.turns + len(self.dispatcher.inbox)
-                turns = -1
-                while not wanted.settled and turns < loop.turns < goal:
-                    turns = loop.turns
-                    loop.run(wanted, loop.clock())
-        finally:
-            if wanted in waiting:
-                waiting.remove(wanted)
-        return wanted.settled or self.state is not OPEN
 
     # -- closing
 
@@ -399,7 +291,8 @@ class Conversation:
             # atomic: no calls
             self.state = CLOSING
             self.is_open = False
-            self.channel.corked = False
+
+            self.channel.corked = False  # again: an interruption may have come in between
             self.port.look_for_end()
             self.port.flush()
 
@@ -467,26 +360,3 @@ class Conversation:
             text = rest if found else text
         text = text.partition("\n")[0].partition("; ")[0].replace(f" ({self.name})", "")
         return text if len(text) <= 100 else text[:97] + "..."
-
-
-def _of(expect: type) -> str:
-    return "" if expect is Message else f" of class {expect.__name__}"
-
-
-def within(timeout: float | None) -> str:
-    """Return how long something was waited for, for a text."""
-    return "" if timeout is None else f" within {timeout} s"
-
-
-def flush_bound(seconds: float | None, conversations: Iterable[Conversation]) -> float:
-    """Return how long closing may write what is queued.
-
-    Args:
-        seconds: How long all of closing may take; None for the usual bounds.
-        conversations: What is closed. If one has a child, that is left some of the time.
-    """
-    if seconds is None:
-        return FLUSH_BOUND
-    if any([getattr(conversation.channel, "process", None) is not None for conversation in conversations]):
-        return min(seconds, max(FLUSH_BOUND, seconds / 2))
-    return seconds

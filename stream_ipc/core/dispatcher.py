@@ -14,20 +14,18 @@ from collections import deque
 
 from .. import log
 from ..errors import (
-    FrameTooLargeError,
     InvalidStreamError,
     IpcError,
     SerializationError,
     StreamClosedError,
-    article,
     describe,
 )
-from ..handlers import HandlerList, name_of
-from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope, is_text
-from ..registry import type_info
+from ..handlers import HandlerList
+from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope, is_text
 from ..transports.base import End
-from .items import Answer, Delivery, Failure, Opening
+from .items import Answer, Delivery, Failure, Opening, take_out
 from .kept import Entry, Kept, weigh
+from .responder import Responder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,17 +35,9 @@ if TYPE_CHECKING:
     from ..handlers import Handler
     from .conversation import Conversation
 
-__all__ = ["ENVELOPES", "HIGH_WATER", "Dispatcher"]
-
-# Above this many queued bytes a send waits until the queue is below it again, and requests of this conversation wait in
-# the inbox, because their replies would only add to the queue.
-HIGH_WATER = 1024 * 1024
+__all__ = ["Dispatcher"]
 
 _AHEAD = 64  # replies that a wait settles behind its own at most
-
-_UNKNOWN = object()
-
-ENVELOPES = frozenset({RequestEnvelope, ResponseEnvelope})
 
 
 class Dispatcher:
@@ -59,18 +49,29 @@ class Dispatcher:
         inbox: Messages, errors that stand for messages, and other items, in order.
         port: Moves the bytes; set by the conversation.
         kept: Notifications for calls of ``receive``.
+        responder: Answers requests.
     """
 
     def __init__(self, conversation: Conversation, session: Any) -> None:
         self.inbox: deque[Any] = deque()
         self.on_message = HandlerList("on_message", of_messages=True)
-        self.on_request = HandlerList("on_request", of_messages=True)
         self.on_exception = HandlerList("on_exception")
         self.kept = Kept(conversation.name)
+        self.responder = Responder(conversation, self, session)
         self._conversation = conversation
         self._session = session
         self._by_class = self.on_message.by_class
         self._scanned = 0  # how much of the inbox settle_replies has seen
+        # What is neither a reply nor a notification, and what to do with it. An action returns how many messages that was;
+        # None to stop, because it has to wait.
+        self._actions: dict[type, Callable[[Any], int | None]] = {
+            RequestEnvelope: self.responder.serve,
+            Answer: self.responder.answer,
+            Delivery: self._resume,
+            Opening: self._open,
+            Failure: self._stream_failed,
+            End: self._end,
+        }
 
     def bind(self) -> None:
         """Look up what is asked for with each message, once the conversation is complete."""
@@ -79,6 +80,7 @@ class Dispatcher:
         self._channel = conversation.channel
         self._replies = conversation.replies
         self.port = conversation.port
+        self.responder.bind()
 
     def begin_with(self, function: Callable[[Any], Any]) -> None:
         """Give the session to a function before anything else is dispatched."""
@@ -93,11 +95,7 @@ class Dispatcher:
         first = self.inbox[0]
         if type(first) is End:
             return not self._conversation.lingers()
-        return type(first) is not RequestEnvelope or not self._is_full()
-
-    def _is_full(self) -> bool:
-        """Return whether a reply would only add to a long queue that the other side still reads."""
-        return self._channel.outbox.queued_bytes > HIGH_WATER and self._channel.ended is None
+        return type(first) is not RequestEnvelope or not self.responder.is_full()
 
     def step(self, goal: int, until: Any) -> int:
         """Dispatch what stands in the inbox.
@@ -131,7 +129,8 @@ class Dispatcher:
                     self._deliver(item, item, self._by_class[cls])
                     count += 1
                 else:
-                    done = _ACTIONS.get(cls, Dispatcher._arrive)(self, item)
+                    action = self._actions.get(cls)
+                    done = self._arrive(item) if action is None else action(item)
                     if done is None:
                         return count
                     count += done
@@ -158,6 +157,12 @@ class Dispatcher:
         With many requests under way, whoever waits for one after the other waits once for all of these.
         """
         return count % _AHEAD > 0 and len(self.inbox) > 0 and type(self.inbox[0]) is ResponseEnvelope
+
+    def put_back(self, item: Any) -> None:
+        """Have an item dispatched next that was taken out before."""
+        self.inbox.appendleft(item)
+        self._scanned = 0
+        self._loop.todo[self] = None
 
     def settle_replies(self) -> int:
         """Settle the replies in the inbox before their turn: handlers are nested too deeply to run another."""
@@ -240,7 +245,7 @@ class Dispatcher:
                 else:
                     log.error("%r: another on_message handler failed too", self._session, exc_info=exc)
         if item is not None:  # nobody has taken it
-            self._pop(item)
+            take_out(self.inbox, item)
         if error is not None:
             raise error
 
@@ -285,122 +290,6 @@ class Dispatcher:
         self._loop.mark(self)
         self._deliver(delivery, message, handlers)
 
-    def _serve(self, item: RequestEnvelope) -> int | None:
-        """Ask the handlers of a request, and send the reply."""
-        if self._is_full():
-            return None
-        request = item.request
-        cls = type(request)
-        inbox = self.inbox
-        by_class = self.on_request.by_class
-        handlers = by_class[cls] if cls in by_class else self.on_request.of(cls)
-        reply: Any = None
-        taken = False
-        last: Any = _UNKNOWN
-        try:
-            for handler in handlers:
-                if not handler.active:
-                    continue
-                function = handler.function
-                if not taken and (not inbox or inbox[0] is not item):
-                    return 0  # a turn beneath has gone on with it
-                try:
-                    if handler.takes_both:
-                        # atomic: no calls
-                        if not taken:
-                            taken = True
-                            del inbox[0]
-
-                        reply = function(request, self._session)
-                    else:
-                        # atomic: no calls
-                        if not taken:
-                            taken = True
-                            del inbox[0]
-
-                        reply = function(request)
-                except Exception as exc:
-                    reply = ErrorMessage("Error in dispatch", exc)
-                    self._log_error_reply(item.id, exc)
-                if reply is not None:
-                    break
-            if not isinstance(reply, Message) or type(reply) in ENVELOPES:
-                reply = _no_reply(cls) if reply is None else _wrong_reply(function, reply)
-            if not taken:
-                self._pop(item)
-                taken = True
-            last = self._channel.outbox.last
-            self._send_reply(item.id, reply)
-        except BaseException as exc:
-            # If the program goes on, the requester gets its reply in the next turn, or learns what happened; if it ends,
-            # the requester learns that.
-            if taken and (last is _UNKNOWN or self._channel.outbox.last is last):
-                if not isinstance(reply, Message):
-                    reply = ErrorMessage("Error in dispatch", exc)
-                inbox.appendleft(Answer(item.id, reply))
-                self._scanned = 0
-                self._loop.todo[self] = None
-            raise
-        return 1
-
-    def _answer(self, item: Answer) -> int:
-        """Send a reply that an interruption has left in the inbox."""
-        last = self._channel.outbox.last
-        self._pop(item)
-        try:
-            self._send_reply(item.id, item.reply)
-        except BaseException:
-            if self._channel.outbox.last is last:
-                self.inbox.appendleft(item)
-            raise
-        return 0
-
-    def _pop(self, item: Any) -> None:
-        """Take an item out of the inbox that is dealt with."""
-        if self.inbox and self.inbox[0] is item:
-            del self.inbox[0]
-
-    def _send_reply(self, id: Any, reply: Message) -> None:
-        """Send a reply, or an error in its place."""
-        if not self._conversation.is_open:
-            log.debug("session %s: reply to request %.128r dropped: it is closed", self._conversation.name, id)
-            return
-        try:
-            self._post(RESPONSE, id, reply)
-        except (FrameTooLargeError, SerializationError) as exc:
-            text = reply.message if isinstance(reply, ErrorMessage) else f"the reply could not be sent: {exc}"
-            self._send_error(id, text)
-            self._log_error_reply(id, exc)
-        except (StreamClosedError, InvalidStreamError):
-            pass  # the port has taken note of it
-        except Exception as exc:
-            self.port.failed(exc)
-
-    def _post(self, kind: int, id: Any, message: Message) -> None:
-        try:
-            self._channel.post(kind, id, message)
-        except BaseException as exc:
-            self.port.post_failed(exc)
-            raise
-
-    def _log_error_reply(self, id: Any, exc: Exception) -> None:
-        log.debug("session %s: request %.128r was answered with %s", self._conversation.name, id, article(type(exc)))
-
-    def _send_error(self, id: Any, text: str) -> None:
-        # Cut to fit: in characters, of which each may take several bytes in the payload.
-        limit = getattr(self._channel.transport, "max_frame_size", 4096)
-        text = text.encode("utf-8", "backslashreplace").decode()
-        for length in (len(text), limit // 8, 64, 8):
-            shown = text if len(text) <= length else text[:length] + "..."
-            try:
-                self._post(RESPONSE, id, ErrorMessage(shown))
-                return
-            except (FrameTooLargeError, SerializationError) as exc:
-                error: Exception = exc
-            except (StreamClosedError, InvalidStreamError):
-                return
-        log.error("%r: no reply to request %.128r could be sent: %s", self._session, id, error)
-
     def _undecodable(self, item: Any, error: SerializationError) -> None:
         """Tell of a payload that is no message: whoever sent it, whoever waits for it, or the handlers."""
         size = "a message" if error.payload_size is None else f"a message of {error.payload_size} bytes"
@@ -409,10 +298,10 @@ class Dispatcher:
             answer = Answer(error.request_id, ErrorMessage(f"the request could not be decoded: {error}"))
             if self.inbox and self.inbox[0] is item:
                 self.inbox[0] = answer
-                self._answer(answer)
+                self.responder.answer(answer)
         elif error.response_id is not None:
             self._replies.fail(error.response_id, error)
-            self._pop(item)
+            take_out(self.inbox, item)
         else:
             self._deliver(item, ErrorMessage(str(error)), self.on_message.of(ErrorMessage))
 
@@ -448,7 +337,7 @@ class Dispatcher:
         reason = StreamClosedError(f"the stream failed ({self._conversation.name}): {text}")
         reason.__cause__ = error
         keep = False
-        self._pop(item)
+        take_out(self.inbox, item)
         try:
             # Not what still cannot be used: it would be reported again at once.
             keep = self.report(error) and not (isinstance(error, InvalidStreamError) and self._channel.find_invalid())
@@ -492,29 +381,5 @@ class Dispatcher:
         return 0
 
 
-def _no_reply(cls: type) -> ErrorMessage:
-    return ErrorMessage(f"Unhandled request: {type_info(cls).wire_name}")
-
-
-def _wrong_reply(function: Any, reply: Any) -> ErrorMessage:
-    error = TypeError(
-        f"the on_request handler {name_of(function)} returned {article(type(reply))}; it must return a Message (no"
-        " envelope), or None to pass the request on"
-    )
-    return ErrorMessage("Error in dispatch", error)
-
-
 def _is_reply(item: Any) -> bool:
     return type(item) is ResponseEnvelope or (isinstance(item, SerializationError) and item.response_id is not None)
-
-
-# What is neither a reply nor a notification, and what to do with it. An action returns how many messages that was; None
-# to stop, because it has to wait.
-_ACTIONS: dict[type, Callable[[Dispatcher, Any], int | None]] = {
-    RequestEnvelope: Dispatcher._serve,
-    Answer: Dispatcher._answer,
-    Delivery: Dispatcher._resume,
-    Opening: Dispatcher._open,
-    Failure: Dispatcher._stream_failed,
-    End: Dispatcher._end,
-}

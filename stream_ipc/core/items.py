@@ -7,13 +7,14 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable
     from typing import Any
 
     from ..handlers import Handler
     from ..messages import Message
 
-__all__ = ["Answer", "Delivery", "Failure", "Opening"]
+__all__ = ["Answer", "Delivery", "Failure", "Opening", "take_out"]
 
 
 class Answer:
@@ -52,3 +53,9 @@ class Opening:
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
+
+
+def take_out(inbox: deque[Any], item: Any) -> None:
+    """Take an item out of an inbox that is dealt with."""
+    if inbox and inbox[0] is item:
+        del inbox[0]

@@ -109,13 +109,12 @@ class Kept:
                     self._name, KEPT_COUNT, KEPT_BYTES,
                 )  # fmt: skip
 
-    def take(self, entry: Entry) -> Message:
-        """Take a message out; whoever calls returns it."""
+    def drop(self, entry: Entry) -> None:
+        """Forget a message that is just being returned."""
         index = self.entries.index(entry)
         # atomic: no calls
         del self.entries[index]
         self.size -= entry.size
-        return entry.message
 
     def end(self) -> None:
         """Let all calls return: nothing more will come."""

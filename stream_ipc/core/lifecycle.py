@@ -16,7 +16,7 @@ from .. import log
 from ..errors import StreamClosedError
 from ..transports.base import finish
 from .conditions import Until
-from .conversation import FLUSH_BOUND, flush_bound
+from .draining import FLUSH_BOUND, flush_bound
 from .loop import Loop
 
 TYPE_CHECKING = False

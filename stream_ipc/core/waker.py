@@ -54,8 +54,9 @@ class Waker:
         """Empty the pipe."""
         self.called = True
         try:
-            while len(os.read(self.fd, 4096)) == 4096:
-                pass
+            while True:
+                if len(os.read(self.fd, 4096)) < 4096:
+                    break
         except BlockingIOError:
             pass
 

@@ -341,7 +341,7 @@ class StreamChannel(Channel):
             return None
         if getattr(sock.family, "name", "") not in ("AF_INET", "AF_INET6"):
             return None
-        from .sockets import linger
+        from .lingering import linger
 
         return linger(sock)
 

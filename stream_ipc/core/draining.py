@@ -1,0 +1,109 @@
+"""Sending against a long queue: a send waits for room, and ``flush`` for the end of the queue.
+
+Knows conversations. What is read meanwhile is not dispatched.
+"""
+
+from __future__ import annotations
+
+from ..errors import InvalidStreamError, RequestTimeoutError, StreamClosedError
+from .conditions import Until, within
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .conversation import Conversation
+
+__all__ = ["FLUSH_BOUND", "HIGH_WATER", "flush", "flush_bound", "look_for_room", "make_room", "stuck_error"]
+
+# Above this many queued bytes a send waits until the queue is below it again, and requests of this conversation wait in
+# the inbox, because their replies would only add to the queue.
+HIGH_WATER = 1024 * 1024
+
+FLUSH_BOUND = 1.0  # seconds that closing gives to what is still queued
+
+
+def make_room(conversation: Conversation, timeout: float | None) -> None:
+    """Wait until the queue is below the mark, reading but not dispatching meanwhile."""
+    channel = conversation.channel
+    if channel.writing:  # what comes in the middle of a write cannot wait for its end
+        return
+    loop = conversation.loop
+    limit = None if timeout is None else loop.clock() + timeout
+    conversation.port.check()
+    conversation.port.look_for_end()
+    loop.run(Until(lambda: channel.queued_bytes <= HIGH_WATER or not conversation.is_writable), limit, dispatch=False)
+    if channel.queued_bytes > HIGH_WATER and conversation.is_writable:
+        look_for_room(conversation, limit)
+    if not conversation.is_writable:
+        raise conversation.closed_error()
+    if channel.queued_bytes > HIGH_WATER:
+        raise stuck_error(conversation, timeout)
+
+
+def look_for_room(conversation: Conversation, limit: float | None) -> None:
+    """Write what the other side takes, in case that this process was kept from looking: this is the last look."""
+    try:
+        conversation.port.write_on(conversation.late(limit))
+    except (StreamClosedError, InvalidStreamError):
+        pass  # the port has taken note of it
+
+
+def stuck_error(conversation: Conversation, timeout: float | None) -> RequestTimeoutError:
+    """Return the error for a message that could not leave."""
+    return RequestTimeoutError(
+        f"the message was not sent: {conversation.channel.queued_bytes} bytes are queued ({conversation.name}), and the"
+        f" other side has not read them{within(timeout)}; is it ticking?",
+        timeout=timeout,
+    )
+
+
+def flush(conversation: Conversation, timeout: float | None) -> None:
+    """Write until nothing is queued."""
+    loop = conversation.loop
+    outer = loop.enter()
+    try:
+        if conversation.reason is not None:
+            raise conversation.closed_error()
+        channel = conversation.channel
+        conversation.port.look_for_end()
+        if conversation.port.invalid is not None:
+            raise conversation.closed_error()
+        conversation.port.write()
+        if channel.is_broken:
+            raise conversation.closed_error()
+        if not channel.queued_bytes:
+            return
+        if channel.writing:
+            raise RuntimeError(
+                f"flush() was called in the middle of a write of the same session ({conversation.name}), by a signal"
+                " handler or a finalizer; nothing more can be written until it returns"
+            )
+        limit = None if timeout is None else loop.clock() + timeout
+        loop.run(Until(lambda: not channel.queued_bytes or not conversation.is_writable), limit, dispatch=False)
+        if channel.queued_bytes and conversation.is_writable:
+            conversation.port.look_for_end()
+            look_for_room(conversation, limit)
+        if channel.is_broken or (channel.queued_bytes and not conversation.is_writable):
+            raise conversation.closed_error()
+        if channel.queued_bytes:
+            raise TimeoutError(
+                f"{channel.queued_bytes} bytes are still queued ({conversation.name}): the other side has not read"
+                f" them{within(timeout)}; is it ticking?"
+            )
+    finally:
+        loop.thread = outer
+
+
+def flush_bound(seconds: float | None, conversations: Iterable[Conversation]) -> float:
+    """Return how long closing may write what is queued.
+
+    Args:
+        seconds: How long all of closing may take; None for the usual bounds.
+        conversations: What is closed. If one has a child, that is left some of the time.
+    """
+    if seconds is None:
+        return FLUSH_BOUND
+    if any([getattr(conversation.channel, "process", None) is not None for conversation in conversations]):
+        return min(seconds, max(FLUSH_BOUND, seconds / 2))
+    return seconds

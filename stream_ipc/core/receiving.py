@@ -1,0 +1,63 @@
+"""Receiving: waiting for a notification.
+
+Knows conversations, and what they keep for such calls.
+"""
+
+from __future__ import annotations
+
+from ..messages import Message
+from .conditions import within
+from .kept import Wanted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .conversation import Conversation
+    from .kept import Entry
+
+__all__ = ["receive"]
+
+
+def receive(conversation: Conversation, timeout: float | None, expect: type) -> Entry:
+    """Turn until a notification arrives, and return it; it stays kept."""
+    loop = conversation.loop
+    kept = conversation.dispatcher.kept
+    outer = loop.enter()
+    try:
+        limit = None if timeout is None else loop.clock() + timeout
+        while True:
+            entry = kept.find(expect)
+            if entry is not None:
+                conversation.dispatcher.offer(entry)
+                return entry
+            if not conversation.is_open:
+                raise conversation.closed_error()
+            if not _await(conversation, Wanted(expect), limit):
+                raise TimeoutError(f"no notification{_of(expect)}{within(timeout)} ({conversation.name})")
+    finally:
+        loop.thread = outer
+
+
+def _await(conversation: Conversation, wanted: Wanted, limit: float | None) -> bool:
+    """Turn until a notification is there, or the session is closed; returns whether that is so."""
+    loop = conversation.loop
+    waiting = conversation.dispatcher.kept.waiting
+    try:
+        waiting.append(wanted)
+        loop.run(wanted, limit)
+        if not wanted.settled and conversation.is_open:
+            conversation.port.catch_up(conversation.late(limit))
+            goal = loop.turns + len(conversation.dispatcher.inbox)
+            turns = -1
+            while True:
+                if wanted.settled or not turns < loop.turns < goal:
+                    break
+                turns = loop.turns
+                loop.run(wanted, loop.clock())
+    finally:
+        if wanted in waiting:
+            waiting.remove(wanted)
+    return wanted.settled or not conversation.is_open
+
+
+def _of(expect: type) -> str:
+    return "" if expect is Message else f" of class {expect.__name__}"

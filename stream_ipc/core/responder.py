@@ -1,0 +1,179 @@
+"""Answering requests: handlers are asked, and what they return is sent.
+
+Knows messages, handlers and the port of its conversation. Must not know frames, descriptors or what kind of stream there
+is. What is said in ``dispatcher`` about items in the inbox holds here, too.
+"""
+
+from __future__ import annotations
+
+from .. import log
+from ..errors import FrameTooLargeError, InvalidStreamError, SerializationError, StreamClosedError, article
+from ..handlers import HandlerList, name_of
+from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
+from ..registry import type_info
+from .draining import HIGH_WATER
+from .items import Answer, take_out
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from typing import Any
+
+    from .conversation import Conversation
+    from .dispatcher import Dispatcher
+
+__all__ = ["Responder"]
+
+_UNKNOWN = object()
+
+_ENVELOPES = frozenset({RequestEnvelope, ResponseEnvelope})
+
+
+class Responder:
+    """Answers the requests of one conversation.
+
+    Owns the handlers of requests.
+
+    Args:
+        conversation: Whose requests; complete once ``bind`` is called.
+        dispatcher: Has the inbox in which requests stand.
+        session: What handlers get.
+    """
+
+    def __init__(self, conversation: Conversation, dispatcher: Dispatcher, session: Any) -> None:
+        self.on_request = HandlerList("on_request", of_messages=True)
+        self._conversation = conversation
+        self._dispatcher = dispatcher
+        self._inbox: deque[Any] = dispatcher.inbox
+        self._session = session
+
+    def bind(self) -> None:
+        """Look up what is asked for with each message, once the conversation is complete."""
+        self._loop = self._conversation.loop
+        self._channel = self._conversation.channel
+        self._port = self._conversation.port
+
+    def is_full(self) -> bool:
+        """Return whether a reply would only add to a long queue that the other side still reads."""
+        return self._channel.outbox.queued_bytes > HIGH_WATER and self._channel.ended is None
+
+    def serve(self, item: RequestEnvelope) -> int | None:
+        """Ask the handlers of a request, and send the reply."""
+        if self.is_full():
+            return None
+        request = item.request
+        cls = type(request)
+        inbox = self._inbox
+        by_class = self.on_request.by_class
+        handlers = by_class[cls] if cls in by_class else self.on_request.of(cls)
+        reply: Any = None
+        taken = False
+        last: Any = _UNKNOWN
+        try:
+            for handler in handlers:
+                if not handler.active:
+                    continue
+                function = handler.function
+                if not taken and (not inbox or inbox[0] is not item):
+                    return 0  # a turn beneath has gone on with it
+                try:
+                    if handler.takes_both:
+                        # atomic: no calls
+                        if not taken:
+                            taken = True
+                            del inbox[0]
+
+                        reply = function(request, self._session)
+                    else:
+                        # atomic: no calls
+                        if not taken:
+                            taken = True
+                            del inbox[0]
+
+                        reply = function(request)
+                except Exception as exc:
+                    reply = ErrorMessage("Error in dispatch", exc)
+                    self._log_error_reply(item.id, exc)
+                if reply is not None:
+                    break
+            if not isinstance(reply, Message) or type(reply) in _ENVELOPES:
+                reply = _no_reply(cls) if reply is None else _wrong_reply(function, reply)
+            if not taken:
+                take_out(inbox, item)
+                taken = True
+            last = self._channel.outbox.last
+            self._send_reply(item.id, reply)
+        except BaseException as exc:
+            # If the program goes on, the requester gets its reply in the next turn, or learns what happened; if it ends,
+            # the requester learns that.
+            if taken and (last is _UNKNOWN or self._channel.outbox.last is last):
+                if not isinstance(reply, Message):
+                    reply = ErrorMessage("Error in dispatch", exc)
+                self._dispatcher.put_back(Answer(item.id, reply))
+            raise
+        return 1
+
+    def answer(self, item: Answer) -> int:
+        """Send a reply that an interruption has left in the inbox."""
+        last = self._channel.outbox.last
+        take_out(self._inbox, item)
+        try:
+            self._send_reply(item.id, item.reply)
+        except BaseException:
+            if self._channel.outbox.last is last:
+                self._dispatcher.put_back(item)
+            raise
+        return 0
+
+    def _send_reply(self, id: Any, reply: Message) -> None:
+        """Send a reply, or an error in its place."""
+        if not self._conversation.is_open:
+            log.debug("session %s: reply to request %.128r dropped: it is closed", self._conversation.name, id)
+            return
+        try:
+            self._post(RESPONSE, id, reply)
+        except (FrameTooLargeError, SerializationError) as exc:
+            text = reply.message if isinstance(reply, ErrorMessage) else f"the reply could not be sent: {exc}"
+            self._send_error(id, text)
+            self._log_error_reply(id, exc)
+        except (StreamClosedError, InvalidStreamError):
+            pass  # the port has taken note of it
+        except Exception as exc:
+            self._port.failed(exc)
+
+    def _post(self, kind: int, id: Any, message: Message) -> None:
+        try:
+            self._channel.post(kind, id, message)
+        except BaseException as exc:
+            self._port.post_failed(exc)
+            raise
+
+    def _log_error_reply(self, id: Any, exc: Exception) -> None:
+        log.debug("session %s: request %.128r was answered with %s", self._conversation.name, id, article(type(exc)))
+
+    def _send_error(self, id: Any, text: str) -> None:
+        # Cut to fit: in characters, of which each may take several bytes in the payload.
+        limit = getattr(self._channel.transport, "max_frame_size", 4096)
+        text = text.encode("utf-8", "backslashreplace").decode()
+        for length in (len(text), limit // 8, 64, 8):
+            shown = text if len(text) <= length else text[:length] + "..."
+            try:
+                self._post(RESPONSE, id, ErrorMessage(shown))
+                return
+            except (FrameTooLargeError, SerializationError) as exc:
+                error: Exception = exc
+            except (StreamClosedError, InvalidStreamError):
+                return
+        log.error("%r: no reply to request %.128r could be sent: %s", self._session, id, error)
+
+
+def _no_reply(cls: type) -> ErrorMessage:
+    return ErrorMessage(f"Unhandled request: {type_info(cls).wire_name}")
+
+
+def _wrong_reply(function: Any, reply: Any) -> ErrorMessage:
+    error = TypeError(
+        f"the on_request handler {name_of(function)} returned {article(type(reply))}; it must return a Message (no"
+        " envelope), or None to pass the request on"
+    )
+    return ErrorMessage("Error in dispatch", error)

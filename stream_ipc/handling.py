@@ -1,0 +1,141 @@
+"""The handlers of a session.
+
+Knows the conversation whose dispatcher calls them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    from .core.conversation import Conversation
+    from .messages import Message
+    from .session import Session
+
+    # What handlers are to a type checker, which cannot be told that the first parameter is some class of messages: a
+    # bound must not be generic, and without type variables of their own the decorators return the handler's own type.
+    EventHandler = Callable[[Any], Any] | Callable[[Any, "Session"], Any]
+    RequestHandler = Callable[[Any], Message | None] | Callable[[Any, "Session"], Message | None]
+    CloseHandler = Callable[["Session"], Any]
+
+    EventH = TypeVar("EventH", bound=EventHandler)
+    RequestH = TypeVar("RequestH", bound=RequestHandler)
+    CloseH = TypeVar("CloseH", bound=CloseHandler)
+
+__all__ = ["Handling"]
+
+
+class Handling:
+    """The half of ``Session`` with which handlers are registered."""
+
+    _conversation: Conversation
+
+    def on_message(self, handler: EventH) -> EventH:
+        """Register a handler for notifications; usable as a decorator.
+
+        All of them see each message, in the order of registration. If one raises, the others still run; then the error
+        comes out of the call that was ticking.
+
+        Args:
+            handler: Takes ``(message)`` or ``(message, session)``. If its first parameter is annotated with a message
+                class, it is called for that class only.
+
+        Returns:
+            The handler.
+
+        Raises:
+            TypeError: It takes other arguments, or its annotation cannot be resolved.
+        """
+        self._conversation.dispatcher.on_message.add(handler, sys._getframe(1))
+        return handler
+
+    def on_request(self, handler: RequestH) -> RequestH:
+        """Register a handler for requests; usable as a decorator.
+
+        They are asked in the order of registration; the first that returns a message answers. None passes on to the
+        next. What a handler raises becomes the requester's ``RemoteError``.
+
+        Args:
+            handler: Takes ``(message)`` or ``(message, session)``; see ``on_message``.
+
+        Returns:
+            The handler.
+
+        Raises:
+            TypeError: It takes other arguments, or its annotation cannot be resolved.
+        """
+        self._conversation.dispatcher.responder.on_request.add(handler, sys._getframe(1))
+        return handler
+
+    def on_exception(self, handler: EventH) -> EventH:
+        """Register a handler for failures of the stream; usable as a decorator.
+
+        After them the session closes, unless one returns False. Without any, failures are logged. That the other side is
+        gone is no failure: see ``on_close``. What a handler raises is logged.
+
+        Args:
+            handler: Takes ``(error)`` or ``(error, session)``. If its first parameter is annotated with a class of
+                exceptions, it is called for that class only.
+
+        Returns:
+            The handler.
+
+        Raises:
+            TypeError: It takes other arguments, or its annotation cannot be resolved.
+        """
+        self._conversation.dispatcher.on_exception.add(handler, sys._getframe(1))
+        return handler
+
+    def on_close(self, handler: CloseH) -> CloseH:
+        """Register a handler for the end of the session, whoever ends it; usable as a decorator.
+
+        It runs once, when pending requests have failed and the streams are released. What it raises is logged. One that
+        is registered after the end never runs: look at ``is_open`` then.
+
+        Args:
+            handler: Takes ``(session)``.
+
+        Returns:
+            The handler.
+
+        Raises:
+            TypeError: It takes other arguments.
+        """
+        self._conversation.on_close.add(handler, sys._getframe(1))
+        return handler
+
+    def off_message(self, handler: Callable[..., Any]) -> None:
+        """Unregister a handler of ``on_message``; takes effect at once, also inside a handler.
+
+        Raises:
+            ValueError: It is not registered.
+        """
+        self._conversation.dispatcher.on_message.remove(handler)
+
+    def off_request(self, handler: Callable[..., Any]) -> None:
+        """Unregister a handler of ``on_request``; takes effect at once, also inside a handler.
+
+        Raises:
+            ValueError: It is not registered.
+        """
+        self._conversation.dispatcher.responder.on_request.remove(handler)
+
+    def off_exception(self, handler: Callable[..., Any]) -> None:
+        """Unregister a handler of ``on_exception``; takes effect at once, also inside a handler.
+
+        Raises:
+            ValueError: It is not registered.
+        """
+        self._conversation.dispatcher.on_exception.remove(handler)
+
+    def off_close(self, handler: Callable[..., Any]) -> None:
+        """Unregister a handler of ``on_close``; takes effect at once, also inside a handler.
+
+        Raises:
+            ValueError: It is not registered.
+        """
+        self._conversation.on_close.remove(handler)

@@ -1,0 +1,93 @@
+"""The end of TCP connections on which the other side may still be talking.
+
+Knows sockets. Must not know messages, sessions or peers.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+from .base import Ending
+
+__all__ = ["linger", "stop_writing"]
+
+_LINGER = 1.0  # seconds
+
+
+def stop_writing(sock: socket.socket) -> bool:
+    """End the writing side of a socket that does not block and is closed next, so that what was written arrives.
+
+    Closing with unread input makes TCP reset the connection, and that overtakes what is on its way.
+
+    Returns:
+        Whether the other side is still talking, so that more may come.
+    """
+    heard = False
+    try:
+        sock.shutdown(socket.SHUT_WR)
+        for _ in range(64):
+            if not os.read(sock.fileno(), 65536):  # whatever class the socket is of: the input is dropped
+                return False
+            heard = True
+    except BlockingIOError:
+        pass
+    except (OSError, ValueError):
+        return False
+    return heard
+
+
+class LingeringClose(Ending):
+    """Keeps a connection until the other side has read to its end and closes it, for a limited time.
+
+    Closing with unread input sends RST, which discards data that the other side has not read.
+
+    Args:
+        sock: A TCP socket on which nothing more is written. It stays its owner's to close.
+    """
+
+    background = True
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._fd = os.dup(sock.fileno())  # no socket object: under gevent that would be one of gevent's
+        self._due = time.monotonic() + _LINGER
+
+    def fds(self) -> list[int]:
+        return [] if self._fd < 0 else [self._fd]
+
+    def step(self) -> float | None:
+        left = self._due - time.monotonic()
+        try:
+            if self._fd >= 0:
+                os.set_blocking(self._fd, False)  # its owner's flag, which is the same, was restored meanwhile
+            while True:
+                if self._fd < 0 or left <= 0 or not os.read(self._fd, 65536):
+                    break
+                left = self._due - time.monotonic()
+        except BlockingIOError:
+            return left
+        except OSError:
+            pass
+        self.forget()
+        return None
+
+    def hurry(self, due: float) -> None:
+        self._due = min(self._due, due)
+
+    def forget(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def linger(sock: socket.socket) -> Ending | None:
+    """End the writing side of a TCP socket that is closed next.
+
+    Returns:
+        What is left to be done after that, if anything is.
+    """
+    try:
+        return LingeringClose(sock) if stop_writing(sock) else None
+    except OSError:  # out of descriptors
+        return None
