@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .transports.sockets import Address
     from .transports.stream import ReadStream, WriteStream
 
-__all__ = ["IpcPeer"]
+__all__ = ["IpcPeer", "loop_of"]
 
 
 class _Pipe(int):
@@ -579,6 +579,11 @@ class IpcPeer:
             close_loop(loop)
         finally:
             loop.thread = outer
+
+
+def loop_of(peer: IpcPeer) -> Loop:
+    """Return the loop behind a peer."""
+    return peer._loop
 
 
 def _check_plugin(kind: str, plugin: Any, *names: str) -> None:

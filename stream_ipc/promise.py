@@ -8,9 +8,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from functools import partial
 
-from . import log
+from .core.deferred import DEFERRERS
 from .messages import Message
 from .transports.descriptors import wait_readable
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any, Generic, TypeVar
 
     from .core.conversation import Conversation
+    from .core.deferred import Owed
     from .core.loop import Loop
     from .core.replies import Pending
 
@@ -37,7 +37,7 @@ else:
             return cls
 
 
-__all__ = ["DEFAULT", "ResponsePromise", "as_completed", "check_timeout", "gather"]
+__all__ = ["DEFAULT", "ResponsePromise", "as_completed", "check_timeout", "gather", "pending_of"]
 
 # Sentinel: timeout not given (None means no limit).
 DEFAULT: Any = ...
@@ -162,11 +162,7 @@ class ResponsePromise(Generic[M_co]):
         if not callable(function):
             raise TypeError(f"add_done_callback() takes a function, not {function!r:.100}")
         self._conversation.loop.check_entry()
-        call = partial(_call, function, self)
-        if self._pending.settled:
-            call(self)
-        else:
-            self._pending.watch(call)
+        self._pending.call_back(function, self)
 
     def cancel(self) -> bool:
         """Give the request up; a late reply is discarded. The other side is not told. Neither blocks nor runs handlers.
@@ -177,12 +173,16 @@ class ResponsePromise(Generic[M_co]):
         return self._pending.cancel()
 
 
-def _call(function: Callable[[Any], Any], kept: ResponsePromise[Any], promise: Any) -> None:
-    """Call a done callback. ``kept`` has kept the promise alive."""
-    try:
-        function(kept)
-    except Exception:
-        log.error("a done callback of %r failed", kept, exc_info=True)
+def pending_of(promise: ResponsePromise[Any]) -> Pending:
+    """Return what stands for a promise in the core."""
+    return promise._pending
+
+
+def _pass_on(promise: ResponsePromise[Any], owed: Owed) -> None:
+    owed.follow(promise._pending, promise)
+
+
+DEFERRERS[ResponsePromise] = _pass_on
 
 
 class _Waiting:
@@ -190,9 +190,8 @@ class _Waiting:
 
     Attributes:
         settled: Whether enough have settled; what a loop's ``run`` looks at.
+        waits_alone: Whether to wait though nothing is open.
     """
-
-    waits_alone = False
 
     def __init__(self, promises: list[ResponsePromise[Any]], timeout: float | None) -> None:
         check_timeout(timeout)
@@ -214,6 +213,7 @@ class _Waiting:
         ]
         heapq.heapify(self._deadlines)
         self._wanted = 0
+        self.waits_alone = any([p._pending.waits_alone for p in self._unsettled])
 
     @property
     def settled(self) -> bool:

@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, TypeVar, overload
 
+    from .deferred import DeferredReply
     from .peer import IpcPeer
 
     # What handlers are to a type checker, which cannot be told that the first parameter is some class of messages: a
     # bound must not be generic, and without type variables of their own the decorators return the handler's own type.
     EventHandler = Callable[[Any], Any] | Callable[[Any, "Session"], Any]
-    RequestHandler = Callable[[Any], Message | None] | Callable[[Any, "Session"], Message | None]
+    RequestHandler = (
+        Callable[[Any], Message | ResponsePromise[Any] | DeferredReply | None]
+        | Callable[[Any, "Session"], Message | ResponsePromise[Any] | DeferredReply | None]
+    )
     CloseHandler = Callable[["Session"], Any]
 
     M = TypeVar("M", bound=Message)
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
     RequestH = TypeVar("RequestH", bound=RequestHandler)
     CloseH = TypeVar("CloseH", bound=CloseHandler)
 
-__all__ = ["Session", "check_message", "conversation_of", "make_session", "sendable"]
+__all__ = ["Session", "check_expect", "check_message", "conversation_of", "make_session", "sendable"]
 
 
 class Session:
@@ -148,7 +152,7 @@ class Session:
         if type(message) not in sendable:
             check_message("request", message)
         if expect is not Message:
-            _check_expect(expect)
+            check_expect(expect)
         conversation = self._conversation
         if timeout is DEFAULT:
             timeout = conversation.peer.timeout
@@ -279,6 +283,10 @@ class Session:
         They are asked in the order of registration; the first that returns a message answers. None passes on to the
         next. What a handler raises becomes the requester's ``RemoteError``.
 
+        One that cannot answer yet returns a ``ResponsePromise`` of any session, whose reply or error is passed on when it
+        settles, or a ``DeferredReply``. The session goes on with what comes next meanwhile, but is not read from while it
+        owes some 4096 replies.
+
         Args:
             handler: Takes ``(message)`` or ``(message, session)``; see ``on_message``.
 
@@ -401,6 +409,7 @@ def check_message(method: str, message: Any) -> None:
     sendable.add(cls)
 
 
-def _check_expect(expect: Any) -> None:
+def check_expect(expect: Any, name: str = "expect") -> None:
+    """Raise ``TypeError`` for what is no message class."""
     if not isinstance(expect, type) or not issubclass(expect, Message):
-        raise TypeError(f"expect must be a message class, not {expect!r:.100}")
+        raise TypeError(f"{name} must be a message class, not {expect!r:.100}")

@@ -94,6 +94,7 @@ class Closing:
         conversation = self._conversation
         assert conversation.reason is not None
         conversation.dispatcher.inbox.clear()
+        conversation.dispatcher.deferred.drop()
         conversation.replies.fail_all(conversation.reason)
 
     def _tell(self) -> None:

@@ -65,7 +65,7 @@ class Conversation:
         self.is_open = True
         self.reason: StreamClosedError | None = None
         self.name: str = channel.describe()
-        self.replies = Replies(self.name, peer.id_generator, self._silence_hint)
+        self.replies = Replies(self.name, peer.id_generator, self._silence_hint, loop)
         self.on_close = HandlerList("on_close", most=1)
         self.dispatcher = Dispatcher(self, session)
         self.port = Port(loop, channel, self.dispatcher)
@@ -103,6 +103,8 @@ class Conversation:
                 self.replies.due = deadline
             # Before the send: the reply may be there at once.
             pending = self.replies.add(promise, self.peer.id_generator.generate(), expect, timeout, deadline)
+            if self.port.paused:
+                self.port.update_reading()  # or its reply might never be read
             try:
                 self.port.post(REQUEST, pending.id, message)
             except BaseException:

@@ -26,6 +26,7 @@ from ..handlers import HandlerList, name_of
 from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..registry import type_info
 from ..transports.base import End
+from .deferred import DEFERRERS, DeferredReplies, Owed
 from .items import Answer, Delivery, Failure, Opening
 
 TYPE_CHECKING = False
@@ -57,6 +58,7 @@ class Dispatcher:
         port: Moves the bytes; set by the conversation.
         receiving: How many calls wait for a notification.
         received: What they will return.
+        deferred: Replies that handlers have put off.
     """
 
     def __init__(self, conversation: Conversation, session: Any) -> None:
@@ -66,6 +68,7 @@ class Dispatcher:
         self.on_exception = HandlerList("on_exception")
         self.receiving = 0
         self.received: deque[Message] = deque()
+        self.deferred = DeferredReplies(self)
         self._conversation = conversation
         self._session = session
         self._scanned = 0  # how much of the inbox settle_replies has seen
@@ -77,6 +80,16 @@ class Dispatcher:
         self._channel = conversation.channel
         self._replies = conversation.replies
         self.port = conversation.port
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the other side can still get something."""
+        return self._conversation.is_writable
+
+    @property
+    def waits(self) -> bool:
+        """Whether requests of this side wait for replies, so that reading must go on."""
+        return len(self._replies) > 0
 
     def begin_with(self, function: Callable[[Any], Any]) -> None:
         """Give the session to a function before anything else is dispatched."""
@@ -122,6 +135,8 @@ class Dispatcher:
                 if inbox and inbox[0] is item:
                     del inbox[0]
                 count += 1
+                if not self._conversation.is_open:  # a done callback has closed it, or forked
+                    break
             else:
                 if not self._conversation.is_open:
                     break
@@ -267,17 +282,24 @@ class Dispatcher:
                 if reply is not None:
                     break
             if not isinstance(reply, Message) or type(reply) in ENVELOPES:
-                reply = _no_reply(cls) if reply is None else _wrong_reply(function, reply)
+                if reply is None:
+                    reply = _no_reply(cls)
+                elif type(reply) in DEFERRERS:
+                    reply = Owed(self, self._loop, item.id, reply)
+                else:
+                    reply = _wrong_reply(function, reply)
             if not taken:
                 self._pop(item)
                 taken = True
             sent = self._channel.sent
-            self._send_reply(item.id, reply)
+            self.send_reply(item.id, reply)
         except BaseException as exc:
             # If the program goes on, the requester gets its reply in the next turn, or learns what happened; if it ends,
             # the requester learns that.
             if taken and (sent < 0 or self._channel.sent == sent):
-                if not isinstance(reply, Message):
+                if type(reply) in DEFERRERS:
+                    reply = Owed(self, self._loop, item.id, reply)
+                if not isinstance(reply, (Message, Owed)):
                     reply = ErrorMessage("Error in dispatch", exc)
                 inbox.appendleft(Answer(item.id, reply))
                 self._scanned = 0
@@ -290,7 +312,7 @@ class Dispatcher:
         sent = self._channel.sent
         self._pop(item)
         try:
-            self._send_reply(item.id, item.reply)
+            self.send_reply(item.id, item.reply)
         except BaseException:
             if self._channel.sent == sent:
                 self.inbox.appendleft(item)
@@ -302,8 +324,12 @@ class Dispatcher:
         if self.inbox and self.inbox[0] is item:
             del self.inbox[0]
 
-    def _send_reply(self, id: Any, reply: Message) -> None:
-        """Send a reply, or an error in its place."""
+    def send_reply(self, id: Any, reply: Message | Owed) -> None:
+        """Send a reply, or an error in its place, or see to it that it is sent later."""
+        if type(reply) is Owed:
+            reply = self._defer(reply)
+            if reply is None:
+                return
         if not self._conversation.is_open:
             log.debug("session %s: reply to request %.128r dropped: it is closed", self._conversation.name, id)
             return
@@ -316,6 +342,20 @@ class Dispatcher:
             pass  # the port has taken note of it
         except Exception as exc:
             self.port.failed(exc)
+
+    def _defer(self, owed: Owed) -> ErrorMessage | None:
+        """Leave a reply to what a handler has returned in its place.
+
+        Returns:
+            The error that is sent if that cannot be.
+        """
+        try:
+            self.deferred.begin(owed)
+        except RuntimeError as exc:
+            return ErrorMessage("Error in dispatch", exc)
+        if not self._conversation.is_open:
+            self.deferred.drop()
+        return None
 
     def _send_error(self, id: Any, text: str) -> None:
         # Cut to fit: in characters, of which each may take several bytes in the payload.
@@ -424,7 +464,7 @@ def _no_reply(cls: type) -> ErrorMessage:
 def _wrong_reply(function: Any, reply: Any) -> ErrorMessage:
     error = TypeError(
         f"the on_request handler {name_of(function)} returned {article(type(reply))}; it must return a Message (no"
-        " envelope), or None to pass the request on"
+        " envelope), a ResponsePromise, a DeferredReply, or None to pass the request on"
     )
     return ErrorMessage("Error in dispatch", error)
 

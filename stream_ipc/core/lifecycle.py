@@ -54,6 +54,8 @@ def close_loop(loop: Loop) -> None:
 
 def _begin(loop: Loop) -> None:
     loop.closed = True
+    for guest in tuple(loop.guests):
+        guest.end()
     for listener in tuple(loop.listeners):
         listener.end()
     for conversation in tuple(loop.conversations):

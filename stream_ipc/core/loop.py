@@ -59,6 +59,8 @@ class Loop:
         listeners: The open ones.
         todo: Dispatchers with something to dispatch, in turn.
         repairs: Tasks that an interruption may have left with work.
+        later: Tasks whose ``go_on`` the next turn calls.
+        guests: What is driven by timers alone, and closed with the loop.
         corked: Ports whose output is gathered until the next turn.
         paused: Ports that are not read from because their inbox is long.
         turns: How many messages have been dispatched in all.
@@ -79,6 +81,8 @@ class Loop:
         self.listeners: dict[Any, None] = {}
         self.todo: dict[Dispatcher, None] = {}
         self.repairs: dict[Any, None] = {}
+        self.later: dict[Any, Any] = {}
+        self.guests: dict[Any, None] = {}
         self.corked: dict[Any, None] = {}
         self.paused: dict[Any, None] = {}
         self.turns: int = 0
@@ -204,7 +208,9 @@ class Loop:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is open, so that nothing can happen."""
-        return not (self.conversations or self._endings or self.repairs or self.listeners)
+        if self.conversations or self._endings or self.repairs or self.listeners or self.later:
+            return False
+        return not any([guest.waits for guest in self.guests])
 
     # -- turns
 
@@ -257,6 +263,8 @@ class Loop:
             while True:
                 if todo and looked and dispatch:
                     count += self._settle_replies() if starving else self._dispatch(until)
+                if self.later and dispatch:
+                    self._go_on()
                 if until is not None:
                     if until.settled or not (self.conversations or until.waits_alone):
                         return count
@@ -373,6 +381,10 @@ class Loop:
         for task in tuple(self.repairs):
             task.repair()
 
+    def _go_on(self) -> None:
+        for task in tuple(self.later):
+            task.go_on()
+
     def _look(self) -> None:
         for task in tuple(self._polled):
             task.look()
@@ -405,6 +417,8 @@ class Loop:
             conversation.port.check()
         for listener in tuple(self.listeners):
             listener.check()
+        for guest in tuple(self.guests):
+            guest.check()
 
     def _forget_lost(self) -> None:
         if self.poller.forget_lost() and self._outer is not None:
@@ -434,7 +448,7 @@ class Loop:
 
     def next_deadline(self) -> float | None:
         """Return seconds until a turn is due though ``fileno`` is not readable; None if none is."""
-        if self.repairs or self.poller.has_always or self._has_work():
+        if self.repairs or self.later or self.poller.has_always or self._has_work():
             return 0.0
         if any([port.channel.queued_bytes for port in self.corked]):
             return 0.0  # a turn lets out what was gathered
@@ -462,7 +476,7 @@ class Loop:
         """Keep a byte in the pipe just while an inbox has work, because then no descriptor may be ready."""
         if self._pipe is None or not self._embedded or self.forked:
             return
-        awake = bool(self.repairs) or self._has_work()
+        awake = bool(self.repairs or self.later) or self._has_work()
         if awake != self._awake:
             self._awake = awake
             try:

@@ -12,6 +12,7 @@ from .. import log
 from ..errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article, printable
 from ..interruptions import interruption_in
 from ..messages import ErrorMessage
+from .loop import MAX_DEPTH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..messages import Message
+    from .loop import Loop
 
     Base = ref[Any]
 else:
@@ -42,11 +44,15 @@ class Pending(Base):
         settled: Whether the outcome is known.
         outcome: The reply, or the error in its place; None until it has settled.
         watchers: Functions that are called with the promise when it settles, or None.
+        callbacks: The same, of users, each with the promise, which they keep alive; None unless there are watchers.
     """
 
-    __slots__ = ("deadline", "expect", "id", "outcome", "owner", "settled", "timeout", "watchers")
+    __slots__ = ("callbacks", "deadline", "expect", "id", "outcome", "owner", "settled", "timeout", "watchers")
 
     waits_alone = False
+    __hash__ = object.__hash__  # that of a weak reference asks what it refers to
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
 
     id: str
     expect: type
@@ -55,11 +61,15 @@ class Pending(Base):
     settled: bool
     outcome: Any
     watchers: list[Callable[[Any], Any]] | None
-    owner: Replies
+    callbacks: list[tuple[Callable[[Any], Any], Any]]
+    owner: Any
 
     def settle(self, reply: Message) -> None:
-        """Take the reply. An interrupted call can be made again."""
-        if isinstance(reply, self.expect) and not isinstance(reply, ErrorMessage):
+        """Take the reply, unless it has settled. An interrupted call can be made again."""
+        if self.settled:
+            if self.watchers is not None:
+                self.tell()
+        elif isinstance(reply, self.expect) and not isinstance(reply, ErrorMessage):
             self.outcome = reply
             self.settled = True
             if self.watchers is not None:
@@ -80,7 +90,8 @@ class Pending(Base):
             self.tell()
 
     def tell(self) -> None:
-        """Call the functions that watch it, each once."""
+        """Call the functions that watch it, each once. What an interruption leaves, the next turn does."""
+        self.owner.loop.later[self] = None
         promise = self()
         watchers = self.watchers or []
         while watchers:
@@ -88,14 +99,47 @@ class Pending(Base):
             watcher = watchers[0]
             del watchers[0]  # entered once, also if it is interrupted
             watcher(promise)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Call the users' functions that watch it, unless handlers are nested too deeply to run another."""
+        if self.watchers:
+            self.tell()
+            return
+        loop = self.owner.loop
+        while self.watchers is not None and self.callbacks:
+            if loop.depth > MAX_DEPTH:
+                return
+            try:
+                # atomic: no calls
+                function, promise = self.callbacks[0]
+                del self.callbacks[0]
+                function(promise)
+            except Exception as exc:
+                if interruption_in(exc) is not None:
+                    raise
+                log.error("a done callback of %r failed", promise, exc_info=True)
+            except BaseException:
+                promise = None  # or the traceback would keep it
+                raise
         self.watchers = None
+        loop.later.pop(self, None)
 
     def watch(self, watcher: Callable[[Any], Any]) -> None:
         """Have a function called with the promise when it settles."""
         if self.watchers is None:
-            self.watchers = [watcher]
-        else:
-            self.watchers.append(watcher)
+            self.callbacks = []
+            self.watchers = []
+        self.watchers.append(watcher)
+
+    def call_back(self, function: Callable[[Any], Any], promise: Any) -> None:
+        """Have a user's function called with the promise, which stays alive until then: when it settles, or now."""
+        if self.watchers is None:
+            self.callbacks = []
+            self.watchers = []
+        self.callbacks.append((function, promise))
+        if self.settled:
+            self.tell()
 
     def unwatch(self, watcher: Callable[[Any], Any]) -> None:
         """Undo ``watch``, if the function was not called yet."""
@@ -106,8 +150,13 @@ class Pending(Base):
         """Give the request up; returns whether it was still pending."""
         if self.settled:
             return False
-        self.fail(IpcError(f"request {self.id} was cancelled by this side"))
+        error = IpcError(f"request {self.id} was cancelled by this side")
+        self.owner.loop.later[self] = None
+        # atomic: no calls
+        self.outcome = error
+        self.settled = True
         self.owner.forget(self)
+        self.tell()
         return True
 
     def silence(self, timeout: float | None) -> str:
@@ -125,13 +174,15 @@ class Replies:
         name: What texts call the conversation.
         ids: What makes the ids, for error texts.
         hint: Returns what a timeout's text ends with.
+        loop: The loop that runs done callbacks.
 
     Attributes:
         due: No request is due earlier.
     """
 
-    def __init__(self, name: str, ids: Any, hint: Callable[[], str]) -> None:
+    def __init__(self, name: str, ids: Any, hint: Callable[[], str], loop: Loop) -> None:
         self.name = name
+        self.loop = loop
         self.due = math.inf
         self._ids = ids
         self._hint = hint
