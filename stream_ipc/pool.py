@@ -1,7 +1,7 @@
 """Workers that are started, given tasks, and replaced when they die.
 
-Knows sessions as users do. Of the core it knows the desk, which makes promises that the pool settles itself and calls the
-pool when a time has come, and how to end a conversation without waiting for its child.
+Knows sessions as users do. Of the core it knows the desk, which makes promises of tasks that are not sent yet and calls the
+pool when a time has come, and of conversations how to send such a task and how to end without waiting for the child.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .core.tickets import Desk
 from .errors import RequestTimeoutError, StreamClosedError, describe
 from .messages import Message
 from .peer import loop_of
-from .promise import DEFAULT, ResponsePromise, check_timeout, pending_of
+from .promise import DEFAULT, ResponsePromise, check_timeout
 from .session import check_expect, check_message, conversation_of, sendable
 
 TYPE_CHECKING = False
@@ -52,7 +52,8 @@ class _Worker:
     def __init__(self, place: _Place, session: Session) -> None:
         self.place = place
         self.session = session
-        self.running: dict[ResponsePromise[Any], Ticket] = {}
+        self.conversation = conversation_of(session)
+        self.running: dict[Ticket, None] = {}
         self.given = 0
         self.ready = False  # for tasks
         self.answered = False
@@ -144,11 +145,12 @@ class WorkerPool:
         self._workers: dict[_Worker, None] = {}
         self._free: dict[_Worker, None] = {}  # those that can be given a task
         self._queue: deque[Ticket] = deque()
-        self._running: dict[ResponsePromise[Any], _Worker] = {}
-        self._settling: dict[Ticket, Any] = {}  # outcomes that an interruption may have kept from being told
+        self._busy: dict[Ticket, None] = {}  # those that workers have
+        self._settling: dict[Ticket, BaseException] = {}  # errors that an interruption may have kept from being told
         self._deaths = 0  # since the last answer of any worker
         self._closed = False
-        self._desk = Desk(loop_of(peer), "worker pool", _Driver(self))
+        self._driver = _Driver(self)
+        self._desk = Desk(loop_of(peer), peer, "worker pool", self._queue, self._driver)
 
     def __repr__(self) -> str:
         try:
@@ -163,7 +165,7 @@ class WorkerPool:
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         try:
             if kind is None and not self._closed:
-                self._desk.run_until(lambda: not (self._queue or self._running or self._settling))
+                self._desk.run_until(lambda: not (self._queue or self._busy))
         finally:
             self.close()
 
@@ -175,8 +177,7 @@ class WorkerPool:
     @property
     def pending(self) -> int:
         """How many tasks are queued or with workers."""
-        running = [ticket for worker in self._workers for ticket in worker.running.values()]
-        return len([ticket for ticket in (*self._queue, *running) if not ticket.settled])
+        return len([ticket for ticket in (*self._queue, *self._busy) if not ticket.settled])
 
     if TYPE_CHECKING:
 
@@ -229,10 +230,8 @@ class WorkerPool:
         outer = loop.enter()
         try:
             promise: ResponsePromise[Any] = ResponsePromise(desk, message, timeout, expect)  # type: ignore[arg-type]
-            ticket: Any = pending_of(promise)
-            ticket.optional = optional
-            queue = self._queue
-            queue.append(ticket)
+            if optional:
+                self._queue[-1].optional = True
             if self._free or len(self._workers) < len(self._places):
                 self._give()
         finally:
@@ -336,100 +335,121 @@ class WorkerPool:
         """Give queued tasks to workers that are free, and start workers for the rest. An interrupted call is made again."""
         queue = self._queue
         free = self._free
-        desk = self._desk
-        desk.mark()
+        later = self._desk.loop.later
+        later[self._driver] = None
         while queue and not self._closed:
             ticket = queue[0]
             if ticket.settled or (ticket.optional and ticket() is None):
-                queue.popleft()
+                del queue[0]
                 continue
             for worker in free:
+                self._give_to(worker, ticket)
                 break
             else:
-                if self._start():
-                    continue
-                break
-            self._give_to(worker, ticket)
-        desk.unmark()
+                if not self._start():
+                    break
+        later.pop(self._driver, None)
         if queue or self._start_timeout is not None:
             self._set_timer()
 
     def _give_to(self, worker: _Worker, ticket: Ticket) -> None:
-        session = worker.session
+        running = worker.running
+        # atomic: no calls
+        del self._queue[0]
+        ticket.worker = worker
+        running[ticket] = None
+        self._busy[ticket] = None
         worker.given += 1
-        if len(worker.running) + 1 >= self._in_flight or worker.given == self._tasks_per_worker:
+        if len(running) >= self._in_flight or worker.given == self._tasks_per_worker:
             del self._free[worker]
         try:
-            promise = session.request(ticket.message, ticket.timeout, expect=ticket.expect)
-            # atomic: no calls
-            self._running[promise] = worker
-            worker.running[promise] = ticket
-            del self._queue[0]
-            promise.add_done_callback(self._done)
+            worker.conversation.request(None, ticket.message, ticket.timeout, ticket.expect, ticket)
         except StreamClosedError:
             self._free.pop(worker, None)  # it is dead; its end is on the way
+            self._take_back(ticket, worker)
         except Exception as exc:  # the task cannot travel
             worker.given -= 1
-            self._free[worker] = None
-            if self._queue and self._queue[0] is ticket:
-                self._queue.popleft()
-            ticket.fail(exc)
-        except BaseException:  # whether it has the task is not known, so it must not go on with it
-            if not worker.running:
+            self._settling[ticket] = exc
+            self._let_go(ticket, worker)
+            self._find_free(worker)
+            self._tell(ticket, exc)
+        except BaseException:
+            if ticket not in worker.conversation.replies:  # it may have been sent, so the worker must not go on with it
                 self._kill(worker, "its task was interrupted while it was sent")
             raise
 
-    def _done(self, promise: ResponsePromise[Any]) -> None:
-        """Take the outcome of a task from its worker. An interrupted call is made again."""
-        worker = self._running.get(promise)
-        if worker is None:
-            return
-        ticket = worker.running[promise]
-        outcome: Any
-        again = hung = False
-        try:
-            outcome = promise.wait()
-        except StreamClosedError as exc:
-            outcome = exc
-            again = not self._closed and ticket.tries < self._retries
-        except RequestTimeoutError as exc:
-            outcome = exc
-            hung = True
-        except Exception as exc:
-            outcome = exc
+    def _let_go(self, ticket: Ticket, worker: _Worker) -> None:
         # atomic: no calls
-        if again:
-            ticket.tries += 1
-            self._queue.appendleft(ticket)
-        else:
-            self._settling[ticket] = outcome
-        del worker.running[promise]
-        del self._running[promise]
-        if hung:
-            self._kill(worker, f"the worker was killed, because a task took longer than {ticket.timeout} s")
-        elif not isinstance(outcome, StreamClosedError):
-            if not worker.answered:
-                worker.answered = True
-                worker.place.deaths = 0
-            self._deaths = 0
-            worker.due = None
-            if self._tasks_per_worker is not None and worker.given >= self._tasks_per_worker:
-                if not worker.running:
-                    worker.retired = True
-                    self._drop(worker, "this side replaces the worker: it has done its share of tasks")
-            elif worker.session.is_open:
-                self._free[worker] = None
-            if self._queue:
-                self._give()  # first, so that it is not idle while done callbacks run
-        if not again:
-            self._tell(ticket, outcome)
+        ticket.worker = None
+        worker.running.pop(ticket, None)
+        self._busy.pop(ticket, None)
 
-    def _tell(self, ticket: Ticket, outcome: Any) -> None:
-        if isinstance(outcome, BaseException):
-            self._desk.note_progress()  # it may have come by time, and not in a message
-            ticket.fail(outcome)
+    def _take_back(self, ticket: Ticket, worker: _Worker) -> None:
+        """Queue a task again, before all others."""
+        # atomic: no calls
+        if ticket in worker.running:
+            del worker.running[ticket]
+            del self._busy[ticket]
+            self._queue.appendleft(ticket)
+            ticket.worker = None
+
+    def _find_free(self, worker: _Worker) -> None:
+        """Note that a worker can be given a task, if it can."""
+        if not worker.ready or not worker.session.is_open or len(worker.running) >= self._in_flight:
+            return
+        if self._tasks_per_worker is None or worker.given < self._tasks_per_worker:
+            self._free[worker] = None
+        elif not worker.running:
+            worker.retired = True
+            self._drop(worker, "this side replaces the worker, which has done its share of tasks")
+
+    def _returned(self, ticket: Ticket) -> None:
+        """Take note that a worker has answered. What an interruption leaves is done by ``_look``."""
+        worker: _Worker = ticket.worker
+        # atomic: no calls
+        ticket.worker = None
+        del worker.running[ticket]
+        del self._busy[ticket]
+        self._deaths = 0
+        if not worker.answered:
+            worker.answered = True
+            worker.place.deaths = 0
+            worker.due = None
+        if self._tasks_per_worker is not None or not worker.session.is_open:
+            self._find_free(worker)
         else:
-            ticket.settle(outcome)
+            self._free[worker] = None
+        if self._queue:
+            self._give()  # first, so that it is not idle while done callbacks run
+
+    def _failed(self, ticket: Ticket, error: BaseException) -> bool:
+        """Take note that a worker has not answered, or answered with an error.
+
+        Returns:
+            Whether the task fails with that.
+        """
+        worker: _Worker = ticket.worker
+        worker.conversation.replies.forget(ticket)
+        if isinstance(error, StreamClosedError):
+            self._free.pop(worker, None)
+            if not self._closed and ticket.tries < self._retries and not ticket.settled:
+                ticket.tries += 1
+                self._take_back(ticket, worker)
+                return False
+            self._settling[ticket] = error
+            self._let_go(ticket, worker)
+        elif isinstance(error, RequestTimeoutError):
+            self._desk.mark()
+            self._settling[ticket] = error
+            self._let_go(ticket, worker)
+            self._kill(worker, f"the worker was killed, because a task took longer than {ticket.timeout} s")
+        else:
+            self._settling[ticket] = error
+            self._returned(ticket)
+        return True
+
+    def _tell(self, ticket: Ticket, error: BaseException) -> None:
+        ticket.fail(error)
         self._settling.pop(ticket, None)
 
     # -- workers come and go
@@ -450,7 +470,7 @@ class WorkerPool:
         except OSError as exc:
             error = StreamClosedError(f"a worker could not be started: {describe(exc)}")
             error.__cause__ = exc
-            self._failed(place, error)
+            self._note_death(place, error)
             return bool(self._queue)
         worker = _Worker(place, session)
         self._workers[worker] = None
@@ -497,23 +517,23 @@ class WorkerPool:
     def _drop(self, worker: _Worker, text: str) -> None:
         """Close a worker's session. Its process is ended and reaped by ticks."""
         self._free.pop(worker, None)
-        conversation_of(worker.session).end(StreamClosedError(f"{text} ({worker.session.name})"))
+        worker.conversation.end(StreamClosedError(f"{text} ({worker.session.name})"))
 
     def _gone(self, worker: _Worker) -> None:
         """Take note that a worker's session is closed. An interrupted call is made again."""
         self._desk.mark()
-        for promise in tuple(worker.running):  # those whose callback an interruption has kept from running
-            self._done(promise)
+        for ticket in tuple(worker.running):  # which an interruption has left
+            ticket.fail(worker.conversation.closed_error())
         self._free.pop(worker, None)
         place = worker.place
         if place.worker is worker:
             place.worker = None
             if not worker.answered and not worker.retired and not self._closed:
-                self._failed(place, conversation_of(worker.session).reason)
+                self._note_death(place, worker.conversation.reason)
         self._workers.pop(worker, None)
         self._give()
 
-    def _failed(self, place: _Place, reason: StreamClosedError | None) -> None:
+    def _note_death(self, place: _Place, reason: StreamClosedError | None) -> None:
         """Take note that a worker came to nothing."""
         place.deaths += 1
         place.start_at = self._desk.loop.clock() + min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(place.deaths - 1, 10))
@@ -541,15 +561,15 @@ class WorkerPool:
     def _look(self) -> None:
         """Do what is due, and what an interruption has left."""
         now = self._desk.loop.clock()
-        for ticket, outcome in tuple(self._settling.items()):
-            self._tell(ticket, outcome)
+        for ticket, error in tuple(self._settling.items()):
+            self._tell(ticket, error)
         for worker in tuple(self._workers):
             if not worker.session.is_open:
                 self._gone(worker)
             elif worker.due is not None and worker.due <= now:
                 self._kill(worker, f"the worker gave no sign within {self._start_timeout} s, so it was killed")
-        for promise in [promise for promise in self._running if promise.settled]:
-            self._done(promise)
+            elif worker not in self._free:
+                self._find_free(worker)
         self._give()
 
     def _end(self, text: str) -> None:
@@ -568,6 +588,14 @@ class _Driver:
     def waits(self) -> bool:
         """Whether something will happen though nothing is open."""
         return bool(self._pool._queue)
+
+    def returned(self, ticket: Ticket) -> None:
+        """Take a ticket back: its reply is there."""
+        self._pool._returned(ticket)
+
+    def failed(self, ticket: Ticket, error: BaseException) -> bool:
+        """Take a ticket back; returns whether it has failed for good."""
+        return self._pool._failed(ticket, error)
 
     def on_time(self, now: float) -> None:
         """Start or give up workers: a time has come."""

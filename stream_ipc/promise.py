@@ -37,7 +37,7 @@ else:
             return cls
 
 
-__all__ = ["DEFAULT", "ResponsePromise", "as_completed", "check_timeout", "gather", "pending_of"]
+__all__ = ["DEFAULT", "ResponsePromise", "as_completed", "check_timeout", "gather"]
 
 # Sentinel: timeout not given (None means no limit).
 DEFAULT: Any = ...
@@ -171,11 +171,6 @@ class ResponsePromise(Generic[M_co]):
             Whether it was still pending. If so, ``wait()`` raises ``IpcError`` from now on.
         """
         return self._pending.cancel()
-
-
-def pending_of(promise: ResponsePromise[Any]) -> Pending:
-    """Return what stands for a promise in the core."""
-    return promise._pending
 
 
 def _pass_on(promise: ResponsePromise[Any], owed: Owed) -> None:

@@ -88,8 +88,10 @@ class Conversation:
 
     # -- sending
 
-    def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Pending:
-        """Send a request; its outcome is for the promise."""
+    def request(
+        self, promise: Any, message: Message, timeout: float | None, expect: type, ticket: Pending | None = None
+    ) -> Pending:
+        """Send a request; its outcome is for the promise, or for a ticket that a pool has made."""
         loop = self.loop
         outer = loop.enter()
         try:
@@ -102,13 +104,17 @@ class Conversation:
                 loop.set_timer(self, deadline)
                 self.replies.due = deadline
             # Before the send: the reply may be there at once.
-            pending = self.replies.add(promise, self.peer.id_generator.generate(), expect, timeout, deadline)
+            if ticket is None:
+                pending = self.replies.add(promise, self.peer.id_generator.generate(), expect, timeout, deadline)
+            else:
+                pending = self.replies.enter(ticket, deadline)
             if self.port.paused:
                 self.port.update_reading()  # or its reply might never be read
             try:
                 self.port.post(REQUEST, pending.id, message)
             except BaseException:
-                pending.settled = True  # nobody will ever see it
+                if ticket is None:
+                    pending.settled = True  # nobody will ever see it
                 self.replies.forget(pending)
                 raise
             return pending

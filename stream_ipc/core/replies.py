@@ -218,6 +218,22 @@ class Replies:
         table[id] = pending
         return pending
 
+    def enter(self, pending: Pending, deadline: float | None) -> Pending:
+        """Enter a request that was made before.
+
+        Raises:
+            ValueError: Its id cannot be used.
+        """
+        id = pending.id
+        if type(id) is not str or len(id) > _MAX_ID or id in self._table:
+            raise self._bad_id(id)
+        pending.deadline = deadline
+        self._table[id] = pending
+        return pending
+
+    def __contains__(self, pending: Pending) -> bool:
+        return self._table.get(pending.id) is pending
+
     def _bad_id(self, id: Any) -> ValueError:
         name = type(self._ids).__name__
         if isinstance(id, str) and type(id) is not str:

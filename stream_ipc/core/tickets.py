@@ -1,6 +1,6 @@
-"""Promises of what is not sent yet, for whoever gives tasks to sessions: they settle when that party says so.
+"""Tasks of a pool: requests whose promise is there before they are sent, and which may be sent more than once.
 
-Knows pending requests and the loop. Must not know sessions, nor what becomes of a task.
+Knows pending requests, conversations and the loop. Must not know what workers are.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from .replies import Pending
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable
     from typing import Any
 
@@ -24,17 +25,35 @@ class Ticket(Pending):
 
     Attributes:
         message: The task.
+        worker: Who has it, an object with a ``conversation``; None while it is queued and once it has settled.
         tries: How often it was begun and came to nothing.
         optional: It need not be begun if its promise was dropped.
     """
 
-    __slots__ = ("message", "optional", "tries")
+    __slots__ = ("message", "optional", "tries", "worker")
 
     waits_alone = True  # it settles though nothing is open: a worker is still to be started
 
     message: Message
+    worker: Any
     tries: int
     optional: bool
+
+    def settle(self, reply: Message) -> None:
+        """Take the reply. An interrupted call can be made again."""
+        if self.worker is not None:
+            self.owner.owner.returned(self)
+        Pending.settle(self, reply)
+
+    def fail(self, error: BaseException) -> None:
+        """Take an error in place of a reply, unless it is tried again. An interrupted call can be made again."""
+        if self.worker is None or self.owner.owner.failed(self, error):
+            Pending.fail(self, error)
+
+    def silence(self, timeout: float | None) -> str:
+        """Return the text of a timeout."""
+        name = self.owner.name if self.worker is None else self.worker.conversation.name
+        return f"no reply to task {self.id} within {timeout} s ({name})"
 
 
 class _WaitingAlone(Until):
@@ -44,78 +63,84 @@ class _WaitingAlone(Until):
 
 
 class Desk:
-    """Makes tickets, and is to promises what a conversation is to those of requests. Has one timer.
+    """Makes tickets and queues them; to their promises it is what a conversation is to those of requests. Has one timer.
 
     Args:
         loop: What drives it.
+        peer: Whose ``id_generator`` it uses.
         name: What texts call it.
-        owner: Has ``on_time``, ``check`` (called now and then), ``end`` (called when the loop closes), ``waits``,
-            ``go_on`` (called in the next turn after it was put into the loop's ``later``).
+        queue: Where tickets go.
+        owner: Gets tickets back: ``returned(ticket)`` when a reply is there, ``failed(ticket, error)``, which says whether
+            that is final. Is called by the loop: ``on_time``, ``check`` (now and then), ``end`` (it closes), ``go_on`` (in
+            the turn after ``mark``), and asked whether it ``waits`` for something though nothing is open.
     """
 
-    def __init__(self, loop: Loop, name: str, owner: Any) -> None:
+    def __init__(self, loop: Loop, peer: Any, name: str, queue: deque[Ticket], owner: Any) -> None:
         self.loop = loop
         self.name = name
+        self.owner = owner
         self.replies = self
-        self._owner = owner
-        self._count = 0
+        self._peer = peer
+        self._queue = queue
         loop.guests[owner] = None
 
     def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Ticket:
-        """Make a ticket for a promise."""
+        """Queue a task; its outcome is for the promise."""
         ticket = Ticket(promise)
-        self._count = count = self._count + 1
-        ticket.id = f"task {count}"
+        ticket.id = self._peer.id_generator.generate()
         ticket.message = message
         ticket.expect = expect
         ticket.timeout = timeout
-        ticket.deadline = ticket.outcome = ticket.watchers = None
+        ticket.deadline = ticket.outcome = ticket.watchers = ticket.worker = None
         ticket.settled = ticket.optional = False
         ticket.tries = 0
         ticket.owner = self
+        self._queue.append(ticket)
         return ticket
 
-    def wait(self, pending: Pending, timeout: float | None) -> None:
+    def wait(self, ticket: Ticket, timeout: float | None) -> None:
         """Turn until a task has settled.
 
         Raises:
             TimeoutError: ``timeout`` has passed, and it is still pending.
         """
-        self.run_until(pending, timeout)
-        if not pending.settled:
-            raise TimeoutError(f"no reply to {pending.id} within {timeout} s ({self.name}); it is still pending")
+        loop = self.loop
+        loop.run(ticket, None if timeout is None else loop.clock() + timeout)
+        if not ticket.settled and self.has_reply(ticket):
+            loop.run(ticket, loop.clock())
+        if not ticket.settled:
+            raise TimeoutError(f"{ticket.silence(timeout)}; it is still pending")
 
-    def run_until(self, until: Any, timeout: float | None = None) -> None:
-        """Turn until something has settled, or so many seconds are over."""
-        if callable(until) and not isinstance(until, Pending):
-            until = _WaitingAlone(until)
-        self.loop.run(until, None if timeout is None else self.loop.clock() + timeout)
+    def run_until(self, condition: Callable[[], bool], timeout: float | None = None) -> None:
+        """Turn until a condition holds, or so many seconds are over."""
+        self.loop.run(_WaitingAlone(condition), None if timeout is None else self.loop.clock() + timeout)
 
-    def has_reply(self, pending: Pending) -> bool:
+    def has_reply(self, ticket: Ticket) -> bool:
         """Return whether a reply is there and only has to be dispatched."""
-        return False
+        return ticket.worker is not None and ticket.worker.conversation.has_reply(ticket)
 
-    def forget(self, pending: Pending) -> None:
-        """Take note that a task was cancelled; its owner sees that it has settled."""
+    def give_up(self, ticket: Ticket) -> None:
+        """Fail a task whose worker had too long for it."""
+        if ticket.worker is not None and ticket.deadline is not None and ticket.deadline <= self.loop.clock():
+            ticket.worker.conversation.replies.give_up(ticket)
+
+    def forget(self, ticket: Ticket) -> None:
+        """Take note that a task was cancelled: nothing, because its owner sees that it has settled."""
 
     def set_timer(self, when: float | None) -> None:
         """Have the owner's ``on_time`` called when the clock has come so far."""
-        self.loop.set_timer(self._owner, when)
+        self.loop.set_timer(self.owner, when)
 
     def mark(self) -> None:
         """Have the owner's ``go_on`` called in the next turn, unless ``unmark`` comes before."""
-        self.loop.later[self._owner] = None
+        self.loop.later[self.owner] = None
 
     def unmark(self) -> None:
         """Undo ``mark``."""
-        self.loop.later.pop(self._owner, None)
-
-    def note_progress(self) -> None:
-        """Let a tick that waits return: something has happened."""
-        self.loop.progress += 1
+        self.loop.later.pop(self.owner, None)
 
     def leave(self) -> None:
         """Forget the owner."""
-        self.loop.guests.pop(self._owner, None)
-        self.loop.set_timer(self._owner, None)
+        self.loop.guests.pop(self.owner, None)
+        self.loop.set_timer(self.owner, None)
         self.unmark()
