@@ -1,29 +1,22 @@
 """Workers that are started, given tasks, and replaced when they die.
 
-Knows sessions as users do. Of the core it knows the desk, which makes promises of tasks that are not sent yet and calls the
-pool when a time has come, and of conversations how to send such a task and how to end without waiting for the child.
+Checks what users pass, and hands it on to the crew behind it.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-from collections import deque
 
-from . import log
-from .core.tickets import Desk
-from .errors import RequestTimeoutError, StreamClosedError, describe
+from .crew import Crew
 from .messages import Message
-from .peer import loop_of
 from .promise import DEFAULT, ResponsePromise, check_timeout
-from .session import check_expect, check_message, conversation_of, sendable
+from .session import check_expect, check_message, sendable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TypeVar, overload
 
-    from .core.tickets import Ticket
     from .peer import IpcPeer
     from .session import Session
     from .transports.process import Command, Items
@@ -31,34 +24,6 @@ if TYPE_CHECKING:
     M = TypeVar("M", bound=Message)
 
 __all__ = ["WorkerPool"]
-
-_BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
-_DEATHS = 5  # so many in a row at least, without an answer of any worker, fail what is queued
-
-
-class _Place:
-    """Where one worker at a time runs: its command, and how often that came to nothing."""
-
-    def __init__(self, command: Command) -> None:
-        self.command = command
-        self.worker: _Worker | None = None
-        self.deaths = 0
-        self.start_at = 0.0
-
-
-class _Worker:
-    """One process."""
-
-    def __init__(self, place: _Place, session: Session) -> None:
-        self.place = place
-        self.session = session
-        self.conversation = conversation_of(session)
-        self.running: dict[Ticket, None] = {}
-        self.given = 0
-        self.ready = False  # for tasks
-        self.answered = False
-        self.retired = False
-        self.due: float | None = None  # when it must have given a sign
 
 
 class WorkerPool:
@@ -134,28 +99,16 @@ class WorkerPool:
             size = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._peer = peer
         self._timeout = timeout
-        self._retries = retries
-        self._tasks_per_worker = tasks_per_worker
         self._in_flight = in_flight
-        self._on_session = on_session
-        self._hello = hello
-        self._start_timeout = start_timeout
-        self._options = options
-        self._places = [_Place(commands[n % len(commands)]) for n in range(size)]
-        self._workers: dict[_Worker, None] = {}
-        self._free: dict[_Worker, None] = {}  # those that can be given a task
-        self._queue: deque[Ticket] = deque()
-        self._busy: dict[Ticket, None] = {}  # those that workers have
-        self._settling: dict[Ticket, BaseException] = {}  # errors that an interruption may have kept from being told
-        self._deaths = 0  # since the last answer of any worker
-        self._closed = False
-        self._driver = _Driver(self)
-        self._desk = Desk(loop_of(peer), peer, "worker pool", self._queue, self._driver)
+        commands = [commands[n % len(commands)] for n in range(size)]
+        self._crew = Crew(
+            peer, commands, options, retries, tasks_per_worker, in_flight, on_session, hello, start_timeout
+        )
 
     def __repr__(self) -> str:
         try:
-            state = "closed" if self._closed else "open"
-            return f"<WorkerPool {state} workers={len(self.workers)}/{len(self._places)} pending={self.pending}>"
+            state = "closed" if self._crew.closed else "open"
+            return f"<WorkerPool {state} workers={len(self.workers)}/{self._crew.size} pending={self.pending}>"
         except Exception:  # half made
             return "<WorkerPool>"
 
@@ -164,20 +117,21 @@ class WorkerPool:
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         try:
-            if kind is None and not self._closed:
-                self._desk.run_until(lambda: not (self._queue or self._busy))
+            crew = self._crew
+            if kind is None and not crew.closed:
+                crew.desk.run_until(lambda: not (crew.queue or crew.busy))
         finally:
             self.close()
 
     @property
     def workers(self) -> tuple[Session, ...]:
         """The sessions of the workers that are running."""
-        return tuple([worker.session for worker in self._workers if worker.session.is_open])
+        return tuple(self._crew.sessions)
 
     @property
     def pending(self) -> int:
         """How many tasks are queued or with workers."""
-        return len([ticket for ticket in (*self._queue, *self._busy) if not ticket.settled])
+        return len([ticket for ticket in (*self._crew.queue, *self._crew.busy) if not ticket.settled])
 
     if TYPE_CHECKING:
 
@@ -223,17 +177,18 @@ class WorkerPool:
             timeout = self._peer.timeout if self._timeout is DEFAULT else self._timeout
         else:
             check_timeout(timeout)
-        if self._closed:
+        crew = self._crew
+        if crew.closed:
             raise RuntimeError("this WorkerPool is closed; make a new one")
-        desk = self._desk
+        desk = crew.desk
         loop = desk.loop
         outer = loop.enter()
         try:
             promise: ResponsePromise[Any] = ResponsePromise(desk, message, timeout, expect)  # type: ignore[arg-type]
             if optional:
-                self._queue[-1].optional = True
-            if self._free or len(self._workers) < len(self._places):
-                self._give()
+                crew.queue[-1].optional = True
+            if crew.can_give:
+                crew.give()
         finally:
             loop.thread = outer
         return promise
@@ -292,12 +247,12 @@ class WorkerPool:
         if timeout is not DEFAULT:
             check_timeout(timeout)
         if ahead is None:
-            ahead = 2 * len(self._places) * self._in_flight
+            ahead = 2 * self._crew.size * self._in_flight
         source = iter(messages)
         from .pool_map import Mapped
 
         return Mapped(
-            lambda: self._submit("map", next(source), expect, timeout, True), self._desk.run_until, ordered, ahead
+            lambda: self._submit("map", next(source), expect, timeout, True), self._crew.desk.run_until, ordered, ahead
         )
 
     def close(self, timeout: float | None = DEFAULT) -> None:
@@ -306,313 +261,11 @@ class WorkerPool:
         Args:
             timeout: Seconds until workers that have not ended are killed; by default as in ``Session.close``.
         """
-        if timeout is not DEFAULT:
+        if timeout is DEFAULT:
+            timeout = None
+        else:
             check_timeout(timeout)
-        desk = self._desk
-        outer = desk.loop.enter()
-        try:
-            self._closed = True
-            sessions = [worker.session for worker in self._workers]
-            self._end("this side closed the worker pool")
-            for session in sessions:
-                conversation_of(session).end(StreamClosedError(f"this side closed the worker pool ({session.name})"))
-            if timeout is not DEFAULT and timeout is not None:
-                processes: list[Any] = [session.process for session in sessions]
-                if timeout:
-                    over = desk.loop.clock() + timeout
-                    while desk.loop.clock() < over and any([process.returncode is None for process in processes]):
-                        desk.loop.wait_for(-1, 0, min(over, desk.loop.clock() + 0.01))
-                for process in processes:
-                    _kill(process)
-            for session in sessions:
-                session.close()  # waits for what is left of it
-        finally:
-            desk.loop.thread = outer
-
-    # -- giving tasks to workers
-
-    def _give(self) -> None:
-        """Give queued tasks to workers that are free, and start workers for the rest. An interrupted call is made again."""
-        queue = self._queue
-        free = self._free
-        later = self._desk.loop.later
-        later[self._driver] = None
-        while queue and not self._closed:
-            ticket = queue[0]
-            if ticket.settled or (ticket.optional and ticket() is None):
-                del queue[0]
-                continue
-            for worker in free:
-                self._give_to(worker, ticket)
-                break
-            else:
-                if not self._start():
-                    break
-        later.pop(self._driver, None)
-        if queue or self._start_timeout is not None:
-            self._set_timer()
-
-    def _give_to(self, worker: _Worker, ticket: Ticket) -> None:
-        running = worker.running
-        # atomic: no calls
-        del self._queue[0]
-        ticket.worker = worker
-        running[ticket] = None
-        self._busy[ticket] = None
-        worker.given += 1
-        if len(running) >= self._in_flight or worker.given == self._tasks_per_worker:
-            del self._free[worker]
-        try:
-            worker.conversation.request(None, ticket.message, ticket.timeout, ticket.expect, ticket)
-        except StreamClosedError:
-            self._free.pop(worker, None)  # it is dead; its end is on the way
-            self._take_back(ticket, worker)
-        except Exception as exc:  # the task cannot travel
-            worker.given -= 1
-            self._settling[ticket] = exc
-            self._let_go(ticket, worker)
-            self._find_free(worker)
-            self._tell(ticket, exc)
-        except BaseException:
-            if ticket not in worker.conversation.replies:  # it may have been sent, so the worker must not go on with it
-                self._kill(worker, "its task was interrupted while it was sent")
-            raise
-
-    def _let_go(self, ticket: Ticket, worker: _Worker) -> None:
-        # atomic: no calls
-        ticket.worker = None
-        worker.running.pop(ticket, None)
-        self._busy.pop(ticket, None)
-
-    def _take_back(self, ticket: Ticket, worker: _Worker) -> None:
-        """Queue a task again, before all others."""
-        # atomic: no calls
-        if ticket in worker.running:
-            del worker.running[ticket]
-            del self._busy[ticket]
-            self._queue.appendleft(ticket)
-            ticket.worker = None
-
-    def _find_free(self, worker: _Worker) -> None:
-        """Note that a worker can be given a task, if it can."""
-        if not worker.ready or not worker.session.is_open or len(worker.running) >= self._in_flight:
-            return
-        if self._tasks_per_worker is None or worker.given < self._tasks_per_worker:
-            self._free[worker] = None
-        elif not worker.running:
-            worker.retired = True
-            self._drop(worker, "this side replaces the worker, which has done its share of tasks")
-
-    def _returned(self, ticket: Ticket) -> None:
-        """Take note that a worker has answered. What an interruption leaves is done by ``_look``."""
-        worker: _Worker = ticket.worker
-        # atomic: no calls
-        ticket.worker = None
-        del worker.running[ticket]
-        del self._busy[ticket]
-        self._deaths = 0
-        if not worker.answered:
-            worker.answered = True
-            worker.place.deaths = 0
-            worker.due = None
-        if self._tasks_per_worker is not None or not worker.session.is_open:
-            self._find_free(worker)
-        else:
-            self._free[worker] = None
-        if self._queue:
-            self._give()  # first, so that it is not idle while done callbacks run
-
-    def _failed(self, ticket: Ticket, error: BaseException) -> bool:
-        """Take note that a worker has not answered, or answered with an error.
-
-        Returns:
-            Whether the task fails with that.
-        """
-        worker: _Worker = ticket.worker
-        worker.conversation.replies.forget(ticket)
-        if isinstance(error, StreamClosedError):
-            self._free.pop(worker, None)
-            if not self._closed and ticket.tries < self._retries and not ticket.settled:
-                ticket.tries += 1
-                self._take_back(ticket, worker)
-                return False
-            self._settling[ticket] = error
-            self._let_go(ticket, worker)
-        elif isinstance(error, RequestTimeoutError):
-            self._desk.mark()
-            self._settling[ticket] = error
-            self._let_go(ticket, worker)
-            self._kill(worker, f"the worker was killed, because a task took longer than {ticket.timeout} s")
-        else:
-            self._settling[ticket] = error
-            self._returned(ticket)
-        return True
-
-    def _tell(self, ticket: Ticket, error: BaseException) -> None:
-        ticket.fail(error)
-        self._settling.pop(ticket, None)
-
-    # -- workers come and go
-
-    def _start(self) -> bool:
-        """Start a worker if one is needed and can be started now; returns whether to look for one again."""
-        coming = [worker for worker in self._workers if not worker.ready]
-        if len(coming) >= len(self._queue):
-            return False
-        now = self._desk.loop.clock()
-        for place in self._places:
-            if place.worker is None and place.start_at <= now:
-                break
-        else:
-            return False
-        try:
-            session = self._peer.create_command_session(place.command, **self._options)
-        except OSError as exc:
-            error = StreamClosedError(f"a worker could not be started: {describe(exc)}")
-            error.__cause__ = exc
-            self._note_death(place, error)
-            return bool(self._queue)
-        worker = _Worker(place, session)
-        self._workers[worker] = None
-        place.worker = worker
-        try:
-            session.on_close(lambda session: self._gone(worker))
-            if self._start_timeout is not None:
-                worker.due = now + self._start_timeout
-            if self._hello is not None or worker.due is not None:
-                self._await_sign(worker)
-            if self._on_session is not None:
-                self._on_session(session)
-        except Exception as exc:
-            log.error("on_session of a worker pool failed", exc_info=True)
-            self._kill(worker, f"on_session failed: {describe(exc)}")
-            return bool(self._queue)
-        except BaseException:
-            self._kill(worker, "its start was interrupted")
-            raise
-        if self._hello is None and session.is_open:
-            worker.ready = True
-            self._free[worker] = None
-        return True
-
-    def _await_sign(self, worker: _Worker) -> None:
-        sign: Any = Message if self._hello is None else self._hello
-
-        @worker.session.on_message
-        def hear(message: Message) -> None:
-            if isinstance(message, sign):
-                worker.session.off_message(hear)
-                worker.due = None
-                if not worker.ready:
-                    worker.ready = True
-                    self._free[worker] = None
-                    self._give()
-
-    def _kill(self, worker: _Worker, text: str) -> None:
-        """Kill a worker that cannot be asked to end: it may be busy for ever."""
-        self._free.pop(worker, None)
-        _kill(worker.session.process)
-        self._drop(worker, text)
-
-    def _drop(self, worker: _Worker, text: str) -> None:
-        """Close a worker's session. Its process is ended and reaped by ticks."""
-        self._free.pop(worker, None)
-        worker.conversation.end(StreamClosedError(f"{text} ({worker.session.name})"))
-
-    def _gone(self, worker: _Worker) -> None:
-        """Take note that a worker's session is closed. An interrupted call is made again."""
-        self._desk.mark()
-        for ticket in tuple(worker.running):  # which an interruption has left
-            ticket.fail(worker.conversation.closed_error())
-        self._free.pop(worker, None)
-        place = worker.place
-        if place.worker is worker:
-            place.worker = None
-            if not worker.answered and not worker.retired and not self._closed:
-                self._note_death(place, worker.conversation.reason)
-        self._workers.pop(worker, None)
-        self._give()
-
-    def _note_death(self, place: _Place, reason: StreamClosedError | None) -> None:
-        """Take note that a worker came to nothing."""
-        place.deaths += 1
-        place.start_at = self._desk.loop.clock() + min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(place.deaths - 1, 10))
-        self._deaths += 1
-        if self._deaths >= max(_DEATHS, 3 * len(self._places)):
-            text = f"{self._deaths} workers in a row ended before they had answered anything; the last one: {reason}"
-            self._fail_queued(StreamClosedError(text))
-
-    def _fail_queued(self, error: StreamClosedError) -> None:
-        while self._queue:
-            ticket = self._queue[0]
-            self._settling[ticket] = error
-            if self._queue and self._queue[0] is ticket:
-                del self._queue[0]
-            self._tell(ticket, error)
-
-    # -- what the loop calls
-
-    def _set_timer(self) -> None:
-        times = [worker.due for worker in self._workers if worker.due is not None]
-        if self._queue:
-            times += [place.start_at for place in self._places if place.worker is None]
-        self._desk.set_timer(min(times, default=None))
-
-    def _look(self) -> None:
-        """Do what is due, and what an interruption has left."""
-        now = self._desk.loop.clock()
-        for ticket, error in tuple(self._settling.items()):
-            self._tell(ticket, error)
-        for worker in tuple(self._workers):
-            if not worker.session.is_open:
-                self._gone(worker)
-            elif worker.due is not None and worker.due <= now:
-                self._kill(worker, f"the worker gave no sign within {self._start_timeout} s, so it was killed")
-            elif worker not in self._free:
-                self._find_free(worker)
-        self._give()
-
-    def _end(self, text: str) -> None:
-        self._closed = True
-        self._desk.leave()
-        self._fail_queued(StreamClosedError(text))
-
-
-class _Driver:
-    """What the loop calls of a pool."""
-
-    def __init__(self, pool: WorkerPool) -> None:
-        self._pool = pool
-
-    @property
-    def waits(self) -> bool:
-        """Whether something will happen though nothing is open."""
-        return bool(self._pool._queue)
-
-    def returned(self, ticket: Ticket) -> None:
-        """Take a ticket back: its reply is there."""
-        self._pool._returned(ticket)
-
-    def failed(self, ticket: Ticket, error: BaseException) -> bool:
-        """Take a ticket back; returns whether it has failed for good."""
-        return self._pool._failed(ticket, error)
-
-    def on_time(self, now: float) -> None:
-        """Start or give up workers: a time has come."""
-        if now > 0:
-            self._pool._look()
-
-    def check(self) -> None:
-        """Do what an interruption has left."""
-        self._pool._look()
-
-    def go_on(self) -> None:
-        """Do what an interruption has left."""
-        self._pool._look()
-
-    def end(self) -> None:
-        """Fail everything: the peer closes."""
-        self._pool._end("this side closed the peer")
+        self._crew.close(timeout)
 
 
 def _check_number(name: str, value: Any, least: int, *others: Any) -> None:
@@ -622,16 +275,3 @@ def _check_number(name: str, value: Any, least: int, *others: Any) -> None:
         raise TypeError(f"{name} must be a whole number, not {value!r:.100}")
     if value < least:
         raise ValueError(f"{name} must be {least} or more, not {value}")
-
-
-def _kill(process: Any) -> None:
-    """Send SIGKILL to a process that was not reaped, and to its group if it leads one."""
-    if process is None or process.returncode is not None:
-        return
-    try:
-        if os.getpgid(process.pid) == process.pid:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-    except (ProcessLookupError, PermissionError):
-        pass

@@ -115,7 +115,7 @@ class ResponsePromise(Generic[M_co]):
             return True
         return pending.settled
 
-    def wait(self, timeout: Optional[float] = None) -> M_co:
+    def wait(self, timeout: float | None = None) -> M_co:
         """Wait for the reply, and tick the whole peer meanwhile, so handlers run.
 
         What is already there counts even if the time is over. Further calls return the same reply, or raise the same

@@ -42,7 +42,9 @@ class Owed:
         pending: The request whose outcome is passed on, or None.
     """
 
-    __slots__ = ("_dispatcher", "_mark", "_promise", "_sending", "guard", "id", "loop", "pending", "reply", "source", "was_open")
+    __slots__ = (
+        "_dispatcher", "_mark", "_promise", "_sending", "guard", "id", "loop", "pending", "reply", "source", "was_open",
+    )  # fmt: skip
 
     def __init__(self, dispatcher: Dispatcher, loop: Loop, id: Any, source: Any) -> None:
         self.id = id
