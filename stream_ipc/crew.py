@@ -105,6 +105,7 @@ class Crew:
         queue = self.queue
         free = self._free
         later = self.desk.loop.later
+        marked = self in later
         later[self] = None
         while queue and not self.closed:
             ticket = queue[0]
@@ -117,7 +118,8 @@ class Crew:
             else:
                 if not self._start():
                     break
-        later.pop(self, None)
+        if not marked:
+            later.pop(self, None)
         if queue and len(self._workers) < len(self._places):
             self._set_timer()
 
@@ -188,12 +190,12 @@ class Crew:
             worker.answered = True
             worker.place.deaths = 0
             worker.due = None
-        if self._tasks_per_worker is not None or not worker.session.is_open:
-            self._find_free(worker)
-        else:
+        if worker.given != self._tasks_per_worker and worker.session.is_open:
             self._free[worker] = None
         if self.queue:
             self.give()  # first, so that it is not idle while done callbacks run
+        if worker.given == self._tasks_per_worker:
+            self.desk.mark()  # it is replaced once this reply is dealt with
 
     def failed(self, ticket: Ticket, error: BaseException) -> bool:
         """Take note that a worker has not answered, or answered with an error.
@@ -349,6 +351,7 @@ class Crew:
                 self._find_free(worker)
         self.give()
         self._set_timer()
+        self.desk.unmark()
 
     def on_time(self, now: float) -> None:
         """Start workers, or give them up: a time has come."""

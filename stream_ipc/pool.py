@@ -160,7 +160,7 @@ class WorkerPool:
             on, and its reply is discarded. The task is done also if the promise is dropped.
 
         Raises:
-            TypeError: An argument is of a wrong kind.
+            TypeError: An argument is of a wrong kind, be it one for ``create_command_session``.
             ValueError: ``timeout`` is negative.
             RuntimeError: The pool is closed, another thread is using the peer, or this is a fork.
         """
@@ -188,7 +188,11 @@ class WorkerPool:
             if optional:
                 crew.queue[-1].optional = True
             if crew.can_give:
-                crew.give()
+                try:
+                    crew.give()
+                except Exception:  # no worker can be started with these arguments
+                    promise.cancel()
+                    raise
         finally:
             loop.thread = outer
         return promise
