@@ -11,6 +11,7 @@ from collections import deque
 from . import log
 from .core.tickets import Desk
 from .errors import RequestTimeoutError, StreamClosedError, describe
+from .interruptions import interruption_in
 from .messages import Message
 from .peer import loop_of
 from .workers import Place, Worker, kill
@@ -73,6 +74,7 @@ class Crew:
         self._free: dict[Worker, None] = {}  # those that can be given a task
         self._settling: dict[Ticket, BaseException] = {}  # errors that an interruption may have kept from being told
         self._deaths = 0  # since the last answer of any worker
+        self._untidy = False  # whether there is something for check() to do
         self.queue: deque[Ticket] = deque()
         self.busy: dict[Ticket, None] = {}
         self.closed = False
@@ -105,7 +107,6 @@ class Crew:
         queue = self.queue
         free = self._free
         later = self.desk.loop.later
-        marked = self in later
         later[self] = None
         while queue and not self.closed:
             ticket = queue[0]
@@ -118,24 +119,27 @@ class Crew:
             else:
                 if not self._start():
                     break
-        if not marked:
+        if not self._untidy:
             later.pop(self, None)
         if queue and len(self._workers) < len(self._places):
             self._set_timer()
 
     def _give_to(self, worker: Worker, ticket: Ticket) -> None:
         running = worker.running
-        # atomic: no calls
-        del self.queue[0]
-        ticket.worker = worker
-        running[ticket] = None
-        self.busy[ticket] = None
-        worker.given += 1
-        if len(running) >= self._in_flight or worker.given == self._tasks_per_worker:
-            del self._free[worker]
+        conversation = worker.conversation
+        sent = conversation.channel.sent
+        is_last = len(running) + 1 >= self._in_flight or worker.given + 1 == self._tasks_per_worker
         try:
-            worker.conversation.request(None, ticket.message, ticket.timeout, ticket.expect, ticket)
-            if worker.conversation.channel.queued_bytes > _MUCH:  # or the next might have to wait for it
+            # atomic: no calls
+            del self.queue[0]
+            ticket.worker = worker
+            running[ticket] = None
+            self.busy[ticket] = None
+            worker.given += 1
+            if is_last:
+                del self._free[worker]
+            conversation.request(None, ticket.message, ticket.timeout, ticket.expect, ticket)
+            if conversation.channel.queued_bytes > _MUCH:  # or the next might have to wait for it
                 self._free.pop(worker, None)
         except StreamClosedError:
             self._free.pop(worker, None)  # it is dead; its end is on the way
@@ -143,15 +147,31 @@ class Crew:
         except RequestTimeoutError as exc:  # it does not read
             ticket.fail(exc)
         except Exception as exc:  # the task cannot travel
+            if interruption_in(exc) is not None:
+                self._undo(worker, ticket, sent)
+                raise
             worker.given -= 1
             self._settling[ticket] = exc
             self._let_go(ticket, worker)
             self._find_free(worker)
             self._tell(ticket, exc)
         except BaseException:
-            if ticket not in worker.conversation.replies:  # it may have been sent, so the worker must not go on with it
-                self._kill(worker, "its task was interrupted while it was sent")
+            self._undo(worker, ticket, sent)
             raise
+
+    def _undo(self, worker: Worker, ticket: Ticket, sent: int) -> None:
+        """Take back a task that was being given to a worker when a signal handler raised something."""
+        self._leave_to_check()
+        if ticket.worker is worker and ticket not in worker.conversation.replies:
+            if worker.conversation.channel.sent != sent:  # it may have it, and must not go on with it
+                self._kill(worker, "this side was interrupted while it sent a task")
+            self._take_back(ticket, worker)
+
+    def _leave_to_check(self) -> None:
+        """Have ``check`` called in the next turn."""
+        # atomic: no calls
+        self._untidy = True
+        self.desk.loop.later[self] = None
 
     def _let_go(self, ticket: Ticket, worker: Worker) -> None:
         # atomic: no calls
@@ -192,10 +212,10 @@ class Crew:
             worker.due = None
         if worker.given != self._tasks_per_worker and worker.session.is_open:
             self._free[worker] = None
-        if self.queue:
-            self.give()  # first, so that it is not idle while done callbacks run
         if worker.given == self._tasks_per_worker:
-            self.desk.mark()  # it is replaced once this reply is dealt with
+            self._leave_to_check()  # it is replaced behind this reply
+        elif self.queue:
+            self.desk.loop.later[self] = None  # for turns inside done callbacks
 
     def failed(self, ticket: Ticket, error: BaseException) -> bool:
         """Take note that a worker has not answered, or answered with an error.
@@ -214,7 +234,7 @@ class Crew:
             self._settling[ticket] = error
             self._let_go(ticket, worker)
         elif isinstance(error, RequestTimeoutError):
-            self.desk.mark()
+            self._leave_to_check()
             self._settling[ticket] = error
             self._let_go(ticket, worker)
             worker.conversation.replies.forget(ticket)
@@ -246,6 +266,8 @@ class Crew:
         try:
             session = self._peer.create_command_session(place.command, **self._options)
         except OSError as exc:
+            if interruption_in(exc) is not None:
+                raise
             error = StreamClosedError(f"a worker could not be started: {describe(exc)}")
             error.__cause__ = exc
             self._note_death(place, error)
@@ -263,6 +285,9 @@ class Crew:
             if self._on_session is not None:
                 self._on_session(session)
         except Exception as exc:
+            if interruption_in(exc) is not None:
+                self._kill(worker, "its start was interrupted")
+                raise
             log.error("on_session of a worker pool failed", exc_info=True)
             self._kill(worker, f"on_session failed: {describe(exc)}")
             return bool(self.queue)
@@ -300,7 +325,6 @@ class Crew:
 
     def _gone(self, worker: Worker) -> None:
         """Take note that a worker's session is closed. An interrupted call is made again."""
-        self.desk.mark()
         for ticket in tuple(worker.running):  # which an interruption has left
             ticket.fail(worker.conversation.closed_error())
         self._free.pop(worker, None)
@@ -349,9 +373,9 @@ class Crew:
                 self._kill(worker, f"the worker gave no sign within {self._start_timeout} s, so it was killed")
             elif worker not in self._free:
                 self._find_free(worker)
+        self._untidy = False
         self.give()
         self._set_timer()
-        self.desk.unmark()
 
     def on_time(self, now: float) -> None:
         """Start workers, or give them up: a time has come."""

@@ -41,9 +41,13 @@ class Ticket(Pending):
 
     def settle(self, reply: Message) -> None:
         """Take the reply. An interrupted call can be made again."""
+        owner = None
         if self.worker is not None:
-            self.owner.owner.returned(self)
+            owner = self.owner.owner
+            owner.returned(self)
         Pending.settle(self, reply)
+        if owner is not None and owner.queue:
+            owner.give()
 
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it is tried again. An interrupted call can be made again."""
@@ -70,9 +74,10 @@ class Desk:
         peer: Whose ``id_generator`` it uses.
         name: What texts call it.
         queue: Where tickets go.
-        owner: Gets tickets back: ``returned(ticket)`` when a reply is there, ``failed(ticket, error)``, which says whether
-            that is final. Is called by the loop: ``on_time``, ``check`` (now and then), ``end`` (it closes), ``go_on`` (in
-            the turn after ``mark``), and asked whether it ``waits`` for something though nothing is open.
+        owner: Has the ``queue``, and ``give()``, which gives tickets out. Gets them back: ``returned(ticket)`` when a reply
+            is there, ``failed(ticket, error)``, which says whether that is final. Is called by the loop: ``on_time``,
+            ``check`` (now and then), ``end`` (it closes), ``go_on`` (in the turn after it was put into the loop's ``later``), and asked whether it
+            ``waits`` for something though nothing is open.
     """
 
     def __init__(self, loop: Loop, peer: Any, name: str, queue: deque[Ticket], owner: Any) -> None:
@@ -131,16 +136,8 @@ class Desk:
         """Have the owner's ``on_time`` called when the clock has come so far."""
         self.loop.set_timer(self.owner, when)
 
-    def mark(self) -> None:
-        """Have the owner's ``go_on`` called in the next turn, unless ``unmark`` comes before."""
-        self.loop.later[self.owner] = None
-
-    def unmark(self) -> None:
-        """Undo ``mark``."""
-        self.loop.later.pop(self.owner, None)
-
     def leave(self) -> None:
         """Forget the owner."""
         self.loop.guests.pop(self.owner, None)
         self.loop.set_timer(self.owner, None)
-        self.unmark()
+        self.loop.later.pop(self.owner, None)
