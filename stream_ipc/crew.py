@@ -14,7 +14,7 @@ from .errors import RequestTimeoutError, StreamClosedError, describe
 from .interruptions import interruption_in
 from .messages import Message
 from .peer import loop_of
-from .workers import Place, Worker, kill
+from .workers import Place, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -388,36 +388,17 @@ class Crew:
 
     def end(self) -> None:
         """Fail what is queued: the peer closes."""
-        self.fail_all("this side closed the peer of the worker pool")
+        self._refuse("this side closed the peer of the worker pool")
 
-    def fail_all(self, text: str) -> None:
-        """Fail what is queued, and take nothing any more."""
+    def end_all(self) -> list[Session]:
+        """Fail everything, and end the workers without waiting for it; returns their sessions."""
+        workers = tuple(self._workers)
+        self._refuse("this side closed the worker pool")
+        for worker in workers:
+            self._drop(worker, "this side closed the worker pool")
+        return [worker.session for worker in workers]
+
+    def _refuse(self, text: str) -> None:
         self.closed = True
         self.desk.leave()
         self._fail_queued(StreamClosedError(text))
-
-    def close(self, timeout: float | None) -> None:
-        """End the workers, side by side.
-
-        Args:
-            timeout: Seconds until those that have not ended are killed; None leaves that to their sessions.
-        """
-        loop = self.desk.loop
-        outer = loop.enter()
-        try:
-            workers = tuple(self._workers)
-            sessions = [worker.session for worker in workers]
-            self.fail_all("this side closed the worker pool")
-            for worker in workers:
-                self._drop(worker, "this side closed the worker pool")
-            if timeout is not None:
-                over = loop.clock() + timeout
-                processes: list[Any] = [session.process for session in sessions]
-                while loop.clock() < over and any([process.returncode is None for process in processes]):
-                    loop.wait_for(-1, 0, min(over, loop.clock() + 0.01))
-                for process in processes:
-                    kill(process)
-            for session in sessions:
-                session.close()  # waits for what is left of it
-        finally:
-            loop.thread = outer

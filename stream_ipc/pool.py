@@ -11,6 +11,7 @@ from .crew import Crew
 from .messages import Message
 from .promise import DEFAULT, ResponsePromise, check_timeout
 from .session import check_expect, check_message, sendable
+from .workers import kill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -265,11 +266,24 @@ class WorkerPool:
         Args:
             timeout: Seconds until workers that have not ended are killed; by default as in ``Session.close``.
         """
-        if timeout is DEFAULT:
-            timeout = None
-        else:
+        bounded = timeout is not DEFAULT and timeout is not None
+        if bounded:
             check_timeout(timeout)
-        self._crew.close(timeout)
+        loop = self._crew.desk.loop
+        outer = loop.enter()
+        try:
+            sessions = self._crew.end_all()
+            if bounded:
+                over = loop.clock() + (timeout or 0)
+                processes: list[Any] = [session.process for session in sessions]
+                while loop.clock() < over and any([process.returncode is None for process in processes]):
+                    loop.wait_for(-1, 0, min(over, loop.clock() + 0.01))
+                for process in processes:
+                    kill(process)
+            for session in sessions:
+                session.close()  # waits for what is left of it
+        finally:
+            loop.thread = outer
 
 
 def _check_number(name: str, value: Any, least: int, *others: Any) -> None:

@@ -76,8 +76,8 @@ class Desk:
         queue: Where tickets go.
         owner: Has the ``queue``, and ``give()``, which gives tickets out. Gets them back: ``returned(ticket)`` when a reply
             is there, ``failed(ticket, error)``, which says whether that is final. Is called by the loop: ``on_time``,
-            ``check`` (now and then), ``end`` (it closes), ``go_on`` (in the turn after it was put into the loop's ``later``), and asked whether it
-            ``waits`` for something though nothing is open.
+            ``check`` (now and then), ``end`` (it closes), ``go_on`` (in the turn after it was put into ``later``), and
+            asked whether it ``waits`` for something though nothing is open.
     """
 
     def __init__(self, loop: Loop, peer: Any, name: str, queue: deque[Ticket], owner: Any) -> None:
