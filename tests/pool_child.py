@@ -39,10 +39,9 @@ def main(how: str = "", *args: str) -> None:
             os._exit(args[0])
         if what == "error":
             raise ValueError("no good")
-        if what == "once":  # dies the first time that this file is not there
-            if not os.path.exists(args[0]):
-                open(args[0], "w").close()
-                os._exit(1)
+        if what == "once" and not os.path.exists(args[0]):
+            open(args[0], "w").close()
+            os._exit(1)
         if what == "count":
             with open(args[0], "a") as file:
                 file.write(f"{args[1]}\n")
