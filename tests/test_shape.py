@@ -26,8 +26,9 @@ LAYERS = [
     ["transports"],
     ["handlers", "poller", "promise"],
     ["session"],
-    ["listener"],
+    ["deferred", "listener"],
     ["peer"],
+    ["workers", "crew", "pool_map", "pool"],
     [""],  # stream_ipc itself
     ["tap"],  # which needs nothing of it but what frames and formats look like
     ["__main__"],
@@ -38,6 +39,7 @@ PURE = ["errors", "classes", "advice", "registry", "messages", "protocols", "ser
 IMPURE = {"os", "socket", "select", "selectors", "subprocess", "time", "threading", "_thread", "signal", "fcntl", "asyncio"}
 
 PUBLIC = [
+    "DeferredReply",
     "ErrorMessage",
     "FrameTooLargeError",
     "InvalidStreamError",
@@ -64,6 +66,7 @@ PUBLIC = [
     "StreamClosedError",
     "StreamTransport",
     "UnexpectedReplyError",
+    "WorkerPool",
     "as_completed",
     "gather",
     "register_type",
