@@ -127,7 +127,7 @@ class Crew:
     def _give_to(self, worker: Worker, ticket: Ticket) -> None:
         running = worker.running
         conversation = worker.conversation
-        sent = conversation.channel.sent
+        last = conversation.channel.last
         is_last = len(running) + 1 >= self._in_flight or worker.given + 1 == self._tasks_per_worker
         try:
             # atomic: no calls
@@ -148,7 +148,7 @@ class Crew:
             ticket.fail(exc)
         except Exception as exc:  # the task cannot travel
             if interruption_in(exc) is not None:
-                self._undo(worker, ticket, sent)
+                self._undo(worker, ticket, last)
                 raise
             worker.given -= 1
             self._settling[ticket] = exc
@@ -156,14 +156,14 @@ class Crew:
             self._find_free(worker)
             self._tell(ticket, exc)
         except BaseException:
-            self._undo(worker, ticket, sent)
+            self._undo(worker, ticket, last)
             raise
 
-    def _undo(self, worker: Worker, ticket: Ticket, sent: int) -> None:
+    def _undo(self, worker: Worker, ticket: Ticket, last: Any) -> None:
         """Take back a task that was being given to a worker when a signal handler raised something."""
         self._leave_to_check()
         if ticket.worker is worker and ticket not in worker.conversation.replies:
-            if worker.conversation.channel.sent != sent:  # it may have it, and must not go on with it
+            if worker.conversation.channel.last is not last:  # it may have it, and must not go on with it
                 self._kill(worker, "this side was interrupted while it sent a task")
             self._take_back(ticket, worker)
 

@@ -9,7 +9,7 @@ import os
 
 from .crew import Crew
 from .messages import Message
-from .promise import DEFAULT, ResponsePromise, check_timeout
+from .promise import DEFAULT, ResponsePromise, check_timeout, request
 from .session import check_expect, check_message, sendable
 from .workers import kill
 
@@ -185,7 +185,7 @@ class WorkerPool:
         loop = desk.loop
         outer = loop.enter()
         try:
-            promise: ResponsePromise[Any] = ResponsePromise(desk, message, timeout, expect)  # type: ignore[arg-type]
+            promise: ResponsePromise[Any] = request(desk, message, timeout, expect)  # type: ignore[arg-type]
             if optional:
                 crew.queue[-1].optional = True
             if crew.can_give:

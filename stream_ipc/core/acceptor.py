@@ -161,13 +161,13 @@ class Acceptor:
         """Accept connections and go on with handshakes, as far as one turn should."""
         if self.closed:
             return
-        events = self._poller.poll(0)
+        ready = self._poller.poll(0)
         # Those that are ready take turns, or the first ones could keep the others waiting for ever.
-        count = len(events)
+        count = len(ready)
         start = self._next % count if count else 0
         self._next = start + _STEPS
         for index in range(start, start + min(count, _STEPS)):
-            fd = events[index % count][0]
+            fd = ready[index % count][0]
             with Shield():  # an interruption must not lose who was just accepted
                 if fd == self._sock.fileno():
                     self._accept()

@@ -101,7 +101,7 @@ class Owed:
                 return
         channel = dispatcher.port.channel
         outer = loop.enter()
-        sent = channel.sent
+        last = channel.last
         try:
             # atomic: no calls
             self._sending = True
@@ -110,7 +110,7 @@ class Owed:
             self.was_open = dispatcher.is_writable
             dispatcher.deferred.remove(self)
         except BaseException:
-            if channel.sent == sent:
+            if channel.last is last:
                 self._sending = False
             else:
                 dispatcher.deferred.remove(self)

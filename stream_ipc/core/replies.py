@@ -29,6 +29,7 @@ else:
 __all__ = ["Pending", "Replies"]
 
 _MAX_ID = 128  # characters
+_DROPPED = 50  # promises that may be gone before their requests are taken out of the table
 
 
 class Pending(Base):
@@ -44,10 +45,11 @@ class Pending(Base):
         settled: Whether the outcome is known.
         outcome: The reply, or the error in its place; None until it has settled.
         watchers: Functions that are called with the promise when it settles, or None.
-        callbacks: The same, of users, each with the promise, which they keep alive; None unless there are watchers.
+        callbacks: The same, of users, each with the promise, which they keep alive; not there unless there are watchers.
+        loop: The loop that calls these.
     """
 
-    __slots__ = ("callbacks", "deadline", "expect", "id", "outcome", "owner", "settled", "timeout", "watchers")
+    __slots__ = ("callbacks", "deadline", "expect", "id", "loop", "outcome", "settled", "timeout", "watchers")
 
     waits_alone = False
     __hash__ = object.__hash__  # that of a weak reference asks what it refers to
@@ -61,25 +63,8 @@ class Pending(Base):
     settled: bool
     outcome: Any
     watchers: list[Callable[[Any], Any]] | None
-    callbacks: list[tuple[Callable[[Any], Any], Any]]
-    owner: Any
-
-    def settle(self, reply: Message) -> None:
-        """Take the reply, unless it has settled. An interrupted call can be made again."""
-        if self.settled:
-            if self.watchers is not None:
-                self.tell()
-        elif isinstance(reply, self.expect) and not isinstance(reply, ErrorMessage):
-            self.outcome = reply
-            self.settled = True
-            if self.watchers is not None:
-                self.tell()
-        elif isinstance(reply, ErrorMessage):
-            self.fail(RemoteError(printable(str(reply))))
-        else:
-            text = f"the reply to request {self.id} is {article(type(reply))}, and the request expected"
-            text = f"{text} {article(self.expect)} ({self.owner.name})"
-            self.fail(UnexpectedReplyError(text, reply))
+    callbacks: list[tuple[Callable[[Any], Any], Any]] | None
+    loop: Loop
 
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it has settled. An interrupted call can be made again."""
@@ -90,23 +75,29 @@ class Pending(Base):
             self.tell()
 
     def tell(self) -> None:
-        """Call the functions that watch it, each once. What an interruption leaves, the next turn does."""
-        self.owner.loop.later[self] = None
+        """Call the functions that watch it, each once. If there are users' among them, a turn does what is left."""
+        watchers = self.watchers
+        if watchers is None:
+            return
+        if self.callbacks is not None:
+            self.loop.later[self] = None
         promise = self()
-        watchers = self.watchers or []
         while watchers:
             # atomic: no calls
             watcher = watchers[0]
             del watchers[0]  # entered once, also if it is interrupted
             watcher(promise)
-        self.go_on()
+        if self.callbacks is None:
+            self.watchers = None
+        else:
+            self.go_on()
 
     def go_on(self) -> None:
         """Call the users' functions that watch it, unless handlers are nested too deeply to run another."""
+        loop = self.loop
         if self.watchers:
             self.tell()
             return
-        loop = self.owner.loop
         while self.watchers is not None and self.callbacks:
             if loop.depth > MAX_DEPTH:
                 return
@@ -119,24 +110,24 @@ class Pending(Base):
                 if interruption_in(exc) is not None:
                     raise
                 log.error("a done callback of %r failed", promise, exc_info=True)
-            except BaseException:
-                promise = None  # or the traceback would keep it
-                raise
         self.watchers = None
         loop.later.pop(self, None)
 
     def watch(self, watcher: Callable[[Any], Any]) -> None:
         """Have a function called with the promise when it settles."""
         if self.watchers is None:
-            self.callbacks = []
+            self.callbacks = None
             self.watchers = []
         self.watchers.append(watcher)
 
-    def call_back(self, function: Callable[[Any], Any], promise: Any) -> None:
+    def call_back(self, loop: Loop, function: Callable[[Any], Any], promise: Any) -> None:
         """Have a user's function called with the promise, which stays alive until then: when it settles, or now."""
+        self.loop = loop
         if self.watchers is None:
-            self.callbacks = []
+            self.callbacks = None
             self.watchers = []
+        if self.callbacks is None:
+            self.callbacks = []
         self.callbacks.append((function, promise))
         if self.settled:
             self.tell()
@@ -145,23 +136,6 @@ class Pending(Base):
         """Undo ``watch``, if the function was not called yet."""
         if self.watchers is not None and watcher in self.watchers:
             self.watchers.remove(watcher)
-
-    def cancel(self) -> bool:
-        """Give the request up; returns whether it was still pending."""
-        if self.settled:
-            return False
-        error = IpcError(f"request {self.id} was cancelled by this side")
-        self.owner.loop.later[self] = None
-        # atomic: no calls
-        self.outcome = error
-        self.settled = True
-        self.owner.forget(self)
-        self.tell()
-        return True
-
-    def silence(self, timeout: float | None) -> str:
-        """Return the text of a timeout."""
-        return f"no reply to request {self.id} within {timeout} s ({self.owner.name})"
 
 
 class Replies:
@@ -174,21 +148,19 @@ class Replies:
         name: What texts call the conversation.
         ids: What makes the ids, for error texts.
         hint: Returns what a timeout's text ends with.
-        loop: The loop that runs done callbacks.
 
     Attributes:
         due: No request is due earlier.
     """
 
-    def __init__(self, name: str, ids: Any, hint: Callable[[], str], loop: Loop) -> None:
+    def __init__(self, name: str, ids: Any, hint: Callable[[], str]) -> None:
         self.name = name
-        self.loop = loop
         self.due = math.inf
         self._ids = ids
         self._hint = hint
         self._table: dict[str, Pending] = {}
-        # What a dropped promise leaves here is taken out of the table by the next call. Its weak reference calls no function
-        # of ours, in which the exception of a signal handler would be ignored.
+        # The next call takes out of the table what dropped promises leave here. Their weak references call no function of
+        # ours, in which the exception of a signal handler would be ignored.
         self._dropped: list[Any] = []
         self._note_dropped = self._dropped.append
 
@@ -203,7 +175,7 @@ class Replies:
             ValueError: The id cannot be used.
         """
         table = self._table
-        if self._dropped:
+        if len(self._dropped) > _DROPPED:
             self._purge()
         if type(id) is not str or len(id) > _MAX_ID or id in table:
             raise self._bad_id(id)
@@ -214,7 +186,6 @@ class Replies:
         pending.deadline = deadline
         pending.settled = False
         pending.outcome = pending.watchers = None
-        pending.owner = self
         table[id] = pending
         return pending
 
@@ -257,8 +228,6 @@ class Replies:
 
     def settle(self, id: Any, reply: Message) -> None:
         """Take a reply that came. An interrupted call can be made again."""
-        if self._dropped:
-            self._purge()
         try:
             pending = self._table.get(id)
         except TypeError:  # unhashable, from a serializer that does not check
@@ -267,12 +236,25 @@ class Replies:
             log.debug("session %s: late reply to request %.128r dropped: nobody waits for it", self.name, id)
             return
         try:
-            pending.settle(reply)
+            if isinstance(reply, pending.expect) and not isinstance(reply, ErrorMessage):
+                pending.outcome = reply
+                pending.settled = True
+                if pending.watchers is not None:
+                    pending.tell()
+            else:
+                pending.fail(self._error_of(pending, reply))
         except Exception as exc:  # of the reply's own methods
             if interruption_in(exc) is not None:
                 raise
             pending.fail(exc)
-        self._table.pop(pending.id, None)
+        self._table.pop(id, None)
+
+    def _error_of(self, pending: Pending, reply: Message) -> IpcError:
+        """Return the error that an unwelcome reply is."""
+        if isinstance(reply, ErrorMessage):
+            return RemoteError(printable(str(reply)))
+        text = f"the reply to request {pending.id} is {article(type(reply))}, and the request expected"
+        return UnexpectedReplyError(f"{text} {article(pending.expect)} ({self.name})", reply)
 
     def fail(self, id: Any, error: BaseException) -> None:
         """Take an error in place of a reply."""
@@ -313,8 +295,26 @@ class Replies:
         self.due = due
         return count
 
+    def cancel(self, pending: Pending) -> bool:
+        """Give a request up because nobody wants its reply; returns whether it was still pending."""
+        if pending.settled:
+            return False
+        error = IpcError(f"request {pending.id} was cancelled by this side")
+        if pending.watchers is not None and pending.callbacks is not None:
+            pending.loop.later[pending] = None
+        # atomic: no calls
+        pending.outcome = error
+        pending.settled = True
+        self.forget(pending)
+        pending.tell()
+        return True
+
+    def silence(self, pending: Pending, timeout: float | None) -> str:
+        """Return the text of a timeout."""
+        return f"no reply to request {pending.id} within {timeout} s ({self.name})"
+
     def give_up(self, pending: Pending) -> None:
         """Fail a request because no reply came in time."""
-        text = f"{pending.silence(pending.timeout)}{self._hint()}"
+        text = f"{self.silence(pending, pending.timeout)}{self._hint()}"
         pending.fail(RequestTimeoutError(text, timeout=pending.timeout))
         self.forget(pending)

@@ -5,7 +5,8 @@ Knows pending requests, conversations and the loop. Must not know what workers a
 
 from __future__ import annotations
 
-from .loop import Until
+from ..errors import IpcError
+from .conditions import Until
 from .replies import Pending
 
 TYPE_CHECKING = False
@@ -24,40 +25,36 @@ class Ticket(Pending):
     """A task and, once it has settled, its outcome.
 
     Attributes:
+        desk: Who has made it.
         message: The task.
         worker: Who has it, an object with a ``conversation``; None while it is queued and once it has settled.
         tries: How often it was begun and came to nothing.
         optional: It need not be begun if its promise was dropped.
     """
 
-    __slots__ = ("message", "optional", "tries", "worker")
+    __slots__ = ("desk", "message", "optional", "tries", "worker")
 
     waits_alone = True  # it settles though nothing is open: a worker is still to be started
 
+    desk: Desk
     message: Message
     worker: Any
     tries: int
     optional: bool
 
-    def settle(self, reply: Message) -> None:
-        """Take the reply. An interrupted call can be made again."""
-        owner = None
+    def tell(self) -> None:
+        """Give the ticket back to its owner, and call the functions that watch it. An interrupted call can be made again."""
+        owner = self.desk.owner
         if self.worker is not None:
-            owner = self.owner.owner
             owner.returned(self)
-        Pending.settle(self, reply)
-        if owner is not None and owner.queue:
+        Pending.tell(self)
+        if owner.queue:
             owner.give()
 
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it is tried again. An interrupted call can be made again."""
-        if self.worker is None or self.owner.owner.failed(self, error):
+        if self.worker is None or self.desk.owner.failed(self, error):
             Pending.fail(self, error)
-
-    def silence(self, timeout: float | None) -> str:
-        """Return the text of a timeout."""
-        name = self.owner.name if self.worker is None else self.worker.conversation.name
-        return f"no reply to task {self.id} within {timeout} s ({name})"
 
 
 class _WaitingAlone(Until):
@@ -96,10 +93,11 @@ class Desk:
         ticket.message = message
         ticket.expect = expect
         ticket.timeout = timeout
-        ticket.deadline = ticket.outcome = ticket.watchers = ticket.worker = None
+        ticket.deadline = ticket.outcome = ticket.callbacks = ticket.worker = None
+        ticket.watchers = []  # so that it is told in any case
         ticket.settled = ticket.optional = False
         ticket.tries = 0
-        ticket.owner = self
+        ticket.desk = self
         self._queue.append(ticket)
         return ticket
 
@@ -114,7 +112,7 @@ class Desk:
         if not ticket.settled and self.has_reply(ticket):
             loop.run(ticket, loop.clock())
         if not ticket.settled:
-            raise TimeoutError(f"{ticket.silence(timeout)}; it is still pending")
+            raise TimeoutError(f"no reply to task {ticket.id} within {timeout} s ({self.name}); it is still pending")
 
     def run_until(self, condition: Callable[[], bool], timeout: float | None = None) -> None:
         """Turn until a condition holds, or so many seconds are over."""
@@ -129,8 +127,16 @@ class Desk:
         if ticket.worker is not None and ticket.deadline is not None and ticket.deadline <= self.loop.clock():
             ticket.worker.conversation.replies.give_up(ticket)
 
-    def forget(self, ticket: Ticket) -> None:
-        """Take note that a task was cancelled: nothing, because its owner sees that it has settled."""
+    def cancel(self, ticket: Ticket) -> bool:
+        """Give a task up; returns whether it was still pending. A worker that has it goes on, and comes back as usual."""
+        if ticket.settled:
+            return False
+        error = IpcError(f"task {ticket.id} was cancelled by this side")
+        # atomic: no calls
+        ticket.outcome = error
+        ticket.settled = True
+        Pending.tell(ticket)
+        return True
 
     def set_timer(self, when: float | None) -> None:
         """Have the owner's ``on_time`` called when the clock has come so far."""
