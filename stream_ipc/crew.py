@@ -179,6 +179,20 @@ class Crew:
         worker.running.pop(ticket, None)
         self.busy.pop(ticket, None)
 
+    def exchange(self, old: Ticket, new: Ticket) -> None:
+        """Put another ticket in the place of one that a worker has."""
+        worker: Worker = old.worker
+        replies = worker.conversation.replies
+        replies.forget(old)
+        replies.enter(new, old.deadline)
+        # atomic: no calls
+        new.worker = worker
+        worker.running[new] = None
+        self.busy[new] = None
+        old.worker = None
+        del worker.running[old]
+        del self.busy[old]
+
     def _take_back(self, ticket: Ticket, worker: Worker) -> None:
         """Queue a task again, before all others."""
         # atomic: no calls

@@ -43,7 +43,7 @@ class Ticket(Pending):
     optional: bool
 
     def tell(self) -> None:
-        """Give the ticket back to its owner, and call the functions that watch it. An interrupted call can be made again."""
+        """Give it back to its owner, and call the functions that watch it. An interrupted call can be made again."""
         owner = self.desk.owner
         if self.worker is not None:
             owner.returned(self)
@@ -72,7 +72,8 @@ class Desk:
         name: What texts call it.
         queue: Where tickets go.
         owner: Has the ``queue``, and ``give()``, which gives tickets out. Gets them back: ``returned(ticket)`` when a reply
-            is there, ``failed(ticket, error)``, which says whether that is final. Is called by the loop: ``on_time``,
+            is there, ``failed(ticket, error)``, which says whether that is final; ``exchange(old, new)`` puts another in the
+            place of one that a worker has. Is called by the loop: ``on_time``,
             ``check`` (now and then), ``end`` (it closes), ``go_on`` (in the turn after it was put into ``later``), and
             asked whether it ``waits`` for something though nothing is open.
     """
@@ -88,8 +89,13 @@ class Desk:
 
     def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Ticket:
         """Queue a task; its outcome is for the promise."""
-        ticket = Ticket(promise)
+        ticket = self._make(promise, message, timeout, expect)
         ticket.id = self._peer.id_generator.generate()
+        self._queue.append(ticket)
+        return ticket
+
+    def _make(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Ticket:
+        ticket = Ticket(promise)
         ticket.message = message
         ticket.expect = expect
         ticket.timeout = timeout
@@ -98,7 +104,6 @@ class Desk:
         ticket.settled = ticket.optional = False
         ticket.tries = 0
         ticket.desk = self
-        self._queue.append(ticket)
         return ticket
 
     def wait(self, ticket: Ticket, timeout: float | None) -> None:
@@ -131,6 +136,12 @@ class Desk:
         """Give a task up; returns whether it was still pending. A worker that has it goes on, and comes back as usual."""
         if ticket.settled:
             return False
+        if ticket.worker is not None:
+            # What the worker answers is for nobody, but says that it is free.
+            nobody = self._make(self, ticket.message, ticket.timeout, ticket.expect)
+            nobody.id = ticket.id
+            nobody.settled = True
+            self.owner.exchange(ticket, nobody)
         error = IpcError(f"task {ticket.id} was cancelled by this side")
         # atomic: no calls
         ticket.outcome = error
