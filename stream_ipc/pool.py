@@ -257,7 +257,11 @@ class WorkerPool:
         from .pool_map import Mapped
 
         return Mapped(
-            lambda: self._submit("map", next(source), expect, timeout, True), self._crew.desk.run_until, ordered, ahead
+            source,
+            lambda task: self._submit("map", task, expect, timeout, True),
+            self._crew.desk.run_until,
+            ordered,
+            ahead,
         )
 
     def close(self, timeout: float | None = DEFAULT) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 
+from .interruptions import interruption_in
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from .promise import ResponsePromise
@@ -21,14 +23,24 @@ class Mapped:
     """An iterator over replies and no generator: after an error, ``next()`` goes on.
 
     Args:
-        submit: Submits the next task; raises what the iterator over the tasks raises.
+        source: The tasks.
+        submit: Submits one.
         run_until: Turns until a function returns true.
         ordered: Whether replies come in the order of the tasks.
         ahead: How many tasks are submitted and not yielded at most.
     """
 
-    def __init__(self, submit: Callable[[], Any], run_until: Callable[..., Any], ordered: bool, ahead: int) -> None:
+    def __init__(
+        self,
+        source: Iterator[Any],
+        submit: Callable[[Any], Any],
+        run_until: Callable[..., Any],
+        ordered: bool,
+        ahead: int,
+    ) -> None:
+        self._source = source
         self._submit = submit
+        self._task: Any = None  # what was read and is not submitted
         self._run_until = run_until
         self._ahead = ahead
         self._ordered = ordered
@@ -43,14 +55,23 @@ class Mapped:
         under_way = self._under_way
         while self._end is None and len(under_way) < self._ahead:
             try:
-                promise = self._submit()
-            except Exception as exc:  # StopIteration, too: raised once everything before it is yielded
+                if self._task is None:
+                    for self._task in self._source:  # stored before an interruption can come
+                        break
+                    else:
+                        self._end = StopIteration()
+                        break
+                promise = self._submit(self._task)
+            except Exception as exc:  # raised once everything before it is yielded
+                if interruption_in(exc) is not None:
+                    raise
                 self._end = exc
                 break
-            # atomic: no calls
-            under_way[promise] = None
             if not self._ordered:
                 promise.add_done_callback(self._ready.append)
+            # atomic: no calls
+            under_way[promise] = None
+            self._task = None
         if not under_way:
             end = self._end
             self._end = StopIteration()
@@ -60,13 +81,25 @@ class Mapped:
                 break
         else:
             ready = self._ready
-            if not ready:
-                self._run_until(lambda: bool(ready))
+            while not ready or ready[0] not in under_way:
+                if ready:  # its submission was interrupted, and made again
+                    del ready[0]
+                else:
+                    self._run_until(lambda: bool(ready))
             promise = ready[0]
+        if not promise.settled:
+            self._run_until(lambda: promise.settled)
+        error = reply = None
         try:
-            return promise.wait()
-        finally:
-            if promise.settled:
-                under_way.pop(promise, None)
-                if self._ready and self._ready[0] is promise:
-                    del self._ready[0]
+            reply = promise.wait()
+        except Exception as exc:
+            if interruption_in(exc) is not None:
+                raise
+            error = exc
+        # atomic: no calls
+        del under_way[promise]
+        if not self._ordered:
+            del self._ready[0]
+        if error is not None:
+            raise error
+        return reply

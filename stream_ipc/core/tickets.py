@@ -72,10 +72,10 @@ class Desk:
         name: What texts call it.
         queue: Where tickets go.
         owner: Has the ``queue``, and ``give()``, which gives tickets out. Gets them back: ``returned(ticket)`` when a reply
-            is there, ``failed(ticket, error)``, which says whether that is final; ``exchange(old, new)`` puts another in the
-            place of one that a worker has. Is called by the loop: ``on_time``,
-            ``check`` (now and then), ``end`` (it closes), ``go_on`` (in the turn after it was put into ``later``), and
-            asked whether it ``waits`` for something though nothing is open.
+            is there, ``failed(ticket, error)``, which says whether that is final. ``exchange(old, new)`` puts another in
+            the place of one that a worker has. Is called by the loop: ``on_time``, ``check`` (now and then), ``end`` (it
+            closes), ``go_on`` (in the turn after it was put into ``later``), and asked whether it ``waits`` for something
+            though nothing is open.
     """
 
     def __init__(self, loop: Loop, peer: Any, name: str, queue: deque[Ticket], owner: Any) -> None:
