@@ -204,7 +204,7 @@ class Crew:
 
     def _find_free(self, worker: Worker) -> None:
         """Note that a worker can be given a task, if it can."""
-        if not worker.ready or not worker.session.is_open or len(worker.running) >= self._in_flight:
+        if not worker.ready or not worker.conversation.is_open or len(worker.running) >= self._in_flight:
             return
         if self._tasks_per_worker is None or worker.given < self._tasks_per_worker:
             self._free[worker] = None
@@ -224,7 +224,7 @@ class Crew:
             worker.answered = True
             worker.place.deaths = 0
             worker.due = None
-        if worker.given != self._tasks_per_worker and worker.session.is_open:
+        if worker.given != self._tasks_per_worker and worker.conversation.is_open:
             self._free[worker] = None
         if worker.given == self._tasks_per_worker:
             self._leave_to_check()  # it is replaced behind this reply

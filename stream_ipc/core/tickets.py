@@ -47,7 +47,8 @@ class Ticket(Pending):
         owner = self.desk.owner
         if self.worker is not None:
             owner.returned(self)
-        Pending.tell(self)
+        if self.watchers or self.callbacks is not None:
+            Pending.tell(self)
         if owner.queue:
             owner.give()
 
