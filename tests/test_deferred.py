@@ -237,7 +237,7 @@ def test_worker_that_dies_and_worker_that_takes_too_long(peer: IpcPeer) -> None:
     worker = peer.create_command_session(child("work"))
     front.on_request(lambda ping: worker.request(ping, 0.1 if ping.value[0] == "sleep" else 20))
     with pytest.raises(RemoteError, match="RequestTimeoutError: no reply to request .* within 0.1 s"):
-        client.request(Ping(("sleep", 0.5))).wait()
+        client.request(Ping(("sleep", 2))).wait()
     with pytest.raises(RemoteError, match="StreamClosedError: .*exit status 3"):
         client.request(Ping(("exit", 3))).wait()
     with pytest.raises(RemoteError, match="StreamClosedError"):  # of request() itself
