@@ -62,6 +62,7 @@ What there is:
 * ``Session``, a conversation with one other process: ``request``, ``notify``, ``receive``, ``on_message``,
   ``on_request``, ``on_exception``, ``on_close``, ``tick``, ``close``.
 * ``ResponsePromise``, what ``request`` returns: ``wait``, ``done``, ``cancel``; ``gather`` and ``as_completed`` for many.
+* ``DeferredReply``, what a handler returns that answers later; ``WorkerPool``, which gives tasks to slaves.
 * ``Message``, the base class of what travels; ``LogMessage`` and ``ErrorMessage``; ``RequestEnvelope`` and
   ``ResponseEnvelope``, which only serializers and transports see; ``register_type`` for other classes inside messages.
 * ``PickleMessageSerializer`` (the default, in a safe form), ``JsonMessageSerializer`` and ``PhpMessageSerializer``; any
@@ -79,6 +80,7 @@ Times are seconds and sizes bytes, everywhere. A ``timeout`` of None is no limit
 
 from __future__ import annotations
 
+from .deferred import DeferredReply
 from .errors import (
     FrameTooLargeError,
     InvalidStreamError,
@@ -105,6 +107,7 @@ if TYPE_CHECKING:
     from typing import Any, List
 
     from .listener import Listener
+    from .pool import WorkerPool
     from .protocols import MessageSerializer, RequestIdGenerator
     from .serializers.json import JsonMessageSerializer
     from .serializers.php import PhpMessageSerializer
@@ -113,6 +116,7 @@ if TYPE_CHECKING:
 __version__ = "1.0.0"
 
 __all__ = [
+    "DeferredReply",
     "ErrorMessage",
     "FrameTooLargeError",
     "InvalidStreamError",
@@ -139,6 +143,7 @@ __all__ = [
     "StreamClosedError",
     "StreamTransport",
     "UnexpectedReplyError",
+    "WorkerPool",
     "as_completed",
     "gather",
     "register_type",
@@ -151,6 +156,7 @@ _LAZY = {
     "PhpMessageSerializer": "serializers.php",
     "PickleMessageSerializer": "serializers.pickle",
     "RequestIdGenerator": "protocols",
+    "WorkerPool": "pool",
 }
 
 

@@ -52,10 +52,10 @@ def check_message(method: str, message: Any) -> None:
     sendable.add(cls)
 
 
-def check_expect(expect: Any) -> None:
+def check_expect(expect: Any, name: str = "expect") -> None:
     """Raise ``TypeError`` for what is no message class."""
     if not isinstance(expect, type) or not issubclass(expect, Message):
-        raise TypeError(f"expect must be a message class, not {expect!r:.100}")
+        raise TypeError(f"{name} must be a message class, not {expect!r:.100}")
     expectable.add(expect)
 
 

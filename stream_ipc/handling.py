@@ -13,13 +13,18 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from .core.conversation import Conversation
+    from .deferred import DeferredReply
     from .messages import Message
+    from .promise import ResponsePromise
     from .session import Session
 
     # What handlers are to a type checker, which cannot be told that the first parameter is some class of messages: a
     # bound must not be generic, and without type variables of their own the decorators return the handler's own type.
     EventHandler = Callable[[Any], Any] | Callable[[Any, "Session"], Any]
-    RequestHandler = Callable[[Any], Message | None] | Callable[[Any, "Session"], Message | None]
+    RequestHandler = (
+        Callable[[Any], Message | ResponsePromise[Any] | DeferredReply | None]
+        | Callable[[Any, "Session"], Message | ResponsePromise[Any] | DeferredReply | None]
+    )
     CloseHandler = Callable[["Session"], Any]
 
     EventH = TypeVar("EventH", bound=EventHandler)
@@ -58,6 +63,10 @@ class Handling:
 
         They are asked in the order of registration; the first that returns a message answers. None passes on to the
         next. What a handler raises becomes the requester's ``RemoteError``.
+
+        One that cannot answer yet returns a ``ResponsePromise`` of any session, whose reply or error is passed on when it
+        settles, or a ``DeferredReply``. The session goes on with what comes next meanwhile, but is not read from while it
+        owes some 4096 replies.
 
         Args:
             handler: Takes ``(message)`` or ``(message, session)``; see ``on_message``.

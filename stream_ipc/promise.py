@@ -5,11 +5,10 @@ Knows the conversation of a request, which sends it and waits for its reply.
 
 from __future__ import annotations
 
-from functools import partial
 from operator import attrgetter
 
-from . import log
 from .arguments import check_timeout
+from .core.deferred import DEFERRERS
 from .messages import Message
 
 TYPE_CHECKING = False
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any, Generic, TypeVar
 
     from .core.conversation import Conversation
+    from .core.deferred import Owed
     from .core.replies import Pending
 
     M_co = TypeVar("M_co", bound=Message, covariant=True)
@@ -132,12 +132,9 @@ class ResponsePromise(Generic[M_co]):
         """
         if not callable(function):
             raise TypeError(f"add_done_callback() takes a function, not {function!r:.100}")
-        self._conversation.loop.check_entry()
-        call = partial(_call, function, self)
-        if self._pending.settled:
-            call(self)
-        else:
-            self._pending.watch(call)
+        loop = self._conversation.loop
+        loop.check_entry()
+        self._pending.call_back(loop, function, self)
 
     def cancel(self) -> bool:
         """Give the request up; a late reply is discarded. The other side is not told. Neither blocks nor runs handlers.
@@ -158,12 +155,11 @@ def request(
     return promise
 
 
-def _call(function: Callable[[Any], Any], kept: ResponsePromise[Any], promise: Any) -> None:
-    """Call a done callback. ``kept`` has kept the promise alive."""
-    try:
-        function(kept)
-    except Exception:
-        log.error("a done callback of %r failed", kept, exc_info=True)
+def _pass_on(promise: ResponsePromise[Any], owed: Owed) -> None:
+    owed.follow(promise._pending, promise)
+
+
+DEFERRERS[ResponsePromise] = _pass_on
 
 
 conversation_behind = attrgetter("_conversation")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .messages import Message
     from .session import Session
 
-__all__ = ["Ticking"]
+__all__ = ["Ticking", "loop_of"]
 
 
 class Ticking:
@@ -168,3 +168,8 @@ class Ticking:
             close_loop(loop, seconds)
         finally:
             loop.thread = outer
+
+
+def loop_of(peer: Ticking) -> Loop:
+    """Return the loop behind a peer."""
+    return peer._loop

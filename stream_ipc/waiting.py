@@ -38,9 +38,8 @@ class _Waiting:
         first: The first promise of those that had settled before the call, or None.
         queue: Promises that have settled, in that order; those that had settled before the call are in the order given.
         settled: Whether enough have settled; what a loop's ``run`` looks at.
+        waits_alone: Whether to wait though nothing is open.
     """
-
-    waits_alone = False
 
     def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
         check_timeout(timeout)
@@ -52,6 +51,7 @@ class _Waiting:
         self._watched: list[tuple[list[ref[Any]], ref[Any]]] = []
         self._watching = False  # all of them
         self.queue: dict[ResponsePromise[Any], None] = {}
+        self.waits_alone = False
         self._wanted = 0
         self._limit: float | None = None
         self._clock: Callable[[], float] | None = None
@@ -103,6 +103,7 @@ class _Waiting:
             self.note(promise)
         self._loops = list({conversation.loop for conversation in map(conversation_behind, self.left)})
         self._watching = True
+        self.waits_alone = any([pending_behind(promise).waits_alone for promise in self.left])
 
     def _order(self, promise: ResponsePromise[Any]) -> int:
         return max(int(pending_behind(promise).settled), self._began)

@@ -1,6 +1,7 @@
 """The examples, each run as its reader would run it: in a checkout, with nothing installed."""
 
 import fcntl
+import hashlib
 import os
 import pty
 import re
@@ -23,6 +24,13 @@ Slave 1 replied with: TASK #1
 Slave 2 replied with: TASK #2
 Exit statuses: [0, 0, 0]
 """,
+    "broker": """\
+The broker listens
+Client 1: 50 replies, 669 primes are below 5000
+Client 51: 50 replies, 1229 primes are below 10000
+The broker has ended
+Exit status of the broker: 0
+""",
     "progress": """\
 1 of 5 words done
 2 of 5 words done
@@ -40,6 +48,8 @@ BREAD
 BUTTER
 slow: RequestTimeoutError after 0.2 s
 JAM
+toasted bread
+toasted rolls
 """,
     "sockets": """\
 CLIENT 0
@@ -101,6 +111,17 @@ def output(checkout, module):
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_output(checkout, name):
     assert output(checkout, f"examples.{name}") == EXPECTED[name]
+
+
+def test_pool(checkout):
+    lines = output(checkout, "examples.pool").splitlines()
+    hashed = dict(reversed(line.split()) for line in lines[:-1])
+    for name in ("pool.py", "broker.py", "php/README.md"):
+        path = checkout / "examples" / name
+        if path.exists():
+            assert hashed[name] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(hashed) >= 20
+    assert re.fullmatch(r"\d+ files were hashed by 4 workers, one of which was killed; \d+ reports of progress", lines[-1])
 
 
 def test_workers(checkout):
@@ -288,5 +309,5 @@ def test_no_example_is_forgotten():
     # In test_benchmark.py and test_php.py.
     tested_elsewhere = {"benchmark", "benchmark_child", "benchmark_message", "php_master", "php_slave"}
     tested_here = {*EXPECTED, "workers", "own_loop", "loop_select", "loop_tkinter"}
-    tested_here |= {"msgspec_serializer", "progress_bars"}
+    tested_here |= {"msgspec_serializer", "pool", "progress_bars"}
     assert modules - {"__init__", "messages", "slave"} - tested_elsewhere - {"remote"} == tested_here

@@ -25,13 +25,14 @@ LAYERS = [
     ["wire"],
     ["transports"],
     ["handlers", "arguments"],
-    ["core.conditions", "core.guard", "core.items", "core.poller", "core.replies", "core.timers", "core.waker"],
-    ["core.embedding", "core.inspection"],
+    ["core.conditions", "core.guard", "core.items", "core.poller", "core.timers", "core.waker"],
+    ["core.embedding", "core.endings", "core.inspection"],
     ["core.loop"],
     ["core"],  # what is left of it
-    ["promise", "handling", "session", "listener"],
+    ["promise", "handling", "session", "listener", "deferred"],
     ["ticking", "waiting"],
     ["peer"],
+    ["workers", "crew", "pool_map", "pool"],
     [""],  # stream_ipc itself
     ["tap"],  # which needs nothing of it but what frames and formats look like
     ["__main__"],
@@ -43,6 +44,7 @@ PURE = ["errors", "classes", "advice", "registry", "messages", "protocols", "ser
 IMPURE = {"os", "socket", "select", "selectors", "subprocess", "time", "threading", "_thread", "signal", "fcntl", "asyncio"}
 
 PUBLIC = [
+    "DeferredReply",
     "ErrorMessage",
     "FrameTooLargeError",
     "InvalidStreamError",
@@ -69,6 +71,7 @@ PUBLIC = [
     "StreamClosedError",
     "StreamTransport",
     "UnexpectedReplyError",
+    "WorkerPool",
     "as_completed",
     "gather",
     "register_type",

@@ -107,6 +107,7 @@ class Closing:
         assert conversation.reason is not None
         conversation.dispatcher.inbox.clear()
         conversation.dispatcher.kept.end()
+        conversation.dispatcher.responder.deferred.drop()
         conversation.replies.fail_all(conversation.reason)
 
     def _tell(self) -> None:
@@ -120,14 +121,16 @@ class Closing:
 
     def finish(self) -> None:
         """Block until a child has ended. What is done in the background is left to turns."""
-        ending = self.ending
-        if ending is not None:
-            loop, due = self._conversation.loop, self._conversation.due
-            if due is not None:
-                ending.hurry(time.monotonic() + due - loop.clock())
-            if not ending.background:
-                loop.finish_endings([ending])
+        self.hurry()
+        if self.ending is not None and not self.ending.background:
+            self._conversation.loop.endings.finish([self.ending])
         self.ending = None
+
+    def hurry(self) -> None:
+        """Have what is left done by the time that the conversation knows."""
+        loop, due = self._conversation.loop, self._conversation.due
+        if self.ending is not None and due is not None:
+            self.ending.hurry(time.monotonic() + due - loop.clock())
 
 
 def _ignore(session: Any) -> None:

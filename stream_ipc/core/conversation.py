@@ -96,8 +96,10 @@ class Conversation:
 
     # -- sending
 
-    def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Pending:
-        """Send a request; its outcome is for the promise."""
+    def request(
+        self, promise: Any, message: Message, timeout: float | None, expect: type, ticket: Pending | None = None
+    ) -> Pending:
+        """Send a request; its outcome is for the promise, or for a ticket that a pool has made."""
         loop = self.loop
         if loop.thread is not None:
             loop.check_entry()
@@ -113,11 +115,17 @@ class Conversation:
         if self.channel.outbox.queued_bytes > HIGH_WATER:
             make_room(self, timeout)
         # Before the send: the reply may be there at once.
-        pending = replies.add(promise, self._generate(), expect, timeout, deadline)
+        if ticket is None:
+            pending = replies.add(promise, self._generate(), expect, timeout, deadline)
+        else:
+            pending = replies.enter(ticket, deadline)
+        if self.port.paused:
+            self.port.update_reading()  # or its reply might never be read
         try:
             self.channel.post(REQUEST, pending.id, message)
         except BaseException as exc:
-            pending.settled = 1  # nobody will ever see it
+            if ticket is None:
+                pending.settled = 1  # nobody will ever see it
             replies.forget(pending)
             self.port.post_failed(exc)
             raise
@@ -283,6 +291,12 @@ class Conversation:
                 self._closing.finish()
         finally:
             loop.thread = outer
+
+    def hurry(self, due: float) -> None:
+        """Have closing, which may have begun, done by a time of the loop's clock."""
+        self.due = due
+        if self._closing is not None:
+            self._closing.hurry()
 
     def begin_close(self) -> None:
         """Stop taking messages; write what is queued as far as it goes."""

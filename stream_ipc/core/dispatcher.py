@@ -82,6 +82,11 @@ class Dispatcher:
         self.port = conversation.port
         self.responder.bind()
 
+    @property
+    def waits(self) -> bool:
+        """Whether requests of this side wait for replies, so that reading must go on."""
+        return len(self._replies) > 0
+
     def begin_with(self, function: Callable[[Any], Any]) -> None:
         """Give the session to a function before anything else is dispatched."""
         self.inbox.append(Opening(function))
@@ -122,6 +127,8 @@ class Dispatcher:
                 if inbox and inbox[0] is item:
                     del inbox[0]
                 count += 1
+                if not self._conversation.is_open:  # a done callback has closed it, or forked
+                    break
             else:
                 if not goal:
                     goal = loop.turns + len(inbox) + 1  # a failure is followed by the end

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from ..handlers import Handler
     from ..messages import Message
+    from .deferred import Owed
 
 __all__ = ["Answer", "Delivery", "Failure", "Opening", "take_out"]
 
@@ -22,7 +23,7 @@ class Answer:
 
     __slots__ = ("id", "reply")
 
-    def __init__(self, id: Any, reply: Message) -> None:
+    def __init__(self, id: Any, reply: Message | Owed) -> None:
         self.id = id
         self.reply = reply
 

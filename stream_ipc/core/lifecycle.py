@@ -71,13 +71,15 @@ def _closing(loop: Loop) -> list[Any]:
 
 def _finish(loop: Loop, due: float | None, background: bool = True) -> None:
     if due is not None:
-        for ending in loop.endings:
+        for ending in loop.endings.all:
             ending.hurry(due)
-    loop.finish_endings(background=background)
+    loop.endings.finish(background=background)
 
 
 def _begin(loop: Loop) -> None:
     loop.closed = True
+    for guest in tuple(loop.guests):
+        guest.end()
     for listener in tuple(loop.listeners):
         listener.end()
     for conversation in tuple(loop.conversations):
@@ -108,7 +110,7 @@ def drop_loop(loop: Loop, owner: str) -> None:
         ending = conversation.channel.end()
         if ending is not None:
             ending.forget()
-    loop.forget_endings()
+    loop.endings.forget()
     loop.release()
 
 
@@ -125,7 +127,7 @@ def close_all() -> None:
     for loop in loops:
         _try(loop, partial(_end, tuple(loop.conversations), handlers=False))
     try:
-        finish([ending for loop in loops for ending in loop.endings])
+        finish([ending for loop in loops for ending in loop.endings.all])
     except Exception:
         log.error("ending children at exit failed", exc_info=True)
     for loop in loops:
@@ -158,7 +160,7 @@ def _abandon(loop: Loop) -> None:
         conversation.abandon()
     for listener in tuple(loop.listeners):
         listener.abandon()
-    loop.forget_endings()
+    loop.endings.forget()
     loop.release()
 
 

@@ -15,8 +15,8 @@ import math
 import time
 
 from ..errors import StreamClosedError
-from ..transports.base import finish
 from .embedding import Embedding
+from .endings import ENDING_INTERVAL, Endings
 from .guard import Guard
 from .inspection import Inspection
 from .poller import READ, Poller
@@ -25,7 +25,7 @@ from .waker import Waker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Any
 
     from ..transports.base import Ending
@@ -37,7 +37,6 @@ __all__ = ["MAX_DEPTH", "Loop"]
 MAX_DEPTH = 32  # nested dispatches; a tick beyond this only settles replies
 
 _SLICE = 64  # messages of one conversation before the next has its turn
-ENDING_INTERVAL = 0.01  # seconds between two looks at what is still ending
 
 
 class Loop(Guard):
@@ -52,7 +51,10 @@ class Loop(Guard):
         conversations: The open ones, in the order in which they were made.
         listeners: The open ones.
         todo: Dispatchers with something to dispatch, in turn.
+        endings: What is left to be done after something was closed.
         repairs: Tasks that an interruption may have left with work.
+        later: Tasks whose ``go_on`` the next turn calls.
+        guests: What is driven by timers alone, and closed with the loop.
         corked: Ports whose output is gathered until the next turn.
         paused: Ports that are not read from because their inbox is long.
         turns: How many messages have been dispatched in all.
@@ -73,6 +75,8 @@ class Loop(Guard):
         self.listeners: dict[Any, None] = {}
         self.todo: dict[Dispatcher, None] = {}
         self.repairs: dict[Any, None] = {}
+        self.later: dict[Any, Any] = {}
+        self.guests: dict[Any, None] = {}
         self.corked: dict[Any, None] = {}
         self.paused: dict[Any, None] = {}
         self.turns: int = 0
@@ -83,7 +87,7 @@ class Loop(Guard):
         self._timers = Timers()
         self._inspection = Inspection(self)
         self._polled: dict[Any, float] = {}  # tasks that are looked at without a descriptor, and how often
-        self._endings: list[Ending] = []
+        self.endings = Endings()
         self._embedding: Embedding | None = None  # once fileno() was asked for
         self.wakeups = 0
         self.waker = Waker()
@@ -148,31 +152,15 @@ class Loop(Guard):
 
     def add_ending(self, ending: Ending) -> None:
         """Take in what is left to be done after something was closed: turns do it, step by step."""
-        if ending not in self._endings:
-            self._endings.append(ending)
-            self.attended = True
-
-    def finish_endings(self, endings: Iterable[Ending] | None = None, background: bool = True) -> None:
-        """Block until these are done, side by side; by default all. See ``transports.base.finish``."""
-        endings = self._endings if endings is None else list(endings)
-        left = finish(endings, background)
-        self._endings = [ending for ending in self._endings if ending in left or ending not in endings]
-
-    @property
-    def endings(self) -> tuple[Ending, ...]:
-        """What is still ending."""
-        return tuple(self._endings)
-
-    def forget_endings(self) -> None:
-        """Release what is still ending without finishing."""
-        for ending in self._endings:
-            ending.forget()
-        self._endings = []
+        self.endings.add(ending)
+        self.attended = True
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is open, so that nothing can happen."""
-        return not (self.conversations or self._endings or self.repairs or self.listeners)
+        if self.conversations or self.endings.all or self.repairs or self.listeners or self.later:
+            return False
+        return not any([guest.waits for guest in self.guests])
 
     # -- turns
 
@@ -231,6 +219,8 @@ class Loop(Guard):
                         for dispatcher in todo:
                             break
                         count += dispatcher.step(0, until)
+                if self.later and dispatch:
+                    self._go_on()
                 if until is not None:
                     if until.settled:
                         return count
@@ -313,7 +303,7 @@ class Loop(Guard):
             dispatcher.port.limit_reading()
             if not starving and wait and dispatcher.has_work:
                 wait = 0
-        if self._endings:
+        if self.endings.all:
             wait = min(wait, ENDING_INTERVAL)
         return min(wait, *self._polled.values(), wait)
 
@@ -325,16 +315,16 @@ class Loop(Guard):
         for task in tuple(self.repairs):
             task.repair()
 
+    def _go_on(self) -> None:
+        for task in tuple(self.later):
+            task.go_on()
+
     def _look(self) -> None:
         for task in tuple(self._polled):
             task.look()
-        for ending in tuple(self._endings):
-            left = ending.step()
-            if not self.starving:
-                ending.deliver()
-            if left is None and not ending.messages and ending in self._endings:
-                self._endings.remove(ending)
-        self.attended = bool(self._polled or self._endings or self.corked)
+        if self.endings.all:
+            self.endings.step(deliver=not self.starving)
+        self.attended = bool(self._polled or self.endings.all or self.corked)
 
     def _on_time(self, now: float, idle: bool) -> None:
         """Do what is due by the clock, and look at streams now and then, also if the clock stands still."""
@@ -358,12 +348,12 @@ class Loop(Guard):
 
     def next_deadline(self) -> float | None:
         """Return seconds until a turn is due though ``fileno`` is not readable; None if none is."""
-        if self.repairs or self.poller.has_always or self._has_work():
+        if self.repairs or self.later or self.poller.has_always or self._has_work():
             return 0.0
         if any([port.channel.queued_bytes for port in self.corked]):
             return 0.0  # a turn lets out what was gathered
         wait = min(self._polled.values(), default=math.inf)
-        if self._endings:
+        if self.endings.all:
             wait = min(wait, ENDING_INTERVAL)
         wait = min(wait, self._timers.next() - self.clock())
         return None if wait == math.inf else max(0.0, wait)
@@ -382,7 +372,7 @@ class Loop(Guard):
 
     def _update_embedding(self) -> None:
         if self._embedding is not None and not self.forked:
-            self._embedding.set_awake(bool(self.repairs) or self._has_work())
+            self._embedding.set_awake(bool(self.repairs or self.later) or self._has_work())
 
     # -- closing
 

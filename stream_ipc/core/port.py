@@ -59,6 +59,7 @@ class Port:
         self._loop = loop
         self._todo = loop.todo
         self._dispatcher = dispatcher
+        self._deferred = dispatcher.responder.deferred
         self._inbox: deque[Any] = dispatcher.inbox
         self._watched: dict[int, int] = {}
         self.paused = False
@@ -259,7 +260,7 @@ class Port:
 
     def limit_reading(self) -> None:
         """Stop reading if the inbox is long; called before each turn while something is in it."""
-        if len(self._inbox) > _INBOX_SMALL or self._loop.starving or self.paused:
+        if len(self._inbox) + len(self._deferred) > _INBOX_SMALL or self._loop.starving or self.paused:
             self.update_reading()
 
     def update_reading(self) -> None:
@@ -274,6 +275,11 @@ class Port:
                 paused = size > INBOX_BYTES_HARD or len(inbox) > INBOX_COUNT_HARD
             else:
                 paused = len(inbox) > INBOX_COUNT or size > INBOX_BYTES
+        dispatcher = self._dispatcher
+        deferred = len(self._deferred)
+        if deferred + len(inbox) > INBOX_COUNT and deferred and not paused:
+            # Whoever asks goes on when it has replies, but not if what they wait for may come from there.
+            paused = deferred + len(inbox) > INBOX_COUNT_HARD or not (self._loop.starving or dispatcher.waits)
         self._set_paused(paused)
 
     def _set_paused(self, paused: bool) -> None:

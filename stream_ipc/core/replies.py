@@ -13,6 +13,7 @@ from .. import log
 from ..errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article, printable
 from ..interruptions import interruption_in
 from ..messages import ErrorMessage
+from .loop import MAX_DEPTH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..messages import Message
+    from .loop import Loop
 
     Base = ref[Any]
 else:
@@ -45,12 +47,18 @@ class Pending(Base):
         deadline: When the reply must be there, in the time of the loop's clock; None for no limit.
         settled: 0 until the outcome is known; then the moment at which it became known, by ``next_moment``.
         outcome: The reply, or the error in its place; None until it has settled.
+        owner: Has the list ``watchers`` of what watches all its requests.
         watchers: Functions that are called with the promise when it settles, or None.
+        callbacks: The same, of users, each with the promise, which they keep alive; not there unless there are watchers.
+        loop: The loop that calls these.
     """
 
-    __slots__ = ("deadline", "expect", "id", "outcome", "owner", "settled", "timeout", "watchers")
+    __slots__ = ("callbacks", "deadline", "expect", "id", "loop", "outcome", "owner", "settled", "timeout", "watchers")
 
     waits_alone = False
+    __hash__ = object.__hash__  # that of a weak reference asks what it refers to
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
 
     id: str
     expect: type
@@ -59,7 +67,9 @@ class Pending(Base):
     settled: int
     outcome: Any
     watchers: list[Callable[[Any], Any]] | None
-    owner: Replies
+    callbacks: list[tuple[Callable[[Any], Any], Any]] | None
+    loop: Loop
+    owner: Any
 
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it has settled. An interrupted call can be made again."""
@@ -70,28 +80,76 @@ class Pending(Base):
             self.tell()
 
     def tell(self) -> None:
-        """Tell those that watch all requests, and call the functions that watch this one, each once."""
+        """Tell those that watch all requests, and call the functions that watch this one, each once.
+
+        If there are users' among them, a turn does what an interruption has left.
+        """
+        watchers = self.watchers
+        if watchers is not None and self.callbacks is not None:
+            self.loop.later[self] = None
         promise = self()
         for reference in tuple(self.owner.watchers):
             waiting = reference()
             if waiting is not None:
                 waiting.note(promise)
-        watchers = self.watchers or []
+        if watchers is None:
+            return
         while watchers:
             # atomic: no calls
             watcher = watchers[0]
             del watchers[0]  # entered once, also if it is interrupted
 
             watcher(promise)
+        if self.callbacks is None:
+            self.watchers = None
+        else:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Call the users' functions that watch it, unless handlers are nested too deeply to run another."""
+        loop = self.loop
+        if self.watchers:
+            self.tell()
+            return
+        while self.watchers is not None and self.callbacks:
+            if loop.depth > MAX_DEPTH:
+                return
+            try:
+                # atomic: no calls
+                function, promise = self.callbacks[0]
+                del self.callbacks[0]
+
+                function(promise)
+            except Exception as exc:
+                if interruption_in(exc) is not None:
+                    raise
+                log.error("a done callback of %r failed", promise, exc_info=True)
         self.watchers = None
+        loop.later.pop(self, None)
 
     def watch(self, watcher: Callable[[Any], Any]) -> None:
         """Have a function called with the promise when it settles."""
         if self.watchers is None:
-            self.watchers = [watcher]
-        else:
-            self.watchers.append(watcher)
+            self.callbacks = None
+            self.watchers = []
+        self.watchers.append(watcher)
 
+    def call_back(self, loop: Loop, function: Callable[[Any], Any], promise: Any) -> None:
+        """Have a user's function called with the promise, which stays alive until then: when it settles, or now."""
+        self.loop = loop
+        if self.watchers is None:
+            self.callbacks = None
+            self.watchers = []
+        if self.callbacks is None:
+            self.callbacks = []
+        self.callbacks.append((function, promise))
+        if self.settled:
+            self.tell()
+
+    def unwatch(self, watcher: Callable[[Any], Any]) -> None:
+        """Undo ``watch``, if the function was not called yet."""
+        if self.watchers is not None and watcher in self.watchers:
+            self.watchers.remove(watcher)
 
 
 class Replies:
@@ -147,6 +205,22 @@ class Replies:
         pending.outcome = pending.watchers = None
         table[id] = pending
         return pending
+
+    def enter(self, pending: Pending, deadline: float | None) -> Pending:
+        """Enter a request that was made before.
+
+        Raises:
+            ValueError: Its id cannot be used.
+        """
+        id = pending.id
+        if type(id) is not str or len(id) > _MAX_ID or id in self._table:
+            raise self._bad_id(id)
+        pending.deadline = deadline
+        self._table[id] = pending
+        return pending
+
+    def __contains__(self, pending: Pending) -> bool:
+        return self._table.get(pending.id) is pending
 
     def _bad_id(self, id: Any) -> ValueError:
         name = type(self._ids).__name__
@@ -242,8 +316,17 @@ class Replies:
         """Give a request up because nobody wants its reply; returns whether it was still pending."""
         if pending.settled:
             return False
-        pending.fail(IpcError(f"request {pending.id} was cancelled by this side"))
+        error = IpcError(f"request {pending.id} was cancelled by this side")
+        moment = next_moment()
+        if pending.watchers is not None and pending.callbacks is not None:
+            pending.loop.later[pending] = None
+        # atomic: no calls
+        pending.outcome = error
+        pending.settled = moment
+
         self.forget(pending)
+        if pending.watchers is not None or self.watchers:
+            pending.tell()
         return True
 
     def silence(self, pending: Pending, timeout: float | None) -> str:

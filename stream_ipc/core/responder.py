@@ -11,6 +11,7 @@ from ..errors import FrameTooLargeError, InvalidStreamError, SerializationError,
 from ..handlers import HandlerList, name_of
 from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..registry import type_info
+from .deferred import DEFERRERS, DeferredReplies, Owed
 from .draining import HIGH_WATER
 from .items import Answer, take_out
 
@@ -38,12 +39,17 @@ class Responder:
         conversation: Whose requests; complete once ``bind`` is called.
         dispatcher: Has the inbox in which requests stand.
         session: What handlers get.
+
+    Attributes:
+        deferred: Replies that handlers have put off.
+        port: Moves the bytes; set by ``bind``.
     """
 
     def __init__(self, conversation: Conversation, dispatcher: Dispatcher, session: Any) -> None:
         self.on_request = HandlerList("on_request", of_messages=True)
         self._conversation = conversation
         self._dispatcher = dispatcher
+        self.deferred = DeferredReplies(self)
         self._inbox: deque[Any] = dispatcher.inbox
         self._session = session
 
@@ -51,7 +57,12 @@ class Responder:
         """Look up what is asked for with each message, once the conversation is complete."""
         self._loop = self._conversation.loop
         self._channel = self._conversation.channel
-        self._port = self._conversation.port
+        self.port = self._conversation.port
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the other side can still get something."""
+        return self._conversation.is_writable
 
     def is_full(self) -> bool:
         """Return whether a reply would only add to a long queue that the other side still reads."""
@@ -97,17 +108,24 @@ class Responder:
                 if reply is not None:
                     break
             if not isinstance(reply, Message) or type(reply) in _ENVELOPES:
-                reply = _no_reply(cls) if reply is None else _wrong_reply(function, reply)
+                if reply is None:
+                    reply = _no_reply(cls)
+                elif type(reply) in DEFERRERS:
+                    reply = Owed(self, self._loop, item.id, reply)
+                else:
+                    reply = _wrong_reply(function, reply)
             if not taken:
                 take_out(inbox, item)
                 taken = True
             last = self._channel.outbox.last
-            self._send_reply(item.id, reply)
+            self.send_reply(item.id, reply)
         except BaseException as exc:
             # If the program goes on, the requester gets its reply in the next turn, or learns what happened; if it ends,
             # the requester learns that.
             if taken and (last is _UNKNOWN or self._channel.outbox.last is last):
-                if not isinstance(reply, Message):
+                if type(reply) in DEFERRERS:
+                    reply = Owed(self, self._loop, item.id, reply)
+                if not isinstance(reply, (Message, Owed)):
                     reply = ErrorMessage("Error in dispatch", exc)
                 self._dispatcher.put_back(Answer(item.id, reply))
             raise
@@ -118,15 +136,20 @@ class Responder:
         last = self._channel.outbox.last
         take_out(self._inbox, item)
         try:
-            self._send_reply(item.id, item.reply)
+            self.send_reply(item.id, item.reply)
         except BaseException:
             if self._channel.outbox.last is last:
                 self._dispatcher.put_back(item)
             raise
         return 0
 
-    def _send_reply(self, id: Any, reply: Message) -> None:
-        """Send a reply, or an error in its place."""
+    def send_reply(self, id: Any, reply: Message | Owed) -> None:
+        """Send a reply, or an error in its place, or see to it that it is sent later."""
+        if isinstance(reply, Owed):
+            error = self._defer(reply)
+            if error is None:
+                return
+            reply = error
         if not self._conversation.is_open:
             log.debug("session %s: reply to request %.128r dropped: it is closed", self._conversation.name, id)
             return
@@ -139,17 +162,31 @@ class Responder:
         except (StreamClosedError, InvalidStreamError):
             pass  # the port has taken note of it
         except Exception as exc:
-            self._port.failed(exc)
+            self.port.failed(exc)
 
     def _post(self, kind: int, id: Any, message: Message) -> None:
         try:
             self._channel.post(kind, id, message)
         except BaseException as exc:
-            self._port.post_failed(exc)
+            self.port.post_failed(exc)
             raise
 
     def _log_error_reply(self, id: Any, exc: Exception) -> None:
         log.debug("session %s: request %.128r was answered with %s", self._conversation.name, id, article(type(exc)))
+
+    def _defer(self, owed: Owed) -> ErrorMessage | None:
+        """Leave a reply to what a handler has returned in its place.
+
+        Returns:
+            The error that is sent if that cannot be.
+        """
+        try:
+            self.deferred.begin(owed)
+        except RuntimeError as exc:
+            return ErrorMessage("Error in dispatch", exc)
+        if not self._conversation.is_open:
+            self.deferred.drop()
+        return None
 
     def _send_error(self, id: Any, text: str) -> None:
         # Cut to fit: in characters, of which each may take several bytes in the payload.
@@ -174,6 +211,6 @@ def _no_reply(cls: type) -> ErrorMessage:
 def _wrong_reply(function: Any, reply: Any) -> ErrorMessage:
     error = TypeError(
         f"the on_request handler {name_of(function)} returned {article(type(reply))}; it must return a Message (no"
-        " envelope), or None to pass the request on"
+        " envelope), a ResponsePromise, a DeferredReply, or None to pass the request on"
     )
     return ErrorMessage("Error in dispatch", error)

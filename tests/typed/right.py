@@ -28,6 +28,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Named
 
 import stream_ipc
 from stream_ipc import (
+    DeferredReply,
     ErrorMessage,
     FrameTooLargeError,
     InvalidStreamError,
@@ -54,6 +55,7 @@ from stream_ipc import (
     StreamClosedError,
     StreamTransport,
     UnexpectedReplyError,
+    WorkerPool,
     as_completed,
     gather,
     register_type,
@@ -760,6 +762,49 @@ def tls(peer: IpcPeer, server: ssl.SSLContext) -> Session:
     session = peer.connect((host, port), ssl_context=context, server_hostname="example.org")
     session.transport.socket.getpeercert()
     return peer.create_socket_session(context.wrap_socket(socket.socket())) or session
+
+
+# -- answering later, and workers
+
+
+def later(session: Session, other: Session, kept: List[DeferredReply]) -> None:
+    @session.on_request
+    def forward(ask: Ask) -> ResponsePromise[Answer]:
+        return other.request(ask, expect=Answer)
+
+    @session.on_request
+    def put_off(ask: Ask, session: Session) -> DeferredReply:
+        kept.append(DeferredReply())
+        return kept[-1]
+
+    @session.on_request
+    def either(ask: Ask) -> Union[Answer, ResponsePromise[Message], DeferredReply, None]:
+        return None
+
+    session.on_request(lambda ask: other.request(ask))
+    session.on_request(lambda ask: DeferredReply())
+    sent: bool = kept[0].send(Answer("text")) or kept[0].fail("text") or kept[0].fail(ValueError())
+    print(sent, kept[0].done, forward, put_off, either)
+
+    def settled(promise: ResponsePromise[Answer]) -> None:
+        print(promise.wait().result)
+
+    promise = session.request(Ask("text"), expect=Answer)
+    promise.add_done_callback(settled)
+    promise.add_done_callback(lambda promise: promise.wait().result)
+    promise.add_done_callback(print)
+
+
+def workers(peer: IpcPeer, folder: pathlib.Path) -> None:
+    with WorkerPool(peer, [sys.executable, "slave.py"], 2, cwd=folder, on_session=lambda s: s.on_request(answer)) as pool:
+        reply: Answer = pool.submit(Ask("text"), expect=Answer).wait()
+        anything: Message = pool.submit(Ask("text"), timeout=5).wait()
+        results: List[str] = [reply.result for reply in pool.map([Ask("a"), Ask("b")], expect=Answer, ahead=5)]
+        messages: List[Message] = list(pool.map((Ask(text) for text in "abc"), ordered=False, timeout=None))
+        both = gather([pool.submit(Ask("a"), expect=Answer), peer.sessions[0].request(Ask("b"), expect=Answer)])
+        print(reply, anything, results, messages, both[0].result, len(pool.workers), pool.pending + 1)
+    hosts = [["ssh", host, "python3", "slave.py"] for host in ("a", "b")]
+    WorkerPool(peer, hosts, retries=0, timeout=None, tasks_per_worker=5, in_flight=2, hello=Ask, start_timeout=5).close(1)
 
 
 # -- the program

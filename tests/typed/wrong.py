@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from stream_ipc import (
+    DeferredReply,
     ErrorMessage,
     FrameTooLargeError,
     InvalidStreamError,
@@ -32,6 +33,7 @@ from stream_ipc import (
     Session,
     StreamTransport,
     UnexpectedReplyError,
+    WorkerPool,
     as_completed,
     gather,
     register_type,
@@ -554,3 +556,41 @@ def errors() -> None:
     UnexpectedReplyError("text", "reply")  # error
     InvalidStreamError("text").request_id  # error
     pair: Tuple[int, int] = FrameTooLargeError("text", 1, 2)  # error
+
+
+# -- answering later, and workers
+
+
+def later(session: Session, reply: DeferredReply) -> None:
+    @session.on_request  # error
+    def answers(ask: Ask) -> List[DeferredReply]:
+        return []
+
+    reply.send("text")  # error
+    reply.send(Answer)  # error
+    reply.fail(5)  # error
+    reply.fail(ValueError)  # error
+    reply.wait()  # error
+    number: int = reply.send(Answer("text")) and reply.done and "text"  # error
+    promise = session.request(Ask("text"), expect=Answer)
+    promise.add_done_callback("text")  # error
+    promise.add_done_callback(lambda: None)  # error
+    promise.add_done_callback(lambda promise: promise.wait().nonsense)  # error
+
+
+def workers(peer: IpcPeer, session: Session) -> None:
+    WorkerPool(session, ["slave"])  # error
+    WorkerPool(peer, "slave")  # error
+    WorkerPool(peer, ["slave"], "2")  # error
+    WorkerPool(peer, ["slave"], on_session=lambda: None)  # error
+    WorkerPool(peer, ["slave"], hello=int)  # error
+    pool = WorkerPool(peer, ["slave"], 2)
+    pool.submit("text")  # error
+    pool.submit(Ask("text"), Answer)  # error
+    pool.submit(Ask("text"), expect=int)  # error
+    pool.submit(Ask("text"), expect=Answer).wait().nonsense  # error
+    text: str = pool.submit(Ask("text")).wait().result  # error
+    pool.map(Ask("text"))  # error
+    pool.map(["text"], expect=Answer)  # error
+    replies: List[Ask] = list(pool.map([Ask("text")], expect=Answer))  # error
+    pool.workers[0] = session  # error

@@ -1,0 +1,197 @@
+"""Replies that handlers have put off: who is owed one, and from where it will come.
+
+Knows the responder that sends them, and pending requests whose outcome is passed on. Must not know how promises or
+deferred replies look to users.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..errors import RemoteError, describe
+from ..messages import ErrorMessage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+    from weakref import ref
+
+    from ..messages import Message
+    from .loop import Loop
+    from .replies import Pending
+    from .responder import Responder
+
+__all__ = ["DEFERRERS", "DeferredReplies", "Owed"]
+
+
+# What a handler of requests may return in place of a reply: by class, a function that is called with it and an Owed, which
+# it has to settle sooner or later. An interrupted call is made again. It raises RuntimeError if it is of no use (any more).
+DEFERRERS: dict[type, Callable[[Any, Owed], None]] = {}
+
+
+class Owed:
+    """A reply that a handler has put off.
+
+    Attributes:
+        id: The request's id.
+        source: What the handler has returned, until it has been told to settle this.
+        reply: What will be sent, once it is known.
+        was_open: Whether the requester's session was open when the reply was sent.
+        guard: A weak reference to what will settle this, which marks it as work when that is dropped.
+        pending: The request whose outcome is passed on, or None.
+    """
+
+    __slots__ = (
+        "_mark",
+        "_promise",
+        "_responder",
+        "_sending",
+        "guard",
+        "id",
+        "loop",
+        "pending",
+        "reply",
+        "source",
+        "was_open",
+    )  # fmt: skip
+
+    def __init__(self, responder: Responder, loop: Loop, id: Any, source: Any) -> None:
+        self.id = id
+        self.source = source
+        self.reply: Message | None = None
+        self.guard: ref[Any] | None = None
+        self.was_open = True
+        self.pending: Pending | None = None
+        self.loop = loop
+        self._promise: Any = None
+        self._responder: Responder | None = responder
+        self._mark = partial(loop.later.setdefault, self)  # runs no code of ours, so it cannot be interrupted half-way
+        self._sending = False
+
+    @property
+    def mark(self) -> Any:
+        """A function of any argument that has ``go_on`` called in the loop's next turn."""
+        return self._mark
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the requester can still get it."""
+        return self._responder is not None and self._responder.is_writable
+
+    def follow(self, pending: Pending, promise: Any) -> None:
+        """Pass on the outcome of a request. An interrupted call can be made again."""
+        self.pending = pending
+        if pending.settled:
+            self.go_on()
+            return
+        self._promise = promise  # which stays alive until then
+        pending.unwatch(self._mark)
+        pending.unwatch(self._settled)
+        pending.watch(self._mark)
+        pending.watch(self._settled)
+
+    def _settled(self, promise: Any) -> None:
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Send the reply if it is known and was not sent. An interrupted call is made again by the next turn."""
+        responder = self._responder
+        loop = self.loop
+        if self._sending:
+            return
+        if responder is None or self not in responder.deferred.table:
+            loop.later.pop(self, None)
+            return
+        reply = self.reply
+        if reply is None:
+            reply = self.reply = self._find_reply()
+            if reply is None:
+                loop.later.pop(self, None)
+                return
+        channel = responder.port.channel
+        outer = loop.enter()
+        last = channel.outbox.last
+        try:
+            # atomic: no calls
+            self._sending = True
+            loop.later[self] = None
+
+            responder.send_reply(self.id, reply)
+            self.was_open = responder.is_writable
+            responder.deferred.remove(self)
+        except BaseException:
+            if channel.outbox.last is last:
+                self._sending = False
+            else:
+                responder.deferred.remove(self)
+            raise
+        finally:
+            loop.thread = outer
+
+    def _find_reply(self) -> Message | None:
+        pending = self.pending
+        if pending is not None:
+            if not pending.settled:
+                return None
+            outcome: Message | BaseException = pending.outcome
+            if not isinstance(outcome, BaseException):
+                return outcome
+            return ErrorMessage(str(outcome) if isinstance(outcome, RemoteError) else describe(outcome))
+        if self.guard is None or self.guard() is not None:
+            return None
+        return ErrorMessage("the DeferredReply that a handler returned for this request was dropped before it was settled")
+
+    def release(self) -> None:
+        """Let go of everything: it is sent, or the session is closed. An interrupted call can be made again."""
+        if self.pending is not None:
+            self.pending.unwatch(self._mark)
+            self.pending.unwatch(self._settled)
+        self.pending = self._promise = self.guard = self.source = self._responder = None
+        self.loop.later.pop(self, None)
+
+
+class DeferredReplies:
+    """Those that one conversation owes.
+
+    Attributes:
+        table: All that are not sent.
+    """
+
+    def __init__(self, responder: Responder) -> None:
+        self.table: dict[Owed, None] = {}
+        self._responder = responder
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def begin(self, owed: Owed) -> None:
+        """Enter one. An interrupted call can be made again.
+
+        Raises:
+            RuntimeError: What was returned is for another request.
+        """
+        source = owed.source
+        if source is None:
+            return
+        self.table[owed] = None
+        try:
+            DEFERRERS[type(source)](source, owed)
+        except RuntimeError:
+            self.remove(owed)
+            raise
+        owed.source = None
+        self._responder.port.limit_reading()
+
+    def remove(self, owed: Owed) -> None:
+        """Forget one that was sent."""
+        self.table.pop(owed, None)
+        owed.release()
+        if self._responder.port.paused:
+            self._responder.port.update_reading()
+
+    def drop(self) -> None:
+        """Forget all: nobody can get them any more. An interrupted call can be made again."""
+        for owed in tuple(self.table):
+            owed.release()
+        self.table.clear()

@@ -1,0 +1,163 @@
+"""Tasks of a pool: requests whose promise is there before they are sent, and which may be sent more than once.
+
+Knows pending requests, conversations and the loop. Must not know what workers are.
+"""
+
+from __future__ import annotations
+
+from ..errors import IpcError
+from .conditions import Until
+from .replies import Pending, next_moment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable, Iterable
+    from typing import Any
+    from weakref import ref
+
+    from ..messages import Message
+    from .loop import Loop
+
+__all__ = ["Desk", "Ticket"]
+
+
+class Ticket(Pending):
+    """A task and, once it has settled, its outcome.
+
+    Attributes:
+        owner: The desk that has made it.
+        message: The task.
+        worker: Who has it, an object with a ``conversation``; None while it is queued and once it has settled.
+        tries: How often it was begun and came to nothing.
+        optional: It need not be begun if its promise was dropped.
+    """
+
+    __slots__ = ("message", "optional", "tries", "worker")
+
+    waits_alone = True  # it settles though nothing is open: a worker is still to be started
+
+    owner: Desk
+    message: Message
+    worker: Any
+    tries: int
+    optional: bool
+
+    def tell(self) -> None:
+        """Give it back to its owner, and call the functions that watch it. An interrupted call can be made again."""
+        crew = self.owner.owner
+        if self.worker is not None:
+            crew.returned(self)
+        if self.watchers or self.callbacks is not None or self.owner.watchers:
+            Pending.tell(self)
+        if crew.queue:
+            crew.give()
+
+    def fail(self, error: BaseException) -> None:
+        """Take an error in place of a reply, unless it is tried again. An interrupted call can be made again."""
+        if self.worker is None or self.owner.owner.failed(self, error):
+            Pending.fail(self, error)
+
+
+class _WaitingAlone(Until):
+    __slots__ = ()
+
+    waits_alone = True
+
+
+class Desk:
+    """Makes tickets and queues them; to their promises it is what a conversation is to those of requests. Has one timer.
+
+    Args:
+        loop: What drives it.
+        peer: Whose ``id_generator`` it uses.
+        name: What texts call it.
+        queue: Where tickets go.
+        owner: Has the ``queue``, and ``give()``, which gives tickets out. Gets them back: ``returned(ticket)`` when a reply
+            is there, ``failed(ticket, error)``, which says whether that is final. ``exchange(old, new)`` puts another in
+            the place of one that a worker has. Is called by the loop: ``on_time``, ``check`` (now and then), ``end`` (it
+            closes), ``go_on`` (in the turn after it was put into ``later``), and asked whether it ``waits`` for something
+            though nothing is open.
+    """
+
+    def __init__(self, loop: Loop, peer: Any, name: str, queue: deque[Ticket], owner: Any) -> None:
+        self.loop = loop
+        self.name = name
+        self.owner = owner
+        self.replies = self
+        self.watchers: list[ref[Any]] = []  # of all its promises
+        self._peer = peer
+        self._queue = queue
+        loop.guests[owner] = None
+
+    def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Ticket:
+        """Queue a task; its outcome is for the promise."""
+        ticket = self._make(promise, message, timeout, expect)
+        ticket.id = self._peer.id_generator.generate()
+        self._queue.append(ticket)
+        return ticket
+
+    def _make(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Ticket:
+        ticket = Ticket(promise)
+        ticket.message = message
+        ticket.expect = expect
+        ticket.timeout = timeout
+        ticket.deadline = ticket.outcome = ticket.callbacks = ticket.worker = None
+        ticket.watchers = []  # so that it is told in any case
+        ticket.optional = False
+        ticket.settled = ticket.tries = 0
+        ticket.owner = self
+        return ticket
+
+    def wait(self, ticket: Ticket, timeout: float | None) -> None:
+        """Turn until a task has settled.
+
+        Raises:
+            TimeoutError: ``timeout`` has passed, and it is still pending.
+        """
+        loop = self.loop
+        limit = None if timeout is None else loop.clock() + timeout
+        loop.run(ticket, limit)
+        if not ticket.settled:
+            self.look_again((ticket,), limit)
+        if not ticket.settled:
+            raise TimeoutError(f"no reply to task {ticket.id} within {timeout} s ({self.name}); it is still pending")
+
+    def run_until(self, condition: Callable[[], bool], timeout: float | None = None) -> None:
+        """Turn until a condition holds, or so many seconds are over."""
+        self.loop.run(_WaitingAlone(condition), None if timeout is None else self.loop.clock() + timeout)
+
+    def look_again(self, tickets: Iterable[Ticket], limit: float | None) -> None:
+        """Take the replies that had come in time though this process could not read them: this is the last look."""
+        for ticket in tuple(tickets):
+            if ticket.worker is not None and not ticket.settled:
+                ticket.worker.conversation.look_again((ticket,), limit)
+
+    def cancel(self, ticket: Ticket) -> bool:
+        """Give a task up; returns whether it was still pending. A worker that has it goes on, and comes back as usual."""
+        if ticket.settled:
+            return False
+        if ticket.worker is not None:
+            # What the worker answers is for nobody, but says that it is free.
+            nobody = self._make(self, ticket.message, ticket.timeout, ticket.expect)
+            nobody.id = ticket.id
+            nobody.settled = 1
+            self.owner.exchange(ticket, nobody)
+        error = IpcError(f"task {ticket.id} was cancelled by this side")
+        moment = next_moment()
+        # atomic: no calls
+        ticket.outcome = error
+        ticket.settled = moment
+
+        Pending.tell(ticket)
+        return True
+
+    def set_timer(self, when: float | None) -> None:
+        """Have the owner's ``on_time`` called when the clock has come so far."""
+        self.loop.set_timer(self.owner, when)
+
+    def leave(self) -> None:
+        """Forget the owner."""
+        self.loop.guests.pop(self.owner, None)
+        self.loop.set_timer(self.owner, None)
+        self.loop.later.pop(self.owner, None)

@@ -1,0 +1,431 @@
+"""The workers of a pool: which of them has which task, which are to be started, which have died.
+
+Knows sessions as users do. Of the core it knows the desk, which makes promises of tasks that are not sent yet and calls it
+when a time has come, and of conversations how to send such a task and how to end without waiting for the child.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from . import log
+from .core.tickets import Desk
+from .errors import RequestTimeoutError, StreamClosedError, describe
+from .interruptions import interruption_in
+from .messages import Message
+from .ticking import loop_of
+from .workers import Place, Worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from .core.tickets import Ticket
+    from .peer import IpcPeer
+    from .session import Session
+    from .transports.spawn import Command
+
+__all__ = ["Crew"]
+
+_BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
+_MUCH = 512 * 1024  # bytes; whoever has not read so many gets no further task
+_DEATHS = 5  # so many in a row at least, without an answer of any worker, fail what is queued
+
+
+class Crew:
+    """The workers of one pool, and what they have to do. The owner of its desk.
+
+    Args:
+        peer: What drives it.
+        commands: The command of each worker.
+        options: Further arguments of ``create_command_session``.
+        retries: As in ``WorkerPool``, and so are the others.
+
+    Attributes:
+        queue: Tasks that no worker has.
+        busy: Tasks that workers have.
+        closed: Whether nothing can be added any more.
+        desk: Makes the tickets of tasks.
+    """
+
+    def __init__(
+        self,
+        peer: IpcPeer,
+        commands: list[Command],
+        options: Mapping[str, Any],
+        retries: int,
+        tasks_per_worker: int | None,
+        in_flight: int,
+        on_session: Callable[[Session], Any] | None,
+        hello: type[Message] | None,
+        start_timeout: float | None,
+    ) -> None:
+        self._peer = peer
+        self._options = options
+        self._retries = retries
+        self._tasks_per_worker = tasks_per_worker
+        self._in_flight = in_flight
+        self._on_session = on_session
+        self._hello = hello
+        self._start_timeout = start_timeout
+        self._places = [Place(command) for command in commands]
+        self._workers: dict[Worker, None] = {}
+        self._free: dict[Worker, None] = {}  # those that can be given a task
+        self._settling: dict[Ticket, BaseException] = {}  # errors that an interruption may have kept from being told
+        self._returning: dict[Ticket, None] = {}  # on the way back into the queue
+        self._deaths = 0  # since the last answer of any worker
+        self._untidy = False  # whether there is something for check() to do
+        self.queue: deque[Ticket] = deque()
+        self.busy: dict[Ticket, None] = {}
+        self.closed = False
+        self.desk = Desk(loop_of(peer), peer, "worker pool", self.queue, self)
+
+    @property
+    def size(self) -> int:
+        """How many workers there are at most."""
+        return len(self._places)
+
+    @property
+    def sessions(self) -> list[Session]:
+        """Those of the workers that are running."""
+        return [worker.session for worker in self._workers if worker.session.is_open]
+
+    @property
+    def waits(self) -> bool:
+        """Whether something will happen though nothing is open."""
+        return bool(self.queue)
+
+    @property
+    def can_give(self) -> bool:
+        """Whether a worker is free, or can be started sooner or later."""
+        return bool(self._free) or len(self._workers) < len(self._places)
+
+    # -- giving tasks to workers
+
+    def give(self) -> None:
+        """Give queued tasks to workers that are free, and start workers for the rest. An interrupted call is made again."""
+        queue = self.queue
+        free = self._free
+        later = self.desk.loop.later
+        later[self] = None
+        while queue and not self.closed:
+            ticket = queue[0]
+            if ticket.settled or (ticket.optional and ticket() is None):
+                del queue[0]
+                continue
+            for worker in free:
+                self._give_to(worker, ticket)
+                break
+            else:
+                if not self._start():
+                    break
+        if not self._untidy:
+            later.pop(self, None)
+        if queue and len(self._workers) < len(self._places):
+            self._set_timer()
+
+    def _give_to(self, worker: Worker, ticket: Ticket) -> None:
+        running = worker.running
+        conversation = worker.conversation
+        last = conversation.channel.outbox.last
+        is_last = len(running) + 1 >= self._in_flight or worker.given + 1 == self._tasks_per_worker
+        try:
+            # atomic: no calls
+            del self.queue[0]
+            ticket.worker = worker
+            running[ticket] = None
+            self.busy[ticket] = None
+            worker.given += 1
+            if is_last:
+                del self._free[worker]
+
+            conversation.request(None, ticket.message, ticket.timeout, ticket.expect, ticket)
+            if conversation.channel.queued_bytes > _MUCH:  # or the next might have to wait for it
+                self._free.pop(worker, None)
+        except StreamClosedError:
+            self._free.pop(worker, None)  # it is dead; its end is on the way
+            self._take_back(ticket, worker)
+        except RequestTimeoutError as exc:  # it does not read
+            ticket.fail(exc)
+        except Exception as exc:  # the task cannot travel
+            if interruption_in(exc) is not None:
+                self._undo(worker, ticket, last)
+                raise
+            worker.given -= 1
+            self._settling[ticket] = exc
+            self._let_go(ticket, worker)
+            self._find_free(worker)
+            self._tell(ticket, exc)
+        except BaseException:
+            self._undo(worker, ticket, last)
+            raise
+
+    def _undo(self, worker: Worker, ticket: Ticket, last: Any) -> None:
+        """Take back a task that was being given to a worker when a signal handler raised something."""
+        self._leave_to_check()
+        if ticket.worker is worker and ticket not in worker.conversation.replies:
+            if worker.conversation.channel.outbox.last is not last:  # it may have it, and must not go on with it
+                self._kill(worker, "this side was interrupted while it sent a task")
+            self._take_back(ticket, worker)
+
+    def _leave_to_check(self) -> None:
+        """Have ``check`` called in the next turn."""
+        # atomic: no calls
+        self._untidy = True
+        self.desk.loop.later[self] = None
+
+    def _let_go(self, ticket: Ticket, worker: Worker) -> None:
+        # atomic: no calls
+        ticket.worker = None
+        if ticket in worker.running:
+            del worker.running[ticket]
+        if ticket in self.busy:
+            del self.busy[ticket]
+
+    def exchange(self, old: Ticket, new: Ticket) -> None:
+        """Put another ticket in the place of one that a worker has."""
+        worker: Worker = old.worker
+        replies = worker.conversation.replies
+        replies.forget(old)
+        replies.enter(new, old.deadline)
+        # atomic: no calls
+        new.worker = worker
+        worker.running[new] = None
+        self.busy[new] = None
+        old.worker = None
+        del worker.running[old]
+        del self.busy[old]
+
+    def _take_back(self, ticket: Ticket, worker: Worker) -> None:
+        """Queue a task again, before all others."""
+        # atomic: no calls
+        if ticket in worker.running:
+            del worker.running[ticket]
+            del self.busy[ticket]
+            self._returning[ticket] = None
+            ticket.worker = ticket.deadline = None
+
+        self._requeue()
+
+    def _requeue(self) -> None:
+        """Put what was taken back into the queue. An interrupted call can be made again."""
+        for ticket in tuple(self._returning):
+            if ticket not in self.queue:
+                self.queue.appendleft(ticket)
+            self._returning.pop(ticket, None)
+
+    def _find_free(self, worker: Worker) -> None:
+        """Note that a worker can be given a task, if it can."""
+        if not worker.ready or not worker.conversation.is_open or len(worker.running) >= self._in_flight:
+            return
+        if self._tasks_per_worker is None or worker.given < self._tasks_per_worker:
+            self._free[worker] = None
+        elif not worker.running:
+            worker.retired = True
+            self._drop(worker, "this side replaces the worker, which has done its share of tasks")
+
+    def returned(self, ticket: Ticket) -> None:
+        """Take note that a worker has answered. What an interruption leaves is done by ``check``."""
+        worker: Worker = ticket.worker
+        # atomic: no calls
+        ticket.worker = None
+        del worker.running[ticket]
+        del self.busy[ticket]
+        self._deaths = 0
+        if not worker.answered:
+            worker.answered = True
+            worker.place.deaths = 0
+            worker.due = None
+        if worker.given != self._tasks_per_worker and worker.conversation.is_open:
+            self._free[worker] = None
+
+        if worker.given == self._tasks_per_worker:
+            self._leave_to_check()  # it is replaced behind this reply
+        elif self.queue:
+            self.desk.loop.later[self] = None  # for turns inside done callbacks
+
+    def failed(self, ticket: Ticket, error: BaseException) -> bool:
+        """Take note that a worker has not answered, or answered with an error.
+
+        Returns:
+            Whether the task fails with that.
+        """
+        worker: Worker = ticket.worker
+        if isinstance(error, StreamClosedError):
+            worker.conversation.replies.forget(ticket)  # first: from now on this is called no more
+            self._free.pop(worker, None)
+            if not self.closed and ticket.tries < self._retries and not ticket.settled:
+                ticket.tries += 1
+                self._take_back(ticket, worker)
+                return False
+            self._settling[ticket] = error
+            self._let_go(ticket, worker)
+        elif isinstance(error, RequestTimeoutError):
+            self._leave_to_check()
+            self._settling[ticket] = error
+            self._let_go(ticket, worker)
+            worker.conversation.replies.forget(ticket)
+            worker.retired = True  # it came up, and is busy
+            self._kill(worker, f"the worker was killed, because a task took longer than {ticket.timeout} s")
+        else:
+            self.returned(ticket)
+        return True
+
+    def _tell(self, ticket: Ticket, error: BaseException) -> None:
+        ticket.fail(error)
+        self._settling.pop(ticket, None)
+
+    # -- workers come and go
+
+    def _start(self) -> bool:
+        """Start a worker if one is needed and can be started now; returns whether to look for one again."""
+        if len(self._workers) >= len(self._places):
+            return False
+        coming = [worker for worker in self._workers if not worker.ready]
+        if len(coming) >= len(self.queue):
+            return False
+        now = self.desk.loop.clock()
+        for place in self._places:
+            if place.worker is None and place.start_at <= now:
+                break
+        else:
+            return False
+        try:
+            session = self._peer.create_command_session(place.command, **self._options)
+        except OSError as exc:
+            if interruption_in(exc) is not None:
+                raise
+            error = StreamClosedError(f"a worker could not be started: {describe(exc)}")
+            error.__cause__ = exc
+            self._note_death(place, error)
+            return bool(self.queue)
+        worker = Worker(place, session)
+        self._workers[worker] = None
+        place.worker = worker
+        try:
+            session.on_close(lambda session: self._gone(worker))
+            if self._start_timeout is not None:
+                worker.due = now + self._start_timeout
+                self._set_timer()
+            if self._hello is not None or worker.due is not None:
+                self._await_sign(worker)
+            if self._on_session is not None:
+                self._on_session(session)
+        except Exception as exc:
+            if interruption_in(exc) is not None:
+                self._kill(worker, "its start was interrupted")
+                raise
+            log.error("on_session of a worker pool failed", exc_info=True)
+            self._kill(worker, f"on_session failed: {describe(exc)}")
+            return bool(self.queue)
+        except BaseException:
+            self._kill(worker, "its start was interrupted")
+            raise
+        if self._hello is None and session.is_open:
+            worker.ready = True
+            self._free[worker] = None
+        return True
+
+    def _await_sign(self, worker: Worker) -> None:
+        sign: Any = Message if self._hello is None else self._hello
+
+        @worker.session.on_message
+        def hear(message: Message) -> None:
+            if isinstance(message, sign):
+                worker.session.off_message(hear)
+                worker.due = None
+                if not worker.ready:
+                    worker.ready = True
+                    self._free[worker] = None
+                    self.give()
+
+    def _kill(self, worker: Worker, text: str) -> None:
+        """Kill a worker that cannot be asked to end: it may be busy for ever."""
+        self._free.pop(worker, None)
+        worker.kill()
+        self._drop(worker, text)
+
+    def _drop(self, worker: Worker, text: str) -> None:
+        """Close a worker's session. Its process is ended and reaped by ticks."""
+        self._free.pop(worker, None)
+        worker.conversation.end(StreamClosedError(f"{text} ({worker.session.name})"))
+
+    def _gone(self, worker: Worker) -> None:
+        """Take note that a worker's session is closed. An interrupted call is made again."""
+        for ticket in tuple(worker.running):  # which an interruption has left
+            ticket.fail(worker.conversation.closed_error())
+        self._free.pop(worker, None)
+        place = worker.place
+        if place.worker is worker:
+            place.worker = None
+            if not worker.answered and not worker.retired and not self.closed:
+                self._note_death(place, worker.conversation.reason)
+        self._workers.pop(worker, None)
+        self.give()
+
+    def _note_death(self, place: Place, reason: StreamClosedError | None) -> None:
+        """Take note that a worker came to nothing."""
+        place.deaths += 1
+        place.start_at = self.desk.loop.clock() + min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(place.deaths - 1, 10))
+        self._deaths += 1
+        if self._deaths >= max(_DEATHS, 3 * len(self._places)):
+            text = f"{self._deaths} workers in a row ended before they had answered anything; the last one: {reason}"
+            self._fail_queued(StreamClosedError(text))
+
+    def _fail_queued(self, error: StreamClosedError) -> None:
+        while self.queue:
+            ticket = self.queue[0]
+            self._settling[ticket] = error
+            if self.queue and self.queue[0] is ticket:
+                del self.queue[0]
+            self._tell(ticket, error)
+
+    # -- what the loop calls
+
+    def _set_timer(self) -> None:
+        times = [worker.due for worker in self._workers if worker.due is not None]
+        if self.queue:
+            times += [place.start_at for place in self._places if place.worker is None]
+        self.desk.set_timer(min(times, default=None))
+
+    def check(self) -> None:
+        """Do what is due, and what an interruption has left."""
+        now = self.desk.loop.clock()
+        self._requeue()
+        for ticket, error in tuple(self._settling.items()):
+            self._tell(ticket, error)
+        for worker in tuple(self._workers):
+            if not worker.session.is_open:
+                self._gone(worker)
+            elif worker.due is not None and worker.due <= now:
+                self._kill(worker, f"the worker gave no sign within {self._start_timeout} s, so it was killed")
+            elif worker not in self._free:
+                self._find_free(worker)
+        self._untidy = False
+        self.give()
+        self._set_timer()
+
+    def on_time(self, now: float) -> None:
+        """Start workers, or give them up: a time has come."""
+        if now > 0:
+            self.check()
+
+    go_on = check  # what an interruption has left
+
+    def end(self) -> None:
+        """Fail what is queued: the peer closes."""
+        self._refuse("this side closed the peer of the worker pool")
+
+    def end_all(self) -> list[Session]:
+        """Fail everything, and end the workers without waiting for it; returns their sessions."""
+        workers = tuple(self._workers)
+        self._refuse("this side closed the worker pool")
+        for worker in workers:
+            self._drop(worker, "this side closed the worker pool")
+        return [worker.session for worker in workers]
+
+    def _refuse(self, text: str) -> None:
+        self.closed = True
+        self.desk.leave()
+        self._fail_queued(StreamClosedError(text))

@@ -1,0 +1,294 @@
+"""Workers that are started, given tasks, and replaced when they die.
+
+Checks what users pass, and hands it on to the crew behind it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .arguments import DEFAULT, check_expect, check_message, check_timeout, close_bound, sendable
+from .crew import Crew
+from .messages import Message
+from .promise import ResponsePromise, request
+from .session import conversation_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, TypeVar, overload
+
+    from .peer import IpcPeer
+    from .session import Session
+    from .transports.spawn import Command, Items
+
+    M = TypeVar("M", bound=Message)
+
+__all__ = ["WorkerPool"]
+
+
+class WorkerPool:
+    """Gives tasks to worker processes, which are started when they are needed and replaced when they die.
+
+    The peer's ticks and waits drive it; there is no thread. A worker is any slave that talks over its stdin and stdout. A
+    context manager: leaving waits for what is queued, then closes it; an exception closes it at once::
+
+        with IpcPeer() as peer, WorkerPool(peer, [sys.executable, "slave.py"]) as pool:
+            for reply in pool.map(tasks, expect=TaskResponse):
+                print(reply.result)
+
+    A worker that dies is replaced, and its tasks are given to others. If workers die again and again before any has
+    answered something, what is queued fails with ``StreamClosedError``.
+
+    Args:
+        peer: What drives it.
+        command: The command of all workers, or a list of commands, one for each worker.
+        size: How many workers there are at most; by default as many as CPUs. Not with a list of commands.
+        retries: How often a task is given to another worker when its worker dies. Then it fails with the
+            ``StreamClosedError`` that says how the worker ended.
+        timeout: Seconds that a worker has for a task, from when it gets it; by default the peer's, None for no limit. A
+            task that takes longer fails with ``RequestTimeoutError``, and its worker is killed and replaced.
+        tasks_per_worker: A worker is replaced after so many tasks.
+        in_flight: How many tasks a worker has at a time.
+        on_session: Called with each new worker's session, for handlers and set-up messages. What it raises is logged, and
+            the worker counts as one that died.
+        hello: A message class: a worker gets tasks once it has notified the pool of one. None: it gets one at once.
+        start_timeout: Seconds until a worker must have given its first sign (``hello``, or else any message), or it is
+            killed and replaced; None for no limit.
+        options: Further arguments of ``IpcPeer.create_command_session``.
+
+    Raises:
+        TypeError: An argument is of a wrong kind.
+        ValueError: A number is out of range, or there is no command.
+    """
+
+    def __init__(
+        self,
+        peer: IpcPeer,
+        command: Command | Items[Command],
+        size: int | None = None,
+        *,
+        retries: int = 1,
+        timeout: float | None = DEFAULT,
+        tasks_per_worker: int | None = None,
+        in_flight: int = 1,
+        on_session: Callable[[Session], Any] | None = None,
+        hello: type[Message] | None = None,
+        start_timeout: float | None = None,
+        **options: Any,
+    ) -> None:
+        commands: list[Any] = [command]
+        if not isinstance(command, (str, bytes)) and command and not isinstance(command[0], (str, bytes, os.PathLike)):
+            commands = list(command)
+            _check_number("size", size, len(commands), None)
+            size = len(commands)
+        _check_number("size", size, 1, None)
+        _check_number("retries", retries, 0)
+        _check_number("in_flight", in_flight, 1)
+        _check_number("tasks_per_worker", tasks_per_worker, 1, None)
+        if timeout is not DEFAULT:
+            check_timeout(timeout)
+        check_timeout(start_timeout)
+        if hello is not None:
+            check_expect(hello, "hello")
+        if on_session is not None and not callable(on_session):
+            raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
+        for command in commands:
+            if isinstance(command, (str, bytes)) or not len(command):
+                raise TypeError(f"command must be a list of arguments, or a list of such lists, not {command!r:.200}")
+        if size is None:
+            size = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._peer = peer
+        self._timeout = timeout
+        self._in_flight = in_flight
+        commands = [commands[n % len(commands)] for n in range(size)]
+        self._crew = Crew(
+            peer, commands, options, retries, tasks_per_worker, in_flight, on_session, hello, start_timeout
+        )
+
+    def __repr__(self) -> str:
+        try:
+            state = "closed" if self._crew.closed else "open"
+            return f"<WorkerPool {state} workers={len(self.workers)}/{self._crew.size} pending={self.pending}>"
+        except Exception:  # half made
+            return "<WorkerPool>"
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        try:
+            crew = self._crew
+            if kind is None and not crew.closed:
+                crew.desk.run_until(lambda: not (crew.queue or crew.busy))
+        finally:
+            self.close()
+
+    @property
+    def workers(self) -> tuple[Session, ...]:
+        """The sessions of the workers that are running."""
+        return tuple(self._crew.sessions)
+
+    @property
+    def pending(self) -> int:
+        """How many tasks are queued or with workers."""
+        return len([ticket for ticket in (*self._crew.queue, *self._crew.busy) if not ticket.settled])
+
+    if TYPE_CHECKING:
+
+        @overload
+        def submit(self, message: Message, *, timeout: float | None = DEFAULT) -> ResponsePromise[Message]: ...
+
+        @overload
+        def submit(
+            self, message: Message, *, expect: type[M], timeout: float | None = DEFAULT
+        ) -> ResponsePromise[M]: ...
+
+    def submit(
+        self, message: Message, *, expect: type[Any] = Message, timeout: float | None = DEFAULT
+    ) -> ResponsePromise[Any]:
+        """Queue a task, and give it to a worker as soon as one is free. Neither blocks nor runs handlers.
+
+        May start a worker, and so call ``on_session``.
+
+        Args:
+            message: The task; a worker gets it as a request.
+            expect: The class of the reply.
+            timeout: Seconds that a worker has for it; by default the pool's.
+
+        Returns:
+            A promise, as of a request. Its ``cancel()`` takes a task back that is still queued; a worker that has it goes
+            on, and its reply is discarded. The task is done also if the promise is dropped.
+
+        Raises:
+            TypeError: An argument is of a wrong kind, be it one for ``create_command_session``.
+            ValueError: ``timeout`` is negative.
+            RuntimeError: The pool is closed, another thread is using the peer, or this is a fork.
+        """
+        return self._submit("submit", message, expect, timeout, False)
+
+    def _submit(
+        self, method: str, message: Message, expect: type[Any], timeout: float | None, optional: bool
+    ) -> ResponsePromise[Any]:
+        if type(message) not in sendable:
+            check_message(method, message)
+        if expect is not Message:
+            check_expect(expect)
+        if timeout is DEFAULT:
+            timeout = self._peer.timeout if self._timeout is DEFAULT else self._timeout
+        else:
+            check_timeout(timeout)
+        crew = self._crew
+        if crew.closed:
+            raise RuntimeError("this WorkerPool is closed; make a new one")
+        desk = crew.desk
+        loop = desk.loop
+        outer = loop.enter()
+        try:
+            promise: ResponsePromise[Any] = request(desk, message, timeout, expect)  # type: ignore[arg-type]
+            if optional:
+                crew.queue[-1].optional = True
+            if crew.can_give:
+                try:
+                    crew.give()
+                except Exception:  # no worker can be started with these arguments
+                    promise.cancel()
+                    raise
+        finally:
+            loop.thread = outer
+        return promise
+
+    if TYPE_CHECKING:
+
+        @overload
+        def map(
+            self,
+            messages: Iterable[Message],
+            *,
+            ordered: bool = True,
+            timeout: float | None = DEFAULT,
+            ahead: int | None = None,
+        ) -> Iterator[Message]: ...
+
+        @overload
+        def map(
+            self,
+            messages: Iterable[Message],
+            *,
+            expect: type[M],
+            ordered: bool = True,
+            timeout: float | None = DEFAULT,
+            ahead: int | None = None,
+        ) -> Iterator[M]: ...
+
+    def map(
+        self,
+        messages: Iterable[Message],
+        *,
+        expect: type[Any] = Message,
+        ordered: bool = True,
+        timeout: float | None = DEFAULT,
+        ahead: int | None = None,
+    ) -> Iterator[Any]:
+        """Yield the reply to each of many tasks. Reads its input lazily, also an endless one.
+
+        ``next()`` ticks the whole peer until a reply is there, so handlers run. It raises the error of a task in place of
+        its reply, and the next ``next()`` goes on. Dropping the iterator takes its tasks back that are still queued.
+
+        Args:
+            messages: The tasks.
+            expect: The class of the replies.
+            ordered: Whether replies come in the order of the tasks, or as they are ready.
+            timeout: Seconds that a worker has for a task; by default the pool's.
+            ahead: How many tasks are queued, with workers, or done but not yielded, at most; by default twice as many as
+                the workers can have.
+
+        Raises:
+            TypeError: An argument is of a wrong kind.
+            ValueError: A number is out of range.
+        """
+        check_expect(expect)
+        _check_number("ahead", ahead, 1, None)
+        if timeout is not DEFAULT:
+            check_timeout(timeout)
+        if ahead is None:
+            ahead = 2 * self._crew.size * self._in_flight
+        source = iter(messages)
+        from .pool_map import Mapped
+
+        return Mapped(
+            source,
+            lambda task: self._submit("map", task, expect, timeout, True),
+            self._crew.desk.run_until,
+            ordered,
+            ahead,
+        )
+
+    def close(self, timeout: float | None = DEFAULT) -> None:
+        """End the workers, side by side. What is queued or with workers fails. A second call does nothing.
+
+        Args:
+            timeout: Seconds until workers that have not ended are killed; by default as in ``Session.close``.
+        """
+        seconds = close_bound(timeout)
+        loop = self._crew.desk.loop
+        outer = loop.enter()
+        try:
+            sessions = self._crew.end_all()
+            if seconds is not None:
+                due = loop.clock() + seconds
+                for session in sessions:
+                    conversation_of(session).hurry(due)
+            for session in sessions:
+                session.close()  # waits for what is left of it
+        finally:
+            loop.thread = outer
+
+
+def _check_number(name: str, value: Any, least: int, *others: Any) -> None:
+    if value in others:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r:.100}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, not {value}")

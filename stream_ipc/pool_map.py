@@ -1,0 +1,105 @@
+"""Many tasks of a pool, read and given to it little by little.
+
+Knows promises. Must not know the pool.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from .interruptions import interruption_in
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from .promise import ResponsePromise
+
+__all__ = ["Mapped"]
+
+
+class Mapped:
+    """An iterator over replies and no generator: after an error, ``next()`` goes on.
+
+    Args:
+        source: The tasks.
+        submit: Submits one.
+        run_until: Turns until a function returns true.
+        ordered: Whether replies come in the order of the tasks.
+        ahead: How many tasks are submitted and not yielded at most.
+    """
+
+    def __init__(
+        self,
+        source: Iterator[Any],
+        submit: Callable[[Any], Any],
+        run_until: Callable[..., Any],
+        ordered: bool,
+        ahead: int,
+    ) -> None:
+        self._source = source
+        self._submit = submit
+        self._task: Any = None  # what was read and is not submitted
+        self._run_until = run_until
+        self._ahead = ahead
+        self._ordered = ordered
+        self._under_way: dict[ResponsePromise[Any], None] = {}
+        self._ready: deque[ResponsePromise[Any]] = deque()
+        self._end: BaseException | None = None  # what has ended the input
+
+    def __iter__(self) -> Mapped:
+        return self
+
+    def __next__(self) -> Any:
+        under_way = self._under_way
+        while self._end is None and len(under_way) < self._ahead:
+            try:
+                if self._task is None:
+                    for self._task in self._source:  # stored before an interruption can come
+                        break
+                    else:
+                        self._end = StopIteration()
+                        break
+                promise = self._submit(self._task)
+            except Exception as exc:  # raised once everything before it is yielded
+                if interruption_in(exc) is not None:
+                    raise
+                self._end = exc
+                break
+            if not self._ordered:
+                promise.add_done_callback(self._ready.append)
+            # atomic: no calls
+            under_way[promise] = None
+            self._task = None
+        if not under_way:
+            end = self._end
+            self._end = StopIteration()
+            raise end or StopIteration
+        if self._ordered:
+            for promise in under_way:
+                break
+        else:
+            ready = self._ready
+            while not ready or ready[0] not in under_way:
+                if ready:  # its submission was interrupted, and made again
+                    del ready[0]
+                else:
+                    self._run_until(lambda: bool(ready))
+            promise = ready[0]
+        if not promise.settled:
+            self._run_until(lambda: promise.settled)
+        error = reply = None
+        try:
+            reply = promise.wait()
+        except Exception as exc:
+            if interruption_in(exc) is not None:
+                raise
+            error = exc
+        # atomic: no calls
+        del under_way[promise]
+        if not self._ordered:
+            del self._ready[0]
+        if error is not None:
+            raise error
+        return reply

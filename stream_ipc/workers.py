@@ -1,0 +1,82 @@
+"""The workers of a pool, and the places where they run.
+
+Knows sessions and processes. Must not know tasks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from .session import conversation_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .core.tickets import Ticket
+    from .session import Session
+    from .transports.spawn import Command
+
+__all__ = ["Place", "Worker", "kill"]
+
+
+class Place:
+    """Where one worker at a time runs.
+
+    Attributes:
+        command: What is started.
+        worker: What runs there, or None.
+        deaths: How many in a row have ended before they answered anything.
+        start_at: When the next may be started.
+    """
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.worker: Worker | None = None
+        self.deaths = 0
+        self.start_at = 0.0
+
+
+class Worker:
+    """One process.
+
+    Attributes:
+        place: Where it runs.
+        session: The session with it.
+        conversation: What is behind that.
+        running: The tasks that it has.
+        given: How many tasks it was given in all.
+        ready: Whether it can be given any.
+        answered: Whether it has answered one.
+        retired: Whether it is ended for no fault of its own.
+        due: When it must have given a sign of life; None for not at all.
+    """
+
+    def __init__(self, place: Place, session: Session) -> None:
+        self.place = place
+        self.session = session
+        self.conversation = conversation_of(session)
+        self.running: dict[Ticket, None] = {}
+        self.given = 0
+        self.ready = False
+        self.answered = False
+        self.retired = False
+        self.due: float | None = None
+
+    def kill(self) -> None:
+        """Send SIGKILL to it."""
+        kill(self.session.process)
+
+
+def kill(process: Any) -> None:
+    """Send SIGKILL to a process that was not reaped, and to its group if it leads one."""
+    if process is None or process.returncode is not None:
+        return
+    try:
+        if os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    except (ProcessLookupError, PermissionError):
+        pass

@@ -1,0 +1,65 @@
+"""Workers of the tests of pools: ``python -m tests.pool_child [HOW]``. What a task does is said by its Ping."""
+
+import os
+import random
+import signal
+import sys
+import time
+
+from stream_ipc import IpcPeer, LogMessage, Message, Session, StreamClosedError
+from tests.messages import Note, Ping, Pong
+
+
+def main(how: str = "", *args: str) -> None:
+    if how == "dies":
+        sys.exit("no licence")
+    if how == "silent":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(60)
+    if how == "flaky" and random.random() < 0.5:
+        os._exit(9)
+    session = IpcPeer().create_stdio_session()
+
+    @session.on_request
+    def work(ping: Ping, session: Session) -> Message:
+        what, *args = ping.value if isinstance(ping.value, tuple) else (ping.value,)
+        if what == "pid":
+            return Pong(os.getpid())
+        if what == "sleep":
+            time.sleep(args[0])
+        if what == "spin":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while True:
+                pass
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "exit":
+            print("bye", file=sys.stderr)
+            os._exit(args[0])
+        if what == "error":
+            raise ValueError("no good")
+        if what == "once" and not os.path.exists(args[0]):
+            open(args[0], "w").close()
+            os._exit(1)
+        if what == "count":
+            with open(args[0], "a") as file:
+                file.write(f"{args[1]}\n")
+        if what == "progress":
+            session.notify(LogMessage("half"))
+        if what == "late":
+            time.sleep(args[0])
+        return Pong(ping.value)
+
+    if how == "hello":
+        time.sleep(float(args[0]))
+        session.notify(Note("hello"))
+    try:
+        while True:
+            session.tick(None)
+    except StreamClosedError:
+        pass
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,634 @@
+"""Pools of workers: tasks that are given out, workers that die, hang and are replaced."""
+
+import gc
+import itertools
+import os
+import random
+import signal
+import sys
+import time
+import weakref
+from pathlib import Path
+from typing import Any, Iterator, List, Type
+
+import pytest
+
+from stream_ipc import (
+    DeferredReply,
+    IpcError,
+    IpcPeer,
+    LogMessage,
+    Message,
+    RemoteError,
+    RequestTimeoutError,
+    ResponsePromise,
+    SerializationError,
+    Session,
+    StreamClosedError,
+    UnexpectedReplyError,
+    WorkerPool,
+    as_completed,
+    gather,
+)
+from tests.helpers import CpuMeter, seeds, span, tick_until
+from tests.messages import Note, Ping, Pong
+from tests.test_interrupts import BOTH, Run, at_every_place
+
+
+def worker(*args: str) -> List[str]:
+    return [sys.executable, "-m", "tests.pool_child", *args]
+
+
+@pytest.fixture
+def pool(peer: IpcPeer) -> Iterator[WorkerPool]:
+    with WorkerPool(peer, worker(), 2) as pool:
+        yield pool
+
+
+def pid_of(session: Session) -> int:
+    assert session.process is not None
+    return session.process.pid
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, be it a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def outcome(promise: "ResponsePromise[Any]") -> Any:
+    try:
+        return promise.wait().value
+    except IpcError as exc:
+        return type(exc)
+
+
+# -- tasks
+
+
+def test_submit_and_wait(pool: WorkerPool) -> None:
+    assert pool.workers == () and pool.pending == 0
+    promise = pool.submit(Ping(5), expect=Pong)
+    assert len(pool.workers) == 1 and pool.pending == 1 and not promise.done
+    assert promise.wait().value == 5 and promise.done and pool.pending == 0
+    assert promise.wait() is promise.wait()
+    assert "open workers=1/2 pending=0" in repr(pool)
+
+
+def test_more_tasks_than_workers_are_spread(pool: WorkerPool) -> None:
+    promises = [pool.submit(Ping(("sleep", 0.05)), expect=Pong) for _ in range(2)]
+    pids = [pool.submit(Ping("pid"), expect=Pong) for _ in range(20)]
+    assert len(pool.workers) == 2
+    found = {reply.value for reply in gather(pids)}
+    assert found <= {pid_of(session) for session in pool.workers}
+    gather(promises)
+
+
+def test_as_completed_with_promises_of_sessions(peer: IpcPeer, pool: WorkerPool) -> None:
+    a, b = peer.create_session_pair()
+    b.on_request(lambda ping: Pong(ping.value))
+    promises: List[ResponsePromise[Pong]] = [a.request(Ping(1), expect=Pong), pool.submit(Ping(2), expect=Pong)]
+    promises.append(a.request(Ping(3), expect=Pong))
+    assert sorted(promise.wait().value for promise in as_completed(promises)) == [1, 2, 3]
+
+
+def test_errors_of_tasks(pool: WorkerPool) -> None:
+    with pytest.raises(RemoteError, match="no good"):
+        pool.submit(Ping("error")).wait()
+    with pytest.raises(UnexpectedReplyError):
+        pool.submit(Ping(1), expect=Note).wait()
+    with pytest.raises(SerializationError):
+        pool.submit(Ping(lambda: None)).wait()
+    assert pool.submit(Ping(3), expect=Pong).wait().value == 3 and len(pool.workers) == 1
+
+
+def test_wrong_arguments(peer: IpcPeer, pool: WorkerPool) -> None:
+    wrong: Any
+    for wrong in ("text", Ping, None):
+        with pytest.raises(TypeError, match=r"submit\(\) takes a Message"):
+            pool.submit(wrong)
+    with pytest.raises(TypeError, match="expect"):
+        pool.submit(Ping(), expect=int)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="timeout"):
+        pool.submit(Ping(), timeout=-1)
+    assert pool.pending == 0
+    for options in (
+        {"size": 0}, {"size": 1.5}, {"retries": -1}, {"in_flight": 0}, {"tasks_per_worker": 0}, {"timeout": -1},
+        {"start_timeout": "x"}, {"hello": int}, {"on_session": 5},
+    ):  # fmt: skip
+        wrong = options
+        with pytest.raises((TypeError, ValueError), match=next(iter(options)).replace("start_", "")):
+            WorkerPool(peer, worker(), **wrong)
+    for wrong in ("python3 x.py", [], [[]], None):
+        with pytest.raises((TypeError, ValueError)):
+            WorkerPool(peer, wrong)
+    with pytest.raises(ValueError, match="size"):
+        WorkerPool(peer, [worker(), worker()], 1)
+    with pytest.raises(TypeError):
+        WorkerPool(peer, worker(), 1, nonsense=1).submit(Ping())
+
+
+def test_cancel_takes_a_queued_task_back(peer: IpcPeer, tmp_path: Path) -> None:
+    path = str(tmp_path / "done")
+    with WorkerPool(peer, worker(), 1) as pool:
+        first = pool.submit(Ping(("sleep", 0.1)), expect=Pong)
+        second, third = [pool.submit(Ping(("count", path, index))) for index in range(2)]
+        assert second.cancel() and not second.cancel() and pool.pending == 2
+        with pytest.raises(IpcError, match="cancelled"):
+            second.wait()
+        assert first.cancel()  # a worker has it, and goes on
+        third.wait()
+    assert Path(path).read_text() == "1\n"
+
+
+def test_task_is_done_though_its_promise_is_dropped(peer: IpcPeer, tmp_path: Path) -> None:
+    path = str(tmp_path / "done")
+    with WorkerPool(peer, worker(), 1) as pool:
+        for index in range(5):
+            pool.submit(Ping(("count", path, index)))
+    assert Path(path).read_text().split() == ["0", "1", "2", "3", "4"]
+
+
+def test_done_callbacks_that_submit(peer: IpcPeer, pool: WorkerPool) -> None:
+    got: List[int] = []
+
+    def again(promise: Any) -> None:
+        value = promise.wait().value
+        got.append(value)
+        if value < 50:
+            pool.submit(Ping(value + 1)).add_done_callback(again)
+
+    pool.submit(Ping(0)).add_done_callback(again)
+    tick_until(lambda: len(got) == 51, peer)
+    assert got == list(range(51))
+
+
+def test_handlers_that_submit_and_wait_and_pass_on(peer: IpcPeer, pool: WorkerPool) -> None:
+    a, b = peer.create_session_pair()
+
+    @b.on_request
+    def answer(ping: Ping) -> "Message | ResponsePromise[Message] | DeferredReply":
+        if ping.value % 3 == 0:
+            return pool.submit(ping)
+        if ping.value % 3 == 1:
+            return pool.submit(ping).wait()
+        reply = DeferredReply()
+        pool.submit(ping).add_done_callback(lambda promise: reply.send(promise.wait()))
+        return reply
+
+    promises = [a.request(Ping(index), expect=Pong) for index in range(60)]
+    assert [reply.value for reply in gather(promises)] == list(range(60))
+
+
+def test_two_pools_on_one_peer_and_one_after_the_other(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 1) as first, WorkerPool(peer, worker(), 2) as second:
+        promises = [pool.submit(Ping(index), expect=Pong) for index in range(100) for pool in (first, second)]
+        assert [reply.value for reply in gather(promises)] == [index for index in range(100) for _ in range(2)]
+    with WorkerPool(peer, worker(), 1) as third:
+        assert third.submit(Ping(1), expect=Pong).wait().value == 1
+
+
+def test_ten_thousand_tasks(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 4) as pool:
+        promises = [pool.submit(Ping(index), expect=Pong) for index in range(10_000)]
+        assert [reply.value for reply in gather(promises, 50)] == list(range(10_000))
+        assert len(pool.workers) == 4
+
+
+@pytest.mark.parametrize("in_flight", [1, 10])
+def test_in_flight(peer: IpcPeer, in_flight: int) -> None:
+    with WorkerPool(peer, worker(), 2, in_flight=in_flight) as pool:
+        assert [reply.value for reply in pool.map([Ping(n) for n in range(500)], expect=Pong)] == list(range(500))
+
+
+def test_on_session_and_progress(peer: IpcPeer) -> None:
+    seen: List[str] = []
+    sessions: List[Session] = []
+
+    def on_session(session: Session) -> None:
+        sessions.append(session)
+
+        @session.on_message
+        def progress(message: LogMessage) -> None:
+            seen.append(message.message)
+
+    with WorkerPool(peer, worker(), 2, on_session=on_session) as pool:
+        gather([pool.submit(Ping("progress")) for _ in range(4)])
+        assert seen == ["half"] * 4 and tuple(sessions) == pool.workers
+
+
+def test_on_session_that_fails(peer: IpcPeer, caplog: pytest.LogCaptureFixture) -> None:
+    def on_session(session: Session) -> None:
+        raise LookupError("set-up failed")
+
+    with WorkerPool(peer, worker(), 1, on_session=on_session) as pool:
+        with pytest.raises(StreamClosedError, match="5 workers in a row .* on_session failed: LookupError: set-up"):
+            pool.submit(Ping()).wait(10)
+
+
+# -- map
+
+
+def test_map_is_lazy_and_in_order(pool: WorkerPool) -> None:
+    read: List[int] = []
+
+    def tasks() -> Iterator[Ping]:
+        for index in itertools.count():
+            read.append(index)
+            yield Ping(index)
+
+    replies = pool.map(tasks(), expect=Pong, ahead=6)
+    assert read == []
+    for index in range(100):
+        assert next(replies).value == index
+        assert len(read) <= index + 7
+    del replies
+    gc.collect()
+    tick_until(lambda: pool.pending == 0, pool.workers[0].peer)
+
+
+def test_map_out_of_order(pool: WorkerPool) -> None:
+    tasks = [Ping(("sleep", 0.3)), *[Ping(index) for index in range(20)]]
+    replies = list(pool.map(tasks, expect=Pong, ordered=False, ahead=50))
+    assert sorted(map(str, replies)) == sorted(str(Pong(task.value)) for task in tasks)
+    assert replies[-1].value[0] == "sleep"
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_map_goes_on_after_an_error(pool: WorkerPool, ordered: bool) -> None:
+    replies = pool.map([Ping(1), Ping("error"), Ping(2)], expect=Pong, ordered=ordered)
+    got: List[Any] = []
+    while True:
+        try:
+            got.append(next(replies).value)
+        except RemoteError:
+            got.append("error")
+        except StopIteration:
+            break
+    assert sorted(got, key=str) == [1, 2, "error"] and list(replies) == []
+    if ordered:
+        assert got == [1, "error", 2]
+
+
+def test_map_whose_input_fails(pool: WorkerPool) -> None:
+    def tasks() -> Iterator[Ping]:
+        yield Ping(1)
+        yield Ping(2)
+        raise LookupError("no more")
+
+    replies = pool.map(tasks(), expect=Pong)
+    assert [next(replies).value, next(replies).value] == [1, 2]
+    with pytest.raises(LookupError):
+        next(replies)
+    with pytest.raises(StopIteration):
+        next(replies)
+
+
+def test_dropped_map_takes_back_what_is_queued(peer: IpcPeer, tmp_path: Path) -> None:
+    path = str(tmp_path / "done")
+    with WorkerPool(peer, worker(), 1) as pool:
+        for _ in pool.map((Ping(("count", path, index)) for index in itertools.count()), ahead=50):
+            break
+    assert len(Path(path).read_text().split()) <= 3
+
+
+# -- workers that die
+
+
+def test_worker_that_dies_is_replaced_and_its_task_done_by_another(
+    peer: IpcPeer, pool: WorkerPool, tmp_path: Path
+) -> None:
+    assert pool.submit(Ping(("once", str(tmp_path / "flag"))), expect=Pong).wait().value[0] == "once"
+    idle = pool.workers[0]
+    os.kill(pid_of(idle), signal.SIGKILL)
+    tick_until(lambda: not idle.is_open, peer)
+    assert pool.submit(Ping("pid"), expect=Pong).wait().value != pid_of(idle)
+
+
+def test_worker_that_was_killed_while_nobody_looked(pool: WorkerPool) -> None:
+    pool.submit(Ping(1)).wait()
+    os.kill(pid_of(pool.workers[0]), signal.SIGKILL)
+    time.sleep(0.05)
+    assert [outcome(pool.submit(Ping(index))) for index in range(5)] == list(range(5))
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_task_that_kills_its_workers_fails_with_the_status(peer: IpcPeer, retries: int) -> None:
+    started: List[Session] = []
+    with WorkerPool(peer, worker(), 2, retries=retries, on_session=started.append) as pool:
+        other = pool.submit(Ping(("sleep", 0.1)), expect=Pong)
+        with pytest.raises(StreamClosedError, match="(?s)exit status 7.*bye"):
+            pool.submit(Ping(("exit", 7))).wait()
+        assert other.wait().value[0] == "sleep"
+        assert len(started) in (retries + 1, retries + 2)
+        assert pool.submit(Ping(1), expect=Pong).wait().value == 1
+
+
+def test_workers_that_never_come_up_fail_what_is_queued(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker("dies"), 2, hello=Note) as pool, CpuMeter() as meter:
+        promises = [pool.submit(Ping(index)) for index in range(10)]
+        with pytest.raises(StreamClosedError, match="(?s)6 workers in a row ended before .* exit status 1.*no licence"):
+            promises[0].wait(20)
+        assert [outcome(promise) for promise in promises] == [StreamClosedError] * 10
+    assert meter.cpu < 0.5 * meter.real + 0.5
+
+
+def test_command_that_does_not_exist(peer: IpcPeer) -> None:
+    with WorkerPool(peer, ["/no/such/program"], 3) as pool:
+        with pytest.raises(StreamClosedError, match="could not be started: FileNotFoundError"):
+            pool.submit(Ping()).wait(20)
+        assert pool.workers == () and pool.pending == 0
+
+
+def test_flaky_start(peer: IpcPeer) -> None:
+    with WorkerPool(peer, [worker("flaky"), worker()], retries=20) as pool:
+        promises = [pool.submit(Ping(index), expect=Pong) for index in range(200)]
+        assert [reply.value for reply in gather(promises)] == list(range(200))
+
+
+def test_back_off_does_not_spin(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker("dies"), 1, retries=100, hello=Note) as pool:
+        promise = pool.submit(Ping())
+        with CpuMeter() as meter, pytest.raises(TimeoutError):
+            promise.wait(0.7)
+        assert meter.cpu < 0.3
+        assert not promise.done
+        pool.close()
+        assert outcome(promise) is StreamClosedError
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_at_random() -> None:
+    for seed in seeds(1):
+        chance = random.Random(seed)
+        with IpcPeer(timeout=60) as peer, WorkerPool(peer, worker(), 4, retries=1000) as pool:
+            end = time.monotonic() + span(20)
+            got: List[int] = []
+            killed = 0
+            next_kill = 0.0
+            replies = pool.map((Ping(index) for index in itertools.count()), expect=Pong)
+            while time.monotonic() < end:
+                got.append(next(replies).value)
+                if time.monotonic() > next_kill and pool.workers:
+                    os.kill(pid_of(chance.choice(pool.workers)), chance.choice([signal.SIGKILL, signal.SIGTERM]))
+                    killed += 1
+                    next_kill = time.monotonic() + chance.random() * 0.2
+            assert got == list(range(len(got))) and killed > 10
+
+
+def test_workers_that_die_at_one_task_in_ten(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 3, retries=0) as pool:
+        promises = [pool.submit(Ping("die" if index % 10 == 9 else index)) for index in range(100)]
+        found = [outcome(promise) for promise in promises]
+    assert found == [StreamClosedError if index % 10 == 9 else index for index in range(100)]
+
+
+# -- workers that hang
+
+
+def test_task_that_takes_too_long_fails_and_its_worker_is_killed(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 1, timeout=20) as pool:
+        pid = pool.submit(Ping("pid"), expect=Pong).wait().value
+        slow = pool.submit(Ping("spin"), timeout=0.3)
+        queued = pool.submit(Ping("pid"), expect=Pong)
+        with pytest.raises(RequestTimeoutError, match="within 0.3 s"):
+            slow.wait()
+        assert queued.wait().value != pid
+        tick_until(lambda: not is_alive(pid), peer)
+
+
+def test_timeout_counts_from_when_a_worker_gets_the_task(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 1, timeout=0.6) as pool:
+        promises = [pool.submit(Ping(("sleep", 0.25)), expect=Pong) for _ in range(5)]
+        assert len(gather(promises)) == 5
+
+
+def test_timeout_is_noticed_by_ticks_and_wakes_them(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 1, timeout=0.2) as pool:
+        promise = pool.submit(Ping("spin"))
+        begin = time.monotonic()
+        while not promise.settled:
+            peer.tick(None)
+        assert time.monotonic() - begin < 5
+        assert outcome(promise) is RequestTimeoutError
+
+
+def test_wait_with_a_timeout_of_its_own(pool: WorkerPool) -> None:
+    promise = pool.submit(Ping(("sleep", 0.3)), expect=Pong)
+    with pytest.raises(TimeoutError, match="still pending"):
+        promise.wait(0.05)
+    with pytest.raises(TimeoutError):
+        gather([promise], 0.01)
+    assert not promise.done and promise.wait().value[0] == "sleep"
+
+
+def test_many_tasks_that_hang(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 2, timeout=0.4) as pool:
+        pool.submit(Ping(0)).wait()
+        promises = [pool.submit(Ping("spin")) for _ in range(8)] + [pool.submit(Ping(1))]
+        assert [outcome(promise) for promise in promises] == [RequestTimeoutError] * 8 + [1]
+
+
+def test_answer_after_the_timeout_is_discarded(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 1) as pool:
+        assert outcome(pool.submit(Ping(("late", 0.3)), timeout=0.25)) is RequestTimeoutError
+        assert [outcome(pool.submit(Ping(index))) for index in range(3)] == [0, 1, 2]
+
+
+def test_in_flight_tasks_of_a_hung_worker_are_done_by_another(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 1, in_flight=4) as pool:
+        promises = [pool.submit(Ping("spin"), timeout=0.3), *[pool.submit(Ping(n), timeout=None) for n in range(3)]]
+        assert [outcome(promise) for promise in promises] == [RequestTimeoutError, 0, 1, 2]
+
+
+def test_worker_that_ignores_everything_is_killed_by_start_timeout(peer: IpcPeer) -> None:
+    started: List[Session] = []
+    with WorkerPool(
+        peer, [worker("silent"), worker("hello", "0")], hello=Note, start_timeout=0.5, on_session=started.append
+    ) as pool:
+        promises = [pool.submit(Ping(("sleep", 0.05)), timeout=5) for _ in range(20)]
+        assert {outcome(promise) for promise in promises} == {("sleep", 0.05)}
+        pid = pid_of(started[0])
+        tick_until(lambda: not is_alive(pid), peer)
+
+
+def test_start_timeout_without_hello(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker("silent"), 1, start_timeout=0.1) as pool:
+        with pytest.raises(StreamClosedError, match="no sign within 0.1 s"):
+            pool.submit(Ping()).wait(20)
+    with WorkerPool(peer, worker(), 1, start_timeout=10) as pool:
+        assert outcome(pool.submit(Ping(1))) == 1
+
+
+def test_hello_is_waited_for(peer: IpcPeer) -> None:
+    with WorkerPool(peer, [worker("hello", "0"), worker("hello", "1.5")], hello=Note) as pool:
+        begin = time.monotonic()
+        pids = {reply.value for reply in gather([pool.submit(Ping("pid"), expect=Pong) for _ in range(20)])}
+        assert len(pids) == 1 and time.monotonic() - begin < 1.4
+        assert len(pool.workers) == 2
+
+
+def test_tasks_per_worker(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 2, tasks_per_worker=3) as pool:
+        pids = [reply.value for reply in gather([pool.submit(Ping("pid"), expect=Pong) for _ in range(30)])]
+    assert max(pids.count(pid) for pid in pids) == 3 and len(set(pids)) >= 10
+    tick_until(lambda: not any(map(is_alive, pids)), peer)
+
+
+# -- the end
+
+
+def test_leaving_waits_for_what_is_queued(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 2) as pool:
+        promises = [pool.submit(Ping(("sleep", 0.02)), expect=Pong) for _ in range(10)]
+        pids = [pid_of(session) for session in pool.workers]
+    assert [promise.done for promise in promises] == [True] * 10 and promises[9].wait().value
+    assert not any(map(is_alive, pids)), "a worker is left"
+    assert peer.sessions == () and "closed" in repr(pool)
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit(Ping())
+
+
+def test_leaving_with_an_exception_does_not_wait(peer: IpcPeer) -> None:
+    begin = time.monotonic()
+    with pytest.raises(LookupError):
+        with WorkerPool(peer, worker(), 1) as pool:
+            promises = [pool.submit(Ping(("sleep", 1))) for _ in range(20)]
+            peer.tick(0.3)
+            raise LookupError
+    assert time.monotonic() - begin < 8
+    assert [outcome(promise) for promise in promises] == [StreamClosedError] * 20
+
+
+@pytest.mark.parametrize("timeout", [0, 0.2])
+def test_close_with_a_timeout_kills(peer: IpcPeer, timeout: float) -> None:
+    pool = WorkerPool(peer, worker(), 2)
+    promises = [pool.submit(Ping("spin")) for _ in range(4)]
+    peer.tick_for(0.5)
+    pids = [pid_of(session) for session in pool.workers]
+    begin = time.monotonic()
+    pool.close(timeout)
+    assert time.monotonic() - begin < 1.5 + timeout
+    assert not any(map(is_alive, pids))
+    assert [outcome(promise) for promise in promises] == [StreamClosedError] * 4
+    pool.close()
+
+
+def test_leaving_at_every_moment() -> None:
+    with IpcPeer() as peer:
+        for turns in range(0, 60, 3):
+            pool = WorkerPool(peer, worker(), 2)
+            promises = [pool.submit(Ping(index)) for index in range(10)]
+            for _ in range(turns):
+                peer.tick(0.005)
+            pool.close(0)
+            assert {outcome(promise) for promise in promises} <= {StreamClosedError, *range(10)}
+            assert peer.sessions == ()
+
+
+def test_closing_the_peer_fails_everything() -> None:
+    with IpcPeer() as peer:
+        pool = WorkerPool(peer, worker("dies"), 1, hello=Note, retries=99)
+        promises = [pool.submit(Ping(index)) for index in range(3)]
+        peer.tick(0.05)
+    assert [outcome(promise) for promise in promises] == [StreamClosedError] * 3
+    with pytest.raises(RuntimeError):
+        pool.submit(Ping())
+    pool.close()
+
+
+def test_close_in_a_done_callback_and_in_a_handler(peer: IpcPeer) -> None:
+    pool = WorkerPool(peer, worker(), 1)
+    promises = [pool.submit(Ping(index)) for index in range(5)]
+    promises[1].add_done_callback(lambda promise: pool.close(0))
+    assert [outcome(promise) for promise in promises] == [0, 1] + [StreamClosedError] * 3
+
+
+def test_tick_none_with_an_idle_pool_and_with_one_that_backs_off(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker("dies"), 1, hello=Note) as pool:
+        with pytest.raises(StreamClosedError, match="wait for ever"):
+            peer.tick(None)
+        promise = pool.submit(Ping())
+        while not promise.settled:
+            peer.tick(None)
+        assert outcome(promise) is StreamClosedError
+
+
+def test_nothing_is_left_of_a_pool() -> None:
+    with IpcPeer() as peer:
+        with WorkerPool(peer, worker(), 2) as pool:
+            gather([pool.submit(Ping(index)) for index in range(20)])
+        gone = weakref.ref(pool)
+        del pool
+        gc.collect()
+        assert gone() is None
+        assert peer.next_deadline() is None
+
+
+def test_inside_another_loop(peer: IpcPeer) -> None:
+    import select
+
+    with WorkerPool(peer, worker(), 2) as pool:
+        fd = peer.fileno()
+        promises = [pool.submit(Ping(index)) for index in range(20)]
+        promises.append(pool.submit(Ping("spin"), timeout=0.2))
+        end = time.monotonic() + 10
+        while not all(promise.settled for promise in promises):
+            assert time.monotonic() < end
+            select.select([fd], [], [], peer.next_deadline())
+            peer.tick(0)
+
+
+# -- interruptions
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_interruption_in_a_done_callback(pool: WorkerPool, kind: Type[BaseException]) -> None:
+    promises = [pool.submit(Ping(index), expect=Pong) for index in range(10)]
+
+    def interrupt(promise: Any) -> None:
+        raise kind
+
+    promises[3].add_done_callback(interrupt)
+    with pytest.raises(kind):
+        gather(promises)
+    assert [reply.value for reply in gather(promises)] == list(range(10))
+
+
+@pytest.mark.slow
+@BOTH
+def test_interrupted_pool_loses_no_task(kind: Type[BaseException]) -> None:
+    with IpcPeer(timeout=20) as peer, WorkerPool(peer, worker(), 2, retries=5) as pool:
+        gather([pool.submit(Ping(("sleep", 0.05))) for _ in range(2)])
+
+        def scenario(run: Run) -> None:
+            promises: List[ResponsePromise[Pong]] = []
+            while len(promises) < 3:
+                run.once(lambda: promises.append(pool.submit(Ping(len(promises)), expect=Pong)))
+            done = False
+            while not done:
+                done, _ = run.once(lambda: gather(promises, 10))
+            assert [promise.wait().value for promise in promises] == [0, 1, 2]
+            tick_until(lambda: pool.pending == 0, peer)
+
+        at_every_place(scenario, kind)
+        tick_until(lambda: pool.pending == 0, peer)
+
+
+@pytest.mark.slow
+@BOTH
+def test_interrupted_map_loses_no_reply(kind: Type[BaseException]) -> None:
+    with IpcPeer(timeout=20) as peer, WorkerPool(peer, worker(), 2, retries=5) as pool:
+        gather([pool.submit(Ping(("sleep", 0.05))) for _ in range(2)])
+
+        def scenario(run: Run) -> None:
+            got: List[Any] = []
+            replies = pool.map([Ping(index) for index in range(4)], expect=Pong)
+            while len(got) < 4:
+                run.once(lambda: got.append(next(replies).value))
+            assert got == [0, 1, 2, 3]
+
+        at_every_place(scenario, kind)
