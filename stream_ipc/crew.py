@@ -164,9 +164,14 @@ class Crew:
     def _undo(self, worker: Worker, ticket: Ticket, last: Any) -> None:
         """Take back a task that was being given to a worker when a signal handler raised something."""
         self._leave_to_check()
-        if ticket.worker is worker and ticket not in worker.conversation.replies:
-            if worker.conversation.channel.outbox.last is not last:  # it may have it, and must not go on with it
-                self._kill(worker, "this side was interrupted while it sent a task")
+        if ticket.worker is not worker:
+            return
+        replies = worker.conversation.replies
+        if worker.conversation.channel.outbox.last is last:  # it was not sent
+            replies.forget(ticket)
+            self._take_back(ticket, worker)
+        elif ticket not in replies:  # it may have it, and must not go on with it
+            self._kill(worker, "this side was interrupted while it sent a task")
             self._take_back(ticket, worker)
 
     def _leave_to_check(self) -> None:

@@ -398,6 +398,7 @@ def test_interrupted_broker_loses_no_reply(kind: Type[BaseException]) -> None:
             assert sorted(reply.id for reply in replies) == ["0", "1", "2"], replies
             for reply in replies:
                 assert reply.response == Pong(int(reply.id)) or "nterrupt" in str(reply.response), reply
+            run.error.__traceback__ = None  # its frames would keep a promise that was never handed out
             assert no_pending(raw.session, back)
 
     at_every_place(scenario, kind)

@@ -308,6 +308,6 @@ def test_no_example_is_forgotten():
     modules = {path.stem for path in (ROOT / "examples").glob("*.py")}
     # In test_benchmark.py and test_php.py.
     tested_elsewhere = {"benchmark", "benchmark_child", "benchmark_message", "php_master", "php_slave"}
-    tested_here = {*EXPECTED, "workers", "own_loop", "loop_select", "loop_tkinter"}
-    tested_here |= {"msgspec_serializer", "pool", "progress_bars"}
+    tested_here = {*EXPECTED, "workers", "pool", "own_loop", "loop_select", "loop_tkinter"}
+    tested_here |= {"msgspec_serializer", "progress_bars"}
     assert modules - {"__init__", "messages", "slave"} - tested_elsewhere - {"remote"} == tested_here
