@@ -125,7 +125,7 @@ class Outbox:
                 else:
                     self._take_off()
             self.queued_bytes = 0
-            self.held = self.corked
+            self.held = self.corked or self.error is not None
             if self.blocked:
                 self._set_blocked(False)
         except BlockingIOError:
