@@ -133,6 +133,7 @@ class Gate:
 
     def open(self) -> None:
         if self._fd >= 0:
+            os.unlink(self.path)  # who comes later than this finds nothing to wait for
             os.close(self._fd)
             self._fd = -1
 

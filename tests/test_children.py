@@ -78,6 +78,10 @@ def test_flush_says_that_the_child_is_dead_each_time(dead: Session, timeout: Any
     for _ in range(3):
         fails_at_once(lambda: dead.flush(timeout))
     assert dead.queued_bytes == 0
+    # And whatever else is called then.
+    fails_at_once(lambda: dead.notify(Note()))
+    fails_at_once(lambda: dead.request(Ping()))
+    assert dead.peer.broadcast(Note()) == 0
 
 
 def test_sending_above_the_mark_says_that_the_child_is_dead(peer: IpcPeer, request: Any) -> None:

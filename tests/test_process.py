@@ -231,7 +231,7 @@ def test_what_is_no_popen_is_refused(peer: IpcPeer, thing: Any) -> None:
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("options", [{}, {"bufsize": 0}, {"stderr": PIPE}, {"universal_newlines": True}])
+@pytest.mark.parametrize("options", [{}, {"bufsize": 0}, {"stderr": PIPE}])
 def test_an_attached_process_stays_its_owners(peer: IpcPeer, options: Any, tmp_path: pathlib.Path) -> None:
     with Gate(tmp_path / "gate") as gate:
         process = subprocess.Popen(role("linger", gate.path, 5), stdin=PIPE, stdout=PIPE, **options)

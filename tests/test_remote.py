@@ -156,7 +156,8 @@ def texts_of(session: Session) -> Callable[[str], str]:
     def keep(text: LogMessage) -> None:
         found.append(text)
 
-    return lambda level: "".join(text.message for text in found if text.level == level)
+    # Each message of stderr is a line.
+    return lambda level: ("\n" if level == "stderr" else "").join(text.message for text in found if text.level == level)
 
 
 def await_end(pid: int) -> None:

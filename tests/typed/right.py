@@ -700,9 +700,9 @@ def children(peer: IpcPeer) -> None:
     status: int = slave.process.returncode
     reason: StreamClosedError | None = slave.reason
     assert reason is not None
-    peer.create_command_session(["ls"], start_new_session=True, umask=0o77, pass_fds=(3,)).close(timeout=0)
-    peer.create_command_session(["ls"], preexec_fn=lambda: None, user="nobody").close(None)
-    peer.close(timeout=0.5)
+    peer.create_command_session(["cat"], start_new_session=True, umask=0o77, pass_fds=(2,)).close(timeout=0)
+    peer.create_command_session(["cat"], preexec_fn=lambda: None, executable=pathlib.Path("/bin/cat")).close(None)
+    IpcPeer().close(timeout=0.5)
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
     command: Sequence[str] = (sys.executable, HERE, "slave")
     slave = peer.create_command_session(command, cwd=pathlib.Path(HERE).parent, env=environment, stderr=None)
