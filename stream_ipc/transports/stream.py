@@ -6,6 +6,7 @@ turned into errors of ours here and nowhere else.
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 
 from ..errors import InvalidStreamError, StreamClosedError
@@ -332,6 +333,19 @@ class StreamChannel(Channel):
             if text is not None:
                 return text
         return None
+
+    def find_vanished(self, inbox: deque[Received]) -> None:
+        sock = self.socket
+        if sock is None or getattr(sock.family, "name", "") not in ("AF_INET", "AF_INET6"):
+            return
+        from .sockets import has_vanished
+
+        if has_vanished(sock):
+            lost = TimeoutError(errno.ETIMEDOUT, "the other host does not answer any more")
+            self.outbox.drop(lost)
+            for source in tuple(self.inputs.values()):
+                source.finish(inbox, lost)
+                self._input_ended(source, inbox)
 
     def trim(self) -> None:
         for source in self.inputs.values():
