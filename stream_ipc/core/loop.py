@@ -17,6 +17,7 @@ import time
 from _thread import get_ident
 from itertools import starmap
 
+from ..clock import real_clock
 from ..errors import StreamClosedError
 from ..transports.base import finish
 from .poller import READ, Poller
@@ -71,7 +72,7 @@ class Loop:
     """
 
     def __init__(self) -> None:
-        self.clock: Callable[[], float] = time.monotonic
+        self.clock: Callable[[], float] = real_clock()
         self.thread: int | None = None
         self.forked = False
         self.closed = False

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+from ..clock import monotonic
 from ..errors import StreamClosedError
 from ..messages import LogMessage
 from ..wire.codec import TextDecoder
@@ -247,7 +248,7 @@ class ProcessChannel(StreamChannel):
         super()._look(inbox)
         if self.ended is not None or self._dead:
             return
-        now = time.monotonic()
+        now = monotonic()
         if self._pidfd < 0 and self._status_due is None and now < self._look_at:
             return  # waitid() for each child in every turn is expensive
         self._look_at = now + DEATH_INTERVAL
@@ -281,7 +282,7 @@ class ProcessChannel(StreamChannel):
             self.drain(inbox)
             self.put_end(inbox)
         elif self._status_due is None:
-            self._status_due = time.monotonic() + STATUS_GRACE
+            self._status_due = monotonic() + STATUS_GRACE
 
     # -- texts
 
@@ -321,9 +322,9 @@ class ProcessChannel(StreamChannel):
 
     def _broken_text(self) -> str:
         # A child that is dying closes its stdin first; its status is there a moment later.
-        due = time.monotonic() + _DYING_GRACE
+        due = monotonic() + _DYING_GRACE
         while self._poll() is None:
-            if time.monotonic() >= due:
+            if monotonic() >= due:
                 text = f"{process_name(self.process)} no longer reads its stdin: {self.outbox.error}"
                 return text + self._tail_text()
             time.sleep(0.001)

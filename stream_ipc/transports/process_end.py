@@ -6,9 +6,9 @@ Knows processes. Must not know channels or sessions. No wait here is without a l
 from __future__ import annotations
 
 import os
-import time
 
 from .. import log
+from ..clock import monotonic
 from .base import Ending
 from .descriptors import READ_SIZE, close_streams
 from .process import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
@@ -51,7 +51,7 @@ class ProcessEnding(Ending):
             (TERMINATE_GRACE, process.terminate, "after SIGTERM"),
             (KILL_GRACE, process.kill, "after SIGKILL"),
         ]
-        self._due = time.monotonic() + EXIT_GRACE
+        self._due = monotonic() + EXIT_GRACE
 
     def fds(self) -> list[int]:
         return [*self._outputs, *([self._pidfd] if self._pidfd >= 0 else [])]
@@ -61,7 +61,7 @@ class ProcessEnding(Ending):
         if is_lost(self._process):
             self._unknown = True
         if poll(self._process) is None:
-            now = time.monotonic()
+            now = monotonic()
             if now < self._due:
                 left = self._due - now
                 return left if self._pidfd >= 0 else min(left, DEATH_INTERVAL)

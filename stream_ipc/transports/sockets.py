@@ -20,6 +20,7 @@ import time
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Optional, Union
 
+from ..clock import monotonic
 from .base import Ending
 
 __all__ = [
@@ -268,16 +269,16 @@ class LingeringClose(Ending):
     def __init__(self, sock: socket.socket) -> None:
         self._fd = os.dup(sock.fileno())  # no socket object: under gevent that would be one of gevent's
         os.set_blocking(self._fd, False)
-        self._due = time.monotonic() + _LINGER
+        self._due = monotonic() + _LINGER
 
     def fds(self) -> list[int]:
         return [] if self._fd < 0 else [self._fd]
 
     def step(self) -> float | None:
-        left = self._due - time.monotonic()
+        left = self._due - monotonic()
         try:
             while self._fd >= 0 and left > 0 and os.read(self._fd, 65536):
-                left = self._due - time.monotonic()
+                left = self._due - monotonic()
         except BlockingIOError:
             return left
         except OSError:
@@ -501,13 +502,13 @@ def _folder_lock(path: str) -> Iterator[None]:
     try:
         try:
             fd = os.open(os.path.dirname(path) or os.curdir, os.O_RDONLY)
-            due = time.monotonic() + _LOCK_GRACE
+            due = monotonic() + _LOCK_GRACE
             while True:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if time.monotonic() >= due:
+                    if monotonic() >= due:
                         break
                     time.sleep(_RETRY)
         except OSError:
