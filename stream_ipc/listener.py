@@ -162,8 +162,8 @@ def _check_context(context: Any, server_side: bool) -> None:
 
 
 def _check_owner(sock: socket.socket, place: Place) -> None:
-    # The user that it ran as when it began to listen: mostly root, if it has given up these rights since. Whoever root is may
-    # do as it likes anyway, so it is only another user that must not get what is meant for a listener of ours.
+    # It is the user that the listener ran as when it began to listen: root, if it has given up these rights since. Root may
+    # do as it likes anyway; it is any other user that must not get what is meant for a listener of ours.
     user = other_user(sock)
     if user:
         raise PermissionError(

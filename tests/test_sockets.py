@@ -193,7 +193,7 @@ def test_a_lingering_close_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -
         assert ending is not None
         assert ending.step() is not None
         now = time.monotonic()
-        monkeypatch.setattr(time, "monotonic", lambda: now + 2)
+        monkeypatch.setattr(sockets, "monotonic", lambda: now + 2)
         assert ending.step() is None
         assert ending.fds() == []
 

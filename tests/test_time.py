@@ -3,13 +3,11 @@
 import importlib.util
 import os
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, List
 
 import pytest
 
@@ -17,14 +15,12 @@ from stream_ipc import IpcPeer, ResponsePromise, as_completed, gather
 from tests.helpers import (
     FakeClock,
     RawPeer,
-    child,
     framed,
     is_settled,
     reply_bytes,
     request_bytes,
     run_python,
     set_clock,
-    socket_peers,
     tick_until,
 )
 from tests.messages import Note, Ping, Pong

@@ -31,8 +31,9 @@ INBOX_BYTES = 4 * 1024 * 1024
 INBOX_BYTES_HARD = 256 * 1024 * 1024
 INBOX_COUNT_HARD = 500_000
 
-# A last look that comes late reads on while the rest of a message comes: so many times, and so many seconds from one time to the next.
-_LATE = 0.02  # seconds; less is nothing unusual
+# A last look that comes later than this reads on while the rest of a message comes: so many times, and so many seconds from
+# one time to the next.
+_LATE = 0.02  # seconds
 _CATCH_UP = 128
 _CATCH_UP_PAUSE = 0.01
 
