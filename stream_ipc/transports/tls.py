@@ -12,7 +12,6 @@ Python nor PHP sends such messages unless a program asks for it.
 
 from __future__ import annotations
 
-import select
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any
