@@ -44,7 +44,8 @@ def _handler_codes() -> set[CodeType]:
         while handler is not None and not hasattr(handler, "__code__"):
             inner = getattr(handler, "func", None) or getattr(handler, "__func__", None)  # a partial, or a method
             if inner is None and callable(handler):
-                inner = getattr(getattr(type(handler), "__call__", None), "__func__", type(handler).__call__)
+                inner = type(handler).__call__
+                inner = getattr(inner, "__func__", inner)
                 handler = inner if hasattr(inner, "__code__") else None
                 break
             handler = inner

@@ -5,19 +5,19 @@ Checks what users pass, opens streams, and hands everything else on to the loop 
 
 from __future__ import annotations
 
-import os
 import sys
 
 from . import log
+from .core.conditions import Until
 from .core.conversation import Conversation
 from .core.dispatcher import HIGH_WATER
 from .core.lifecycle import adopt, close_loop, drop_loop
-from .core.loop import Loop, Until
+from .core.loop import Loop
 from .errors import FrameTooLargeError
 from .ids import PidCounterRequestIdGenerator
 from .messages import Message
 from .promise import DEFAULT, check_timeout
-from .session import Session, check_message, conversation_of, make_session, sendable
+from .session import Session, check_message, conversation_of, sendable
 from .transports.connections import is_tls, socket_channel
 from .transports.foreign import ForeignChannel
 from .transports.stream import DEFAULT_MAX_FRAME_SIZE, StreamChannel, channel_of, open_streams
@@ -192,7 +192,8 @@ class IpcPeer:
             OSError: It cannot be started: ``FileNotFoundError``, ``PermissionError``, ...
         """
         self._check_usable()
-        from .transports.process import ProcessChannel, kill, process_name, spawn
+        from .transports.children import kill, process_name
+        from .transports.process import ProcessChannel, spawn
 
         process = spawn(command, cwd, env, stderr)
         try:
@@ -397,7 +398,7 @@ class IpcPeer:
         loop = self._loop
         outer = loop.enter()
         try:
-            session = make_session(lambda session: Conversation(loop, channel, self, session))
+            session = Session(lambda session: Conversation(loop, channel, self, session))
             conversation = conversation_of(session)
             loop.add(conversation)
             if on_session is not None:
@@ -638,7 +639,7 @@ def _send_to(target: Conversation, message: Message, frame: Any) -> int:
         elif isinstance(frame, Exception):
             raise frame
         else:
-            target.port.post_frame(frame)
+            target.send_frame(frame)
         return 1
     except Exception as exc:
         target.dispatcher.report(exc)

@@ -38,7 +38,9 @@ else:
             return cls
 
 
-__all__ = ["DEFAULT", "ResponsePromise", "as_completed", "check_timeout", "gather"]
+__all__ = ["DEFAULT", "ResponsePromise", "as_completed", "check_timeout", "gather", "request"]
+
+_new = object.__new__  # without the call of an __init__
 
 # Sentinel: timeout not given (None means no limit).
 DEFAULT: Any = ...
@@ -74,10 +76,6 @@ class ResponsePromise(Generic[M_co]):
 
     _conversation: Conversation
     _pending: Pending
-
-    def __init__(self, conversation: Conversation, message: Message, timeout: float | None, expect: type[M_co]) -> None:
-        self._conversation = conversation
-        self._pending = conversation.request(self, message, timeout, expect)
 
     def __repr__(self) -> str:
         try:
@@ -175,7 +173,17 @@ class ResponsePromise(Generic[M_co]):
         Returns:
             Whether it was still pending. If so, ``wait()`` raises ``IpcError`` from now on.
         """
-        return self._pending.cancel()
+        return self._conversation.replies.cancel(self._pending)
+
+
+def request(
+    conversation: Conversation, message: Message, timeout: float | None, expect: type[M_co]
+) -> ResponsePromise[M_co]:
+    """Send a request; returns its promise."""
+    promise: ResponsePromise[M_co] = _new(ResponsePromise)
+    promise._conversation = conversation
+    promise._pending = conversation.request(promise, message, timeout, expect)
+    return promise
 
 
 def _call(function: Callable[[Any], Any], kept: ResponsePromise[Any], promise: Any) -> None:

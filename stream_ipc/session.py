@@ -12,7 +12,7 @@ from .core.conversation import CLOSED, FORKED, Conversation
 from .core.dispatcher import ENVELOPES
 from .errors import article
 from .messages import Message
-from .promise import DEFAULT, ResponsePromise, check_timeout
+from .promise import DEFAULT, ResponsePromise, check_timeout, request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     RequestH = TypeVar("RequestH", bound=RequestHandler)
     CloseH = TypeVar("CloseH", bound=CloseHandler)
 
-__all__ = ["Session", "check_message", "conversation_of", "make_session", "sendable"]
+__all__ = ["Session", "check_message", "conversation_of", "sendable"]
 
 
 class Session:
@@ -48,7 +48,8 @@ class Session:
         name: What texts and logs call it: ``pid 4242``, ``stdio``, ``to 127.0.0.1:80 fd 7``, ``fd 5/6``.
     """
 
-    _conversation: Conversation
+    def __init__(self, make: Callable[[Session], Conversation]) -> None:
+        self._conversation = make(self)
 
     def __repr__(self) -> str:
         try:
@@ -80,7 +81,8 @@ class Session:
     @property
     def peer(self) -> IpcPeer:
         """The peer that it belongs to."""
-        return self._conversation.peer
+        peer: IpcPeer = self._conversation.peer
+        return peer
 
     @property
     def transport(self) -> Any:
@@ -147,14 +149,14 @@ class Session:
         """
         if type(message) not in sendable:
             check_message("request", message)
-        if expect is not Message:
+        if expect is not Message and (type(expect) is not type or expect not in expectable):
             _check_expect(expect)
         conversation = self._conversation
         if timeout is DEFAULT:
             timeout = conversation.peer.timeout
         else:
             check_timeout(timeout)
-        return ResponsePromise(conversation, message, timeout, expect)
+        return request(conversation, message, timeout, expect)
 
     def notify(self, message: Message) -> None:
         """Send a message that expects nothing. It leaves now, or is queued if the stream is full.
@@ -384,13 +386,6 @@ class Session:
         self._conversation.close()
 
 
-def make_session(conversation_of: Callable[[Session], Conversation]) -> Session:
-    """Return the session for a conversation that is made for it."""
-    session = Session()
-    session._conversation = conversation_of(session)
-    return session
-
-
 def conversation_of(session: Session) -> Conversation:
     """Return the conversation behind a session."""
     return session._conversation
@@ -398,6 +393,7 @@ def conversation_of(session: Session) -> Conversation:
 
 # Message classes that have been sent before, which need no closer look.
 sendable: set[type] = set()
+expectable: set[Any] = set()
 
 
 def check_message(method: str, message: Any) -> None:
@@ -417,3 +413,4 @@ def check_message(method: str, message: Any) -> None:
 def _check_expect(expect: Any) -> None:
     if not isinstance(expect, type) or not issubclass(expect, Message):
         raise TypeError(f"expect must be a message class, not {expect!r:.100}")
+    expectable.add(expect)

@@ -335,8 +335,8 @@ UNRAISABLE = ("__del__", "_note_dropped")
 
 # Where each limit is kept, and by which name.
 _LIMITS = {
-    "check interval": ["stream_ipc.core.loop.CHECK_INTERVAL"],
-    "death interval": ["stream_ipc.transports.process.DEATH_INTERVAL"],
+    "check interval": ["stream_ipc.core.inspection.CHECK_INTERVAL"],
+    "death interval": ["stream_ipc.transports.process.DEATH_INTERVAL", "stream_ipc.transports.process_end.DEATH_INTERVAL"],
     "depth": ["stream_ipc.core.loop.MAX_DEPTH", "stream_ipc.core.conversation.MAX_DEPTH"],
     "exit grace": ["stream_ipc.transports.process_end.EXIT_GRACE"],
     "flush bound": ["stream_ipc.core.conversation.FLUSH_BOUND", "stream_ipc.core.lifecycle.FLUSH_BOUND"],
@@ -427,10 +427,9 @@ def received_bytes(session: Session) -> int:
     return count
 
 
-def sent_messages(session: Session) -> int:
-    """Return how many messages a session has written or queued."""
-    count: int = session._conversation.channel.sent
-    return count
+def last_sent(session: Session) -> Any:
+    """Return another object after each message that a session has written or queued."""
+    return session._conversation.channel.last
 
 
 def socket_of(session: Session) -> Any:
@@ -476,14 +475,14 @@ def patch_process(monkeypatch: Any, name: str, function: Callable[..., Any]) -> 
 
 def poll_process(process: "subprocess.Popen[Any]") -> Optional[int]:
     """Ask for the exit status of a child as the package does."""
-    from stream_ipc.transports.process import poll
+    from stream_ipc.transports.children import poll
 
     return poll(process)
 
 
 def process_name(process: "subprocess.Popen[Any]") -> str:
     """Return what the package's log calls a child."""
-    from stream_ipc.transports.process import process_name
+    from stream_ipc.transports.children import process_name
 
     return process_name(process)
 

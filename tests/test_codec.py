@@ -10,11 +10,10 @@ from typing import Any, Callable, Iterable, List, Tuple, Union
 import pytest
 
 from stream_ipc.errors import FrameTooLargeError, IpcError, SerializationError, article
-from stream_ipc.messages import ErrorMessage, LogMessage, Message
+from stream_ipc.messages import NOTIFICATION, ErrorMessage, LogMessage, Message, take_out_of_envelope
 from stream_ipc.serializers.json import JsonMessageSerializer
 from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.pickle import PickleMessageSerializer
-from stream_ipc.messages import NOTIFICATION, take_out_of_envelope
 from stream_ipc.wire.codec import MessageDecoder, MessageEncoder, check_max_frame_size, decode_text
 from stream_ipc.wire.framing import HEADER_SIZE, MAGIC, MAX_FRAME_SIZE, frame_header, missing_bytes
 from tests.helpers import frame

@@ -46,6 +46,9 @@ CLIENT 0
 CLIENT 1
 CLIENT 2
 """,
+    "blocking_stream": """\
+Through the compressed connection: SQUEEZED
+""",
     "transport": """\
 stressed backwards is desserts
 drawer backwards is reward

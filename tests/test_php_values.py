@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zoneinfo
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any, Iterator
 
 import pytest
-import zoneinfo
 
 from stream_ipc import registry
 from stream_ipc.errors import SerializationError

@@ -2,6 +2,7 @@
 
 import ctypes
 import enum
+import fcntl
 import hashlib
 import json
 import os
@@ -455,13 +456,14 @@ def conversation(coloured=False):
 def test_lines():
     lines, report = conversation()
     job = "(name='{}', size=5, point=None, more=None)"
+    size = len(PickleMessageSerializer().serialize(RequestEnvelope("1", Job("a"))))
     assert [line.split(None, 3) for line in lines[:3]] == [
-        ["0.000000", "->", "request", "1                47 B  App\\Job" + job.format("a") + "\n"],
-        ["0.000000", "->", "request", "2                47 B  App\\Job" + job.format("b") + "\n"],
-        ["0.000000", "<-", "request", "1                47 B  App\\Job" + job.format("c") + "\n"],
+        ["0.000000", "->", "request", f"1                {size} B  App\\Job" + job.format("a") + "\n"],
+        ["0.000000", "->", "request", f"2                {size} B  App\\Job" + job.format("b") + "\n"],
+        ["0.000000", "<-", "request", f"1                {size} B  App\\Job" + job.format("c") + "\n"],
     ]
     assert lines[3].split() == ["0.250000", "<-", "junk", "5", "B", "'hello'"]
-    assert lines[4].split()[:8] == ["0.250000", "<-", "response", "1", "250.0", "ms", "47", "B"]
+    assert lines[4].split()[:8] == ["0.250000", "<-", "response", "1", "250.0", "ms", str(size), "B"]
     assert lines[5].split()[:3] == ["0.250000", "<-", "notification"]
     assert "unreadable" in lines[6] and "rubbish" in lines[6]
     assert lines[7].split()[2:4] == ["response", "9"]  # nobody had asked: no latency
@@ -816,6 +818,13 @@ def test_the_slaves_pid_in_a_files_name(tmp_path):
     assert names == [f"log.{pid}", f"trace.{pid}"]
 
 
+def events_now(path):
+    """The events of a trace that may be written to meanwhile: it is complete at any time."""
+    with open(path, encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        return json.load(file)
+
+
 def events_of(path):
     """The events of a trace, which is checked against the format; without those that name things."""
     events = json.loads(path.read_text(encoding="ascii"))
@@ -885,11 +894,13 @@ def test_trace(how, tmp_path):
     trace = tmp_path / "trace"
     with tapped("stderr", options=["--log", tmp_path / "log", "--trace", trace]) as process:
         traced(process)
-        events = json.loads(trace.read_text())  # complete at any time
+        events = events_now(trace)
         if how == "SIGTERM":
             process.terminate()
         elif how != "end":
             os.kill(events[0]["pid"], signal.SIGKILL)
+        if how != "end":
+            process.wait(timeout=20)  # before communicate() closes its stdin, which would end the slave, too
         _, stderr = process.communicate(timeout=20)
     assert process.returncode == {"end": 0, "SIGTERM": -15}.get(how, -9)
     events = events_of(trace)
@@ -903,11 +914,13 @@ def test_two_taps_share_a_trace(tmp_path):
     trace = tmp_path / "trace"
     options = ["--log", tmp_path / "log", "--trace", trace]
     with tapped("echo", options=options) as one, tapped("echo", options=options) as two:
-        for process in (one, two):
+        for count, process in enumerate((one, two), 1):
             traced(process)
+            while [event["ph"] for event in events_now(trace)].count("b") < 6 * count:  # bytes pass first
+                time.sleep(0.01)
         one.kill()
         one.communicate(timeout=20)
-        json.loads(trace.read_text())  # complete, but for the ends of two spans
+        events_now(trace)
         two.communicate(timeout=20)
     events = json.loads(trace.read_text())
     pids = list(dict.fromkeys(event["pid"] for event in events))

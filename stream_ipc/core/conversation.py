@@ -11,9 +11,10 @@ from ..errors import InvalidStreamError, RequestTimeoutError, StreamClosedError,
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, REQUEST, Message, ResponseEnvelope
 from .closing import Closing
+from .conditions import Until
 from .dispatcher import HIGH_WATER, Dispatcher
 from .kept import Wanted
-from .loop import MAX_DEPTH, Until
+from .loop import MAX_DEPTH
 from .port import Port
 from .replies import Replies
 
@@ -66,6 +67,7 @@ class Conversation:
         self.is_open = True
         self.reason: StreamClosedError | None = None
         self.name: str = channel.describe()
+        self._generate: Callable[[], Any] = peer.id_generator.generate
         self.replies = Replies(self.name, peer.id_generator, self._silence_hint)
         self.on_close = HandlerList("on_close", most=1)
         self.dispatcher = Dispatcher(self, session)
@@ -79,8 +81,10 @@ class Conversation:
         """Whether it is open and its stream has neither ended nor been closed by its owner."""
         return self.is_open and self.channel.ended is None and self.port.invalid is None
 
-    def closed_error(self) -> StreamClosedError | InvalidStreamError:
-        """Return the error for a call that comes too late."""
+    def closed_error(self) -> StreamClosedError | InvalidStreamError | RuntimeError:
+        """Return the error for a call that comes too late, or in a forked process."""
+        if self.loop.forked:
+            return self.loop.refusal()
         if self.is_open and self.port.invalid is not None:
             return InvalidStreamError(str(self.port.invalid))
         reason = self.reason or self.channel.ended
@@ -94,40 +98,51 @@ class Conversation:
     def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Pending:
         """Send a request; its outcome is for the promise."""
         loop = self.loop
-        outer = loop.enter()
-        try:
-            if not self.is_open:
-                raise self.closed_error()
-            deadline = None if timeout is None else loop.clock() + timeout
-            if self.channel.queued_bytes > HIGH_WATER:
-                self._make_room(timeout)
-            if deadline is not None and deadline < self.replies.due:
+        if loop.thread is not None:
+            loop.check_entry()
+        if not self.is_open:
+            raise self.closed_error()
+        replies = self.replies
+        deadline = None
+        if timeout is not None:
+            deadline = loop.clock() + timeout
+            if deadline < replies.due:
                 loop.set_timer(self, deadline)
-                self.replies.due = deadline
-            # Before the send: the reply may be there at once.
-            pending = self.replies.add(promise, self.peer.id_generator.generate(), expect, timeout, deadline)
-            try:
-                self.port.post(REQUEST, pending.id, message)
-            except BaseException:
-                pending.settled = 1  # nobody will ever see it
-                self.replies.forget(pending)
-                raise
-            return pending
-        finally:
-            loop.thread = outer
+                replies.due = deadline
+        if self.channel.queued_bytes > HIGH_WATER:
+            self._make_room(timeout)
+        # Before the send: the reply may be there at once.
+        pending = replies.add(promise, self._generate(), expect, timeout, deadline)
+        try:
+            self.channel.post(REQUEST, pending.id, message)
+        except BaseException as exc:
+            pending.settled = 1  # nobody will ever see it
+            replies.forget(pending)
+            self.port.post_failed(exc)
+            raise
+        return pending
 
     def notify(self, message: Message) -> None:
         """Send a notification."""
-        loop = self.loop
-        outer = loop.enter()
+        if self.loop.thread is not None:
+            self.loop.check_entry()
+        if not self.is_open:
+            raise self.closed_error()
+        if self.channel.queued_bytes > HIGH_WATER:
+            self._make_room(self.peer.timeout)
         try:
-            if not self.is_open:
-                raise self.closed_error()
-            if self.channel.queued_bytes > HIGH_WATER:
-                self._make_room(self.peer.timeout)
-            self.port.post(NOTIFICATION, None, message)
-        finally:
-            loop.thread = outer
+            self.channel.post(NOTIFICATION, None, message)
+        except BaseException as exc:
+            self.port.post_failed(exc)
+            raise
+
+    def send_frame(self, frame: Any) -> None:
+        """Send a notification that was encoded before."""
+        try:
+            self.channel.post_frame(frame)
+        except BaseException as exc:
+            self.port.post_failed(exc)
+            raise
 
     def _make_room(self, timeout: float | None) -> None:
         """Wait until the queue is below the mark, reading but not dispatching meanwhile."""
@@ -229,7 +244,7 @@ class Conversation:
             if timeout is None:
                 text = f"request {pending.id} has no reply yet, and its session is just ending"
                 raise TimeoutError(f"{text} ({self.name}); wait again later")
-            raise TimeoutError(f"{pending.silence(timeout)}; it is still pending")
+            raise TimeoutError(f"{self.replies.silence(pending, timeout)}; it is still pending")
 
     def _late(self, limit: float | None) -> float:
         """Return how many seconds ago the time was over."""

@@ -45,6 +45,8 @@ HIGH_WATER = 1024 * 1024
 
 _AHEAD = 64  # replies that a wait settles behind its own at most
 
+_UNKNOWN = object()
+
 ENVELOPES = frozenset({RequestEnvelope, ResponseEnvelope})
 
 
@@ -67,6 +69,7 @@ class Dispatcher:
         self.kept = Kept(conversation.name)
         self._conversation = conversation
         self._session = session
+        self._by_class = self.on_message.by_class
         self._scanned = 0  # how much of the inbox settle_replies has seen
 
     def bind(self) -> None:
@@ -100,8 +103,8 @@ class Dispatcher:
         """Dispatch what stands in the inbox.
 
         Args:
-            goal: How many turns the loop may have counted then; nested ones count too, or a flood could keep this one
-                from ever returning.
+            goal: How many turns the loop may have counted then; 0 for what stands there now. Nested ones count too, or a
+                flood could keep this one from ever returning.
             until: Something with an attribute ``settled`` at which to stop, or None.
 
         Returns:
@@ -109,10 +112,10 @@ class Dispatcher:
         """
         loop = self._loop
         inbox = self.inbox
-        by_class = self.on_message.by_class
         count = 0
-        ahead = _AHEAD
         self._scanned = 0
+        if not self._conversation.is_open:
+            inbox.clear()  # of what a read that was under way has brought
         while inbox:
             item = inbox[0]
             cls = type(item)
@@ -122,10 +125,10 @@ class Dispatcher:
                     del inbox[0]
                 count += 1
             else:
-                if not self._conversation.is_open:
-                    break
-                if cls in by_class:
-                    self._deliver(item, item, by_class[cls])
+                if not goal:
+                    goal = loop.turns + len(inbox) + 1  # a failure is followed by the end
+                if cls in self._by_class:
+                    self._deliver(item, item, self._by_class[cls])
                     count += 1
                 else:
                     done = _ACTIONS.get(cls, Dispatcher._arrive)(self, item)
@@ -133,23 +136,28 @@ class Dispatcher:
                         return count
                     count += done
                 loop.turns += 1
+                if not self._conversation.is_open:
+                    if loop.forked:  # a handler has forked, and this is the copy
+                        raise loop.refusal()
+                    inbox.clear()  # of what a handler or an interruption has left behind the end
                 if loop.turns >= goal:
                     break
-            if until is not None and until.settled:
-                # Replies that stand next are settled on the way, which runs no handler: with many requests under way,
-                # whoever waits for one after the other waits once for all of these.
-                if not inbox or type(inbox[0]) is not ResponseEnvelope or not ahead:
-                    break
-                ahead -= 1
-        if not self._conversation.is_open:
-            if loop.forked:  # a handler has forked, and this is the copy
-                raise loop.refusal()
-            inbox.clear()  # of what a handler or an interruption has left behind the end
+            if until is not None and until.settled and not self._goes_on(count):
+                break
         if not inbox:
             loop.todo.pop(self, None)
-            if self.port.paused:
-                self.port.update_reading()
+            port = self.port
+            port.mark = self._channel.received_bytes
+            if port.paused:
+                port.update_reading()
         return count
+
+    def _goes_on(self, count: int) -> bool:
+        """Whether replies that stand next are settled on the way, which runs no handler.
+
+        With many requests under way, whoever waits for one after the other waits once for all of these.
+        """
+        return count % _AHEAD > 0 and len(self.inbox) > 0 and type(self.inbox[0]) is ResponseEnvelope
 
     def settle_replies(self) -> int:
         """Settle the replies in the inbox before their turn: handlers are nested too deeply to run another."""
@@ -180,8 +188,8 @@ class Dispatcher:
             return 0
         else:
             error = SerializationError(
-                f"{type(self._channel.transport).__name__}.receive() returned a list with a {type(item).__name__} in it; all"
-                " must be Messages"
+                f"{type(self._channel.transport).__name__}.receive() returned a list with a {type(item).__name__} in it;"
+                " all must be Messages"
             )
             self._undecodable(item, error)
         return 1
@@ -203,19 +211,27 @@ class Dispatcher:
             left -= 1
             if not handler.active:
                 continue
-            function = handler.function
-            arguments = (message, self._session) if handler.takes_both else (message,)
             following = Delivery(message, handlers[-left:]) if left else None
             if not inbox or inbox[0] is not item:
                 break  # a turn beneath has gone on with it
-            # atomic: no calls
-            if following is None:
-                del inbox[0]
-            else:
-                inbox[0] = following
-            item = following
             try:
-                function(*arguments)
+                # What leads to the handler stands in each branch, because 3.10 looks at signals where it jumps.
+                if handler.takes_both:
+                    # atomic: no calls
+                    if following is None:
+                        del inbox[0]
+                    else:
+                        inbox[0] = following
+                    item = following
+                    handler.function(message, self._session)
+                else:
+                    # atomic: no calls
+                    if following is None:
+                        del inbox[0]
+                    else:
+                        inbox[0] = following
+                    item = following
+                    handler.function(message)
             except Exception as exc:
                 if error is None:
                     error = exc
@@ -268,23 +284,30 @@ class Dispatcher:
         handlers = by_class[cls] if cls in by_class else self.on_request.of(cls)
         reply: Any = None
         taken = False
-        sent = -1
+        last: Any = _UNKNOWN
         try:
             for handler in handlers:
                 if not handler.active:
                     continue
                 function = handler.function
-                arguments = (request, self._session) if handler.takes_both else (request,)
                 if not taken and (not inbox or inbox[0] is not item):
                     return 0  # a turn beneath has gone on with it
                 try:
-                    if not taken:
+                    if handler.takes_both:
                         # atomic: no calls
-                        taken = True
-                        del inbox[0]
-                    reply = function(*arguments)
+                        if not taken:
+                            taken = True
+                            del inbox[0]
+                        reply = function(request, self._session)
+                    else:
+                        # atomic: no calls
+                        if not taken:
+                            taken = True
+                            del inbox[0]
+                        reply = function(request)
                 except Exception as exc:
                     reply = ErrorMessage("Error in dispatch", exc)
+                    self._log_error_reply(item.id, exc)
                 if reply is not None:
                     break
             if not isinstance(reply, Message) or type(reply) in ENVELOPES:
@@ -292,12 +315,12 @@ class Dispatcher:
             if not taken:
                 self._pop(item)
                 taken = True
-            sent = self._channel.sent
+            last = self._channel.last
             self._send_reply(item.id, reply)
         except BaseException as exc:
             # If the program goes on, the requester gets its reply in the next turn, or learns what happened; if it ends,
             # the requester learns that.
-            if taken and (sent < 0 or self._channel.sent == sent):
+            if taken and (last is _UNKNOWN or self._channel.last is last):
                 if not isinstance(reply, Message):
                     reply = ErrorMessage("Error in dispatch", exc)
                 inbox.appendleft(Answer(item.id, reply))
@@ -308,12 +331,12 @@ class Dispatcher:
 
     def _answer(self, item: Answer) -> int:
         """Send a reply that an interruption has left in the inbox."""
-        sent = self._channel.sent
+        last = self._channel.last
         self._pop(item)
         try:
             self._send_reply(item.id, item.reply)
         except BaseException:
-            if self._channel.sent == sent:
+            if self._channel.last is last:
                 self.inbox.appendleft(item)
             raise
         return 0
@@ -329,14 +352,25 @@ class Dispatcher:
             log.debug("session %s: reply to request %.128r dropped: it is closed", self._conversation.name, id)
             return
         try:
-            self.port.post(RESPONSE, id, reply)
+            self._post(RESPONSE, id, reply)
         except (FrameTooLargeError, SerializationError) as exc:
             text = reply.message if isinstance(reply, ErrorMessage) else f"the reply could not be sent: {exc}"
             self._send_error(id, text)
+            self._log_error_reply(id, exc)
         except (StreamClosedError, InvalidStreamError):
             pass  # the port has taken note of it
         except Exception as exc:
             self.port.failed(exc)
+
+    def _post(self, kind: int, id: Any, message: Message) -> None:
+        try:
+            self._channel.post(kind, id, message)
+        except BaseException as exc:
+            self.port.post_failed(exc)
+            raise
+
+    def _log_error_reply(self, id: Any, exc: Exception) -> None:
+        log.debug("session %s: request %.128r was answered with %s", self._conversation.name, id, article(type(exc)))
 
     def _send_error(self, id: Any, text: str) -> None:
         # Cut to fit: in characters, of which each may take several bytes in the payload.
@@ -345,7 +379,7 @@ class Dispatcher:
         for length in (len(text), limit // 8, 64, 8):
             shown = text if len(text) <= length else text[:length] + "..."
             try:
-                self.port.post(RESPONSE, id, ErrorMessage(shown))
+                self._post(RESPONSE, id, ErrorMessage(shown))
                 return
             except (FrameTooLargeError, SerializationError) as exc:
                 error: Exception = exc
@@ -416,7 +450,8 @@ class Dispatcher:
         handlers = self.on_exception.of(type(error))
         if not handlers:
             trace = None if isinstance(error, IpcError) else error
-            log.error("%r has no on_exception handler for %s: %s", self._session, type(error).__name__, error, exc_info=trace)
+            kind = type(error).__name__
+            log.error("%r has no on_exception handler for %s: %s", self._session, kind, error, exc_info=trace)
             return False
         log.debug("session %s: its on_exception handlers get %s: %s", self._conversation.name, type(error).__name__, error)
         keep = False

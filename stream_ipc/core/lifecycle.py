@@ -15,8 +15,9 @@ from .. import log
 from ..clock import monotonic
 from ..errors import StreamClosedError
 from ..transports.base import finish
+from .conditions import Until
 from .conversation import FLUSH_BOUND
-from .loop import Loop, Until
+from .loop import Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,8 +84,7 @@ def drop_loop(loop: Loop, owner: str) -> None:
         ending = conversation.channel.end()
         if ending is not None:
             ending.forget()
-    for ending in loop.endings:
-        ending.forget()
+    loop.forget_endings()
     loop.release()
 
 
@@ -123,8 +123,19 @@ def _try(loop: Loop, step: Callable[[], Any]) -> bool:
 
 def _after_fork() -> None:
     for loop in tuple(_loops):
-        loop.abandon()
+        _abandon(loop)
     _loops.clear()
+
+
+def _abandon(loop: Loop) -> None:
+    """Close this process's copies of all descriptors and touch nothing else: it is a fork of the owner."""
+    loop.forked = True
+    for conversation in tuple(loop.conversations):
+        conversation.abandon()
+    for listener in tuple(loop.listeners):
+        listener.abandon()
+    loop.forget_endings()
+    loop.release()
 
 
 atexit.register(close_all)

@@ -12,15 +12,17 @@ marked ``atomic: no calls``, where no such exception can come.
 from __future__ import annotations
 
 import math
-import os
 import time
-from _thread import get_ident
-from itertools import starmap
 
 from ..clock import real_clock
 from ..errors import StreamClosedError
 from ..transports.base import finish
+from .conditions import Awaited
+from .embedding import Embedding
+from .guard import Guard
+from .inspection import Inspection
 from .poller import READ, Poller
+from .timers import Timers
 from .waker import Waker
 
 TYPE_CHECKING = False
@@ -32,29 +34,22 @@ if TYPE_CHECKING:
     from .conversation import Conversation
     from .dispatcher import Dispatcher
 
-__all__ = ["MAX_DEPTH", "Awaited", "Loop", "Until"]
+__all__ = ["MAX_DEPTH", "Loop"]
 
 MAX_DEPTH = 32  # nested dispatches; a tick beyond this only settles replies
-
-# Seconds between two looks at streams for having been closed by their owner, which no poller reports, and how many
-# conversations are looked at in one, so that it costs the same with one or a thousand.
-CHECK_INTERVAL = 0.5
-_CHECKED_AT_ONCE = 16
 
 _SLICE = 64  # messages of one conversation before the next has its turn
 ENDING_INTERVAL = 0.01  # seconds between two looks at what is still ending
 
 
-class Loop:
+class Loop(Guard):
     """Turns descriptors, times and inboxes into calls of tasks.
 
-    Owns: which thread is inside, the poller, the tasks and what is due for them. One private way of waiting, ``run``,
+    Owns the poller, the tasks and what is due for them. One private way of waiting, ``run``,
     is behind every call that waits.
 
     Attributes:
         clock: Returns the time in seconds.
-        thread: The thread that is inside a call, or None.
-        forked: Whether this is the copy in a forked process.
         closed: Whether nothing can be added any more.
         released: Whether everything is closed.
         conversations: The open ones, in the order in which they were made.
@@ -65,7 +60,8 @@ class Loop:
         paused: Ports that are not read from because their inbox is long.
         turns: How many messages have been dispatched in all.
         depth: How many dispatches are under way, one inside the other.
-        starving: How many waits are under way that do not dispatch.
+        starving: Whether a wait is under way that does not dispatch.
+        attended: Whether something may be corked, ending or to be looked at without a descriptor.
         waker: Makes the tick that is under way, or the next one, return at once.
         wakeups: Counts ticks that have returned for this.
         progress: Counts drained queues, and conversations that opened or closed.
@@ -73,8 +69,6 @@ class Loop:
 
     def __init__(self) -> None:
         self.clock: Callable[[], float] = real_clock()
-        self.thread: int | None = None
-        self.forked = False
         self.closed = False
         self.released = False
         self.poller = Poller()
@@ -87,57 +81,21 @@ class Loop:
         self.paused: dict[Any, None] = {}
         self.turns: int = 0
         self.depth: int = 0
-        self.starving: int = 0
+        self.starving = False
+        self.attended = False
         self.progress: int = 0
-        self.wakeups = 0
-        self._timers: dict[Any, float] = {}
-        self._soonest: float = -math.inf  # no timer is due earlier, nor the next look at streams
+        self._timers = Timers()
+        self._inspection = Inspection(self)
         self._polled: dict[Any, float] = {}  # tasks that are looked at without a descriptor, and how often
         self._endings: list[Ending] = []
-        self._check_at = -math.inf
-        self._checked = 0
+        self._embedding: Embedding | None = None  # once fileno() was asked for
+        self.wakeups = 0
         self.waker = Waker()
         try:
             self.poller.watch(self.waker.fd, READ, self.waker)
         except BaseException:
             self.waker.close()
             raise
-        self._outer: Poller | None = None  # for fileno(): the poller and the pipe
-        self._pipe: tuple[int, int] | None = None
-        self._embedded = False  # whether fileno() is complete
-        self._awake = False
-
-    # -- one thread, one process
-
-    def enter(self) -> int | None:
-        """Begin a call. Its end is to set ``thread`` to what this returns.
-
-        Raises:
-            RuntimeError: Another thread is inside, or this is a fork.
-        """
-        me = get_ident()
-        # atomic: no calls
-        outer = self.thread
-        if outer is None or outer == me:
-            self.thread = me
-            if not self.forked:
-                return outer
-        raise self.refusal()
-
-    def check_entry(self) -> None:
-        """Raise what ``enter`` would raise, for a call that need not be entered."""
-        if self.forked or (self.thread is not None and self.thread != get_ident()):
-            raise self.refusal()
-
-    def refusal(self) -> RuntimeError:
-        """Return the error for a call from where the peer does not belong."""
-        if self.forked:
-            return RuntimeError(
-                "this IpcPeer belongs to the process that made it, and this is a fork of it; make a new IpcPeer here"
-            )
-        return RuntimeError(
-            "another thread is using this IpcPeer; it belongs to one thread at a time, so make one per thread"
-        )
 
     # -- tasks
 
@@ -151,7 +109,7 @@ class Loop:
         self.progress += 1
         self.conversations.pop(conversation, None)
         self.todo.pop(conversation.dispatcher, None)
-        self._timers.pop(conversation, None)
+        self._timers.set(conversation, None)
 
     def discard_port(self, port: Any) -> None:
         """Forget a port, whose descriptors are no longer watched."""
@@ -182,12 +140,7 @@ class Loop:
 
         It may be called earlier, also with a time that has not come, and sets its timer anew if it still needs one.
         """
-        if when is None or when == math.inf:
-            self._timers.pop(task, None)
-        else:
-            self._timers[task] = when
-            if when < self._soonest:
-                self._soonest = when
+        self._timers.set(task, when)
 
     def set_polled(self, task: Any, interval: float | None) -> None:
         """Have ``task.look()`` called in every turn, and so often (in seconds) while waiting; None for not at all."""
@@ -195,11 +148,13 @@ class Loop:
             self._polled.pop(task, None)
         else:
             self._polled[task] = interval
+            self.attended = True
 
     def add_ending(self, ending: Ending) -> None:
         """Take in what is left to be done after something was closed: turns do it, step by step."""
         if ending not in self._endings:
             self._endings.append(ending)
+            self.attended = True
 
     def finish_endings(self, endings: Iterable[Ending] | None = None) -> None:
         """Block until these are done, side by side; by default all."""
@@ -211,6 +166,12 @@ class Loop:
     def endings(self) -> tuple[Ending, ...]:
         """What is still ending."""
         return tuple(self._endings)
+
+    def forget_endings(self) -> None:
+        """Release what is still ending without finishing."""
+        for ending in self._endings:
+            ending.forget()
+        self._endings = []
 
     @property
     def is_empty(self) -> bool:
@@ -248,28 +209,34 @@ class Loop:
         """
         outer = self.enter()
         depth, starved = self.depth, self.starving
-        starving = not dispatch or depth >= MAX_DEPTH
+        starving = depth >= MAX_DEPTH or not dispatch
         if limit is None:
             limit = math.inf
         todo = self.todo
+        timers = self._timers
         count = 0
-        looked = until is not None  # a tick looks at its streams before it dispatches, or a busy inbox would keep it from it
+        looked = until is not None  # a tick reads before it dispatches, or a busy inbox would keep it from reading
+        last_look = False
+        progress = self.progress
         try:
             self.depth = depth + 1
             if self.repairs:
                 self._repair()
             if starving:
-                self.starving = starved + 1
+                self.starving = True
                 self._update_paused()
-                if until is not None and until.settled:
-                    return 0
-            progress = self.progress
-            last_look = False
             while True:
                 if todo and looked and dispatch:
-                    count += self._settle_replies() if starving else self._dispatch(until)
+                    if starving:
+                        count += self._settle_replies()
+                    elif len(todo) > 1:
+                        count += self._take_turns(until)
+                    else:
+                        for dispatcher in todo:
+                            break
+                        count += dispatcher.step(0, until)
                 if until is not None:
-                    if until.settled or not (self.conversations or until.waits_alone):
+                    if until.settled:
                         return count
                 elif looked and self.waker.called:
                     self.waker.called = False
@@ -278,19 +245,19 @@ class Loop:
                 elif looked and (count or not limit or self.progress != progress or (limit == math.inf and self.is_empty)):
                     return count
                 now = self.clock()
-                wait = (limit if limit < self._soonest else self._soonest) - now
+                wait = (limit if limit < timers.soonest else timers.soonest) - now
                 if wait <= 0:
                     if limit <= now and last_look:
                         return count
                     last_look = limit <= now
                     wait = 0
                 looked = True
-                if (todo or self.corked) and self._prepare(starving):
-                    wait = 0
+                if todo or self.attended or not self.conversations:
+                    if until is not None and not (self.conversations or until.waits_alone):
+                        return count
+                    wait = self._prepare(wait, starving)
                 if until is None and self.waker.called:
                     wait = 0
-                if self._polled or self._endings:
-                    wait = self._shorten(wait)
                 try:
                     events = self.poller.poll(wait)
                 except (OSError, ValueError):
@@ -304,18 +271,18 @@ class Loop:
                         self._forget_lost()
                     else:
                         owner.on_ready(fd, mask)
-                if self._polled or self._endings:
+                if self.attended:
                     self._look()
-                if not events or now >= self._soonest:
-                    self._on_time(now, not events and wait > 0)
+                if now >= timers.soonest or (wait and not events):
+                    self._on_time(now, not events)
         finally:
             self.thread = outer
             self.depth = depth
-            self.starving = starved
             if starving:
+                self.starving = starved
                 self._update_paused()
-            if self._pipe is not None:
-                self._update_pipe()
+            if self._embedding is not None:
+                self._update_embedding()
 
     def wait_for(self, fd: int, events: int, limit: float | None) -> bool:
         """Wait for a descriptor that is no conversation's, moving bytes but running no handlers.
@@ -337,47 +304,39 @@ class Loop:
             self.unwatch(fd, awaited)
         return awaited.settled
 
-    def _dispatch(self, until: Any) -> int:
-        """Let dispatchers work off their inboxes, until ``until`` has settled.
+    def _take_turns(self, until: Any) -> int:
+        """Let dispatchers work off their inboxes in turn, until ``until`` has settled.
 
         Not more than is there now: what nested turns read meanwhile has its turn later.
         """
         todo = self.todo
-        if len(todo) == 1:
-            for dispatcher in todo:
-                break
-            return dispatcher.step(self.turns + len(dispatcher.inbox) + 1, until)
         goal = self.turns + sum([len(dispatcher.inbox) for dispatcher in todo]) + 1
         count = 0
         while todo:
-            before = self.turns
+            before = self.turns + count
             for dispatcher in tuple(todo):
                 count += dispatcher.step(min(goal, self.turns + _SLICE), until)
                 if self.turns >= goal or (until is not None and until.settled):
                     return count
-            if self.turns == before:  # what is there cannot be dispatched now
+            if self.turns + count == before:  # what is there cannot be dispatched now
                 break
         return count
 
     def _settle_replies(self) -> int:
         return sum([dispatcher.settle_replies() for dispatcher in tuple(self.todo)])
 
-    def _prepare(self, starving: bool) -> bool:
-        """Get ready for a turn though something is gathered or stands in an inbox.
+    def _prepare(self, wait: float, starving: bool) -> float:
+        """Get ready for a turn though something is gathered, stands in an inbox or is looked at by time.
 
         Returns:
-            Whether there is work, so that it makes no sense to wait.
+            How long to wait at most, in seconds.
         """
         for port in tuple(self.corked):
             port.flush_gathered()
-        works = False
         for dispatcher in tuple(self.todo):
             dispatcher.port.limit_reading()
-            works = works or (not starving and dispatcher.has_work)
-        return works
-
-    def _shorten(self, wait: float) -> float:
-        """Return how long to wait at most, because something is looked at by time."""
+            if not starving and wait and dispatcher.has_work:
+                wait = 0
         if self._endings:
             wait = min(wait, ENDING_INTERVAL)
         return min(wait, *self._polled.values(), wait)
@@ -395,59 +354,27 @@ class Loop:
             task.look()
         if self._endings:
             self._endings = [ending for ending in self._endings if ending.step() is not None]
+        self.attended = bool(self._polled or self._endings or self.corked)
 
     def _on_time(self, now: float, idle: bool) -> None:
         """Do what is due by the clock, and look at streams now and then, also if the clock stands still."""
-        if now >= self._check_at or idle:
-            self._check_at = now + CHECK_INTERVAL
-            self._check_streams()
-        for task, when in tuple(self._timers.items()):
-            if when <= now and self._timers.get(task) == when:
-                task.on_time(now)
-                if self._timers.get(task) == when:
-                    del self._timers[task]
-        self._set_soonest()
-
-    def _set_soonest(self) -> None:
-        self._soonest = min(self._check_at, *self._timers.values(), math.inf)
-
-    def _check_streams(self) -> None:
-        """Look at some conversations whether their streams are still what they were."""
-        conversations = tuple(self.conversations)
-        if len(conversations) > _CHECKED_AT_ONCE:
-            at = self._checked % len(conversations)
-            self._checked = at + _CHECKED_AT_ONCE
-            conversations = conversations[at : at + _CHECKED_AT_ONCE]
-        for conversation in conversations:
-            conversation.port.check()
-        for listener in tuple(self.listeners):
-            listener.check()
+        if now >= self._inspection.due or idle:
+            self._inspection.look(now)
+        self._timers.call(now, self._inspection.due)
 
     def _forget_lost(self) -> None:
-        if self.poller.forget_lost() and self._outer is not None:
-            self._outer.watch(self.poller.fileno(), READ, None)
+        if self.poller.forget_lost() and self._embedding is not None:
+            self._embedding.watch_poller()
 
     # -- inside another loop
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while a turn has something to do."""
-        if not self._embedded:
-            self.poller.fileno()  # or there is none
-            if self._pipe is None:
-                for self._pipe in starmap(os.pipe, [()]):  # as descriptors.py has it
-                    break
-            assert self._pipe is not None
-            for fd in self._pipe:
-                os.set_blocking(fd, False)
-            # A poller around the poller, because the pipe is not for the waits in run().
-            if self._outer is None:
-                self._outer = Poller()
-            self._outer.watch(self.poller.fileno(), READ, None)
-            self._outer.watch(self._pipe[0], READ, None)
-            self._embedded = True
-            self._update_pipe()
-        assert self._outer is not None
-        return self._outer.fileno()
+        if self._embedding is None:
+            self._embedding = Embedding(self.poller)
+        self._embedding.open()
+        self._update_embedding()
+        return self._embedding.fileno()
 
     def next_deadline(self) -> float | None:
         """Return seconds until a turn is due though ``fileno`` is not readable; None if none is."""
@@ -458,9 +385,7 @@ class Loop:
         wait = min(self._polled.values(), default=math.inf)
         if self._endings:
             wait = min(wait, ENDING_INTERVAL)
-        for task in tuple(self._timers):
-            task.on_time(-math.inf)  # nothing is due yet; the task sets its timer anew
-        wait = min(wait, min(self._timers.values(), default=math.inf) - self.clock())
+        wait = min(wait, self._timers.next() - self.clock())
         return None if wait == math.inf else max(0.0, wait)
 
     def _has_work(self) -> bool:
@@ -472,89 +397,23 @@ class Loop:
     def mark(self, dispatcher: Dispatcher) -> None:
         """Note, maybe outside of ``run``, that a dispatcher has something to do."""
         self.todo[dispatcher] = None
-        if self._pipe is not None:
-            self._update_pipe()
+        if self._embedding is not None:
+            self._update_embedding()
 
-    def _update_pipe(self) -> None:
-        """Keep a byte in the pipe just while an inbox has work, because then no descriptor may be ready."""
-        if self._pipe is None or not self._embedded or self.forked:
-            return
-        awake = bool(self.repairs) or self._has_work()
-        if awake != self._awake:
-            self._awake = awake
-            try:
-                if awake:
-                    os.write(self._pipe[1], b"\0")
-                else:
-                    os.read(self._pipe[0], 1)
-            except BlockingIOError:
-                pass  # an interrupted call has done it already
+    def _update_embedding(self) -> None:
+        if self._embedding is not None and not self.forked:
+            self._embedding.set_awake(bool(self.repairs) or self._has_work())
 
     # -- closing
 
     def release(self) -> None:
         """Release the loop's own descriptors. Called once everything in it is closed."""
         self.closed = True
-        if self._outer is not None:
-            self._outer.close()
+        if self._embedding is not None:
+            self._embedding.close()
         self.poller.close()
         if self.forked:
             self.waker.abandon()
         else:
             self.waker.close()
-        # atomic: no calls
-        pipe = self._pipe
-        self._pipe = None
         self.released = True
-        for fd in pipe or ():
-            os.close(fd)
-
-    def abandon(self) -> None:
-        """Close this process's copies of all descriptors and touch nothing else: it is a fork of the owner."""
-        self.forked = True
-        for conversation in tuple(self.conversations):
-            conversation.abandon()
-        for listener in tuple(self.listeners):
-            listener.abandon()
-        for ending in self._endings:
-            ending.forget()
-        self._endings = []
-        self.release()
-
-
-class Until:
-    """A condition in the form that ``Loop.run`` waits for."""
-
-    __slots__ = ("_condition",)
-
-    waits_alone = False
-
-    def __init__(self, condition: Callable[[], bool]) -> None:
-        self._condition = condition
-
-    @property
-    def settled(self) -> bool:
-        """Whether the condition holds."""
-        return self._condition()
-
-
-class Awaited:
-    """The owner of a descriptor that one call waits for.
-
-    Attributes:
-        settled: Whether it is ready.
-        waits_alone: The wait makes sense though there is no conversation.
-    """
-
-    waits_alone = True
-
-    def __init__(self) -> None:
-        self.settled = False
-
-    def on_ready(self, fd: int, events: int) -> None:
-        """Note that it is ready."""
-        self.settled = True
-
-    def check(self) -> None:
-        """Note that its number belongs to somebody else now."""
-        self.settled = True

@@ -47,6 +47,7 @@ class Port:
     Attributes:
         channel: The channel.
         paused: Whether it is not read from because the inbox is long.
+        mark: ``received_bytes`` of the channel when the inbox was last empty.
         batches: How many batches are under way, one inside the other.
         failing: Whether a failure stands in the inbox. The channel is left alone until it is reported.
     """
@@ -55,12 +56,13 @@ class Port:
         self.channel = channel
         self.failing = False
         self._loop = loop
+        self._todo = loop.todo
         self._dispatcher = dispatcher
         self._inbox: deque[Any] = dispatcher.inbox
         self._watched: dict[int, int] = {}
         self.paused = False
         self._reading = False  # a call is reading, so that a message's constructor may be at work
-        self._mark = 0  # received_bytes when the inbox was last empty
+        self.mark = 0
         self.batches = 0
         self._closed = False
         channel.on_change = self.rearm
@@ -158,45 +160,38 @@ class Port:
     # -- reading
 
     def on_ready(self, fd: int, events: int) -> None:
-        """Write and read: a descriptor is ready in some way."""
+        """Write and read: a descriptor is ready in some way, or (-1) it is time to look."""
         if events != READ:
             self.flush()
-        if events != WRITE:
-            self.read(fd)
-
-    def look(self) -> None:
-        """Read though no descriptor is ready."""
-        if self.channel.volatile:
-            self.rearm()  # its answers may be others now
-        self.read(-1)
-
-    def read(self, fd: int) -> None:
-        """Read into the inbox: a descriptor is readable, or (-1) it is time to look."""
+            if events == WRITE:
+                return
+        if self._closed:
+            return
         if self._reading:
             # A message's constructor, a finalizer or a signal handler waits for something. What is being read cannot be
             # read once more beneath it, and its descriptor must not keep that wait awake.
             self._set_paused(True)
             return
-        if self._closed or self.channel.ended is not None:
-            return
-        inbox = self._inbox
-        if not inbox:
-            self._mark = self.channel.received_bytes
-        loop = self._loop
         try:
             self._reading = True
-            self.channel.read(fd, inbox)
+            self.channel.read(fd, self._inbox)
         except Exception as exc:
             self._reading = False
             self.failed(exc)
         except BaseException:  # what was read may not be decoded yet, and nothing else would tell
-            loop.repairs[self] = None
+            self._loop.repairs[self] = None
             raise
         finally:
             self._reading = False
         if self.paused:
             self.update_reading()
-        loop.todo[self._dispatcher] = None
+        self._todo[self._dispatcher] = None
+
+    def look(self) -> None:
+        """Read though no descriptor is ready."""
+        if self.channel.volatile:
+            self.rearm()  # its answers may be others now
+        self.on_ready(-1, READ)
 
     def failed(self, exc: Exception) -> None:
         """Take note of what the channel has raised; passes on what a signal handler has raised."""
@@ -269,7 +264,7 @@ class Port:
         paused = False
         inbox = self._inbox
         if inbox:
-            size = self.channel.received_bytes - self._mark
+            size = self.channel.received_bytes - self.mark
             if self._loop.starving or self.channel.queued_bytes:
                 paused = size > INBOX_BYTES_HARD or len(inbox) > INBOX_COUNT_HARD
             else:
@@ -298,36 +293,13 @@ class Port:
 
     # -- writing
 
-    def post(self, kind: int, id: Any, message: Any) -> None:
-        """Send a message, or queue it whole.
+    def write(self) -> None:
+        """Write what the stream takes now.
 
         Raises:
             StreamClosedError: The other side is gone.
             InvalidStreamError: The stream was closed by its owner.
-            Exception: The message cannot travel, and nothing was sent.
         """
-        try:
-            self.channel.post(kind, id, message)
-        except (StreamClosedError, InvalidStreamError) as exc:
-            self.write_failed(exc)
-            raise
-        except BaseException:  # it may be queued, and nobody would write it
-            self._loop.repairs[self] = None
-            raise
-
-    def post_frame(self, frame: Any) -> None:
-        """Send an encoded frame, or queue it whole; raises as ``post``."""
-        try:
-            self.channel.post_frame(frame)
-        except (StreamClosedError, InvalidStreamError) as exc:
-            self.write_failed(exc)
-            raise
-        except BaseException:
-            self._loop.repairs[self] = None
-            raise
-
-    def write(self) -> None:
-        """Write what the stream takes now; raises as ``post``."""
         try:
             self.channel.flush()
         except (StreamClosedError, InvalidStreamError) as exc:
@@ -353,6 +325,13 @@ class Port:
                 self._loop.todo[self._dispatcher] = None  # requests may have waited for this
         if self.paused:
             self.update_reading()
+
+    def post_failed(self, exc: BaseException) -> None:
+        """Take note of what ``post`` or ``post_frame`` of the channel has raised."""
+        if isinstance(exc, (StreamClosedError, InvalidStreamError)):
+            self.write_failed(exc)
+        else:  # if it was an interruption, the message may be queued, and nobody would write it
+            self._loop.repairs[self] = None
 
     def write_failed(self, error: StreamClosedError | InvalidStreamError) -> None:
         """Take note that nothing can be written any more. What the other side had written before is still read."""
@@ -382,8 +361,9 @@ class Port:
         self.rearm()
 
     def cork(self) -> int:
-        """Begin to gather what is sent. Whoever does so sets ``batches`` back to what this returns, and calls ``uncork``."""
+        """Begin to gather what is sent. The caller sets ``batches`` back to what this returns, and calls ``uncork``."""
         self._loop.corked[self] = None
+        self._loop.attended = True
         self.channel.corked = True
         # atomic: no calls
         outer = self.batches
@@ -391,7 +371,7 @@ class Port:
         return outer
 
     def uncork(self) -> None:
-        """Write what was gathered, if no batch is under way any more; raises as ``post``."""
+        """Write what was gathered, if no batch is under way any more; raises as ``write``."""
         if self.batches == 0:
             self.channel.corked = False
             if not self._closed:

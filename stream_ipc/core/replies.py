@@ -28,6 +28,7 @@ else:
 __all__ = ["Pending", "Replies", "next_moment"]
 
 _MAX_ID = 128  # characters
+_DROPPED = 50  # promises that may be gone before their requests are taken out of the table
 
 next_moment = count(1).__next__  # numbers what happens: of two, the later one is greater
 
@@ -47,7 +48,7 @@ class Pending(Base):
         watchers: Functions that are called with the promise when it settles, or None.
     """
 
-    __slots__ = ("deadline", "expect", "id", "outcome", "owner", "settled", "timeout", "watchers")
+    __slots__ = ("deadline", "expect", "id", "outcome", "settled", "timeout", "watchers")
 
     waits_alone = False
 
@@ -58,37 +59,18 @@ class Pending(Base):
     settled: int
     outcome: Any
     watchers: list[Callable[[Any], Any]] | None
-    owner: Replies
-
-    def settle(self, reply: Message) -> None:
-        """Take the reply. An interrupted call can be made again."""
-        if isinstance(reply, self.expect) and not isinstance(reply, ErrorMessage):
-            self.outcome = reply
-            self.settled = next_moment()
-            if self.watchers is not None or self.owner.watchers:
-                self.tell()
-        elif isinstance(reply, ErrorMessage):
-            self.fail(RemoteError(printable(str(reply))))
-        else:
-            text = f"the reply to request {self.id} is {article(type(reply))}, and the request expected"
-            text = f"{text} {article(self.expect)} ({self.owner.name})"
-            self.fail(UnexpectedReplyError(text, reply))
 
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it has settled. An interrupted call can be made again."""
         if not self.settled:
             self.outcome = error
             self.settled = next_moment()
-        if self.watchers is not None or self.owner.watchers:
+        if self.watchers is not None:
             self.tell()
 
     def tell(self) -> None:
-        """Tell those that watch all requests, and call the functions that watch this one, each once."""
+        """Call the functions that watch it, each once."""
         promise = self()
-        for reference in tuple(self.owner.watchers):
-            waiting = reference()
-            if waiting is not None:
-                waiting.note(promise)
         watchers = self.watchers or []
         while watchers:
             # atomic: no calls
@@ -103,18 +85,6 @@ class Pending(Base):
             self.watchers = [watcher]
         else:
             self.watchers.append(watcher)
-
-    def cancel(self) -> bool:
-        """Give the request up; returns whether it was still pending."""
-        if self.settled:
-            return False
-        self.fail(IpcError(f"request {self.id} was cancelled by this side"))
-        self.owner.forget(self)
-        return True
-
-    def silence(self, timeout: float | None) -> str:
-        """Return the text of a timeout."""
-        return f"no reply to request {self.id} within {timeout} s ({self.owner.name})"
 
 
 class Replies:
@@ -140,8 +110,8 @@ class Replies:
         self._ids = ids
         self._hint = hint
         self._table: dict[str, Pending] = {}
-        # What a dropped promise leaves here is taken out of the table by the next call. Its weak reference calls no function
-        # of ours, in which the exception of a signal handler would be ignored.
+        # The next call takes out of the table what dropped promises leave here. Their weak references call no function of
+        # ours, in which the exception of a signal handler would be ignored.
         self._dropped: list[Any] = []
         self._note_dropped = self._dropped.append
 
@@ -156,7 +126,7 @@ class Replies:
             ValueError: The id cannot be used.
         """
         table = self._table
-        if self._dropped:
+        if len(self._dropped) > _DROPPED:
             self._purge()
         if type(id) is not str or len(id) > _MAX_ID or id in table:
             raise self._bad_id(id)
@@ -167,7 +137,6 @@ class Replies:
         pending.deadline = deadline
         pending.settled = 0
         pending.outcome = pending.watchers = None
-        pending.owner = self
         table[id] = pending
         return pending
 
@@ -194,8 +163,6 @@ class Replies:
 
     def settle(self, id: Any, reply: Message) -> None:
         """Take a reply that came. An interrupted call can be made again."""
-        if self._dropped:
-            self._purge()
         try:
             pending = self._table.get(id)
         except TypeError:  # unhashable, from a serializer that does not check
@@ -204,24 +171,52 @@ class Replies:
             log.debug("session %s: late reply to request %.128r dropped: nobody waits for it", self.name, id)
             return
         try:
-            pending.settle(reply)
+            if isinstance(reply, pending.expect) and not isinstance(reply, ErrorMessage):
+                pending.outcome = reply
+                pending.settled = next_moment()
+                if pending.watchers is not None:
+                    pending.tell()
+                if self.watchers:
+                    self._tell(pending)
+            else:
+                self._fail(pending, self._error_of(pending, reply))
         except Exception as exc:  # of the reply's own methods
             if interruption_in(exc) is not None:
                 raise
-            pending.fail(exc)
-        self._table.pop(pending.id, None)
+            self._fail(pending, exc)
+        self._table.pop(id, None)
+
+    def _fail(self, pending: Pending, error: BaseException) -> None:
+        pending.fail(error)
+        if self.watchers:
+            self._tell(pending)
+
+    def _tell(self, pending: Pending) -> None:
+        """Tell those that watch all requests. An interrupted call can be made again."""
+        promise = pending()
+        for reference in tuple(self.watchers):
+            waiting = reference()
+            if waiting is not None:
+                waiting.note(promise)
+
+    def _error_of(self, pending: Pending, reply: Message) -> IpcError:
+        """Return the error that an unwelcome reply is."""
+        if isinstance(reply, ErrorMessage):
+            return RemoteError(printable(str(reply)))
+        text = f"the reply to request {pending.id} is {article(type(reply))}, and the request expected"
+        return UnexpectedReplyError(f"{text} {article(pending.expect)} ({self.name})", reply)
 
     def fail(self, id: Any, error: BaseException) -> None:
         """Take an error in place of a reply."""
         for pending in tuple(self._table.values()):
             if pending.id == id:
-                pending.fail(error)
+                self._fail(pending, error)
                 self.forget(pending)
 
     def fail_all(self, error: BaseException) -> None:
         """Fail what is pending: no reply will come any more."""
         for pending in tuple(self._table.values()):
-            pending.fail(error)
+            self._fail(pending, error)
         self._table.clear()
 
     def expire(self, now: float, arrived: set[Any]) -> int:
@@ -250,8 +245,20 @@ class Replies:
         self.due = due
         return count
 
+    def cancel(self, pending: Pending) -> bool:
+        """Give a request up because nobody wants its reply; returns whether it was still pending."""
+        if pending.settled:
+            return False
+        self._fail(pending, IpcError(f"request {pending.id} was cancelled by this side"))
+        self.forget(pending)
+        return True
+
+    def silence(self, pending: Pending, timeout: float | None) -> str:
+        """Return the text of a timeout."""
+        return f"no reply to request {pending.id} within {timeout} s ({self.name})"
+
     def give_up(self, pending: Pending) -> None:
         """Fail a request because no reply came in time."""
-        text = f"{pending.silence(pending.timeout)}{self._hint()}"
-        pending.fail(RequestTimeoutError(text, timeout=pending.timeout))
+        text = f"{self.silence(pending, pending.timeout)}{self._hint()}"
+        self._fail(pending, RequestTimeoutError(text, timeout=pending.timeout))
         self.forget(pending)

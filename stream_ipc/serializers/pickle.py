@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
     from ..protocols import Payload
     from ..registry import TypeInfo
-    from .pickle_objects import TakeApart
 
     Read = Callable[[tuple[Any, ...]], Message]
 
@@ -80,9 +79,9 @@ class PickleMessageSerializer:
 
     def __init__(self, *, unsafe: bool = False) -> None:
         self._unsafe = unsafe
-        # Kept between messages, because making one takes longer than a small message. Several, because a property of a
-        # message can lead back in here, and because peers in several threads may share a serializer.
-        self._picklers: list[ObjectPickler] = []
+        # Kept between messages, because making one takes longer than a small message. None while it is in use: a property
+        # of a message can lead back in here, and peers in several threads may share a serializer.
+        self._pickler: ObjectPickler | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'unsafe=True' if getattr(self, '_unsafe', False) else ''})"
@@ -113,10 +112,11 @@ class PickleMessageSerializer:
         if self._unsafe:
             return _plain_dumps(put_in_envelope(kind, id, message))
         try:
-            root = (kind, id, *_take_message_apart[type(message)](message))
-            try:
-                pickler = self._picklers.pop()
-            except IndexError:
+            root = _roots[type(message)](kind, id, message)
+            # atomic: no calls
+            pickler = self._pickler
+            self._pickler = None
+            if pickler is None:
                 pickler = ObjectPickler()
             pickler.dump(root)
             pickler.clear_memo()
@@ -127,7 +127,7 @@ class PickleMessageSerializer:
             from .pickle_explain import explain
 
             raise explain(message, exc) from exc
-        self._picklers.append(pickler)
+        self._pickler = pickler
         return payload
 
     def deserialize(self, payload: Payload) -> Message:
@@ -155,29 +155,40 @@ class PickleMessageSerializer:
                 root = loads(payload)
             except Exception as exc:
                 raise _no_pickle(payload, exc) from exc
-        if type(root) is tuple and len(root) > 3 and type(root[2]) is str:  # the hash of a deep tuple has no end
-            return _readers[root[2]](root)
+        try:
+            shape = root[2]
+        except (IndexError, KeyError, TypeError):
+            shape = None
+        if type(shape) is str:  # the hash of a deep tuple has no end
+            return _readers[shape](root)
         return _read_root(root)
 
 
 # -- writing
 
 
-class _TakeMessageApart(dict):  # type: ignore[type-arg]
-    """By class, what takes a message apart."""
+class _Roots(dict):  # type: ignore[type-arg]
+    """By class, what makes the tuple that is pickled for a message: ``(kind, id, shape, value, ...)``."""
 
-    def __missing__(self, cls: type) -> TakeApart:
+    def __missing__(self, cls: type) -> Callable[[int, Any, Message], tuple[Any, ...]]:
         info = registry.type_info(cls)
         if not issubclass(cls, Message):
             raise SerializationError(f"{info.wire_name} cannot be sent by itself: it does not derive from Message")
         if issubclass(cls, (RequestEnvelope, ResponseEnvelope)):
             raise SerializationError(f"{info.wire_name} cannot be sent: it is, or derives from, an envelope inside another")
-        self[cls] = function = take_apart[cls]
+        if info.fields and not info.is_enum:
+            values = ", ".join([f"message.{field.name}" for field in info.fields])
+            lines = ["def made(kind, id, message):", f"    return kind, id, shape, {values}"]
+            function = compile_function(lines, {"shape": shape_of(info)})
+        else:
+            take = take_apart[cls]
+            function = lambda kind, id, message: (kind, id, *take(message))  # noqa: E731
+        self[cls] = function
         return function
 
 
-_take_message_apart: dict[type, TakeApart] = _TakeMessageApart()
-registry.clear_on_change(_take_message_apart)
+_roots: dict[type, Callable[[int, Any, Message], tuple[Any, ...]]] = _Roots()
+registry.clear_on_change(_roots)
 
 
 # -- loading

@@ -14,10 +14,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Iterable, Sequence
-    from typing import Any, Protocol
+    from typing import Any, Protocol, Union
 
     from ..errors import StreamClosedError
-    from ..wire.codec import Received
+    from ..wire.codec import Decoded
 
     class Transport(Protocol):
         """What an object must have to be carried by a ``ForeignChannel``, derived from ``MessageTransport`` or not."""
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
         def read_fds(self) -> Iterable[int]: ...
 
         def close(self) -> Any: ...
+
+    # What stands in an inbox: what was decoded, and the end behind it.
+    Received = Union[Decoded, "End"]
 
     # Descriptors to read from, a descriptor to write to, and seconds until the next look without an event.
     Interest = tuple[Sequence[int], int | None, float | None]
@@ -158,7 +161,7 @@ class Channel:
         received_bytes: How many bytes have been received in all.
         text_bytes: How many of these came from a stream for text.
         queued_bytes: How many bytes wait to be written.
-        sent: How many messages have been queued or written in all, if the channel counts them.
+        last: Another object after each message that was queued or written, if the channel knows.
         writing: A write is under way, so that what a finalizer or a signal handler sends meanwhile is only queued.
         ended: Why nothing more will come, once an ``End`` was put into the inbox.
         is_unfinished: Whether a message has begun to arrive.
@@ -171,7 +174,7 @@ class Channel:
     received_bytes: int = 0
     text_bytes: int = 0
     queued_bytes: int = 0
-    sent: int = 0
+    last: Any = None
     writing: bool = False
     ended: StreamClosedError | None = None
     is_unfinished: bool = False

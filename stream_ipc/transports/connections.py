@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..protocols import MessageSerializer
-    from ..wire.codec import Received
-    from .base import Ending
+    from .base import Ending, Received
 
 __all__ = ["TlsChannel", "is_tls", "socket_channel"]
 

@@ -281,9 +281,11 @@ class ReadEnd(_End):
         reads: Iterating it once reads once: at most ``READ_SIZE`` bytes, empty at the end of the stream. Raises
             ``BlockingIOError`` if nothing is there.
         ahead: What a buffered file object had read before it came here.
+        retry: What a read had to wait for has happened (TLS).
     """
 
     forbidden_mode: int = os.O_WRONLY
+    retry = False
 
     def __init__(self, stream: Any, shared: bool = False) -> None:
         super().__init__(stream, shared)

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..messages import Message
-    from ..wire.codec import Received
-    from .base import Ending, Interest
+    from .base import Ending, Interest, Received
 
 __all__ = ["ForeignChannel"]
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections import deque
     from typing import Any
 
-    from ..wire.codec import MessageDecoder, Received, TextDecoder
-    from .base import Channel
+    from ..wire.codec import MessageDecoder, TextDecoder
+    from .base import Channel, Received
     from .descriptors import ReadEnd
 
 __all__ = ["Input"]

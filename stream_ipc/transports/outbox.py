@@ -36,8 +36,9 @@ class Outbox:
 
     Attributes:
         queue: Buffers, in order. Always the same list.
-        queued_bytes: How many bytes these are.
-        sent: How many frames were put in.
+        queued_bytes: How many bytes these are, unless a write is under way.
+        last: The frame that was put in last.
+        held: Whether a frame that is put in is not to be written at once: for one of the next three reasons, or an error.
         blocked: Whether the stream did not take everything, so that its descriptor is to be waited for.
         corked: Whether small frames are gathered.
         writing: Whether a write is under way: what is put in meanwhile, by a finalizer or a signal handler, is written by
@@ -46,15 +47,27 @@ class Outbox:
     """
 
     __slots__ = (
-        "_failed", "_on_change", "_written", "_writes", "blocked", "corked", "end", "error", "queue", "queued_bytes",
-        "sent", "writing",
+        "_failed",
+        "_on_change",
+        "_writes",
+        "_written",
+        "blocked",
+        "corked",
+        "end",
+        "error",
+        "held",
+        "last",
+        "queue",
+        "queued_bytes",
+        "writing",
     )  # fmt: skip
 
     def __init__(self, end: WriteEnd, failed: Callable[[Exception | None], None], on_change: Callable[[], None]) -> None:
         self.end = end
         self.queue: list[Any] = []
         self.queued_bytes: int = 0
-        self.sent: int = 0
+        self.last: Any = None
+        self.held = False
         self.blocked = False
         self.corked = False
         self.writing = False
@@ -66,15 +79,25 @@ class Outbox:
 
     def put(self, frame: list[Any]) -> None:
         """Queue the buffers of a frame, and write what the stream takes now."""
-        size = sum(map(len, frame))
+        if self.held:
+            self._put_behind(frame)
+            return
+        # atomic: no calls
+        self.queue += frame
+        self.last = frame
+        self._write()
+
+    def _put_behind(self, frame: list[Any]) -> None:
+        """Queue a frame that is not to be written at once."""
         if self.error is not None:
             self._failed(None)
+        size = sum(map(len, frame))
         # atomic: no calls
         self.queue += frame
         self.queued_bytes += size
-        self.sent += 1
-        if not (self.blocked or self.writing or (self.corked and self.queued_bytes < _GATHER)):
-            self.flush()
+        self.last = frame
+        if self.corked and self.queued_bytes >= _GATHER and not (self.blocked or self.writing):
+            self._write()
 
     def flush(self) -> None:
         """Write what the stream takes now.
@@ -82,31 +105,36 @@ class Outbox:
         Raises:
             Exception: What ``failed`` raises.
         """
-        if self.writing:
-            return
+        if not self.writing:
+            self._write()
+
+    def _write(self) -> None:
         queue = self.queue
         try:
-            self.writing = True
+            self.writing = self.held = True
             while queue:
                 if self._written is None:
                     if len(queue) > 1:
                         self._join()
                     for self._written in self._writes:
                         break
-                first = queue[0]
-                rest = [] if self._written == len(first) else [memoryview(first)[self._written :]]
-                if self.error is None:  # a signal handler may have dropped the queue
+                if self._written == len(queue[0]):
                     # atomic: no calls
-                    queue[:1] = rest
-                    self.queued_bytes -= self._written
+                    del queue[:1]
                     self._written = None
+                else:
+                    self._take_off()
+            self.queued_bytes = 0
+            self.held = self.corked
             if self.blocked:
                 self._set_blocked(False)
         except BlockingIOError:
+            self._count()
             if not self.blocked:
                 self._set_blocked(True)
         except IndexError:
-            pass  # a signal handler has dropped the queue
+            if queue:
+                raise
         except (OSError, ValueError) as exc:
             self._failed(exc)
             self._write_later()
@@ -116,6 +144,17 @@ class Outbox:
             raise
         finally:
             self.writing = False
+
+    def _take_off(self) -> None:
+        """Take what was written off the first buffer."""
+        rest = [memoryview(self.queue[0])[self._written :]]
+        if self.error is None:  # a signal handler may have dropped the queue
+            # atomic: no calls
+            self.queue[:1] = rest
+            self._written = None
+
+    def _count(self) -> None:
+        self.queued_bytes = sum(map(len, self.queue))
 
     def _join(self) -> None:
         """Join small buffers at the front: that costs less than a write for each."""
@@ -133,17 +172,25 @@ class Outbox:
     def _write_later(self) -> None:
         """Have the poller tell, at once, that there is something to do: an interruption has left it."""
         if self.queue:
+            self._count()
             self._set_blocked(True)
 
     def _set_blocked(self, blocked: bool) -> None:
         self.blocked = blocked
+        self.held = self.held or blocked
         self._on_change()
+
+    def cork(self, corked: bool) -> None:
+        """Gather small frames from now on, or write each at once."""
+        self.corked = corked
+        self.held = self.writing or self.blocked or corked or self.error is not None
 
     def drop(self, error: BaseException) -> None:
         """Drop what is queued: nothing can be written any more."""
         # atomic: no calls
         if self.error is None:
             self.error = error
+        self.held = True
         self.queue[:] = ()
         self.queued_bytes = 0
         self._written = None

@@ -1,4 +1,4 @@
-"""A child process: starting it, its stdio as a channel, how it died.
+"""A child process: starting it, its stdio as a channel, what its death means.
 
 Knows processes. Must not know sessions or peers. Ending one is in ``process_end``.
 """
@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
-import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ..clock import monotonic
 from ..errors import StreamClosedError
 from ..messages import LogMessage
 from ..wire.codec import TextDecoder
+from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
 from .descriptors import ReadEnd, WriteEnd, close_streams
+from .process_end import ProcessEnding
 from .stream import StreamChannel
 
 TYPE_CHECKING = False
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from typing import IO, Any, Protocol, TypeVar
 
     from ..protocols import MessageSerializer
-    from ..wire.codec import Received
-    from .base import Ending, Interest
+    from .base import Ending, Interest, Received
 
     T_co = TypeVar("T_co", covariant=True)
 
@@ -46,16 +45,13 @@ if TYPE_CHECKING:
     Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
     Command = Items[Path]
 
-__all__ = ["ProcessChannel", "exit_text", "is_lost", "kill", "poll", "process_name", "spawn"]
+__all__ = ["ProcessChannel", "spawn"]
 
 # Seconds that a child whose stdout has ended has for its exit status to appear. It dies a moment after its pipes do.
 STATUS_GRACE = 0.25
 
 # The same for one that no longer reads its stdin: the call that has found this out waits so long.
 _DYING_GRACE = 0.05
-
-# Without a pidfd (macOS, old kernels) a child's death is looked for this often, in seconds.
-DEATH_INTERVAL = 0.05
 
 _TAIL = 2000  # characters of stderr that are kept for error texts
 _SPARE_DESCRIPTORS = 12  # what starting a process takes for a moment
@@ -87,13 +83,6 @@ def spawn(
     )
 
 
-def kill(process: subprocess.Popen[Any]) -> None:
-    """End a process at once, reap it and close its streams."""
-    process.kill()
-    close_streams([(stream, -1) for stream in (process.stdin, process.stdout, process.stderr) if stream is not None])
-    process.wait()
-
-
 def _require_descriptors() -> None:
     # Popen loses the pipes that it has made when it runs out of descriptors half-way (before Python 3.13).
     spare: list[int] = []
@@ -108,70 +97,6 @@ def _require_descriptors() -> None:
     finally:
         for fd in spare:
             os.close(fd)
-
-
-def exit_text(process: subprocess.Popen[Any], unknown: bool) -> str:
-    """Return how a process ended, or that it did not."""
-    status = process.poll()
-    if status is None:
-        return "is still running"
-    if unknown:
-        return "ended (exit status unknown: something else in this process reaps its children)"
-    if status >= 0:
-        return f"exited with exit status {status}"
-    try:
-        return f"was killed by {signal.Signals(-status).name} (signal {-status})"
-    except ValueError:  # a real-time signal has no name
-        return f"was killed by signal {-status}"
-
-
-def process_name(process: subprocess.Popen[Any]) -> str:
-    """Return the process as it is named in texts."""
-    args: Any = process.args
-    if not isinstance(args, (str, bytes)) and isinstance(args, Iterable):
-        args = " ".join(shlex.quote(os.fsdecode(arg)) for arg in args)
-    text = os.fsdecode(args)
-    if len(text) > 100:
-        text = f"{text[:97]}..."
-    return f"child process {text!r} (pid {process.pid})"
-
-
-def poll(process: subprocess.Popen[Any]) -> int | None:
-    """Return the exit status of a process, or None while it runs."""
-    status = process.poll()
-    if status is None:
-        # An exception that a signal handler raises inside Popen.poll() can leave its lock held, and then it says None for
-        # ever. Asking the system is right in any case.
-        try:
-            _reap(process)
-        except OSError:
-            return process.poll()
-        status = process.returncode
-    return status
-
-
-def _reap(process: subprocess.Popen[Any]) -> None:
-    pid, code = os.waitpid(process.pid, os.WNOHANG)
-    if pid:
-        process.returncode = -os.WTERMSIG(code) if os.WIFSIGNALED(code) else os.WEXITSTATUS(code)
-
-
-def is_lost(process: subprocess.Popen[Any]) -> bool:
-    """Return whether nobody can say any more how a process ended; to be asked before ``poll``, which says 0 then.
-
-    So it is if SIGCHLD is ignored, or if something else in this program waits for any child.
-    """
-    if process.returncode is None:
-        try:
-            if hasattr(os, "waitid"):
-                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            else:  # macOS before Python 3.13
-                _reap(process)
-        except ChildProcessError:
-            return True
-        except OSError:
-            pass
-    return False
 
 
 def check_popen(process: Any) -> None:
@@ -347,8 +272,6 @@ class ProcessChannel(StreamChannel):
         if stdin is not None:
             close_streams([(stdin, -1)])
         if self._ending is None:
-            from .process_end import ProcessEnding
-
             outputs = [out for out in (self.process.stdout, self.process.stderr) if out is not None]
             ending = ProcessEnding(self.process, outputs, self._pidfd, self._unknown)
             # atomic: no calls

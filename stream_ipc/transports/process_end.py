@@ -10,8 +10,8 @@ import os
 from .. import log
 from ..clock import monotonic
 from .base import Ending
+from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
 from .descriptors import READ_SIZE, close_streams
-from .process import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from ..messages import Message
     from ..protocols import MessageSerializer, Payload
-    from ..wire.codec import Received, TextDecoder
-    from .base import Ending, Interest
+    from ..wire.codec import TextDecoder
+    from .base import Ending, Interest, Received
 
     class HasFileno(Protocol):
         """A file object or a socket."""
@@ -136,20 +136,20 @@ class StreamChannel(Channel):
         return self.outbox.queued_bytes
 
     @property
-    def sent(self) -> int:  # type: ignore[override]
-        return self.outbox.sent
+    def last(self) -> Any:
+        return self.outbox.last
 
     @property
     def writing(self) -> bool:  # type: ignore[override]
         return self.outbox.writing
 
     @property
-    def corked(self) -> bool:  # type: ignore[override]
+    def corked(self) -> bool:
         return self.outbox.corked
 
     @corked.setter
     def corked(self, corked: bool) -> None:
-        self.outbox.corked = corked
+        self.outbox.cork(corked)
 
     def post(self, kind: int, id: Any, message: Message) -> None:
         self.outbox.put(self.encoder.encode(kind, id, message))
@@ -368,12 +368,13 @@ class StreamChannel(Channel):
         """End the conversation with the other side before the streams are closed; returns what is left to do."""
         end = self.outbox.end
         sock = end.socket
-        if self.outbox.error is None and sock is not None and not end.shared and end.find_invalid() is None:
-            if getattr(sock.family, "name", "") in ("AF_INET", "AF_INET6"):
-                from .sockets import linger
+        if self.outbox.error is not None or sock is None or end.shared or end.find_invalid() is not None:
+            return None
+        if getattr(sock.family, "name", "") not in ("AF_INET", "AF_INET6"):
+            return None
+        from .sockets import linger
 
-                return linger(sock)
-        return None
+        return linger(sock)
 
     def release(self) -> None:
         self._stop()

@@ -119,7 +119,9 @@ class TlsReadEnd(ReadEnd):
 
     @property
     def pending(self) -> bool:
-        return self.retry or bool(self._parts) or (self.socket is not None and not self._ended and self.socket.pending() > 0)
+        if self.retry or self._parts:
+            return True
+        return self.socket is not None and not self._ended and self.socket.pending() > 0
 
     def release(self) -> None:
         if self.stream.fileno() >= 0:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..protocols import MessageSerializer, Payload
+    from ..protocols import MessageSerializer
 
     # What comes out of a stream: a message, or the error that stands for what should have been one.
-    Received = Message | IpcError
+    Decoded = Message | IpcError
 
     # What a MessageDecoder remembers: the framing's state, and the bytes of an unfinished character of junk.
     DecoderState = tuple[framing.State, bytes]
@@ -51,12 +51,18 @@ def check_max_frame_size(size: int) -> int:
 
 
 def _is_own(serializer: Any, method: str, feature: str) -> Any:
-    """Return the optional feature of one of our serializers if its method is the one that the feature belongs to.
+    """Return an optional feature of a serializer, unless the method that it belongs to was overridden since.
 
-    A class that derives from it may override the method and inherit the feature, so only the class itself counts, and no
-    object on which somebody has replaced the method.
+    That is so in a class that overrides the method and inherits the feature, and for an object whose own method somebody
+    has replaced.
     """
-    return None if method in getattr(serializer, "__dict__", ()) else type(serializer).__dict__.get(feature)
+    if method not in getattr(serializer, "__dict__", ()):
+        for cls in type(serializer).__mro__:
+            if feature in vars(cls):
+                return vars(cls)[feature]
+            if method in vars(cls):
+                break
+    return None
 
 
 class MessageEncoder:
@@ -173,12 +179,14 @@ class MessageDecoder:
     ) -> None:
         self._note = note
         self._serializer = serializer
-        self._deserialize: Callable[[Payload], Message] = serializer.deserialize
         self._max_frame_size = max_frame_size
         self.state: DecoderState = CLEAN
         self._reuses = _is_own(serializer, "deserialize", "keeps_payload") is False
+        # One of ours returns messages and nothing else.
+        self._make: Callable[[Any], Decoded] = serializer.deserialize if self._reuses else self._make_checked
         self._spare: bytearray | None = None  # the last large payload, while no other has begun
         self._idle = False
+        self._met_junk = False  # since the call before; an interrupted call may leave it True
 
     @property
     def wants_room(self) -> bool:
@@ -204,23 +212,35 @@ class MessageDecoder:
 
     def decode(self, data: bytes) -> tuple[list[Any], DecoderState]:
         """Return the messages that end in ``data``, and the state behind them."""
-        before, held = self.state
-        items, frames = decode_frames(data, before, self._max_frame_size, self._make, self._spare)
+        state = self.state
+        items, frames = decode_frames(
+            data, state[0], self._max_frame_size, self._make, self._failure, self._spare, self._meet_junk
+        )
+        if frames is START and state is CLEAN and not self._met_junk:
+            return items, CLEAN
+        return self._go_on(state, frames, items)
+
+    def _meet_junk(self, data: bytes) -> Junk:
+        self._met_junk = True
+        return Junk(data)
+
+    def _go_on(
+        self, state: DecoderState, frames: framing.State, items: list[Any]
+    ) -> tuple[list[Any], DecoderState]:
+        """Return the messages and the state where something was or is unfinished, or junk has come."""
+        before, held = state
         if before is not START and items:
             self._keep(before, frames, items[0])
-        if held or Junk in map(type, items):
+        if items and (held or self._met_junk):
+            self._met_junk = False
             items, held = self._texts(items, held)
         return items, CLEAN if frames is START and not held else (frames, held)
 
     def advance(self, size: int) -> tuple[list[Any], DecoderState]:
         """Return the same for ``size`` bytes that were read into ``room``."""
-        before, held = self.state
-        items, frames = framing.advance(before, size, self._make)
-        if items:
-            self._keep(before, frames, items[0])
-        if held and items:
-            items, held = self._texts(items, held)
-        return items, CLEAN if frames is START and not held else (frames, held)
+        state = self.state
+        items, frames = framing.advance(state[0], size, self._make, self._failure)
+        return self._go_on(state, frames, items)
 
     def finish(self) -> tuple[list[Any], str]:
         """Return what is left at the end of the stream, and a text if that is inside a frame."""
@@ -231,11 +251,8 @@ class MessageDecoder:
             messages.append(self._junk(decode_text(held, final=True)[0]))
         return messages, text
 
-    def _make(self, payload: bytes | bytearray) -> Received:
-        try:
-            message = self._deserialize(payload)
-        except Exception as exc:
-            return self._failure(payload, exc)
+    def _make_checked(self, payload: bytes | bytearray) -> Decoded:
+        message = self._serializer.deserialize(payload)
         if isinstance(message, Message):
             return message
         return SerializationError(

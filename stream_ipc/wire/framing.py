@@ -12,7 +12,8 @@ from ..errors import FrameTooLargeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Union
+    from collections.abc import Callable
+    from typing import Any, Union
 
     Item = Union[bytes, bytearray, "Junk", FrameTooLargeError]
 
@@ -75,7 +76,9 @@ def decode_frames(
     state: State,
     max_frame_size: int,
     make: Callable[[Any], Any] = _same,
+    failed: Callable[[Any, Exception], Any] | None = None,
     spare: bytearray | None = None,
+    junk: Callable[[bytes], Any] = Junk,
 ) -> tuple[list[Any], State]:
     """Cut the next bytes of a stream into payloads and junk.
 
@@ -92,6 +95,8 @@ def decode_frames(
         max_frame_size: The largest payload in bytes. A larger one becomes a ``FrameTooLargeError`` in its place, once,
             and exactly its bytes are skipped.
         make: Called with each payload; what it returns stands in its place.
+        failed: Called with a payload and the exception of ``make``; what it returns stands in its place.
+        junk: Called with bytes that belong to no frame; what it returns stands in their place.
         spare: A buffer that is no longer needed: a large payload that is unfinished at the end of ``data`` is put into
             it, unless ``state`` is an unfinished one, which may hold it.
 
@@ -112,7 +117,7 @@ def decode_frames(
                 frame = frame[:filled] + data[:missing]
             if len(data) < missing:
                 return items, (b"", 0, frame, filled + len(data), size)
-            items.append(make(frame))
+            items.append(_made(frame, make, failed))
             data = data[missing:]
         elif len(data) < skip:
             return items, (b"", skip - len(data), None, 0, 0)
@@ -126,7 +131,12 @@ def decode_frames(
             start = at + HEADER_SIZE
             at = start + size
             if at <= end and size <= max_frame_size:
-                items.append(make(data[start:at]))
+                try:
+                    items.append(make(data[start:at]))
+                except Exception as exc:
+                    if failed is None:
+                        raise
+                    items.append(failed(data[start:at], exc))
                 continue
             if size <= max_frame_size:
                 return items, (b"", 0, _begin(data[start:], size, spare), end - start, size)
@@ -134,19 +144,28 @@ def decode_frames(
             if at > end:
                 return items, (b"", at - end, None, 0, 0)
         else:
-            at = _skip_junk(data, at, items)
+            at = _skip_junk(data, at, items, junk)
     if at < end and not data.startswith(MAGIC[: end - at], at):
-        at = _skip_junk(data, at, items)
+        at = _skip_junk(data, at, items, junk)
     return items, START if at == end else (data[at:], 0, None, 0, 0)
 
 
-def _skip_junk(data: bytes, start: int, items: list[Any]) -> int:
+def _made(payload: Any, make: Callable[[Any], Any], failed: Callable[[Any, Exception], Any] | None) -> Any:
+    try:
+        return make(payload)
+    except Exception as exc:
+        if failed is None:
+            raise
+        return failed(payload, exc)
+
+
+def _skip_junk(data: bytes, start: int, items: list[Any], junk: Callable[[bytes], Any]) -> int:
     """Add the junk that begins at ``start`` to the items, and return where it ends."""
     at = data.find(MAGIC, start)
     if at < 0:
         at = len(data) - magic_suffix(data, start)
     if at > start:
-        items.append(Junk(data[start:at]))
+        items.append(junk(data[start:at]))
     return at
 
 
@@ -200,7 +219,12 @@ def has_room(state: State) -> bool:
     return frame is not None and len(frame) > filled
 
 
-def advance(state: State, size: int, make: Callable[[Any], Any] = _same) -> tuple[list[Any], State]:
+def advance(
+    state: State,
+    size: int,
+    make: Callable[[Any], Any] = _same,
+    failed: Callable[[Any, Exception], Any] | None = None,
+) -> tuple[list[Any], State]:
     """Return what ``decode_frames`` would have returned for ``size`` bytes that were read into ``room_for``.
 
     The view must have been released.
@@ -210,7 +234,7 @@ def advance(state: State, size: int, make: Callable[[Any], Any] = _same) -> tupl
     filled += size
     if filled < whole:
         return [], (b"", 0, frame, filled, whole)
-    return [make(frame)], START
+    return [_made(frame, make, failed)], START
 
 
 def decode_end(state: State) -> tuple[list[Item], str]:

@@ -268,8 +268,8 @@ class Backwards:
         self.stream.close()
 
 
-class OnlyRead1:
-    def read1(self, n: int = -1) -> bytearray:
+class OnlyRead:
+    def read(self, n: int = -1) -> bytearray:
         return bytearray()
 
 
@@ -661,10 +661,10 @@ def streams(peer: IpcPeer) -> None:
     peer.create_stream_session(write, read).close()
     read, write = os.pipe()
     with open(write, "wb") as writer, open(read, "rb", buffering=0) as reader:
-        session = peer.create_stream_session(writer, reader, OnlyRead1())
+        session = peer.create_stream_session(writer, reader, OnlyRead())
         peer.remove_session(session)
     ends = socket.socketpair()
-    transport = StreamTransport(ends[0], [ends[0], OnlyRead1()], JsonMessageSerializer(), max_frame_size=1 << 20)
+    transport = StreamTransport(ends[0], [ends[0], OnlyRead()], JsonMessageSerializer(), max_frame_size=1 << 20)
     transport.send(Ask("text"))
     queued: int = transport.queued_bytes
     there: List[Message] = transport.receive()

@@ -1,0 +1,54 @@
+"""The guard of a loop: one thread at a time, and only the process that made it.
+
+Knows threads by their number. Must not know what is guarded.
+"""
+
+from __future__ import annotations
+
+from _thread import get_ident
+
+__all__ = ["Guard"]
+
+
+class Guard:
+    """Refuses calls from where they do not belong.
+
+    Owns: which thread is inside.
+
+    Attributes:
+        thread: The thread that is inside a call, or None.
+        forked: Whether this is the copy in a forked process.
+    """
+
+    thread: int | None = None
+    forked = False
+
+    def enter(self) -> int | None:
+        """Begin a call. Its end is to set ``thread`` to what this returns.
+
+        Raises:
+            RuntimeError: Another thread is inside, or this is a fork.
+        """
+        me = get_ident()
+        # atomic: no calls
+        outer = self.thread
+        if outer is None or outer == me:
+            self.thread = me
+            if not self.forked:
+                return outer
+        raise self.refusal()
+
+    def check_entry(self) -> None:
+        """Raise what ``enter`` would raise, for a call that need not be entered."""
+        if self.forked or (self.thread is not None and self.thread != get_ident()):
+            raise self.refusal()
+
+    def refusal(self) -> RuntimeError:
+        """Return the error for a call from where the peer does not belong."""
+        if self.forked:
+            return RuntimeError(
+                "this IpcPeer belongs to the process that made it, and this is a fork of it; make a new IpcPeer here"
+            )
+        return RuntimeError(
+            "another thread is using this IpcPeer; it belongs to one thread at a time, so make one per thread"
+        )

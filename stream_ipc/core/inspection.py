@@ -1,0 +1,45 @@
+"""Looking at streams now and then for what no poller reports: that their owner has closed them.
+
+Knows what is open in a loop. Must not know what is wrong with a stream.
+"""
+
+from __future__ import annotations
+
+import math
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .loop import Loop
+
+__all__ = ["Inspection"]
+
+CHECK_INTERVAL = 0.5  # seconds between two looks
+_CHECKED_AT_ONCE = 16  # conversations in one look, so that it costs the same with one or a thousand
+
+
+class Inspection:
+    """Looks at conversations in turn, and at all listeners.
+
+    Owns whose turn it is.
+
+    Attributes:
+        due: When the next look is due.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self.due = -math.inf
+        self._loop = loop
+        self._checked = 0
+
+    def look(self, now: float) -> None:
+        """Have tasks check whether their streams are still what they were."""
+        self.due = now + CHECK_INTERVAL
+        conversations = tuple(self._loop.conversations)
+        if len(conversations) > _CHECKED_AT_ONCE:
+            at = self._checked % len(conversations)
+            self._checked = at + _CHECKED_AT_ONCE
+            conversations = conversations[at : at + _CHECKED_AT_ONCE]
+        for conversation in conversations:
+            conversation.port.check()
+        for listener in tuple(self._loop.listeners):
+            listener.check()

@@ -1,0 +1,50 @@
+"""What is due by the clock.
+
+Knows times, and tasks by their ``on_time``. Must not know what a task does.
+"""
+
+from __future__ import annotations
+
+import math
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Timers"]
+
+
+class Timers:
+    """Tasks, and when each is due.
+
+    Attributes:
+        soonest: Nothing is due earlier.
+    """
+
+    def __init__(self) -> None:
+        self.soonest = -math.inf
+        self._due: dict[Any, float] = {}
+
+    def set(self, task: Any, when: float | None) -> None:
+        """Have a task called at a time; None or infinity for not at all."""
+        if when is None or when == math.inf:
+            self._due.pop(task, None)
+        else:
+            self._due[task] = when
+            if when < self.soonest:
+                self.soonest = when
+
+    def call(self, now: float, bound: float) -> None:
+        """Call what is due, and find out anew what ``soonest`` is, at most ``bound``."""
+        for task, when in tuple(self._due.items()):
+            if when <= now and self._due.get(task) == when:
+                task.on_time(now)
+                if self._due.get(task) == when:
+                    del self._due[task]
+        self.soonest = min(bound, *self._due.values(), math.inf)
+
+    def next(self) -> float:
+        """Return when the next task is due; infinity if none is."""
+        for task in tuple(self._due):
+            task.on_time(-math.inf)  # nothing is due yet; the task sets its timer anew
+        return min(self._due.values(), default=math.inf)
