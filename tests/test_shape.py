@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom up: a module imports from its own layer and from those before it, and never in a circle.
 LAYERS = [
-    ["errors", "log", "interruptions", "classes"],
+    ["clock", "errors", "log", "interruptions", "classes"],
     ["advice"],
     ["registry", "messages", "ids", "protocols"],
     ["serializers"],

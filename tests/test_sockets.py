@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -193,7 +194,7 @@ def test_a_lingering_close_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -
         assert ending is not None
         assert ending.step() is not None
         now = time.monotonic()
-        monkeypatch.setattr(time, "monotonic", lambda: now + 2)
+        monkeypatch.setattr(sockets, "monotonic", lambda: now + 2)
         assert ending.step() is None
         assert ending.fds() == []
 
@@ -317,3 +318,91 @@ def test_sockets_of_gevent() -> None:
     )
     assert done.returncode == 0, done.stdout.decode()
     assert len(done.stdout.split(b"\n")) == 3
+
+
+# Two network namespaces, and a host in one of them that vanishes. Numbers are seconds; what takes two minutes takes three.
+VANISHING = """
+import os, signal, socket, subprocess, sys, time
+import stream_ipc.transports.sockets as sockets
+from stream_ipc import IpcPeer, LogMessage, StreamClosedError
+mode = sys.argv[1]
+sockets.VANISHED = 3.0
+sockets._KEEPALIVE = (("TCP_KEEPIDLE", 1), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 2))
+READER = '''
+import socket, sys
+sock = socket.socket()
+sock.bind(("10.215.0.2", 5000))
+sock.listen()
+print("listening", flush=True)
+other = sock.accept()[0]
+sys.stdin.readline()
+print(sum(iter(lambda: len(other.recv(1 << 20)), 0)))
+'''
+reader = subprocess.Popen(
+    ["ip", "netns", "exec", sys.argv[3], sys.executable, "-c", READER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+)
+assert reader.stdout.readline() == b"listening\\n"
+with IpcPeer(timeout=60) as peer:
+    session = peer.create_socket_session(socket.create_connection(("10.215.0.2", 5000), 10))
+    session.on_close(lambda session: print("ended", session.reason if hasattr(session, "reason") else ""))
+    if mode in ("full", "reads late"):
+        session.notify(LogMessage("x" * 900_000))  # more than the window takes
+        assert session.queued_bytes
+    peer.tick_for(0.5)
+    if mode != "reads late":
+        subprocess.run(["ip", "-n", sys.argv[3], "link", "set", "vb", "down"], check=True)
+    if mode == "busy":
+        session.notify(LogMessage("never acknowledged"))
+    start = time.monotonic()
+    while session.is_open and time.monotonic() - start < (9 if mode == "reads late" else 30):
+        peer.tick(0.5)
+    if mode == "reads late":
+        assert session.is_open
+        reader.stdin.write(b"\\n")
+        reader.stdin.flush()
+        session.flush(10)
+    else:
+        assert not session.is_open
+        print("after", time.monotonic() - start)
+        try:
+            session.notify(LogMessage("x"))
+        except StreamClosedError as exc:
+            print(exc)
+    reader.kill()
+    reader.communicate()
+print("done")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["idle", "busy", "full", "reads late"])
+def test_a_host_that_vanishes(mode: str, tmp_path: Any) -> None:
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("needs root and iproute2: network namespaces")
+    one, two = (f"ipc{os.getpid()}{side}" for side in "ab")
+
+    def ip(*args: str, check: bool = True) -> int:
+        return subprocess.run(["ip", *args], check=check, stderr=subprocess.DEVNULL).returncode
+
+    if ip("netns", "add", one, check=False):
+        pytest.skip("no network namespace can be made here")
+    try:
+        ip("netns", "add", two)
+        if ip("link", "add", "va", "netns", one, "type", "veth", "peer", "name", "vb", "netns", two, check=False):
+            pytest.skip("no virtual network can be made here")
+        for name, device, address in ((one, "va", "10.215.0.1/24"), (two, "vb", "10.215.0.2/24")):
+            ip("-n", name, "addr", "add", address, "dev", device)
+            ip("-n", name, "link", "set", device, "up")
+        script = tmp_path / "script.py"
+        script.write_text(VANISHING)
+        done = subprocess.run(
+            ["ip", "netns", "exec", one, sys.executable, str(script), mode, one, two],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=55,
+        )  # fmt: skip
+        text = done.stdout.decode()
+        assert done.returncode == 0 and text.endswith("done\n"), text
+        if mode != "reads late":
+            assert "ended" in text and "connection was lost" in text, text
+    finally:
+        ip("netns", "del", one, check=False)
+        ip("netns", "del", two, check=False)

@@ -1,5 +1,6 @@
 """What came in time counts, whatever kept this process from reading it: whoever gives up looks once more first."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from tests.helpers import (
     is_settled,
     reply_bytes,
     request_bytes,
+    run_python,
     set_clock,
     tick_until,
 )
@@ -245,3 +247,48 @@ def test_a_signal_handler_that_takes_long(raw: RawPeer) -> None:
         assert promise.wait() == Pong(1)
     finally:
         signal.signal(signal.SIGALRM, old)
+
+
+FROZEN = """
+import os, sys
+if sys.argv[1] == "imported before":
+    import stream_ipc
+from freezegun import freeze_time
+with freeze_time("2030-01-01", ignore=["stream_ipc"] if sys.argv[1] == "ignored" else []):
+    from stream_ipc import *
+    with IpcPeer(timeout=0.2) as peer:
+        a, b = peer.create_session_pair()
+        b.on_request(lambda message: message if message.message != "no" else None)
+        a.request(LogMessage("x")).wait()
+        gather([a.request(LogMessage("x"))])
+        next(as_completed([a.request(LogMessage("x"))]))
+        b.notify(LogMessage("n"))
+        a.receive(1)
+        a.flush(1)
+        with peer.listen(("127.0.0.1", 0), lambda session: None) as listener:
+            peer.connect(listener.address).close()
+        child = peer.create_command_session([sys.executable, "-c", "import sys; print('x', flush=True); sys.stdin.read()"])
+        peer.tick(None)
+        child.close()
+        if sys.argv[1] != "frozen":  # what waits for a time that never comes
+            peer.tick(0.1)
+            peer.tick_for(0.1)
+            try:
+                a.receive(0.1)
+            except TimeoutError:
+                pass
+            a.notify(LogMessage("x" * 3_000_000))
+            stubborn = peer.create_command_session([sys.executable, "-c", "import os, time; os.close(1); time.sleep(60)"])
+            try:
+                stubborn.request(LogMessage("x"), timeout=5).wait()
+            except StreamClosedError:
+                pass
+print("done")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("freezegun") is None, reason="freezegun is not installed")
+@pytest.mark.parametrize("how", ["frozen", "imported before", "ignored"])
+def test_nothing_hangs_while_freezegun_has_stopped_the_clock(how: str) -> None:
+    done = run_python(FROZEN, how, strict=False, timeout=50)
+    assert done.stdout == "done\n", done.stdout + done.stderr

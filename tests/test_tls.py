@@ -802,3 +802,36 @@ def test_a_server_that_does_not_speak_tls_is_named_so(peer: IpcPeer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         with pytest.raises(TimeoutError, match="the TLS handshake with .* does the other side speak TLS"):
             peer.connect(server.getsockname(), ssl_context=ssl.create_default_context(), timeout=0.1)
+
+
+def test_handshakes_whose_bytes_were_there_in_time(peer, host, listener, client_side, monkeypatch):
+    # More of them than one turn goes on with, and this process was kept from reading what they had sent.
+    clock = set_clock(peer, ShiftedClock())
+    socks = []
+    for _ in range(40):
+        raw = raw_client(listener.address)
+        socks.append(client_side.wrap_socket(raw, server_hostname="localhost", do_handshake_on_connect=False))
+        socks[-1].setblocking(False)
+    silent = raw_client(listener.address)
+
+    def go_on(sock):
+        try:
+            sock.do_handshake()
+            return True
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+
+    waiting = list(socks)
+    for _ in range(3):
+        waiting = [sock for sock in waiting if not go_on(sock)]
+        if len(waiting) == len(socks):
+            tick_until(lambda: "handshakes=41" in repr(listener), peer)
+            for _ in range(20):
+                peer.tick(0.01)  # the first answer of each
+    assert not waiting, "the clients have sent everything"
+    before = len(host.sessions)
+    clock.shift += 1000
+    tick_until(lambda: "handshakes=0" in repr(listener), peer)
+    assert len(host.sessions) == len(socks), before
+    for sock in (*socks, silent):
+        sock.close()

@@ -5,10 +5,10 @@ Knows what is to be done and in which order. Must not know why the conversation 
 
 from __future__ import annotations
 
-import time
 from collections import deque
 
 from .. import log
+from ..clock import monotonic
 from ..handlers import Handler
 from ..interruptions import interruption_in
 
@@ -130,7 +130,7 @@ class Closing:
         """Have what is left done by the time that the conversation knows."""
         loop, due = self._conversation.loop, self._conversation.due
         if self.ending is not None and due is not None:
-            self.ending.hurry(time.monotonic() + due - loop.clock())
+            self.ending.hurry(monotonic() + due - loop.clock())
 
 
 def _ignore(session: Any) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import atexit
 import os
-import time
 import warnings
 from functools import partial
 from weakref import WeakSet
 
 from .. import log
+from ..clock import monotonic
 from ..errors import StreamClosedError
 from ..transports.base import finish
 from .conditions import Until
@@ -47,7 +47,7 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
         loop: The loop.
         seconds: How long all of it may take; None for the usual bounds.
     """
-    due = None if seconds is None else time.monotonic() + seconds
+    due = None if seconds is None else monotonic() + seconds
     conversations = (*loop.conversations, *_closing(loop))
     _begin(loop)
     try:
@@ -120,8 +120,8 @@ def close_all() -> None:
     for loop in loops:
         loop.thread = None  # its thread has ended, or will never run again
     left = [loop for loop in loops if _try(loop, partial(_begin, loop))]
-    due = time.monotonic() + FLUSH_BOUND
-    while left and time.monotonic() < due:
+    due = monotonic() + FLUSH_BOUND
+    while left and monotonic() < due:
         left = [loop for loop in left if any([c.channel.queued_bytes for c in loop.conversations])]
         left = [loop for loop in left if _try(loop, partial(_write_queued, loop, _EXIT_TURN))]
     for loop in loops:

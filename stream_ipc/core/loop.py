@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 
+from ..clock import real_clock
 from ..errors import StreamClosedError
 from .embedding import Embedding
 from .endings import ENDING_INTERVAL, Endings
@@ -67,7 +68,7 @@ class Loop(Guard):
     """
 
     def __init__(self) -> None:
-        self.clock: Callable[[], float] = time.monotonic
+        self.clock: Callable[[], float] = real_clock()
         self.released = False
         self.poller = Poller()
         self._owners = self.poller.owners

@@ -152,6 +152,9 @@ class Port:
                 self.fail(InvalidStreamError(text))
                 return
             channel.trim()
+            channel.find_vanished(self._inbox)
+            if channel.ended is not None:
+                self._loop.mark(self._dispatcher)
         if channel.queued_bytes and not channel.corked:
             self.flush()
         self.rearm()

@@ -262,6 +262,9 @@ class Channel:
         """Return what is wrong with a stream that its owner closed or replaced, or None."""
         return None
 
+    def find_vanished(self, inbox: deque[Received]) -> None:
+        """End if the other host has vanished and the system has not said so yet. Called now and then."""
+
     def trim(self) -> None:
         """Give memory back that is only kept to be quick. Called now and then."""
 

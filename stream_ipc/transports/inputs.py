@@ -5,8 +5,7 @@ Knows the end that is read and the decoder. Must not know what an error of the s
 
 from __future__ import annotations
 
-import time
-
+from ..clock import monotonic
 from ..wire.codec import CLEAN, NO_TEXT
 
 TYPE_CHECKING = False
@@ -156,14 +155,14 @@ class TextInput(Input):
         if self.ended or not self.decoder.is_unfinished:
             self.due = None
             return None
-        now = time.monotonic()
+        now = monotonic()
         if self.due is None:
             self.due = now + LINE_DELAY
         return max(0.0, self.due - now)
 
     def flush_due(self, inbox: deque[Received]) -> None:
         """Append an unfinished line if its time is over."""
-        if self.due is not None and time.monotonic() >= self.due:
+        if self.due is not None and monotonic() >= self.due:
             self.flush(inbox)
 
     def flush(self, inbox: deque[Received]) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 
+from ..clock import monotonic
 from .base import Ending
 
 __all__ = ["linger", "stop_writing"]
@@ -51,20 +51,20 @@ class LingeringClose(Ending):
 
     def __init__(self, sock: socket.socket) -> None:
         self._fd = os.dup(sock.fileno())  # no socket object: under gevent that would be one of gevent's
-        self._due = time.monotonic() + _LINGER
+        self._due = monotonic() + _LINGER
 
     def fds(self) -> list[int]:
         return [] if self._fd < 0 else [self._fd]
 
     def step(self) -> float | None:
-        left = self._due - time.monotonic()
+        left = self._due - monotonic()
         try:
             if self._fd >= 0:
                 os.set_blocking(self._fd, False)  # its owner's flag, which is the same, was restored meanwhile
             while True:
                 if self._fd < 0 or left <= 0 or not os.read(self._fd, 65536):
                     break
-                left = self._due - time.monotonic()
+                left = self._due - monotonic()
         except BlockingIOError:
             return left
         except OSError:

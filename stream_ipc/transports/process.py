@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 
+from ..clock import monotonic
 from ..errors import StreamClosedError
 from ..messages import LogMessage
 from ..wire.codec import TextDecoder
@@ -109,7 +110,7 @@ class ProcessChannel(StreamChannel):
             return
         if fd < 0 <= self._pidfd and self._status_due is None:
             return  # it is about something else
-        now = time.monotonic()
+        now = monotonic()
         if self._pidfd < 0 and self._status_due is None and now < self._look_at:
             return  # waitid() for each child in every turn is expensive
         self._look_at = now + DEATH_INTERVAL
@@ -154,7 +155,7 @@ class ProcessChannel(StreamChannel):
         if self._dead or self._poll() is not None:
             self._died(inbox)
         elif self._status_due is None:
-            self._status_due = time.monotonic() + STATUS_GRACE
+            self._status_due = monotonic() + STATUS_GRACE
 
     # -- texts
 
@@ -193,9 +194,9 @@ class ProcessChannel(StreamChannel):
 
     def _broken_text(self) -> str:
         # A child that is dying closes its stdin first; its status is there a moment later.
-        due = time.monotonic() + _DYING_GRACE
+        due = monotonic() + _DYING_GRACE
         while self._poll() is None:
-            if time.monotonic() >= due:
+            if monotonic() >= due:
                 text = f"{process_name(self.process)} no longer reads its stdin: {self.outbox.error}"
                 return text + self._tail_text()
             time.sleep(0.001)

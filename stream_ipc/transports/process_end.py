@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections import deque
 
 from .. import log
+from ..clock import monotonic
 from .base import Ending
 from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
 from .descriptors import READ_SIZE, close_streams
@@ -63,13 +63,13 @@ class ProcessEnding(Ending):
                 os.set_blocking(stream.fileno(), False)
                 self._outputs[stream.fileno()] = stream
         self._stages: list[tuple[float, int]] = [(TERMINATE_GRACE, signal.SIGTERM), (KILL_GRACE, signal.SIGKILL)]
-        self._due = time.monotonic() + EXIT_GRACE
+        self._due = monotonic() + EXIT_GRACE
 
     def fds(self) -> list[int]:
         return [*self._outputs, *([self._pidfd] if self._pidfd >= 0 else [])]
 
     def hurry(self, due: float) -> None:
-        now = time.monotonic()
+        now = monotonic()
         left = max(0.0, due - now)
         if len(self._stages) == 2 and left:
             self._due = now + left / 2
@@ -83,7 +83,7 @@ class ProcessEnding(Ending):
         if is_lost(self._process):
             self._unknown = True
         if poll(self._process) is None:
-            now = time.monotonic()
+            now = monotonic()
             if now < self._due:
                 left = self._due - now
                 return left if self._pidfd >= 0 else min(left, DEATH_INTERVAL)

@@ -6,6 +6,8 @@ turned into errors of ours here and nowhere else.
 
 from __future__ import annotations
 
+import errno
+
 from ..errors import InvalidStreamError, StreamClosedError
 from ..interruptions import interruption_in
 from ..messages import NOTIFICATION
@@ -320,6 +322,19 @@ class StreamChannel(Channel):
 
     def find_invalid(self) -> str | None:
         return self._ends.find_invalid()
+
+    def find_vanished(self, inbox: deque[Received]) -> None:
+        sock = self.socket
+        if sock is None or getattr(sock.family, "name", "") not in ("AF_INET", "AF_INET6"):
+            return
+        from .sockets import has_vanished
+
+        if has_vanished(sock):
+            lost = TimeoutError(errno.ETIMEDOUT, "the other host does not answer any more")
+            self.outbox.drop(lost)
+            for source in tuple(self.inputs.values()):
+                source.finish(inbox, lost)
+                self._input_ended(source, inbox)
 
     def trim(self) -> None:
         for source in self.inputs.values():
