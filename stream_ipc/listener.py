@@ -8,9 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .core.acceptor import Acceptor
+from .core.conditions import wait_for
 from .transports.sockets import Place, check_address, connect, describe_address, is_unix, listen, named, other_user
 
 if TYPE_CHECKING:
@@ -132,7 +134,7 @@ def open_connection(
     limit = None if timeout is None else loop.clock() + timeout
     late = f"cannot connect to {place!r} within {timeout} s"
     try:
-        sock = connect(place, context is not None, limit, loop.clock, loop.wait_for)
+        sock = connect(place, context is not None, limit, loop.clock, partial(wait_for, loop))
         try:
             if is_unix(place):
                 _check_owner(sock, place)
@@ -193,7 +195,7 @@ def _shake_hands(
             events = handshake(tls)
             if not events:
                 return tls
-            if not loop.wait_for(tls.fileno(), events, limit):
+            if not wait_for(loop, tls.fileno(), events, limit):
                 raise TimeoutError
     except ssl.SSLError as exc:
         tls.close()

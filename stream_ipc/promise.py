@@ -364,7 +364,7 @@ class _AsCompleted:
         queue = self._waiting.queue
         for promise in queue:
             break
-        # In one breath:
+        # atomic: no calls
         del queue[promise]
         self._left -= 1
         return promise

@@ -8,9 +8,8 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 
+from .arguments import check_expect, check_message, expectable, sendable
 from .core.conversation import CLOSED, FORKED, Conversation
-from .core.dispatcher import ENVELOPES
-from .errors import article
 from .messages import Message
 from .promise import DEFAULT, ResponsePromise, check_timeout, request
 from .transports.transport import transport_of
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     RequestH = TypeVar("RequestH", bound=RequestHandler)
     CloseH = TypeVar("CloseH", bound=CloseHandler)
 
-__all__ = ["Session", "check_message", "conversation_of", "sendable"]
+__all__ = ["Session", "conversation_of"]
 
 
 class Session:
@@ -151,7 +150,7 @@ class Session:
         if type(message) not in sendable:
             check_message("request", message)
         if expect is not Message and (type(expect) is not type or expect not in expectable):
-            _check_expect(expect)
+            check_expect(expect)
         conversation = self._conversation
         if timeout is DEFAULT:
             timeout = conversation.peer.timeout
@@ -377,28 +376,3 @@ class Session:
 def conversation_of(session: Session) -> Conversation:
     """Return the conversation behind a session."""
     return session._conversation
-
-
-# Message classes that have been sent before, which need no closer look.
-sendable: set[type] = set()
-expectable: set[Any] = set()
-
-
-def check_message(method: str, message: Any) -> None:
-    """Raise ``TypeError`` for what cannot be sent."""
-    cls = type(message)
-    if isinstance(message, type):
-        raise TypeError(f"{method}() takes a Message, not a class; pass an instance: {message.__name__}(...)")
-    if cls in ENVELOPES:
-        raise TypeError(f"{method}() takes a Message, and makes what envelope it needs; pass the message in it")
-    if not isinstance(message, Message):
-        raise TypeError(
-            f"{method}() takes a Message, not {article(cls)}; derive a class from Message that has a field for it"
-        )
-    sendable.add(cls)
-
-
-def _check_expect(expect: Any) -> None:
-    if not isinstance(expect, type) or not issubclass(expect, Message):
-        raise TypeError(f"expect must be a message class, not {expect!r:.100}")
-    expectable.add(expect)

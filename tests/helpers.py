@@ -337,7 +337,7 @@ UNRAISABLE = ("__del__", "_note_dropped")
 _LIMITS = {
     "check interval": ["stream_ipc.core.inspection.CHECK_INTERVAL"],
     "death interval": ["stream_ipc.transports.process.DEATH_INTERVAL", "stream_ipc.transports.process_end.DEATH_INTERVAL"],
-    "depth": ["stream_ipc.core.loop.MAX_DEPTH", "stream_ipc.core.conversation.MAX_DEPTH"],
+    "depth": [f"stream_ipc.core.{module}.MAX_DEPTH" for module in ("loop", "conversation", "hints")],
     "exit grace": ["stream_ipc.transports.process_end.EXIT_GRACE"],
     "flush bound": ["stream_ipc.core.conversation.FLUSH_BOUND", "stream_ipc.core.lifecycle.FLUSH_BOUND"],
     "inbox bytes": ["stream_ipc.core.port.INBOX_BYTES"],
@@ -393,12 +393,17 @@ def deadline_of(promise: "ResponsePromise[Any]") -> Optional[float]:
 
 def patch_wait_for(monkeypatch: Any, peer: IpcPeer, wrap: Callable[..., Any]) -> None:
     """Replace how a peer waits for a descriptor that is no session's by ``wrap(real, fd, events, limit)``."""
-    monkeypatch.setattr(peer._loop, "wait_for", functools.partial(wrap, peer._loop.wait_for))
+    from stream_ipc import listener
+
+    real = listener.wait_for
+    monkeypatch.setattr(listener, "wait_for", lambda loop, *arguments: wrap(functools.partial(real, loop), *arguments))
 
 
 def read_without_dispatching(peer: IpcPeer) -> None:
     """Read what is there into the inboxes, as a send does that waits for room."""
-    peer._loop.wait_for(-1, 0, peer._loop.clock())
+    from stream_ipc.core.conditions import wait_for
+
+    wait_for(peer._loop, -1, 0, peer._loop.clock())
 
 
 def nothing_to_dispatch(peer: IpcPeer) -> bool:

@@ -24,9 +24,13 @@ LAYERS = [
     ["serializers"],
     ["wire"],
     ["transports"],
-    ["handlers"],
-    ["core"],
+    ["handlers", "arguments"],
+    ["core.conditions", "core.guard", "core.items", "core.poller", "core.replies", "core.timers"],
+    ["core.embedding", "core.inspection"],
+    ["core.loop"],
+    ["core"],  # what is left of it
     ["promise", "session", "listener"],
+    ["ticking"],
     ["peer"],
     [""],  # stream_ipc itself
     ["tap"],  # which needs nothing of it but what frames and formats look like
@@ -85,10 +89,10 @@ PACKAGES = {module_name(path) for path in PACKAGE.rglob("__init__.py")}
 
 
 def layer(module):
-    top = module.split(".")[0]
-    for index, names in enumerate(LAYERS):
-        if top in names:
-            return index
+    for name in (module, module.split(".")[0]):
+        for index, names in enumerate(LAYERS):
+            if name in names:
+                return index
     raise AssertionError(f"stream_ipc.{module} belongs to no layer")
 
 
@@ -140,7 +144,7 @@ def own_imports(module):
 
 
 def test_the_reader_of_imports_sees_them():
-    assert {"core.loop", "errors", "messages", "session", "transports.stream", "wire.codec"} <= set(own_imports("peer"))
+    assert {"core.loop", "session", "ticking", "transports.stream", "wire.codec"} <= set(own_imports("peer"))
     assert "transports.stdio" in own_imports("peer")  # inside a method
     assert "session" not in own_imports("errors")  # for type checkers only
     assert {"select", "selectors"} <= set(imported_modules("core.poller"))
@@ -167,6 +171,184 @@ def test_imports_make_no_circle():
 
     for module in SOURCES:
         visit(module)
+
+
+# -- an underscore means: this module only
+
+# Which the standard library documents in spite of the underscore, and there is no other way.
+DOCUMENTED = {"_exit", "_fields", "_getframe"}
+
+FOREIGN = {
+    ("serializers.pickle", "_extension_cache"): "copyreg's, for which a global is unpickled without being looked up",
+    ("serializers.pickle", "_inverted_registry"): "copyreg's; without it a class with an extension code cannot be refused",
+}
+
+
+def is_private(name):
+    """``_name``, but not ``__name__``, and not ``_name_`` as enums have them."""
+    return name.startswith("_") and not name.endswith("_")
+
+
+def names_of_others(tree):
+    """The private names that a module uses and does not define, with their lines."""
+    own = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            own.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_of_self(node):
+            own.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and (node.attr not in own or is_of_super(node)):
+            yield node.attr, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((alias.name, node.lineno) for alias in node.names if is_private(alias.name))
+
+
+def is_of_self(node):
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+def is_of_super(node):
+    return isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name) and node.value.func.id == "super"
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_private_names_are_used_in_their_module_only(module):
+    for name, line in names_of_others(TREES[module]):
+        known = name in DOCUMENTED or (module, name) in FOREIGN
+        assert known, f"stream_ipc.{module}, line {line}: {name} is of another module"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from .loop import _SLICE", ["_SLICE"]),
+        ("import loop\nx = loop._SLICE", ["_SLICE"]),
+        ("def f(peer): return peer._loop", ["_loop"]),
+        ("def f(peer): peer._loop = 5", ["_loop"]),
+        ("class A:\n def f(self):\n  super()._f()\n def _f(self): pass", ["_f"]),
+        ("class A:\n def f(self): self._x = 1\ndef g(a): return a._x", []),
+        ("class A:\n _x: int\ndef g(a): return a._x", []),
+        ("def f(value): return value._name_, value.__dict__", []),
+    ],
+)
+def test_the_finder_of_private_names(source, found):
+    assert [name for name, _ in names_of_others(ast.parse(source))] == found
+
+
+# -- sizes
+
+# What users hold in their hands, and what is in everybody's way when it is too long.
+SHORT = {
+    "arguments", "core", "listener", "peer", "pool", "promise", "session", "ticking", "transports.inputs",
+    "transports.outbox", "transports.stream", "transports.transport",
+}  # fmt: skip
+
+LONGER = {"core.dispatcher": 460}  # to be split
+
+CHANNEL = set(dir(importlib.import_module("stream_ipc.transports.base").Channel))
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_no_module_is_too_long(module):
+    most = 400 if module in SHORT or module.split(".")[0] in SHORT else 500
+    assert len(SOURCES[module].splitlines()) <= LONGER.get(module, most)
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_no_class_has_too_many_methods(module):
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.ClassDef):
+            methods = {child.name for child in node.body if isinstance(child, ast.FunctionDef)}
+            if node.name.endswith("Channel") and node.name != "Channel":
+                methods -= CHANNEL  # which every channel has
+            assert len(methods) <= 30, f"{node.name} has {len(methods)}"
+
+
+# -- atomic blocks
+
+# An exception of a signal handler comes when a function is entered, when a call has returned, and when a loop goes back:
+# between statements with none of these it cannot come.
+ATOMIC = "# atomic: no calls"
+INTERRUPTIBLE = (
+    ast.Call, ast.For, ast.While, ast.With, ast.Import, ast.ImportFrom, ast.ClassDef, ast.ListComp, ast.SetComp,
+    ast.DictComp, ast.GeneratorExp, ast.Yield, ast.YieldFrom, ast.Await, ast.JoinedStr,
+)  # fmt: skip
+
+
+def atomic_blocks(source):
+    """The lines of each marked block: from the comment on to an empty line, or to where the suite ends."""
+    lines = source.splitlines()
+    for number, line in enumerate(lines):
+        if line.strip().startswith("# atomic"):
+            assert line.strip() == ATOMIC, f"line {number + 1}: the mark is {ATOMIC!r}"
+            indent = len(line) - len(line.lstrip())
+            end = number + 1
+            while end < len(lines) and lines[end].strip() and len(lines[end]) - len(lines[end].lstrip()) >= indent:
+                end += 1
+            yield range(number + 2, end + 1)  # lines are counted from 1
+
+
+# Attributes that are set by a function.
+SETTERS = {
+    decorator.value.id
+    for tree in TREES.values()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.FunctionDef)
+    for decorator in node.decorator_list
+    if isinstance(decorator, ast.Attribute) and decorator.attr == "setter"
+}
+
+
+def is_interruptible(node):
+    if isinstance(node, ast.Attribute):
+        return node.attr in SETTERS and isinstance(node.ctx, ast.Store)
+    return isinstance(node, INTERRUPTIBLE)
+
+
+def interruptible(source):
+    """The lines in atomic blocks at which an exception of a signal handler can come."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if is_interruptible(node)]
+    for block in atomic_blocks(source):
+        assert block, "a mark without a block"
+        yield from sorted({node.lineno for node in nodes if node.lineno in block})
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_atomic_blocks_have_no_calls(module):
+    lines = list(interruptible(SOURCES[module]))
+    assert not lines, f"stream_ipc.{module}: a call, or a loop, in an atomic block; put an empty line before it"
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("x = 1\ndel y[0]\n\nf()", []),
+        ("x = 1\nf()", [4]),
+        ("x = f()", [3]),
+        ("if x:\n    y = f(x)", [4]),
+        ("if x:\n    y = 2\nelse:\n    y = 3\nz = y", []),
+        ("try:\n    f()\nfinally:\n    pass", [4]),
+        ("for x in y:\n    pass", [3]),
+        ("x = [y for y in z]", [3]),
+        ('x = f"{y}"', [3]),
+        ("with x:\n    y = 1", [3]),
+        ("self.channel.corked = False", [3]),  # a property
+        ("x = 1  # a comment\n# another\ny += (x,)\n\nf()", []),
+    ],
+)
+def test_the_reader_of_atomic_blocks(body, found):
+    source = "if True:\n    # atomic: no calls\n" + "".join(f"    {line}\n" if line else "\n" for line in body.split("\n"))
+    assert list(interruptible(source)) == found
+    assert list(interruptible(source + "f()\n")) == found  # behind the suite
+
+
+def test_there_are_atomic_blocks():
+    assert sum(len(list(atomic_blocks(source))) for source in SOURCES.values()) > 20
+    for module, source in SOURCES.items():
+        assert "breath" not in source, module
 
 
 def bound_names(statements):

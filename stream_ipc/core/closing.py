@@ -62,6 +62,7 @@ class Closing:
             try:
                 # atomic: no calls
                 del steps[0]  # entered once, even if it closes the session again or is interrupted
+
                 function(session)
             except Exception:
                 log.error("on_close handler of %r failed", session, exc_info=True)

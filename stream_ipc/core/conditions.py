@@ -1,6 +1,6 @@
 """What ``Loop.run`` may be told to wait for, besides promises.
 
-Knows nothing: a condition is anything with the attributes ``settled`` and ``waits_alone``.
+A condition is anything with the attributes ``settled`` and ``waits_alone``. Knows the loop.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Awaited", "Until"]
+    from .loop import Loop
+
+__all__ = ["Until", "wait_for"]
 
 
 class Until:
@@ -28,7 +30,7 @@ class Until:
         return self._condition()
 
 
-class Awaited:
+class _Awaited:
     """The owner of a descriptor that one call waits for.
 
     Attributes:
@@ -48,3 +50,25 @@ class Awaited:
     def check(self) -> None:
         """Note that its number belongs to somebody else now."""
         self.settled = True
+
+
+def wait_for(loop: Loop, fd: int, events: int, limit: float | None) -> bool:
+    """Wait for a descriptor that is no conversation's, moving bytes but running no handlers.
+
+    Args:
+        loop: What waits.
+        fd: The descriptor; -1 just waits.
+        events: What to wait for.
+        limit: A time of the clock, or None.
+
+    Returns:
+        Whether it is ready.
+    """
+    awaited = _Awaited()
+    try:
+        if fd >= 0:
+            loop.watch(fd, events, awaited)
+        loop.run(awaited, limit, dispatch=False)
+    finally:
+        loop.unwatch(fd, awaited)
+    return awaited.settled

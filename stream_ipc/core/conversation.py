@@ -6,6 +6,7 @@ Knows its port, its dispatcher and its pending requests, which own the rest. Mus
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from ..errors import RequestTimeoutError, StreamClosedError, describe
 from ..handlers import HandlerList
@@ -13,6 +14,7 @@ from ..messages import NOTIFICATION, REQUEST, Message, ResponseEnvelope
 from .closing import Closing
 from .conditions import Until
 from .dispatcher import HIGH_WATER, Dispatcher
+from .hints import silence_hint
 from .loop import MAX_DEPTH
 from .port import Port
 from .replies import Replies
@@ -67,7 +69,7 @@ class Conversation:
         self.reason: StreamClosedError | None = None
         self.name: str = channel.describe()
         self._generate: Callable[[], Any] = peer.id_generator.generate
-        self.replies = Replies(self.name, peer.id_generator, self._silence_hint)
+        self.replies = Replies(self.name, peer.id_generator, partial(silence_hint, self))
         self.on_close = HandlerList("on_close", most=1)
         self.dispatcher = Dispatcher(self, session)
         self.port = Port(loop, channel, self.dispatcher)
@@ -106,7 +108,7 @@ class Conversation:
             if deadline < replies.due:
                 loop.set_timer(self, deadline)
                 replies.due = deadline
-        if self.channel.queued_bytes > HIGH_WATER:
+        if self.channel.outbox.queued_bytes > HIGH_WATER:
             self._make_room(timeout)
         # Before the send: the reply may be there at once.
         pending = replies.add(promise, self._generate(), expect, timeout, deadline)
@@ -125,7 +127,7 @@ class Conversation:
             self.loop.check_entry()
         if not self.is_open:
             raise self.closed_error()
-        if self.channel.queued_bytes > HIGH_WATER:
+        if self.channel.outbox.queued_bytes > HIGH_WATER:
             self._make_room(self.peer.timeout)
         try:
             self.channel.post(NOTIFICATION, None, message)
@@ -296,23 +298,6 @@ class Conversation:
             raise self.closed_error()
         raise TimeoutError(f"no notification within {timeout} s ({self.name})")
 
-    def _silence_hint(self) -> str:
-        """Return a hint for the error of a request that got no reply."""
-        channel = self.channel
-        # What a serializer knows of the usual other side: PHP answers less often than Python does.
-        hint: str = getattr(getattr(channel.transport, "serializer", None), "silence_hint", "")
-        if self.loop.depth >= MAX_DEPTH:
-            return (
-                "; handlers that wait are nested so deeply that requests which came meanwhile had to wait: the reply may"
-                " depend on one of them"
-            )
-        if channel.received_bytes > channel.text_bytes:
-            return hint
-        return (
-            "; nothing has ever come from the other side (is it ticking, does it use the same serializer, does it know the"
-            f" class of the request?){hint}"
-        )
-
     # -- closing
 
     def lingers(self) -> bool:
@@ -352,10 +337,11 @@ class Conversation:
     def begin_close(self) -> None:
         """Stop taking messages; write what is queued as far as it goes."""
         if self.state is OPEN:
+            self.channel.corked = False
             # atomic: no calls
             self.state = CLOSING
             self.is_open = False
-            self.channel.corked = False
+
             self.port.flush()
 
     def _flush_bounded(self) -> None:
@@ -396,11 +382,13 @@ class Conversation:
 
     def abandon(self) -> None:
         """Close the copies of the descriptors in a forked process."""
+        reason = StreamClosedError("this is a forked copy of the session; make a new IpcPeer in this process")
         if self.state is not CLOSED:
             # atomic: no calls
             self.state = FORKED
             self.is_open = False
-            self.reason = StreamClosedError("this is a forked copy of the session; make a new IpcPeer in this process")
+            self.reason = reason
+
             self.channel.abandon()
 
     def short(self, reason: BaseException) -> str:

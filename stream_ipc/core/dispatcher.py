@@ -98,7 +98,7 @@ class Dispatcher:
 
     def _is_full(self) -> bool:
         """Whether a reply would only add to a long queue that the other side still reads."""
-        return self._channel.queued_bytes > HIGH_WATER and self._channel.ended is None
+        return self._channel.outbox.queued_bytes > HIGH_WATER and self._channel.ended is None
 
     def step(self, goal: int, until: Any) -> int:
         """Dispatch what stands in the inbox.
@@ -224,6 +224,7 @@ class Dispatcher:
                     else:
                         inbox[0] = following
                     item = following
+
                     handler.function(message, self._session)
                 else:
                     # atomic: no calls
@@ -232,6 +233,7 @@ class Dispatcher:
                     else:
                         inbox[0] = following
                     item = following
+
                     handler.function(message)
             except Exception as exc:
                 if error is None:
@@ -277,12 +279,14 @@ class Dispatcher:
                         if not taken:
                             taken = True
                             del inbox[0]
+
                         reply = function(request, self._session)
                     else:
                         # atomic: no calls
                         if not taken:
                             taken = True
                             del inbox[0]
+
                         reply = function(request)
                 except Exception as exc:
                     reply = ErrorMessage("Error in dispatch", exc)
@@ -294,12 +298,12 @@ class Dispatcher:
             if not taken:
                 self._pop(item)
                 taken = True
-            last = self._channel.last
+            last = self._channel.outbox.last
             self._send_reply(item.id, reply)
         except BaseException as exc:
             # If the program goes on, the requester gets its reply in the next turn, or learns what happened; if it ends,
             # the requester learns that.
-            if taken and (last is _UNKNOWN or self._channel.last is last):
+            if taken and (last is _UNKNOWN or self._channel.outbox.last is last):
                 if not isinstance(reply, Message):
                     reply = ErrorMessage("Error in dispatch", exc)
                 inbox.appendleft(Answer(item.id, reply))
@@ -310,12 +314,12 @@ class Dispatcher:
 
     def _answer(self, item: Answer) -> int:
         """Send a reply that an interruption has left in the inbox."""
-        last = self._channel.last
+        last = self._channel.outbox.last
         self._pop(item)
         try:
             self._send_reply(item.id, item.reply)
         except BaseException:
-            if self._channel.last is last:
+            if self._channel.outbox.last is last:
                 self.inbox.appendleft(item)
             raise
         return 0

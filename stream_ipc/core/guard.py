@@ -18,10 +18,12 @@ class Guard:
     Attributes:
         thread: The thread that is inside a call, or None.
         forked: Whether this is the copy in a forked process.
+        closed: Whether nothing can be added any more.
     """
 
     thread: int | None = None
     forked = False
+    closed = False
 
     def enter(self) -> int | None:
         """Begin a call. Its end is to set ``thread`` to what this returns.
@@ -36,12 +38,19 @@ class Guard:
             self.thread = me
             if not self.forked:
                 return outer
+
         raise self.refusal()
 
     def check_entry(self) -> None:
         """Raise what ``enter`` would raise, for a call that need not be entered."""
         if self.forked or (self.thread is not None and self.thread != get_ident()):
             raise self.refusal()
+
+    def check_open(self) -> None:
+        """Raise ``RuntimeError`` if nothing can be added, or the call does not belong here."""
+        self.check_entry()
+        if self.closed:
+            raise RuntimeError("this IpcPeer is closed; make a new one")
 
     def refusal(self) -> RuntimeError:
         """Return the error for a call from where the peer does not belong."""

@@ -16,7 +16,6 @@ import time
 
 from ..errors import StreamClosedError
 from ..transports.base import finish
-from .conditions import Awaited
 from .embedding import Embedding
 from .guard import Guard
 from .inspection import Inspection
@@ -48,7 +47,6 @@ class Loop(Guard):
 
     Attributes:
         clock: Returns the time in seconds.
-        closed: Whether nothing can be added any more.
         released: Whether everything is closed.
         conversations: The open ones, in the order in which they were made.
         listeners: The open ones.
@@ -65,7 +63,6 @@ class Loop(Guard):
 
     def __init__(self) -> None:
         self.clock: Callable[[], float] = time.monotonic
-        self.closed = False
         self.released = False
         self.poller = Poller()
         self._owners = self.poller.owners
@@ -266,26 +263,6 @@ class Loop(Guard):
                 self._update_paused()
             if self._embedding is not None:
                 self._update_embedding()
-
-    def wait_for(self, fd: int, events: int, limit: float | None) -> bool:
-        """Wait for a descriptor that is no conversation's, moving bytes but running no handlers.
-
-        Args:
-            fd: The descriptor; -1 just waits.
-            events: What to wait for.
-            limit: A time of the clock, or None.
-
-        Returns:
-            Whether it is ready.
-        """
-        awaited = Awaited()
-        try:
-            if fd >= 0:
-                self.watch(fd, events, awaited)
-            self.run(awaited, limit, dispatch=False)
-        finally:
-            self.unwatch(fd, awaited)
-        return awaited.settled
 
     def _take_turns(self, until: Any) -> int:
         """Let dispatchers work off their inboxes in turn, until ``until`` has settled.

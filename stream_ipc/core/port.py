@@ -237,6 +237,7 @@ class Port:
         # atomic: no calls
         self.failing = True
         self._inbox += (failure,)
+
         self._loop.mark(self._dispatcher)
         self.rearm()
 
@@ -306,6 +307,7 @@ class Port:
         if self.channel.ended is None:
             self.channel.ended = error
             self._inbox += (end,)
+
         self._loop.mark(self._dispatcher)
         self.rearm()
 

@@ -73,6 +73,7 @@ class Pending(Base):
             # atomic: no calls
             watcher = watchers[0]
             del watchers[0]  # entered once, also if it is interrupted
+
             watcher(promise)
         self.watchers = None
 

@@ -116,6 +116,7 @@ class PickleMessageSerializer:
             # atomic: no calls
             pickler = self._pickler
             self._pickler = None
+
             if pickler is None:
                 pickler = ObjectPickler()
             pickler.dump(root)

@@ -161,6 +161,7 @@ class Channel:
         received_bytes: How many bytes have been received in all.
         text_bytes: How many of these came from a stream for text.
         queued_bytes: How many bytes wait to be written.
+        outbox: What knows ``queued_bytes`` and ``last`` without a function call: an ``Outbox``, or the channel itself.
         last: Another object after each message that was queued or written, if the channel knows.
         writing: A write is under way, so that what a finalizer or a signal handler sends meanwhile is only queued.
         ended: Why nothing more will come, once an ``End`` was put into the inbox.
@@ -174,6 +175,7 @@ class Channel:
     text_bytes: int = 0
     queued_bytes: int = 0
     last: Any = None
+    outbox: Any = None
     writing: bool = False
     ended: StreamClosedError | None = None
 

@@ -19,13 +19,36 @@ if TYPE_CHECKING:
     from ..protocols import MessageSerializer
     from .base import Ending, Received
 
-__all__ = ["TlsChannel", "is_tls", "socket_channel"]
+__all__ = ["TlsChannel", "check_socket", "is_tls", "socket_channel"]
 
 
 def is_tls(stream: Any) -> bool:
     """Return whether a stream is an ``ssl.SSLSocket``."""
     ssl = sys.modules.get("ssl")  # importing it takes long, and whoever has an SSLSocket has imported it
     return ssl is not None and isinstance(stream, ssl.SSLSocket)
+
+
+def check_socket(sock: Any) -> str:
+    """Prepare a socket that a user has connected, and return what it is connected to; may be empty.
+
+    Raises:
+        TypeError: It is no socket.
+        ValueError: It is no stream socket, or not connected.
+    """
+    import socket
+
+    from .sockets import describe_address, tune
+
+    if not isinstance(sock, socket.socket):
+        raise TypeError(f"create_socket_session() takes a socket, not {sock!r:.100}")
+    if sock.type != socket.SOCK_STREAM:
+        raise ValueError(f"{sock!r} is no stream socket; messages need SOCK_STREAM")
+    try:
+        address = sock.getpeername()
+    except OSError as exc:
+        raise ValueError(f"{sock!r} cannot be used: {exc}; connect it first") from exc
+    tune(sock)
+    return f"to {describe_address(address)}" if address else ""
 
 
 def socket_channel(sock: socket.socket, serializer: MessageSerializer, max_frame_size: int) -> StreamChannel:

@@ -74,6 +74,7 @@ def close_streams(streams: list[tuple[Any, int]]) -> None:
         if isinstance(stream, int):
             # atomic: no calls
             del streams[-1]  # before: a number that was closed may be another file's the next moment
+
             try:
                 os.close(fd)
             except OSError:
@@ -328,6 +329,7 @@ class WriteEnd(_End):
         # atomic: no calls
         fd = self._own_fd
         self._own_fd = -1
+
         if fd >= 0:
             os.close(fd)
 

@@ -41,6 +41,7 @@ class ForeignChannel(Channel):
                 text = f"{type(transport).__name__} is no transport: it has no method {name}()"
                 raise TypeError(f"{text}; derive it from MessageTransport")
         self._transport = transport
+        self.outbox = self
         self.received_bytes: int = 0
         self._dropped = False
         self._closed = False

@@ -85,6 +85,7 @@ class Outbox:
         # atomic: no calls
         self.queue += frame
         self.last = frame
+
         self._write()
 
     def _put_behind(self, frame: list[Any]) -> None:
@@ -96,6 +97,7 @@ class Outbox:
         self.queue += frame
         self.queued_bytes += size
         self.last = frame
+
         if self.corked and self.queued_bytes >= _GATHER and not (self.blocked or self.writing):
             self._write()
 
@@ -194,5 +196,6 @@ class Outbox:
         self.queue[:] = ()
         self.queued_bytes = 0
         self._written = None
+
         if self.blocked:
             self._set_blocked(False)

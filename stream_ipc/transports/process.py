@@ -168,8 +168,8 @@ class ProcessChannel(StreamChannel):
             look_in = DEATH_INTERVAL
         return reads, write_fd, look_in
 
-    def _look(self, inbox: deque[Received]) -> None:
-        super()._look(inbox)
+    def look(self, inbox: deque[Received]) -> None:
+        super().look(inbox)
         if self.ended is not None or self._dead:
             return
         now = time.monotonic()
@@ -291,6 +291,7 @@ class ProcessChannel(StreamChannel):
         # atomic: no calls
         fd = self._pidfd
         self._pidfd = -1
+
         if fd >= 0:
             self._dead = True
             os.close(fd)

@@ -110,6 +110,7 @@ class ProcessEnding(Ending):
         # atomic: no calls
         fd = self._pidfd  # an interrupted call is made again, and the number may be another's by then
         self._pidfd = -1
+
         if fd >= 0:
             os.close(fd)
 

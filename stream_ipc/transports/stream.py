@@ -11,7 +11,8 @@ from ..interruptions import interruption_in
 from ..messages import NOTIFICATION
 from ..wire.codec import MessageDecoder, MessageEncoder
 from .base import POLL_INTERVAL, Channel, End
-from .descriptors import close_streams, describe_stream, wait_readable
+from .descriptors import describe_stream, wait_readable
+from .ends import Ends
 from .inputs import Input
 from .outbox import Outbox
 
@@ -34,7 +35,7 @@ _DRAIN_READS = 64  # reads of one input at the end: 4 MiB, more than a pipe or s
 class StreamChannel(Channel):
     """One output and any number of inputs, framed or of text.
 
-    Owns the streams. Its outbox owns what is queued, its inputs what is not decoded.
+    Its ends own the streams, its outbox what is queued, its inputs what is not decoded.
 
     Args:
         output: The end that is written.
@@ -51,22 +52,21 @@ class StreamChannel(Channel):
         self.max_frame_size = max_frame_size
         self.encoder = MessageEncoder(serializer, max_frame_size)
         self.share = (serializer, max_frame_size)
-        self.outbox = Outbox(output, self._write_failed, self._changed)
+        self.outbox: Outbox = Outbox(output, self._write_failed, self._changed)
         self.inputs: dict[int, Input] = {}
         self._framed = 0  # framed inputs that have not ended
         self.received_bytes: int = 0
         self._last: Input | None = None  # the framed input that ended last
-        self._ends: list[Any] = []
-        self._streams: list[tuple[Any, int]] | None = None  # what is still to be closed
+        self._ends = Ends()
         self._name = name
         self._transport: Any = None  # none until somebody asks for a StreamTransport
         for end in reads:
             self.add_input(end, MessageDecoder(serializer, max_frame_size, self.note_text))
-        self._ends.append(output)
+        self._ends.add(output)
 
     def add_input(self, end: Any, decoder: MessageDecoder | TextDecoder) -> None:
         """Read from one more end."""
-        self._ends.append(end)
+        self._ends.add(end)
         self.inputs[end.fd] = Input(end, decoder, self)
         if not decoder.is_text:
             self._framed += 1
@@ -99,7 +99,7 @@ class StreamChannel(Channel):
     @property
     def state_text(self) -> str:
         """What it is doing, in a word."""
-        if self._streams is not None:
+        if self._ends.released:
             return "closed"
         if not self._framed:
             return "ended"  # nothing more will come
@@ -196,7 +196,7 @@ class StreamChannel(Channel):
     def read(self, fd: int, inbox: deque[Received]) -> None:
         source = self.inputs.get(fd)
         if source is None:
-            self._look(inbox)
+            self.look(inbox)
             return
         try:
             source.read(inbox)
@@ -208,7 +208,7 @@ class StreamChannel(Channel):
         if source.ended:
             self._input_ended(source, inbox)
 
-    def _look(self, inbox: deque[Received]) -> None:
+    def look(self, inbox: deque[Received]) -> None:
         """Read what no descriptor tells of, and write to a stream that has none."""
         for fd, source in tuple(self.inputs.items()):
             if source.is_ahead or not source.end.watched:
@@ -232,6 +232,7 @@ class StreamChannel(Channel):
             if not source.decoder.is_text:
                 self._framed -= 1
                 self._last = source
+
         if not self._framed:
             self.framed_ended(inbox)
         self.on_change()
@@ -248,6 +249,7 @@ class StreamChannel(Channel):
         if self.ended is None:
             self.ended = error
             inbox += (end,)
+
         self.on_change()
 
     def ended_error(self) -> StreamClosedError:
@@ -293,11 +295,7 @@ class StreamChannel(Channel):
             self.framed_ended(inbox)
 
     def find_invalid(self) -> str | None:
-        for end in self._ends:
-            text: str | None = end.find_invalid()
-            if text is not None:
-                return text
-        return None
+        return self._ends.find_invalid()
 
     def trim(self) -> None:
         for source in self.inputs.values():
@@ -306,14 +304,9 @@ class StreamChannel(Channel):
     # -- ending
 
     def end(self) -> Ending | None:
-        ending = None
-        if self._streams is None:
-            ending = self.before_close()
+        ending = None if self._ends.released else self.before_close()
         self._stop()
-        if self._streams is None:
-            self._streams = self._find_streams()
-        self._release_ends()
-        close_streams(self._streams)
+        self._ends.close()
         return ending
 
     def before_close(self) -> Ending | None:
@@ -330,40 +323,20 @@ class StreamChannel(Channel):
 
     def release(self) -> None:
         self._stop()
-        if self._streams is None:
-            self._streams = self._find_streams()  # for end(), should their owner call it
-        self._release_ends()
+        self._ends.release()
 
     def _stop(self) -> None:
         self._name = self.describe()
         self.inputs.clear()
         self.outbox.drop(StreamClosedError(f"this side closed the stream ({self._name})"))
 
-    def _release_ends(self) -> None:
-        for end in reversed(self._ends):  # the first end of a stream knows how it was found
-            end.release()
-        self._ends = []
-
     def abandon(self) -> None:
-        # Not release(): the flags that it would restore are the owner's too.
-        streams = self._find_streams()
-        for end in self._ends:
-            end.detach()
+        self._ends.abandon()
         self.outbox.end.close_own()
-        close_streams(streams)
-
-    def _find_streams(self) -> list[tuple[Any, int]]:
-        valid = [end for end in self._ends if end.find_invalid() is None]
-        # The same stream may be written and read, as an object, as a number, or as both.
-        objects = {id(end.stream): (end.stream, end.fd) for end in valid if not isinstance(end.stream, int)}
-        taken = {fd for _, fd in objects.values()}
-        numbers = {end.fd: (end.fd, end.fd) for end in valid if isinstance(end.stream, int) and end.fd not in taken}
-        return [*objects.values(), *numbers.values()]
 
     def describe(self) -> str:
         if not self._name:
-            fds = sorted({end.fd for end in self._ends if end.watched})
-            self._name = "fd " + "/".join(map(str, fds)) if fds else "stream objects" if self._ends else "no stream"
+            self._name = self._ends.describe()
         return self._name
 
     def connected(self, how: str) -> None:

@@ -1,0 +1,80 @@
+"""Sending one message to every conversation of a loop.
+
+Knows conversations. Must not know how a message is encoded.
+"""
+
+from __future__ import annotations
+
+from ..errors import FrameTooLargeError
+from .conditions import Until
+from .dispatcher import HIGH_WATER
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..messages import Message
+    from .conversation import Conversation
+    from .loop import Loop
+
+__all__ = ["broadcast"]
+
+
+def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
+    """Notify every open conversation; see ``IpcPeer.broadcast``."""
+    targets = [conversation for conversation in loop.conversations if conversation.is_open]
+    frames = _encode_for(targets, message)
+    stuck = []
+    taken = 0
+    for target in targets:
+        if target.channel.queued_bytes > HIGH_WATER:
+            stuck.append(target)
+        else:
+            taken += _send_to(target, message, frames[target.channel.share])
+    if stuck:
+        limit = None if timeout is None else loop.clock() + timeout
+        room = Until(lambda: all([c.channel.queued_bytes <= HIGH_WATER or not c.is_writable for c in stuck]))
+        loop.run(room, limit, dispatch=False)
+    for target in stuck:
+        if target.is_writable and target.channel.queued_bytes > HIGH_WATER:
+            target.dispatcher.report(target.stuck_error(timeout))
+        else:
+            taken += _send_to(target, message, frames[target.channel.share])
+    return taken
+
+
+def _encode_for(targets: list[Conversation], message: Message) -> dict[Any, Any]:
+    """Encode a message before it is sent to anybody.
+
+    Returns:
+        For each ``share`` of the targets' channels a frame, or the error that stands for it; None where a channel encodes
+        for itself.
+
+    Raises:
+        FrameTooLargeError: It is too large for all of them.
+    """
+    frames: dict[Any, Any] = {}
+    for target in targets:
+        share = target.channel.share
+        if share not in frames:
+            try:
+                frames[share] = None if share is None else target.channel.encode(message)
+            except FrameTooLargeError as exc:
+                frames[share] = exc
+    if frames and all([isinstance(frame, FrameTooLargeError) for frame in frames.values()]):
+        raise next(iter(frames.values()))
+    return frames
+
+
+def _send_to(target: Conversation, message: Message, frame: Any) -> int:
+    try:
+        if frame is None:
+            target.notify(message)
+        elif isinstance(frame, Exception):
+            raise frame
+        else:
+            target.send_frame(frame)
+        return 1
+    except Exception as exc:
+        target.dispatcher.report(exc)
+        return 0

@@ -1,0 +1,149 @@
+"""The calls that drive all sessions of a program, also from inside another loop.
+
+Checks what users pass, and hands it on to the loop behind it.
+"""
+
+from __future__ import annotations
+
+from .arguments import check_message, sendable
+from .core.broadcast import broadcast
+from .core.lifecycle import adopt, close_loop
+from .promise import check_timeout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .core.loop import Loop
+    from .messages import Message
+    from .session import Session
+
+__all__ = ["Ticking"]
+
+
+class Ticking:
+    """The half of ``IpcPeer`` that concerns all sessions at once.
+
+    Args:
+        loop: What it drives. From now on it is closed at the end of the interpreter at the latest.
+        timeout: See ``IpcPeer``.
+    """
+
+    def __init__(self, loop: Loop, timeout: float | None) -> None:
+        self.timeout = timeout
+        self._loop = loop
+        adopt(loop)
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """The sessions that are open, in the order in which they were made."""
+        return tuple([conversation.session for conversation in self._loop.conversations])
+
+    def tick(self, timeout: float | None = 0.0) -> int:
+        """Do one turn over all sessions: write what is queued, read what is there, dispatch it to handlers.
+
+        May be called inside handlers. A request whose deadline has passed is given up by a tick that finds nothing to
+        dispatch: its ``wait()`` raises ``RequestTimeoutError`` from then on.
+
+        Args:
+            timeout: 0 polls and returns at once; a number waits at most so many seconds for something to happen (a
+                message, the end of a session, a queue that has drained, a request that is overdue); None waits until
+                something happens. With nothing open, a number sleeps that long.
+
+        Returns:
+            How many messages were dispatched.
+
+        Raises:
+            StreamClosedError: ``timeout`` is None and nothing is open: it would wait for ever.
+            Exception: What an ``on_message`` handler has raised. The next tick goes on behind that message.
+        """
+        if timeout is not None and timeout != 0:
+            check_timeout(timeout)
+        return self._loop.tick(timeout)
+
+    def tick_for(self, seconds: float) -> int:
+        """Tick until so many seconds are over, whatever happens; handlers run. Raises as ``tick``.
+
+        Returns:
+            How many messages were dispatched.
+        """
+        if seconds is None:
+            raise TypeError("tick_for() takes a number of seconds, not None")
+        check_timeout(seconds)
+        clock = self._loop.clock
+        limit = clock() + seconds
+        count = self.tick(0)
+        while True:
+            left = limit - clock()
+            if left <= 0:
+                return count
+            count += self.tick(left)
+
+    def broadcast(self, message: Message) -> int:
+        """Notify every open session. The message is encoded once per serializer. Only ``on_exception`` handlers run.
+
+        A dead or stuck session hinders no other: the stuck ones together are waited for once, at most for the peer's
+        timeout. The ``on_exception`` handlers of a session that did not get it are told.
+
+        Returns:
+            How many sessions took it.
+
+        Raises:
+            TypeError: ``message`` is no Message.
+            SerializationError: It cannot travel. Nobody got it.
+            FrameTooLargeError: It is too large for every session. Nobody got it.
+        """
+        if type(message) not in sendable:
+            check_message("broadcast", message)
+        loop = self._loop
+        outer = loop.enter()
+        try:
+            return broadcast(loop, message, self.timeout)
+        finally:
+            loop.thread = outer
+
+    # -- inside another loop
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when ``tick(0)`` has something to do, for any other loop.
+
+        Wait for it, at most for as long as ``next_deadline()`` says, then call ``tick(0)``, in either case.
+
+        Raises:
+            OSError: This program's selector has none: call ``tick`` now and then.
+            RuntimeError: The peer is closed.
+        """
+        self._loop.check_open()
+        return self._loop.fileno()
+
+    def next_deadline(self) -> float | None:
+        """Return in how many seconds ``tick(0)`` is due though ``fileno()`` is not readable; None if never.
+
+        That is when a request is overdue, or something is looked at by time: a transport or a file without a descriptor
+        to wait for, a child that is ending, and where there is no pidfd (macOS) every child. Ask whenever the other loop
+        is about to wait: after each ``tick(0)``, and after each ``request()``. Looks through all pending requests.
+        """
+        loop = self._loop
+        if loop.closed and not loop.forked:
+            return None
+        outer = loop.enter()
+        try:
+            return loop.next_deadline()
+        finally:
+            loop.thread = outer
+
+    # -- closing
+
+    def close(self) -> None:
+        """Close every session and listener, and end children, side by side. A second call does nothing.
+
+        What is queued is written first, for at most a second in all; TCP connections on which the other side is still
+        talking are kept a second more. Then ``on_close`` handlers run, and children are waited for, 6 s in the worst
+        case: see ``Session.close``.
+        """
+        loop = self._loop
+        if loop.released:
+            return
+        outer = loop.enter()
+        try:
+            close_loop(loop)
+        finally:
+            loop.thread = outer
