@@ -253,14 +253,15 @@ def test_the_slave_of_a_php_master(tmp_path, names):
     (block,) = SLAVES
     classes = (
         "from dataclasses import dataclass\n"
-        "from stream_ipc import IpcPeer, Message, PhpMessageSerializer\n"
+        "from stream_ipc import Message\n"
         "@dataclass\n"
         "class TaskRequest(Message, wire_name='Readme\\\\TaskRequest'):\n    job: str\n"
         "@dataclass\n"
         "class TaskResponse(Message, wire_name='Readme\\\\TaskResponse'):\n    result: str\n"
     )
     script = tmp_path / "slave.py"
-    script.write_text(classes + block.text, encoding="utf-8")
+    script.write_text(block.text, encoding="utf-8")
+    (tmp_path / "messages.py").write_text(classes, encoding="utf-8")
     ours = {"__name__": "readme"}
     exec(compile(classes, "classes", "exec", dont_inherit=True), ours)
     with IpcPeer(stream_ipc.PhpMessageSerializer(), timeout=20) as peer:
