@@ -148,6 +148,8 @@ def open_connection(
     except TimeoutError as exc:
         if exc.errno is not None:  # the system's own
             raise
+        if loop.closed:
+            raise RuntimeError(f"this IpcPeer was closed while it was connecting to {place!r}") from None
         raise TimeoutError(late) from exc
 
 
@@ -162,8 +164,10 @@ def _check_context(context: Any, server_side: bool) -> None:
 
 
 def _check_owner(sock: socket.socket, place: Place) -> None:
+    # The user that it ran as when it began to listen: mostly root, if it has given up these rights since. Root may do as it
+    # likes anyway, so it is only another user that must not get what is meant for a listener of ours.
     user = other_user(sock)
-    if user is not None:
+    if user:
         raise PermissionError(
             errno.EACCES,
             f"refusing to connect to {place!r}: user {user} listens there, and this process runs as {os.geteuid()}",

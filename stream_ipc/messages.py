@@ -83,6 +83,18 @@ class LogMessage(Message, wire_name="StreamIpc\\Message\\LogMessage"):
     level: str = "info"
 
 
+def text_message(text: str, level: str) -> LogMessage:
+    """Return the message for text of a stream that is no message."""
+    message = LogMessage(text, level)
+    message.__dict__["_is_text"] = True
+    return message
+
+
+def is_text(message: Message) -> bool:
+    """Return whether a message was made by ``text_message``, here and not by the other side."""
+    return type(message) is LogMessage and "_is_text" in message.__dict__
+
+
 @dataclass
 class ErrorMessage(Message, wire_name="StreamIpc\\Message\\ErrorMessage"):
     """An error as text. As the reply to a request it makes the requester's ``wait()`` raise ``RemoteError``.

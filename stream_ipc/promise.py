@@ -5,19 +5,20 @@ Knows the conversation of a request, which sends it and waits for its reply.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from functools import partial
+from operator import attrgetter
+from weakref import ref
 
 from . import log
+from .core.replies import next_moment
 from .messages import Message
 from .transports.descriptors import wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any, Generic, TypeVar
+    from typing import Any, Generic, Literal, TypeVar, overload
 
     from .core.conversation import Conversation
     from .core.loop import Loop
@@ -97,7 +98,7 @@ class ResponsePromise(Generic[M_co]):
     @property
     def settled(self) -> bool:
         """Whether the outcome is known. Unlike ``done`` it does not look at the clock."""
-        return self._pending.settled
+        return self._pending.settled != 0
 
     @property
     def deadline(self) -> float | None:
@@ -111,7 +112,7 @@ class ResponsePromise(Generic[M_co]):
         if not pending.settled and pending.deadline is not None and self._conversation.loop.clock() >= pending.deadline:
             # A reply may lie in the stream: then wait() would still find it.
             return True
-        return pending.settled
+        return pending.settled != 0
 
     def wait(self, timeout: float | None = None) -> M_co:
         """Wait for the reply, and tick the whole peer meanwhile, so handlers run.
@@ -193,39 +194,98 @@ def _call(function: Callable[[Any], Any], kept: ResponsePromise[Any], promise: A
         log.error("a done callback of %r failed", kept, exc_info=True)
 
 
+_moment_of = attrgetter("_pending.settled")
+_conversation_of = attrgetter("_conversation")
+
+
 class _Waiting:
     """Waits for some of many promises, on any number of peers.
 
+    Nothing is registered before there is something to wait for, and then once for each session and not for each promise:
+    ``next(as_completed(pending))`` in a loop is to cost next to nothing for what is only looked at. What is registered are
+    weak references, so it needs no end.
+
     Attributes:
+        first: The first promise of those that had settled before the call, or None.
+        queue: Promises that have settled, in that order; those that had settled before the call are in the order given.
         settled: Whether enough have settled; what a loop's ``run`` looks at.
     """
 
     waits_alone = False
 
-    def __init__(self, promises: list[ResponsePromise[Any]], timeout: float | None) -> None:
+    def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
         check_timeout(timeout)
-        for promise in promises:
-            if not isinstance(promise, ResponsePromise):
-                raise TypeError(f"gather() and as_completed() take promises of request(), not {promise!r:.100}")
-        # In the order of settling; those that had settled before come first, in the order given. A dict, because a
-        # promise whose settling was interrupted enters itself again.
-        self.queue: dict[ResponsePromise[Any], None] = {p: None for p in promises if p.settled}
-        self._unsettled = [p for p in promises if not p.settled]
-        for promise in self._unsettled:
-            promise._pending.watch(self.queue.setdefault)
-        self._loops: list[Loop] = list(dict.fromkeys([p._conversation.loop for p in self._unsettled]))
-        self._clock = self._loops[0].clock if self._loops else None
-        self._limit = None if timeout is None or self._clock is None else self._clock() + timeout
-        count = itertools.count()  # so that the heap never compares promises
-        self._deadlines: list[tuple[float, int, ResponsePromise[Any]]] = [
-            (p.deadline, next(count), p) for p in self._unsettled if p.deadline is not None
-        ]
-        heapq.heapify(self._deadlines)
+        self._given: list[ResponsePromise[Any]] = list(promises)
+        self.first: ResponsePromise[Any] | None = self._find_settled()
+        self._left: dict[ResponsePromise[Any], None] | None = None  # made when it is needed
+        self._began = next_moment()
+        self._loops: list[Loop] = []
+        self._watched: list[tuple[list[ref[Any]], ref[Any]]] = []
+        self._watching = False  # all of them
+        self.queue: dict[ResponsePromise[Any], None] = {}
         self._wanted = 0
+        self._limit: float | None = None
+        self._clock: Callable[[], float] | None = None
+        if timeout is not None and self._given:
+            self._clock = self._given[0]._conversation.loop.clock
+            self._limit = self._clock() + timeout
+
+    @property
+    def left(self) -> dict[ResponsePromise[Any], None]:
+        """The promises that are not in the queue yet, nor were taken."""
+        if self._left is None:
+            for promise in self._given:
+                if not isinstance(promise, ResponsePromise):
+                    raise _no_promise(promise)
+            self._left = dict.fromkeys(self._given)
+        return self._left
 
     @property
     def settled(self) -> bool:
         return len(self.queue) >= self._wanted
+
+    def _find_settled(self) -> ResponsePromise[Any] | None:
+        promise: Any = None
+        try:
+            for promise in self._given:
+                if promise._pending.settled:
+                    return promise  # type: ignore[no-any-return]
+        except AttributeError:
+            raise _no_promise(promise) from None
+        return None
+
+    def note(self, promise: Any) -> None:
+        """Take note that a promise has settled. An interrupted call can be made again."""
+        left = self.left
+        # atomic: no calls
+        if promise in left:
+            self.queue[promise] = None
+            del left[promise]
+
+    def _watch(self) -> None:
+        """Be told of each promise that settles from now on, and find those that have settled."""
+        self.end()
+        for conversation in set(map(_conversation_of, self.left)):
+            watchers = conversation.replies.watchers
+            watcher = ref(self, watchers.remove)
+            self._watched.append((watchers, watcher))
+            watchers.append(watcher)
+        for promise in sorted(filter(_moment_of, self.left), key=self._order):
+            self.note(promise)
+        self._loops = list({conversation.loop for conversation in map(_conversation_of, self.left)})
+        self._watching = True
+
+    def _order(self, promise: ResponsePromise[Any]) -> int:
+        return max(promise._pending.settled, self._began)
+
+    def end(self) -> None:
+        """Leave nothing behind. What comes next begins anew."""
+        self._watching = False
+        while self._watched:
+            watchers, watcher = self._watched[-1]
+            if watcher in watchers:
+                watchers.remove(watcher)
+            del self._watched[-1]
 
     def until(self, wanted: int) -> bool:
         """Turn until that many are in the queue.
@@ -234,50 +294,38 @@ class _Waiting:
             Whether they are; if not, the time is over.
         """
         self._wanted = wanted
+        if not self.settled and not self._watching:
+            self._watch()
         while not self.settled:
-            while self._deadlines and self._deadlines[0][2].settled:
-                heapq.heappop(self._deadlines)
-            limit = self._limit
-            if self._deadlines and (limit is None or self._deadlines[0][0] < limit):
-                limit = self._deadlines[0][0]
             if len(self._loops) == 1:
-                self._loops[0].run(self, limit)
+                self._loops[0].run(self, self._limit)
             else:
-                self._turn_all(limit)  # a peer that is closed has settled its promises
-            if self.settled:
-                break
-            assert self._clock is not None
-            now = self._clock()
-            if limit is not None and now >= limit:
-                self._look_again(now)
-            while self._deadlines and self._deadlines[0][0] <= now:
-                promise = heapq.heappop(self._deadlines)[2]
-                if not promise.settled:
-                    promise._conversation.replies.give_up(promise._pending)
-            if not self.settled and self._limit is not None and now >= self._limit:
-                return False
+                self._turn_all()  # a peer that is closed has settled its promises
+            if self._limit is not None and self._clock is not None and self._clock() >= self._limit:
+                if not self.settled:
+                    self._look_again()
+                return self.settled
         return True
 
-    def _look_again(self, now: float) -> None:
+    def _look_again(self) -> None:
         """Take what was there in time and could not be read."""
-        over = self._limit is not None and now >= self._limit
-        for promise in self._unsettled:
-            if promise.settled or not (over or (promise.deadline is not None and promise.deadline <= now)):
-                continue
-            if promise._conversation.has_reply(promise._pending):
-                loop = promise._conversation.loop
-                loop.run(promise._pending, loop.clock())
+        pending: dict[Conversation, list[Pending]] = {}
+        for promise in self.left:
+            pending.setdefault(promise._conversation, []).append(promise._pending)
+        for conversation, requests in pending.items():
+            conversation.look_again(requests, self._limit)
 
-    def _turn_all(self, limit: float | None) -> None:
+    def _turn_all(self) -> None:
         # Each loop has its own clock and poller; their descriptors can be waited for together.
         for loop in self._loops:
             if not loop.closed:
-                loop.tick(0)
+                loop.run(self, 0)
         self._loops = [loop for loop in self._loops if not loop.closed]
         if self.settled or not self._loops:
             return
-        assert self._clock is not None
-        wait = 0.05 if limit is None else min(0.05, max(0.0, limit - self._clock()))
+        wait = 0.05
+        if self._limit is not None and self._clock is not None:
+            wait = min(wait, max(0.0, self._limit - self._clock()))
         for loop in self._loops:  # some of their transports may have no descriptor
             due = loop.next_deadline()
             if due is not None:
@@ -289,44 +337,73 @@ class _Waiting:
         else:
             wait_readable(fds, wait)
 
-    def end(self) -> None:
-        for promise in self._unsettled:
-            promise._pending.unwatch(self.queue.setdefault)
+
+def _no_promise(given: Any) -> TypeError:
+    return TypeError(f"gather() and as_completed() take promises of request(), not {given!r:.100}")
 
 
 def _too_few(left: int, count: int, timeout: float | None) -> TimeoutError:
     return TimeoutError(f"{left} of {count} requests got no reply within {timeout} s; they are still pending")
 
 
-def gather(promises: Iterable[ResponsePromise[M]], timeout: float | None = None) -> list[M]:
+if TYPE_CHECKING:
+
+    @overload
+    def gather(promises: Iterable[ResponsePromise[M]], timeout: float | None = None) -> list[M]: ...
+
+    @overload
+    def gather(
+        promises: Iterable[ResponsePromise[M]], timeout: float | None = None, *, return_exceptions: Literal[False]
+    ) -> list[M]: ...
+
+    @overload
+    def gather(
+        promises: Iterable[ResponsePromise[M]], timeout: float | None = None, *, return_exceptions: bool
+    ) -> list[M | Exception]: ...
+
+
+def gather(
+    promises: Iterable[ResponsePromise[Any]], timeout: float | None = None, *, return_exceptions: bool = False
+) -> list[Any]:
     """Wait until all have settled, and tick every peer concerned meanwhile.
 
     Args:
         promises: What ``request()`` returned, of any sessions.
         timeout: Seconds in all; None waits until each request's own deadline.
+        return_exceptions: Let the errors of requests stand in the list, in place of replies.
 
     Returns:
         The replies, in the order of the promises.
 
     Raises:
         TimeoutError: ``timeout`` has passed; the text says how many are unfinished. They are still pending.
-        Exception: The first error in the order of the promises, once all have settled; see ``ResponsePromise.wait``.
+        Exception: The first error in the order of the promises, once all have settled; see ``ResponsePromise.wait``. Or
+            what an ``on_message`` handler has raised.
     """
     given = list(promises)
-    unique = list(dict.fromkeys(given))
-    waiting = _Waiting(unique, timeout)
+    waiting = _Waiting(given, timeout)
+    count = len(waiting.left)
     try:
-        if not waiting.until(len(unique)):
-            raise _too_few(len(unique) - len(waiting.queue), len(unique), timeout)
+        if not waiting.until(count):
+            raise _too_few(len(waiting.left), count, timeout)
     finally:
         waiting.end()
-    return [promise.wait() for promise in given]
+    return [_outcome(promise) if return_exceptions else promise.wait() for promise in given]
+
+
+def _outcome(promise: ResponsePromise[Any]) -> Any:
+    """Return the reply, or the error in its place."""
+    outcome = promise._pending.outcome
+    return outcome.with_traceback(None) if isinstance(outcome, BaseException) else outcome
 
 
 def as_completed(
     promises: Iterable[ResponsePromise[M]], timeout: float | None = None
 ) -> Iterator[ResponsePromise[M]]:
     """Yield each promise as it settles, in the order of settling, and tick every peer concerned meanwhile.
+
+    An iterator that is dropped, or has timed out, leaves nothing behind, so ``next(as_completed(pending))`` in a loop is
+    as good as one iterator.
 
     Args:
         promises: What ``request()`` returned, of any sessions.
@@ -339,32 +416,42 @@ def as_completed(
         TimeoutError: ``timeout`` has passed; the text says how many are unfinished. They are still pending.
         Exception: What an ``on_message`` handler has raised; ``next()`` on the same iterator goes on.
     """
-    unique: dict[ResponsePromise[M], None] = dict.fromkeys(promises)
     # The clock starts at the call and not at the first next(), as the reader of the call expects.
-    return _AsCompleted(list(unique), timeout)
+    return _AsCompleted(promises, timeout)
 
 
 class _AsCompleted:
     """An iterator and no generator: a handler's error comes out of ``next()``, and the next ``next()`` goes on."""
 
-    def __init__(self, promises: list[ResponsePromise[Any]], timeout: float | None) -> None:
-        self._left = self._count = len(promises)
+    def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
         self._timeout = timeout
         self._waiting = _Waiting(promises, timeout)
+        self._taken = 0
 
     def __iter__(self) -> _AsCompleted:
         return self
 
     def __next__(self) -> ResponsePromise[Any]:
-        if not self._left:
-            self._waiting.end()
+        waiting = self._waiting
+        promise = waiting.first
+        if promise is not None and not self._taken:  # maybe nobody asks for another
+            self._taken = 1
+            return promise
+        if promise is not None:
+            waiting.left.pop(promise, None)
+            waiting.first = None
+        left = len(waiting.left) + len(waiting.queue)
+        if not left:
+            waiting.end()
             raise StopIteration
-        if not self._waiting.until(1):
-            raise _too_few(self._left, self._count, self._timeout)
-        queue = self._waiting.queue
+        if not waiting.until(1):
+            waiting.end()
+            raise _too_few(left, left + self._taken, self._timeout)
+        queue = waiting.queue
         for promise in queue:
             break
+        assert promise is not None
         # atomic: no calls
         del queue[promise]
-        self._left -= 1
+        self._taken += 1
         return promise

@@ -212,25 +212,38 @@ class Session:
 
     # -- receiving
 
-    def receive(self, timeout: float | None = None) -> Message:
-        """Tick the whole peer until the next notification arrives, so handlers run. ``on_message`` handlers see it too.
+    if TYPE_CHECKING:
 
-        Only what arrives during a call is returned: what a tick or a ``wait()`` has dispatched before is not kept. Text
-        of a child, and errors of decoding, are notifications, too: ``LogMessage`` and ``ErrorMessage``.
+        @overload
+        def receive(self, timeout: float | None = None) -> Message: ...
+
+        @overload
+        def receive(self, timeout: float | None = None, *, expect: type[M]) -> M: ...
+
+    def receive(self, timeout: float | None = None, *, expect: type[Any] = Message) -> Any:
+        """Return the next notification; ticks the whole peer until there is one, so handlers run.
+
+        ``on_message`` handlers see what it returns, too. What came before, in a tick or a ``wait()``, is returned if no
+        handler was there for it: such notifications are kept, the newest 1000 of a session or 4 MiB. Text of a child is
+        not kept. That text, and errors of decoding, are notifications, too: ``LogMessage`` and ``ErrorMessage``.
 
         Args:
             timeout: Seconds; 0 takes what is there; None waits without limit.
+            expect: Return the next one of this class, and leave the others.
 
         Returns:
             The notification.
 
         Raises:
             TimeoutError: Nothing came in time.
-            StreamClosedError: The session is closed.
+            StreamClosedError: The session is closed, and nothing is kept.
+            TypeError: ``expect`` is no message class.
             Exception: What an ``on_message`` handler has raised. The message is returned by the next call.
         """
         check_timeout(timeout)
-        return self._conversation.receive(timeout)
+        if expect is not Message:
+            check_expect(expect)
+        return self._conversation.receive(timeout, expect)
 
     def tick(self, timeout: float | None = 0.0) -> int:
         """Do one turn over all sessions of the peer, as ``IpcPeer.tick`` does.

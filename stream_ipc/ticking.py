@@ -60,7 +60,7 @@ class Ticking:
         return self._loop.tick(timeout)
 
     def tick_for(self, seconds: float) -> int:
-        """Tick until so many seconds are over, whatever happens; handlers run. Raises as ``tick``.
+        """Tick until so many seconds are over, whatever happens but ``wakeup()``; handlers run. Raises as ``tick``.
 
         Returns:
             How many messages were dispatched.
@@ -70,12 +70,26 @@ class Ticking:
         check_timeout(seconds)
         clock = self._loop.clock
         limit = clock() + seconds
+        wakeups = self._loop.wakeups
         count = self.tick(0)
         while True:
             left = limit - clock()
-            if left <= 0:
+            if left <= 0 or self._loop.wakeups != wakeups:
                 return count
             count += self.tick(left)
+
+    def wakeup(self) -> None:
+        """Make the tick that is under way, or else the next one, return at once, be it with 0; ``tick_for``, too.
+
+        A ``wait()``, ``receive()``, ``flush()`` or ``connect()`` looks around and goes on. For a program that waits for
+        something else, too: the handler of SIGTERM sets a flag and calls this, a thread puts its result into a queue and
+        calls this, and the loop around ``tick(None)`` looks.
+
+        The one method that any thread and any signal handler may call at any time. Neither blocks nor raises. Does nothing
+        once the peer is closed, nor in a forked copy of the process. Several calls before one tick count once.
+        """
+        if not self._loop.closed and not self._loop.forked:
+            self._loop.waker.wake()
 
     def broadcast(self, message: Message) -> int:
         """Notify every open session. The message is encoded once per serializer. Only ``on_exception`` handlers run.

@@ -4,7 +4,9 @@ import errno
 import fcntl
 import gc
 import os
+import re
 import select
+import shutil
 import socket
 import stat
 import subprocess
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import stream_ipc.listener
 from stream_ipc import IpcPeer, LogMessage, Session, StreamClosedError
 from tests.helpers import (
     Alarms,
@@ -655,13 +658,66 @@ def test_other_users_are_refused(peer, host, monkeypatch, caplog):
 
 
 def test_listener_of_another_user_is_not_talked_to(peer, host, path, monkeypatch):
-    me = os.geteuid()
+    monkeypatch.setattr(stream_ipc.listener, "other_user", lambda sock: 4711)
     with peer.listen(path, host):
-        monkeypatch.setattr(os, "geteuid", lambda: me + 1)
         with pytest.raises(PermissionError) as caught:
             peer.connect(path)
-        assert repr(path) in str(caught.value) and f"user {me}" in str(caught.value)
-        monkeypatch.undo()
+        assert repr(path) in str(caught.value) and "user 4711" in str(caught.value)
+
+
+USERS = """
+import os, sys
+from stream_ipc import IpcPeer, LogMessage
+path, listens_as, serves_as, connects_as = sys.argv[1], *map(int, sys.argv[2:])
+os.setgroups([])
+ready, go = os.pipe()
+server = os.fork()
+if not server:
+    peer = IpcPeer(timeout=20)
+    os.setresuid(listens_as, listens_as, 0)
+    def serve(session):
+        session.on_request(lambda message: message)
+        session.on_close(lambda session: os._exit(0))
+    listener = peer.listen(path, serve)
+    os.setresuid(0, 0, 0)
+    os.chown(path, connects_as, -1)
+    os.setresuid(serves_as, serves_as, serves_as)
+    os.write(go, b"x")
+    while True:
+        peer.tick(None)
+os.read(ready, 1)
+os.setresuid(connects_as, connects_as, 0)
+peer = IpcPeer(timeout=20)
+try:
+    print(peer.connect(path).request(LogMessage("served")).wait().message)
+except Exception as exc:
+    print(type(exc).__name__, exc)
+finally:
+    peer.close()
+    os.setresuid(0, 0, 0)
+    os.kill(server, 9)
+    os.waitpid(server, 0)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
+@pytest.mark.parametrize(
+    ("listens", "serves", "connects", "shown"),
+    [
+        (0, 65534, 65534, "served"),  # it was bound before the process gave up the rights of root
+        (65533, 65534, 65534, "PermissionError .* user 65533 listens there"),
+        (65534, 65534, 65534, "served"),
+        (0, 65533, 65534, "StreamClosedError "),  # that one runs as another user
+    ],
+)
+def test_who_may_talk_to_whom(listens, serves, connects, shown):
+    folder = tempfile.mkdtemp(dir="/tmp")
+    os.chmod(folder, 0o777)
+    try:
+        done = run_python(USERS, folder + "/s", str(listens), str(serves), str(connects), strict=False)
+        assert re.search(shown, done.stdout), done.stdout + done.stderr
+    finally:
+        shutil.rmtree(folder)
 
 
 # -- wrong addresses

@@ -1819,6 +1819,69 @@ def test_small_plain_messages_are_written_as_a_pickler_would() -> None:
                 assert repr(back) == repr(message)
 
 
+def test_an_annotation_does_not_say_what_a_field_holds() -> None:
+    @dataclass
+    class Said(Message, wire_name="test.Said"):
+        a: str
+        b: int | None
+        c: Optional[bytes] = None
+
+    @dataclass
+    class Text(Message, wire_name="test.Text"):
+        text: str
+        number: int | None = None
+
+    class Str(str):
+        pass
+
+    point = Point(1)
+    large = b"x" * 100_000
+    for message in (Said("a", 1), Text("a", 1), Text("a")):
+        assert travel(message) == message
+    for value in (None, 1, "x" * 5000, large, [1, point], {"k": point}, point, Color.RED, datetime.date.max, Level.LOW):
+        for message in (Said(value, 1), Said("a", value), Said("a", 1, value), Text(value), Text("a", value)):  # type: ignore[arg-type]
+            back = travel(RequestEnvelope("1", message)).request
+            assert back == message
+            assert list(map(type, vars(back).values())) == list(map(type, vars(message).values()))
+    shared = travel(Text(point, point))  # type: ignore[arg-type]
+    assert shared.text is shared.number
+    strangers: list[Any] = [Str("a"), Unregistered(), Unregistered, print, memoryview(b"")]
+    for stranger in strangers:
+        for message in (Text(stranger), Text("a", stranger)):
+            with pytest.raises(SerializationError, match=r"^Text\.(text|number)"):
+                S.serialize(message)
+    odd: Any = dataclass(type("Odd", (Message,), {"__annotations__": {"a": []}}))  # an annotation that has no hash
+    assert travel(odd(1)) == odd(1)
+    parts = S.serialize_parts(0, None, Text(large))  # type: ignore[arg-type]
+    assert any(part is large for part in parts)
+
+
+@pytest.mark.parametrize("kw_only", [False, True])
+def test_attrs_classes_whose_parameters_have_other_names(kw_only: bool) -> None:
+    attr: Any = pytest.importorskip("attr", reason="attrs is not installed")
+
+    @attr.define(kw_only=kw_only)
+    class Private(Message):
+        _a: Any
+        b: int = attr.field(default=2, alias="bee")
+
+    for _ in range(3):  # the first of a class is not built by a compiled function
+        cls: Any = Private
+        for message in (cls(a=1), ResponseEnvelope("1", cls(a=cls(a=1, bee=3)))):
+            assert travel(message) == message
+
+
+def test_an_id_that_is_no_text_is_the_picklers() -> None:
+    @dataclass
+    class Numbered(Message, wire_name="test.Numbered"):
+        number: int
+
+    assert pickle.loads(S.serialize(RequestEnvelope(7, Numbered(1))))[:2] == (1, 7)  # type: ignore[arg-type]
+    for id in (Unregistered(), Unregistered, print):
+        with pytest.raises(SerializationError, match="Unregistered|print|builtin"):
+            S.serialize(RequestEnvelope(id, Numbered(1)))  # type: ignore[arg-type]
+
+
 def test_an_error_names_the_field_behind_values_that_are_taken_apart() -> None:
     for count in range(1, 60):
         values = [collections.OrderedDict(a=1, b=[2]) for _ in range(count)]

@@ -650,15 +650,18 @@ def two_inputs(peer: IpcPeer) -> Tuple[Session, int, int, int]:
 def test_a_device_that_kqueue_refuses_is_always_ready(
     peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, refused: int
 ) -> None:
+    refuses: List[bool] = []
+
     class Kqueue(selectors.PollSelector):  # type: ignore[name-defined, misc, unused-ignore]
         def register(self, fd: Any, events: int, data: Any = None) -> Any:
-            if stat.S_IFMT(os.fstat(fd).st_mode) == refused:
+            if refuses and stat.S_IFMT(os.fstat(fd).st_mode) == refused:
                 raise OSError(errno.EINVAL, "Invalid argument")
             return super().register(fd, events, data)
 
     monkeypatch.delattr(select, "epoll", raising=False)
     monkeypatch.setattr(selectors, "DefaultSelector", Kqueue)
     with IpcPeer() as other:
+        refuses.append(True)
         read, write = os.pipe()
         os.close(write)
         device = other.create_stream_session(os.open(os.devnull, os.O_WRONLY), os.open(os.devnull, os.O_RDONLY))

@@ -15,6 +15,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from .. import log
+from ..transports.base import POLL_INTERVAL
 from ..transports.shield import Shield
 from ..transports.sockets import describe_address, is_unix, other_user, stop_writing, tune
 from .poller import READ, Poller
@@ -101,9 +102,11 @@ class Acceptor:
         self._next = 0  # whose turn it is among those that are ready
         self._identity = self._identify()
         self._poller = Poller()
+        self._fd = -1  # of the poller; it has none under gevent, and is looked at by time then
         try:
             self._poller.watch(sock.fileno(), READ, self)
-            self._fd = self._poller.fileno()
+            if self._poller.has_fileno:
+                self._fd = self._poller.fileno()
         except BaseException:
             self._poller.close()
             raise
@@ -115,7 +118,10 @@ class Acceptor:
     def start(self) -> None:
         """Begin to be watched."""
         self.loop.listeners[self] = None
-        self.loop.watch(self._fd, READ, self)
+        if self._fd >= 0:
+            self.loop.watch(self._fd, READ, self)
+        else:
+            self.loop.set_polled(self, POLL_INTERVAL)
         log.debug("listener %r opened", self.place)
 
     def end(self) -> None:
@@ -128,7 +134,9 @@ class Acceptor:
         if self._file is not None:
             self._file.remove()
         loop.set_timer(self, None)
-        loop.unwatch(self._fd, self)
+        loop.set_polled(self, None)
+        if self._fd >= 0:
+            loop.unwatch(self._fd, self)
         self._close_descriptors()
 
     def abandon(self) -> None:
@@ -159,6 +167,10 @@ class Acceptor:
 
     def on_ready(self, fd: int, events: int) -> None:
         """Accept connections and go on with handshakes, as far as one turn should."""
+        self.look()
+
+    def look(self) -> None:
+        """Do the same without being told that something is ready."""
         if self.closed:
             return
         ready = self._poller.poll(0)
@@ -179,7 +191,7 @@ class Acceptor:
         for handshake in tuple(self._handshakes.values()):
             if handshake.due > now:
                 break
-            self._drop(handshake, "it took too long")
+            self._give_up(handshake, "it took too long")
         if self._paused_until is not None and now >= self._paused_until:
             self.check()
             if self.closed:
@@ -263,6 +275,13 @@ class Acceptor:
             log.debug("%r: a connection was lost before it had a session: %s", self, exc)
             sock.close()
 
+    def _give_up(self, handshake: _Handshake, why: str) -> None:
+        """Drop a handshake, unless what it waits for is there and could only not be read."""
+        with Shield():
+            self._step(handshake)
+        if handshake.sock.fileno() in self._handshakes:
+            self._drop(handshake, why)
+
     def _drop(self, handshake: _Handshake, why: str) -> None:
         log.info("%r: the TLS handshake of a connection %s failed: %s", self, handshake.name, why)
         self._forget(handshake)
@@ -280,7 +299,7 @@ class Acceptor:
             break
         if self.loop.clock() - handshake.since < _YOUNG:
             return False
-        self._drop(handshake, "others are waiting")
+        self._give_up(handshake, "others are waiting")
         return True
 
     def _pause(self) -> None:

@@ -35,6 +35,9 @@ def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
         limit = None if timeout is None else loop.clock() + timeout
         room = Until(lambda: all([c.channel.queued_bytes <= HIGH_WATER or not c.is_writable for c in stuck]))
         loop.run(room, limit, dispatch=False)
+        for target in stuck:
+            if target.is_writable and target.channel.queued_bytes > HIGH_WATER:
+                target.look_for_room(limit)
     for target in stuck:
         if target.is_writable and target.channel.queued_bytes > HIGH_WATER:
             target.dispatcher.report(target.stuck_error(timeout))
@@ -68,6 +71,8 @@ def _encode_for(targets: list[Conversation], message: Message) -> dict[Any, Any]
 
 def _send_to(target: Conversation, message: Message, frame: Any) -> int:
     try:
+        if target.port.invalid is not None:
+            raise target.closed_error()
         if frame is None:
             target.notify(message)
         elif isinstance(frame, Exception):

@@ -95,6 +95,7 @@ class Closing:
         conversation = self._conversation
         assert conversation.reason is not None
         conversation.dispatcher.inbox.clear()
+        conversation.dispatcher.kept.end()
         conversation.replies.fail_all(conversation.reason)
 
     def _tell(self) -> None:

@@ -8,20 +8,20 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from ..errors import RequestTimeoutError, StreamClosedError, describe
+from ..errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, REQUEST, Message, ResponseEnvelope
 from .closing import Closing
 from .conditions import Until
 from .dispatcher import HIGH_WATER, Dispatcher
 from .hints import silence_hint
-from .loop import MAX_DEPTH
+from .kept import Wanted
 from .port import Port
 from .replies import Replies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from ..transports.base import Channel
@@ -79,13 +79,15 @@ class Conversation:
 
     @property
     def is_writable(self) -> bool:
-        """Whether it is open and its stream has not ended."""
-        return self.is_open and self.channel.ended is None
+        """Whether it is open and its stream has neither ended nor been closed by its owner."""
+        return self.is_open and self.channel.ended is None and self.port.invalid is None
 
-    def closed_error(self) -> StreamClosedError | RuntimeError:
+    def closed_error(self) -> StreamClosedError | InvalidStreamError | RuntimeError:
         """Return the error for a call that comes too late, or in a forked process."""
         if self.loop.forked:
             return self.loop.refusal()
+        if self.is_open and self.port.invalid is not None:
+            return InvalidStreamError(str(self.port.invalid))
         reason = self.reason or self.channel.ended
         text = f"is being closed ({self.name})" if reason is None else f"is closed: {reason}"
         error = StreamClosedError(f"the session {text}")
@@ -115,7 +117,7 @@ class Conversation:
         try:
             self.channel.post(REQUEST, pending.id, message)
         except BaseException as exc:
-            pending.settled = True  # nobody will ever see it
+            pending.settled = 1  # nobody will ever see it
             replies.forget(pending)
             self.port.post_failed(exc)
             raise
@@ -150,11 +152,21 @@ class Conversation:
             return
         loop = self.loop
         limit = None if timeout is None else loop.clock() + timeout
+        self.port.check()
         loop.run(Until(lambda: channel.queued_bytes <= HIGH_WATER or not self.is_writable), limit, dispatch=False)
+        if channel.queued_bytes > HIGH_WATER and self.is_writable:
+            self.look_for_room(limit)
         if not self.is_writable:
             raise self.closed_error()
         if channel.queued_bytes > HIGH_WATER:
             raise self.stuck_error(timeout)
+
+    def look_for_room(self, limit: float | None) -> None:
+        """Write what the other side takes, in case that this process was kept from looking: this is the last look."""
+        try:
+            self.port.write_on(self._late(limit))
+        except (StreamClosedError, InvalidStreamError):
+            pass  # the port has taken note of it
 
     def stuck_error(self, timeout: float | None) -> RequestTimeoutError:
         """Return the error for a message that could not leave."""
@@ -196,7 +208,7 @@ class Conversation:
             limit = None if timeout is None else loop.clock() + timeout
             loop.run(Until(lambda: not channel.queued_bytes or not self.is_writable), limit, dispatch=False)
             if channel.queued_bytes and self.is_writable:
-                self.port.write()  # it may have been read while this process was kept from looking
+                self.look_for_room(limit)
             if not self.is_writable:
                 raise self.closed_error()
             if channel.queued_bytes:
@@ -222,8 +234,8 @@ class Conversation:
             if limit is None or own < limit:
                 limit = own
         loop.run(pending, limit)
-        if not pending.settled and self.has_reply(pending):
-            loop.run(pending, loop.clock())  # what stands before it is dispatched first
+        if not pending.settled:
+            self.look_again((pending,), limit)
         if not pending.settled:
             if pending.deadline is not None and loop.clock() >= pending.deadline:
                 self.replies.give_up(pending)
@@ -233,16 +245,33 @@ class Conversation:
                 raise TimeoutError(f"{text} ({self.name}); wait again later")
             raise TimeoutError(f"{self.replies.silence(pending, timeout)}; it is still pending")
 
-    def has_reply(self, pending: Pending) -> bool:
-        """Look at the stream once more, and return whether a reply is there and only has to be dispatched."""
+    def _late(self, limit: float | None) -> float:
+        """Return how many seconds ago the time was over."""
+        return 0.0 if limit is None else self.loop.clock() - limit
+
+    def look_again(self, requests: Iterable[Pending], limit: float | None) -> None:
+        """Take the replies that had come in time though this process could not read them: this is the last look.
+
+        Args:
+            requests: What is waited for.
+            limit: Until when.
+        """
+        loop = self.loop
         if self.state is not OPEN:
-            return False
-        outer = self.loop.enter()
+            return
+        outer = loop.enter()
         try:
-            self.port.drain()
+            self.port.catch_up(self._late(limit))
         finally:
-            self.loop.thread = outer
-        return self.loop.depth < MAX_DEPTH and pending.id in self._arrived()
+            loop.thread = outer
+        arrived = self._arrived()
+        for pending in requests:
+            while not pending.settled and pending.id in arrived:
+                turns = loop.turns
+                loop.run(pending, loop.clock())  # what stands before it is dispatched first
+                if loop.turns == turns and not pending.settled:
+                    self.dispatcher.settle_replies()  # what stands before it has to wait
+                    break
 
     def _arrived(self) -> set[Any]:
         """Return the ids of the replies in the inbox."""
@@ -264,39 +293,56 @@ class Conversation:
                 due = self._lingers_until
         replies = self.replies
         if now >= replies.due and self.state is OPEN:
-            self.port.drain()
+            self.port.catch_up(now - replies.due)
             arrived = self._arrived()
             if replies.expire(now, arrived):
                 loop.progress += 1
-            elif arrived:
+            elif arrived and self.dispatcher.has_work:
                 loop.mark(self.dispatcher)
+            elif arrived:  # what stands before these has to wait
+                loop.progress += self.dispatcher.settle_replies()
         else:
             replies.expire(-math.inf, set())
         loop.set_timer(self, min(due, replies.due))
 
-    def receive(self, timeout: float | None) -> Message:
+    def receive(self, timeout: float | None, expect: type) -> Message:
         """Turn until a notification arrives, and return it."""
         loop = self.loop
-        loop.check_entry()
-        received = self.dispatcher.received
-        if not received:
-            if not self.is_open:
-                raise self.closed_error()
-            waiting = self.dispatcher.receiving
-            try:
-                self.dispatcher.receiving = waiting + 1
-                limit = None if timeout is None else loop.clock() + timeout
-                loop.run(Until(lambda: bool(received) or self.state is not OPEN), limit)
-            finally:
-                self.dispatcher.receiving = waiting
-        if received:
-            # atomic: no calls
-            message = received[0]
-            del received[0]
-            return message
-        if self.state is not OPEN:
-            raise self.closed_error()
-        raise TimeoutError(f"no notification within {timeout} s ({self.name})")
+        kept = self.dispatcher.kept
+        outer = loop.enter()
+        try:
+            limit = None if timeout is None else loop.clock() + timeout
+            while True:
+                entry = kept.find(expect)
+                if entry is not None:
+                    self.dispatcher.offer(entry)
+                    return kept.take(entry)
+                if self.state is not OPEN:
+                    raise self.closed_error()
+                if not self._await(Wanted(expect), limit):
+                    within = "" if timeout is None else f" within {timeout} s"
+                    raise TimeoutError(f"no notification{_of(expect)}{within} ({self.name})")
+        finally:
+            loop.thread = outer
+
+    def _await(self, wanted: Wanted, limit: float | None) -> bool:
+        """Turn until a notification is there, or the session is closed; returns whether that is so."""
+        loop = self.loop
+        waiting = self.dispatcher.kept.waiting
+        try:
+            waiting.append(wanted)
+            loop.run(wanted, limit)
+            if not wanted.settled and self.state is OPEN:
+                self.port.catch_up(self._late(limit))
+                goal = loop.turns + len(self.dispatcher.inbox)
+                turns = -1
+                while not wanted.settled and turns < loop.turns < goal:
+                    turns = loop.turns
+                    loop.run(wanted, loop.clock())
+        finally:
+            if wanted in waiting:
+                waiting.remove(wanted)
+        return wanted.settled or self.state is not OPEN
 
     # -- closing
 
@@ -400,3 +446,7 @@ class Conversation:
             text = rest if found else text
         text = text.partition("\n")[0].partition("; ")[0].replace(f" ({self.name})", "")
         return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _of(expect: type) -> str:
+    return "" if expect is Message else f" of class {expect.__name__}"

@@ -23,10 +23,11 @@ from ..errors import (
     describe,
 )
 from ..handlers import HandlerList, name_of
-from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
+from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope, is_text
 from ..registry import type_info
 from ..transports.base import End
 from .items import Answer, Delivery, Failure, Opening
+from .kept import Entry, Kept, weigh
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,13 +53,12 @@ ENVELOPES = frozenset({RequestEnvelope, ResponseEnvelope})
 class Dispatcher:
     """Works off the inbox of one conversation.
 
-    Owns the inbox, the handlers, and the notifications that calls of ``receive`` wait for.
+    Owns the inbox and the handlers.
 
     Attributes:
         inbox: Messages, errors that stand for messages, and other items, in order.
         port: Moves the bytes; set by the conversation.
-        receiving: How many calls wait for a notification.
-        received: What they will return.
+        kept: Notifications for calls of ``receive``.
     """
 
     def __init__(self, conversation: Conversation, session: Any) -> None:
@@ -66,8 +66,7 @@ class Dispatcher:
         self.on_message = HandlerList("on_message", of_messages=True)
         self.on_request = HandlerList("on_request", of_messages=True)
         self.on_exception = HandlerList("on_exception")
-        self.receiving = 0
-        self.received: deque[Message] = deque()
+        self.kept = Kept(conversation.name)
         self._conversation = conversation
         self._session = session
         self._by_class = self.on_message.by_class
@@ -205,8 +204,8 @@ class Dispatcher:
         """
         inbox = self.inbox
         error: Exception | None = None
-        if self.receiving and type(item) is not Delivery and self.receiving > len(self.received):
-            item = self._receive(item, message, handlers)
+        if (not handlers or self.kept.waiting) and type(item) is not Delivery:
+            item = self._keep(item, message, handlers)
         left = len(handlers)
         for handler in handlers:
             left -= 1
@@ -245,14 +244,36 @@ class Dispatcher:
         if error is not None:
             raise error
 
-    def _receive(self, item: Any, message: Message, handlers: tuple[Handler, ...]) -> Any:
-        """Give a message to a call that waits for one; returns what stands for it in the inbox from now on."""
+    def _keep(self, item: Any, message: Message, handlers: tuple[Handler, ...]) -> Any:
+        """Keep a message for a call of ``receive``; returns what stands for it in the inbox from now on."""
+        wanted = self.kept.wanted_by(message)
+        if wanted is None and (handlers or is_text(message)):
+            return item
+        entry = Entry(message, 0, None) if wanted is not None else Entry(message, weigh(message), True)
         delivery = Delivery(message, handlers)
+        kept = self.kept
         if self.inbox and self.inbox[0] is item:
             # atomic: no calls
-            self.received += (message,)
+            kept.entries += (entry,)
+            kept.size += entry.size
             self.inbox[0] = delivery
+            if wanted is not None:
+                wanted.settled = True
+            kept.trim()
         return delivery
+
+    def offer(self, entry: Entry) -> None:
+        """Give a kept message to the handlers that were not there when it came."""
+        message = entry.message
+        handlers = self.on_message.of(type(message))
+        if not entry.unseen or not handlers or not self._conversation.is_open:
+            return
+        delivery = Delivery(message, handlers)
+        for entry.unseen in map(self.inbox.appendleft, (delivery,)):  # None: an interruption does not come in between
+            break
+        self._scanned = 0
+        self._loop.mark(self)
+        self._deliver(delivery, message, handlers)
 
     def _serve(self, item: RequestEnvelope) -> int | None:
         """Ask the handlers of a request, and send the reply."""

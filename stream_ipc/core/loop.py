@@ -19,8 +19,9 @@ from ..transports.base import finish
 from .embedding import Embedding
 from .guard import Guard
 from .inspection import Inspection
-from .poller import Poller
+from .poller import READ, Poller
 from .timers import Timers
+from .waker import Waker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Loop(Guard):
         depth: How many dispatches are under way, one inside the other.
         starving: Whether a wait is under way that does not dispatch.
         attended: Whether something may be corked, ending or to be looked at without a descriptor.
+        waker: Makes the tick that is under way, or the next one, return at once.
+        wakeups: Counts ticks that have returned for this.
         progress: Counts drained queues, and conversations that opened or closed.
     """
 
@@ -82,6 +85,13 @@ class Loop(Guard):
         self._polled: dict[Any, float] = {}  # tasks that are looked at without a descriptor, and how often
         self._endings: list[Ending] = []
         self._embedding: Embedding | None = None  # once fileno() was asked for
+        self.wakeups = 0
+        self.waker = Waker()
+        try:
+            self.poller.watch(self.waker.fd, READ, self.waker)
+        except BaseException:
+            self.waker.close()
+            raise
 
     # -- tasks
 
@@ -224,6 +234,10 @@ class Loop(Guard):
                 if until is not None:
                     if until.settled:
                         return count
+                elif looked and self.waker.called:
+                    self.waker.called = False
+                    self.wakeups += 1
+                    return count
                 elif looked and (count or not limit or self.progress != progress or (limit == math.inf and self.is_empty)):
                     return count
                 now = self.clock()
@@ -238,6 +252,8 @@ class Loop(Guard):
                     if until is not None and not (self.conversations or until.waits_alone):
                         return count
                     wait = self._prepare(wait, starving)
+                if until is None and self.waker.called:
+                    wait = 0
                 try:
                     events = self.poller.poll(wait)
                 except (OSError, ValueError):
@@ -372,4 +388,8 @@ class Loop(Guard):
         if self._embedding is not None:
             self._embedding.close()
         self.poller.close()
+        if self.forked:
+            self.waker.abandon()
+        else:
+            self.waker.close()
         self.released = True

@@ -143,16 +143,20 @@ class Poller:
         """Whether some descriptor counts as always ready, of which ``fileno`` does not tell."""
         return bool(self._always)
 
+    @property
+    def has_fileno(self) -> bool:
+        """Whether ``fileno`` returns a descriptor."""
+        return hasattr(self._selector, "fileno")
+
     def fileno(self) -> int:
         """Return a descriptor that is readable while a watched one is ready.
 
         Raises:
             OSError: The selector of this platform has none.
         """
-        fileno = getattr(self._selector, "fileno", None)
-        if fileno is None:
+        if not self.has_fileno:
             raise OSError("the selector of this program has no descriptor to wait for; call tick() now and then instead")
-        return int(fileno())
+        return int(self._selector.fileno())
 
     def close(self) -> None:
         """Release everything. Does nothing to the watched descriptors, nor to the copy in another process."""

@@ -31,6 +31,12 @@ INBOX_BYTES = 4 * 1024 * 1024
 INBOX_BYTES_HARD = 256 * 1024 * 1024
 INBOX_COUNT_HARD = 500_000
 
+# A last look that comes late reads on while the rest of a message comes: so many times, and so many seconds from one
+# time to the next.
+_LATE = 0.02  # seconds; less is nothing unusual
+_CATCH_UP = 128
+_CATCH_UP_PAUSE = 0.01
+
 
 class Port:
     """Watches a channel for one conversation, and moves its bytes.
@@ -60,6 +66,15 @@ class Port:
         self.batches = 0
         self._closed = False
         channel.on_change = self.rearm
+
+    @property
+    def invalid(self) -> InvalidStreamError | None:
+        """The error of a stream that its owner closed, which is still to be reported; or None."""
+        if self.failing:
+            for item in self._inbox:
+                if type(item) is Failure and isinstance(item.error, InvalidStreamError):
+                    return item.error
+        return None
 
     # -- watching
 
@@ -200,6 +215,39 @@ class Port:
             self._reading = False
         if self._inbox:
             self._loop.mark(self._dispatcher)
+
+    def catch_up(self, late: float) -> None:
+        """Read what is there: this is the last look.
+
+        Args:
+            late: How many seconds ago it should have been. If this process was kept from reading, the rest of a message
+                that has begun to arrive is read, too: the other side could only write as much as was read.
+        """
+        self.drain()
+        channel = self.channel
+        for _ in range(_CATCH_UP if late > _LATE else 0):
+            if self._reading or self.failing or not channel.is_unfinished or not channel.wait(_CATCH_UP_PAUSE):
+                break
+            before = channel.received_bytes
+            self.drain()
+            if channel.received_bytes == before:
+                break
+
+    def write_on(self, late: float) -> None:
+        """Write what the stream takes now: this is the last look; raises as ``post``.
+
+        Args:
+            late: As for ``catch_up``. If this process was kept from writing, it goes on while the other side reads.
+        """
+        self.write()
+        channel = self.channel
+        for _ in range(_CATCH_UP if late > _LATE else 0):
+            queued = channel.queued_bytes
+            if not queued or not channel.wait(_CATCH_UP_PAUSE, True):
+                break
+            self.write()
+            if channel.queued_bytes >= queued:
+                break
 
     def limit_reading(self) -> None:
         """Stop reading if the inbox is long; called before each turn while something is in it."""

@@ -6,6 +6,7 @@ Knows promises only as objects that may be dropped, and messages. Must not know 
 from __future__ import annotations
 
 import math
+from itertools import count
 from weakref import ref
 
 from .. import log
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 else:
     Base = ref
 
-__all__ = ["Pending", "Replies"]
+__all__ = ["Pending", "Replies", "next_moment"]
 
 _MAX_ID = 128  # characters
 _DROPPED = 50  # promises that may be gone before their requests are taken out of the table
+
+next_moment = count(1).__next__  # numbers what happens: of two, the later one is greater
 
 
 class Pending(Base):
@@ -40,12 +43,12 @@ class Pending(Base):
         expect: The class of the reply.
         timeout: The request's limit in seconds; None for no limit.
         deadline: When the reply must be there, in the time of the loop's clock; None for no limit.
-        settled: Whether the outcome is known.
+        settled: 0 until the outcome is known; then the moment at which it became known, by ``next_moment``.
         outcome: The reply, or the error in its place; None until it has settled.
         watchers: Functions that are called with the promise when it settles, or None.
     """
 
-    __slots__ = ("deadline", "expect", "id", "outcome", "settled", "timeout", "watchers")
+    __slots__ = ("deadline", "expect", "id", "outcome", "owner", "settled", "timeout", "watchers")
 
     waits_alone = False
 
@@ -53,21 +56,26 @@ class Pending(Base):
     expect: type
     timeout: float | None
     deadline: float | None
-    settled: bool
+    settled: int
     outcome: Any
     watchers: list[Callable[[Any], Any]] | None
+    owner: Replies
 
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it has settled. An interrupted call can be made again."""
         if not self.settled:
             self.outcome = error
-            self.settled = True
-        if self.watchers is not None:
+            self.settled = next_moment()
+        if self.watchers is not None or self.owner.watchers:
             self.tell()
 
     def tell(self) -> None:
-        """Call the functions that watch it, each once."""
+        """Tell those that watch all requests, and call the functions that watch this one, each once."""
         promise = self()
+        for reference in tuple(self.owner.watchers):
+            waiting = reference()
+            if waiting is not None:
+                waiting.note(promise)
         watchers = self.watchers or []
         while watchers:
             # atomic: no calls
@@ -84,10 +92,6 @@ class Pending(Base):
         else:
             self.watchers.append(watcher)
 
-    def unwatch(self, watcher: Callable[[Any], Any]) -> None:
-        """Undo ``watch``, if the function was not called yet."""
-        if self.watchers is not None and watcher in self.watchers:
-            self.watchers.remove(watcher)
 
 
 class Replies:
@@ -103,11 +107,13 @@ class Replies:
 
     Attributes:
         due: No request is due earlier.
+        watchers: Weak references to what has a method ``note``, which gets each promise that settles.
     """
 
     def __init__(self, name: str, ids: Any, hint: Callable[[], str]) -> None:
         self.name = name
         self.due = math.inf
+        self.watchers: list[ref[Any]] = []
         self._ids = ids
         self._hint = hint
         self._table: dict[str, Pending] = {}
@@ -136,7 +142,8 @@ class Replies:
         pending.expect = expect
         pending.timeout = timeout
         pending.deadline = deadline
-        pending.settled = False
+        pending.settled = 0
+        pending.owner = self
         pending.outcome = pending.watchers = None
         table[id] = pending
         return pending
@@ -174,8 +181,8 @@ class Replies:
         try:
             if isinstance(reply, pending.expect) and not isinstance(reply, ErrorMessage):
                 pending.outcome = reply
-                pending.settled = True
-                if pending.watchers is not None:
+                pending.settled = next_moment()
+                if pending.watchers is not None or self.watchers:
                     pending.tell()
             else:
                 pending.fail(self._error_of(pending, reply))

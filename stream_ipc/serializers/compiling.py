@@ -30,7 +30,7 @@ def _takes_positional(info: TypeInfo) -> bool:
     # cls(a, b) needs no dict for the arguments, which cls(x=a, y=b) does. Only where the constructor is a plain function
     # with just the fields first: a dataclass may have keyword-only fields, InitVar parameters in between, or a
     # constructor of its own.
-    names = tuple(f.name for f in info.fields)
+    names = tuple(f.parameter for f in info.fields)
     cls: Any = info.cls
     code = getattr(cls.__init__, "__code__", None)
     return (
@@ -51,4 +51,4 @@ def call_of_class(info: TypeInfo, values: Sequence[str]) -> str:
     """
     if _takes_positional(info):
         return f"cls({', '.join(values)})"
-    return f"cls({', '.join(f'{field.name}={value}' for field, value in zip(info.fields, values))})"
+    return f"cls({', '.join(f'{field.parameter}={value}' for field, value in zip(info.fields, values))})"

@@ -4,15 +4,18 @@ Knows the registry and messages. Must not know frames or streams.
 
 The payload is a pickle of one tuple ``(kind, id, shape, value, ...)``: what the envelope holds, the class and the names of
 its fields, and the fields' values. ``pickle_objects.py`` has what a shape is, and how the objects among the values travel.
-The one global that a payload ever names is ``build``, which stands for these. A payload in which no opcode can name a
-global holds nothing but plain data, whatever else is in it, and is read by ``pickle.loads``.
+The one global that a payload ever names is ``build``, which stands for these.
+
+Most messages are small and hold no objects, and for these both directions use the module's quickest functions: a message
+whose fields are all texts and numbers is written by ``pickle.dumps``, and a payload in which no opcode can name a global
+holds nothing but plain data, whatever else is in it, and is read by ``pickle.loads``.
 """
 
 from __future__ import annotations
 
 import copyreg
 import pickle
-from _pickle import loads  # and no other: the one in Python takes an unfinished line for one
+from _pickle import dumps, loads  # and no others: the loads in Python takes an unfinished line for one
 from io import BytesIO
 
 from .. import registry
@@ -46,8 +49,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..protocols import Payload
-    from ..registry import TypeInfo
+    from ..registry import FieldInfo, TypeInfo
 
+    Parts = bytes | list[bytes]
+    Write = Callable[[int, Any, Message], Parts]
     Read = Callable[[tuple[Any, ...]], Message]
 
 __all__ = ["PickleMessageSerializer", "build"]  # where pickles say that build is: see GLOBAL
@@ -79,9 +84,6 @@ class PickleMessageSerializer:
 
     def __init__(self, *, unsafe: bool = False) -> None:
         self._unsafe = unsafe
-        # Kept between messages, because making one takes longer than a small message. None while it is in use: a property
-        # of a message can lead back in here, and peers in several threads may share a serializer.
-        self._pickler: ObjectPickler | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'unsafe=True' if getattr(self, '_unsafe', False) else ''})"
@@ -95,7 +97,7 @@ class PickleMessageSerializer:
         payload = self.serialize_parts(*take_out_of_envelope(message))
         return payload if isinstance(payload, bytes) else b"".join(payload)
 
-    def serialize_parts(self, kind: int, id: Any, message: Message) -> bytes | list[bytes]:
+    def serialize_parts(self, kind: int, id: Any, message: Message) -> Parts:
         """Turn a message without its envelope into its payload.
 
         Args:
@@ -112,24 +114,15 @@ class PickleMessageSerializer:
         if self._unsafe:
             return _plain_dumps(put_in_envelope(kind, id, message))
         try:
-            root = _roots[type(message)](kind, id, message)
-            # atomic: no calls
-            pickler = self._pickler
-            self._pickler = None
-
-            if pickler is None:
-                pickler = ObjectPickler()
-            pickler.dump(root)
-            pickler.clear_memo()
-            payload: bytes | list[bytes] = pickler.chunks.pop()
-            if pickler.met or pickler.chunks:
-                payload = pickler.finish(payload, message)
-        except Exception as exc:  # the pickler is in an unknown state and goes
+            try:
+                write = _writers[type(message)]
+            except KeyError:
+                write = _new_writer(type(message))
+            return write(kind, id, message)
+        except Exception as exc:
             from .pickle_explain import explain
 
             raise explain(message, exc) from exc
-        self._pickler = pickler
-        return payload
 
     def deserialize(self, payload: Payload) -> Message:
         """Turn a payload into its message.
@@ -158,38 +151,96 @@ class PickleMessageSerializer:
                 raise _no_pickle(payload, exc) from exc
         try:
             shape = root[2]
+            read = _readers[shape] if type(shape) is str else _read_root  # the hash of a deep tuple has no end
         except (IndexError, KeyError, TypeError):
-            shape = None
-        if type(shape) is str:  # the hash of a deep tuple has no end
-            return _readers[shape](root)
-        return _read_root(root)
+            read = _read_root
+        return read(root)
 
 
 # -- writing
 
 
-class _Roots(dict):  # type: ignore[type-arg]
-    """By class, what makes the tuple that is pickled for a message: ``(kind, id, shape, value, ...)``."""
-
-    def __missing__(self, cls: type) -> Callable[[int, Any, Message], tuple[Any, ...]]:
-        info = registry.type_info(cls)
-        if not issubclass(cls, Message):
-            raise SerializationError(f"{info.wire_name} cannot be sent by itself: it does not derive from Message")
-        if issubclass(cls, (RequestEnvelope, ResponseEnvelope)):
-            raise SerializationError(f"{info.wire_name} cannot be sent: it is, or derives from, an envelope inside another")
-        if info.fields and not info.is_enum:
-            values = ", ".join([f"message.{field.name}" for field in info.fields])
-            lines = ["def made(kind, id, message):", f"    return kind, id, shape, {values}"]
-            function = compile_function(lines, {"shape": shape_of(info)})
-        else:
-            take = take_apart[cls]
-            function = lambda kind, id, message: (kind, id, *take(message))  # noqa: E731
-        self[cls] = function
-        return function
+# By class, what turns a message into its payload.
+_writers: dict[type, Write] = {}
+registry.clear_on_change(_writers)
 
 
-_roots: dict[type, Callable[[int, Any, Message], tuple[Any, ...]]] = _Roots()
-registry.clear_on_change(_roots)
+def _new_writer(cls: type) -> Write:
+    info = registry.type_info(cls)
+    name = info.wire_name
+    if not issubclass(cls, Message):
+        raise SerializationError(f"{name} cannot be sent by itself: it does not derive from Message") from None
+    if issubclass(cls, (RequestEnvelope, ResponseEnvelope)):
+        raise SerializationError(f"{name} cannot be sent: it is, or derives from, an envelope inside another") from None
+    write: Write
+    if info.fields and not info.is_enum:
+        write = _writer_of(info)
+    else:
+        take = take_apart[cls]
+        write = lambda kind, id, message: _write((kind, id, *take(message)), message)  # noqa: E731
+    _writers[cls] = write
+    return write
+
+
+# What a field must hold for dumps(), by its annotation; {0} stands for the value. The annotation only says what to look
+# for: whatever else the field holds is the pickler's, which meets objects, and passes large bytes on without a copy.
+_TESTS: dict[Any, str] = {}
+for _cls, _test in (
+    (str, "type({0}) is str and len({0}) < 4096"),
+    (bytes, "type({0}) is bytes and len({0}) < 4096"),
+    (int, "type({0}) is int"),
+    (float, "type({0}) is float"),
+    (bool, "type({0}) is bool"),
+):
+    _name = _cls.__name__  # annotations may be text
+    _TESTS[_cls] = _TESTS[_name] = _test
+    _TESTS[_cls | None] = _TESTS[f"{_name} | None"] = _TESTS[f"Optional[{_name}]"] = f"({{0}} is None or {_test})"
+
+_MAX_TESTS = 5  # more take longer than the pickler
+
+
+def _writer_of(info: TypeInfo) -> Write:
+    values = [f"v{index}" for index in range(len(info.fields))]
+    root = f"(kind, id, shape, {', '.join(values)})"
+    tests = [_test_of(field).format(value) for field, value in zip(info.fields, values)]
+    lines = [
+        "def made(kind, id, message):",
+        *(f"    {value} = message.{field.name}" for field, value in zip(info.fields, values)),
+    ]
+    if all(tests) and len(tests) <= _MAX_TESTS:
+        lines += [
+            f"    if (id is None or type(id) is str) and {' and '.join(tests)}:",
+            f"        return dumps({root}, 5)",
+        ]
+    lines.append(f"    return write({root}, message)")
+    return compile_function(lines, {"shape": shape_of(info), "dumps": dumps, "write": _write})
+
+
+def _test_of(field: FieldInfo) -> str:
+    try:
+        return _TESTS.get(field.annotation, "")
+    except TypeError:  # the annotation has no hash
+        return ""
+
+
+# Between messages, because making one takes longer than a small message. A property of a message can lead back in here,
+# and there may be threads: then there are several.
+_picklers: list[ObjectPickler] = []
+
+
+def _write(root: tuple[Any, ...], message: Message) -> Parts:
+    """Turn any root into its payload; ``message`` is the object whose values it has."""
+    try:
+        pickler = _picklers.pop()
+    except IndexError:
+        pickler = ObjectPickler()
+    pickler.dump(root)  # if this raises, the pickler is in an unknown state and goes
+    pickler.clear_memo()
+    payload: Parts = pickler.chunks.pop()
+    if pickler.met or pickler.chunks:
+        payload = pickler.finish(payload, message)
+    _picklers.append(pickler)
+    return payload
 
 
 # -- loading
@@ -325,8 +376,8 @@ def _read_root(root: Any) -> Message:
         if issubclass(info.cls, (RequestEnvelope, ResponseEnvelope)):  # its id would be of any type
             raise SerializationError(f"payload is not a message: {info.wire_name} is an envelope inside another")
         # Of no other shape: there would be no end of them. And before the constructor, which may register a class.
-        if info.fields and shape == shape_of(info):
-            _readers[shape] = _reader_of(info)
+        if shape not in _readers and shape == shape_of(info):
+            _readers[shape] = _reader_of(info) if info.fields else _read_root
         message: Message = info.build(fields)
     except SerializationError as exc:
         _add_id(exc, kind, id)
@@ -334,14 +385,8 @@ def _read_root(root: Any) -> Message:
     return put_in_envelope(kind, id, message)
 
 
-class _Readers(dict):  # type: ignore[type-arg]
-    """By shape, what makes the message or the envelope of a root."""
-
-    def __missing__(self, shape: str) -> Read:
-        return _read_root
-
-
-_readers: dict[str, Read] = _Readers()
+# By shape, what makes the message or the envelope of a root.
+_readers: dict[str, Read] = {}
 registry.clear_on_change(_readers)
 
 
@@ -358,15 +403,21 @@ def _reader_of(info: TypeInfo) -> Read:
         f"            return {call_of_class(info, values)}",
         "        except Exception as exc:",
         "            raise refused(exc) from exc",
-        f"    if type(id) is not str or len(id) > {_MAX_ID} or kind not in kinds:",
-        "        return read_root(root)",
-        "    try:",
-        f"        message = {call_of_class(info, values)}",
-        "    except Exception as exc:",
-        "        raise add_id(refused(exc), kind, id) from exc",
-        f"    return request(id, message) if kind == {REQUEST} else response(id, message)",
     ]
-    names = {"read_root": _read_root, "add_id": _add_id, "kinds": _KINDS}
+    for kind, name in ((REQUEST, "request"), (RESPONSE, "response")):
+        lines += [
+            f"    if kind == {kind} and type(id) is str and len(id) <= {_MAX_ID}:",
+            "        try:",
+            f"            message = {call_of_class(info, values)}",
+            "        except Exception as exc:",
+            "            raise add_id(refused(exc), kind, id) from exc",
+            f"        envelope = new({name})",  # what its constructor does, without the call
+            "        envelope.id = id",
+            f"        envelope.{name} = message",
+            "        return envelope",
+        ]
+    lines.append("    return read_root(root)")
+    names = {"read_root": _read_root, "add_id": _add_id, "new": object.__new__}
     envelopes = {"request": RequestEnvelope, "response": ResponseEnvelope}
     return compile_function(lines, {"cls": info.cls, "refused": info.refused, **names, **envelopes})
 

@@ -165,6 +165,7 @@ class Channel:
         last: Another object after each message that was queued or written, if the channel knows.
         writing: A write is under way, so that what a finalizer or a signal handler sends meanwhile is only queued.
         ended: Why nothing more will come, once an ``End`` was put into the inbox.
+        is_unfinished: Whether a message has begun to arrive.
     """
 
     on_change: Callable[[], None]
@@ -178,6 +179,7 @@ class Channel:
     outbox: Any = None
     writing: bool = False
     ended: StreamClosedError | None = None
+    is_unfinished: bool = False
 
     @property
     def transport(self) -> Any:
@@ -219,6 +221,10 @@ class Channel:
 
     def drain(self, inbox: deque[Received]) -> None:
         """Read what is there now, as much as a pipe or socket can hold."""
+
+    def wait(self, seconds: float, write: bool = False) -> bool:
+        """Block until something can be read, or written; returns whether it can."""
+        return False
 
     def resume(self, inbox: deque[Received]) -> None:
         """Do what an interrupted call has left undone."""

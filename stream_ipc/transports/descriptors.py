@@ -36,6 +36,7 @@ __all__ = [
     "describe_stream",
     "is_socket",
     "wait_readable",
+    "wait_writable",
 ]
 
 # With more, a buffer is mapped and unmapped for every read, which makes small round trips slower.
@@ -54,12 +55,13 @@ def wait_readable(fds: Sequence[int], seconds: float) -> bool:
     return bool(select.select(fds, [], [], seconds)[0])  # gevent's
 
 
-def _is_writable(fd: int) -> bool:
+def wait_writable(fd: int, seconds: float) -> bool:
+    """Block until a descriptor is writable, hung up or broken, or the time is over."""
     if hasattr(select, "poll"):
         poller = select.poll()
         poller.register(fd, select.POLLOUT)
-        return bool(poller.poll(0))
-    return bool(select.select([], [fd], [], 0)[1])
+        return bool(poller.poll(math.ceil(seconds * 1000)))
+    return bool(select.select([], [fd], [], seconds)[1])
 
 
 def describe_stream(stream: Any) -> str:
@@ -320,7 +322,7 @@ class WriteEnd(_End):
 
     def _cut(self, buffer: Any) -> memoryview:
         # A pipe that is writable takes PIPE_BUF bytes without blocking, a terminal just one.
-        if not _is_writable(self.fd):
+        if not wait_writable(self.fd, 0):
             raise BlockingIOError
         return memoryview(buffer)[: 1 if self.is_terminal else PIPE_BUF]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from ..errors import InvalidStreamError, StreamClosedError
 from ..interruptions import interruption_in
 from ..messages import NOTIFICATION
-from ..wire.codec import MessageDecoder, MessageEncoder
+from ..wire.codec import CLEAN, MessageDecoder, MessageEncoder
 from .base import POLL_INTERVAL, Channel, End
-from .descriptors import describe_stream, wait_readable
+from .descriptors import describe_stream, wait_readable, wait_writable
 from .ends import Ends
 from .inputs import Input
 from .outbox import Outbox
@@ -283,6 +283,17 @@ class StreamChannel(Channel):
                 if self.received_bytes == before:
                     break
 
+    @property
+    def is_unfinished(self) -> bool:  # type: ignore[override]
+        return any([not source.decoder.is_text and source.decoder.state is not CLEAN for source in self.inputs.values()])
+
+    def wait(self, seconds: float, write: bool = False) -> bool:
+        if write:
+            output = self.outbox.end
+            return bool(output.watched) and wait_writable(output.poll_fd, seconds)
+        fds = [fd for fd, source in self.inputs.items() if source.end.watched]
+        return bool(fds) and wait_readable(fds, seconds)
+
     @staticmethod
     def _is_readable(source: Input) -> bool:
         return not source.end.watched or wait_readable((source.end.fd,), 0)
@@ -315,7 +326,7 @@ class StreamChannel(Channel):
         sock = end.socket
         if self.outbox.error is not None or sock is None or end.shared or end.find_invalid() is not None:
             return None
-        if sock.family.name not in ("AF_INET", "AF_INET6"):
+        if getattr(sock.family, "name", "") not in ("AF_INET", "AF_INET6"):
             return None
         from .sockets import linger
 

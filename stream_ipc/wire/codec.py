@@ -10,7 +10,7 @@ import codecs
 
 from ..errors import FrameTooLargeError, IpcError, SerializationError, article, describe
 from ..interruptions import interruption_in
-from ..messages import LogMessage, Message, put_in_envelope
+from ..messages import LogMessage, Message, put_in_envelope, text_message
 from . import framing
 from .framing import MAX_FRAME_SIZE, START, Junk, decode_frames, frame_header
 
@@ -300,7 +300,7 @@ class MessageDecoder:
     def _junk(self, text: str) -> LogMessage:
         if self._note is not None:
             self._note(text)
-        return LogMessage(text, LogMessage.LEVEL_JUNK)
+        return text_message(text, LogMessage.LEVEL_JUNK)
 
 
 class TextDecoder:
@@ -337,4 +337,4 @@ class TextDecoder:
         if not text:
             return []
         self._note(text)
-        return [LogMessage(text, self._level)]
+        return [text_message(text, self._level)]

@@ -1,0 +1,150 @@
+"""Notifications that wait for a call of ``receive``.
+
+Knows messages. Must not know handlers, or how messages arrive.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from .. import log
+from ..interruptions import interruption_in
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..messages import Message
+
+__all__ = ["Entry", "Kept", "Wanted", "weigh"]
+
+# What nobody fetches is kept up to so much for each conversation; the oldest go first.
+KEPT_COUNT = 1000
+KEPT_BYTES = 4 * 1024 * 1024
+
+_PLAIN = frozenset({str, bytes, bytearray, int, float, bool, type(None)})
+_PARTS = 1000  # so many objects of a message are looked at to estimate its size
+
+
+class Wanted:
+    """What one call of ``receive`` waits for.
+
+    Attributes:
+        expect: The class of the message.
+        settled: Whether there is one, or there will never be.
+    """
+
+    waits_alone = False
+
+    def __init__(self, expect: type) -> None:
+        self.expect = expect
+        self.settled = False
+
+
+class Entry:
+    """A notification that is kept.
+
+    Attributes:
+        message: The message.
+        size: About how many bytes it takes.
+        unseen: Whether no handler was there for it, so that those that have come since are to see it; otherwise None.
+    """
+
+    __slots__ = ("message", "size", "unseen")
+
+    def __init__(self, message: Message, size: int, unseen: bool | None) -> None:
+        self.message = message
+        self.size = size
+        self.unseen = unseen
+
+
+class Kept:
+    """The notifications of one conversation that ``receive`` has not returned yet.
+
+    Owns these, and who waits for more. The dispatcher appends, in one step with what it does to its inbox.
+
+    Args:
+        name: What texts call the conversation.
+
+    Attributes:
+        waiting: The calls that wait, the innermost last.
+        entries: What is kept, the oldest first. Always the same list.
+        size: About how many bytes these take.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.waiting: list[Wanted] = []
+        self.entries: list[Entry] = []
+        self.size = 0
+        self._name = name
+        self._told = False
+
+    def find(self, expect: type) -> Entry | None:
+        """Return the oldest message of a class."""
+        for entry in self.entries:
+            if isinstance(entry.message, expect):
+                return entry
+        return None
+
+    def wanted_by(self, message: Message) -> Wanted | None:
+        """Return the innermost call that waits for such a message and has none yet."""
+        for wanted in reversed(self.waiting):
+            if not wanted.settled and isinstance(message, wanted.expect):
+                return wanted
+        return None
+
+    def trim(self) -> None:
+        """Drop the oldest if there is too much."""
+        entries = self.entries
+        while len(entries) > KEPT_COUNT or (self.size > KEPT_BYTES and len(entries) > 1):
+            # atomic: no calls
+            self.size -= entries[0].size
+            del entries[0]
+            if not self._told:
+                self._told = True
+                log.warning(
+                    "session %s: notifications that no on_message handler was there for, and that no receive() has taken,"
+                    " are dropped: only the newest are kept, %d or %d bytes of them",
+                    self._name, KEPT_COUNT, KEPT_BYTES,
+                )  # fmt: skip
+
+    def take(self, entry: Entry) -> Message:
+        """Take a message out; whoever calls returns it."""
+        index = self.entries.index(entry)
+        # atomic: no calls
+        del self.entries[index]
+        self.size -= entry.size
+        return entry.message
+
+    def end(self) -> None:
+        """Let all calls return: nothing more will come."""
+        for wanted in self.waiting:
+            wanted.settled = True
+
+
+def weigh(message: Message) -> int:
+    """Return about how many bytes a message takes."""
+    size = 0
+    parts: list[Any] = [message]
+    try:
+        for _ in range(_PARTS):
+            if not parts:
+                break
+            part = parts.pop()
+            size += sys.getsizeof(part, 64)
+            kind = type(part)
+            if kind in _PLAIN:
+                continue
+            if isinstance(part, dict):
+                parts += part.values()
+            elif isinstance(part, (list, tuple, set, frozenset)):
+                parts += part
+            else:
+                parts += getattr(part, "__dict__", {}).values()
+                for cls in kind.__mro__:
+                    names = cls.__dict__.get("__slots__", ())
+                    parts += [getattr(part, name, None) for name in ((names,) if isinstance(names, str) else names)]
+    except Exception as exc:  # of a method of the message's own
+        if interruption_in(exc) is not None:
+            raise
+    return size

@@ -1,0 +1,76 @@
+"""What makes a loop that waits return, from any thread and any signal handler.
+
+Knows a pipe. Must not know the loop.
+"""
+
+from __future__ import annotations
+
+import os
+from _thread import RLock
+from itertools import starmap
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Waker"]
+
+
+class Waker:
+    """A pipe that is readable once ``wake`` was called.
+
+    Owns the pipe. It is there from the beginning, because a signal handler that makes it might find no descriptor left,
+    and the poller of a wait that is under way may not take notice of a new one.
+
+    Attributes:
+        fd: The end to be watched for reading.
+        called: Whether ``wake`` was called; whoever has taken note sets it back.
+    """
+
+    def __init__(self) -> None:
+        self.called = False
+        self._pipe: list[int] = []  # none once it is closed
+        for self._pipe[:] in starmap(os.pipe, [()]):  # as descriptors.py has it
+            break
+        for fd in self._pipe:
+            os.set_blocking(fd, False)
+        self.fd: int = self._pipe[0]
+        # While one thread writes, no other may close: the number might be another file's then. A signal handler may be
+        # called in the middle of the same thread's wake().
+        self._lock: Any = RLock()
+
+    def wake(self) -> None:
+        """Make whoever waits return, or whoever waits next. Neither blocks nor raises."""
+        self.called = True  # first: a wait looks at this before it begins
+        if len(self._pipe) == 2:
+            with self._lock:
+                if len(self._pipe) == 2:
+                    try:
+                        os.write(self._pipe[1], b"\0")
+                    except OSError:
+                        pass  # it is full, so it is readable
+
+    def on_ready(self, fd: int, events: int) -> None:
+        """Empty the pipe."""
+        self.called = True
+        try:
+            while len(os.read(self.fd, 4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+
+    def check(self) -> None:
+        """Do nothing: its number can only belong to somebody else if that one has closed it."""
+
+    def close(self) -> None:
+        """Close the pipe. An interrupted call can be made again."""
+        with self._lock:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the pipe in a forked process, where whoever held the lock does not run."""
+        while self._pipe:
+            # atomic: no calls
+            fd = self._pipe[-1]
+            del self._pipe[-1]
+            os.close(fd)

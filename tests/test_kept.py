@@ -1,0 +1,150 @@
+"""receive(): what came before is kept, expect, and what is dropped."""
+
+import logging
+import sys
+from typing import Any, List
+
+import pytest
+
+from stream_ipc import IpcPeer, LogMessage, Message, StreamClosedError
+from stream_ipc.core.kept import KEPT_COUNT
+from tests.helpers import RawPeer, framed, reply_bytes
+from tests.messages import Note, Ping, Pong
+
+
+def test_what_a_tick_has_dispatched_is_received(raw: RawPeer) -> None:
+    raw.write(framed(Note("a")), framed(Note("b")))
+    assert raw.session.tick(20) == 2
+    assert raw.session.receive(0) == Note("a") and raw.session.receive(0) == Note("b")
+    with pytest.raises(TimeoutError):
+        raw.session.receive(0)
+
+
+def test_what_a_wait_has_dispatched_is_received(raw: RawPeer) -> None:
+    promise = raw.session.request(Ping())
+    raw.write(framed(Note("a")), reply_bytes(promise.id, Pong()))
+    promise.wait()
+    assert raw.session.receive(0) == Note("a")
+
+
+def test_what_a_handler_has_seen_is_not_kept(raw: RawPeer) -> None:
+    seen: List[Any] = []
+    raw.session.on_message(seen.append)
+    raw.write(framed(Note("a")))
+    raw.session.tick(20)
+    with pytest.raises(TimeoutError):
+        raw.session.receive(0)
+    assert seen == [Note("a")]
+
+
+def test_handlers_that_came_later_see_what_receive_returns(raw: RawPeer) -> None:
+    seen: List[Any] = []
+    raw.write(framed(Note("a")), framed(Note("b")))
+    raw.session.tick(20)
+    raw.session.on_message(seen.append)
+    assert seen == [] and raw.session.receive(0) == Note("a") and seen == [Note("a")]
+
+    def fail(note: Note) -> None:
+        raise LookupError(note.text)
+
+    raw.session.on_message(fail)
+    with pytest.raises(LookupError, match="b"):
+        raw.session.receive(0)
+    assert seen == [Note("a"), Note("b")]
+    assert raw.session.receive(0) == Note("b") and len(seen) == 2
+
+
+def test_expect_leaves_the_others(raw: RawPeer) -> None:
+    raw.write(framed(Note("a")), framed(LogMessage("log")), framed(Note("b")), framed(Ping(1)))
+    log: LogMessage = raw.session.receive(20, expect=LogMessage)
+    assert log.message == "log"
+    assert raw.session.receive(20, expect=Ping) == Ping(1)
+    assert [raw.session.receive(0), raw.session.receive(0)] == [Note("a"), Note("b")]
+    with pytest.raises(TimeoutError, match="of class Pong within 0 s"):
+        raw.session.receive(0, expect=Pong)
+    for bad in (int, "Note", None):
+        with pytest.raises(TypeError):
+            raw.session.receive(0, expect=bad)  # type: ignore[call-overload]
+
+
+def test_expect_with_handlers(raw: RawPeer) -> None:
+    seen: List[Message] = []
+    raw.session.on_message(seen.append)
+    raw.write(framed(Note("a")), framed(LogMessage("log")), framed(Note("b")))
+    assert raw.session.receive(20, expect=LogMessage) == LogMessage("log")
+    assert raw.session.receive(20) == Note("b")
+    assert seen == [Note("a"), LogMessage("log"), Note("b")]
+    with pytest.raises(TimeoutError):
+        raw.session.receive(0)
+
+
+def test_nested_calls_get_one_each(raw: RawPeer) -> None:
+    got: List[Message] = []
+
+    @raw.session.on_message
+    def nested(note: Note) -> None:
+        if note.text == "a":
+            got.append(raw.session.receive(20, expect=Ping))
+
+    raw.write(framed(Note("a")), framed(Note("b")), framed(Ping(1)), framed(Note("c")))
+    assert raw.session.receive(20, expect=Note) == Note("a")
+    assert got == [Ping(1)]
+
+
+def test_kept_messages_outlive_the_session(raw: RawPeer) -> None:
+    raw.write(framed(Note("last")))
+    raw.session.tick(20)
+    raw.sock.close()
+    raw.session.peer.tick(20)
+    assert not raw.session.is_open and raw.session.receive() == Note("last")
+    with pytest.raises(StreamClosedError):
+        raw.session.receive()
+
+
+def test_the_newest_are_kept(raw: RawPeer, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "stream_ipc"):
+        for start in range(0, KEPT_COUNT + 200, 100):
+            raw.write(*[framed(Note(str(start + index))) for index in range(100)])
+            raw.session.tick(20)
+    assert len([record for record in caplog.records if "receive()" in record.message]) == 1
+    assert raw.session.receive(0) == Note("200")
+    assert [raw.session.receive(0) for _ in range(KEPT_COUNT - 1)][-1] == Note(str(KEPT_COUNT + 199))
+    with pytest.raises(TimeoutError):
+        raw.session.receive(0)
+
+
+def test_large_ones_are_kept_up_to_a_size(peer: IpcPeer, caplog: pytest.LogCaptureFixture) -> None:
+    here, there = peer.create_session_pair()
+    with caplog.at_level(logging.WARNING, "stream_ipc"):
+        for index in range(12):
+            there.notify(Note([{"x": "y" * 500_000}] if index < 11 else "last"))  # type: ignore[arg-type]
+            here.tick(20)
+    assert caplog.records
+    kept = []
+    while not kept or kept[-1] != Note("last"):
+        kept.append(here.receive(20))
+    assert 5 < len(kept) <= 10
+
+
+def test_text_that_is_no_message_is_not_kept(raw: RawPeer) -> None:
+    raw.write(b"stray text\n", framed(LogMessage("x", LogMessage.LEVEL_JUNK)))
+    raw.session.tick(20)
+    assert raw.session.receive(0) == LogMessage("x", "junk")  # this one was sent as a message
+    raw.write(b"more\n")
+    assert raw.session.receive(20) == LogMessage("more\n", "junk")  # whoever waits gets it
+
+
+def test_stderr_of_a_child_is_not_kept(peer: IpcPeer) -> None:
+    code = "import sys; print('hello', file=sys.stderr, flush=True); sys.stdin.read()"
+    session = peer.create_command_session([sys.executable, "-c", code])
+    assert session.tick(20)
+    with pytest.raises(TimeoutError):
+        session.receive(0)
+
+
+def test_errors_of_decoding_are_kept(raw: RawPeer) -> None:
+    from tests.helpers import frame
+
+    raw.write(frame(b"nonsense"))
+    raw.session.tick(20)
+    assert type(raw.session.receive(0)).__name__ == "ErrorMessage"
