@@ -37,10 +37,8 @@ def takes(function, *names):
 PENDING = {
     "WorkerPool": hasattr(stream_ipc, "WorkerPool"),
     "DeferredReply": hasattr(stream_ipc, "DeferredReply"),
-    "wakeup": hasattr(IpcPeer, "wakeup"),
     "reason": hasattr(stream_ipc.Session, "reason"),
     "close(timeout": takes(stream_ipc.Session.close, "timeout") and takes(IpcPeer.close, "timeout"),
-    "expect=Progress": takes(stream_ipc.Session.receive, "expect"),
     "examples.pool": (ROOT / "examples" / "pool.py").exists(),
     "examples.broker": (ROOT / "examples" / "broker.py").exists(),
 }
@@ -377,7 +375,6 @@ def test_table_of_methods(owner):
 
 # Parameters that the table has and that are not there yet.
 TO_COME = [("close", ["timeout"])] if "close(timeout" in MISSING else []
-TO_COME += [("receive", ["expect"])] if "expect=Progress" in MISSING else []
 
 
 def test_table_of_everything_else():
