@@ -188,11 +188,14 @@ class Session:
             StreamClosedError: At the end of the block: the other side is gone.
         """
         conversation = self._conversation
-        outer = conversation.begin_batch()
+        conversation.begin_batch()
+        port = conversation.port
+        outer = port.batches
         try:
+            port.batches = outer + 1
             yield self
         finally:
-            conversation.port.batches = outer
+            port.batches = outer
             conversation.end_batch()
 
     def flush(self, timeout: float | None = None) -> None:

@@ -861,7 +861,7 @@ def test_signals_in_quick_succession_leave_nothing_that_never_leaves(kind: Type[
         choice = random.Random(seed + 1)
         raised = twice = 0
         end = time.monotonic() + PATIENCE
-        while (raised <= span(300) or twice <= span(30)) and time.monotonic() < end:
+        while (raised <= span(150) or twice <= span(15)) and time.monotonic() < end:
             # Many short storms, because the next send mends what the one before has left behind.
             with Storm(choice.randrange(1 << 32), kind) as storm:
                 for _ in range(choice.randrange(1, 6)):
@@ -872,7 +872,7 @@ def test_signals_in_quick_succession_leave_nothing_that_never_leaves(kind: Type[
             raised += storm.raised
             twice += storm.twice
             tick_until(lambda: not a.queued_bytes and not b.queued_bytes, peer, seconds=5)
-        assert raised > span(300) and twice > span(30)
+        assert raised > span(150) and twice > span(15)
         a.notify(Note("end"))
         b.notify(Note("end"))
         tick_until(lambda: got.count("end") == 2, peer, seconds=5)

@@ -666,12 +666,15 @@ def test_listener_of_another_user_is_not_talked_to(peer, host, path, monkeypatch
 
 
 USERS = """
-import os, sys
+import os, signal, sys
+import logging, stream_ipc.listener, stream_ipc.serializers.pickle, encodings.idna  # another user may not see the files
 from stream_ipc import IpcPeer, LogMessage
+IpcPeer().close()
 path, listens_as, serves_as, connects_as = sys.argv[1], *map(int, sys.argv[2:])
 os.setgroups([])
 ready, go = os.pipe()
 server = os.fork()
+signal.alarm(20)
 if not server:
     peer = IpcPeer(timeout=20)
     os.setresuid(listens_as, listens_as, 0)
@@ -685,6 +688,7 @@ if not server:
     os.write(go, b"x")
     while True:
         peer.tick(None)
+os.close(go)
 os.read(ready, 1)
 os.setresuid(connects_as, connects_as, 0)
 peer = IpcPeer(timeout=20)

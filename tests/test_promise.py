@@ -2,6 +2,7 @@
 
 import collections
 import gc
+import sys
 import time
 from typing import Any, Dict, List, Tuple
 
@@ -484,3 +485,64 @@ def test_dropping_many_promises_takes_as_long_for_each(raw: RawPeer) -> None:
     with raw.session.batch():
         # 10 if linear, 100 if quadratic.
         assert min(seconds(3000) for _ in range(3)) < 40 * min(seconds(300) for _ in range(3))
+
+
+# -- what iterators leave
+
+
+def watchers_of(session: Any) -> int:
+    return len(session._conversation.replies.watchers)
+
+
+def test_iterators_leave_nothing_behind(raw: RawPeer) -> None:
+    promises = [raw.session.request(Ping(index)) for index in range(4)]
+    never_begun = as_completed(promises)
+    assert watchers_of(raw.session) == 0
+    raw.write(reply_bytes(promises[2].id, Pong()))
+    first = as_completed(promises)
+    assert next(first) is promises[2] and watchers_of(raw.session) == 1
+    second = as_completed(promises)
+    assert next(second) is promises[2] and watchers_of(raw.session) == 1  # it was there: nothing to be told of
+    del first
+    assert watchers_of(raw.session) == 0
+    timed_out = as_completed(promises, 0.01)
+    with pytest.raises(TimeoutError, match="3 of 4"):
+        for _ in range(4):
+            next(timed_out)
+    assert watchers_of(raw.session) == 0
+    raw.write(*[reply_bytes(promises[index].id, Pong()) for index in (3, 0, 1)])
+    assert list(second) == [promises[index] for index in (3, 0, 1)] and watchers_of(raw.session) == 0
+    assert list(never_begun) == [promises[index] for index in (2, 3, 0, 1)]  # settled since the call: in that order
+    assert list(timed_out) == [promises[index] for index in (3, 0, 1)]
+    with pytest.raises(TimeoutError):
+        gather([raw.session.request(Ping())], 0.01)
+    assert watchers_of(raw.session) == 0
+    assert all(promise._pending.watchers is None for promise in promises)
+
+
+def test_next_in_a_loop_costs_little_for_each(peer: IpcPeer) -> None:
+    calls = 0
+
+    def count(frame: Any, event: str, arg: Any) -> None:
+        nonlocal calls
+        calls += event == "call" and frame.f_code.co_filename.endswith("promise.py")
+
+    a, _ = echo_pair(peer)
+    running = {a.request(Ping(index)) for index in range(300)}
+    sys.setprofile(count)
+    try:
+        while running:
+            running.discard(next(as_completed(running)))
+    finally:
+        sys.setprofile(None)
+    assert calls < 300 * 30
+
+
+def test_gather_returns_exceptions(raw: RawPeer) -> None:
+    promises = [raw.session.request(Ping(index), timeout=0.05 if index == 2 else 20) for index in range(4)]
+    promises[3].cancel()
+    raw.write(reply_bytes(promises[1].id, ErrorMessage("no")), reply_bytes(promises[0].id, Pong()))
+    found = gather(promises, return_exceptions=True)
+    assert [type(item) for item in found] == [Pong, RemoteError, RequestTimeoutError, IpcError]
+    with pytest.raises(TimeoutError):
+        gather([raw.session.request(Ping())], 0.01, return_exceptions=True)

@@ -83,6 +83,7 @@ def test_a_send_in_the_middle_of_another(small: bool) -> None:
     at_every_place(scenario)
 
 
+@pytest.mark.slow
 def test_a_send_in_the_middle_of_a_flush() -> None:
     def scenario(number: int) -> CallAt:
         with IpcPeer(timeout=20) as peer, RawPeer(peer, small=True) as raw:

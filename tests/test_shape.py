@@ -25,7 +25,7 @@ LAYERS = [
     ["wire"],
     ["transports"],
     ["handlers", "arguments"],
-    ["core.conditions", "core.guard", "core.items", "core.poller", "core.replies", "core.timers"],
+    ["core.conditions", "core.guard", "core.items", "core.poller", "core.replies", "core.timers", "core.waker"],
     ["core.embedding", "core.inspection"],
     ["core.loop"],
     ["core"],  # what is left of it
@@ -345,6 +345,41 @@ def test_the_reader_of_atomic_blocks(body, found):
     assert list(interruptible(source + "f()\n")) == found  # behind the suite
 
 
+# CPython 3.12 and later leave the jump back of a loop that has a condition out of the try block around it: the exception
+# of a signal handler that comes there passes by every except and finally clause.
+
+
+def loops_with_a_condition(node, guarded=False):
+    """The lines of while loops, other than ``while True``, inside of a try or with block of the same function."""
+    for field, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                inside = guarded or isinstance(node, ast.With) or (isinstance(node, ast.Try) and field == "body")
+                inside = inside and not isinstance(child, (ast.FunctionDef, ast.Lambda))
+                if inside and isinstance(child, ast.While) and not isinstance(child.test, ast.Constant):
+                    yield child.lineno
+                yield from loops_with_a_condition(child, inside)
+
+
+@pytest.mark.parametrize("module", sorted(name for name in SOURCES if not in_folders(name, ["serializers", "tap"])))
+def test_loops_in_try_blocks_have_no_condition(module):
+    lines = list(loops_with_a_condition(TREES[module]))
+    assert not lines, f"stream_ipc.{module}: write while True, and break"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("try:\n while x:\n  f()\nfinally:\n g()", [2]),
+        ("with x:\n if y:\n  while x:\n   f()", [3]),
+        ("try:\n while True:\n  f()\nfinally:\n while x:\n  g()", []),
+        ("while x:\n try:\n  f()\n finally:\n  g()", []),
+    ],
+)
+def test_the_finder_of_loops_with_a_condition(source, found):
+    assert list(loops_with_a_condition(ast.parse(source))) == found
+
+
 def test_there_are_atomic_blocks():
     assert sum(len(list(atomic_blocks(source))) for source in SOURCES.values()) > 20
     for module, source in SOURCES.items():
@@ -481,7 +516,7 @@ MEMBERS = {
     "IpcPeer": [
         "broadcast", "close", "connect", "create_command_session", "create_process_session", "create_session",
         "create_session_pair", "create_socket_session", "create_stdio_session", "create_stream_session", "fileno", "listen",
-        "next_deadline", "remove_session", "sessions", "tick", "tick_for",
+        "next_deadline", "remove_session", "sessions", "tick", "tick_for", "wakeup",
     ],
     "Session": [
         "batch", "close", "flush", "is_open", "name", "notify", "off_close", "off_exception", "off_message", "off_request",

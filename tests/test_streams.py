@@ -37,6 +37,7 @@ from stream_ipc import (
     StreamTransport,
 )
 from stream_ipc.wire.framing import frame_header
+from tests.helpers import CpuMeter
 
 from .helpers import drop_queued, shared_read_end, shared_write_end
 from .messages import Note, Ping, Pong
@@ -1211,3 +1212,51 @@ def test_a_closed_file_object_is_refused(peer: IpcPeer, kind: str, side: str) ->
             peer.create_stream_session(*((closed, a) if side == "write" else (a, closed)))
         assert a.gettimeout() is None and os.get_blocking(a.fileno())
         assert peer.sessions == ()
+
+
+# -- a stream that is closed under a session which nobody ticks
+
+KINDS = ["idle", "blocked", "full", "batch"]
+
+
+@pytest.mark.parametrize("state", KINDS)
+@pytest.mark.parametrize("how", ["object", "number", "replaced"])
+def test_a_send_that_raises_has_queued_nothing(peer: IpcPeer, state: str, how: str) -> None:
+    a, b = socket.socketpair()
+    c, d = socket.socketpair()
+    fd = a.fileno() if how == "object" else a.detach()
+    session = peer.create_stream_session(a if how == "object" else fd, c)
+    if state in ("blocked", "full"):
+        session.notify(Note("x" * (600_000 if state == "blocked" else 2_000_000)))
+        assert session.queued_bytes
+    if how == "object":
+        a.close()
+    elif how == "number":
+        os.close(fd)
+    else:
+        other = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(other, fd)
+        os.close(other)
+    raised = 0
+    with CpuMeter() as meter:
+        for _ in range(8):
+            before = session.queued_bytes
+            try:
+                if state == "batch":
+                    with session.batch():
+                        session.notify(Note("y" * 300_000))
+                else:
+                    session.notify(Note("y" * 300_000))
+            except (InvalidStreamError, StreamClosedError):
+                raised += 1
+                assert session.queued_bytes <= before
+        with pytest.raises((InvalidStreamError, StreamClosedError)):
+            session.flush(5)
+        peer.broadcast(Note("z" * 300_000))
+    assert raised >= (8 if state in ("idle", "full", "batch") else 3) and meter.real < 3
+    session.on_exception(lambda error: None)
+    tick_until(lambda: not session.is_open, peer)
+    if how == "replaced":
+        os.close(fd)
+    for sock in (b, d):
+        sock.close()

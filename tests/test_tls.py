@@ -1,5 +1,6 @@
 """TLS: handshakes inside ticks, both directions, both kinds of end, sockets that were connected elsewhere."""
 
+import errno
 import gc
 import os
 import select
@@ -487,6 +488,27 @@ def test_both_kinds_of_end(peer, host, listener, client_side, clean):
         assert text == "the other side closed the stream"
     else:
         assert "connection was lost" in text and "close_notify" in text
+
+
+def test_a_read_that_could_not_answer_the_end(peer, host, listener, client_side, monkeypatch):
+    # As OpenSSL 3.6 has it: it answers an end without close_notify, in vain.
+    sock = raw_tls(peer, listener.address, client_side)
+    sock.sendall(framed(Note("last words")))
+    tick_until(lambda: host.notes, peer)
+    receive = ssl.SSLSocket.recv
+
+    def recv(self, *args):
+        try:
+            return receive(self, *args)
+        except ssl.SSLWantReadError:
+            raise
+        except OSError as exc:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe") from exc
+
+    monkeypatch.setattr(ssl.SSLSocket, "recv", recv)
+    sock.close()
+    text = closed_text(host.sessions[0], peer)
+    assert "connection was lost" in text and "close_notify" in text
 
 
 def test_end_inside_a_message(peer, host, listener, client_side):

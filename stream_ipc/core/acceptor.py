@@ -9,7 +9,7 @@ watches: so a turn takes a bounded number of steps for all of them together, and
 from __future__ import annotations
 
 import errno
-import logging  # noqa: F401 - what log.py needs; who has run out of descriptors can import nothing any more
+import logging  # noqa: F401 - for log.py: nothing can be imported once there are no descriptors left
 import math
 import os
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,8 @@ __all__ = ["Acceptor"]
 _ACCEPTS = 16  # connections that are accepted
 _STEPS = 16  # steps of handshakes, each of which may cost a millisecond
 
-_HANDSHAKES = 256  # that are under way at a time; who comes then waits in the queue of the system...
-_YOUNG = 2.0  # ...until the oldest has lasted so many seconds, and is dropped for him
+_HANDSHAKES = 256  # under way at a time; further connections wait in the queue of the system...
+_YOUNG = 2.0  # ...until the oldest handshake has lasted so many seconds, and is dropped
 _HANDSHAKE_LIMIT = 30.0  # seconds for a handshake, if the peer has no timeout
 PAUSE = 0.1  # seconds without accepting when there are no descriptors, or too many handshakes
 
@@ -152,7 +152,7 @@ class Acceptor:
         self._handshakes.clear()
 
     def check(self) -> None:
-        """Look for what no poller tells: that somebody else has closed the socket."""
+        """Check whether the socket was closed by somebody else, which no poller tells."""
         if not self.closed and self._identify() != self._identity:
             log.error("%r: its descriptor was closed by somebody else; it listens no more, so make a new one", self)
             self._sock.detach()  # the number may be another file's by now
@@ -180,7 +180,7 @@ class Acceptor:
         self._next = start + _STEPS
         for index in range(start, start + min(count, _STEPS)):
             fd = ready[index % count][0]
-            with Shield():  # an interruption must not lose who was just accepted
+            with Shield():  # an interruption must not lose a connection that was just accepted
                 if fd == self._sock.fileno():
                     self._accept()
                 elif fd in self._handshakes:

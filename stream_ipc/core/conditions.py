@@ -48,7 +48,7 @@ class _Awaited:
         self.settled = True
 
     def check(self) -> None:
-        """Note that its number belongs to somebody else now."""
+        """Note that its number is another file's now."""
         self.settled = True
 
 

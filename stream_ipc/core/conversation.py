@@ -176,10 +176,10 @@ class Conversation:
             timeout=timeout,
         )
 
-    def begin_batch(self) -> int:
+    def begin_batch(self) -> None:
         """Begin to gather what is sent; see ``Port.cork``."""
         self.loop.check_entry()
-        return self.port.cork()
+        self.port.cork()
 
     def end_batch(self) -> None:
         """Write what was gathered, if no batch is under way any more."""
@@ -198,6 +198,8 @@ class Conversation:
                 raise self.closed_error()
             self.port.write()
             channel = self.channel
+            if self.port.invalid is not None:
+                raise self.closed_error()
             if not channel.queued_bytes:
                 return
             if channel.writing:

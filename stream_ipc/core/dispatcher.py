@@ -96,7 +96,7 @@ class Dispatcher:
         return type(first) is not RequestEnvelope or not self._is_full()
 
     def _is_full(self) -> bool:
-        """Whether a reply would only add to a long queue that the other side still reads."""
+        """Return whether a reply would only add to a long queue that the other side still reads."""
         return self._channel.outbox.queued_bytes > HIGH_WATER and self._channel.ended is None
 
     def step(self, goal: int, until: Any) -> int:
@@ -259,6 +259,7 @@ class Dispatcher:
             self.inbox[0] = delivery
             if wanted is not None:
                 wanted.settled = True
+
             kept.trim()
         return delivery
 
@@ -412,9 +413,14 @@ class Dispatcher:
 
     def _open(self, item: Opening) -> int:
         """Give the session to whoever asked for it."""
-        self._pop(item)  # entered once, whatever comes of it
+        function, session, inbox = item.function, self._session, self.inbox
+        if not inbox or inbox[0] is not item:
+            return 0  # a turn beneath has gone on with it
         try:
-            item.function(self._session)
+            # atomic: no calls
+            del inbox[0]  # entered once, whatever comes of it
+
+            function(session)
         except Exception:
             self._conversation.close()  # nobody has it
             raise

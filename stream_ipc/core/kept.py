@@ -100,6 +100,7 @@ class Kept:
             # atomic: no calls
             self.size -= entries[0].size
             del entries[0]
+
             if not self._told:
                 self._told = True
                 log.warning(

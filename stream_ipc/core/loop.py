@@ -121,7 +121,7 @@ class Loop(Guard):
         """
         other = self.poller.owners.get(fd)
         if other is not None and other is not owner:
-            # The number was given to a new file, so the other's stream was closed and nobody has told it.
+            # The number was given to a new file, so the other's stream was closed and it was not told.
             self.poller.unwatch(fd)
             other.check()
         self.poller.watch(fd, events, owner)

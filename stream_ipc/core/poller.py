@@ -30,7 +30,7 @@ class Poller:
     """A ``selectors.DefaultSelector`` whose descriptors have owners.
 
     What the selector refuses (a regular file, some devices) counts as always ready. Owns which descriptor is watched for
-    what, and for whom.
+    what, and for which task.
 
     Attributes:
         owners: The owner of each watched descriptor.

@@ -359,15 +359,11 @@ class Port:
         self._loop.mark(self._dispatcher)
         self.rearm()
 
-    def cork(self) -> int:
-        """Begin to gather what is sent. The caller sets ``batches`` back to what this returns, and calls ``uncork``."""
+    def cork(self) -> None:
+        """Begin to gather what is sent. The caller counts ``batches`` up, and later down again, and calls ``uncork``."""
         self._loop.corked[self] = None
         self._loop.attended = True
         self.channel.corked = True
-        # atomic: no calls
-        outer = self.batches
-        self.batches = outer + 1
-        return outer
 
     def uncork(self) -> None:
         """Write what was gathered, if no batch is under way any more; raises as ``write``."""

@@ -73,4 +73,5 @@ class Waker:
             # atomic: no calls
             fd = self._pipe[-1]
             del self._pipe[-1]
+
             os.close(fd)

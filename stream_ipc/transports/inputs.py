@@ -86,7 +86,7 @@ class Input:
         self._channel.received_bytes += size
 
     def _is_large(self) -> bool:
-        """Whether what comes next is read straight into an unfinished payload."""
+        """Return whether what comes next is read straight into an unfinished payload."""
         if self._count is not None:
             return True
         return not self.decoder.is_text and self.decoder.wants_room and self.end.reads_into is not None

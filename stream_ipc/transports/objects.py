@@ -24,7 +24,7 @@ _numbers = count(2)  # the negatives of these stand for ends without a descripto
 
 
 def _has_descriptor(stream: Any) -> bool:
-    """Whether a stream is used by its descriptor.
+    """Return whether a stream is used by its descriptor.
 
     Otherwise it is an object without a usable ``fileno()``, or one whose bytes are not those of its descriptor
     (``gzip.GzipFile``), and is used by its methods.

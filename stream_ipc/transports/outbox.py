@@ -114,7 +114,9 @@ class Outbox:
         queue = self.queue
         try:
             self.writing = self.held = True
-            while queue:
+            while True:
+                if not queue:
+                    break
                 if self._written is None:
                     if len(queue) > 1:
                         self._join()

@@ -1,4 +1,4 @@
-"""Addresses and sockets: what an address means, connecting to it, listening at it, who is at the other end.
+"""Addresses and sockets: what an address means, connecting to it, listening at it, which user is at the other end.
 
 Knows sockets, names of hosts, and the files of Unix sockets. Must not know messages, sessions or peers. Imported at the
 first ``connect`` or ``listen``.
@@ -252,7 +252,9 @@ class LingeringClose(Ending):
     def step(self) -> float | None:
         left = self._due - time.monotonic()
         try:
-            while self._fd >= 0 and left > 0 and os.read(self._fd, 65536):
+            while True:
+                if self._fd < 0 or left <= 0 or not os.read(self._fd, 65536):
+                    break
                 left = self._due - time.monotonic()
         except BlockingIOError:
             return left
@@ -331,7 +333,9 @@ def _connect(
     try:
         sock.setblocking(False)
         number = sock.connect_ex(sockaddr)
-        while number == errno.EAGAIN and family == socket.AF_UNIX:
+        while True:
+            if number != errno.EAGAIN or family != socket.AF_UNIX:
+                break
             # The queue of the listener is full, and no descriptor tells when it has room.
             now = clock()
             if limit is not None and now >= limit:

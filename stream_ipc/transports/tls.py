@@ -12,6 +12,7 @@ Python nor PHP sends such messages unless a program asks for it.
 
 from __future__ import annotations
 
+import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ from .descriptors import ReadEnd, WriteEnd
 from .shield import Shield
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
 __all__ = ["TlsReadEnd", "TlsWriteEnd", "handshake", "wrap"]
@@ -112,7 +112,7 @@ class TlsReadEnd(ReadEnd):
                 return
             except OSError as exc:
                 if not parts:
-                    raise _ended_without_saying(exc) from exc
+                    raise _ended_without_saying(exc, self.socket) from exc
                 return  # the next read meets it again
             if len(data) < _RECORD:  # what is more is still with the system, and the poller tells
                 return
@@ -129,10 +129,21 @@ class TlsReadEnd(ReadEnd):
         super().release()
 
 
-def _ended_without_saying(exc: OSError) -> OSError:
-    if isinstance(exc, ssl.SSLEOFError) or getattr(exc, "reason", None) == "UNEXPECTED_EOF_WHILE_READING":
+def _ended_without_saying(exc: OSError, sock: Any) -> OSError:
+    """Return the error for what a read has raised."""
+    ended = isinstance(exc, ssl.SSLEOFError) or getattr(exc, "reason", None) == "UNEXPECTED_EOF_WHILE_READING"
+    # OpenSSL 3.6 answers such an end with an alert, and a read tells that this could not be written.
+    if ended or (isinstance(exc, BrokenPipeError) and _has_ended(sock)):
         return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the other side ended it without saying so (no TLS close_notify)")
     return exc
+
+
+def _has_ended(sock: Any) -> bool:
+    """Return whether the stream beneath TLS is read to its end."""
+    try:
+        return not socket.socket.recv(sock, 1, socket.MSG_PEEK)
+    except OSError:
+        return False
 
 
 class TlsWriteEnd(WriteEnd):

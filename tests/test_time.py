@@ -1,0 +1,253 @@
+"""What came in time counts, whatever kept this process from reading it: whoever gives up looks once more first."""
+
+import importlib.util
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Callable, Iterator, List
+
+import pytest
+
+from stream_ipc import IpcPeer, ResponsePromise, as_completed, gather
+from tests.helpers import (
+    FakeClock,
+    RawPeer,
+    child,
+    framed,
+    is_settled,
+    reply_bytes,
+    request_bytes,
+    run_python,
+    set_clock,
+    socket_peers,
+    tick_until,
+)
+from tests.messages import Note, Ping, Pong
+
+
+def by_ticks(promise: "ResponsePromise[Any]") -> Any:
+    while not is_settled(promise):
+        promise_peer.tick(0.05)
+    return promise.wait()
+
+
+promise_peer: IpcPeer
+
+WAYS: List[Callable[["ResponsePromise[Any]"], Any]] = [
+    lambda promise: promise.wait(),
+    lambda promise: gather([promise])[0],
+    lambda promise: next(as_completed([promise])).wait(),
+    by_ticks,
+]
+each_way = pytest.mark.parametrize("way", WAYS, ids=["wait", "gather", "as_completed", "tick"])
+
+
+@each_way
+def test_a_handler_that_takes_long(raw: RawPeer, way: Callable[..., Any]) -> None:
+    global promise_peer
+    promise_peer = raw.session.peer
+    clock = set_clock(promise_peer, FakeClock())
+    promise = raw.session.request(Ping(), timeout=1, expect=Pong)
+
+    @raw.session.on_message
+    def slow(note: Note) -> None:
+        clock.now += 100
+        raw.write(reply_bytes(promise.id, Pong(1)))
+
+    raw.write(framed(Note()))
+    assert way(promise) == Pong(1)
+
+
+@each_way
+def test_behind_much_else(raw: RawPeer, way: Callable[..., Any]) -> None:
+    global promise_peer
+    promise_peer = raw.session.peer
+    clock = set_clock(promise_peer, FakeClock())
+    promise = raw.session.request(Ping(), timeout=1, expect=Pong)
+    for _ in range(15):
+        raw.write(framed(Note("x" * 10_000)))
+    raw.write(reply_bytes(promise.id, Pong(1)))
+    clock.now += 100
+    assert way(promise) == Pong(1)
+
+
+@each_way
+def test_a_reply_that_is_larger_than_the_stream(raw: RawPeer, way: Callable[..., Any]) -> None:
+    # The other side could only write as much as this process read.
+    global promise_peer
+    promise_peer = raw.session.peer
+    clock = set_clock(promise_peer, FakeClock())
+    promise = raw.session.request(Ping(), timeout=1, expect=Pong)
+    data = reply_bytes(promise.id, Pong("x" * 2_000_000))
+    raw.sock.setblocking(True)
+    thread = threading.Thread(target=raw.sock.sendall, args=(data,))
+    thread.start()
+    time.sleep(0.05)
+    clock.now += 100
+    try:
+        assert len(way(promise).value) == 2_000_000
+    finally:
+        thread.join()
+
+
+def test_a_reply_behind_a_request_that_has_to_wait(peer: IpcPeer) -> None:
+    # The queue is full, so the request waits for it to drain; the reply behind it came in time all the same.
+    with RawPeer(peer) as raw:
+        clock = set_clock(peer, FakeClock())
+        promise = raw.session.request(Ping(), timeout=1, expect=Pong)
+        other = raw.session.request(Ping(), timeout=1, expect=Pong)
+        raw.session.notify(Note("x" * 2_000_000))
+        raw.write(request_bytes("1", Ping()), reply_bytes(promise.id, Pong(1)), reply_bytes(other.id, Pong(2)))
+        clock.now += 100
+        assert promise.wait() == Pong(1)
+        assert gather([other]) == [Pong(2)]
+        while raw.read():
+            pass
+
+
+def test_deep_inside_of_handlers(peer: IpcPeer) -> None:
+    from tests.helpers import limit
+
+    with RawPeer(peer) as raw:
+        clock = set_clock(peer, FakeClock())
+        got: List[Any] = []
+
+        @raw.session.on_message
+        def nested(note: Note) -> None:
+            depth = int(note.text)
+            if depth <= limit("depth"):
+                raw.write(framed(Note(str(depth + 1))))
+                raw.session.peer.tick(1) if depth < limit("depth") - 1 else ask()
+
+        def ask() -> None:
+            promise = raw.session.request(Ping(), timeout=1, expect=Pong)
+            raw.write(reply_bytes(promise.id, Pong(1)))
+            clock.now += 100
+            got.append(promise.wait())
+
+        raw.write(framed(Note("0")))
+        peer.tick(1)
+        tick_until(lambda: got, peer)
+        assert got[0] == Pong(1)
+
+
+def test_receive(raw: RawPeer) -> None:
+    clock = set_clock(raw.session.peer, FakeClock())
+
+    def slow(note: Note) -> None:
+        raw.session.off_message(slow)
+        clock.now += 100
+        for _ in range(15):
+            raw.write(framed(Note("x" * 10_000)))
+        raw.write(framed(Ping(1)))
+
+    raw.session.on_message(slow)
+    raw.write(framed(Note()))
+    assert raw.session.receive(1, expect=Ping) == Ping(1)
+
+
+def test_receive_does_not_go_on_for_ever(raw: RawPeer) -> None:
+    session = raw.session
+    raw.write(framed(Note("again")))
+    session.on_message(lambda note: raw.write(framed(Note("again"))))
+    with pytest.raises(TimeoutError):
+        session.receive(0.1, expect=Ping)
+
+
+@pytest.mark.parametrize("call", ["flush", "notify", "broadcast"])
+def test_what_the_other_side_has_read(peer: IpcPeer, call: str) -> None:
+    with RawPeer(peer) as raw:
+        clock = set_clock(peer, FakeClock())
+        raw.session.notify(Note("x" * 2_000_000))
+        raw.sock.setblocking(True)
+
+        def read() -> None:
+            # The time is over before this process has written all that the other side would read.
+            clock.now += 100
+            while raw.sock.recv(1 << 20):
+                pass
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        try:
+            if call == "flush":
+                raw.session.flush(1)
+                assert raw.session.queued_bytes == 0
+            elif call == "notify":
+                raw.session.notify(Note("more"))
+            else:
+                assert peer.broadcast(Note("more")) == 1
+        finally:
+            raw.session.close()
+            thread.join()
+
+
+def test_connecting_that_was_over_in_time(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.helpers import patch_wait_for
+
+    with IpcPeer(timeout=20) as other, other.listen(("127.0.0.1", 0), lambda session: None) as listener:
+        clock = set_clock(peer, FakeClock())
+
+        def stopped(real: Any, fd: int, events: int, limit: Any) -> bool:
+            clock.now += 100
+            return bool(real(fd, events, limit))
+
+        patch_wait_for(monkeypatch, peer, stopped)
+        assert peer.connect(listener.address, timeout=1).is_open
+
+
+SLAVE_REPLY = 600_000
+
+
+@pytest.mark.parametrize("size", [1, SLAVE_REPLY])
+def test_a_process_that_was_stopped(size: int) -> None:
+    code = f"""
+import sys, time
+from stream_ipc import IpcPeer, LogMessage
+SLAVE = '''
+import time
+from stream_ipc import IpcPeer, LogMessage
+session = IpcPeer().create_stdio_session()
+@session.on_request
+def work(message):
+    time.sleep(0.2)
+    return LogMessage("x" * {size})
+while session.is_open:
+    session.tick(None)
+'''
+with IpcPeer(timeout=20) as peer:
+    slave = peer.create_command_session([sys.executable, "-c", SLAVE])
+    slave.request(LogMessage("warm")).wait()
+    promise = slave.request(LogMessage("x"), timeout=0.6)
+    print("asked", flush=True)
+    print(len(promise.wait().message), flush=True)
+"""
+    master = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert master.stdout is not None and master.stdout.readline() == b"asked\n"
+    os.kill(master.pid, signal.SIGSTOP)
+    time.sleep(1.0)
+    os.kill(master.pid, signal.SIGCONT)
+    said = master.stdout.read()
+    master.stdout.close()
+    master.wait()
+    assert said.split() == [str(size).encode()]
+
+
+def test_a_signal_handler_that_takes_long(raw: RawPeer) -> None:
+    promise = raw.session.request(Ping(), timeout=0.1, expect=Pong)
+
+    def handler(number: int, frame: Any) -> None:
+        raw.write(reply_bytes(promise.id, Pong(1)))
+        time.sleep(0.2)
+
+    old = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        assert promise.wait() == Pong(1)
+    finally:
+        signal.signal(signal.SIGALRM, old)
