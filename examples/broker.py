@@ -23,13 +23,15 @@ class Broker:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.peer = IpcPeer()
         self.stopped = False
 
     def stop(self, number: int, frame: Any) -> None:
         self.stopped = True
+        self.peer.wakeup()
 
     def run(self) -> None:
-        with IpcPeer() as peer, WorkerPool(peer, WORKER, 2) as pool:
+        with self.peer as peer, WorkerPool(peer, WORKER, 2) as pool:
 
             def on_session(client: Session) -> None:
                 @client.on_request
@@ -39,7 +41,7 @@ class Broker:
             with peer.listen(self.address, on_session):
                 print("The broker listens", flush=True)
                 while not self.stopped:
-                    peer.tick(0.1)
+                    peer.tick(None)
         print("The broker has ended", flush=True)
 
 

@@ -1,9 +1,8 @@
 """Messages between processes, for plain synchronous programs.
 
-A master starts slave processes, or connects to them, and both sides send each other messages: requests that are
+A program starts worker processes, or connects to others, and both sides send each other messages: requests that are
 answered, notifications that are not, broadcasts to all. Everything happens in calls that the program makes itself, above
-all ``tick()`` and ``wait()``, and handlers run inside these calls. There is no event loop, and no thread (but for streams
-without a descriptor).
+all ``tick()`` and ``wait()``, and handlers run inside these calls. There is no event loop, and no thread.
 
 A module that both sides import, ``messages.py``::
 
@@ -113,7 +112,7 @@ if TYPE_CHECKING:
     from .serializers.php import PhpMessageSerializer
     from .serializers.pickle import PickleMessageSerializer
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 
 __all__ = [
     "DeferredReply",

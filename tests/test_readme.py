@@ -1,58 +1,69 @@
-"""README.rst: what it shows is what is in examples/, or it is run here."""
+"""README.rst and the guides: what they show is what is in examples/, or it is run here."""
 
 import ast
+import inspect
 import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import stream_ipc
 from stream_ipc import IpcPeer
+from tests.test_examples import EXPECTED
 
 ROOT = Path(__file__).resolve().parent.parent
-LINES = (ROOT / "README.rst").read_text(encoding="utf-8").splitlines()
+PAGES = ["README.rst", "examples/README.rst", "examples/php/README.rst", "tests/README.rst"]
+TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+README, GUIDE, PHP, CONTRIBUTING = (TEXTS[page] for page in PAGES)
+LINES = README.splitlines()
 EXAMPLES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "examples").glob("*.py"))}
 
 
 class Block:
-    """An indented block and the line (from 1) of the text before it."""
+    """An indented block, its page, and the last line (from 1) of it."""
 
-    def __init__(self, kind, start, lines):
+    def __init__(self, page, kind, start, lines):
+        self.page = page
         self.kind = kind
         self.last_line = start + len(lines)
         self.text = textwrap.dedent("\n".join(lines)).strip("\n") + "\n"
 
     def __repr__(self):
-        return f"{self.kind}:{self.text.splitlines()[0]}"
+        return f"{self.page}:{self.last_line}:{self.text.splitlines()[0]}"
 
 
-def find_blocks():
+def find_blocks(page):
+    lines = TEXTS[page].splitlines()
     index = 0
-    while index < len(LINES):
-        line = LINES[index]
+    while index < len(lines):
+        line = lines[index]
         index += 1
-        if line.startswith(".. code-block:: "):
+        if line.lstrip().startswith(".. code-block:: "):
             kind = line.split()[-1]
         elif line.endswith("::"):
             kind = "text"
         else:
             continue
+        indent = " " * (len(line) - len(line.lstrip()) + 1)
         start = index
-        while index < len(LINES) and (not LINES[index] or LINES[index].startswith(" ")):
+        while index < len(lines) and (not lines[index] or lines[index].startswith(indent)):
             index += 1
-        body = LINES[start:index]
+        body = lines[start:index]
         while not body[-1]:
             body.pop()
-        yield Block(kind, start, body)
+        yield Block(page, kind, start, body)
 
 
-BLOCKS = list(find_blocks())
+BLOCKS = [block for page in PAGES for block in find_blocks(page)]
 PYTHON = [block for block in BLOCKS if block.kind == "python"]
 
 
@@ -71,18 +82,23 @@ SHOWN = [block for block in PYTHON if any(is_piece_of(block, text) for text in E
 PROGRAMS = [block for block in PYTHON if "__main__" in block.text]
 TESTS = [block for block in PYTHON if "def test_" in block.text]
 SLAVES = [block for block in PYTHON if block not in SHOWN + PROGRAMS and "create_stdio_session()" in block.text]
-RUN = [block for block in PYTHON if block not in SHOWN + PROGRAMS + TESTS + SLAVES]
+CONVERTERS = [block for block in PYTHON if block.text.startswith("register_type(")]
+RUN = [block for block in PYTHON if block not in SHOWN + PROGRAMS + TESTS + SLAVES + CONVERTERS]
 
 # What the blocks that are run here print: a word of the block, and the output.
 PRINTED = {
     "broadcast(": r"2 of 2 were told\n",
     "receive(": r"nothing came\n",
     "wait(0.05)": r"not there yet: False\n",
-    "listen(": r"TaskResponse\(result='tekcos a revo'\)\n",
+    '"over a socket"': r"TaskResponse\(result='tekcos a revo'\)\n",
     "PidHrtime": "",
     "Resize": "",
     "Sample": re.escape(next(block.text for block in BLOCKS if block.text.startswith("Sample("))),
-    "RemoteError": r"the slave could not do it: Error in dispatch\nValueError: no(?s:.*)",
+    "RemoteError": r"the worker could not do it: Error in dispatch\nValueError: no(?s:.*)",
+    "SIGTERM": "",
+    "pool.map": r"BREAD\nBUTTER\nJAM\n",
+    "pool.submit(task)": r"PASSED ON\n",
+    "waiting.pop()": r"here it is\n",
 }
 
 
@@ -96,74 +112,124 @@ def test_it_begins_with_one_sentence_and_two_commands():
     assert LINES[4:6] == ["", "::"]
 
 
-def test_master_and_slave_are_shown_in_full_and_early():
-    for block, name in zip(PYTHON, ["master.py", "slave.py"]):
-        assert block.text == EXAMPLES[name]
-        assert block.last_line < 60
+def test_it_is_short():
+    assert len(LINES) <= 500
+    assert len(README.split()) <= 3200
 
 
-def test_output_of_the_master():
-    done = subprocess.run(
-        [sys.executable, "-m", "examples.master"],
-        cwd=str(ROOT),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=50,
-    )
-    assert (done.stdout, done.returncode) == (BLOCKS[2].text, 0)
+def test_its_first_program_is_early(tmp_path):
+    assert PYTHON[0] in PROGRAMS and PYTHON[0].page == "README.rst"
+    assert PYTHON[0].last_line < 45
+    compile(PYTHON[0].text, "README.rst", "exec")
+
+
+def test_master_and_slave_are_shown_in_full():
+    shown = [block.text for block in SHOWN]
+    assert EXAMPLES["master.py"] in shown and EXAMPLES["slave.py"] in shown
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_output_of_an_example(name):
+    # That it prints this is tested where the examples are.
+    blocks = [block for block in BLOCKS if block.page == "examples/README.rst" and block.kind == "text"]
+    assert EXPECTED[name] in [block.text for block in blocks]
+
+
+HELPERS = ("__init__.py", "benchmark_child.py", "benchmark_message.py", "messages.py", "slave.py")
 
 
 def test_every_example_is_named():
-    text = "\n".join(LINES)
     for name in EXAMPLES:
-        if name not in ("__init__.py", "benchmark_child.py", "benchmark_message.py", "messages.py", "slave.py"):
+        if name not in HELPERS:
             options = " --quick" if name == "benchmark.py" else ""
-            assert f"python3 -m examples.{name[:-3]}{options}\n" in text
+            assert f"python3 -m examples.{name[:-3]}{options}\n" in README, name
+            assert f"``examples.{name[:-3]}" in GUIDE, name
 
 
 def test_blocks_that_show_examples():
-    assert len(SHOWN) == 17
+    assert len(SHOWN) == 16
 
 
 def test_blocks_of_php_show_what_runs():
     scripts = [path.read_text(encoding="utf-8") for path in (ROOT / "examples" / "php").glob("*.php")]
-    messages, slave = [block for block in BLOCKS if block.kind == "php"]
+    messages, *others = [block for block in BLOCKS if block.kind == "php"]
     assert any(is_piece_of(messages, text) for text in scripts)
-    # The other one needs the original library.
+    # The others need the original library.
+    assert len(others) == 2
     if shutil.which("php") is None:
         pytest.skip("php is not installed")
-    done = subprocess.run(["php", "-l"], input=f"<?php\n{slave.text}", capture_output=True, text=True, timeout=50)
-    assert done.returncode == 0, done.stdout
+    for block in others:
+        done = subprocess.run(["php", "-l"], input=f"<?php\n{block.text}", capture_output=True, text=True, timeout=50)
+        assert done.returncode == 0, done.stdout
 
 
-def test_the_same_program_in_both(tmp_path):
+def run_program(tmp_path, text):
+    script = tmp_path / "program.py"
+    script.write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=str(tmp_path),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    return done.stdout
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_same_program_in_both(tmp_path, number):
     assert len(PROGRAMS) == 2
-    for number, block in enumerate(PROGRAMS):
-        script = tmp_path / f"program{number}.py"
-        script.write_text(block.text, encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, str(script)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=50,
-        )
-        assert (done.stdout, done.stderr, done.returncode) == ("9\n16\n", "", 0)
+    assert run_program(tmp_path, PROGRAMS[number].text) == "9\n16\n"
+
+
+IMPORTS = {
+    "datetime": (
+        "from datetime import datetime\nfrom decimal import Decimal\n"
+        "from pathlib import PosixPath\nfrom uuid import UUID, uuid4\n"
+    ),
+    "numpy": "import numpy\nfrom pydantic import BaseModel\nclass Model(BaseModel):\n    x: int\n",
+}
+VALUES = {
+    "datetime": "datetime.now(), Decimal('1.50'), uuid4(), PosixPath('x')",
+    "numpy": "numpy.arange(3.0), Model(x=1)",
+}
+
+
+@pytest.mark.parametrize("word", sorted(IMPORTS))
+def test_converters(tmp_path, word):
+    assert len(CONVERTERS) == len(IMPORTS)
+    (block,) = [block for block in CONVERTERS if word in block.text]
+    if word == "numpy" and not (find_spec("numpy") and find_spec("pydantic")):
+        ast.parse(block.text)
+        pytest.skip("numpy or pydantic is not installed")
+    holder = (
+        "from dataclasses import dataclass\nfrom stream_ipc import *\n"
+        "@dataclass\nclass Holder(Message):\n    value: object\n"
+    )
+    trip = (
+        "for serializer in JsonMessageSerializer(), PhpMessageSerializer(), PickleMessageSerializer():\n"
+        f"    for value in {VALUES[word]}:\n"
+        "        back = serializer.deserialize(serializer.serialize(Holder(value))).value\n"
+        "        assert type(back) is type(value) and repr(back) == repr(value), (serializer, back)\n"
+    )
+    run_program(tmp_path, holder + IMPORTS[word] + block.text + trip)
 
 
 def test_the_slave_of_a_php_master(tmp_path, names):
     (block,) = SLAVES
     classes = (
         "from dataclasses import dataclass\n"
-        "from stream_ipc import IpcPeer, Message, PhpMessageSerializer\n"
+        "from stream_ipc import Message\n"
         "@dataclass\n"
         "class TaskRequest(Message, wire_name='Readme\\\\TaskRequest'):\n    job: str\n"
         "@dataclass\n"
         "class TaskResponse(Message, wire_name='Readme\\\\TaskResponse'):\n    result: str\n"
     )
     script = tmp_path / "slave.py"
-    script.write_text(classes + block.text, encoding="utf-8")
+    script.write_text(block.text, encoding="utf-8")
+    (tmp_path / "messages.py").write_text(classes, encoding="utf-8")
     ours = {"__name__": "readme"}
     exec(compile(classes, "classes", "exec", dont_inherit=True), ours)
     with IpcPeer(stream_ipc.PhpMessageSerializer(), timeout=20) as peer:
@@ -173,10 +239,8 @@ def test_the_slave_of_a_php_master(tmp_path, names):
     assert session.process.returncode == 0
 
 
-def test_recipes_for_tests(names, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_recipes_for_tests(names):
     assert len(TESTS) == 2
-    exec("import sys", names)
     for block in TESTS:
         before = set(names)
         exec(compile(block.text, "README.rst", "exec", dont_inherit=True), names)
@@ -189,26 +253,29 @@ def test_every_other_block_is_run():
 
 
 @pytest.fixture
-def names(monkeypatch):
+def names(monkeypatch, tmp_path):
     """What the blocks take for granted: the library, the messages, a peer and a session whose other end answers."""
     monkeypatch.syspath_prepend(str(ROOT))
-    from examples.messages import TaskRequest, TaskResponse
+    monkeypatch.chdir(ROOT)
+    from examples.messages import Progress, TaskRequest, TaskResponse
 
     with IpcPeer() as peer:
         session, slave = peer.create_session_pair()
 
         @slave.on_request
         def work(request: TaskRequest) -> TaskResponse:
-            if request.job == "slow":
-                peer.tick_for(0.1)
             if request.job == "x":
                 raise ValueError("no")
             return TaskResponse(request.job.upper())
 
         values = {name: getattr(stream_ipc, name) for name in stream_ipc.__all__}
-        values.update(__name__="readme", peer=peer, session=session, TaskRequest=TaskRequest, TaskResponse=TaskResponse)
-        exec("import socket\nfrom dataclasses import dataclass", values)
+        values.update(__name__="readme", peer=peer, session=session, slave=slave)
+        values.update(Progress=Progress, TaskRequest=TaskRequest, TaskResponse=TaskResponse, path=str(tmp_path / "socket"))
+        values.update(work=work)
+        exec("import signal, socket, sys\nfrom dataclasses import dataclass", values)
+        before = signal.getsignal(signal.SIGTERM)
         yield values
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.matrix
@@ -216,6 +283,12 @@ def names(monkeypatch):
 def test_block(names, capsys, word):
     (block,) = [block for block in RUN if word in block.text]
     peer = names["peer"]
+    if word == "SIGTERM":
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    elif word == "wait(0.05)":
+        names["session"] = peer.create_command_session([sys.executable, "-m", "examples.loop_select", "slave"])
+    elif word == "waiting.pop()":
+        names["slave"].off_request(names["work"])
     exec(compile(block.text, "README.rst", "exec", dont_inherit=True), names)
     assert re.fullmatch(PRINTED[word], capsys.readouterr().out)
     if names["peer"] is not peer:
@@ -223,28 +296,89 @@ def test_block(names, capsys, word):
 
 
 def test_errors_are_complete():
-    text = "\n".join(LINES)
     for name in stream_ipc.__all__:
         value = getattr(stream_ipc, name)
         if isinstance(value, type) and issubclass(value, stream_ipc.IpcError) and value is not stream_ipc.IpcError:
             row = next(line for line in LINES if line.startswith(f"``{name}``  "))
             builtin = [base.__name__ for base in value.__bases__ if base.__module__ == "builtins"]
             assert re.findall(r"``(\w+)``", row)[1:2] == builtin or not builtin
-    assert "``IpcError``" in text
+    assert "``IpcError``" in README
+
+
+def table_of_methods():
+    """What README's table has for each class: {class: {name: parameters}}; under "" what is not a method."""
+    start = LINES.index("Every method and function")
+    rows = {}
+    owner = ""
+    for line in LINES[start : LINES.index("Patterns")]:
+        if line.startswith("**"):
+            owner = re.findall(r"[\w ]+", line)[0]
+            rows[owner] = {}
+        if line.startswith("``") and rows:
+            for name, _, parameters in re.findall(r"``(\w+)(\((.*?)\))?``", line[:54]):
+                names = [parameter.strip().split("=")[0] for parameter in parameters.split(",")]
+                rows[owner][name] = [name for name in names if name not in ("", "*")]
+    return rows
+
+
+# What a class has for the library itself.
+NOT_FOR_USERS = {"settled", "deadline"}
+OWNERS = ["IpcPeer", "Session", "ResponsePromise", "DeferredReply", "WorkerPool", "Listener"]
+FUNCTIONS = {"gather", "as_completed"}
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_table_of_methods(owner):
+    rows = table_of_methods()[owner]
+    cls = getattr(stream_ipc, owner)
+    public = {name for name in dir(cls) if not name.startswith("_")} - NOT_FOR_USERS
+    documented = set(rows) - FUNCTIONS
+    assert public == documented
+    for name, parameters in rows.items():
+        function = getattr(stream_ipc if name in FUNCTIONS else cls, name, None)
+        if parameters and function is not None:
+            known = inspect.signature(function).parameters
+            unknown = [parameter for parameter in parameters if parameter not in known]
+            assert not unknown, (name, unknown)
+
+
+def test_table_of_everything_else():
+    rows = table_of_methods()
+    names = {*rows["Messages and parts"], *OWNERS, *FUNCTIONS}
+    errors = {name for name in stream_ipc.__all__ if name.endswith("Error")}
+    assert set(stream_ipc.__all__) - errors == names
 
 
 def test_methods_that_are_named_exist():
-    text = "\n".join(LINES)
-    for owner, name in re.findall(r"\b(peer|session|promise)\.([a-z_]+)\(", text):
-        cls = {"peer": IpcPeer, "session": stream_ipc.Session, "promise": stream_ipc.ResponsePromise}[owner]
-        assert callable(getattr(cls, name)), name
-    for name in re.findall(r"``(create_\w+)\(", text):
-        assert callable(getattr(IpcPeer, name)), name
+    owners = {"peer": "IpcPeer", "session": "Session", "promise": "ResponsePromise", "pool": "WorkerPool"}
+    for text in TEXTS.values():
+        for owner, name in re.findall(r"\b(peer|session|promise|pool)\.([a-z_]+)\(", text):
+            cls = getattr(stream_ipc, owners[owner], None)
+            assert callable(getattr(cls, name, None)), name
+        for name in re.findall(r"``(create_\w+)\(", text):
+            assert callable(getattr(IpcPeer, name)), name
 
 
 def test_files_that_are_named_exist():
-    for name in re.findall(r"\bexamples/[\w/]+\.(?:py|php)\b", "\n".join(LINES)):
-        assert (ROOT / name).exists(), name
+    for text in TEXTS.values():
+        for name in re.findall(r"\b(?:examples|tests|stream_ipc)/[\w/]+\.(?:py|php|rst)\b", text):
+            assert (ROOT / name).exists(), name
+
+
+def anchors(text):
+    """The names by which a forge links to the headings of a page."""
+    titles = re.findall(r"^(\S.*)\n([=~-])\2+$", text, re.MULTILINE)
+    return {re.sub(r"[^\w]+", "-", title.lower()).strip("-") for title, _ in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"<([^<>\s]+\.rst)(?:#([\w-]+))?>`_", TEXTS[page])
+    for path, anchor in links:
+        target = (ROOT / page).parent / path
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), (path, anchor)
+    assert links
 
 
 def test_python_blocks_are_python():
@@ -252,11 +386,75 @@ def test_python_blocks_are_python():
         ast.parse(block.text)
 
 
-def test_it_renders_without_a_warning():
+# What begins a row, and values for it.
+VALUES_OF_ROWS = {
+    "None, bool": "None, True, 1.5, 'text'",
+    "int": "5",
+    "bytes": "b'text', b'\\xff', bytearray(b'\\xff')",
+    "list": "[1, 'a']",
+    "tuple": "(1, 2)",
+    "dict": "{'a': 1}",
+    "set": "{1}, frozenset({1}), 1j",
+    "``datetime`` with a fixed": "datetime(2026, 1, 2, 3, 4, 5, 6, timezone.utc)",
+    "``datetime`` with a ``ZoneInfo``": "*zoned",
+    "other values": "date(2026, 1, 2), datetime(2026, 1, 2), timedelta(1), Decimal('1.5'), UUID(int=1), Path('x')",
+    "deque": "deque([1]), OrderedDict(a=1), defaultdict(int), Counter('a')",
+    "messages": "LogMessage('text')",
+}
+ARRIVALS = f"""
+from collections import Counter, OrderedDict, defaultdict, deque
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from stream_ipc import *
+
+@dataclass
+class Holder(Message):
+    value: object
+
+def arrival(serializer, value):
+    try:
+        back = serializer.deserialize(serializer.serialize(Holder(value))).value
+    except SerializationError:
+        return "no"
+    return "same" if type(back) is type(value) and back == value else type(back).__name__
+
+try:
+    zoned = [datetime(2026, 1, 2, tzinfo=ZoneInfo("UTC"))]
+except ZoneInfoNotFoundError:  # the system has no such data
+    zoned = []
+serializers = PickleMessageSerializer(), JsonMessageSerializer(), PhpMessageSerializer()
+rows = [{", ".join(f"[{values}]" for values in VALUES_OF_ROWS.values())}]
+print([[[arrival(serializer, value) for value in row] for serializer in serializers] for row in rows])
+"""
+CONDITIONS = {"64 bits", "if keys are str", "if keys are int or str"}
+
+
+def test_table_of_values(tmp_path):
+    start = next(index for index, line in enumerate(LINES) if line.startswith("Value  "))
+    rows = LINES[start + 2 : LINES.index(LINES[start + 1], start + 2)]
+    # In a process of its own: other tests have classes with PHP's names.
+    arrivals = ast.literal_eval(run_program(tmp_path, ARRIVALS))
+    assert len(rows) == len(VALUES_OF_ROWS) == len(arrivals)
+    for word, row, columns in zip(VALUES_OF_ROWS, rows, arrivals):
+        assert row.startswith(word)
+        for cell, column in zip(re.split(r"  +", row)[1:], columns):
+            for how in column:
+                if cell == "str if it is UTF-8, otherwise bytes":
+                    assert how in ("str", "bytes", "same"), (row, column)
+                else:
+                    assert how == cell.split(",")[0] or (how == "same" and cell in CONDITIONS), (row, column)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_it_renders_without_a_warning(page):
     core = pytest.importorskip("docutils.core", reason="docutils is not installed")
     warnings = io.StringIO()
     core.publish_doctree(
-        "\n".join(LINES) + "\n",
+        TEXTS[page],
         settings_overrides={
             "report_level": 1,
             "halt_level": 5,

@@ -15,7 +15,7 @@ from typing import Any, List
 
 import pytest
 
-from stream_ipc.transports import sockets
+from stream_ipc.transports import lingering, sockets
 from stream_ipc.transports.lingering import linger, stop_writing
 from stream_ipc.transports.sockets import connect, describe_address, listen, other_user, tune
 
@@ -194,7 +194,7 @@ def test_a_lingering_close_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -
         assert ending is not None
         assert ending.step() is not None
         now = time.monotonic()
-        monkeypatch.setattr(sockets, "monotonic", lambda: now + 2)
+        monkeypatch.setattr(lingering, "monotonic", lambda: now + 2)
         assert ending.step() is None
         assert ending.fds() == []
 
