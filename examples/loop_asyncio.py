@@ -99,7 +99,7 @@ async def main() -> None:
         for result in await asyncio.gather(*jobs, ask(client, "bread", 30), ask(client, "rolls", 30)):
             print(result)
         in_loop.close()
-        slave.close()
+        slave.close(timeout=1)  # the loop waits meanwhile
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ A module that both sides import, ``messages.py``::
     class TaskResponse(Message):
         result: str
 
-The slave, ``slave.py``, which talks over its stdin and stdout (``print`` goes to stderr meanwhile)::
+The worker, ``worker.py``, which talks over its stdin and stdout (``print`` goes to stderr meanwhile)::
 
     from messages import TaskRequest, TaskResponse
     from stream_ipc import IpcPeer, LogMessage
@@ -29,29 +29,29 @@ The slave, ``slave.py``, which talks over its stdin and stdout (``print`` goes t
         session.notify(LogMessage(f"working on {request.job}"))
         return TaskResponse(request.job.upper())
 
-    while session.is_open:  # until the master closes the session, or is gone
+    while session.is_open:  # until the parent closes the session, or is gone
         session.tick(None)
 
-The master, ``master.py``, which starts it and ends it::
+The parent, ``parent.py``, which starts it and ends it::
 
     import sys
     from messages import TaskRequest, TaskResponse
     from stream_ipc import IpcPeer, LogMessage, RemoteError, StreamClosedError
 
     with IpcPeer() as peer:
-        slave = peer.create_command_session([sys.executable, "slave.py"])
+        worker = peer.create_command_session([sys.executable, "worker.py"])
 
-        @slave.on_message
-        def log(message: LogMessage) -> None:  # also what the slave writes to its stderr
+        @worker.on_message
+        def log(message: LogMessage) -> None:  # also what the worker writes to its stderr
             print(message.level, message.message)
 
         try:
-            promise = slave.request(TaskRequest("a task"), timeout=10, expect=TaskResponse)
+            promise = worker.request(TaskRequest("a task"), timeout=10, expect=TaskResponse)
             print(promise.wait().result)
         except RemoteError as error:
-            print("the slave could not do it:", error)
+            print("the worker could not do it:", error)
         except StreamClosedError as error:
-            print("the slave is gone:", error)
+            print("the worker is gone:", error)
 
 What there is:
 
@@ -61,7 +61,7 @@ What there is:
 * ``Session``, a conversation with one other process: ``request``, ``notify``, ``receive``, ``on_message``,
   ``on_request``, ``on_exception``, ``on_close``, ``tick``, ``close``.
 * ``ResponsePromise``, what ``request`` returns: ``wait``, ``done``, ``cancel``; ``gather`` and ``as_completed`` for many.
-* ``DeferredReply``, what a handler returns that answers later; ``WorkerPool``, which gives tasks to slaves.
+* ``DeferredReply``, what a handler returns that answers later; ``WorkerPool``, which gives tasks to workers.
 * ``Message``, the base class of what travels; ``LogMessage`` and ``ErrorMessage``; ``RequestEnvelope`` and
   ``ResponseEnvelope``, which only serializers and transports see; ``register_type`` for other classes inside messages.
 * ``PickleMessageSerializer`` (the default, in a safe form), ``JsonMessageSerializer`` and ``PhpMessageSerializer``; any

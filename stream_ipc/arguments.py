@@ -1,4 +1,4 @@
-"""Checks of what users pass, and a default of it.
+"""Checks of what users pass, and defaults of it.
 
 Knows messages. Must not know sessions.
 """
@@ -15,12 +15,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "DEFAULT", "PIPE", "check_expect", "check_message", "check_plugin", "check_timeout", "close_bound", "expectable",
-    "sendable",
+    "DEFAULT", "PIPE", "POOLS", "USUAL", "check_expect", "check_message", "check_plugin", "check_timeout", "close_bound",
+    "expectable", "sendable",
 ]  # fmt: skip
-
-# Sentinel: timeout not given (None means no limit).
-DEFAULT: Any = ...
 
 
 class _Pipe(int):
@@ -31,6 +28,21 @@ class _Pipe(int):
 
 
 PIPE = _Pipe(-1)
+
+
+class _Default:
+    """What stands for an argument that was not given, where None means something else, as ``help()`` should show it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return f"<{self._text}>"
+
+
+DEFAULT: Any = _Default("the peer's")
+POOLS: Any = _Default("the pool's")
+USUAL: Any = _Default("a few seconds")
 
 # Message classes that have been sent before, which need no closer look.
 sendable: set[type] = set()
@@ -89,7 +101,7 @@ def check_timeout(timeout: Any) -> None:
 
 def close_bound(timeout: float | None) -> float | None:
     """Return the seconds that closing may take, or None for the usual bounds."""
-    if timeout is DEFAULT:
+    if timeout is USUAL:
         return None
     check_timeout(timeout)
     return math.inf if timeout is None else timeout

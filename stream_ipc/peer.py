@@ -115,7 +115,7 @@ class IpcPeer(Ticking):
     # -- making sessions
 
     def create_stdio_session(self) -> Session:
-        """Talk over this process's own stdin and stdout, as a slave does with its master.
+        """Talk over this process's own stdin and stdout, as a worker does with its parent.
 
         Takes them over: what is printed from now on, also by programs that this process starts, goes to stderr, each line
         at once; reading ``sys.stdin`` gives end of file. Where stderr is the stream of the session itself (inetd,
@@ -156,7 +156,7 @@ class IpcPeer(Ticking):
     ) -> Session:
         """Start a process and talk over its stdin and stdout. Closing the session ends and reaps it.
 
-        Blocks only until the system has started it. A program that is no slave, or fails at once, is noticed later: what
+        Blocks only until the system has started it. A program that does not talk, or fails at once, is noticed later: what
         it prints arrives as ``LogMessage``, and its end is a ``StreamClosedError``.
 
         A program that has set SIGPIPE to its default (``SIG_DFL``) is killed by it when it writes to a child that has

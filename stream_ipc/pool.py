@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from .arguments import DEFAULT, check_expect, check_message, check_timeout, close_bound, sendable
+from .arguments import DEFAULT, POOLS, USUAL, check_expect, check_message, check_timeout, close_bound, sendable
 from .crew import Crew
 from .messages import Message
 from .promise import ResponsePromise, request
@@ -30,10 +30,10 @@ __all__ = ["WorkerPool"]
 class WorkerPool:
     """Gives tasks to worker processes, which are started when they are needed and replaced when they die.
 
-    The peer's ticks and waits drive it; there is no thread. A worker is any slave that talks over its stdin and stdout. A
+    The peer's ticks and waits drive it; there is no thread. A worker is any program that talks over its stdin and stdout. A
     context manager: leaving waits for what is queued, then closes it; an exception closes it at once::
 
-        with IpcPeer() as peer, WorkerPool(peer, [sys.executable, "slave.py"]) as pool:
+        with IpcPeer() as peer, WorkerPool(peer, [sys.executable, "worker.py"]) as pool:
             for reply in pool.map(tasks, expect=TaskResponse):
                 print(reply.result)
 
@@ -137,15 +137,15 @@ class WorkerPool:
     if TYPE_CHECKING:
 
         @overload
-        def submit(self, message: Message, *, timeout: float | None = DEFAULT) -> ResponsePromise[Message]: ...
+        def submit(self, message: Message, *, timeout: float | None = POOLS) -> ResponsePromise[Message]: ...
 
         @overload
         def submit(
-            self, message: Message, *, expect: type[M], timeout: float | None = DEFAULT
+            self, message: Message, *, expect: type[M], timeout: float | None = POOLS
         ) -> ResponsePromise[M]: ...
 
     def submit(
-        self, message: Message, *, expect: type[Any] = Message, timeout: float | None = DEFAULT
+        self, message: Message, *, expect: type[Any] = Message, timeout: float | None = POOLS
     ) -> ResponsePromise[Any]:
         """Queue a task, and give it to a worker as soon as one is free. Neither blocks nor runs handlers.
 
@@ -174,7 +174,7 @@ class WorkerPool:
             check_message(method, message)
         if expect is not Message:
             check_expect(expect)
-        if timeout is DEFAULT:
+        if timeout is POOLS:
             timeout = self._peer.timeout if self._timeout is DEFAULT else self._timeout
         else:
             check_timeout(timeout)
@@ -206,7 +206,7 @@ class WorkerPool:
             messages: Iterable[Message],
             *,
             ordered: bool = True,
-            timeout: float | None = DEFAULT,
+            timeout: float | None = POOLS,
             ahead: int | None = None,
         ) -> Iterator[Message]: ...
 
@@ -217,7 +217,7 @@ class WorkerPool:
             *,
             expect: type[M],
             ordered: bool = True,
-            timeout: float | None = DEFAULT,
+            timeout: float | None = POOLS,
             ahead: int | None = None,
         ) -> Iterator[M]: ...
 
@@ -227,7 +227,7 @@ class WorkerPool:
         *,
         expect: type[Any] = Message,
         ordered: bool = True,
-        timeout: float | None = DEFAULT,
+        timeout: float | None = POOLS,
         ahead: int | None = None,
     ) -> Iterator[Any]:
         """Yield the reply to each of many tasks. Reads its input lazily, also an endless one.
@@ -249,7 +249,7 @@ class WorkerPool:
         """
         check_expect(expect)
         _check_number("ahead", ahead, 1, None)
-        if timeout is not DEFAULT:
+        if timeout is not POOLS:
             check_timeout(timeout)
         if ahead is None:
             ahead = 2 * self._crew.size * self._in_flight
@@ -264,7 +264,7 @@ class WorkerPool:
             ahead,
         )
 
-    def close(self, timeout: float | None = DEFAULT) -> None:
+    def close(self, timeout: float | None = USUAL) -> None:
         """End the workers, side by side. What is queued or with workers fails. A second call does nothing.
 
         Args:

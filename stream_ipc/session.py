@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-from .arguments import DEFAULT, check_expect, check_message, check_timeout, close_bound, expectable, sendable
+from .arguments import (
+    DEFAULT,
+    USUAL,
+    check_expect,
+    check_message,
+    check_timeout,
+    close_bound,
+    expectable,
+    sendable,
+)
 from .core.conversation import CLOSED, FORKED, Conversation
 from .core.draining import flush
 from .core.receiving import receive
@@ -274,7 +283,7 @@ class Session(Handling):
 
     # -- closing
 
-    def close(self, timeout: float | None = DEFAULT) -> None:
+    def close(self, timeout: float | None = USUAL) -> None:
         """Close the session. A second call does nothing; allowed inside a handler.
 
         What is queued is written first, for at most a second; then what is pending fails with ``StreamClosedError``, and

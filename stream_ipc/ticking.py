@@ -5,7 +5,7 @@ Checks what users pass, and hands it on to the loop behind it.
 
 from __future__ import annotations
 
-from .arguments import DEFAULT, check_message, check_timeout, close_bound, sendable
+from .arguments import USUAL, check_message, check_timeout, close_bound, sendable
 from .core.broadcast import broadcast
 from .core.lifecycle import adopt, close_loop
 
@@ -145,7 +145,7 @@ class Ticking:
 
     # -- closing
 
-    def close(self, timeout: float | None = DEFAULT) -> None:
+    def close(self, timeout: float | None = USUAL) -> None:
         """Close every session and listener, and end children, side by side. A second call does nothing.
 
         What is queued is written first, for at most a second in all; TCP connections on which the other side is still

@@ -499,10 +499,10 @@ def test_the_example_of_the_docstring_runs(tmp_path):
             blocks[name] += "\n"
         elif line:
             name = next((part for part in line.split("``") if part.endswith(".py")), name)
-    assert sorted(blocks) == ["master.py", "messages.py", "slave.py"]
+    assert sorted(blocks) == ["messages.py", "parent.py", "worker.py"]
     for name, code in blocks.items():
         (tmp_path / name).write_text(code)
-    command = [sys.executable, "-W", "error", "master.py"]
+    command = [sys.executable, "-W", "error", "parent.py"]
     done = subprocess.run(command, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=50)
     assert done.stdout == b"info working on a task\nA TASK\n"
     assert done.returncode == 0
@@ -512,6 +512,20 @@ def test_the_docstring_names_what_there_is():
     for name in stream_ipc.__all__:
         assert f"``{name}``" in stream_ipc.__doc__, name
     assert set(stream_ipc.__all__) <= set(dir(stream_ipc))
+
+
+def test_defaults_say_what_they_are():
+    seen = set()
+    for name in ("IpcPeer", "Session", "ResponsePromise", "DeferredReply", "WorkerPool", "Listener"):
+        cls = getattr(stream_ipc, name)
+        for member in ("__init__", *(member for member in dir(cls) if not member.startswith("_"))):
+            attribute = getattr(cls, member)
+            if inspect.isfunction(attribute):
+                for parameter in inspect.signature(attribute).parameters.values():
+                    assert parameter.default is not Ellipsis, f"{name}.{member}"
+                    if parameter.name == "timeout":
+                        seen.add(str(parameter.default))
+    assert seen == {"None", "0.0", "30.0", "<the peer's>", "<the pool's>", "<a few seconds>"}
 
 
 # What help() shows of the classes that users hold in their hands: facades, with one private slot for the object behind.

@@ -157,7 +157,7 @@ def _check_command(command: Any) -> None:
     if isinstance(command, (str, bytes)) or not isinstance(command, Sequence):
         raise TypeError(
             f"command must be a list of arguments, not {command!r:.200}; there is no shell, so pass"
-            ' ["python3", "slave.py"] or shlex.split("python3 slave.py")'
+            ' ["python3", "worker.py"] or shlex.split("python3 worker.py")'
         )
     if not command:
         raise ValueError("command is empty; its first item is the program to start")

@@ -154,7 +154,7 @@ def _private_copy(fd: int, name: str, original: Any) -> int:
     except OSError as exc:
         raise InvalidStreamError(
             f"this process has no {name} (descriptor {fd}: {exc}); it is to be started with {name} connected to its"
-            " master"
+            " parent"
         ) from exc
 
 
