@@ -255,8 +255,12 @@ class Session(Handling):
         if expect is not Message:
             check_expect(expect)
         entry = receive(self._conversation, timeout, expect)
+        kept = self._conversation.dispatcher.kept
+        index = kept.entries.index(entry)
+        # atomic: no calls
         message = entry.message
-        self._conversation.dispatcher.kept.drop(entry)  # last, and here: 3.10 can lose what a function returns
+        del kept.entries[index]  # here, because 3.10 can lose what a function returns
+        kept.size -= entry.size
         return message
 
     def tick(self, timeout: float | None = 0.0) -> int:

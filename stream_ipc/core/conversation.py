@@ -114,22 +114,26 @@ class Conversation:
                 replies.due = deadline
         if self.channel.outbox.queued_bytes > HIGH_WATER:
             make_room(self, timeout)
-        # Before the send: the reply may be there at once.
-        if ticket is None:
-            pending = replies.add(promise, self._generate(), expect, timeout, deadline)
-        else:
-            pending = replies.enter(ticket, deadline)
-        if self.port.paused:
-            self.port.update_reading()  # or its reply might never be read
+        pending: Any = ticket
         try:
+            # Before the send: the reply may be there at once.
+            if pending is None:
+                pending = replies.add(promise, self._generate(), expect, timeout, deadline)
+            else:
+                replies.enter(pending, deadline)
+            if self.port.paused:
+                self.port.update_reading()  # or its reply might never be read
             self.channel.post(REQUEST, pending.id, message)
         except BaseException as exc:
-            if ticket is None:
-                pending.settled = 1  # nobody will ever see it
-            replies.forget(pending)
+            if pending is None:
+                replies.forget_lost(promise)
+            else:
+                if ticket is None:
+                    pending.settled = 1  # nobody will ever see it
+                replies.forget(pending)
             self.port.post_failed(exc)
             raise
-        return pending
+        return pending  # type: ignore[no-any-return]
 
     def notify(self, message: Message) -> None:
         """Send a notification."""

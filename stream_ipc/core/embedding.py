@@ -53,6 +53,7 @@ class Embedding:
     def watch_poller(self) -> None:
         """Watch the loop's poller, whose descriptor may be new."""
         if self._outer is not None:
+            self._outer.unwatch(self._inner.fileno())  # of an old one under the same number
             self._outer.watch(self._inner.fileno(), READ, None)
 
     def fileno(self) -> int:

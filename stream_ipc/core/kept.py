@@ -109,13 +109,6 @@ class Kept:
                     self._name, KEPT_COUNT, KEPT_BYTES,
                 )  # fmt: skip
 
-    def drop(self, entry: Entry) -> None:
-        """Forget a message that is just being returned."""
-        index = self.entries.index(entry)
-        # atomic: no calls
-        del self.entries[index]
-        self.size -= entry.size
-
     def end(self) -> None:
         """Let all calls return: nothing more will come."""
         for wanted in self.waiting:

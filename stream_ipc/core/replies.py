@@ -236,6 +236,12 @@ class Replies:
         if self._table.get(pending.id) is pending:
             del self._table[pending.id]
 
+    def forget_lost(self, promise: Any) -> None:
+        """Take out the request of a promise of which an interruption has lost what ``add`` returned."""
+        for pending in tuple(self._table.values()):
+            if pending() is promise:
+                self.forget(pending)
+
     def _purge(self) -> None:
         """Take the requests out of the table whose promises are gone, and with these what a late reply would look for."""
         dropped = self._dropped
