@@ -65,8 +65,8 @@ class Handling:
         next. What a handler raises becomes the requester's ``RemoteError``.
 
         One that cannot answer yet returns a ``ResponsePromise`` of any session, whose reply or error is passed on when it
-        settles, or a ``DeferredReply``. The session goes on with what comes next meanwhile, but is not read from while it
-        owes some 4096 replies.
+        settles (if it is another peer's, that one is to be ticked, too), or a ``DeferredReply``. The session goes on with
+        what comes next meanwhile, but is not read from while it owes some 4096 replies.
 
         Args:
             handler: Takes ``(message)`` or ``(message, session)``; see ``on_message``.

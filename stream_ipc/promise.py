@@ -37,6 +37,7 @@ __all__ = ["ResponsePromise", "conversation_behind", "pending_behind", "request"
 
 _new = object.__new__  # without the call of an __init__
 
+
 class ResponsePromise(Generic[M_co]):
     """The reply to a request, as ``Session.request`` returns it.
 
@@ -137,11 +138,15 @@ class ResponsePromise(Generic[M_co]):
         self._pending.call_back(loop, function, self)
 
     def cancel(self) -> bool:
-        """Give the request up; a late reply is discarded. The other side is not told. Neither blocks nor runs handlers.
+        """Give the request up; a late reply is discarded. The other side is not told. Does not block; done callbacks run.
 
         Returns:
             Whether it was still pending. If so, ``wait()`` raises ``IpcError`` from now on.
+
+        Raises:
+            RuntimeError: Another thread is using the peer, or this is a fork.
         """
+        self._conversation.loop.check_entry()
         return self._conversation.replies.cancel(self._pending)
 
 
@@ -156,7 +161,7 @@ def request(
 
 
 def _pass_on(promise: ResponsePromise[Any], owed: Owed) -> None:
-    owed.follow(promise._pending, promise)
+    owed.follow(promise._pending, promise, promise._conversation.loop)
 
 
 DEFERRERS[ResponsePromise] = _pass_on

@@ -11,7 +11,7 @@ from typing import Any, Iterator, List
 
 import pytest
 
-from stream_ipc import IpcPeer, RequestTimeoutError
+from stream_ipc import IpcPeer, RequestTimeoutError, StreamClosedError
 from tests.helpers import (
     PATIENCE,
     CpuMeter,
@@ -298,3 +298,18 @@ def test_select_loop_carries_a_conversation_and_its_deadlines(peer: IpcPeer) -> 
             with pytest.raises(RequestTimeoutError):
                 promise.wait()
         assert turns < 500
+
+
+@pytest.mark.parametrize("run", range(3))
+def test_fileno_tells_of_children_that_come_after_one_that_has_died(peer: IpcPeer, run: int) -> None:
+    peer.fileno()
+    for _ in range(3):
+        dying = peer.create_command_session(child("work"))
+        with pytest.raises(StreamClosedError):
+            dying.request(Ping(("exit", 3))).wait()
+        session = peer.create_command_session(child("echo"))
+        promise = session.request(Ping("here"), expect=Pong)
+        while not promise.done:
+            assert select.select([peer.fileno()], [], [], 20)[0]
+            peer.tick(0)
+        assert promise.wait().value == "here"

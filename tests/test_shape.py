@@ -249,15 +249,13 @@ SHORT = {
     "transports.outbox", "transports.stream", "transports.transport",
 }  # fmt: skip
 
-LONGER = {"core.dispatcher": 460}  # to be split
-
 CHANNEL = set(dir(importlib.import_module("stream_ipc.transports.base").Channel))
 
 
 @pytest.mark.parametrize("module", sorted(SOURCES))
 def test_no_module_is_too_long(module):
     most = 400 if module in SHORT or module.split(".")[0] in SHORT else 500
-    assert len(SOURCES[module].splitlines()) <= LONGER.get(module, most)
+    assert len(SOURCES[module].splitlines()) <= most
 
 
 @pytest.mark.parametrize("module", sorted(SOURCES))

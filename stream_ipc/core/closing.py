@@ -6,6 +6,7 @@ Knows what is to be done and in which order. Must not know why the conversation 
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 from .. import log
 from ..clock import monotonic
@@ -87,7 +88,7 @@ class Closing:
             if self.ending is None:
                 self.ending = self._conversation.channel.end()
             if self.ending is not None:
-                self.ending.take = self._conversation.dispatcher.deliver_late
+                self.ending.take = partial(_deliver_late, self._conversation)
                 self._conversation.loop.add_ending(self.ending)
         except Exception as exc:
             if interruption_in(exc) is not None:
@@ -135,3 +136,28 @@ class Closing:
 
 def _ignore(session: Any) -> None:
     """Stand in for a handler that was unregistered."""
+
+
+def _deliver_late(conversation: Conversation, messages: deque[Any]) -> None:
+    """Give the first message to its handlers though the session is closed: the last words of a child.
+
+    It is taken out before its first handler is called. Errors are logged.
+    """
+    message = messages[0]
+    session = conversation.session
+    taken = False
+    for handler in conversation.dispatcher.on_message.of(type(message)):
+        if not handler.active:
+            continue
+        arguments = (message, session) if handler.takes_both else (message,)
+        try:
+            # atomic: no calls
+            if not taken:
+                taken = True
+                del messages[0]
+
+            handler.function(*arguments)
+        except Exception:
+            log.error("on_message handler of %r failed", session, exc_info=True)
+    if not taken:
+        del messages[0]

@@ -22,12 +22,20 @@ if TYPE_CHECKING:
     from .replies import Pending
     from .responder import Responder
 
-__all__ = ["DEFERRERS", "DeferredReplies", "Owed"]
+__all__ = ["DEFERRERS", "DeferredReplies", "Owed", "find_deferrer"]
 
 
 # What a handler of requests may return in place of a reply: by class, a function that is called with it and an Owed, which
 # it has to settle sooner or later. An interrupted call is made again. It raises RuntimeError if it is of no use (any more).
 DEFERRERS: dict[type, Callable[[Any, Owed], None]] = {}
+
+
+def find_deferrer(value: Any) -> Any:
+    """Return what stands in ``DEFERRERS`` for a value, by its class or one that this is derived from, or None."""
+    for cls in type(value).__mro__:
+        if cls in DEFERRERS:
+            return DEFERRERS[cls]
+    return None
 
 
 class Owed:
@@ -38,18 +46,20 @@ class Owed:
         source: What the handler has returned, until it has been told to settle this.
         reply: What will be sent, once it is known.
         was_open: Whether the requester's session was open when the reply was sent.
+        loop: The loop of its session.
+        mark: A function of any argument that has ``go_on`` called in that loop's next turn.
         guard: A weak reference to what will settle this, which marks it as work when that is dropped.
         pending: The request whose outcome is passed on, or None.
     """
 
     __slots__ = (
-        "_mark",
         "_promise",
         "_responder",
         "_sending",
         "guard",
         "id",
         "loop",
+        "mark",
         "pending",
         "reply",
         "source",
@@ -66,30 +76,25 @@ class Owed:
         self.loop = loop
         self._promise: Any = None
         self._responder: Responder | None = responder
-        self._mark = partial(loop.later.setdefault, self)  # runs no code of ours, so it cannot be interrupted half-way
+        self.mark = partial(loop.later.setdefault, self)  # runs no code of ours, so it cannot be interrupted half-way
         self._sending = False
-
-    @property
-    def mark(self) -> Any:
-        """A function of any argument that has ``go_on`` called in the loop's next turn."""
-        return self._mark
 
     @property
     def is_open(self) -> bool:
         """Whether the requester can still get it."""
         return self._responder is not None and self._responder.is_writable
 
-    def follow(self, pending: Pending, promise: Any) -> None:
+    def follow(self, pending: Pending, promise: Any, loop: Loop) -> None:
         """Pass on the outcome of a request. An interrupted call can be made again."""
         self.pending = pending
         if pending.settled:
             self.go_on()
             return
         self._promise = promise  # which stays alive until then
-        pending.unwatch(self._mark)
+        pending.unwatch(self.mark)
         pending.unwatch(self._settled)
-        pending.watch(self._mark)
-        pending.watch(self._settled)
+        pending.watch(loop, self.mark)
+        pending.watch(loop, self._settled)
 
     def _settled(self, promise: Any) -> None:
         self.go_on()
@@ -145,7 +150,7 @@ class Owed:
     def release(self) -> None:
         """Let go of everything: it is sent, or the session is closed. An interrupted call can be made again."""
         if self.pending is not None:
-            self.pending.unwatch(self._mark)
+            self.pending.unwatch(self.mark)
             self.pending.unwatch(self._settled)
         self.pending = self._promise = self.guard = self.source = self._responder = None
         self.loop.later.pop(self, None)
@@ -176,7 +181,7 @@ class DeferredReplies:
             return
         self.table[owed] = None
         try:
-            DEFERRERS[type(source)](source, owed)
+            find_deferrer(source)(source, owed)
         except RuntimeError:
             self.remove(owed)
             raise

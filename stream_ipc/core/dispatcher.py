@@ -43,10 +43,12 @@ _AHEAD = 64  # replies that a wait settles behind its own at most
 class Dispatcher:
     """Works off the inbox of one conversation.
 
-    Owns the inbox and the handlers.
+    Owns the inbox, and the handlers of notifications and failures.
 
     Attributes:
         inbox: Messages, errors that stand for messages, and other items, in order.
+        on_message: Handlers of notifications.
+        on_exception: Handlers of failures of the stream.
         port: Moves the bytes; set by the conversation.
         kept: Notifications for calls of ``receive``.
         responder: Answers requests.
@@ -255,15 +257,6 @@ class Dispatcher:
             take_out(self.inbox, item)
         if error is not None:
             raise error
-
-    def deliver_late(self, message: Message) -> None:
-        """Give a message to its handlers though the session is closed: the last words of a child. Errors are logged."""
-        for handler in self.on_message.of(type(message)):
-            if handler.active:
-                try:
-                    handler.function(*((message, self._session) if handler.takes_both else (message,)))
-                except Exception:
-                    log.error("on_message handler of %r failed", self._session, exc_info=True)
 
     def _keep(self, item: Any, message: Message, handlers: tuple[Handler, ...]) -> Any:
         """Keep a message for a call of ``receive``; returns what stands for it in the inbox from now on."""

@@ -24,6 +24,7 @@ class Embedding:
 
     def __init__(self, poller: Poller) -> None:
         self._inner = poller
+        poller.on_rebuild = self.watch_poller
         self._outer: Poller | None = None
         self._pipe: tuple[int, int] | None = None
         self._is_open = False
@@ -39,7 +40,7 @@ class Embedding:
             return
         self._inner.fileno()  # or there is none
         if self._pipe is None:
-            for self._pipe in starmap(os.pipe, [()]):  # as descriptors.py has it
+            for self._pipe in starmap(os.pipe, [()]):  # stored before a signal is looked at
                 break
         assert self._pipe is not None
         for fd in self._pipe:

@@ -48,7 +48,7 @@ class Endings:
 
     def finish(self, endings: Iterable[Ending] | None = None, background: bool = True) -> None:
         """Block until these are done, side by side; by default all. See ``transports.base.finish``."""
-        endings = self.all if endings is None else list(endings)
+        endings = list(self.all if endings is None else endings)  # a copy: more may come meanwhile
         left = finish(endings, background)
         self.all = [ending for ending in self.all if ending in left or ending not in endings]
 

@@ -43,11 +43,11 @@ _SLICE = 64  # messages of one conversation before the next has its turn
 class Loop(Guard):
     """Turns descriptors, times and inboxes into calls of tasks.
 
-    Owns the poller, the tasks and what is due for them. One private way of waiting, ``run``,
-    is behind every call that waits.
+    Owns the poller, the tasks and what is due for them. One way of waiting, ``run``, is behind every call that waits.
 
     Attributes:
         clock: Returns the time in seconds.
+        poller: Knows which descriptor is watched for which task.
         released: Whether everything is closed.
         conversations: The open ones, in the order in which they were made.
         listeners: The open ones.
@@ -55,7 +55,7 @@ class Loop(Guard):
         endings: What is left to be done after something was closed.
         repairs: Tasks that an interruption may have left with work.
         later: Tasks whose ``go_on`` the next turn calls.
-        guests: What is driven by timers alone, and closed with the loop.
+        guests: What has no descriptor of its own (pools): it is looked at now and then, and closed with the loop.
         corked: Ports whose output is gathered until the next turn.
         paused: Ports that are not read from because their inbox is long.
         turns: How many messages have been dispatched in all.
@@ -255,7 +255,7 @@ class Loop(Guard):
                 for fd, mask in events:
                     owner = self._owners.get(fd)
                     if owner is None:
-                        self._forget_lost()
+                        self.poller.forget_lost()
                     else:
                         owner.on_ready(fd, mask)
                 if self.attended:
@@ -317,8 +317,12 @@ class Loop(Guard):
             task.repair()
 
     def _go_on(self) -> None:
-        for task in tuple(self.later):
-            task.go_on()
+        for _ in range(_SLICE):  # what these bring has its turn, too, before anything is waited for
+            tasks = tuple(self.later)
+            for task in tasks:
+                task.go_on()
+            if not self.later or tuple(self.later) == tasks:
+                break
 
     def _look(self) -> None:
         for task in tuple(self._polled):
@@ -332,10 +336,6 @@ class Loop(Guard):
         if now >= self._inspection.due or idle:
             self._inspection.look(now)
         self._timers.call(now, self._inspection.due)
-
-    def _forget_lost(self) -> None:
-        if self.poller.forget_lost() and self._embedding is not None:
-            self._embedding.watch_poller()
 
     # -- inside another loop
 

@@ -34,6 +34,7 @@ class Poller:
 
     Attributes:
         owners: The owner of each watched descriptor.
+        on_rebuild: Called when whoever watches ``fileno`` has to watch it again, though it is the same number.
         poll: Waits at most so many seconds (0: not at all) and returns (descriptor, events) of each that is ready. Bits
             other than READ and WRITE mean that it is hung up or broken: reading and writing will both tell more.
     """
@@ -41,6 +42,7 @@ class Poller:
     poll: Callable[[float], list[tuple[int, int]]]
 
     def __init__(self) -> None:
+        self.on_rebuild: Callable[[], None] | None = None
         self.owners: dict[int, Any] = {}
         self._always: dict[int, int] = {}
         self._selector: Any = selectors.DefaultSelector()
@@ -99,19 +101,13 @@ class Poller:
             pass
         self.owners.pop(fd, None)
 
-    def forget_lost(self) -> bool:
+    def forget_lost(self) -> None:
         """Get rid of a descriptor that is reported though nobody owns it.
 
         Its number was closed while another number (a ``dup``, a forked process) keeps the open file, and epoll goes on
         reporting it. There is no other way than a new set.
-
-        Returns:
-            Whether there is a new set, so that whoever watches ``fileno`` has to watch it again.
         """
-        if self._epoll is None:
-            return False
         self._rebuild()
-        return True
 
     def _rebuild(self) -> None:
         if self._epoll is None:
@@ -128,6 +124,8 @@ class Poller:
             os.dup2(fresh.fileno(), self._selector.fileno(), inheritable=False)
         finally:
             fresh.close()
+            if self.on_rebuild is not None:
+                self.on_rebuild()
 
     def _poll(self, timeout: float) -> list[tuple[int, int]]:
         if self._always:

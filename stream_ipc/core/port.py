@@ -152,9 +152,9 @@ class Port:
                 self.fail(InvalidStreamError(text))
                 return
             channel.trim()
-            channel.find_vanished(self._inbox)
-            if channel.ended is not None:
-                self._loop.mark(self._dispatcher)
+            self._look_by(channel.find_vanished)
+            if self.paused:  # then nothing else tells of its end
+                self.look_for_end()
         if channel.queued_bytes and not channel.corked:
             self.flush()
         self.rearm()

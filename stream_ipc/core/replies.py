@@ -13,7 +13,6 @@ from .. import log
 from ..errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article, printable
 from ..interruptions import interruption_in
 from ..messages import ErrorMessage
-from .loop import MAX_DEPTH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,10 +81,11 @@ class Pending(Base):
     def tell(self) -> None:
         """Tell those that watch all requests, and call the functions that watch this one, each once.
 
-        If there are users' among them, a turn does what an interruption has left.
+        A turn does what an interruption has left of these functions.
         """
         watchers = self.watchers
-        if watchers is not None and self.callbacks is not None:
+        watched = watchers is not None and (len(watchers) > 0 or self.callbacks is not None)
+        if watched:
             self.loop.later[self] = None
         promise = self()
         for reference in tuple(self.owner.watchers):
@@ -100,19 +100,19 @@ class Pending(Base):
             del watchers[0]  # entered once, also if it is interrupted
 
             watcher(promise)
-        if self.callbacks is None:
-            self.watchers = None
-        else:
+        if watched:
             self.go_on()
+        else:
+            self.watchers = None
 
     def go_on(self) -> None:
-        """Call the users' functions that watch it, unless handlers are nested too deeply to run another."""
+        """Call the users' functions that watch it, unless none may run now: then a later turn does."""
         loop = self.loop
         if self.watchers:
             self.tell()
             return
         while self.watchers is not None and self.callbacks:
-            if loop.depth > MAX_DEPTH:
+            if loop.starving:
                 return
             try:
                 # atomic: no calls
@@ -127,8 +127,9 @@ class Pending(Base):
         self.watchers = None
         loop.later.pop(self, None)
 
-    def watch(self, watcher: Callable[[Any], Any]) -> None:
-        """Have a function called with the promise when it settles."""
+    def watch(self, loop: Loop, watcher: Callable[[Any], Any]) -> None:
+        """Have a function called with the promise when it settles, by that loop at the latest."""
+        self.loop = loop
         if self.watchers is None:
             self.callbacks = None
             self.watchers = []
@@ -259,17 +260,19 @@ class Replies:
             log.debug("session %s: late reply to request %.128r dropped: nobody waits for it", self.name, id)
             return
         try:
-            if isinstance(reply, pending.expect) and not isinstance(reply, ErrorMessage):
-                pending.outcome = reply
-                pending.settled = next_moment()
-                if pending.watchers is not None or self.watchers:
-                    pending.tell()
-            else:
-                pending.fail(self._error_of(pending, reply))
+            fits = isinstance(reply, pending.expect) and not isinstance(reply, ErrorMessage)
+            error: Exception | None = None if fits else self._error_of(pending, reply)
         except Exception as exc:  # of the reply's own methods
             if interruption_in(exc) is not None:
                 raise
-            pending.fail(exc)
+            error = exc
+        if error is None:
+            pending.outcome = reply
+            pending.settled = next_moment()
+            if pending.watchers is not None or self.watchers:
+                pending.tell()
+        else:
+            pending.fail(error)
         self._table.pop(id, None)
 
     def _error_of(self, pending: Pending, reply: Message) -> IpcError:
@@ -321,10 +324,12 @@ class Replies:
     def cancel(self, pending: Pending) -> bool:
         """Give a request up because nobody wants its reply; returns whether it was still pending."""
         if pending.settled:
+            if pending.watchers is not None:  # an interrupted call has left this
+                pending.tell()
             return False
         error = IpcError(f"request {pending.id} was cancelled by this side")
         moment = next_moment()
-        if pending.watchers is not None and pending.callbacks is not None:
+        if pending.watchers is not None:
             pending.loop.later[pending] = None
         # atomic: no calls
         pending.outcome = error

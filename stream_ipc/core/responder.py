@@ -11,7 +11,7 @@ from ..errors import FrameTooLargeError, InvalidStreamError, SerializationError,
 from ..handlers import HandlerList, name_of
 from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..registry import type_info
-from .deferred import DEFERRERS, DeferredReplies, Owed
+from .deferred import DeferredReplies, Owed, find_deferrer
 from .draining import HIGH_WATER
 from .items import Answer, take_out
 
@@ -41,6 +41,7 @@ class Responder:
         session: What handlers get.
 
     Attributes:
+        on_request: Handlers of requests.
         deferred: Replies that handlers have put off.
         port: Moves the bytes; set by ``bind``.
     """
@@ -110,7 +111,7 @@ class Responder:
             if not isinstance(reply, Message) or type(reply) in _ENVELOPES:
                 if reply is None:
                     reply = _no_reply(cls)
-                elif type(reply) in DEFERRERS:
+                elif find_deferrer(reply) is not None:
                     reply = Owed(self, self._loop, item.id, reply)
                 else:
                     reply = _wrong_reply(function, reply)
@@ -123,7 +124,7 @@ class Responder:
             # If the program goes on, the requester gets its reply in the next turn, or learns what happened; if it ends,
             # the requester learns that.
             if taken and (last is _UNKNOWN or self._channel.outbox.last is last):
-                if type(reply) in DEFERRERS:
+                if not isinstance(reply, (Message, Owed)) and find_deferrer(reply) is not None:
                     reply = Owed(self, self._loop, item.id, reply)
                 if not isinstance(reply, (Message, Owed)):
                     reply = ErrorMessage("Error in dispatch", exc)

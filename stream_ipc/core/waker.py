@@ -30,7 +30,7 @@ class Waker:
     def __init__(self) -> None:
         self.called = False
         self._pipe: list[int] = []  # none once it is closed
-        for self._pipe[:] in starmap(os.pipe, [()]):  # as descriptors.py has it
+        for self._pipe[:] in starmap(os.pipe, [()]):  # stored before a signal is looked at
             break
         for fd in self._pipe:
             os.set_blocking(fd, False)
@@ -51,8 +51,7 @@ class Waker:
                         pass  # it is full, so it is readable
 
     def on_ready(self, fd: int, events: int) -> None:
-        """Empty the pipe."""
-        self.called = True
+        """Empty the pipe. ``wake`` has set ``called`` before it wrote, and whoever waited may have set it back."""
         try:
             while True:
                 if len(os.read(self.fd, 4096)) < 4096:

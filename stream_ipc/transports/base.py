@@ -115,12 +115,12 @@ class Ending:
     Attributes:
         background: It is left to ticks, and waited for at the end of the peer only.
         messages: What is to be given to ``take``: the last words of the other side.
-        take: Called with each of these; set by whoever can.
+        take: Called with these until none is left, takes the first away and does something with it; set by whoever can.
     """
 
     background = False
     messages: Sequence[Message] = ()
-    take: Callable[[Message], Any] | None = None
+    take: Callable[[Any], Any] | None = None
 
     def fds(self) -> list[int]:
         """Return descriptors that become readable when ``step`` has something to do."""

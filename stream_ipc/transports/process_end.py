@@ -165,9 +165,10 @@ class ProcessEnding(Ending):
     def deliver(self) -> None:
         messages = self.messages
         while messages:
-            message = messages.popleft()
-            if self.take is not None:
-                self.take(message)
+            if self.take is None:
+                messages.clear()
+            else:
+                self.take(messages)
 
     def forget(self) -> None:
         self.messages.clear()

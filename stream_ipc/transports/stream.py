@@ -114,10 +114,6 @@ class StreamChannel(Channel):
         return self.outbox.queued_bytes
 
     @property
-    def last(self) -> Any:
-        return self.outbox.last
-
-    @property
     def is_broken(self) -> bool:  # type: ignore[override]
         return self.outbox.error is not None
 
@@ -330,6 +326,7 @@ class StreamChannel(Channel):
         from .sockets import has_vanished
 
         if has_vanished(sock):
+            self.drain(inbox)
             lost = TimeoutError(errno.ETIMEDOUT, "the other host does not answer any more")
             self.outbox.drop(lost)
             for source in tuple(self.inputs.values()):

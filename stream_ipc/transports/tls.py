@@ -3,7 +3,7 @@
 Knows ``ssl``. Must not know channels, sessions or peers. Imported only where TLS is used.
 
 Either direction of TLS may have to wait for the other: a read for room to write an answer of the protocol itself, a
-write for something to read. And each call that moves bytes is made with signals held back; see ``sockets.Shield``.
+write for something to read. And each call that moves bytes is made with signals held back; see ``shield.py``.
 
 OpenSSL cannot answer a message of the protocol itself (an update of keys, a certificate that is asked for after the
 handshake) while a write is unfinished because the stream is full: the session ends with "bad length" then. Neither
