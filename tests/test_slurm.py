@@ -24,7 +24,7 @@ CPUS = 2
 # A job that ends keeps its CPU for some seconds more.
 LONG = 3 * PATIENCE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(5 * LONG)]
 
 
 class Slurm:
@@ -114,6 +114,7 @@ class Slurm:
         """End all jobs, and then the daemons: a job does not end with them."""
         try:
             if len(self._daemons) == 3 and all(daemon.poll() is None for _, daemon in self._daemons):
+                # At once; the second one is for jobs that have not begun.
                 self._run("scancel", "--signal=KILL", f"--user={getpass.getuser()}")
                 self._run("scancel", f"--user={getpass.getuser()}")
                 self.await_no_jobs()
