@@ -29,3 +29,8 @@ class PrimesRequest(Message):
 @dataclass
 class PrimesResponse(Message):
     count: int
+
+
+@dataclass
+class Ready(Message):
+    """A worker can be given tasks from now on."""

@@ -1,20 +1,21 @@
-"""Slaves on other machines, by any launcher that passes stdin and stdout on.
+"""A pool of workers on other machines, by any launchers that pass stdin and stdout on.
 
-    python3 -m examples.remote [--launcher "ssh -o BatchMode=yes HOST"] [--command TEXT] [--slaves N]
+    python3 -m examples.remote [--launcher "ssh -o BatchMode=yes HOST"]... [--command TEXT] [--slaves N]
 
-The launcher is a command that gets one more argument, the text of a shell command, and runs it in a shell: ``ssh HOST``
-does, and so do ``srun sh -c``, ``kubectl exec -i POD -- sh -c`` and ``docker exec -i CONTAINER sh -c``. It must not make
-a terminal of stdin and stdout, so no ``-t``. What it says itself on stdout or stderr does no harm.
+A launcher is a command that gets one more argument, the text of a shell command, and runs it in a shell: ``ssh HOST``
+does, and so do ``srun -u -n1 sh -c``, ``kubectl exec -i POD -- sh -c`` and ``docker exec -i CONTAINER sh -c``. It must
+not make a terminal of stdin and stdout, so no ``-t``. What it says itself on stdout or stderr does no harm. There may be
+several launchers, one for each host.
 """
 
 import argparse
 import shlex
 import sys
-from typing import Dict, List, Tuple
+from typing import Any, List, Set
 
-from examples.messages import PrimesRequest, PrimesResponse
-from examples.workers import worker
-from stream_ipc import IpcPeer, LogMessage, ResponsePromise, Session, StreamClosedError, as_completed
+from examples.messages import PrimesRequest, PrimesResponse, Ready
+from examples.workers import work
+from stream_ipc import IpcError, IpcPeer, LogMessage, Session, WorkerPool, as_completed
 
 JOBS = [10_000, 20_000, 30_000, 40_000, 50_000, 60_000]
 # Without a launcher: this interpreter, in a local shell.
@@ -23,62 +24,71 @@ LOCAL_COMMAND = f"exec {shlex.quote(sys.executable)} -m examples.remote slave"
 COMMAND = "exec python3 -m examples.remote slave"
 
 
-def work_off(peer: IpcPeer, slaves: List[Session], jobs: List[int]) -> Dict[int, int]:
-    """Have slaves do jobs. A job whose slave is lost goes to another one.
+def work_off(peer: IpcPeer, commands: List[List[str]], start_timeout: float) -> int:
+    """Have workers do the jobs, one worker for each command.
 
     Returns:
-        The results of the jobs; not of all if no slave is left.
+        How many jobs are done.
     """
-    results: Dict[int, int] = {}
-    waiting = jobs[::-1]
-    idle = slaves[:]
-    running: Dict[ResponsePromise[PrimesResponse], Tuple[int, Session]] = {}
-    while (waiting and idle) or running:
-        while waiting and idle:
-            job, slave = waiting.pop(), idle.pop()
+
+    def on_session(session: Session) -> None:
+        assert session.process is not None
+        command: Any = session.process.args
+        name = shlex.join(command[:-1])
+
+        @session.on_message
+        def show(text: LogMessage) -> None:
+            # The launcher's own words (junk if they come on stdout), and what the worker prints.
+            print(f"[{name}] {text.message.rstrip()}", file=sys.stderr)
+
+        @session.on_close
+        def tell(session: Session) -> None:
+            if pool.pending:
+                print(f"[{name}] lost: {session.reason}", file=sys.stderr)
+
+    done = 0
+    failures: Set[str] = set()
+    # A line may die without a word, so tasks have a timeout. A worker gets none before it has said that it is ready: it
+    # may still be waiting for its host or in a queue, while others are free.
+    with WorkerPool(
+        peer, commands, timeout=60, hello=Ready, start_timeout=start_timeout, on_session=on_session
+    ) as pool:
+        jobs = {pool.submit(PrimesRequest(below), expect=PrimesResponse): below for below in JOBS}
+        for promise in as_completed(jobs):
             try:
-                running[slave.request(PrimesRequest(job), expect=PrimesResponse)] = job, slave
-            except StreamClosedError as error:  # the launcher has failed, or was killed meanwhile
-                print(f"lost: {error}", file=sys.stderr)
-                waiting.append(job)
-        for promise in as_completed(running):
-            job, slave = running.pop(promise)
-            try:
-                results[job] = promise.wait().count
-            except StreamClosedError as error:
-                print(f"lost: {error}", file=sys.stderr)
-                waiting.append(job)
-            else:
-                print(f"{results[job]} primes are below {job}")
-                idle.append(slave)
-            if waiting and idle:
-                break  # give it out at once
-    return results
+                print(f"{promise.wait().count} primes are below {jobs[promise]}")
+                done += 1
+            except IpcError as error:
+                failures.add(str(error))
+    for text in failures:
+        print(text, file=sys.stderr)
+    return done
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Runs slaves through a launcher.")
-    parser.add_argument("--launcher", default=LOCAL, help="the command that runs a shell command elsewhere")
-    parser.add_argument("--command", help=f"what starts a slave there, by default {COMMAND!r}")
-    parser.add_argument("--slaves", type=int, default=2, help="how many")
+    parser = argparse.ArgumentParser(description="Runs a pool of workers through launchers.")
+    parser.add_argument("--launcher", action="append", help="what runs a shell command elsewhere; may be given again")
+    parser.add_argument("--command", help=f"what starts a worker there, by default {COMMAND!r}")
+    parser.add_argument("--slaves", type=int, default=2, help="how many workers through each launcher")
+    parser.add_argument("--start-timeout", type=float, default=60, help="seconds that a worker has to come up")
     options = parser.parse_args()
-    command = options.command or (LOCAL_COMMAND if options.launcher == LOCAL else COMMAND)
+    command = options.command or (COMMAND if options.launcher else LOCAL_COMMAND)
+    launchers = [shlex.split(launcher) for launcher in options.launcher or [LOCAL]]
+    with IpcPeer() as peer:
+        # The pool starts them in this order, and not more than it has jobs for: first one on each host.
+        commands = [[*launcher, command] for _ in range(options.slaves) for launcher in launchers]
+        done = work_off(peer, commands, options.start_timeout)
+    print(f"{done} of {len(JOBS)} jobs are done")
+    return 0 if done == len(JOBS) else 1
 
-    def show(text: LogMessage, session: Session) -> None:
-        # The launcher's own words (junk if they come on stdout), and what the slave prints.
-        process = session.process
-        print(f"[{process.pid if process else '?'}] {text.message.rstrip()}", file=sys.stderr)
 
-    with IpcPeer(timeout=None) as peer:
-        slaves = [
-            peer.create_command_session([*shlex.split(options.launcher), command]) for _ in range(options.slaves)
-        ]
-        for slave in slaves:
-            slave.on_message(show)
-        done = work_off(peer, slaves, JOBS)
-    print(f"{len(done)} of {len(JOBS)} jobs are done")
-    return 0 if len(done) == len(JOBS) else 1
+def slave() -> None:
+    session = IpcPeer().create_stdio_session()
+    session.on_request(work)
+    session.notify(Ready())
+    while session.is_open:
+        session.tick(None)
 
 
 if __name__ == "__main__":
-    worker() if "slave" in sys.argv[1:] else sys.exit(main())
+    slave() if "slave" in sys.argv[1:] else sys.exit(main())

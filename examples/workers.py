@@ -24,19 +24,19 @@ def master() -> None:
             idle.append(worker)
 
 
+def work(request: PrimesRequest) -> PrimesResponse:
+    sieve = bytearray([1]) * request.below
+    sieve[:2] = b"\0\0"
+    for number in range(2, request.below):
+        if sieve[number]:
+            for multiple in range(2 * number, request.below, number):
+                sieve[multiple] = 0
+    return PrimesResponse(sum(sieve))
+
+
 def worker() -> None:
     session = IpcPeer().create_stdio_session()
-
-    @session.on_request
-    def work(request: PrimesRequest) -> PrimesResponse:
-        sieve = bytearray([1]) * request.below
-        sieve[:2] = b"\0\0"
-        for number in range(2, request.below):
-            if sieve[number]:
-                for multiple in range(2 * number, request.below, number):
-                    sieve[multiple] = 0
-        return PrimesResponse(sum(sieve))
-
+    session.on_request(work)
     while session.is_open:
         session.tick(None)
 

@@ -30,7 +30,8 @@ __all__ = ["Crew"]
 
 _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
 _MUCH = 512 * 1024  # bytes; whoever has not read so many gets no further task
-_DEATHS = 5  # so many in a row at least, without an answer of any worker, fail what is queued
+# So many in a row at least, without an answer of any worker, fail what is queued, unless somewhere a first one still runs.
+_DEATHS = 5
 
 
 class Crew:
@@ -374,6 +375,8 @@ class Crew:
         place.deaths += 1
         place.start_at = self.desk.loop.clock() + min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(place.deaths - 1, 10))
         self._deaths += 1
+        if any(place.worker is not None and not place.deaths for place in self._places):
+            return  # that one has not failed yet: it is slow to come up, or busy
         if self._deaths >= max(_DEATHS, 3 * len(self._places)):
             text = f"{self._deaths} workers in a row ended before they had answered anything; the last one: {reason}"
             self._fail_queued(StreamClosedError(text))

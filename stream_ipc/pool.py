@@ -38,7 +38,7 @@ class WorkerPool:
                 print(reply.result)
 
     A worker that dies is replaced, and its tasks are given to others. If workers die again and again before any has
-    answered something, what is queued fails with ``StreamClosedError``.
+    answered something, what is queued fails with ``StreamClosedError``; not while one runs in whose place none has died.
 
     Args:
         peer: What drives it.

@@ -292,7 +292,6 @@ SLAVES = [
     "workers worker",
     "progress_bars slave",
     "loop_select slave",
-    "remote slave",
 ]
 
 

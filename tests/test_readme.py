@@ -147,7 +147,7 @@ def test_every_example_is_named():
 
 
 def test_blocks_that_show_examples():
-    assert len(SHOWN) == 16
+    assert len(SHOWN) == 18
 
 
 def test_blocks_of_php_show_what_runs():
