@@ -76,7 +76,7 @@ class Owed:
         self.loop = loop
         self._promise: Any = None
         self._responder: Responder | None = responder
-        self.mark = partial(loop.later.setdefault, self)  # runs no code of ours, so it cannot be interrupted half-way
+        self.mark: Any = None  # made by DeferredReplies.begin: it is a cycle
         self._sending = False
 
     @property
@@ -152,7 +152,7 @@ class Owed:
         if self.pending is not None:
             self.pending.unwatch(self.mark)
             self.pending.unwatch(self._settled)
-        self.pending = self._promise = self.guard = self.source = self._responder = None
+        self.mark = self.pending = self._promise = self.guard = self.source = self._responder = None
         self.loop.later.pop(self, None)
 
 
@@ -179,6 +179,8 @@ class DeferredReplies:
         source = owed.source
         if source is None:
             return
+        if owed.mark is None:
+            owed.mark = partial(owed.loop.later.setdefault, owed)  # no code of ours, so never interrupted half-way
         self.table[owed] = None
         try:
             find_deferrer(source)(source, owed)

@@ -254,10 +254,10 @@ class Loop(Guard):
                     raise
                 for fd, mask in events:
                     owner = self._owners.get(fd)
-                    if owner is None:
-                        self.poller.forget_lost()
-                    else:
+                    if owner is not None:
                         owner.on_ready(fd, mask)
+                    elif not self.closed:  # by another thread, at exit
+                        self.poller.forget_lost()
                 if self.attended:
                     self._look()
                 if now >= timers.soonest or (wait and not events):
