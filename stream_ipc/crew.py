@@ -79,8 +79,8 @@ class Crew:
         self._untidy = False  # whether there is something for check() to do
         self.queue: deque[Ticket] = deque()
         self.busy: dict[Ticket, None] = {}
-        self.closed = False
-        self.desk = Desk(loop_of(peer), peer, "worker pool", self.queue, self)
+        self.closed: bool = False
+        self.desk: Desk = Desk(loop_of(peer), peer, "worker pool", self.queue, self)
 
     @property
     def size(self) -> int:

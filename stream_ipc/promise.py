@@ -167,5 +167,5 @@ def _pass_on(promise: ResponsePromise[Any], owed: Owed) -> None:
 DEFERRERS[ResponsePromise] = _pass_on
 
 
-conversation_behind = attrgetter("_conversation")
-pending_behind = attrgetter("_pending")
+conversation_behind: Callable[[Any], Any] = attrgetter("_conversation")
+pending_behind: Callable[[Any], Any] = attrgetter("_pending")

@@ -71,7 +71,7 @@ class TypeInfo:
     ) -> None:
         self.cls = cls
         self.wire_name = wire_name
-        self.module = module or cls.__module__
+        self.module: str = module or cls.__module__
         self.encode = encode
         self.decode = decode
         self.is_enum: bool = encode is None and issubclass(cls, enum.Enum)

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .core.conversation import Conversation
     from .core.tickets import Ticket
     from .session import Session
     from .transports.spawn import Command
@@ -35,7 +36,7 @@ class Place:
         self.command = command
         self.worker: Worker | None = None
         self.deaths = 0
-        self.start_at = 0.0
+        self.start_at: float = 0.0
 
 
 class Worker:
@@ -56,7 +57,7 @@ class Worker:
     def __init__(self, place: Place, session: Session) -> None:
         self.place = place
         self.session = session
-        self.conversation = conversation_of(session)
+        self.conversation: Conversation = conversation_of(session)
         self.running: dict[Ticket, None] = {}
         self.given = 0
         self.ready = False

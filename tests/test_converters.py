@@ -335,6 +335,7 @@ def test_the_line_of_the_advice_works(value: Any) -> None:
     for module in (collections, decimal, fractions, ipaddress, pathlib, types, uuid, zoneinfo):
         names.update(vars(module))
     names.update(array=array.array if cls is array.array else array, datetime=datetime.datetime, Pattern=re.Pattern)
+    names.update(time=datetime.time)  # some of these modules have a module of that name
     exec(converter_line(cls), names)
     data = type_info(cls).encode_value(value)
     assert data == json.loads(json.dumps(data))  # it is plain in every format

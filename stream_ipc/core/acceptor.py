@@ -87,7 +87,7 @@ class Acceptor:
     ) -> None:
         self.loop = loop
         self.place = place
-        self.closed = False
+        self.closed: bool = False
         self._sock = sock
         self._file = file
         self._hand_over = take

@@ -63,16 +63,16 @@ class Conversation:
         self.channel = channel
         self.peer = peer
         self.session = session
-        self.state = OPEN
-        self.is_open = True
+        self.state: str = OPEN
+        self.is_open: bool = True
         self.reason: StreamClosedError | None = None
         self.due: float | None = None
         self.name: str = channel.describe()
         self._generate: Callable[[], Any] = peer.id_generator.generate
-        self.replies = Replies(self.name, peer.id_generator, partial(silence_hint, self))
-        self.on_close = HandlerList("on_close", most=1)
-        self.dispatcher = Dispatcher(self, session)
-        self.port = Port(loop, channel, self.dispatcher)
+        self.replies: Replies = Replies(self.name, peer.id_generator, partial(silence_hint, self))
+        self.on_close: HandlerList = HandlerList("on_close", most=1)
+        self.dispatcher: Dispatcher = Dispatcher(self, session)
+        self.port: Port = Port(loop, channel, self.dispatcher)
         self.dispatcher.bind()
         self._closing: Closing | None = None
         self._lingers_until: float | None = None  # how long an ended stream is kept for what is still to be written

@@ -67,13 +67,13 @@ class Owed:
     )  # fmt: skip
 
     def __init__(self, responder: Responder, loop: Loop, id: Any, source: Any) -> None:
-        self.id = id
-        self.source = source
+        self.id: Any = id
+        self.source: Any = source
         self.reply: Message | None = None
         self.guard: ref[Any] | None = None
-        self.was_open = True
+        self.was_open: bool = True
         self.pending: Pending | None = None
-        self.loop = loop
+        self.loop: Loop = loop
         self._promise: Any = None
         self._responder: Responder | None = responder
         self.mark: Any = None  # made by DeferredReplies.begin: it is a cycle

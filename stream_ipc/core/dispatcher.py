@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from ..handlers import Handler
     from .conversation import Conversation
+    from .port import Port
 
 __all__ = ["Dispatcher"]
 
@@ -56,10 +57,10 @@ class Dispatcher:
 
     def __init__(self, conversation: Conversation, session: Any) -> None:
         self.inbox: deque[Any] = deque()
-        self.on_message = HandlerList("on_message", of_messages=True)
-        self.on_exception = HandlerList("on_exception")
-        self.kept = Kept(conversation.name)
-        self.responder = Responder(conversation, self, session)
+        self.on_message: HandlerList = HandlerList("on_message", of_messages=True)
+        self.on_exception: HandlerList = HandlerList("on_exception")
+        self.kept: Kept = Kept(conversation.name)
+        self.responder: Responder = Responder(conversation, self, session)
         self._conversation = conversation
         self._session = session
         self._by_class = self.on_message.by_class
@@ -81,7 +82,7 @@ class Dispatcher:
         self._loop = conversation.loop
         self._channel = conversation.channel
         self._replies = conversation.replies
-        self.port = conversation.port
+        self.port: Port = conversation.port
         self.responder.bind()
 
     @property

@@ -27,7 +27,7 @@ class Inspection:
     """
 
     def __init__(self, loop: Loop) -> None:
-        self.due = -math.inf
+        self.due: float = -math.inf
         self._loop = loop
         self._checked = 0
 

@@ -24,8 +24,8 @@ class Answer:
     __slots__ = ("id", "reply")
 
     def __init__(self, id: Any, reply: Message | Owed) -> None:
-        self.id = id
-        self.reply = reply
+        self.id: Any = id
+        self.reply: Message | Owed = reply
 
 
 class Delivery:
@@ -34,8 +34,8 @@ class Delivery:
     __slots__ = ("handlers", "message")
 
     def __init__(self, message: Message, handlers: tuple[Handler, ...]) -> None:
-        self.message = message
-        self.handlers = handlers
+        self.message: Message = message
+        self.handlers: tuple[Handler, ...] = handlers
 
 
 class Failure:
@@ -44,7 +44,7 @@ class Failure:
     __slots__ = ("error",)
 
     def __init__(self, error: Exception) -> None:
-        self.error = error
+        self.error: Exception = error
 
 
 class Opening:
@@ -53,7 +53,7 @@ class Opening:
     __slots__ = ("function",)
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
+        self.function: Callable[[Any], Any] = function
 
 
 def take_out(inbox: deque[Any], item: Any) -> None:

@@ -53,9 +53,9 @@ class Entry:
     __slots__ = ("message", "size", "unseen")
 
     def __init__(self, message: Message, size: int, unseen: bool | None) -> None:
-        self.message = message
-        self.size = size
-        self.unseen = unseen
+        self.message: Message = message
+        self.size: int = size
+        self.unseen: bool | None = unseen
 
 
 class Kept:
@@ -75,7 +75,7 @@ class Kept:
     def __init__(self, name: str) -> None:
         self.waiting: list[Wanted] = []
         self.entries: list[Entry] = []
-        self.size = 0
+        self.size: int = 0
         self._name = name
         self._told = False
 

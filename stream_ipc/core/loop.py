@@ -69,8 +69,8 @@ class Loop(Guard):
 
     def __init__(self) -> None:
         self.clock: Callable[[], float] = real_clock()
-        self.released = False
-        self.poller = Poller()
+        self.released: bool = False
+        self.poller: Poller = Poller()
         self._owners = self.poller.owners
         self.conversations: dict[Conversation, None] = {}
         self.listeners: dict[Any, None] = {}
@@ -82,16 +82,16 @@ class Loop(Guard):
         self.paused: dict[Any, None] = {}
         self.turns: int = 0
         self.depth: int = 0
-        self.starving = False
-        self.attended = False
+        self.starving: bool = False
+        self.attended: bool = False
         self.progress: int = 0
         self._timers = Timers()
         self._inspection = Inspection(self)
         self._polled: dict[Any, float] = {}  # tasks that are looked at without a descriptor, and how often
-        self.endings = Endings()
+        self.endings: Endings = Endings()
         self._embedding: Embedding | None = None  # once fileno() was asked for
-        self.wakeups = 0
-        self.waker = Waker()
+        self.wakeups: int = 0
+        self.waker: Waker = Waker()
         try:
             self.poller.watch(self.waker.fd, READ, self.waker)
         except BaseException:

@@ -55,14 +55,14 @@ class Port:
 
     def __init__(self, loop: Loop, channel: Channel, dispatcher: Dispatcher) -> None:
         self.channel = channel
-        self.failing = False
+        self.failing: bool = False
         self._loop = loop
         self._todo = loop.todo
         self._dispatcher = dispatcher
         self._deferred = dispatcher.responder.deferred
         self._inbox: deque[Any] = dispatcher.inbox
         self._watched: dict[int, int] = {}
-        self.paused = False
+        self.paused: bool = False
         self._reading = False  # a call is reading, so that a message's constructor may be at work
         self.mark = 0
         self.batches = 0

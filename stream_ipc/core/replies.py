@@ -31,7 +31,7 @@ __all__ = ["Pending", "Replies", "next_moment"]
 _MAX_ID = 128  # characters
 _DROPPED = 50  # promises that may be gone before their requests are taken out of the table
 
-next_moment = count(1).__next__  # numbers what happens: of two, the later one is greater
+next_moment: Callable[[], int] = count(1).__next__  # numbers what happens: of two, the later one is greater
 
 
 class Pending(Base):
@@ -55,9 +55,10 @@ class Pending(Base):
     __slots__ = ("callbacks", "deadline", "expect", "id", "loop", "outcome", "owner", "settled", "timeout", "watchers")
 
     waits_alone = False
-    __hash__ = object.__hash__  # that of a weak reference asks what it refers to
-    __eq__ = object.__eq__
-    __ne__ = object.__ne__
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__  # that of a weak reference asks what it refers to
+        __eq__ = object.__eq__
+        __ne__ = object.__ne__
 
     id: str
     expect: type
@@ -171,7 +172,7 @@ class Replies:
 
     def __init__(self, name: str, ids: Any, hint: Callable[[], str]) -> None:
         self.name = name
-        self.due = math.inf
+        self.due: float = math.inf
         self.watchers: list[ref[Any]] = []
         self._ids = ids
         self._hint = hint

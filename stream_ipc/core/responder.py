@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from .conversation import Conversation
     from .dispatcher import Dispatcher
+    from .port import Port
 
 __all__ = ["Responder"]
 
@@ -47,10 +48,10 @@ class Responder:
     """
 
     def __init__(self, conversation: Conversation, dispatcher: Dispatcher, session: Any) -> None:
-        self.on_request = HandlerList("on_request", of_messages=True)
+        self.on_request: HandlerList = HandlerList("on_request", of_messages=True)
         self._conversation = conversation
         self._dispatcher = dispatcher
-        self.deferred = DeferredReplies(self)
+        self.deferred: DeferredReplies = DeferredReplies(self)
         self._inbox: deque[Any] = dispatcher.inbox
         self._session = session
 
@@ -58,7 +59,7 @@ class Responder:
         """Look up what is asked for with each message, once the conversation is complete."""
         self._loop = self._conversation.loop
         self._channel = self._conversation.channel
-        self.port = self._conversation.port
+        self.port: Port = self._conversation.port
 
     @property
     def is_writable(self) -> bool:

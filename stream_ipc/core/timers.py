@@ -22,7 +22,7 @@ class Timers:
     """
 
     def __init__(self) -> None:
-        self.soonest = -math.inf
+        self.soonest: float = -math.inf
         self._due: dict[Any, float] = {}
 
     def set(self, task: Any, when: float | None) -> None:

@@ -28,7 +28,7 @@ class Waker:
     """
 
     def __init__(self) -> None:
-        self.called = False
+        self.called: bool = False
         self._pipe: list[int] = []  # none once it is closed
         for self._pipe[:] in starmap(os.pipe, [()]):  # stored before a signal is looked at
             break

@@ -67,7 +67,8 @@ class Handle(_Inert, tuple):  # type: ignore[type-arg]
     __slots__ = ()
 
     # By identity: as a key it must not be equal to another, and its content has no hash.
-    __hash__ = object.__hash__
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -168,7 +168,7 @@ class TextFormat(dict[type, "Encoder"]):
         super().__init__()
         self.old = old
         self.scalars = scalars
-        self.messages = _Messages(self)  # the same, but for classes of messages only
+        self.messages: _Messages = _Messages(self)  # the same, but for classes of messages only
         registry.clear_on_change(self)
         registry.clear_on_change(self.messages)
 

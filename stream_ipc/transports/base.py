@@ -106,7 +106,7 @@ class End:
     __slots__ = ("error",)
 
     def __init__(self, error: StreamClosedError) -> None:
-        self.error = error
+        self.error: StreamClosedError = error
 
 
 class Ending:

@@ -24,7 +24,7 @@ class Ends:
     """
 
     def __init__(self) -> None:
-        self.released = False
+        self.released: bool = False
         self._ends: list[Any] = []
         self._streams: list[tuple[Any, int]] = []  # once released: what is still to be closed
 

@@ -46,11 +46,11 @@ class Input:
     )  # fmt: skip
 
     def __init__(self, end: ReadEnd, decoder: MessageDecoder | TextDecoder, channel: Channel) -> None:
-        self.end = end
+        self.end: ReadEnd = end
         self.decoder: Any = decoder
         self._channel = channel
-        self.ended = False
-        self.where = ""
+        self.ended: bool = False
+        self.where: str = ""
         self.error: BaseException | None = None
         self._reads = end.reads
         self._data: bytes | None = end.ahead or None

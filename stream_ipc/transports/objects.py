@@ -88,7 +88,7 @@ class _ObjectEnd:
 
     def __init__(self, stream: Any, method: str) -> None:
         self.stream = stream
-        self.fd = -next(_numbers)
+        self.fd: int = -next(_numbers)
         target = getattr(stream, "buffer", None) if isinstance(stream, io.TextIOBase) else stream
         self.method: Any = getattr(target, method, None)
         if not callable(self.method):

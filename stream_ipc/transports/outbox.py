@@ -63,14 +63,14 @@ class Outbox:
     )  # fmt: skip
 
     def __init__(self, end: WriteEnd, failed: Callable[[Exception | None], None], on_change: Callable[[], None]) -> None:
-        self.end = end
+        self.end: WriteEnd = end
         self.queue: list[Any] = []
         self.queued_bytes: int = 0
         self.last: Any = None
-        self.held = False
-        self.blocked = False
-        self.corked = False
-        self.writing = False
+        self.held: bool = False
+        self.blocked: bool = False
+        self.corked: bool = False
+        self.writing: bool = False
         self.error: BaseException | None = None
         self._failed = failed
         self._on_change = on_change

@@ -47,13 +47,15 @@ class StreamChannel(Channel):
         name: What ``describe`` says; by default the descriptors.
     """
 
+    ended: StreamClosedError | None = None
+
     def __init__(
         self, output: Any, reads: Sequence[Any], serializer: MessageSerializer, max_frame_size: int, name: str = ""
     ) -> None:
         self.serializer = serializer
         self.max_frame_size = max_frame_size
-        self.encoder = MessageEncoder(serializer, max_frame_size)
-        self.share = (serializer, max_frame_size)
+        self.encoder: MessageEncoder = MessageEncoder(serializer, max_frame_size)
+        self.share: Any = (serializer, max_frame_size)
         self.outbox: Outbox = Outbox(output, self._write_failed, self._changed)
         self.inputs: dict[int, Input] = {}
         self._framed = 0  # framed inputs that have not ended

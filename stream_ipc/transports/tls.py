@@ -67,7 +67,7 @@ def handshake(sock: ssl.SSLSocket) -> int:
 class TlsReadEnd(ReadEnd):
     """The end of an ``ssl.SSLSocket`` that is read; its handshake is made by the first read or write."""
 
-    reads_into = None  # type: ignore[assignment]
+    reads_into: Any = None
 
     def __init__(self, sock: Any) -> None:
         self._suppress = sock.suppress_ragged_eofs
@@ -77,7 +77,7 @@ class TlsReadEnd(ReadEnd):
         self.retry = False  # set once what the read had to wait for has happened
         super().__init__(sock)
         sock.suppress_ragged_eofs = False
-        self.reads = self
+        self.reads: Iterator[bytes] = self
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -92,7 +92,7 @@ class TlsReadEnd(ReadEnd):
 
     def _read(self, parts: list[bytes]) -> None:
         """Read some records, the end included."""
-        self.retry = False
+        self.retry: bool = False
         if self.output is not None:
             self.output.wants_read = False
         while not self._ended and sum(map(len, parts)) < _READ:

@@ -84,7 +84,7 @@ def values() -> None:
     register_type(Point(1))  # error
     register_type(Point, 5)  # error
     register_type(Point, encode=5, decode=Point)  # error
-    register_type(Point, encode=repr, decode=repr)  # error
+    register_type(Point, encode=repr, decode=repr)  # error: mypy
     Point("1")  # error
     Colour.BLUE  # error
 
