@@ -434,7 +434,7 @@ def received_bytes(session: Session) -> int:
 
 def last_sent(session: Session) -> Any:
     """Return another object after each message that a session has written or queued."""
-    return session._conversation.channel.last
+    return session._conversation.channel.outbox.last
 
 
 def socket_of(session: Session) -> Any:
