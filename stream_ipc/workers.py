@@ -26,13 +26,15 @@ class Place:
 
     Attributes:
         command: What is started.
-        worker: What runs there, or None.
+        session: The session with what runs there, or None.
+        worker: What runs there, or None; an interruption may have come before it was made of the session.
         deaths: How many in a row have ended before they answered anything.
         start_at: When the next may be started.
     """
 
     def __init__(self, command: Command) -> None:
         self.command = command
+        self.session: Session | None = None
         self.worker: Worker | None = None
         self.deaths = 0
         self.start_at = 0.0
