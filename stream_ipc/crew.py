@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
-from operator import attrgetter
 
 from . import log
 from .core.tickets import Desk
@@ -17,7 +16,7 @@ from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, 
 from .interruptions import interruption_in
 from .messages import Message
 from .ticking import loop_of
-from .workers import Place, Worker
+from .workers import Place, Worker, make_worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,11 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Crew"]
 
 _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
-_MUCH = 512 * 1024  # bytes; whoever has not read so many gets no further task
-_LOOK_INTERVAL = 0.05  # seconds between two looks at whether they have
+_LOOK_INTERVAL = 0.05  # seconds between two looks at whether a clogged worker has read
 _DEATHS = 5  # so many in a row at least, without an answer of any worker, fail what is queued
-
-_is_settled = attrgetter("settled")
 
 
 class Crew:
@@ -49,6 +45,7 @@ class Crew:
         retries: As in ``WorkerPool``, and so are the others.
 
     Attributes:
+        size: How many workers there are at most.
         queue: Tasks that no worker has.
         busy: Tasks that workers have.
         closed: Whether nothing can be added any more.
@@ -76,9 +73,10 @@ class Crew:
         self._hello = hello
         self._start_timeout = start_timeout
         self._places = [Place(command) for command in commands]
+        self.size = len(commands)
         self._workers: dict[Worker, None] = {}
         self._free: dict[Worker, None] = {}  # those that can be given a task
-        self._clogged: dict[Worker, None] = {}  # those that have much to read
+        self._clogged: dict[Worker, None] = {}  # those that have to read first
         self._looked = 0.0  # when a place was last looked for
         self._settling: dict[Ticket, BaseException] = {}  # errors that an interruption may have kept from being told
         self._returning: dict[Ticket, None] = {}  # on the way back into the queue
@@ -90,11 +88,6 @@ class Crew:
         self.desk = Desk(loop_of(peer), peer, "worker pool", self)
 
     @property
-    def size(self) -> int:
-        """How many workers there are at most."""
-        return len(self._places)
-
-    @property
     def sessions(self) -> list[Session]:
         """Those of the workers that are running."""
         return [worker.session for worker in self._workers if worker.session.is_open]
@@ -103,11 +96,6 @@ class Crew:
     def waits(self) -> bool:
         """Whether something will happen though nothing is open."""
         return bool(self.queue)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether every task has settled."""
-        return all(map(_is_settled, self.busy)) and all(map(_is_settled, self.queue))
 
     @property
     def can_give(self) -> bool:
@@ -137,7 +125,7 @@ class Crew:
                 if not self._start(strict):
                     break
                 continue
-            if self._can_take(worker):
+            if worker.can_take():
                 self._give_to(worker, ticket)
             else:
                 self._find_free(worker)
@@ -226,36 +214,23 @@ class Crew:
                 self.queue.appendleft(ticket)
             self._returning.pop(ticket, None)
 
-    def _can_take(self, worker: Worker, leaving: int = 0) -> bool:
-        """Return whether a worker can be given a task, once so many have left it."""
-        conversation = worker.conversation
-        return (
-            worker.ready
-            and len(worker.running) - leaving < self._in_flight
-            and worker.given != self._tasks_per_worker
-            and conversation.channel.queued_bytes <= _MUCH  # or giving it one might have to wait
-            and conversation.is_writable
-        )
-
     def _find_free(self, worker: Worker) -> None:
         """Note whether a worker can be given a task, and if not, do what helps."""
-        if self._can_take(worker):
+        if worker.can_take():
             self._free[worker] = None
             return
         self._free.pop(worker, None)
-        conversation = worker.conversation
-        if worker.given == self._tasks_per_worker and not worker.running and conversation.is_open:
+        if worker.given == self._tasks_per_worker and not worker.running and worker.conversation.is_open:
             worker.retired = True
             self._drop(worker, "this side replaces the worker, which has done its share of tasks")
-        elif conversation.channel.queued_bytes > _MUCH and conversation.is_writable:
+        elif worker.is_clogged:
             self._clogged[worker] = None
             self.desk.set_polled(_LOOK_INTERVAL)
 
     def look(self) -> None:
         """Have ``check`` called if a worker has read much: called by the loop now and then while one is to."""
         for worker in tuple(self._clogged):
-            conversation = worker.conversation
-            if conversation.channel.queued_bytes <= _MUCH or not conversation.is_writable:
+            if not worker.is_clogged:
                 self._leave_to_check()
                 self._clogged.pop(worker, None)
         if not self._clogged:
@@ -264,7 +239,7 @@ class Crew:
     def returned(self, ticket: Ticket) -> None:
         """Take note that a worker has answered. What an interruption leaves is done by ``check``."""
         worker: Worker = ticket.worker
-        can_take = self._can_take(worker, 1)
+        can_take = worker.can_take(1)
         # atomic: no calls
         ticket.worker = None
         del worker.running[ticket]
@@ -342,19 +317,9 @@ class Crew:
             return bool(self.queue)
         return self._set_up(place)
 
-    def _adopt(self, place: Place) -> Worker:
-        """Make a worker of the session that was made for a place."""
-        assert place.session is not None
-        worker = Worker(place, place.session)
-        # atomic: no calls
-        self._workers[worker] = None
-        place.worker = worker
-
-        return worker
-
     def _set_up(self, place: Place) -> bool:
         """Make a worker of the session that was made for a place; returns whether to look for one again."""
-        worker = self._adopt(place)
+        worker = make_worker(place, self._workers, self._in_flight, self._tasks_per_worker)
         session = worker.session
         try:
             session.on_close(lambda session: self._gone(worker))
@@ -485,7 +450,7 @@ class Crew:
         """Fail everything, and end the workers without waiting for it; returns their sessions."""
         for place in self._places:
             if place.session is not None and place.worker is None:
-                self._adopt(place)
+                make_worker(place, self._workers, self._in_flight, self._tasks_per_worker)
         workers = tuple(self._workers)
         self._refuse("this side closed the worker pool")
         for worker in workers:

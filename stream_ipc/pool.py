@@ -6,6 +6,7 @@ Checks what users pass, and hands it on to the crew behind it.
 from __future__ import annotations
 
 import os
+from operator import attrgetter
 
 from .arguments import DEFAULT, POOLS, USUAL, check_expect, check_message, check_timeout, close_bound, sendable
 from .crew import Crew
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     M = TypeVar("M", bound=Message)
 
 __all__ = ["WorkerPool"]
+
+_is_settled = attrgetter("settled")
 
 
 class WorkerPool:
@@ -123,7 +126,7 @@ class WorkerPool:
         try:
             crew = self._crew
             if kind is None and not crew.closed and not crew.desk.loop.forked:
-                crew.desk.run_until(lambda: crew.is_done)
+                crew.desk.run_until(lambda: all(map(_is_settled, crew.busy)) and all(map(_is_settled, crew.queue)))
         finally:
             self.close()
 
