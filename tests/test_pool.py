@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -817,19 +818,21 @@ with IpcPeer() as peer, WorkerPool(peer, [sys.executable, "-m", "tests.pool_chil
     assert done.stdout == b"7 3\n" and done.stderr == b""
 
 
-def test_sends_start_no_workers(peer: IpcPeer) -> None:
-    a, b = peer.create_session_pair()
+def test_flush_starts_no_workers(peer: IpcPeer) -> None:
+    ours, theirs = socket.socketpair()
+    session = peer.create_socket_session(ours)
     started: List[Session] = []
-    with WorkerPool(peer, worker("dies"), 1, hello=Note, retries=9, on_session=started.append) as pool:
+    with theirs, WorkerPool(peer, worker("dies"), 1, hello=Note, retries=9, on_session=started.append) as pool:
         pool.submit(Ping())
         tick_until(lambda: pool.workers == (), peer)
-        a.notify(Note("x" * 3_000_000))
+        session.notify(Note("x" * 900_000))
         before = len(started)
         with pytest.raises(TimeoutError):
-            a.request(Ping("x" * 3_000_000), timeout=0.4)
+            session.flush(0.5)
         assert len(started) == before
         tick_until(lambda: len(started) > before, peer)
         pool.close(0)
+        session.close(0)
 
 
 def test_map_out_of_order_in_deeply_nested_handlers(peer: IpcPeer, pool: WorkerPool) -> None:
