@@ -1,20 +1,22 @@
 """The workers of a pool: which of them has which task, which are to be started, which have died.
 
-Knows sessions as users do. Of the core it knows the desk, which makes promises of tasks that are not sent yet and calls it
-when a time has come, and of conversations how to send such a task and how to end without waiting for the child.
+Knows the peer and sessions as users do. Of the core it knows the desk and its loop, which makes tickets of tasks and calls
+it when a time has come, and of a worker's conversation how a task is sent, the table of what is pending, how much is queued
+to be written, whether that can be, and how it ends without waiting for the child.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 from . import log
 from .core.tickets import Desk
-from .errors import RequestTimeoutError, StreamClosedError, describe
+from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe
 from .interruptions import interruption_in
 from .messages import Message
 from .ticking import loop_of
-from .workers import Place, Worker
+from .workers import Place, Worker, make_worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Crew"]
 
 _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
-_MUCH = 512 * 1024  # bytes; whoever has not read so many gets no further task
+_LOOK_INTERVAL = 0.05  # seconds between two looks at whether a clogged worker has read
 # So many in a row at least, without an answer of any worker, fail what is queued, unless somewhere a first one still runs.
 _DEATHS = 5
 
@@ -44,6 +46,7 @@ class Crew:
         retries: As in ``WorkerPool``, and so are the others.
 
     Attributes:
+        size: How many workers there are at most.
         queue: Tasks that no worker has.
         busy: Tasks that workers have.
         closed: Whether nothing can be added any more.
@@ -71,8 +74,11 @@ class Crew:
         self._hello = hello
         self._start_timeout = start_timeout
         self._places = [Place(command) for command in commands]
+        self.size = len(commands)
         self._workers: dict[Worker, None] = {}
         self._free: dict[Worker, None] = {}  # those that can be given a task
+        self._clogged: dict[Worker, None] = {}  # those that have to read first
+        self._looked = 0.0  # when a place was last looked for
         self._settling: dict[Ticket, BaseException] = {}  # errors that an interruption may have kept from being told
         self._returning: dict[Ticket, None] = {}  # on the way back into the queue
         self._deaths = 0  # since the last answer of any worker
@@ -80,12 +86,7 @@ class Crew:
         self.queue: deque[Ticket] = deque()
         self.busy: dict[Ticket, None] = {}
         self.closed: bool = False
-        self.desk: Desk = Desk(loop_of(peer), peer, "worker pool", self.queue, self)
-
-    @property
-    def size(self) -> int:
-        """How many workers there are at most."""
-        return len(self._places)
+        self.desk: Desk = Desk(loop_of(peer), peer, "worker pool", self)
 
     @property
     def sessions(self) -> list[Session]:
@@ -104,8 +105,12 @@ class Crew:
 
     # -- giving tasks to workers
 
-    def give(self) -> None:
-        """Give queued tasks to workers that are free, and start workers for the rest. An interrupted call is made again."""
+    def give(self, strict: bool = False) -> None:
+        """Give queued tasks to workers that are free, and start workers for the rest. An interrupted call is made again.
+
+        Args:
+            strict: Raise what is wrong with the arguments for new workers. Otherwise their place counts a death.
+        """
         queue = self.queue
         free = self._free
         later = self.desk.loop.later
@@ -116,11 +121,15 @@ class Crew:
                 del queue[0]
                 continue
             for worker in free:
-                self._give_to(worker, ticket)
                 break
             else:
-                if not self._start():
+                if not self._start(strict):
                     break
+                continue
+            if worker.can_take():
+                self._give_to(worker, ticket)
+            else:
+                self._find_free(worker)
         if not self._untidy:
             later.pop(self, None)
         if queue and len(self._workers) < len(self._places):
@@ -142,13 +151,11 @@ class Crew:
                 del self._free[worker]
 
             conversation.request(None, ticket.message, ticket.timeout, ticket.expect, ticket)
-            if conversation.channel.queued_bytes > _MUCH:  # or the next might have to wait for it
-                self._free.pop(worker, None)
-        except StreamClosedError:
-            self._free.pop(worker, None)  # it is dead; its end is on the way
+        except (StreamClosedError, InvalidStreamError):
+            self._free.pop(worker, None)  # it is dead, or its stream is; its end is on the way
             self._take_back(ticket, worker)
         except RequestTimeoutError as exc:  # it does not read
-            ticket.fail(exc)
+            self._tell(ticket, exc)
         except Exception as exc:  # the task cannot travel
             if interruption_in(exc) is not None:
                 self._undo(worker, ticket, last)
@@ -189,26 +196,13 @@ class Crew:
         if ticket in self.busy:
             del self.busy[ticket]
 
-    def exchange(self, old: Ticket, new: Ticket) -> None:
-        """Put another ticket in the place of one that a worker has."""
-        worker: Worker = old.worker
-        replies = worker.conversation.replies
-        replies.forget(old)
-        replies.enter(new, old.deadline)
-        # atomic: no calls
-        new.worker = worker
-        worker.running[new] = None
-        self.busy[new] = None
-        old.worker = None
-        del worker.running[old]
-        del self.busy[old]
-
     def _take_back(self, ticket: Ticket, worker: Worker) -> None:
         """Queue a task again, before all others."""
         # atomic: no calls
         if ticket in worker.running:
             del worker.running[ticket]
             del self.busy[ticket]
+            worker.given -= 1
             self._returning[ticket] = None
             ticket.worker = ticket.deadline = None
 
@@ -222,18 +216,31 @@ class Crew:
             self._returning.pop(ticket, None)
 
     def _find_free(self, worker: Worker) -> None:
-        """Note that a worker can be given a task, if it can."""
-        if not worker.ready or not worker.conversation.is_open or len(worker.running) >= self._in_flight:
-            return
-        if self._tasks_per_worker is None or worker.given < self._tasks_per_worker:
+        """Note whether a worker can be given a task, and if not, do what helps."""
+        if worker.can_take():
             self._free[worker] = None
-        elif not worker.running:
+            return
+        self._free.pop(worker, None)
+        if worker.given == self._tasks_per_worker and not worker.running and worker.conversation.is_open:
             worker.retired = True
             self._drop(worker, "this side replaces the worker, which has done its share of tasks")
+        elif worker.is_clogged:
+            self._clogged[worker] = None
+            self.desk.set_polled(_LOOK_INTERVAL)
+
+    def look(self) -> None:
+        """Have ``check`` called if a worker has read much: called by the loop now and then while one is to."""
+        for worker in tuple(self._clogged):
+            if not worker.is_clogged:
+                self._leave_to_check()
+                self._clogged.pop(worker, None)
+        if not self._clogged:
+            self.desk.set_polled(None)
 
     def returned(self, ticket: Ticket) -> None:
         """Take note that a worker has answered. What an interruption leaves is done by ``check``."""
         worker: Worker = ticket.worker
+        can_take = worker.can_take(1)
         # atomic: no calls
         ticket.worker = None
         del worker.running[ticket]
@@ -243,11 +250,11 @@ class Crew:
             worker.answered = True
             worker.place.deaths = 0
             worker.due = None
-        if worker.given != self._tasks_per_worker and worker.conversation.is_open:
+        if can_take:
             self._free[worker] = None
 
-        if worker.given == self._tasks_per_worker:
-            self._leave_to_check()  # it is replaced behind this reply
+        if not can_take:
+            self._leave_to_check()  # it may be replaced behind this reply
         elif self.queue:
             self.desk.loop.later[self] = None  # for turns inside done callbacks
 
@@ -284,35 +291,41 @@ class Crew:
 
     # -- workers come and go
 
-    def _start(self) -> bool:
+    def _start(self, strict: bool) -> bool:
         """Start a worker if one is needed and can be started now; returns whether to look for one again."""
         if len(self._workers) >= len(self._places):
             return False
+        now = self._looked = self.desk.loop.clock()
         coming = [worker for worker in self._workers if not worker.ready]
         if len(coming) >= len(self.queue):
             return False
-        now = self.desk.loop.clock()
         for place in self._places:
             if place.worker is None and place.start_at <= now:
                 break
         else:
             return False
+        create = partial(self._peer.create_command_session, **self._options)
         try:
-            session = self._peer.create_command_session(place.command, **self._options)
-        except OSError as exc:
-            if interruption_in(exc) is not None:
+            if place.session is None:
+                for place.session in map(create, (place.command,)):  # stored before an interruption can come
+                    break
+        except Exception as exc:
+            if interruption_in(exc) is not None or (strict and isinstance(exc, (TypeError, ValueError))):
                 raise
             error = StreamClosedError(f"a worker could not be started: {describe(exc)}")
             error.__cause__ = exc
             self._note_death(place, error)
             return bool(self.queue)
-        worker = Worker(place, session)
-        self._workers[worker] = None
-        place.worker = worker
+        return self._set_up(place)
+
+    def _set_up(self, place: Place) -> bool:
+        """Make a worker of the session that was made for a place; returns whether to look for one again."""
+        worker = make_worker(place, self._workers, self._in_flight, self._tasks_per_worker)
+        session = worker.session
         try:
             session.on_close(lambda session: self._gone(worker))
             if self._start_timeout is not None:
-                worker.due = now + self._start_timeout
+                worker.due = self.desk.loop.clock() + self._start_timeout
                 self._set_timer()
             if self._hello is not None or worker.due is not None:
                 self._await_sign(worker)
@@ -330,7 +343,7 @@ class Crew:
             raise
         if self._hello is None and session.is_open:
             worker.ready = True
-            self._free[worker] = None
+            self._find_free(worker)
         return True
 
     def _await_sign(self, worker: Worker) -> None:
@@ -343,7 +356,7 @@ class Crew:
                 worker.due = None
                 if not worker.ready:
                     worker.ready = True
-                    self._free[worker] = None
+                    self._find_free(worker)
                     self.give()
 
     def _kill(self, worker: Worker, text: str) -> None:
@@ -362,9 +375,12 @@ class Crew:
         for ticket in tuple(worker.running):  # which an interruption has left
             ticket.fail(worker.conversation.closed_error())
         self._free.pop(worker, None)
+        self._clogged.pop(worker, None)
         place = worker.place
         if place.worker is worker:
-            place.worker = None
+            # atomic: no calls
+            place.worker = place.session = None
+
             if not worker.answered and not worker.retired and not self.closed:
                 self._note_death(place, worker.conversation.reason)
         self._workers.pop(worker, None)
@@ -394,12 +410,20 @@ class Crew:
     def _set_timer(self) -> None:
         times = [worker.due for worker in self._workers if worker.due is not None]
         if self.queue:
-            times += [place.start_at for place in self._places if place.worker is None]
+            # The others were looked at: they wait for something else.
+            looked = self._looked
+            times += [place.start_at for place in self._places if place.worker is None and place.start_at > looked]
         self.desk.set_timer(min(times, default=None))
 
     def check(self) -> None:
         """Do what is due, and what an interruption has left."""
+        if self.desk.loop.starving:  # inside of a call that runs no handlers
+            self._leave_to_check()
+            return
         now = self.desk.loop.clock()
+        for place in self._places:
+            if place.session is not None and place.worker is None:
+                self._set_up(place)
         self._requeue()
         for ticket, error in tuple(self._settling.items()):
             self._tell(ticket, error)
@@ -427,6 +451,9 @@ class Crew:
 
     def end_all(self) -> list[Session]:
         """Fail everything, and end the workers without waiting for it; returns their sessions."""
+        for place in self._places:
+            if place.session is not None and place.worker is None:
+                make_worker(place, self._workers, self._in_flight, self._tasks_per_worker)
         workers = tuple(self._workers)
         self._refuse("this side closed the worker pool")
         for worker in workers:

@@ -6,11 +6,13 @@ Checks what users pass, and hands it on to the crew behind it.
 from __future__ import annotations
 
 import os
+from operator import attrgetter
 
 from .arguments import DEFAULT, POOLS, USUAL, check_expect, check_message, check_timeout, close_bound, sendable
 from .crew import Crew
+from .interruptions import interruption_in
 from .messages import Message
-from .promise import ResponsePromise, request
+from .promise import ResponsePromise, pending_behind, request
 from .session import conversation_of
 
 TYPE_CHECKING = False
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     M = TypeVar("M", bound=Message)
 
 __all__ = ["WorkerPool"]
+
+_is_settled = attrgetter("settled")
 
 
 class WorkerPool:
@@ -80,7 +84,9 @@ class WorkerPool:
         commands: list[Any] = [command]
         if not isinstance(command, (str, bytes)) and command and not isinstance(command[0], (str, bytes, os.PathLike)):
             commands = list(command)
-            _check_number("size", size, len(commands), None)
+            if size not in (None, len(commands)):
+                text = f"size must be left out with a list of commands, or say how many there are: {len(commands)}"
+                raise ValueError(f"{text}; it is {size!r:.100}")
             size = len(commands)
         _check_number("size", size, 1, None)
         _check_number("retries", retries, 0)
@@ -93,9 +99,9 @@ class WorkerPool:
             check_expect(hello, "hello")
         if on_session is not None and not callable(on_session):
             raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
-        for command in commands:
-            if isinstance(command, (str, bytes)) or not len(command):
-                raise TypeError(f"command must be a list of arguments, or a list of such lists, not {command!r:.200}")
+        for each in commands:
+            if isinstance(each, (str, bytes)) or not len(each):
+                raise TypeError(f"command must be a list of arguments, or a list of such lists, not {each!r:.200}")
         if size is None:
             size = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._peer = peer
@@ -119,8 +125,8 @@ class WorkerPool:
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         try:
             crew = self._crew
-            if kind is None and not crew.closed:
-                crew.desk.run_until(lambda: not (crew.queue or crew.busy))
+            if kind is None and not crew.closed and not crew.desk.loop.forked:
+                crew.desk.run_until(lambda: all(map(_is_settled, crew.busy)) and all(map(_is_settled, crew.queue)))
         finally:
             self.close()
 
@@ -165,11 +171,14 @@ class WorkerPool:
             ValueError: ``timeout`` is negative.
             RuntimeError: The pool is closed, another thread is using the peer, or this is a fork.
         """
-        return self._submit("submit", message, expect, timeout, False)
+        promise = self._make("submit", message, expect, timeout)
+        ticket = pending_behind(promise)
+        self._crew.queue.append(ticket)
+        self._give(promise)
+        return promise
 
-    def _submit(
-        self, method: str, message: Message, expect: type[Any], timeout: float | None, optional: bool
-    ) -> ResponsePromise[Any]:
+    def _make(self, method: str, message: Message, expect: type[Any], timeout: float | None) -> ResponsePromise[Any]:
+        """Make the promise of a task that is not queued yet."""
         if type(message) not in sendable:
             check_message(method, message)
         if expect is not Message:
@@ -181,22 +190,24 @@ class WorkerPool:
         crew = self._crew
         if crew.closed:
             raise RuntimeError("this WorkerPool is closed; make a new one")
-        desk = crew.desk
-        loop = desk.loop
+        crew.desk.loop.check_entry()
+        return request(crew.desk, message, timeout, expect)  # type: ignore[arg-type]
+
+    def _give(self, promise: ResponsePromise[Any]) -> None:
+        """Give what is queued to workers, as far as they are free, for a promise whose task was just queued."""
+        crew = self._crew
+        if not crew.can_give:
+            return
+        loop = crew.desk.loop
         outer = loop.enter()
         try:
-            promise: ResponsePromise[Any] = request(desk, message, timeout, expect)  # type: ignore[arg-type]
-            if optional:
-                crew.queue[-1].optional = True
-            if crew.can_give:
-                try:
-                    crew.give()
-                except Exception:  # no worker can be started with these arguments
-                    promise.cancel()
-                    raise
+            crew.give(strict=True)
+        except Exception as exc:  # no worker can be started with these arguments
+            if interruption_in(exc) is None:
+                promise.cancel()
+            raise
         finally:
             loop.thread = outer
-        return promise
 
     if TYPE_CHECKING:
 
@@ -258,7 +269,9 @@ class WorkerPool:
 
         return Mapped(
             source,
-            lambda task: self._submit("map", task, expect, timeout, True),
+            lambda task: self._make("map", task, expect, timeout),
+            self._crew.queue,
+            self._give,
             self._crew.desk.run_until,
             ordered,
             ahead,
@@ -272,15 +285,21 @@ class WorkerPool:
         """
         seconds = close_bound(timeout)
         loop = self._crew.desk.loop
+        if loop.forked:
+            return
         outer = loop.enter()
         try:
+            endings = loop.endings
+            others = tuple(endings.all)
             sessions = self._crew.end_all()
             if seconds is not None:
                 due = loop.clock() + seconds
                 for session in sessions:
                     conversation_of(session).hurry(due)
+            # Side by side; session.close() would do it one by one, and hurry each anew.
+            endings.finish([ending for ending in endings.all if ending not in others], background=False)
             for session in sessions:
-                session.close()  # waits for what is left of it
+                session.close()
         finally:
             loop.thread = outer
 

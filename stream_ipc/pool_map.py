@@ -1,6 +1,6 @@
 """Many tasks of a pool, read and given to it little by little.
 
-Knows promises. Must not know the pool.
+Knows promises and the tickets behind them. Must not know the pool.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 
 from .interruptions import interruption_in
+from .promise import pending_behind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ class Mapped:
 
     Args:
         source: The tasks.
-        submit: Submits one.
+        make: Makes the promise of one.
+        queue: Where its ticket goes then.
+        give: Called with the promise after that; gives what is queued to workers.
         run_until: Turns until a function returns true.
         ordered: Whether replies come in the order of the tasks.
         ahead: How many tasks are submitted and not yielded at most.
@@ -33,13 +36,17 @@ class Mapped:
     def __init__(
         self,
         source: Iterator[Any],
-        submit: Callable[[Any], Any],
+        make: Callable[[Any], Any],
+        queue: deque[Any],
+        give: Callable[[Any], Any],
         run_until: Callable[..., Any],
         ordered: bool,
         ahead: int,
     ) -> None:
         self._source = source
-        self._submit = submit
+        self._make = make
+        self._queue = queue
+        self._give = give
         self._task: Any = None  # what was read and is not submitted
         self._run_until = run_until
         self._ahead = ahead
@@ -53,7 +60,9 @@ class Mapped:
 
     def __next__(self) -> Any:
         under_way = self._under_way
+        queue = self._queue
         while self._end is None and len(under_way) < self._ahead:
+            promise: Any = None
             try:
                 if self._task is None:
                     for self._task in self._source:  # stored before an interruption can come
@@ -61,17 +70,23 @@ class Mapped:
                     else:
                         self._end = StopIteration()
                         break
-                promise = self._submit(self._task)
+                promise = self._make(self._task)
+                ticket: Any = pending_behind(promise)
+                ticket.optional = True
+                if not self._ordered:
+                    ticket.watch(self._ready.append)
+                # atomic: no calls
+                queue += (ticket,)
+                under_way[promise] = None
+                self._task = None
+
+                self._give(promise)
             except Exception as exc:  # raised once everything before it is yielded
                 if interruption_in(exc) is not None:
                     raise
+                under_way.pop(promise, None)
                 self._end = exc
                 break
-            if not self._ordered:
-                promise.add_done_callback(self._ready.append)
-            # atomic: no calls
-            under_way[promise] = None
-            self._task = None
         if not under_way:
             end = self._end
             self._end = StopIteration()
@@ -82,7 +97,7 @@ class Mapped:
         else:
             ready = self._ready
             while not ready or ready[0] not in under_way:
-                if ready:  # its submission was interrupted, and made again
+                if ready:  # it came to nothing
                     del ready[0]
                 else:
                     self._run_until(lambda: bool(ready))

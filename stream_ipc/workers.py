@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from .session import Session
     from .transports.spawn import Command
 
-__all__ = ["Place", "Worker", "kill"]
+__all__ = ["Place", "Worker", "kill", "make_worker"]
+
+_MUCH = 512 * 1024  # bytes; whoever has not read so many gets no further task
 
 
 class Place:
@@ -27,13 +29,15 @@ class Place:
 
     Attributes:
         command: What is started.
-        worker: What runs there, or None.
+        session: The session with what runs there, or None.
+        worker: What runs there, or None; an interruption may have come before it was made of the session.
         deaths: How many in a row have ended before they answered anything.
         start_at: When the next may be started.
     """
 
     def __init__(self, command: Command) -> None:
         self.command = command
+        self.session: Session | None = None
         self.worker: Worker | None = None
         self.deaths = 0
         self.start_at: float = 0.0
@@ -41,6 +45,10 @@ class Place:
 
 class Worker:
     """One process.
+
+    Args:
+        in_flight: How many tasks it has at a time at most.
+        most: How many it is given in all at most; None for no limit.
 
     Attributes:
         place: Where it runs.
@@ -54,10 +62,12 @@ class Worker:
         due: When it must have given a sign of life; None for not at all.
     """
 
-    def __init__(self, place: Place, session: Session) -> None:
+    def __init__(self, place: Place, session: Session, in_flight: int, most: int | None) -> None:
         self.place = place
         self.session = session
         self.conversation: Conversation = conversation_of(session)
+        self._in_flight = in_flight
+        self._most = most
         self.running: dict[Ticket, None] = {}
         self.given = 0
         self.ready = False
@@ -65,9 +75,35 @@ class Worker:
         self.retired = False
         self.due: float | None = None
 
+    @property
+    def is_clogged(self) -> bool:
+        """Whether it has to read first: giving it a task might have to wait for that."""
+        return self.conversation.channel.queued_bytes > _MUCH and self.conversation.is_writable
+
+    def can_take(self, leaving: int = 0) -> bool:
+        """Return whether it can be given a task, once so many have left it."""
+        return (
+            self.ready
+            and len(self.running) - leaving < self._in_flight
+            and self.given != self._most
+            and self.conversation.channel.queued_bytes <= _MUCH
+            and self.conversation.is_writable
+        )
+
     def kill(self) -> None:
         """Send SIGKILL to it."""
         kill(self.session.process)
+
+
+def make_worker(place: Place, workers: dict[Worker, None], in_flight: int, most: int | None) -> Worker:
+    """Make a worker of the session that was made for a place, and enter it there and in a dict."""
+    assert place.session is not None
+    worker = Worker(place, place.session, in_flight, most)
+    # atomic: no calls
+    workers[worker] = None
+    place.worker = worker
+
+    return worker
 
 
 def kill(process: Any) -> None:

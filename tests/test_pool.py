@@ -5,6 +5,8 @@ import itertools
 import os
 import random
 import signal
+import socket
+import subprocess
 import sys
 import time
 import weakref
@@ -28,8 +30,13 @@ from stream_ipc import (
     UnexpectedReplyError,
     WorkerPool,
     as_completed,
+    crew,
     gather,
+    workers,
 )
+from stream_ipc.core import tickets
+from stream_ipc.core.conversation import Conversation
+from stream_ipc.core.replies import Replies
 from tests.helpers import CpuMeter, seeds, span, tick_until
 from tests.messages import Note, Ping, Pong
 from tests.test_interrupts import BOTH, Run, at_every_place
@@ -632,3 +639,257 @@ def test_interrupted_map_loses_no_reply(kind: Type[BaseException]) -> None:
             assert got == [0, 1, 2, 3]
 
         at_every_place(scenario, kind)
+
+
+def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """Have the next call of a function interrupted where it begins."""
+    real = getattr(owner, name)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(owner, name, real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize("where", [(tickets, "next_moment"), (Replies, "enter"), (Replies, "forget")])
+def test_interrupted_cancel_of_a_running_task(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, where: Any) -> None:
+    called: List[Any] = []
+    with WorkerPool(peer, worker(), 1) as pool:
+        promise = pool.submit(Ping(("sleep", 0.1)))
+        promise.add_done_callback(called.append)
+        peer.tick(0)
+        once(monkeypatch, *where)
+        with pytest.raises(KeyboardInterrupt):
+            promise.cancel()
+        promise.cancel()
+        with pytest.raises(IpcError, match="cancelled"):
+            promise.wait()
+        assert called == [promise] and pool.pending == 0
+        assert outcome(pool.submit(Ping(1))) == 1
+        assert len(pool.workers) == 1
+
+
+def test_interrupted_cancel_is_gone_on_with_by_the_next_turn(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with WorkerPool(peer, worker(), 1) as pool:
+        promise = pool.submit(Ping(("sleep", 0.1)))
+        once(monkeypatch, Replies, "enter")
+        with pytest.raises(KeyboardInterrupt):
+            promise.cancel()
+        with pytest.raises(IpcError, match="cancelled"):
+            promise.wait(5)
+        assert outcome(pool.submit(Ping(1))) == 1
+
+
+def test_interrupted_start_leaves_no_session_that_is_nobodys(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with WorkerPool(peer, worker(), 1) as pool:
+        once(monkeypatch, workers, "Worker")
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(Ping(1))
+        promise = pool.submit(Ping(2))
+        assert outcome(promise) == 2 and pool.workers == peer.sessions
+    assert peer.sessions == ()
+
+
+def test_closing_ends_the_worker_of_an_interrupted_start(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = WorkerPool(peer, worker(), 1)
+    once(monkeypatch, workers, "Worker")
+    with pytest.raises(KeyboardInterrupt):
+        pool.submit(Ping(1))
+    pool.close()
+    assert peer.sessions == ()
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_interrupted_map_gives_no_task_twice(
+    peer: IpcPeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordered: bool
+) -> None:
+    path = tmp_path / "done"
+    with WorkerPool(peer, worker(), 1) as pool:
+        pool.submit(Ping(0)).wait()
+        replies = pool.map([Ping(("count", str(path), 7))], ordered=ordered)
+        real = crew.Crew.give
+
+        def give(self: Any, *args: Any, **kwargs: Any) -> None:
+            monkeypatch.setattr(crew.Crew, "give", real)
+            real(self, *args, **kwargs)
+            raise KeyboardInterrupt  # where it returns
+
+        monkeypatch.setattr(crew.Crew, "give", give)
+        with pytest.raises(KeyboardInterrupt):
+            next(replies)
+        assert len(list(replies)) == 1
+    assert path.read_text() == "7\n"
+
+
+# -- what a reviewer found
+
+
+def test_what_is_no_oserror_in_a_start_does_not_break_the_peer(peer: IpcPeer, tmp_path: Path) -> None:
+    flag = str(tmp_path / "flag")
+
+    def preexec() -> None:
+        if os.path.exists(flag):
+            raise ValueError
+
+    a, b = peer.create_session_pair()
+    b.on_request(lambda ping: Pong(ping.value))
+    with WorkerPool(peer, worker(), 1, tasks_per_worker=1, preexec_fn=preexec) as pool:
+        promises = [pool.submit(Ping(index)) for index in range(2)]
+        open(flag, "w").close()
+        assert outcome(promises[0]) == 0
+        assert a.request(Ping(5), expect=Pong).wait(5).value == 5
+        tick_until(lambda: pool.workers == (), peer)
+        peer.tick_for(0.1)
+        os.remove(flag)
+        assert outcome(promises[1]) == 1
+
+
+def test_worker_with_an_invalid_stream_does_not_fail_the_queue(pool: WorkerPool) -> None:
+    gather([pool.submit(Ping(("sleep", 0.05))) for _ in range(2)])
+    process: Any = pool.workers[0].process
+    process.stdin.close()
+    assert [outcome(pool.submit(Ping(index))) for index in range(10)] == list(range(10))
+
+
+def test_workers_are_ended_side_by_side(peer: IpcPeer) -> None:
+    code = "from tests.pool_child import *; main(); time.sleep(60)"
+    pool = WorkerPool(peer, [sys.executable, "-c", f"import signal; signal.signal(15, signal.SIG_IGN); {code}"], 4)
+    gather([pool.submit(Ping(("sleep", 0.2))) for _ in range(4)])
+    assert len(pool.workers) == 4
+    begin = time.monotonic()
+    pool.close(0.6)
+    assert 0.25 < time.monotonic() - begin < 1.2
+
+
+def test_giving_tasks_does_not_wait_for_a_worker_that_does_not_read(peer: IpcPeer) -> None:
+    def set_up(session: Session) -> None:
+        session.notify(Note("x" * 900_000))
+        session.notify(Note("x" * 900_000))
+
+    with WorkerPool(peer, worker("hello", "0.8"), 1, on_session=set_up) as pool:
+        begin = time.monotonic()
+        promises = [pool.submit(Ping(1)) for _ in range(2)]
+        assert time.monotonic() - begin < 0.5
+        assert [outcome(promise) for promise in promises] == [1, 1]
+        assert time.monotonic() - begin < 5
+
+
+def test_replies_do_not_free_a_worker_that_has_much_to_read(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 1, in_flight=3) as pool:
+        pool.submit(Ping(1)).wait()
+        promises = [pool.submit(Ping(("sleep", seconds))) for seconds in (0.1, 0.8)]
+        promises.append(pool.submit(Ping("x" * 3_000_000)))
+        promises.append(pool.submit(Ping(4)))
+        begin = time.monotonic()
+        tick_until(lambda: promises[0].settled, peer)
+        peer.tick(0)
+        assert time.monotonic() - begin < 0.6
+        assert outcome(promises[3]) == 4
+
+
+def test_start_timeout_inside_another_loop(peer: IpcPeer) -> None:
+    import select
+
+    with WorkerPool(peer, worker("silent"), 2, hello=Note, start_timeout=0.2) as pool:
+        pool.submit(Ping())
+        pid = pid_of(pool.workers[0])
+        end = time.monotonic() + 5
+        while any(pid_of(session) == pid for session in pool.workers):
+            assert time.monotonic() < end
+            select.select([peer.fileno()], [], [], min(peer.next_deadline() or 5.0, 5.0))
+            peer.tick(0)
+        pool.close(0)
+
+
+def test_a_forked_child_leaves_quietly() -> None:
+    code = """
+import os, sys
+from stream_ipc import IpcPeer, WorkerPool
+from tests.messages import Ping
+with IpcPeer() as peer, WorkerPool(peer, [sys.executable, "-m", "tests.pool_child"], 1) as pool:
+    pool.submit(Ping(1)).wait()
+    pid = os.fork()
+    if pid == 0:
+        sys.exit(7)
+    print(os.WEXITSTATUS(os.waitpid(pid, 0)[1]), pool.submit(Ping(3)).wait().value)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=50)
+    assert done.stdout == b"7 3\n" and done.stderr == b""
+
+
+def test_flush_starts_no_workers(peer: IpcPeer) -> None:
+    ours, theirs = socket.socketpair()
+    session = peer.create_socket_session(ours)
+    started: List[Session] = []
+    with theirs, WorkerPool(peer, worker("dies"), 1, hello=Note, retries=9, on_session=started.append) as pool:
+        pool.submit(Ping())
+        tick_until(lambda: pool.workers == (), peer)
+        session.notify(Note("x" * 900_000))
+        before = len(started)
+        with pytest.raises(TimeoutError):
+            session.flush(0.5)
+        assert len(started) == before
+        tick_until(lambda: len(started) > before, peer)
+        pool.close(0)
+        session.close(0)
+
+
+def test_map_out_of_order_in_deeply_nested_handlers(peer: IpcPeer, pool: WorkerPool) -> None:
+    pool.submit(Ping(1)).wait()
+    a, b = peer.create_session_pair()
+    depth = 0
+    got: List[Any] = []
+
+    def ring(*args: Any) -> None:
+        raise KeyboardInterrupt("it hangs")
+
+    @b.on_message
+    def nest(note: Note) -> None:
+        nonlocal depth
+        depth += 1
+        if depth < 33:
+            a.notify(Note("x"))
+            peer.tick(0.5)
+        else:
+            got.extend(pool.map([Ping(5)], expect=Pong, ordered=False))
+
+    a.notify(Note("x"))
+    old = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.alarm(5)
+        peer.tick(1)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)
+    assert [reply.value for reply in got] == [5]
+
+
+def test_leaving_does_not_wait_for_cancelled_tasks(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 1) as pool:
+        pool.submit(Ping(1)).wait()
+        promise = pool.submit(Ping(("sleep", 9)))
+        peer.tick(0.1)
+        promise.cancel()
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 5
+
+
+def test_task_that_could_not_be_sent_in_time_is_told_at_once(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool.submit(Ping(1)).wait()
+
+    def request(*args: Any) -> None:
+        raise RequestTimeoutError("the message was not sent")
+
+    monkeypatch.setattr(Conversation, "request", request)
+    promise = pool.submit(Ping(2))
+    monkeypatch.undo()
+    assert promise.settled and outcome(promise) is RequestTimeoutError
+    assert outcome(pool.submit(Ping(3))) == 3
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, "2"])
+def test_size_is_not_for_a_list_of_commands(peer: IpcPeer, size: Any) -> None:
+    with pytest.raises(ValueError, match="size must be left out"):
+        WorkerPool(peer, [worker(), worker()], size)
+    WorkerPool(peer, [worker(), worker()], 2).close()

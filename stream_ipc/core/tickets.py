@@ -11,7 +11,6 @@ from .replies import Pending, next_moment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Callable, Iterable
     from typing import Any
     from weakref import ref
@@ -28,7 +27,8 @@ class Ticket(Pending):
     Attributes:
         owner: The desk that has made it.
         message: The task.
-        worker: Who has it, an object with a ``conversation``; None while it is queued and once it has settled.
+        worker: Who has it, an object with a ``conversation`` and the dict ``running``, where it is; None while it is queued
+            and once it has settled.
         tries: How often it was begun and came to nothing.
         optional: It need not be begun if its promise was dropped.
     """
@@ -45,7 +45,7 @@ class Ticket(Pending):
 
     def tell(self) -> None:
         """Give it back to its owner, and call the functions that watch it. An interrupted call can be made again."""
-        crew = self.owner.owner
+        crew = self.owner.crew
         if self.worker is not None:
             crew.returned(self)
         if self.watchers or self.callbacks is not None or self.owner.watchers:
@@ -55,7 +55,7 @@ class Ticket(Pending):
 
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it is tried again. An interrupted call can be made again."""
-        if self.worker is None or self.owner.owner.failed(self, error):
+        if self.worker is None or self.owner.crew.failed(self, error):
             Pending.fail(self, error)
 
 
@@ -72,29 +72,26 @@ class Desk:
         loop: What drives it.
         peer: Whose ``id_generator`` it uses.
         name: What texts call it.
-        queue: Where tickets go.
-        owner: Has the ``queue``, and ``give()``, which gives tickets out. Gets them back: ``returned(ticket)`` when a reply
-            is there, ``failed(ticket, error)``, which says whether that is final. ``exchange(old, new)`` puts another in
-            the place of one that a worker has. Is called by the loop: ``on_time``, ``check`` (now and then), ``end`` (it
-            closes), ``go_on`` (in the turn after it was put into ``later``), and asked whether it ``waits`` for something
-            though nothing is open.
+        crew: Has the deque ``queue``, where tickets go, the dict ``busy`` of those that workers have, and ``give()``, which
+            gives tickets out. Gets them back: ``returned(ticket)`` when a reply is there, ``failed(ticket, error)``, which
+            says whether that is final. Is called by the loop: ``on_time``, ``look``, ``end`` (it closes), ``go_on`` (in the
+            turn after it was put into ``later``), and asked whether it ``waits`` for something though nothing is open.
     """
 
-    def __init__(self, loop: Loop, peer: Any, name: str, queue: deque[Ticket], owner: Any) -> None:
+    def __init__(self, loop: Loop, peer: Any, name: str, crew: Any) -> None:
         self.loop = loop
         self.name = name
-        self.owner = owner
+        self.crew = crew
         self.replies = self
         self.watchers: list[ref[Any]] = []  # of all its promises
         self._peer = peer
-        self._queue = queue
-        loop.guests[owner] = None
+        self._cancels: dict[Ticket, tuple[Ticket, BaseException, int]] = {}  # which have begun
+        loop.guests[crew] = None
 
     def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Ticket:
-        """Queue a task; its outcome is for the promise."""
+        """Make the ticket of a task, whose outcome is for the promise. Whoever calls puts it into the queue."""
         ticket = self._make(promise, message, timeout, expect)
         ticket.id = self._peer.id_generator.generate()
-        self._queue.append(ticket)
         return ticket
 
     def _make(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Ticket:
@@ -137,27 +134,57 @@ class Desk:
         """Give a task up; returns whether it was still pending. A worker that has it goes on, and comes back as usual."""
         if ticket.settled:
             return False
-        if ticket.worker is not None:
-            # What the worker answers is for nobody, but says that it is free.
-            nobody = self._make(self, ticket.message, ticket.timeout, ticket.expect)
-            nobody.id = ticket.id
-            nobody.settled = 1
-            self.owner.exchange(ticket, nobody)
         error = IpcError(f"task {ticket.id} was cancelled by this side")
-        moment = next_moment()
-        # atomic: no calls
-        ticket.outcome = error
-        ticket.settled = moment
-
-        Pending.tell(ticket)
+        # What a worker that has it answers is for nobody, but says that the worker is free.
+        nobody = self._make(self, ticket.message, ticket.timeout, ticket.expect)
+        nobody.id = ticket.id
+        nobody.settled = moment = next_moment()
+        if ticket not in self._cancels:
+            self.loop.repairs[self] = None
+            self._cancels[ticket] = (nobody, error, moment)
+        self.repair()
         return True
 
+    def repair(self) -> None:
+        """Cancel what is to be cancelled. An interrupted call is made again, before anything is dispatched."""
+        later = self.loop.later
+        busy = self.crew.busy
+        cancels = self._cancels
+        for ticket, (nobody, error, moment) in tuple(cancels.items()):
+            worker = ticket.worker
+            if worker is not None and not ticket.settled:
+                replies = worker.conversation.replies
+                replies.forget(ticket)
+                if nobody not in replies:
+                    replies.enter(nobody, ticket.deadline)
+            # atomic: no calls
+            if not ticket.settled:
+                ticket.outcome = error
+                ticket.settled = moment
+                if ticket.callbacks is not None:
+                    later[ticket] = None
+                if worker is not None and ticket.worker is worker:
+                    nobody.worker = worker
+                    worker.running[nobody] = busy[nobody] = None
+                    ticket.worker = None
+                    del worker.running[ticket]
+                    del busy[ticket]
+
+            Pending.tell(ticket)
+            cancels.pop(ticket, None)
+        self.loop.repairs.pop(self, None)
+
     def set_timer(self, when: float | None) -> None:
-        """Have the owner's ``on_time`` called when the clock has come so far."""
-        self.loop.set_timer(self.owner, when)
+        """Have the crew's ``on_time`` called when the clock has come so far."""
+        self.loop.set_timer(self.crew, when)
+
+    def set_polled(self, interval: float | None) -> None:
+        """Have the crew's ``look`` called in every turn, and so often while waiting; None for not at all."""
+        self.loop.set_polled(self.crew, interval)
 
     def leave(self) -> None:
-        """Forget the owner."""
-        self.loop.guests.pop(self.owner, None)
-        self.loop.set_timer(self.owner, None)
-        self.loop.later.pop(self.owner, None)
+        """Forget the crew."""
+        self.loop.guests.pop(self.crew, None)
+        self.loop.set_timer(self.crew, None)
+        self.loop.set_polled(self.crew, None)
+        self.loop.later.pop(self.crew, None)
