@@ -74,7 +74,7 @@ class Mapped:
                 ticket: Any = pending_behind(promise)
                 ticket.optional = True
                 if not self._ordered:
-                    ticket.watch(self._ready.append)
+                    ticket.watch(ticket.owner.loop, self._ready.append)
                 # atomic: no calls
                 queue += (ticket,)
                 under_way[promise] = None
