@@ -140,6 +140,15 @@ def work() -> None:
 
 
 @role
+def asks(count: str) -> None:
+    """Has so many requests under way, and waits for no reply."""
+    session = stdio()
+    promises = [session.request(Ping(index), timeout=None) for index in range(int(count))]
+    while promises:
+        session.tick(None)
+
+
+@role
 def stubborn() -> None:
     """Ignores SIGTERM and the end of its stdin."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -20,7 +20,7 @@ from stream_ipc import (
     StreamClosedError,
     gather,
 )
-from tests.helpers import RawPeer, child, no_pending, request_bytes, socket_peers, tick_until
+from tests.helpers import RawPeer, child, no_pending, request_bytes, set_limit, socket_peers, tick_until
 from tests.messages import Note, Ping, Pong
 from tests.test_interrupts import BOTH, Run, at_every_place, outcome
 
@@ -636,3 +636,31 @@ def test_requester_that_times_out_gets_no_late_reply(peer: IpcPeer) -> None:
     assert kept[0].send(Pong()) is True
     peer.tick(0.05)
     assert no_pending(a, b)
+
+
+@pytest.mark.parametrize("kind", ["socket", "child"])
+def test_requester_that_is_gone_is_noticed_though_it_is_owed_so_much_that_it_is_not_read_from(
+    peer: IpcPeer, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_limit("inbox count", 50, monkeypatch)
+    kept: List[DeferredReply] = []
+
+    def keep(ping: Ping) -> DeferredReply:
+        kept.append(DeferredReply())
+        return kept[-1]
+
+    if kind == "socket":
+        with RawPeer(peer) as raw:
+            raw.session.on_request(keep)
+            raw.write(*(request_bytes(str(index), Ping(index)) for index in range(500)))
+            tick_until(lambda: len(kept) > 50, peer)
+            session = raw.session
+        tick_until(lambda: not session.is_open, peer, seconds=20)
+    else:
+        session = peer.create_command_session(child("asks", "500"))
+        session.on_request(keep)
+        tick_until(lambda: len(kept) > 50, peer)
+        assert session.process is not None
+        session.process.kill()
+        tick_until(lambda: not session.is_open, peer, seconds=20)
+    assert not kept[0].send(Pong())

@@ -154,7 +154,7 @@ class Port:
             channel.trim()
             self._look_by(channel.find_vanished)
             if self.paused:  # then nothing else tells of its end
-                self.look_for_end()
+                self._look_by(channel.look_for_hangup)
         if channel.queued_bytes and not channel.corked:
             self.flush()
         self.rearm()

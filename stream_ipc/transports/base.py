@@ -249,6 +249,10 @@ class Channel:
         """Block until something can be read, or written; returns whether it can."""
         return False
 
+    def look_for_hangup(self, inbox: deque[Received]) -> None:
+        """Do the same for a stream that is not being read, of which nothing else tells."""
+        self.look_for_end(inbox)
+
     def look_for_end(self, inbox: deque[Received]) -> None:
         """Ask whether the other side is gone, where only asking tells at once, and put that into the inbox."""
 

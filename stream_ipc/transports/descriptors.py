@@ -66,6 +66,15 @@ def wait_writable(fd: int, seconds: float) -> bool:
     return bool(select.select([], [fd], [], seconds)[1])
 
 
+def has_hung_up(fd: int) -> bool:
+    """Return whether the other side of a descriptor has closed it altogether, whatever is still to be read."""
+    if not hasattr(select, "poll"):  # gevent's
+        return False
+    poller = select.poll()
+    poller.register(fd, 0)  # a hang-up is always told
+    return bool(poller.poll(0))
+
+
 def describe_stream(stream: Any) -> str:
     """Return a few words for an error text."""
     return f"descriptor {stream}" if isinstance(stream, int) else f"{stream!r:.100}"

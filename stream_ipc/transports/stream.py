@@ -13,7 +13,7 @@ from ..interruptions import interruption_in
 from ..messages import NOTIFICATION
 from ..wire.codec import CLEAN, MessageDecoder, MessageEncoder
 from .base import POLL_INTERVAL, Channel, End
-from .descriptors import describe_stream, wait_readable, wait_writable
+from .descriptors import describe_stream, has_hung_up, wait_readable, wait_writable
 from .ends import Ends
 from .inputs import Input, TextInput
 from .outbox import Outbox
@@ -320,6 +320,11 @@ class StreamChannel(Channel):
 
     def find_invalid(self) -> str | None:
         return self._ends.find_invalid()
+
+    def look_for_hangup(self, inbox: deque[Received]) -> None:
+        if any([source.end.watched and has_hung_up(source.end.fd) for source in self.inputs.values()]):
+            self.drain(inbox)
+        super().look_for_hangup(inbox)
 
     def find_vanished(self, inbox: deque[Received]) -> None:
         sock = self.socket
