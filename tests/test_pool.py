@@ -893,13 +893,29 @@ def test_task_that_could_not_be_sent_in_time_is_told_at_once(pool: WorkerPool, m
     pool.submit(Ping(1)).wait()
 
     def request(*args: Any) -> None:
-        raise RequestTimeoutError("the message was not sent")
+        error = RequestTimeoutError("the message was not sent")
+        errors.append(weakref.ref(error))
+        raise error
 
+    errors: List[Any] = []
     monkeypatch.setattr(Conversation, "request", request)
-    promise = pool.submit(Ping(2))
+    promise: Any = pool.submit(Ping(2))
     monkeypatch.undo()
     assert promise.settled and outcome(promise) is RequestTimeoutError
+    promise = None
+    gc.collect()
+    assert errors[0]() is None
     assert outcome(pool.submit(Ping(3))) == 3
+
+
+def test_interrupted_sending_does_not_count_as_a_task(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with WorkerPool(peer, worker(), 1, tasks_per_worker=3) as pool:
+        first = pool.submit(Ping("pid"), expect=Pong).wait().value
+        once(monkeypatch, Conversation, "request")
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(Ping(1))  # it stays in the queue
+        pids = [pool.submit(Ping("pid"), expect=Pong).wait().value for _ in range(2)]
+        assert pids[0] == first != pids[1]
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, "2"])
