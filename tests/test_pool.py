@@ -923,3 +923,22 @@ def test_size_is_not_for_a_list_of_commands(peer: IpcPeer, size: Any) -> None:
     with pytest.raises(ValueError, match="size must be left out"):
         WorkerPool(peer, [worker(), worker()], size)
     WorkerPool(peer, [worker(), worker()], 2).close()
+
+
+@pytest.mark.slow
+@BOTH
+def test_interrupted_cancel_loses_nothing(kind: Type[BaseException]) -> None:
+    with IpcPeer(timeout=20) as peer, WorkerPool(peer, worker(), 1, in_flight=2) as pool:
+        pool.submit(Ping(1)).wait()
+
+        def scenario(run: Run) -> None:
+            promise = pool.submit(Ping(("sleep", 0.002)), expect=Pong)
+            run.once(promise.cancel)
+            promise.cancel()
+            with pytest.raises(IpcError, match="cancelled"):
+                promise.wait(5)
+            assert pool.submit(Ping(2), expect=Pong).wait(5).value == 2
+            tick_until(lambda: pool.pending == 0, peer)
+
+        at_every_place(scenario, kind)
+        assert len(pool.workers) == 1
