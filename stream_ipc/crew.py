@@ -49,6 +49,7 @@ class Crew:
         size: How many workers there are at most.
         queue: Tasks that no worker has.
         busy: Tasks that workers have.
+        settling: Errors that an interruption may have kept from being told.
         closed: Whether nothing can be added any more.
         desk: Makes the tickets of tasks.
     """
@@ -79,7 +80,7 @@ class Crew:
         self._free: dict[Worker, None] = {}  # those that can be given a task
         self._clogged: dict[Worker, None] = {}  # those that have to read first
         self._looked = 0.0  # when a place was last looked for
-        self._settling: dict[Ticket, BaseException] = {}  # errors that an interruption may have kept from being told
+        self.settling: dict[Ticket, BaseException] = {}
         self._returning: dict[Ticket, None] = {}  # on the way back into the queue
         self._deaths = 0  # since the last answer of any worker
         self._untidy = False  # whether there is something for check() to do
@@ -155,16 +156,16 @@ class Crew:
             self._free.pop(worker, None)  # it is dead, or its stream is; its end is on the way
             self._take_back(ticket, worker)
         except RequestTimeoutError as exc:  # it does not read
-            self._tell(ticket, exc)
+            ticket.fail(exc)
         except Exception as exc:  # the task cannot travel
             if interruption_in(exc) is not None:
                 self._undo(worker, ticket, last)
                 raise
             worker.given -= 1
-            self._settling[ticket] = exc
+            self.settling[ticket] = exc
             self._let_go(ticket, worker)
             self._find_free(worker)
-            self._tell(ticket, exc)
+            ticket.fail(exc)
         except BaseException:
             self._undo(worker, ticket, last)
             raise
@@ -272,11 +273,11 @@ class Crew:
                 ticket.tries += 1
                 self._take_back(ticket, worker)
                 return False
-            self._settling[ticket] = error
+            self.settling[ticket] = error
             self._let_go(ticket, worker)
         elif isinstance(error, RequestTimeoutError):
             self._leave_to_check()
-            self._settling[ticket] = error
+            self.settling[ticket] = error
             self._let_go(ticket, worker)
             worker.conversation.replies.forget(ticket)
             worker.retired = True  # it came up, and is busy
@@ -284,10 +285,6 @@ class Crew:
         else:
             self.returned(ticket)
         return True
-
-    def _tell(self, ticket: Ticket, error: BaseException) -> None:
-        ticket.fail(error)
-        self._settling.pop(ticket, None)
 
     # -- workers come and go
 
@@ -400,10 +397,10 @@ class Crew:
     def _fail_queued(self, error: StreamClosedError) -> None:
         while self.queue:
             ticket = self.queue[0]
-            self._settling[ticket] = error
+            self.settling[ticket] = error
             if self.queue and self.queue[0] is ticket:
                 del self.queue[0]
-            self._tell(ticket, error)
+            ticket.fail(error)
 
     # -- what the loop calls
 
@@ -425,8 +422,8 @@ class Crew:
             if place.session is not None and place.worker is None:
                 self._set_up(place)
         self._requeue()
-        for ticket, error in tuple(self._settling.items()):
-            self._tell(ticket, error)
+        for ticket, error in tuple(self.settling.items()):
+            ticket.fail(error)
         for worker in tuple(self._workers):
             if not worker.session.is_open:
                 self._gone(worker)

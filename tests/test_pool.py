@@ -662,9 +662,11 @@ def test_interrupted_cancel_of_a_running_task(peer: IpcPeer, monkeypatch: pytest
         once(monkeypatch, *where)
         with pytest.raises(KeyboardInterrupt):
             promise.cancel()
-        promise.cancel()
-        with pytest.raises(IpcError, match="cancelled"):
-            promise.wait()
+        if where[1] == "next_moment":  # nothing had begun
+            assert outcome(promise)[0] == "sleep"
+        else:
+            with pytest.raises(IpcError, match="cancelled"):
+                promise.wait(5)
         assert called == [promise] and pool.pending == 0
         assert outcome(pool.submit(Ping(1))) == 1
         assert len(pool.workers) == 1
@@ -752,14 +754,25 @@ def test_worker_with_an_invalid_stream_does_not_fail_the_queue(pool: WorkerPool)
     assert [outcome(pool.submit(Ping(index))) for index in range(10)] == list(range(10))
 
 
-def test_workers_are_ended_side_by_side(peer: IpcPeer) -> None:
-    code = "from tests.pool_child import *; main(); time.sleep(60)"
-    pool = WorkerPool(peer, [sys.executable, "-c", f"import signal; signal.signal(15, signal.SIG_IGN); {code}"], 4)
+def test_workers_are_ended_side_by_side(peer: IpcPeer, tmp_path: Path) -> None:
+    code = """
+import os, signal, sys, time
+from tests.pool_child import main
+def clean_up(*args):
+    time.sleep(0.2)
+    open(os.path.join(sys.argv[1], str(os.getpid())), "w").close()
+    os._exit(0)
+signal.signal(signal.SIGTERM, clean_up)
+main("hello", "0")
+time.sleep(60)
+"""
+    pool = WorkerPool(peer, [sys.executable, "-c", code, str(tmp_path)], 4, hello=Note)
     gather([pool.submit(Ping(("sleep", 0.2))) for _ in range(4)])
-    assert len(pool.workers) == 4
+    count = len(pool.workers)
     begin = time.monotonic()
-    pool.close(0.6)
-    assert 0.25 < time.monotonic() - begin < 1.2
+    pool.close(1.2)
+    assert time.monotonic() - begin < 1.4
+    assert len(list(tmp_path.iterdir())) == count == 4
 
 
 def test_giving_tasks_does_not_wait_for_a_worker_that_does_not_read(peer: IpcPeer) -> None:
@@ -796,8 +809,9 @@ def test_start_timeout_inside_another_loop(peer: IpcPeer) -> None:
         pid = pid_of(pool.workers[0])
         end = time.monotonic() + 5
         while any(pid_of(session) == pid for session in pool.workers):
-            assert time.monotonic() < end
-            select.select([peer.fileno()], [], [], min(peer.next_deadline() or 5.0, 5.0))
+            seconds = peer.next_deadline()
+            assert seconds is not None and time.monotonic() < end
+            select.select([peer.fileno()], [], [], seconds)
             peer.tick(0)
         pool.close(0)
 
@@ -879,13 +893,29 @@ def test_task_that_could_not_be_sent_in_time_is_told_at_once(pool: WorkerPool, m
     pool.submit(Ping(1)).wait()
 
     def request(*args: Any) -> None:
-        raise RequestTimeoutError("the message was not sent")
+        error = RequestTimeoutError("the message was not sent")
+        errors.append(weakref.ref(error))
+        raise error
 
+    errors: List[Any] = []
     monkeypatch.setattr(Conversation, "request", request)
-    promise = pool.submit(Ping(2))
+    promise: Any = pool.submit(Ping(2))
     monkeypatch.undo()
     assert promise.settled and outcome(promise) is RequestTimeoutError
+    promise = None
+    gc.collect()
+    assert errors[0]() is None
     assert outcome(pool.submit(Ping(3))) == 3
+
+
+def test_interrupted_sending_does_not_count_as_a_task(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with WorkerPool(peer, worker(), 1, tasks_per_worker=3) as pool:
+        first = pool.submit(Ping("pid"), expect=Pong).wait().value
+        once(monkeypatch, Conversation, "request")
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(Ping(1))  # it stays in the queue
+        pids = [pool.submit(Ping("pid"), expect=Pong).wait().value for _ in range(2)]
+        assert pids[0] == first != pids[1]
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, "2"])
@@ -893,3 +923,22 @@ def test_size_is_not_for_a_list_of_commands(peer: IpcPeer, size: Any) -> None:
     with pytest.raises(ValueError, match="size must be left out"):
         WorkerPool(peer, [worker(), worker()], size)
     WorkerPool(peer, [worker(), worker()], 2).close()
+
+
+@pytest.mark.slow
+@BOTH
+def test_interrupted_cancel_loses_nothing(kind: Type[BaseException]) -> None:
+    with IpcPeer(timeout=20) as peer, WorkerPool(peer, worker(), 1, in_flight=2) as pool:
+        pool.submit(Ping(1)).wait()
+
+        def scenario(run: Run) -> None:
+            promise = pool.submit(Ping(("sleep", 0.002)), expect=Pong)
+            run.once(promise.cancel)
+            promise.cancel()
+            with pytest.raises(IpcError, match="cancelled"):
+                promise.wait(5)
+            assert pool.submit(Ping(2), expect=Pong).wait(5).value == 2
+            tick_until(lambda: pool.pending == 0, peer)
+
+        at_every_place(scenario, kind)
+        assert len(pool.workers) == 1

@@ -55,8 +55,10 @@ class Ticket(Pending):
 
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it is tried again. An interrupted call can be made again."""
-        if self.worker is None or self.owner.crew.failed(self, error):
+        crew = self.owner.crew
+        if self.worker is None or crew.failed(self, error):
             Pending.fail(self, error)
+            crew.settling.pop(self, None)
 
 
 class _WaitingAlone(Until):
@@ -66,7 +68,7 @@ class _WaitingAlone(Until):
 
 
 class Desk:
-    """Makes tickets and queues them; to their promises it is what a conversation is to those of requests. Has one timer.
+    """Makes tickets; to their promises it is what a conversation is to those of requests. Has one timer.
 
     Args:
         loop: What drives it.
@@ -74,8 +76,9 @@ class Desk:
         name: What texts call it.
         crew: Has the deque ``queue``, where tickets go, the dict ``busy`` of those that workers have, and ``give()``, which
             gives tickets out. Gets them back: ``returned(ticket)`` when a reply is there, ``failed(ticket, error)``, which
-            says whether that is final. Is called by the loop: ``on_time``, ``look``, ``end`` (it closes), ``go_on`` (in the
-            turn after it was put into ``later``), and asked whether it ``waits`` for something though nothing is open.
+            says whether that is final; its dict ``settling`` has the final errors that are still to be told. Is called by
+            the loop: ``on_time``, ``look``, ``end`` (it closes), ``go_on`` (in the turn after it was put into ``later``),
+            and asked whether it ``waits`` for something though nothing is open.
     """
 
     def __init__(self, loop: Loop, peer: Any, name: str, crew: Any) -> None:
