@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import Any, Iterator, List
 
@@ -310,6 +311,9 @@ def test_an_asyncio_process_is_refused(peer: IpcPeer) -> None:
         await process.wait()
 
     asyncio.run(main())
+    for thread in threading.enumerate():  # asyncio's own, which has waited for the process
+        if thread is not threading.current_thread():
+            thread.join(20)
 
 
 @pytest.mark.parametrize("bufsize", [-1, 0, 1000])
