@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .core.conversation import Conversation
     from .core.deferred import Owed
-    from .core.replies import Pending
+    from .core.pending import Pending
 
     M_co = TypeVar("M_co", bound=Message, covariant=True)
 else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from weakref import ref
 
 from .arguments import check_timeout
-from .core.replies import next_moment
+from .core.pending import next_moment
 from .promise import ResponsePromise, conversation_behind, pending_behind
 from .transports.descriptors import wait_readable
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .core.conversation import Conversation
     from .core.loop import Loop
-    from .core.replies import Pending
+    from .core.pending import Pending
     from .messages import Message
 
     M = TypeVar("M", bound=Message)

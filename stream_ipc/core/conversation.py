@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..transports.base import Channel
     from .loop import Loop
-    from .replies import Pending
+    from .pending import Pending
 
 __all__ = ["CLOSED", "CLOSING", "FORKED", "OPEN", "Conversation"]
 

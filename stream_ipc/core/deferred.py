@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..messages import Message
     from .loop import Loop
-    from .replies import Pending
+    from .pending import Pending
     from .responder import Responder
 
 __all__ = ["DEFERRERS", "DeferredReplies", "Owed", "find_deferrer"]

@@ -6,13 +6,13 @@ Knows promises only as objects that may be dropped, and messages. Must not know 
 from __future__ import annotations
 
 import math
-from itertools import count
 from weakref import ref
 
 from .. import log
 from ..errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article, printable
 from ..interruptions import interruption_in
 from ..messages import ErrorMessage
+from .pending import Pending, next_moment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,138 +20,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..messages import Message
-    from .loop import Loop
 
-    Base = ref[Any]
-else:
-    Base = ref
-
-__all__ = ["Pending", "Replies", "next_moment"]
+__all__ = ["Replies"]
 
 _MAX_ID = 128  # characters
 _DROPPED = 50  # promises that may be gone before their requests are taken out of the table
-
-next_moment: Callable[[], int] = count(1).__next__  # numbers what happens: of two, the later one is greater
-
-
-class Pending(Base):
-    """A request and, once it has settled, its outcome.
-
-    A weak reference to the promise, so that a promise that is dropped leaves nothing behind.
-
-    Attributes:
-        id: The request's id.
-        expect: The class of the reply.
-        timeout: The request's limit in seconds; None for no limit.
-        deadline: When the reply must be there, in the time of the loop's clock; None for no limit.
-        settled: 0 until the outcome is known; then the moment at which it became known, by ``next_moment``.
-        outcome: The reply, or the error in its place; None until it has settled.
-        owner: Has the list ``watchers`` of what watches all its requests.
-        watchers: Functions that are called with the promise when it settles, or None.
-        callbacks: The same, of users, each with the promise, which they keep alive; not there unless there are watchers.
-        loop: The loop that calls these.
-    """
-
-    __slots__ = ("callbacks", "deadline", "expect", "id", "loop", "outcome", "owner", "settled", "timeout", "watchers")
-
-    waits_alone = False
-    if not TYPE_CHECKING:
-        __hash__ = object.__hash__  # that of a weak reference asks what it refers to
-        __eq__ = object.__eq__
-        __ne__ = object.__ne__
-
-    id: str
-    expect: type
-    timeout: float | None
-    deadline: float | None
-    settled: int
-    outcome: Any
-    watchers: list[Callable[[Any], Any]] | None
-    callbacks: list[tuple[Callable[[Any], Any], Any]] | None
-    loop: Loop
-    owner: Any
-
-    def fail(self, error: BaseException) -> None:
-        """Take an error in place of a reply, unless it has settled. An interrupted call can be made again."""
-        if not self.settled:
-            self.outcome = error
-            self.settled = next_moment()
-        if self.watchers is not None or self.owner.watchers:
-            self.tell()
-
-    def tell(self) -> None:
-        """Tell those that watch all requests, and call the functions that watch this one, each once.
-
-        A turn does what an interruption has left of these functions.
-        """
-        watchers = self.watchers
-        watched = watchers is not None and (len(watchers) > 0 or self.callbacks is not None)
-        if watched:
-            self.loop.later[self] = None
-        promise = self()
-        for reference in tuple(self.owner.watchers):
-            waiting = reference()
-            if waiting is not None:
-                waiting.note(promise)
-        if watchers is None:
-            return
-        while watchers:
-            # atomic: no calls
-            watcher = watchers[0]
-            del watchers[0]  # entered once, also if it is interrupted
-
-            watcher(promise)
-        if watched:
-            self.go_on()
-        else:
-            self.watchers = None
-
-    def go_on(self) -> None:
-        """Call the users' functions that watch it, unless none may run now: then a later turn does."""
-        loop = self.loop
-        if self.watchers:
-            self.tell()
-            return
-        while self.watchers is not None and self.callbacks:
-            if loop.starving:
-                return
-            try:
-                # atomic: no calls
-                function, promise = self.callbacks[0]
-                del self.callbacks[0]
-
-                function(promise)
-            except Exception as exc:
-                if interruption_in(exc) is not None:
-                    raise
-                log.error("a done callback of %r failed", promise, exc_info=True)
-        self.watchers = None
-        loop.later.pop(self, None)
-
-    def watch(self, loop: Loop, watcher: Callable[[Any], Any]) -> None:
-        """Have a function called with the promise when it settles, by that loop at the latest."""
-        self.loop = loop
-        if self.watchers is None:
-            self.callbacks = None
-            self.watchers = []
-        self.watchers.append(watcher)
-
-    def call_back(self, loop: Loop, function: Callable[[Any], Any], promise: Any) -> None:
-        """Have a user's function called with the promise, which stays alive until then: when it settles, or now."""
-        self.loop = loop
-        if self.watchers is None:
-            self.callbacks = None
-            self.watchers = []
-        if self.callbacks is None:
-            self.callbacks = []
-        self.callbacks.append((function, promise))
-        if self.settled:
-            self.tell()
-
-    def unwatch(self, watcher: Callable[[Any], Any]) -> None:
-        """Undo ``watch``, if the function was not called yet."""
-        if self.watchers is not None and watcher in self.watchers:
-            self.watchers.remove(watcher)
 
 
 class Replies:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..errors import IpcError
 from .conditions import Until
-from .replies import Pending, next_moment
+from .pending import Pending, next_moment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
