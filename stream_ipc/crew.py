@@ -75,7 +75,7 @@ class Crew:
         self._hello = hello
         self._start_timeout = start_timeout
         self._places = [Place(command) for command in commands]
-        self.size = len(commands)
+        self.size: int = len(commands)
         self._workers: dict[Worker, None] = {}
         self._free: dict[Worker, None] = {}  # those that can be given a task
         self._clogged: dict[Worker, None] = {}  # those that have to read first
