@@ -118,7 +118,7 @@ class Crew:
         later[self] = None
         while queue and not self.closed:
             ticket = queue[0]
-            if ticket.settled or (ticket.optional and ticket() is None):
+            if not ticket.is_wanted:
                 del queue[0]
                 continue
             for worker in free:

@@ -138,7 +138,8 @@ class WorkerPool:
     @property
     def pending(self) -> int:
         """How many tasks are queued or with workers."""
-        return len([ticket for ticket in (*self._crew.queue, *self._crew.busy) if not ticket.settled])
+        queued = [ticket for ticket in self._crew.queue if ticket.is_wanted]
+        return len(queued) + len([ticket for ticket in self._crew.busy if not ticket.settled])
 
     if TYPE_CHECKING:
 

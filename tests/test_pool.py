@@ -942,3 +942,13 @@ def test_interrupted_cancel_loses_nothing(kind: Type[BaseException]) -> None:
 
         at_every_place(scenario, kind)
         assert len(pool.workers) == 1
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_what_a_dropped_map_has_queued_is_not_pending(peer: IpcPeer, ordered: bool) -> None:
+    with WorkerPool(peer, worker(), 1) as pool:
+        replies = pool.map([Ping(index) for index in range(50)], ordered=ordered, ahead=50)
+        next(replies)
+        assert pool.pending > 40
+        del replies
+        assert pool.pending <= 1

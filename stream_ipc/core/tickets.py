@@ -43,6 +43,11 @@ class Ticket(Pending):
     tries: int
     optional: bool
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it is still to be begun."""
+        return not self.settled and not (self.optional and self() is None)
+
     def tell(self) -> None:
         """Give it back to its owner, and call the functions that watch it. An interrupted call can be made again."""
         crew = self.owner.crew
