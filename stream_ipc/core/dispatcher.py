@@ -151,7 +151,7 @@ class Dispatcher:
                     inbox.clear()  # of what a handler or an interruption has left behind the end
                 if loop.turns >= goal:
                     break
-            if until is not None and until.settled and not self._goes_on(count):
+            if until is not None and until.settled and not (inbox and self._goes_on(count)):
                 break
         if not inbox:
             loop.todo.pop(self, None)
@@ -166,7 +166,7 @@ class Dispatcher:
 
         With many requests under way, whoever waits for one after the other waits once for all of these.
         """
-        return count % _AHEAD > 0 and len(self.inbox) > 0 and type(self.inbox[0]) is ResponseEnvelope
+        return count % _AHEAD > 0 and type(self.inbox[0]) is ResponseEnvelope
 
     def put_back(self, item: Any) -> None:
         """Have an item dispatched next that was taken out before."""
