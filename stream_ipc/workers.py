@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .session import Session
     from .transports.spawn import Command
 
-__all__ = ["Place", "Worker", "kill", "make_worker"]
+__all__ = ["Place", "Worker", "make_worker"]
 
 _MUCH = 512 * 1024  # bytes; whoever has not read so many gets no further task
 
@@ -92,7 +92,7 @@ class Worker:
 
     def kill(self) -> None:
         """Send SIGKILL to it."""
-        kill(self.session.process)
+        _kill_group(self.session.process)
 
 
 def make_worker(place: Place, workers: dict[Worker, None], in_flight: int, most: int | None) -> Worker:
@@ -106,7 +106,7 @@ def make_worker(place: Place, workers: dict[Worker, None], in_flight: int, most:
     return worker
 
 
-def kill(process: Any) -> None:
+def _kill_group(process: Any) -> None:
     """Send SIGKILL to a process that was not reaped, and to its group if it leads one."""
     if process is None or process.returncode is not None:
         return
