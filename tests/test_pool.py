@@ -39,6 +39,7 @@ from stream_ipc.core.conversation import Conversation
 from stream_ipc.core.replies import Replies
 from tests.helpers import CpuMeter, seeds, span, tick_until
 from tests.messages import Note, Ping, Pong
+from tests.os_helpers import await_death
 from tests.test_interrupts import BOTH, Run, at_every_place
 
 
@@ -317,8 +318,10 @@ def test_worker_that_dies_is_replaced_and_its_task_done_by_another(
 
 def test_worker_that_was_killed_while_nobody_looked(pool: WorkerPool) -> None:
     pool.submit(Ping(1)).wait()
-    os.kill(pid_of(pool.workers[0]), signal.SIGKILL)
-    time.sleep(0.05)
+    process = pool.workers[0].process
+    assert process is not None
+    process.kill()
+    await_death(process)
     assert [outcome(pool.submit(Ping(index))) for index in range(5)] == list(range(5))
 
 

@@ -298,15 +298,16 @@ with tempfile.TemporaryDirectory() as folder:
         other.setblocking(False)
         other.send(b"x")
         one.send(b"last words")
-        time.sleep(0.05)
+        while not wait_for(one.fileno(), select.POLLIN, None):
+            pass
         if file is None:
             ending = linger(one)
             one.close()
             assert ending.step() is not None
             assert other.recv(100) == b"last words" and other.recv(100) == b""
             other.close()
-            time.sleep(0.05)
-            assert ending.step() is None
+            while ending.step() is not None:
+                wait_for(ending.fds()[0], select.POLLIN, None)
         print(describe_address(place))
 """
 
