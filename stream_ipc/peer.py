@@ -1,6 +1,6 @@
 """The sessions of one program, as users see them.
 
-Checks what users pass, opens streams, and hands everything else on to the loop behind it.
+Checks what users pass, opens streams, and hands everything else on to the loop behind it. Must not know frames.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Workers that are started, given tasks, and replaced when they die.
 
-Checks what users pass, and hands it on to the crew behind it.
+Checks what users pass, and hands it on to the crew behind it. Must not know how anything is sent.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One conversation with one other process, as users see it.
 
-Checks what users pass, and hands it on to the conversation behind it.
+Checks what users pass, and hands it on to the conversation behind it. Must not know how anything is sent.
 """
 
 from __future__ import annotations

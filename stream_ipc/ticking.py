@@ -1,6 +1,6 @@
 """The calls that drive all sessions of a program, also from inside another loop.
 
-Checks what users pass, and hands it on to the loop behind it.
+Checks what users pass, and hands it on to the loop behind it. Must not know how anything is sent.
 """
 
 from __future__ import annotations
