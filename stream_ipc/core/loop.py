@@ -117,6 +117,7 @@ class Loop(Guard):
         self.corked.pop(port, None)
         self.paused.pop(port, None)
         self._polled.pop(port, None)
+        self._timers.set(port, None)
 
     def watch(self, fd: int, events: int, owner: Any) -> None:
         """Watch a descriptor for a task, or watch it for other events than before.

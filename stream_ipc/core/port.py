@@ -5,9 +5,11 @@ Knows the loop, channels and the inbox that it fills. Must not know messages, no
 
 from __future__ import annotations
 
+import math
+
 from ..errors import InvalidStreamError, StreamClosedError
 from ..interruptions import interruption_in
-from ..transports.base import End
+from ..transports.base import POLL_INTERVAL, End
 from .items import Failure
 from .poller import READ, WRITE
 
@@ -62,6 +64,7 @@ class Port:
         self._deferred = dispatcher.responder.deferred
         self._inbox: deque[Any] = dispatcher.inbox
         self._watched: dict[int, int] = {}
+        self._look_due = math.inf
         self.paused: bool = False
         self._reading = False  # a call is reading, so that a message's constructor may be at work
         self.mark = 0
@@ -97,7 +100,25 @@ class Port:
             wanted[write_fd] = wanted.get(write_fd, 0) | WRITE
         if wanted != self._watched:
             self._watch(wanted)
-        self._loop.set_polled(self, look_in)
+        self._look_again(look_in)
+
+    def _look_again(self, seconds: float | None) -> None:
+        """Look in so many seconds at the latest: in every turn if that is short, otherwise when they are over."""
+        loop = self._loop
+        if seconds is None or seconds <= POLL_INTERVAL:
+            self._look_due = math.inf
+            loop.set_polled(self, seconds)
+        else:
+            loop.set_polled(self, None)
+            self._look_due = loop.clock() + seconds
+        loop.set_timer(self, self._look_due)
+
+    def on_time(self, now: float) -> None:
+        """Look, if it is time."""
+        if now < self._look_due:
+            self._loop.set_timer(self, self._look_due)
+        else:
+            self.look()
 
     def _watch(self, wanted: dict[int, int]) -> None:
         loop = self._loop
@@ -157,6 +178,8 @@ class Port:
                 self._look_by(channel.look_for_hangup)
         if channel.queued_bytes and not channel.corked:
             self.flush()
+        if self._look_due < math.inf:  # by a clock that may stand still
+            self.look()
         self.rearm()
 
     # -- reading
