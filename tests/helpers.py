@@ -63,12 +63,22 @@ def unframe(data: bytes) -> List[Message]:
     return messages
 
 
+def state_of(ticking: Ticking) -> str:
+    """What a session, or each session of a peer, is doing, and what its output is waiting for: for a test that fails."""
+    if isinstance(ticking, IpcPeer):
+        return f"{ticking!r}: {[state_of(session) for session in ticking.sessions]}"
+    channel = ticking._conversation.channel
+    names = ("queued_bytes", "blocked", "held", "writing", "corked", "error")
+    outbox = {name: getattr(channel.outbox, name, None) for name in names}
+    return f"{ticking!r} {outbox} {channel.interest()} {ticking._conversation.port.watched}"
+
+
 def tick_until(condition: Callable[[], Any], *ticking: Ticking, seconds: float = PATIENCE) -> None:
     """Tick until something is so."""
     end = time.monotonic() + seconds
     wait = 0.05 if len(ticking) == 1 else 0.0
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, f"it did not happen in time: {[state_of(session) for session in ticking]}"
         for one in ticking:
             one.tick(wait)
 

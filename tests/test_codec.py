@@ -15,7 +15,7 @@ from stream_ipc.serializers.json import JsonMessageSerializer
 from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.pickle import PickleMessageSerializer
 from stream_ipc.wire.codec import MessageDecoder, MessageEncoder, check_max_frame_size, decode_text
-from stream_ipc.wire.framing import HEADER_SIZE, MAGIC, MAX_FRAME_SIZE, frame_header, missing_bytes
+from stream_ipc.wire.framing import HEADER_SIZE, MAGIC, MAX_FRAME_SIZE, frame_header
 from tests.helpers import frame
 
 LIMIT = 1024 * 1024
@@ -308,11 +308,11 @@ def test_the_end() -> None:
 def test_a_payload_read_directly() -> None:
     payload = b"x" * 1000
     decoder = MessageDecoder(Text(), LIMIT)
-    assert missing_bytes(decoder.state[0]) == 0
+    assert decoder.missing == 0
     messages, decoder.state = decoder.decode(b"junk" + frame(payload)[:-900])
     assert messages == [junk("junk")]
     for left in (900, 500, 100):
-        assert missing_bytes(decoder.state[0]) == left
+        assert decoder.missing == left
         view = decoder.room(400)
         count = min(400, left)
         assert len(view) >= count
@@ -320,7 +320,7 @@ def test_a_payload_read_directly() -> None:
         view.release()
         messages, decoder.state = decoder.advance(count)
     assert messages == [LogMessage("x" * 1000)]
-    assert missing_bytes(decoder.state[0]) == 0
+    assert decoder.missing == 0
     messages, decoder.state = decoder.decode(frame(b"next"))
     assert messages == [LogMessage("next")]
 
@@ -359,10 +359,10 @@ class Keeping(PickleMessageSerializer):
 def receive(decoder: MessageDecoder, payload: bytes) -> List[Any]:
     """Receive a large payload as a transport does."""
     messages, decoder.state = decoder.decode(frame(payload)[:60_000])
-    while missing_bytes(decoder.state[0]):
+    while decoder.missing:
         assert messages == []
         view = decoder.room(50_000)
-        at = len(payload) - missing_bytes(decoder.state[0])
+        at = len(payload) - decoder.missing
         count = min(50_000, len(view))
         view[:count] = payload[at : at + count]
         view.release()
@@ -465,7 +465,7 @@ def test_the_serializers_of_ours_let_their_buffers_be_used_again() -> None:
         for message in messages:
             payload = serializer.serialize(message)
             _, decoder.state = decoder.decode(frame(payload)[:60_000])
-            buffers.add(id(decoder.state[0][2]))
+            buffers.add(id(decoder.state[2]))
             (got,), decoder.state = decoder.decode(frame(payload)[60_000:])
             assert got == message
         assert len(buffers) == 1
@@ -478,7 +478,7 @@ def test_a_buffer_whose_payload_could_not_be_decoded_is_not_used_again() -> None
         serializer = Noting()
         decoder = MessageDecoder(serializer, LIMIT)
         receive(decoder, b"a" * 100_000)
-        held = decoder.decode(frame(b"b" * 100_000)[:60_000])[1][0][2]
+        held = decoder.decode(frame(b"b" * 100_000)[:60_000])[1][2]
         serializer.error = error
         (got,) = receive(decoder, b"b" * 100_000)
         assert isinstance(got, SerializationError) and held == b"b" * 100_000

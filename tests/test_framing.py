@@ -12,23 +12,11 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Tuple, Un
 import pytest
 
 from stream_ipc.errors import FrameTooLargeError
-from stream_ipc.wire.framing import (
-    HEADER_SIZE,
-    MAGIC,
-    MAX_FRAME_SIZE,
-    START,
-    Junk,
-    advance,
-    decode_end,
-    decode_frames,
-    frame_header,
-    missing_bytes,
-    room_for,
-)
+from stream_ipc.wire.framing import HEADER_SIZE, MAGIC, MAX_FRAME_SIZE, START, FrameDecoder, Junk, frame_header
 from tests.helpers import frame
 
 if TYPE_CHECKING:
-    from stream_ipc.wire.framing import Item, State
+    from stream_ipc.wire.framing import State
 
 VECTORS: Dict[str, Any] = json.loads((Path(__file__).parent / "vectors.json").read_text("utf-8"))
 LIMIT = 64 * 1024 * 1024
@@ -37,7 +25,38 @@ LIMIT = 64 * 1024 * 1024
 Seen = Tuple[str, Union[bytes, int]]
 
 
-def seen(items: Iterable[Item]) -> List[Seen]:
+def decoder_at(state: State, limit: int = LIMIT) -> FrameDecoder:
+    decoder = FrameDecoder(limit)
+    decoder.state = state
+    return decoder
+
+
+def decode_frames(
+    data: bytes, state: State, limit: int, spare: Union[bytearray, None] = None
+) -> Tuple[List[Any], State]:
+    """What comes out of a piece, from state to state."""
+    decoder = decoder_at(state, limit)
+    decoder.spare = spare
+    return decoder.decode(data)
+
+
+def decode_end(state: State) -> Tuple[List[Any], str]:
+    return decoder_at(state).finish()
+
+
+def advance(state: State, size: int) -> Tuple[List[Any], State]:
+    return decoder_at(state).advance(size)
+
+
+def room_for(state: State, size: int) -> memoryview:
+    return decoder_at(state).room(size)
+
+
+def missing_bytes(state: State) -> int:
+    return decoder_at(state).missing
+
+
+def seen(items: Iterable[Any]) -> List[Seen]:
     result: List[Seen] = []
     for item in items:
         if isinstance(item, FrameTooLargeError):
@@ -237,7 +256,7 @@ def test_only_a_possible_magic_is_held_back(length: int) -> None:
     for before in (b"", b"junk", b"\xf3", b"\xf3\x4a", MAGIC[:3], b"\xf3junk"):
         items, state = decode_frames(before + MAGIC[:length], START, LIMIT)
         assert b"".join(items) == before  # type: ignore[arg-type]
-        assert state == (MAGIC[:length], 0, None, 0, 0)
+        assert state == (MAGIC[:length], 0, None, 0, 0, b"")
         items, state = decode_frames(b"!", state, LIMIT)
         assert seen(items) == [("junk", MAGIC[:length] + b"!")]
         assert state == START
@@ -306,7 +325,7 @@ def test_frames_and_junk_joined_give_back_any_input() -> None:
             given += chunk
             items, state = decode_frames(chunk, state, MAX_FRAME_SIZE)
             joined += b"".join(i if isinstance(i, Junk) else frame(i) for i in items)  # type: ignore[arg-type]
-            head, skip, unfinished, filled, size = state
+            head, skip, unfinished, filled, size, _ = state
             assert not skip
             assert len(head) <= 3 or head.startswith(MAGIC), f"seed {seed}"
             held = head if unfinished is None else frame_header(size) + bytes(unfinished[:filled])
@@ -503,11 +522,11 @@ def test_the_error_comes_with_the_header_and_names_size_and_limit() -> None:
     assert isinstance(error, FrameTooLargeError)
     assert (error.size, error.limit) == (1001, 1000)
     assert re.search("frame of 1001 bytes.*max_frame_size is 1000 bytes; raise it on both sides", str(error))
-    assert state == (b"", 1001, None, 0, 0)
+    assert state == (b"", 1001, None, 0, 0, b"")
     for _ in range(10):
         items, state = decode_frames(b"x" * 100, state, 1000)
         assert items == []
-    assert state == (b"", 1, None, 0, 0)
+    assert state == (b"", 1, None, 0, 0, b"")
     assert decode_frames(b"x", state, 1000) == ([], START)
 
 

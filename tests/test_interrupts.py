@@ -569,7 +569,7 @@ def test_interrupted_request_leaves_nothing_behind(kind: Type[BaseException]) ->
             if whole:
                 assert outcome(promise) == Pong(1)
             assert a.request(Ping(2), expect=Pong).wait(5).value == 2
-            tick_until(lambda: no_pending(a, b), peer, seconds=2)
+            tick_until(lambda: no_pending(a, b), peer)
 
     at_every_place(scenario, kind)
 
@@ -878,8 +878,8 @@ def test_signals_in_quick_succession_leave_nothing_that_never_leaves(kind: Type[
                         storm.call(functools.partial(choice.choice((peer, a, b)).tick, 0.001))
             raised += storm.raised
             twice += storm.twice
-            tick_until(lambda: not a.queued_bytes and not b.queued_bytes, peer, seconds=5)
+            tick_until(lambda: not a.queued_bytes and not b.queued_bytes, peer)
         assert raised > span(150) and twice > span(15)
         a.notify(Note("end"))
         b.notify(Note("end"))
-        tick_until(lambda: got.count("end") == 2, peer, seconds=5)
+        tick_until(lambda: got.count("end") == 2, peer)

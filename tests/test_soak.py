@@ -249,7 +249,7 @@ def flush(session: Session) -> None:
             except OSError as exc:
                 print(exc)
         os.kill(pid, signal.SIGUSR1)  # prints its Python stack to stderr
-        tick_until(lambda: not session.queued_bytes, session.peer, seconds=2)
+        tick_until(lambda: not session.queued_bytes, session.peer)
         raise
 
 

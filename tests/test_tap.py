@@ -36,7 +36,7 @@ from stream_ipc import (
 )
 from stream_ipc.tap.payloads import look
 from stream_ipc.tap.report import HEAD_SIZE, Report, Skimmer
-from stream_ipc.wire.framing import START, Junk, decode_end, decode_frames
+from stream_ipc.wire.framing import FrameDecoder, Junk
 
 from .helpers import PATIENCE, frame, seeds
 
@@ -387,8 +387,9 @@ def test_skimmer_agrees_with_the_decoder():
         stream = b""
         for _ in range(50):
             stream += rng.choice([frame(os.urandom(rng.randrange(40))), os.urandom(3), b"\xf3\x4a\x9d", b"\xf3"])
-        items, state = decode_frames(stream, START, 1 << 32)
-        rest, text = decode_end(state)
+        decoder = FrameDecoder(1 << 32)
+        items, decoder.state = decoder.decode(stream)
+        rest, text = decoder.finish()
         expected = Seen()
         for item in [*items, *rest]:
             expected.junk(bytes(item)) if isinstance(item, Junk) else expected.frame(len(item), bytes(item))

@@ -16,6 +16,7 @@ from .conditions import Until
 from .dispatcher import Dispatcher
 from .draining import FLUSH_BOUND, HIGH_WATER, flush_bound, make_room
 from .hints import silence_hint
+from .last_look import catch_up
 from .port import Port
 from .replies import Replies
 
@@ -108,7 +109,8 @@ class Conversation:
         replies = self.replies
         deadline = None
         if timeout is not None:
-            deadline = loop.clock() + timeout
+            clock = loop.clock
+            deadline = clock() + timeout
             if deadline < replies.due:
                 loop.set_timer(self, deadline)
                 replies.due = deadline
@@ -118,13 +120,15 @@ class Conversation:
         try:
             # Before the send: the reply may be there at once.
             if pending is None:
-                pending = replies.add(promise, self._generate(), expect, timeout, deadline)
+                generate = self._generate
+                pending = replies.add(promise, generate(), expect, timeout, deadline)
             else:
                 replies.enter(pending, deadline)
             if self.port.paused:
                 self.port.update_reading()  # or its reply might never be read
             self.channel.post(REQUEST, pending.id, message)
         except BaseException as exc:
+            loop.repairs[self.port] = None
             if pending is None:
                 replies.forget_lost(promise)
             else:
@@ -146,6 +150,7 @@ class Conversation:
         try:
             self.channel.post(NOTIFICATION, None, message)
         except BaseException as exc:
+            self.loop.repairs[self.port] = None
             self.port.post_failed(exc)
             raise
 
@@ -154,6 +159,7 @@ class Conversation:
         try:
             self.channel.post_frame(frame)
         except BaseException as exc:
+            self.loop.repairs[self.port] = None
             self.port.post_failed(exc)
             raise
 
@@ -185,15 +191,17 @@ class Conversation:
             if limit is None or own < limit:
                 limit = own
         loop.run(pending, limit)
-        if not pending.settled:
-            self.look_again((pending,), limit)
-        if not pending.settled:
-            if pending.deadline is not None and loop.clock() >= pending.deadline:
-                self.replies.give_up(pending)
-                return
-            if timeout is None:
-                text = f"request {pending.id} has no reply yet, and its session is just ending"
-                raise TimeoutError(f"{text} ({self.name}); wait again later")
+        if pending.settled:
+            return
+        self.look_again((pending,), limit)
+        if pending.settled:
+            return
+        if pending.deadline is not None and loop.clock() >= pending.deadline:
+            self.replies.give_up(pending)
+        elif timeout is None:
+            text = f"request {pending.id} has no reply yet, and its session is just ending"
+            raise TimeoutError(f"{text} ({self.name}); wait again later")
+        else:
             raise TimeoutError(f"{self.replies.silence(pending, timeout)}; it is still pending")
 
     def late(self, limit: float | None) -> float:
@@ -212,7 +220,7 @@ class Conversation:
             return
         outer = loop.enter()
         try:
-            self.port.catch_up(self.late(limit))
+            catch_up(self.port, self.late(limit))
         finally:
             loop.thread = outer
         arrived = self._arrived()
@@ -244,7 +252,7 @@ class Conversation:
                 due = self._lingers_until
         replies = self.replies
         if now >= replies.due and self.state is OPEN:
-            self.port.catch_up(now - replies.due)
+            catch_up(self.port, now - replies.due)
             arrived = self._arrived()
             if replies.expire(now, arrived):
                 loop.progress += 1

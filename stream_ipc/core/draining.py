@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..errors import InvalidStreamError, RequestTimeoutError, StreamClosedError
 from .conditions import Until, within
+from .last_look import write_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def make_room(conversation: Conversation, timeout: float | None) -> None:
 def look_for_room(conversation: Conversation, limit: float | None) -> None:
     """Write what the other side takes, in case that this process was kept from looking: this is the last look."""
     try:
-        conversation.port.write_on(conversation.late(limit))
+        write_on(conversation.port, conversation.late(limit))
     except (StreamClosedError, InvalidStreamError):
         pass  # the port has taken note of it
 

@@ -21,9 +21,10 @@ class Guard:
         closed: Whether nothing can be added any more.
     """
 
-    thread: int | None = None
-    forked = False
-    closed = False
+    def __init__(self) -> None:
+        self.thread: int | None = None
+        self.forked: bool = False
+        self.closed: bool = False
 
     def enter(self) -> int | None:
         """Begin a call. Its end is to set ``thread`` to what this returns.

@@ -68,6 +68,7 @@ class Loop(Guard):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.clock: Callable[[], float] = real_clock()
         self.released: bool = False
         self.poller: Poller = Poller()
@@ -232,7 +233,8 @@ class Loop(Guard):
                     return count
                 elif looked and (count or not limit or self.progress != progress or (limit == math.inf and self.is_empty)):
                     return count
-                now = self.clock()
+                clock = self.clock
+                now = clock()
                 wait = (limit if limit < timers.soonest else timers.soonest) - now
                 if wait <= 0:
                     if limit <= now and last_look:
@@ -246,8 +248,9 @@ class Loop(Guard):
                     wait = self._prepare(wait, starving)
                 if until is None and self.waker.called:
                     wait = 0
+                poll = self.poller.poll
                 try:
-                    events = self.poller.poll(wait)
+                    events = poll(wait)
                 except (OSError, ValueError):
                     if self.released:  # by a signal handler, or in a fork that a handler has made
                         self.check_entry()

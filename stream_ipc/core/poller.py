@@ -53,6 +53,7 @@ class Poller:
             # In one expression without a gap in which an interruption could lose the number.
             for self._epoll in map(select.epoll.fromfd, map(os.dup, (self._selector.fileno(),))):
                 break
+        self._is_apart = False  # an interruption has left the two with different sets
         self._choose()
 
     def _choose(self) -> None:
@@ -64,6 +65,8 @@ class Poller:
         Raises:
             OSError: It is closed, or there is no room for another.
         """
+        if self._is_apart:
+            self._rebuild()
         if not self._register(fd, events, os.fstat(fd).st_mode):
             self._always[fd] = events
             self._choose()
@@ -120,8 +123,10 @@ class Poller:
                 except OSError:
                     pass  # closed too, which its owner will find out
             # The same numbers, so that nobody else has to know.
+            self._is_apart = True
             os.dup2(fresh.fileno(), self._epoll.fileno(), inheritable=False)
             os.dup2(fresh.fileno(), self._selector.fileno(), inheritable=False)
+            self._is_apart = False
         finally:
             fresh.close()
             if self.on_rebuild is not None:

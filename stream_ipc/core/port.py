@@ -34,12 +34,6 @@ INBOX_BYTES = 4 * 1024 * 1024
 INBOX_BYTES_HARD = 256 * 1024 * 1024
 INBOX_COUNT_HARD = 500_000
 
-# A last look that comes late reads on while the rest of a message comes: so many times, and so many seconds from one
-# time to the next.
-_LATE = 0.02  # seconds; less is nothing unusual
-_CATCH_UP = 128
-_CATCH_UP_PAUSE = 0.01
-
 
 class Port:
     """Watches a channel for one conversation, and moves its bytes.
@@ -52,6 +46,7 @@ class Port:
         paused: Whether it is not read from because the inbox is long.
         mark: ``received_bytes`` of the channel when the inbox was last empty.
         batches: How many batches are under way, one inside the other.
+        watched: What each watched descriptor is watched for; 0 if that is not known.
         failing: Whether a failure stands in the inbox. The channel is left alone until it is reported.
     """
 
@@ -63,7 +58,7 @@ class Port:
         self._dispatcher = dispatcher
         self._deferred = dispatcher.responder.deferred
         self._inbox: deque[Any] = dispatcher.inbox
-        self._watched: dict[int, int] = {}
+        self.watched: dict[int, int] = {}
         self._look_due = math.inf
         self.paused: bool = False
         self._reading = False  # a call is reading, so that a message's constructor may be at work
@@ -90,6 +85,7 @@ class Port:
         try:
             reads, write_fd, look_in = self.channel.interest()
         except Exception as exc:  # of somebody's own transport
+            self._loop.repairs[self] = None
             self.failed(exc)
             return
         if self.paused or self.failing or self.channel.ended is not None:
@@ -98,7 +94,7 @@ class Port:
         wanted = dict.fromkeys(reads, READ)
         if write_fd is not None:  # also when the other side has stopped writing: it may still read
             wanted[write_fd] = wanted.get(write_fd, 0) | WRITE
-        if wanted != self._watched:
+        if wanted != self.watched:
             self._watch(wanted)
         self._look_again(look_in)
 
@@ -122,9 +118,9 @@ class Port:
 
     def _watch(self, wanted: dict[int, int]) -> None:
         loop = self._loop
-        watched = self._watched
+        watched = self.watched
         loop.repairs[self] = None
-        self._watched = dict.fromkeys((*watched, *wanted), 0)  # unknown, until all is done
+        self.watched = dict.fromkeys((*watched, *wanted), 0)  # unknown, until all is done
         for fd in watched:
             if fd not in wanted:
                 loop.unwatch(fd, self)
@@ -140,25 +136,28 @@ class Port:
                     raise
                 self.fail(InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}"))
                 return
-        self._watched = wanted
+        self.watched = wanted
         loop.repairs.pop(self, None)
 
     def repair(self) -> None:
-        """Do what an interruption has left undone."""
-        self._watched = dict.fromkeys(self._watched, 0)
+        """Do what an interruption has left undone, in any number of calls."""
+        repairs = self._loop.repairs
+        self.watched = dict.fromkeys(self.watched, 0)
         if not self._closed:
             self.channel.resume(self._inbox)
             self.rearm()
-            self.flush()
+            repairs[self] = None  # again: watching has taken it out
+            if not self.failing:
+                self.flush()
             self._loop.todo[self._dispatcher] = None
-        self._loop.repairs.pop(self, None)
+        repairs.pop(self, None)
 
     def close(self) -> None:
         """Stop watching. An interrupted call can be made again."""
         self._closed = True
-        for fd in tuple(self._watched):
+        for fd in tuple(self.watched):
             self._loop.unwatch(fd, self)
-        self._watched = {}
+        self.watched = {}
         self._loop.discard_port(self)
         self._loop.repairs.pop(self, None)
 
@@ -190,8 +189,6 @@ class Port:
             self.flush()
             if events == WRITE:
                 return
-        if self._closed:
-            return
         if self._reading:
             # A message's constructor, a finalizer or a signal handler waits for something. What is being read cannot be
             # read once more beneath it, and its descriptor must not keep that wait awake.
@@ -200,29 +197,33 @@ class Port:
         try:
             self._reading = True
             self.channel.read(fd, self._inbox)
-        except Exception as exc:
+        except BaseException as exc:
+            # atomic: no calls
             self._reading = False
+            self._loop.repairs[self] = None  # what was read may not be decoded yet, and nothing else would tell
+
             self.failed(exc)
-        except BaseException:  # what was read may not be decoded yet, and nothing else would tell
-            self._loop.repairs[self] = None
-            raise
         finally:
             self._reading = False
-        if self.paused:
-            self.update_reading()
         self._todo[self._dispatcher] = None
 
     def look(self) -> None:
         """Read though no descriptor is ready."""
+        if self._closed:
+            return
         if self.channel.volatile:
             self.rearm()  # its answers may be others now
         self.on_ready(-1, READ)
 
-    def failed(self, exc: Exception) -> None:
-        """Take note of what the channel has raised; passes on what a signal handler has raised."""
+    def failed(self, exc: BaseException) -> None:
+        """Take note of what the channel has raised; passes on what a signal handler has raised.
+
+        The caller has entered the port into ``repairs`` before: another interruption may come at once.
+        """
+        if not isinstance(exc, Exception):
+            raise exc
         interruption = interruption_in(exc)
         if interruption is not None:
-            self._loop.repairs[self] = None
             raise interruption
         self.fail(exc)
 
@@ -240,49 +241,16 @@ class Port:
         try:
             self._reading = True
             method(self._inbox)
-        except Exception as exc:
+        except BaseException as exc:
+            # atomic: no calls
             self._reading = False
-            self.failed(exc)
-        except BaseException:
             self._loop.repairs[self] = None
-            raise
+
+            self.failed(exc)
         finally:
             self._reading = False
         if self._inbox:
             self._loop.mark(self._dispatcher)
-
-    def catch_up(self, late: float) -> None:
-        """Read what is there: this is the last look.
-
-        Args:
-            late: How many seconds ago it should have been. If this process was kept from reading, the rest of a message
-                that has begun to arrive is read, too: the other side could only write as much as was read.
-        """
-        self.drain()
-        channel = self.channel
-        for _ in range(_CATCH_UP if late > _LATE else 0):
-            if self._reading or self.failing or not channel.is_unfinished or not channel.wait(_CATCH_UP_PAUSE):
-                break
-            before = channel.received_bytes
-            self.drain()
-            if channel.received_bytes == before:
-                break
-
-    def write_on(self, late: float) -> None:
-        """Write what the stream takes now: this is the last look; raises as ``post``.
-
-        Args:
-            late: As for ``catch_up``. If this process was kept from writing, it goes on while the other side reads.
-        """
-        self.write()
-        channel = self.channel
-        for _ in range(_CATCH_UP if late > _LATE else 0):
-            queued = channel.queued_bytes
-            if not queued or not channel.wait(_CATCH_UP_PAUSE, True):
-                break
-            self.write()
-            if channel.queued_bytes >= queued:
-                break
 
     def limit_reading(self) -> None:
         """Stop reading if the inbox is long; called before each turn while something is in it."""
@@ -352,11 +320,9 @@ class Port:
             self.write()
         except (StreamClosedError, InvalidStreamError):
             pass  # it is reported already
-        except Exception as exc:
-            self.failed(exc)
-        except BaseException:
+        except BaseException as exc:
             self._loop.repairs[self] = None
-            raise
+            self.failed(exc)
         if not self.channel.queued_bytes:
             self._loop.progress += 1
             if self._inbox:
@@ -365,11 +331,13 @@ class Port:
             self.update_reading()
 
     def post_failed(self, exc: BaseException) -> None:
-        """Take note of what ``post`` or ``post_frame`` of the channel has raised."""
+        """Take note of what ``post`` or ``post_frame`` of the channel has raised.
+
+        If that was an interruption, the message may be queued, and nobody would write it. The caller has entered the port
+        into ``repairs`` for this, before another interruption could come.
+        """
         if isinstance(exc, (StreamClosedError, InvalidStreamError)):
             self.write_failed(exc)
-        else:  # if it was an interruption, the message may be queued, and nobody would write it
-            self._loop.repairs[self] = None
 
     def write_failed(self, error: StreamClosedError | InvalidStreamError) -> None:
         """Take note that nothing can be written any more. What the other side had written before is still read."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..messages import Message
 from .conditions import within
 from .kept import Wanted
+from .last_look import catch_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def _await(conversation: Conversation, wanted: Wanted, limit: float | None) -> b
         waiting.append(wanted)
         loop.run(wanted, limit)
         if not wanted.settled and conversation.is_open:
-            conversation.port.catch_up(conversation.late(limit))
+            catch_up(conversation.port, conversation.late(limit))
             goal = loop.turns + len(conversation.dispatcher.inbox)
             turns = -1
             while True:

@@ -121,7 +121,9 @@ class Replies:
         """Take the requests out of the table whose promises are gone, and with these what a late reply would look for."""
         dropped = self._dropped
         while dropped:
-            self.forget(dropped[-1])
+            pending = dropped[-1]
+            if not pending.settled:
+                self.forget(pending)
             del dropped[-1]
 
     def settle(self, id: Any, reply: Message) -> None:
@@ -133,9 +135,10 @@ class Replies:
         if pending is None:
             log.debug("session %s: late reply to request %.128r dropped: nobody waits for it", self.name, id)
             return
+        error: Exception | None = None
         try:
-            fits = isinstance(reply, pending.expect) and not isinstance(reply, ErrorMessage)
-            error: Exception | None = None if fits else self._error_of(pending, reply)
+            if not isinstance(reply, pending.expect) or isinstance(reply, ErrorMessage):
+                error = self._error_of(pending, reply)
         except Exception as exc:  # of the reply's own methods
             if interruption_in(exc) is not None:
                 raise

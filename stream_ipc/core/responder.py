@@ -170,6 +170,7 @@ class Responder:
         try:
             self._channel.post(kind, id, message)
         except BaseException as exc:
+            self._loop.repairs[self.port] = None
             self.port.post_failed(exc)
             raise
 

@@ -186,7 +186,7 @@ def _new_writer(cls: type) -> Write:
 # for: whatever else the field holds is the pickler's, which meets objects, and passes large bytes on without a copy.
 _TESTS: dict[Any, str] = {}
 for _cls, _test in (
-    (str, "type({0}) is str and len({0}) < 4096"),
+    (str, "type({0}) is str"),
     (bytes, "type({0}) is bytes and len({0}) < 4096"),
     (int, "type({0}) is int"),
     (float, "type({0}) is float"),

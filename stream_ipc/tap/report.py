@@ -10,7 +10,7 @@ from collections import OrderedDict
 from typing import Any, Callable, NamedTuple
 
 from ..errors import FrameTooLargeError
-from ..wire.framing import HEADER_SIZE, START, Junk, decode_end, decode_frames
+from ..wire.framing import HEADER_SIZE, START, FrameDecoder, Junk
 from .payloads import look
 from .trace import Trace
 
@@ -39,7 +39,7 @@ class Skimmer:
     def __init__(self, junk: Callable[[bytes], None], frame: Callable[[int, bytes], None]) -> None:
         self._on_junk = junk
         self._on_frame = frame
-        self._state = START
+        self._decoder = FrameDecoder(HEAD_SIZE)
         self._held = 0  # bytes that the decoder holds back
         self._size = 0  # of a large payload that is under way
         self._head = b""
@@ -58,7 +58,7 @@ class Skimmer:
         self.unseen = self._left if len(self._head) == HEAD_SIZE else 0
 
     def _decode(self, data: bytes) -> None:
-        items, self._state = decode_frames(data, self._state, HEAD_SIZE)
+        items, self._decoder.state = self._decoder.decode(data)
         at = -self._held  # where an item begins in data
         for item in items:
             if isinstance(item, Junk):
@@ -75,7 +75,7 @@ class Skimmer:
                 self._on_frame(len(item), bytes(item))
         self._held = max(0, len(data) - at)
         if self._left:
-            self._state = START  # the rest of it is counted here
+            self._decoder.state = START  # the rest of it is counted here
 
     def _take(self, count: int) -> None:
         """Count bytes of a large payload."""
@@ -93,7 +93,7 @@ class Skimmer:
         """Take note of the end of the stream, and return what broke off, or an empty text."""
         if self._left:
             return f"in the middle of a frame ({self._size - self._left} of {self._size} bytes had arrived)"
-        items, text = decode_end(self._state)
+        items, text = self._decoder.finish()
         for item in items:
             if isinstance(item, Junk):
                 self._on_junk(bytes(item))

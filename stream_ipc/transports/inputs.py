@@ -6,7 +6,8 @@ Knows the end that is read and the decoder. Must not know what an error of the s
 from __future__ import annotations
 
 from ..clock import monotonic
-from ..wire.codec import CLEAN, NO_TEXT
+from ..wire.codec import NO_TEXT
+from ..wire.framing import START
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Input:
         """
         decoder = self.decoder
         if self._data is None:
-            if decoder.state is not CLEAN and self._is_large():
+            if decoder.state is not START and self._is_large():
                 self._read_large(inbox)
                 return
             for self._data in self._reads:

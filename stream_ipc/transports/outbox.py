@@ -124,7 +124,7 @@ class Outbox:
                         break
                 if self._written == len(queue[0]):
                     # atomic: no calls
-                    del queue[:1]
+                    del queue[0]
                     self._written = None
                 else:
                     self._take_off()

@@ -11,7 +11,8 @@ import errno
 from ..errors import InvalidStreamError, StreamClosedError
 from ..interruptions import interruption_in
 from ..messages import NOTIFICATION
-from ..wire.codec import CLEAN, MessageDecoder, MessageEncoder
+from ..wire.codec import MessageDecoder, MessageEncoder
+from ..wire.framing import START
 from .base import POLL_INTERVAL, Channel, End
 from .descriptors import describe_stream, has_hung_up, wait_readable, wait_writable
 from .ends import Ends
@@ -298,7 +299,7 @@ class StreamChannel(Channel):
 
     @property
     def is_unfinished(self) -> bool:  # type: ignore[override]
-        return any([not source.decoder.is_text and source.decoder.state is not CLEAN for source in self.inputs.values()])
+        return any([not source.decoder.is_text and source.decoder.state is not START for source in self.inputs.values()])
 
     def wait(self, seconds: float, write: bool = False) -> bool:
         if write:

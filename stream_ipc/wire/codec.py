@@ -11,8 +11,7 @@ import codecs
 from ..errors import FrameTooLargeError, IpcError, SerializationError, article, describe
 from ..interruptions import interruption_in
 from ..messages import LogMessage, Message, put_in_envelope, text_message
-from . import framing
-from .framing import MAX_FRAME_SIZE, START, Junk, decode_frames, frame_header
+from .framing import LARGE, MAX_FRAME_SIZE, FrameDecoder, frame_header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,14 +23,11 @@ if TYPE_CHECKING:
     # What comes out of a stream: a message, or the error that stands for what should have been one.
     Decoded = Message | IpcError
 
-    # What a MessageDecoder remembers: the framing's state, and the bytes of an unfinished character of junk.
-    DecoderState = tuple[framing.State, bytes]
-
-    # The same of a TextDecoder: the bytes of an unfinished line, and whether a piece of it was returned already.
+    # What a TextDecoder remembers: the bytes of an unfinished line, and whether a piece of it was returned already.
     TextState = tuple[bytes, bool]
 
 __all__ = [
-    "CLEAN", "NO_TEXT", "MessageDecoder", "MessageEncoder", "TextDecoder", "check_max_frame_size", "decode_text",
+    "NO_TEXT", "MessageDecoder", "MessageEncoder", "TextDecoder", "check_max_frame_size", "decode_text",
 ]  # fmt: skip
 
 # The buffer of a large payload is kept for the next one up to this size: a new one costs a page fault for each 4 KiB.
@@ -99,8 +95,9 @@ class MessageEncoder:
             SerializationError: The message cannot travel.
             FrameTooLargeError: Its payload is over ``max_frame_size``.
         """
+        serialize = self._serialize
         try:
-            payload = self._serialize(kind, id, message)
+            payload = serialize(kind, id, message)
         except Exception as exc:
             raise self._failure(message, exc) from exc
         if type(payload) is bytes:
@@ -161,23 +158,16 @@ def decode_text(data: bytes, final: bool = False) -> tuple[str, bytes]:
     return text, data[used:]
 
 
-CLEAN: DecoderState = (START, b"")  # nothing is unfinished
 NO_TEXT: TextState = (b"", False)
 
 
-class MessageDecoder:
+class MessageDecoder(FrameDecoder):
     """Turns the bytes of one stream into messages.
-
-    As in ``framing``, nothing changes before the caller assigns the state that a method returns to ``state``, in one
-    block with taking the messages.
 
     Args:
         serializer: What turns a payload into a message.
         max_frame_size: The largest payload in bytes.
         note: Called with text that belongs to no frame, when its message is made.
-
-    Attributes:
-        state: Everything that is remembered between calls.
     """
 
     is_text = False
@@ -185,79 +175,18 @@ class MessageDecoder:
     def __init__(
         self, serializer: MessageSerializer, max_frame_size: int, note: Callable[[str], Any] | None = None
     ) -> None:
-        self._note = note
-        self._serializer = serializer
-        self._max_frame_size = max_frame_size
-        self.state: DecoderState = CLEAN
         self._reuses = _is_own(serializer, "deserialize", "keeps_payload") is False
         # One of ours returns messages and nothing else.
-        self._make: Callable[[Any], Decoded] = serializer.deserialize if self._reuses else self._make_checked
-        self._spare: bytearray | None = None  # the last large payload, while no other has begun
+        super().__init__(max_frame_size, serializer.deserialize if self._reuses else self._make_checked)
+        self._serializer = serializer
+        self._note = note
         self._idle = False
-        self._met_junk = False  # since the call before; an interrupted call may leave it True
-
-    @property
-    def wants_room(self) -> bool:
-        """Whether what comes next is better read into ``room``."""
-        frames = self.state[0]
-        return framing.missing_bytes(frames) >= framing.LARGE or framing.has_room(frames)
-
-    def room(self, size: int) -> memoryview:
-        """Return room for the next bytes of an unfinished payload; see ``framing.room_for``."""
-        frames, held = self.state
-        try:
-            return framing.room_for(frames, size)
-        except BufferError:  # the traceback of an interrupted call holds a view of it
-            frames = framing.detached(frames)
-            self.state = (frames, held)
-            return framing.room_for(frames, size)
 
     def trim(self) -> None:
         """Give the kept buffer back if it was not needed since the call before."""
         if self._idle:
-            self._spare = None
+            self.spare = None
         self._idle = True
-
-    def decode(self, data: bytes) -> tuple[list[Any], DecoderState]:
-        """Return the messages that end in ``data``, and the state behind them."""
-        state = self.state
-        items, frames = decode_frames(
-            data, state[0], self._max_frame_size, self._make, self._failure, self._spare, self._meet_junk
-        )
-        if frames is START and state is CLEAN and not self._met_junk:
-            return items, CLEAN
-        return self._go_on(state, frames, items)
-
-    def _meet_junk(self, data: bytes) -> Junk:
-        self._met_junk = True
-        return Junk(data)
-
-    def _go_on(
-        self, state: DecoderState, frames: framing.State, items: list[Any]
-    ) -> tuple[list[Any], DecoderState]:
-        """Return the messages and the state where something was or is unfinished, or junk has come."""
-        before, held = state
-        if before is not START and items:
-            self._keep(before, frames, items[0])
-        if items and (held or self._met_junk):
-            self._met_junk = False
-            items, held = self._texts(items, held)
-        return items, CLEAN if frames is START and not held else (frames, held)
-
-    def advance(self, size: int) -> tuple[list[Any], DecoderState]:
-        """Return the same for ``size`` bytes that were read into ``room``."""
-        state = self.state
-        items, frames = framing.advance(state[0], size, self._make, self._failure)
-        return self._go_on(state, frames, items)
-
-    def finish(self) -> tuple[list[Any], str]:
-        """Return what is left at the end of the stream, and a text if that is inside a frame."""
-        frames, held = self.state
-        items, text = framing.decode_end(frames)
-        messages, held = self._texts(items, held)
-        if held:
-            messages.append(self._junk(decode_text(held, final=True)[0]))
-        return messages, text
 
     def _make_checked(self, payload: bytes | bytearray) -> Decoded:
         message = self._serializer.deserialize(payload)
@@ -267,7 +196,7 @@ class MessageDecoder:
             f"{type(self._serializer).__name__}.deserialize() returned {article(type(message))}, not a Message"
         )
 
-    def _failure(self, payload: bytes | bytearray, exc: Exception) -> SerializationError:
+    def failed(self, payload: bytes | bytearray, exc: Exception) -> SerializationError:
         interruption = interruption_in(exc)
         if interruption is not None:
             raise interruption
@@ -280,30 +209,22 @@ class MessageDecoder:
         error.payload_size = len(payload)
         return error
 
-    def _keep(self, before: framing.State, after: framing.State, first: Any) -> None:
-        """Keep the buffer of a payload that is complete, for the next large one."""
-        payload = before[2]
-        if payload is None or payload is after[2] or len(payload) < framing.LARGE:
-            return
-        # The traceback of an error may hold it.
-        keeps = self._reuses and not isinstance(first, Exception) and len(payload) <= _SPARE_MAX
-        self._spare = payload if keeps else None
-        self._idle = False
+    def done_with(self, payload: bytearray, item: Any) -> None:
+        """Keep the buffer of a large payload for the next one."""
+        if len(payload) >= LARGE:
+            # The traceback of an error may hold it.
+            keeps = self._reuses and not isinstance(item, Exception) and len(payload) <= _SPARE_MAX
+            self.spare = payload if keeps else None
+            self._idle = False
 
-    def _texts(self, items: list[Any], held: bytes) -> tuple[list[Any], bytes]:
-        """Make messages of the junk among these."""
-        messages: list[Any] = []
-        for item in items:
-            if type(item) is Junk:
-                text, held = decode_text(held + item)
-                if text:
-                    messages.append(self._junk(text))
-                continue
-            if held:  # a frame follows, so the character will never be finished
-                messages.append(self._junk(decode_text(held, final=True)[0]))
-                held = b""
-            messages.append(item)
-        return messages, held
+    def add_junk(self, data: bytes, held: bytes, items: list[Any]) -> bytes:
+        text, held = decode_text(held + data)
+        if text:
+            items.append(self._junk(text))
+        return held
+
+    def end_junk(self, held: bytes, items: list[Any]) -> None:
+        items.append(self._junk(decode_text(held, final=True)[0]))
 
     def _junk(self, text: str) -> LogMessage:
         if self._note is not None:

@@ -13,32 +13,14 @@ from ..errors import FrameTooLargeError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Union
-
-    Item = Union[bytes, bytearray, "Junk", FrameTooLargeError]
+    from typing import Any
 
     # All that is remembered between two pieces of a stream: (bytes of an unfinished magic or header, number of bytes of an
-    # oversized payload still to be skipped, unfinished payload, number of its bytes that have arrived, its whole size). The
-    # buffer of the unfinished payload may be longer than what has arrived.
-    State = tuple[bytes, int, bytearray | None, int, int]
+    # oversized payload still to be skipped, unfinished payload, number of its bytes that have arrived, its whole size, what
+    # add_junk has held back). The buffer of the unfinished payload may be longer than what has arrived.
+    State = tuple[bytes, int, bytearray | None, int, int, bytes]
 
-__all__ = [
-    "HEADER_SIZE",
-    "LARGE",
-    "MAGIC",
-    "MAX_FRAME_SIZE",
-    "START",
-    "Junk",
-    "advance",
-    "decode_end",
-    "decode_frames",
-    "detached",
-    "frame_header",
-    "has_room",
-    "magic_suffix",
-    "missing_bytes",
-    "room_for",
-]
+__all__ = ["HEADER_SIZE", "LARGE", "MAGIC", "MAX_FRAME_SIZE", "START", "FrameDecoder", "Junk", "frame_header"]
 
 MAGIC = b"\xf3\x4a\x9d\xe2"
 HEADER_SIZE = 8
@@ -64,138 +46,211 @@ class Junk(bytes):
     __slots__ = ()
 
 
-START: State = (b"", 0, None, 0, 0)
+START: State = (b"", 0, None, 0, 0, b"")
 
 
 def _same(payload: Any) -> Any:
     return payload
 
 
-def decode_frames(
-    data: bytes,
-    state: State,
-    max_frame_size: int,
-    make: Callable[[Any], Any] = _same,
-    failed: Callable[[Any, Exception], Any] | None = None,
-    spare: bytearray | None = None,
-    junk: Callable[[bytes], Any] = Junk,
-) -> tuple[list[Any], State]:
-    """Cut the next bytes of a stream into payloads and junk.
+class FrameDecoder:
+    """Cuts the bytes of one stream into frames and junk.
 
-    A function from state to state and no object with ``feed()``: a caller that is interrupted (``KeyboardInterrupt``)
-    before it has stored the result still has the bytes and the state that belongs to them, and decodes them again.
+    Nothing changes before the caller assigns the state that a method returns to ``state``: whoever is interrupted
+    (``KeyboardInterrupt``) before that still has the bytes and the state that belongs to them, and decodes them again.
     Only an unfinished payload grows in place, and the state says how much of it is filled.
 
-    At most 3 bytes that may be the beginning of a magic are held back, also if junk begins with one. Memory grows with
-    the bytes that have arrived, never with the length that a header announces.
+    At most 7 bytes that may be the beginning of a frame are held back, also if junk begins with a part of the magic.
+    Memory grows with the bytes that have arrived, never with the length that a header announces.
 
     Args:
-        data: The bytes, however cut.
-        state: ``START``, or the one that the call before returned.
-        max_frame_size: The largest payload in bytes. A larger one becomes a ``FrameTooLargeError`` in its place, once,
-            and exactly its bytes are skipped.
-        make: Called with each payload; what it returns stands in its place.
-        failed: Called with a payload and the exception of ``make``; what it returns stands in its place.
-        junk: Called with bytes that belong to no frame; what it returns stands in their place.
-        spare: A buffer that is no longer needed: a large payload that is unfinished at the end of ``data`` is put into
-            it, unless ``state`` is an unfinished one, which may hold it.
+        max_frame_size: The largest payload in bytes. A larger one becomes a ``FrameTooLargeError`` in its place, once, and
+            exactly its bytes are skipped.
+        make: Called with each payload (``bytes``; ``bytearray`` for one that came in several pieces); what it returns
+            stands in its place.
 
-    Returns:
-        Payloads (``bytes``; ``bytearray`` for one that came in several pieces), ``Junk`` and ``FrameTooLargeError`` in
-        their order, and the state behind them.
+    Attributes:
+        state: Everything that is remembered between calls.
+        spare: A buffer that is no longer needed: a large payload that is unfinished is put into it.
     """
-    items: list[Any] = []
-    if state is not START:
-        spare = None
-        head, skip, frame, filled, size = state
+
+    def __init__(self, max_frame_size: int, make: Callable[[Any], Any] = _same) -> None:
+        self.max_frame_size = max_frame_size
+        self.state: State = START
+        self.spare: bytearray | None = None
+        self.make: Callable[[Any], Any] = make
+
+    # -- what derived classes do differently
+
+    def failed(self, payload: bytes | bytearray, exc: Exception) -> Any:
+        """Return what stands in the place of a payload for which ``make`` has raised."""
+        raise exc
+
+    def add_junk(self, data: bytes, held: bytes, items: list[Any]) -> bytes:
+        """Add bytes that belong to no frame to the items; returns what is held back until the next call."""
+        items.append(Junk(data))
+        return b""
+
+    def end_junk(self, held: bytes, items: list[Any]) -> None:
+        """Add what was held back: no junk follows it."""
+
+    def done_with(self, payload: bytearray, item: Any) -> None:
+        """Take note of a payload that came in several pieces and is no longer needed here."""
+
+    # -- decoding
+
+    def decode(self, data: bytes) -> tuple[list[Any], State]:
+        """Return what ends in the next bytes of the stream, in order, and the state behind them."""
+        items: list[Any] = []
+        state = self.state
+        if state is not START and state[0]:
+            data = state[0] + data
+            state = _behind_junk(state[5])
+        at = 0
+        end = len(data)
+        make = self.make
+        while True:
+            if state is START:
+                while end - at >= HEADER_SIZE:
+                    number, size = _unpack_from(data, at)
+                    start = at + HEADER_SIZE
+                    stop = start + size
+                    if number != _MAGIC_NUMBER or stop > end or size > self.max_frame_size:
+                        break
+                    try:
+                        items.append(make(data[start:stop]))
+                    except Exception as exc:
+                        items.append(self.failed(data[start:stop], exc))
+                    at = stop
+            if at == end:
+                return items, state
+            state, at = self._pass(data, at, state, items)
+
+    def _pass(self, data: bytes, at: int, state: State, items: list[Any]) -> tuple[State, int]:
+        """Pass over what is no whole frame; returns the state behind it, and where that is."""
+        end = len(data)
+        _, skip, frame, filled, size, held = state
         if frame is not None:
-            missing = size - filled
-            try:
-                del frame[filled:]  # an interrupted call may have left more there
-                frame += data[:missing]
-            except BufferError:  # its traceback still holds a view of the payload
-                frame = frame[:filled] + data[:missing]
-            if len(data) < missing:
-                return items, (b"", 0, frame, filled + len(data), size)
-            items.append(_made(frame, make, failed))
-            data = data[missing:]
-        elif len(data) < skip:
-            return items, (b"", skip - len(data), None, 0, 0)
-        else:
-            data = head + data[skip:]
-    at = 0
-    end = len(data)
-    while end - at >= HEADER_SIZE:
-        number, size = _unpack_from(data, at)
-        if number == _MAGIC_NUMBER:
-            start = at + HEADER_SIZE
-            at = start + size
-            if at <= end and size <= max_frame_size:
-                try:
-                    items.append(make(data[start:at]))
-                except Exception as exc:
-                    if failed is None:
-                        raise
-                    items.append(failed(data[start:at], exc))
-                continue
-            if size <= max_frame_size:
-                return items, (b"", 0, _begin(data[start:], size, spare), end - start, size)
-            items.append(_too_large(size, max_frame_size))
-            if at > end:
-                return items, (b"", at - end, None, 0, 0)
-        else:
-            at = _skip_junk(data, at, items, junk)
-    if at < end and not data.startswith(MAGIC[: end - at], at):
-        at = _skip_junk(data, at, items, junk)
-    return items, START if at == end else (data[at:], 0, None, 0, 0)
+            return self._fill(frame, filled, size, data[at : at + size - filled], items), min(end, at + size - filled)
+        if skip:
+            return _skipping(skip - (end - at)), min(end, at + skip)
+        if data.startswith(MAGIC[: end - at], at):
+            if end - at < HEADER_SIZE:
+                return (data[at:], 0, None, 0, 0, held), end
+            if held:
+                self.end_junk(held, items)
+                return START, at
+            size = _unpack_from(data, at)[1]
+            at += HEADER_SIZE
+            if size <= self.max_frame_size:
+                return (b"", 0, self._begin(data[at:], size), end - at, size, b""), end
+            items.append(_too_large(size, self.max_frame_size))
+            return _skipping(size - (end - at)), min(end, at + size)
+        stop = data.find(MAGIC, at)
+        if stop < 0:
+            stop = end - _magic_suffix(data, at)
+        return _behind_junk(self.add_junk(data[at:stop], held, items)), stop
+
+    def _fill(self, frame: bytearray, filled: int, size: int, more: bytes, items: list[Any]) -> State:
+        """Add bytes to an unfinished payload."""
+        try:
+            del frame[filled:]  # an interrupted call may have left more there
+            frame += more
+        except BufferError:  # its traceback still holds a view of the payload
+            frame = frame[:filled] + more
+        return self._filled(frame, filled + len(more), size, items)
+
+    def _filled(self, frame: bytearray, filled: int, size: int, items: list[Any]) -> State:
+        if filled < size:
+            return (b"", 0, frame, filled, size, b"")
+        try:
+            item = self.make(frame)
+        except Exception as exc:
+            item = self.failed(frame, exc)
+        items.append(item)
+        self.done_with(frame, item)
+        return START
+
+    def _begin(self, data: bytes, size: int) -> bytearray:
+        """Return a buffer that begins with the first bytes of a payload."""
+        spare = self.spare
+        if spare is None or size < LARGE or self.state[2] is not None:  # which may be the spare one
+            return bytearray(data)
+        try:
+            del spare[size:]
+            spare[: len(data)] = data
+        except BufferError:  # there is a view of it
+            return bytearray(data)
+        return spare
+
+    # -- reading an unfinished payload directly
+
+    @property
+    def missing(self) -> int:
+        """How many bytes of an unfinished payload are missing."""
+        _, _, frame, filled, size, _ = self.state
+        return 0 if frame is None else size - filled
+
+    @property
+    def wants_room(self) -> bool:
+        """Whether what comes next is better read into ``room``."""
+        _, _, frame, filled, size, _ = self.state
+        return frame is not None and (size - filled >= LARGE or len(frame) > filled)
+
+    def room(self, size: int) -> memoryview:
+        """Return room for the next bytes of an unfinished payload, to be read into directly.
+
+        Args:
+            size: For how many bytes there should be room, if so many are missing.
+        """
+        _, _, frame, filled, whole, _ = self.state
+        assert frame is not None
+        try:
+            return _room(frame, filled, whole, size)
+        except BufferError:  # the traceback of an interrupted call holds a view of it
+            frame = frame[:filled]
+            self.state = (b"", 0, frame, filled, whole, b"")
+            return _room(frame, filled, whole, size)
+
+    def advance(self, size: int) -> tuple[list[Any], State]:
+        """Return what ``decode`` would have returned for ``size`` bytes that were read into ``room``.
+
+        The view must have been released.
+        """
+        items: list[Any] = []
+        _, _, frame, filled, whole, _ = self.state
+        assert frame is not None
+        return items, self._filled(frame, filled + size, whole, items)
+
+    # -- the end
+
+    def finish(self) -> tuple[list[Any], str]:
+        """Return what is left at the end of the stream, and a text if that is inside a frame."""
+        head, skip, frame, filled, size, held = self.state
+        items: list[Any] = []
+        text = ""
+        if frame is not None:
+            text = f"in the middle of a frame ({filled} of {size} bytes had arrived)"
+        elif skip:
+            text = f"in the middle of a frame that was too large ({skip} bytes were still to come)"
+        elif len(head) >= len(MAGIC):
+            text = f"in the middle of a frame's header ({len(head)} of {HEADER_SIZE} bytes had arrived)"
+        elif head:
+            held = self.add_junk(head, held, items)
+        if held:
+            self.end_junk(held, items)
+        return items, text
 
 
-def _made(payload: Any, make: Callable[[Any], Any], failed: Callable[[Any, Exception], Any] | None) -> Any:
-    try:
-        return make(payload)
-    except Exception as exc:
-        if failed is None:
-            raise
-        return failed(payload, exc)
+def _behind_junk(held: bytes) -> State:
+    return (b"", 0, None, 0, 0, held) if held else START
 
 
-def _skip_junk(data: bytes, start: int, items: list[Any], junk: Callable[[bytes], Any]) -> int:
-    """Add the junk that begins at ``start`` to the items, and return where it ends."""
-    at = data.find(MAGIC, start)
-    if at < 0:
-        at = len(data) - magic_suffix(data, start)
-    if at > start:
-        items.append(junk(data[start:at]))
-    return at
+def _skipping(count: int) -> State:
+    return (b"", count, None, 0, 0, b"") if count > 0 else START
 
 
-def _begin(data: bytes, size: int, spare: bytearray | None) -> bytearray:
-    """Return a buffer that begins with the first bytes of a payload."""
-    if spare is None or size < LARGE:
-        return bytearray(data)
-    try:
-        del spare[size:]
-        spare[: len(data)] = data
-    except BufferError:  # there is a view of it
-        return bytearray(data)
-    return spare
-
-
-def missing_bytes(state: State) -> int:
-    """Return how many bytes of an unfinished payload are missing."""
-    _, _, frame, filled, size = state
-    return 0 if frame is None else size - filled
-
-
-def room_for(state: State, size: int) -> memoryview:
-    """Return room for the next bytes of an unfinished payload, to be read into directly.
-
-    Args:
-        state: One with ``missing_bytes``.
-        size: For how many bytes there should be room, if so many are missing.
-    """
-    _, _, frame, filled, whole = state
-    assert frame is not None
+def _room(frame: bytearray, filled: int, whole: int, size: int) -> memoryview:
     if len(frame) < min(filled + size, whole):
         # The filled part is doubled: the header alone never allocates the whole payload, and it is moved only a few times.
         more = min(max(size, filled), whole - len(frame))
@@ -204,49 +259,6 @@ def room_for(state: State, size: int) -> memoryview:
             more -= len(_ZEROS)
         frame += _ZEROS[:more]
     return memoryview(frame)[filled:]
-
-
-def detached(state: State) -> State:
-    """Return the same state with a copy of the unfinished payload, whose size can be changed again."""
-    head, skip, frame, filled, size = state
-    assert frame is not None
-    return head, skip, frame[:filled], filled, size
-
-
-def has_room(state: State) -> bool:
-    """Tell whether an unfinished payload has room left, from an earlier ``room_for`` or a spare buffer."""
-    _, _, frame, filled, _ = state
-    return frame is not None and len(frame) > filled
-
-
-def advance(
-    state: State,
-    size: int,
-    make: Callable[[Any], Any] = _same,
-    failed: Callable[[Any, Exception], Any] | None = None,
-) -> tuple[list[Any], State]:
-    """Return what ``decode_frames`` would have returned for ``size`` bytes that were read into ``room_for``.
-
-    The view must have been released.
-    """
-    _, _, frame, filled, whole = state
-    assert frame is not None
-    filled += size
-    if filled < whole:
-        return [], (b"", 0, frame, filled, whole)
-    return [_made(frame, make, failed)], START
-
-
-def decode_end(state: State) -> tuple[list[Item], str]:
-    """Return what is left at the end of a stream: junk that was held back, and a text if a frame is unfinished."""
-    head, skip, frame, filled, size = state
-    if frame is not None:
-        return [], f"in the middle of a frame ({filled} of {size} bytes had arrived)"
-    if skip:
-        return [], f"in the middle of a frame that was too large ({skip} bytes were still to come)"
-    if len(head) >= len(MAGIC):
-        return [], f"in the middle of a frame's header ({len(head)} of {HEADER_SIZE} bytes had arrived)"
-    return ([Junk(head)] if head else []), ""
 
 
 def _too_large(size: int, limit: int) -> FrameTooLargeError:
@@ -258,7 +270,7 @@ def _too_large(size: int, limit: int) -> FrameTooLargeError:
     )
 
 
-def magic_suffix(data: bytes, start: int) -> int:
+def _magic_suffix(data: bytes, start: int) -> int:
     """Return how many bytes at the end of ``data[start:]`` may be the beginning of a magic."""
     for length in (3, 2, 1):
         if data.endswith(MAGIC[:length], start):

@@ -1,0 +1,83 @@
+"""What is watched stays watched, wherever an interruption comes: the poller by itself."""
+
+import os
+from typing import Any
+
+import pytest
+
+from stream_ipc.core.poller import READ, WRITE, Poller
+
+from .helpers import InterruptAt, Interruption, InterruptionError
+
+BOTH_KINDS = pytest.mark.parametrize("kind", [Interruption, InterruptionError])
+
+
+class Apart:
+    """A poller that waits for the read end of a pipe, and of which the kernel's set knows the write end, but not it."""
+
+    def __init__(self) -> None:
+        self.poller = Poller()
+        self.source, self.sink = os.pipe()
+        self.other = os.dup(self.sink)
+        self.poller.watch(self.source, READ, "reader")
+        if hasattr(self.poller, "_epoll"):
+            self.poller._epoll.register(self.sink, READ)
+
+    def close(self) -> None:
+        self.poller.close()
+        os.close(self.source)
+        os.close(self.sink)
+        os.close(self.other)
+
+    def ready(self) -> Any:
+        return sorted(self.poller.poll(0))
+
+
+
+
+@BOTH_KINDS
+def test_a_number_that_the_kernels_set_has_already_is_watched_wherever_the_rebuilding_is_interrupted(kind: Any) -> None:
+    number = 0
+    while True:
+        number += 1
+        apart = Apart()
+        try:
+            with InterruptAt(number, kind()) as interrupted:
+                try:
+                    apart.poller.watch(apart.sink, WRITE, "writer")
+                except kind:
+                    pass
+            # What a port does after an interruption: it takes what it watched away, and watches it anew.
+            apart.poller.unwatch(apart.sink)
+            apart.poller.watch(apart.sink, WRITE, "writer")
+            assert apart.ready() == [(apart.sink, WRITE)], interrupted.where
+            os.write(apart.sink, b"x")
+            assert apart.ready() == [(apart.source, READ), (apart.sink, WRITE)], interrupted.where
+            apart.poller.unwatch(apart.sink)
+            assert apart.ready() == [(apart.source, READ)], interrupted.where
+        finally:
+            apart.close()
+        if not interrupted.hit:
+            break
+    assert number > 10
+
+
+@BOTH_KINDS
+def test_a_new_set_is_seen_by_registering_and_by_waiting_wherever_making_it_is_interrupted(kind: Any) -> None:
+    number = 0
+    while True:
+        number += 1
+        apart = Apart()
+        try:
+            with InterruptAt(number, kind()) as interrupted:
+                try:
+                    apart.poller.forget_lost()
+                except kind:
+                    pass
+            apart.poller.watch(apart.other, WRITE, "another writer")
+            assert apart.ready() == [(apart.other, WRITE)], interrupted.where
+        finally:
+            apart.close()
+        if not interrupted.hit:
+            break
+    assert number > 5
