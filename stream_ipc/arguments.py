@@ -47,7 +47,7 @@ USUAL: Any = _Default("a few seconds")
 # Message classes that have been sent before, which need no closer look.
 sendable: set[type] = set()
 # The same of classes that have been expected.
-expectable: set[Any] = set()
+expectable: set[Any] = {Message}
 
 
 def check_message(method: str, message: Any) -> None:
@@ -68,7 +68,8 @@ def check_expect(expect: Any, name: str = "expect") -> None:
     """Raise ``TypeError`` for what is no message class."""
     if not isinstance(expect, type) or not issubclass(expect, Message):
         raise TypeError(f"{name} must be a message class, not {expect!r:.100}")
-    expectable.add(expect)
+    if type(expect) is type:  # another metaclass may take it for something else
+        expectable.add(expect)
 
 
 def check_plugin(kind: str, plugin: Any, *names: str) -> None:

@@ -157,8 +157,12 @@ class Session(Handling):
         """
         if type(message) not in sendable:
             check_message("request", message)
-        if expect is not Message and (type(expect) is not type or expect not in expectable):
+        try:
+            if expect not in expectable:
+                check_expect(expect)
+        except TypeError:  # also of what has no hash
             check_expect(expect)
+            raise
         conversation = self._conversation
         if timeout is DEFAULT:
             timeout = conversation.peer.timeout

@@ -126,11 +126,11 @@ class Dispatcher:
             item = inbox[0]
             cls = type(item)
             if cls is ResponseEnvelope:
-                self._replies.settle(item.id, item.response)
+                told = self._replies.settle(item.id, item.response)
                 if inbox and inbox[0] is item:
                     del inbox[0]
                 count += 1
-                if not self._conversation.is_open:  # a done callback has closed it, or forked
+                if told and not self._conversation.is_open:  # a done callback has closed it, or forked
                     break
             else:
                 if not goal:

@@ -126,15 +126,19 @@ class Replies:
                 self.forget(pending)
             del dropped[-1]
 
-    def settle(self, id: Any, reply: Message) -> None:
-        """Take a reply that came. An interrupted call can be made again."""
+    def settle(self, id: Any, reply: Message) -> bool:
+        """Take a reply that came. An interrupted call can be made again.
+
+        Returns:
+            Whether functions of users may have been called.
+        """
         try:
             pending = self._table.get(id)
         except TypeError:  # unhashable, from a serializer that does not check
             pending = None
         if pending is None:
             log.debug("session %s: late reply to request %.128r dropped: nobody waits for it", self.name, id)
-            return
+            return False
         error: Exception | None = None
         try:
             if not isinstance(reply, pending.expect) or isinstance(reply, ErrorMessage):
@@ -143,14 +147,16 @@ class Replies:
             if interruption_in(exc) is not None:
                 raise
             error = exc
+        told = pending.watchers is not None
         if error is None:
             pending.outcome = reply
             pending.settled = next_moment()
-            if pending.watchers is not None or self.watchers:
+            if told or self.watchers:
                 pending.tell()
         else:
             pending.fail(error)
         self._table.pop(id, None)
+        return told
 
     def _error_of(self, pending: Pending, reply: Message) -> IpcError:
         """Return the error that an unwelcome reply is."""

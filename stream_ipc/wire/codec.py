@@ -33,7 +33,7 @@ __all__ = [
 # The buffer of a large payload is kept for the next one up to this size: a new one costs a page fault for each 4 KiB.
 _SPARE_MAX = 4 * 1024 * 1024
 
-# Below this a frame is one buffer: joining header and payload costs less than writing two.
+# Up to this a frame is one buffer: joining header and payload costs less than writing two.
 _JOIN = 32 * 1024
 
 LINE_MAX = 64 * 1024  # bytes of a line of text in one message
@@ -79,6 +79,7 @@ class MessageEncoder:
     def __init__(self, serializer: MessageSerializer, max_frame_size: int) -> None:
         self.serializer = serializer
         self.max_frame_size: int = check_max_frame_size(max_frame_size)
+        self._joined = min(_JOIN, self.max_frame_size)  # bytes of a payload that is put behind its header
         for name in ("serialize", "deserialize"):
             if not callable(getattr(serializer, name, None)):
                 raise TypeError(f"{type(serializer).__name__} is no serializer: it has no method {name}()")
@@ -102,7 +103,7 @@ class MessageEncoder:
             raise self._failure(message, exc) from exc
         if type(payload) is bytes:
             size = len(payload)
-            if size < _JOIN and size <= self.max_frame_size:
+            if size <= self._joined:
                 return [frame_header(size) + payload]
         return self._frame(message, payload)
 
@@ -137,7 +138,7 @@ class MessageEncoder:
                 size=size,
                 limit=self.max_frame_size,
             )
-        if len(chunks[0]) < _JOIN:
+        if len(chunks[0]) <= _JOIN:
             chunks[0] = frame_header(size) + chunks[0]
         else:
             chunks.insert(0, frame_header(size))
