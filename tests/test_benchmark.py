@@ -86,6 +86,7 @@ def test_every_workload_yields_figures(tmp_path):
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.slow
 def test_children_use_bytecode_though_the_environment_forbids_it(tmp_path):
     done = subprocess.run(
         [*COMMAND, "--only", "start"],

@@ -380,6 +380,7 @@ IGNORES = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
         (IGNORES, "", 0, -signal.SIGKILL),
     ],
 )
+@pytest.mark.slow
 def test_closing_signals_the_whole_group(
     peer: IpcPeer, how: str, helper: str, leader: str, timeout: Any, status: int
 ) -> None:
@@ -406,6 +407,7 @@ def test_closing_signals_the_whole_group(
 
 @pytest.mark.parametrize("how", ["session", "peer"])
 @pytest.mark.parametrize("timeout", [0, 0.5])
+@pytest.mark.slow
 def test_a_timeout_bounds_the_end_of_children(peer: IpcPeer, how: str, timeout: float) -> None:
     sessions = [peer.create_command_session(role("stubborn")) for _ in range(3)]
     processes = [session.process for session in sessions]
@@ -429,6 +431,7 @@ def test_a_timeout_bounds_the_end_of_children(peer: IpcPeer, how: str, timeout: 
 
 
 @pytest.mark.parametrize("timeout", [3, None])
+@pytest.mark.slow
 def test_a_longer_timeout_leaves_a_child_more_time(
     peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, timeout: Any
 ) -> None:
@@ -532,6 +535,7 @@ WRITES = (
     ],
     ids=range(14),
 )
+@pytest.mark.slow
 def test_stderr_arrives_by_line(peer: IpcPeer, tmp_path: pathlib.Path, pieces: Any, expected: List[str]) -> None:
     (tmp_path / "pieces").write_text(repr(pieces))
     session = peer.create_command_session(script(WRITES, tmp_path / "pieces"))
@@ -543,6 +547,7 @@ def test_stderr_arrives_by_line(peer: IpcPeer, tmp_path: pathlib.Path, pieces: A
     assert found == expected and at_close == [len(expected)]
 
 
+@pytest.mark.slow
 def test_an_unfinished_line_comes_in_time_in_every_way_of_waiting(peer: IpcPeer) -> None:
     for wait in ("tick", "deadline", "receive"):
         session = peer.create_command_session(script("os.write(2, b'Password: '); sys.stdin.read()"))
@@ -637,6 +642,7 @@ def test_a_handler_of_last_words_may_fail_or_use_the_peer(peer: IpcPeer, caplog:
     assert caplog.text.count("on_message handler of") == 2
 
 
+@pytest.mark.slow
 def test_last_words_are_not_given_where_no_handler_may_run(peer: IpcPeer) -> None:
     a, b = peer.create_session_pair()
     sock = b.socket

@@ -220,6 +220,7 @@ def test_with_a_descriptor_a_wait_ends_when_it_is_readable(peer: IpcPeer) -> Non
         session.receive(0)
 
 
+@pytest.mark.slow
 def test_descriptors_may_change(peer: IpcPeer) -> None:
     transport = WithPipe()
     session = peer.create_session(transport)

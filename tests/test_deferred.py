@@ -232,6 +232,7 @@ def test_promise_that_was_awaited_and_one_for_several_requests(peer: IpcPeer) ->
     assert [reply.value for reply in replies] == [1] * 5 and asked == ["wait", 1]
 
 
+@pytest.mark.slow
 def test_worker_that_dies_and_worker_that_takes_too_long(peer: IpcPeer) -> None:
     client, front = peer.create_session_pair()
     worker = peer.create_command_session(child("work"))
@@ -291,6 +292,7 @@ def test_peers_of_their_own() -> None:
         assert promise.wait().value == 7
 
 
+@pytest.mark.slow
 def test_broker_with_thousands_of_requests_under_way(peer: IpcPeer) -> None:
     client, front, back, worker = broker(peer)
     worker.on_request(lambda ping: Pong(ping.value))
@@ -320,6 +322,7 @@ def test_deferred_replies_that_pile_up_stop_the_reading() -> None:
         assert [promise.wait().value for promise in promises] == list(range(12_000))
 
 
+@pytest.mark.slow
 def test_replies_that_depend_on_the_same_stream_do_not_block_each_other(peer: IpcPeer) -> None:
     a, b = peer.create_session_pair()
     a.on_request(lambda ping: Pong(ping.value))
@@ -329,6 +332,7 @@ def test_replies_that_depend_on_the_same_stream_do_not_block_each_other(peer: Ip
     assert [reply.value for reply in replies] == list(range(count))
 
 
+@pytest.mark.slow
 def test_two_brokers_that_forward_to_each_other(peer: IpcPeer) -> None:
     a, to_a = peer.create_session_pair()
     b, to_b = peer.create_session_pair()
@@ -405,6 +409,7 @@ def test_interrupted_broker_loses_no_reply(kind: Type[BaseException]) -> None:
 
 
 @BOTH
+@pytest.mark.slow
 def test_interrupted_deferred_reply_is_sent_once(kind: Type[BaseException]) -> None:
     def scenario(run: Run) -> None:
         with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:

@@ -113,6 +113,7 @@ def test_output(checkout, name):
     assert output(checkout, f"examples.{name}") == EXPECTED[name]
 
 
+@pytest.mark.slow
 def test_pool(checkout):
     lines = output(checkout, "examples.pool").splitlines()
     hashed = dict(reversed(line.split()) for line in lines[:-1])

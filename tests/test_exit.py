@@ -213,6 +213,7 @@ def test_a_master_that_leaves_ends_its_children() -> None:
         kill(process)
 
 
+@pytest.mark.slow
 def test_stuck_peers_are_waited_for_side_by_side(tmp_path: pathlib.Path) -> None:
     code = """
         import atexit, socket, sys, time

@@ -59,6 +59,7 @@ def test_a_popen_of_its_owner(peer: IpcPeer) -> None:
     assert process.wait(PATIENCE) == 0
 
 
+@pytest.mark.slow
 def test_a_child_that_is_ending(peer: IpcPeer) -> None:
     before = listing()
     session = peer.create_command_session(script("os.close(1); sys.stdin.read(); time.sleep(0.3); os._exit(5)"))

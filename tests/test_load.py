@@ -102,6 +102,7 @@ class Server:
     [("unix", 1000, 40), ("tcp", 1000, 40), ("tls", 1000, 20)] if LONG else [("unix", 100, 20), ("tls", 40, 10)],
     indirect=["kind"],
 )
+@pytest.mark.slow
 def test_many_clients_of_which_some_die(kind, clients, requests):
     processes = 20 if LONG else 10
     each = clients // processes

@@ -166,6 +166,7 @@ def test_deadlines_in_any_order(peer: IpcPeer, clock: FakeClock) -> None:
             raw.session.close()
 
 
+@pytest.mark.slow
 def test_many_deadlines_cost_no_more_each_than_a_few(peer: IpcPeer, clock: FakeClock) -> None:
     with RawPeer(peer) as raw, CpuMeter() as meter:
         pending = []
@@ -301,6 +302,7 @@ def test_select_loop_carries_a_conversation_and_its_deadlines(peer: IpcPeer) -> 
 
 
 @pytest.mark.parametrize("run", range(3))
+@pytest.mark.slow
 def test_fileno_tells_of_children_that_come_after_one_that_has_died(peer: IpcPeer, run: int) -> None:
     peer.fileno()
     for _ in range(3):

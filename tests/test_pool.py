@@ -228,6 +228,7 @@ def test_on_session_and_progress(peer: IpcPeer) -> None:
         assert seen == ["half"] * 4 and tuple(sessions) == pool.workers
 
 
+@pytest.mark.slow
 def test_on_session_that_fails(peer: IpcPeer, caplog: pytest.LogCaptureFixture) -> None:
     def on_session(session: Session) -> None:
         raise LookupError("set-up failed")
@@ -326,6 +327,7 @@ def test_worker_that_was_killed_while_nobody_looked(pool: WorkerPool) -> None:
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
+@pytest.mark.slow
 def test_task_that_kills_its_workers_fails_with_the_status(peer: IpcPeer, retries: int) -> None:
     started: List[Session] = []
     with WorkerPool(peer, worker(), 2, retries=retries, on_session=started.append) as pool:
@@ -337,6 +339,7 @@ def test_task_that_kills_its_workers_fails_with_the_status(peer: IpcPeer, retrie
         assert pool.submit(Ping(1), expect=Pong).wait().value == 1
 
 
+@pytest.mark.slow
 def test_workers_that_never_come_up_fail_what_is_queued(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker("dies"), 2, hello=Note) as pool, CpuMeter() as meter:
         promises = [pool.submit(Ping(index)) for index in range(10)]
@@ -359,6 +362,7 @@ def test_flaky_start(peer: IpcPeer) -> None:
         assert [reply.value for reply in gather(promises)] == list(range(200))
 
 
+@pytest.mark.slow
 def test_back_off_does_not_spin(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker("dies"), 1, retries=100, hello=Note) as pool:
         promise = pool.submit(Ping())
@@ -389,6 +393,7 @@ def test_workers_that_are_killed_at_random() -> None:
             assert got == list(range(len(got))) and killed > 10
 
 
+@pytest.mark.slow
 def test_workers_that_die_at_one_task_in_ten(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker(), 3, retries=0) as pool:
         promises = [pool.submit(Ping("die" if index % 10 == 9 else index)) for index in range(100)]
@@ -410,6 +415,7 @@ def test_task_that_takes_too_long_fails_and_its_worker_is_killed(peer: IpcPeer) 
         tick_until(lambda: not is_alive(pid), peer)
 
 
+@pytest.mark.slow
 def test_timeout_counts_from_when_a_worker_gets_the_task(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker(), 1, timeout=0.6) as pool:
         promises = [pool.submit(Ping(("sleep", 0.25)), expect=Pong) for _ in range(5)]
@@ -435,6 +441,7 @@ def test_wait_with_a_timeout_of_its_own(pool: WorkerPool) -> None:
     assert not promise.done and promise.wait().value[0] == "sleep"
 
 
+@pytest.mark.slow
 def test_many_tasks_that_hang(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker(), 2, timeout=0.4) as pool:
         pool.submit(Ping(0)).wait()
@@ -454,6 +461,7 @@ def test_in_flight_tasks_of_a_hung_worker_are_done_by_another(peer: IpcPeer) -> 
         assert [outcome(promise) for promise in promises] == [RequestTimeoutError, 0, 1, 2]
 
 
+@pytest.mark.slow
 def test_worker_that_ignores_everything_is_killed_by_start_timeout(peer: IpcPeer) -> None:
     started: List[Session] = []
     with WorkerPool(
@@ -473,6 +481,7 @@ def test_start_timeout_without_hello(peer: IpcPeer) -> None:
         assert outcome(pool.submit(Ping(1))) == 1
 
 
+@pytest.mark.slow
 def test_hello_is_waited_for(peer: IpcPeer) -> None:
     with WorkerPool(peer, [worker("hello", "0"), worker("hello", "1.5")], hello=Note) as pool:
         begin = time.monotonic()
@@ -481,6 +490,7 @@ def test_hello_is_waited_for(peer: IpcPeer) -> None:
         assert len(pool.workers) == 2
 
 
+@pytest.mark.slow
 def test_tasks_per_worker(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker(), 2, tasks_per_worker=3) as pool:
         pids = [reply.value for reply in gather([pool.submit(Ping("pid"), expect=Pong) for _ in range(30)])]
@@ -502,6 +512,7 @@ def test_leaving_waits_for_what_is_queued(peer: IpcPeer) -> None:
         pool.submit(Ping())
 
 
+@pytest.mark.slow
 def test_leaving_with_an_exception_does_not_wait(peer: IpcPeer) -> None:
     begin = time.monotonic()
     with pytest.raises(LookupError):
@@ -514,6 +525,7 @@ def test_leaving_with_an_exception_does_not_wait(peer: IpcPeer) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, 0.2])
+@pytest.mark.slow
 def test_close_with_a_timeout_kills(peer: IpcPeer, timeout: float) -> None:
     pool = WorkerPool(peer, worker(), 2)
     promises = [pool.submit(Ping("spin")) for _ in range(4)]
@@ -527,6 +539,7 @@ def test_close_with_a_timeout_kills(peer: IpcPeer, timeout: float) -> None:
     pool.close()
 
 
+@pytest.mark.slow
 def test_leaving_at_every_moment() -> None:
     with IpcPeer() as peer:
         for turns in range(0, 60, 3):
@@ -557,6 +570,7 @@ def test_close_in_a_done_callback_and_in_a_handler(peer: IpcPeer) -> None:
     assert [outcome(promise) for promise in promises] == [0, 1] + [StreamClosedError] * 3
 
 
+@pytest.mark.slow
 def test_tick_none_with_an_idle_pool_and_with_one_that_backs_off(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker("dies"), 1, hello=Note) as pool:
         with pytest.raises(StreamClosedError, match="wait for ever"):
@@ -730,6 +744,7 @@ def test_interrupted_map_gives_no_task_twice(
 # -- what a reviewer found
 
 
+@pytest.mark.slow
 def test_what_is_no_oserror_in_a_start_does_not_break_the_peer(peer: IpcPeer, tmp_path: Path) -> None:
     flag = str(tmp_path / "flag")
 
@@ -757,6 +772,7 @@ def test_worker_with_an_invalid_stream_does_not_fail_the_queue(pool: WorkerPool)
     assert [outcome(pool.submit(Ping(index))) for index in range(10)] == list(range(10))
 
 
+@pytest.mark.slow
 def test_workers_are_ended_side_by_side(peer: IpcPeer, tmp_path: Path) -> None:
     code = """
 import os, signal, sys, time
@@ -778,6 +794,7 @@ time.sleep(60)
     assert len(list(tmp_path.iterdir())) == count == 4
 
 
+@pytest.mark.slow
 def test_giving_tasks_does_not_wait_for_a_worker_that_does_not_read(peer: IpcPeer) -> None:
     def set_up(session: Session) -> None:
         session.notify(Note("x" * 900_000))
@@ -791,6 +808,7 @@ def test_giving_tasks_does_not_wait_for_a_worker_that_does_not_read(peer: IpcPee
         assert time.monotonic() - begin < 5
 
 
+@pytest.mark.slow
 def test_replies_do_not_free_a_worker_that_has_much_to_read(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker(), 1, in_flight=3) as pool:
         pool.submit(Ping(1)).wait()
@@ -835,6 +853,7 @@ with IpcPeer() as peer, WorkerPool(peer, [sys.executable, "-m", "tests.pool_chil
     assert done.stdout == b"7 3\n" and done.stderr == b""
 
 
+@pytest.mark.slow
 def test_flush_starts_no_workers(peer: IpcPeer) -> None:
     ours, theirs = socket.socketpair()
     session = peer.create_socket_session(ours)
@@ -852,6 +871,7 @@ def test_flush_starts_no_workers(peer: IpcPeer) -> None:
         session.close(0)
 
 
+@pytest.mark.slow
 def test_map_out_of_order_in_deeply_nested_handlers(peer: IpcPeer, pool: WorkerPool) -> None:
     pool.submit(Ping(1)).wait()
     a, b = peer.create_session_pair()
@@ -882,6 +902,7 @@ def test_map_out_of_order_in_deeply_nested_handlers(peer: IpcPeer, pool: WorkerP
     assert [reply.value for reply in got] == [5]
 
 
+@pytest.mark.slow
 def test_leaving_does_not_wait_for_cancelled_tasks(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker(), 1) as pool:
         pool.submit(Ping(1)).wait()

@@ -716,6 +716,7 @@ def test_what_is_queued_reaches_the_child_that_is_closed(peer: IpcPeer, tmp_path
     assert target.read_bytes() == frame_of(note)
 
 
+@pytest.mark.slow
 def test_eight_stubborn_children_end_as_fast_as_one(short_graces: None) -> None:
     peer = IpcPeer()
     sessions = [peer.create_command_session(role("stubborn")) for _ in range(8)]

@@ -228,6 +228,7 @@ def error_of(session: Session, value: Any) -> str:
 # -- sessions
 
 
+@pytest.mark.slow
 def test_conversation_in_spite_of_chatter(peer: IpcPeer, launcher: List[str]) -> None:
     session = peer.create_command_session([*launcher, COMMAND])
     texts = texts_of(session)
@@ -313,6 +314,7 @@ def test_many_sessions_over_ssh(peer: IpcPeer, sshd: Sshd) -> None:
 # -- pools
 
 
+@pytest.mark.slow
 def test_pool_on_two_hosts(peer: IpcPeer, start_sshd: Callable[[], Sshd]) -> None:
     hosts = [start_sshd(), start_sshd()]
     places = {str(host.port) for host in hosts}

@@ -1175,6 +1175,7 @@ def test_the_machinery_can_be_called_only() -> None:
     refused(box(BUILD + b"K\x01\x85R"))
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text_are_refused_without_looking_into_them() -> None:
     # The hash of a tuple goes all the way down, and would end the process.
     deep = b")" + b"\x85" * 200_000
@@ -1899,6 +1900,7 @@ def test_a_field_that_was_deleted() -> None:
         S.serialize(RequestEnvelope("1", checked))
 
 
+@pytest.mark.slow
 def test_the_quick_way_in_names_no_global(tmp_path: pathlib.Path) -> None:
     # What the interpreter itself says of every global that any unpickler asks for; ours answers without asking it.
     script = tmp_path / "audit.py"

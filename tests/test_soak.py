@@ -253,6 +253,7 @@ def flush(session: Session) -> None:
         raise
 
 
+@pytest.mark.slow
 def test_many_children_that_die_while_all_talk() -> None:
     """The same in a crowd: each of them dies in the middle of its own conversation, and hinders no other."""
     randomness = random.Random(SEED)

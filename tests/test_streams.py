@@ -1039,6 +1039,7 @@ def test_a_huge_message_keeps_no_other_session_waiting(peer: IpcPeer) -> None:
     tick_until(lambda: got, peer)
 
 
+@pytest.mark.slow
 def test_more_than_a_thousand_idle_sessions_cost_nothing(peer: IpcPeer) -> None:
     def busy(a: Session) -> float:
         def work() -> None:

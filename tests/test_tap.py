@@ -678,6 +678,7 @@ def test_a_slave_that_hangs_does_not_outlive_the_tap():
     assert os.waitpid(slave, 0)[1] == signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_signals_that_are_ignored_stay_ignored():
     start = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     process = subprocess.Popen(
@@ -693,6 +694,7 @@ def test_signals_that_are_ignored_stay_ignored():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS does not tell where a signal comes from")
+@pytest.mark.slow
 def test_ctrl_c_reaches_the_slave_once_and_kills_nothing():
     pid, terminal = pty.fork()
     if not pid:
@@ -771,6 +773,7 @@ def test_a_grandchild_that_holds_the_pipes():
 # -- files that several taps write to
 
 
+@pytest.mark.slow
 def test_several_taps_share_a_log(tmp_path):
     log = tmp_path / "log"
     data = frame(PickleMessageSerializer().serialize(Job("x")))
@@ -934,6 +937,7 @@ def test_two_taps_share_a_trace(tmp_path):
     assert max(times) - min(times) < 60e6  # of one clock
 
 
+@pytest.mark.slow
 def test_a_trace_that_breaks_off_is_mended(tmp_path):
     whole = b'[\n{"name":"a","ph":"i"},\n{"name":"b","ph":"i"}'
     for broken in (

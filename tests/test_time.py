@@ -201,6 +201,7 @@ SLAVE_REPLY = 600_000
 
 
 @pytest.mark.parametrize("size", [1, SLAVE_REPLY])
+@pytest.mark.slow
 def test_a_process_that_was_stopped(size: int) -> None:
     code = f"""
 import sys, time

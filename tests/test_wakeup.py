@@ -71,6 +71,7 @@ def test_tick_for_ends(peer: IpcPeer, raw: RawPeer) -> None:
     assert 0.05 < meter.real < 5
 
 
+@pytest.mark.slow
 def test_waits_go_on_and_the_next_tick_returns(peer: IpcPeer, raw: RawPeer) -> None:
     promise = raw.session.request(Ping(), expect=Pong)
     with Caller(peer.wakeup, 0.05), Caller(lambda: raw.write(reply_bytes(promise.id, Pong(1))), 0.15):
@@ -190,6 +191,7 @@ def test_closed_and_forked_peers_ignore_it(raw: RawPeer) -> None:
     peer.wakeup()
 
 
+@pytest.mark.slow
 def test_threads_that_call_it_while_the_peer_closes() -> None:
     # No byte may go into a file that got the number of the pipe.
     for _ in range(20):

@@ -164,6 +164,7 @@ def test_a_worker_that_is_run_by_a_tool(folder: Path, start: List[str]) -> None:
     assert "answer 25 7 under __main__\n" in run(["script.py"], folder)
 
 
+@pytest.mark.slow
 def test_a_zipapp_and_a_folder(folder: Path) -> None:
     source = folder / "app"
     source.mkdir()
