@@ -85,9 +85,9 @@ class _Waiting:
 
     def note(self, promise: Any) -> None:
         """Take note that a promise has settled. An interrupted call can be made again."""
-        left = self.left
+        left = self._left
         # atomic: no calls
-        if promise in left:
+        if left is not None and promise in left:
             self.queue[promise] = None
             del left[promise]
 
