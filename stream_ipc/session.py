@@ -202,12 +202,12 @@ class Session(Handling):
         conversation = self._conversation
         conversation.begin_batch()
         port = conversation.port
-        outer = port.batches
+        batch = object()
         try:
-            port.batches = outer + 1
+            port.batches[batch] = None
             yield self
         finally:
-            port.batches = outer
+            port.batches.pop(batch, None)
             conversation.end_batch()
 
     def flush(self, timeout: float | None = None) -> None:

@@ -29,6 +29,8 @@ def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
     stuck = []
     taken = 0
     for target in targets:
+        if not target.is_open:  # a handler of another has closed it
+            continue
         if target.channel.queued_bytes > HIGH_WATER:
             stuck.append(target)
         else:
@@ -41,6 +43,8 @@ def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
             if target.is_writable and target.channel.queued_bytes > HIGH_WATER:
                 look_for_room(target, limit)
     for target in stuck:
+        if not target.is_open:
+            continue
         if target.is_writable and target.channel.queued_bytes > HIGH_WATER:
             target.dispatcher.report(stuck_error(target, timeout))
         else:

@@ -111,11 +111,11 @@ class Conversation:
         if timeout is not None:
             clock = loop.clock
             deadline = clock() + timeout
-            if deadline < replies.due:
-                loop.set_timer(self, deadline)
-                replies.due = deadline
         if self.channel.outbox.queued_bytes > HIGH_WATER:
             make_room(self, timeout)
+        if deadline is not None and deadline < replies.due:  # behind make_room(), whose turns find it out anew
+            loop.set_timer(self, deadline)
+            replies.due = deadline
         pending: Any = ticket
         try:
             # Before the send: the reply may be there at once.

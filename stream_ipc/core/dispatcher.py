@@ -178,16 +178,19 @@ class Dispatcher:
         """Settle the replies in the inbox before their turn: handlers are nested too deeply to run another."""
         inbox = self.inbox
         # From the right, where a deque is quick, and only what came since the last time: the inbox may be long.
-        found = [i for i in range(len(inbox) - 1, self._scanned - 1, -1) if _is_reply(inbox[i])]
-        for index in reversed(found):
-            item = inbox[index]
+        found = [(i, inbox[i]) for i in range(len(inbox) - 1, self._scanned - 1, -1) if _is_reply(inbox[i])]
+        rest = len(inbox) - len(found)
+        for _, item in reversed(found):
             if type(item) is ResponseEnvelope:
                 self._replies.settle(item.id, item.response)
             else:
                 self._replies.fail(item.response_id, item)
-        for index in found:  # after the last is settled: settling twice is nothing, losing one is
-            del inbox[index]
-        self._scanned = len(inbox)
+        for index, item in found:  # after the last is settled: settling twice is nothing, losing one is
+            if index < len(inbox) and inbox[index] is item:  # a done callback may have ticked, or closed the session
+                del inbox[index]
+            else:
+                rest = -1
+        self._scanned = rest if len(inbox) == rest else 0
         if self._channel.ended is not None:
             self._replies.fail_all(self._channel.ended)  # the rest of the end has to wait for its turn
         return len(found)

@@ -37,6 +37,7 @@ __all__ = ["MAX_DEPTH", "Loop"]
 
 MAX_DEPTH = 32  # nested dispatches; a tick beyond this only settles replies
 
+_LONG = 1e9  # seconds; sleep() takes no infinity
 _SLICE = 64  # messages of one conversation before the next has its turn
 
 
@@ -176,7 +177,7 @@ class Loop(Guard):
         if self.released:
             self.check_entry()
             if timeout:
-                time.sleep(timeout)
+                time.sleep(min(timeout, _LONG))
             return 0
         return self.run(None, self.clock() + timeout if timeout else timeout)
 

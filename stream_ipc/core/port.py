@@ -63,7 +63,7 @@ class Port:
         self.paused: bool = False
         self._reading = False  # a call is reading, so that a message's constructor may be at work
         self.mark = 0
-        self.batches = 0
+        self.batches: dict[object, None] = {}
         self._closed = False
         channel.on_change = self.rearm
 
@@ -375,7 +375,7 @@ class Port:
 
     def uncork(self) -> None:
         """Write what was gathered, if no batch is under way any more; raises as ``write``."""
-        if self.batches == 0:
+        if not self.batches:
             self.channel.corked = False
             if not self._closed:
                 self.write()
@@ -383,7 +383,8 @@ class Port:
 
     def flush_gathered(self) -> None:
         """Write what was gathered so far; what goes wrong is reported in turn."""
-        self.flush()
-        if self.batches == 0:  # an interruption has come before uncork()
+        if self.channel.queued_bytes:
+            self.flush()
+        if not self.batches:  # an interruption has come before uncork()
             self.channel.corked = False
             self._loop.corked.pop(self, None)

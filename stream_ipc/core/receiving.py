@@ -29,7 +29,9 @@ def receive(conversation: Conversation, timeout: float | None, expect: type) -> 
             entry = kept.find(expect)
             if entry is not None:
                 conversation.dispatcher.offer(entry)
-                return entry
+                if entry in kept.entries:  # no handler has taken it by a receive() of its own
+                    return entry
+                continue
             if not conversation.is_open:
                 raise conversation.closed_error()
             if not _await(conversation, Wanted(expect), limit):

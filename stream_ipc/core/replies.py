@@ -156,6 +156,8 @@ class Replies:
         else:
             pending.fail(error)
         self._table.pop(id, None)
+        if self._dropped:
+            self._purge()
         return told
 
     def _error_of(self, pending: Pending, reply: Message) -> IpcError:
@@ -189,19 +191,18 @@ class Replies:
             How many were given up.
         """
         count = 0
-        due = math.inf
         self._purge()
+        self.due = math.inf  # first: a done callback may send a request that is due earlier
         for pending in tuple(self._table.values()):
             deadline = pending.deadline
             if deadline is None or pending.id in arrived:
                 continue
             if deadline > now:
-                if deadline < due:
-                    due = deadline
+                if deadline < self.due:
+                    self.due = deadline
             else:
                 self.give_up(pending)
                 count += 1
-        self.due = due
         return count
 
     def cancel(self, pending: Pending) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import chain, starmap
 
 from ..errors import StreamClosedError
+from ..interruptions import interruption_in
 from ..messages import put_in_envelope
 from .base import POLL_INTERVAL, Channel, End
 
@@ -90,7 +91,9 @@ class ForeignChannel(Channel):
     def _flush_unwatched(self) -> None:
         try:
             asked = self._asked("wants_write") and self._asked("write_fd") is None
-        except Exception:
+        except Exception as exc:
+            if interruption_in(exc) is not None:
+                raise
             return  # the port learns of it when it asks what to watch
         if asked and not self._dropped:
             self.flush()
@@ -115,8 +118,10 @@ class ForeignChannel(Channel):
             if not self._asked("wants_write"):
                 return 0
             queued = self._asked("queued_bytes")
-        except Exception:  # the port learns of it when it asks what to watch
-            return 0
+        except Exception as exc:
+            if interruption_in(exc) is not None:
+                raise
+            return 0  # the port learns of it when it asks what to watch
         return queued if isinstance(queued, int) else 1  # something, of unknown size
 
     @property

@@ -189,7 +189,8 @@ class ProcessChannel(StreamChannel):
 
     def broken_error(self) -> StreamClosedError:
         error = StreamClosedError(self._broken_text())
-        self._lost.append(error)
+        if self.ended is None:
+            self._lost.append(error)
         return error
 
     def _broken_text(self) -> str:
