@@ -299,7 +299,7 @@ def test_errors_are_complete():
     for name in stream_ipc.__all__:
         value = getattr(stream_ipc, name)
         if isinstance(value, type) and issubclass(value, stream_ipc.IpcError) and value is not stream_ipc.IpcError:
-            row = next(line for line in LINES if line.startswith(f"``{name}``  "))
+            row = next(line for line in LINES if line.startswith(f"``{name}``"))
             builtin = [base.__name__ for base in value.__bases__ if base.__module__ == "builtins"]
             assert re.findall(r"``(\w+)``", row)[1:2] == builtin or not builtin
     assert "``IpcError``" in README
@@ -443,7 +443,7 @@ def test_table_of_values(tmp_path):
         assert row.startswith(word)
         for cell, column in zip(re.split(r"  +", row)[1:], columns):
             for how in column:
-                if cell == "str if it is UTF-8, otherwise bytes":
+                if cell == "str if it is UTF-8, else bytes":
                     assert how in ("str", "bytes", "same"), (row, column)
                 else:
                     assert how == cell.split(",")[0] or (how == "same" and cell in CONDITIONS), (row, column)
