@@ -20,21 +20,26 @@ __all__ = ["DeferredReply"]
 
 
 class DeferredReply:
-    """Stands for a reply that is made later. Return one from an ``on_request`` handler, and keep it to settle it.
+    """Stands for a reply that is made later.
 
-    The session goes on with what comes next meanwhile::
+    Return one from an ``on_request`` handler, and keep it to settle it. The
+    session goes on with what comes next meanwhile. It is settled once, before
+    or after it is returned, and belongs to the thread of its session. If it is
+    dropped unsettled, the requester gets an error that says so.
+
+    Example:
+        jobs = []
 
         @session.on_request
         def work(request: TaskRequest) -> DeferredReply:
-            reply = DeferredReply()
-            jobs.append((request, reply))
-            return reply
+            jobs.append((request, DeferredReply()))
+            return jobs[-1][1]
 
-        ...
-        reply.send(TaskResponse("done"))
-
-    It is settled once, before or after it is returned, and belongs to the thread of its session. If it is dropped
-    unsettled, the requester gets an error that says so.
+        while session.is_open:
+            session.tick(None)
+            for request, reply in jobs:
+                reply.send(TaskResponse(request.job.upper()))
+            jobs.clear()
     """
 
     __slots__ = ("__weakref__", "_outcome", "_owed")
@@ -56,29 +61,35 @@ class DeferredReply:
         return self._outcome is not None
 
     def send(self, message: Message) -> bool:
-        """Reply. It leaves now, or is queued if the stream is full. Neither blocks nor runs handlers.
+        """Reply. It leaves now, or is queued if the stream is full.
 
-        A reply that cannot travel reaches the requester as an error, as it does if a handler returns it.
+        Neither blocks nor runs handlers. A reply that cannot travel reaches the
+        requester as an error, as it does if a handler returns it.
 
         Args:
             message: The reply.
 
         Returns:
-            Whether the requester's session was still open; True as long as it was not returned to a session.
+            Whether the requester's session was still open; True as long as it
+            was not returned to a session.
 
         Raises:
             TypeError: ``message`` is no Message.
-            RuntimeError: It is settled already, another thread is using the peer, or this is a fork.
+            RuntimeError: It is settled already, another thread is using the
+                peer, or this is a fork.
         """
         if type(message) not in sendable:
             check_message("send", message)
         return self._settle(message)
 
     def fail(self, error: str | BaseException) -> bool:
-        """Reply with an error: a ``RemoteError`` at the requester. Neither blocks nor runs handlers.
+        """Reply with an error: a ``RemoteError`` at the requester.
+
+        Neither blocks nor runs handlers.
 
         Args:
-            error: Its text, or an exception, whose type, text and traceback are passed on.
+            error: Its text, or an exception, whose type, text and traceback are
+                passed on.
 
         Returns:
             As ``send``.

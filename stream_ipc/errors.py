@@ -47,13 +47,15 @@ class IpcError(Exception):
 class StreamClosedError(IpcError, ConnectionError):
     """The session's stream has ended.
 
-    The text says who closed it: this side, the other side, or the operating system; for a child process also its
-    exit status or signal and the last lines of its stderr. ``__cause__`` keeps the operating system's error, if any.
+    The text says who closed it: this side, the other side, or the operating
+    system; for a child process also its exit status or signal and the last
+    lines of its stderr. ``__cause__`` keeps the operating system's error, if
+    any.
     """
 
 
 class RequestTimeoutError(IpcError, TimeoutError):
-    """A request got no reply before its deadline, or a message could not be sent in time.
+    """No reply came before the deadline, or a message could not be sent in time.
 
     Attributes:
         timeout: The limit in seconds.
@@ -81,12 +83,14 @@ class UnexpectedReplyError(IpcError, TypeError):
 
 
 class SerializationError(IpcError):
-    """A message cannot be turned into a payload, or a payload cannot be turned into a message.
+    """A message cannot become a payload, or a payload cannot become a message.
 
     Attributes:
-        request_id: The id of the request envelope whose content could not be decoded, if it could be read.
+        request_id: The id of the request envelope whose content could not be
+            decoded, if it could be read.
         response_id: The same for a response envelope.
-        payload_size: The size in bytes of a received payload that could not be decoded; None if it is not known.
+        payload_size: The size in bytes of a received payload that could not be
+            decoded; None if it is not known.
     """
 
     payload_size: int | None = None
@@ -114,10 +118,11 @@ class FrameTooLargeError(IpcError):
 
 
 class InvalidStreamError(IpcError, ValueError):
-    """A stream was closed by its owner while a session was using it, or cannot be used at all.
+    """A stream was closed under its session by its owner, or cannot be used.
 
     Attributes:
-        session: The session concerned, or None. It does not travel when the error is pickled.
+        session: The session concerned, or None. It does not travel when the
+            error is pickled.
     """
 
     def __init__(self, message: str, session: Session | None = None) -> None:

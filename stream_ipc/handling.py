@@ -37,23 +37,32 @@ __all__ = ["Handling"]
 class Handling:
     """The half of ``Session`` with which handlers are registered."""
 
-    _conversation: Conversation
+    if TYPE_CHECKING:
+        _conversation: Conversation
 
     def on_message(self, handler: EventH) -> EventH:
         """Register a handler for notifications; usable as a decorator.
 
-        All of them see each message, in the order of registration. If one raises, the others still run; then the error
-        comes out of the call that was ticking.
+        All of them see each message, in the order of registration. If one
+        raises, the others still run; then the error comes out of the call that
+        was ticking.
 
         Args:
-            handler: Takes ``(message)`` or ``(message, session)``. If its first parameter is annotated with a message
-                class, it is called for that class only.
+            handler: Takes ``(message)`` or ``(message, session)``. If its first
+                parameter is annotated with a message class, it is called for
+                that class only.
 
         Returns:
             The handler.
 
         Raises:
-            TypeError: It takes other arguments, or its annotation cannot be resolved.
+            TypeError: It takes other arguments, or its annotation cannot be
+                resolved.
+
+        Example:
+            @session.on_message
+            def show(progress: Progress) -> None:
+                print(f"{progress.done} of {progress.total}")
         """
         self._conversation.dispatcher.on_message.add(handler, sys._getframe(1))
         return handler
@@ -61,21 +70,31 @@ class Handling:
     def on_request(self, handler: RequestH) -> RequestH:
         """Register a handler for requests; usable as a decorator.
 
-        They are asked in the order of registration; the first that returns a message answers. None passes on to the
-        next. What a handler raises becomes the requester's ``RemoteError``.
+        They are asked in the order of registration; the first that returns a
+        message answers. None passes on to the next. What a handler raises
+        becomes the requester's ``RemoteError``.
 
-        One that cannot answer yet returns a ``ResponsePromise`` of any session, whose reply or error is passed on when it
-        settles (if it is another peer's, that one is to be ticked, too), or a ``DeferredReply``. The session goes on with
-        what comes next meanwhile, but is not read from while it owes some 4096 replies.
+        One that cannot answer yet returns a ``ResponsePromise`` of any session,
+        whose reply or error is passed on when it settles (if it is another
+        peer's, that one is to be ticked, too), or a ``DeferredReply``. The
+        session goes on with what comes next meanwhile, but is not read from
+        while it owes some 4096 replies.
 
         Args:
-            handler: Takes ``(message)`` or ``(message, session)``; see ``on_message``.
+            handler: Takes ``(message)`` or ``(message, session)``; see
+                ``on_message``.
 
         Returns:
             The handler.
 
         Raises:
-            TypeError: It takes other arguments, or its annotation cannot be resolved.
+            TypeError: It takes other arguments, or its annotation cannot be
+                resolved.
+
+        Example:
+            @session.on_request
+            def work(request: TaskRequest) -> TaskResponse:
+                return TaskResponse(request.job.upper())
         """
         self._conversation.dispatcher.responder.on_request.add(handler, sys._getframe(1))
         return handler
@@ -83,27 +102,32 @@ class Handling:
     def on_exception(self, handler: EventH) -> EventH:
         """Register a handler for failures of the stream; usable as a decorator.
 
-        After them the session closes, unless one returns False. Without any, failures are logged. That the other side is
-        gone is no failure: see ``on_close``. What a handler raises is logged.
+        After them the session closes, unless one returns False. Without any,
+        failures are logged. That the other side is gone is no failure: see
+        ``on_close``. What a handler raises is logged.
 
         Args:
-            handler: Takes ``(error)`` or ``(error, session)``. If its first parameter is annotated with a class of
-                exceptions, it is called for that class only.
+            handler: Takes ``(error)`` or ``(error, session)``. If its first
+                parameter is annotated with a class of exceptions, it is called
+                for that class only.
 
         Returns:
             The handler.
 
         Raises:
-            TypeError: It takes other arguments, or its annotation cannot be resolved.
+            TypeError: It takes other arguments, or its annotation cannot be
+                resolved.
         """
         self._conversation.dispatcher.on_exception.add(handler, sys._getframe(1))
         return handler
 
     def on_close(self, handler: CloseH) -> CloseH:
-        """Register a handler for the end of the session, whoever ends it; usable as a decorator.
+        """Register a handler for the end of the session.
 
-        It runs once, when pending requests have failed and the streams are released. What it raises is logged. One that
-        is registered after the end never runs: look at ``is_open`` then.
+        Whoever ends it. Usable as a decorator. It runs once, when pending
+        requests have failed and the streams are released. What it raises is
+        logged. One that is registered after the end never runs: look at
+        ``is_open`` then.
 
         Args:
             handler: Takes ``(session)``.
@@ -118,7 +142,9 @@ class Handling:
         return handler
 
     def off_message(self, handler: Callable[..., Any]) -> None:
-        """Unregister a handler of ``on_message``; takes effect at once, also inside a handler.
+        """Unregister a handler of ``on_message``.
+
+        Takes effect at once, also inside a handler.
 
         Raises:
             ValueError: It is not registered.
@@ -126,7 +152,9 @@ class Handling:
         self._conversation.dispatcher.on_message.remove(handler)
 
     def off_request(self, handler: Callable[..., Any]) -> None:
-        """Unregister a handler of ``on_request``; takes effect at once, also inside a handler.
+        """Unregister a handler of ``on_request``.
+
+        Takes effect at once, also inside a handler.
 
         Raises:
             ValueError: It is not registered.
@@ -134,7 +162,9 @@ class Handling:
         self._conversation.dispatcher.responder.on_request.remove(handler)
 
     def off_exception(self, handler: Callable[..., Any]) -> None:
-        """Unregister a handler of ``on_exception``; takes effect at once, also inside a handler.
+        """Unregister a handler of ``on_exception``.
+
+        Takes effect at once, also inside a handler.
 
         Raises:
             ValueError: It is not registered.
@@ -142,7 +172,9 @@ class Handling:
         self._conversation.dispatcher.on_exception.remove(handler)
 
     def off_close(self, handler: Callable[..., Any]) -> None:
-        """Unregister a handler of ``on_close``; takes effect at once, also inside a handler.
+        """Unregister a handler of ``on_close``.
+
+        Takes effect at once, also inside a handler.
 
         Raises:
             ValueError: It is not registered.

@@ -40,7 +40,10 @@ class PidCounterRequestIdGenerator:
 
 
 class PidHrtimeRequestIdGenerator:
-    """Ids of the form ``<pid>.<nanoseconds>.<counter>``, which do not repeat after a restart with the same pid."""
+    """Ids of the form ``<pid>.<nanoseconds>.<counter>``.
+
+    They do not repeat after a restart with the same pid.
+    """
 
     def __init__(self) -> None:
         self._pid = os.getpid()

@@ -25,9 +25,10 @@ __all__ = ["Listener", "open_connection", "open_listener"]
 
 
 class Listener:
-    """Accepts connections while its peer ticks. Made by ``IpcPeer.listen``, and closed with its peer at the latest.
+    """Accepts connections while its peer ticks.
 
-    A context manager: leaving closes it.
+    Made by ``IpcPeer.listen``, and closed with its peer at the latest. A
+    context manager: leaving closes it.
     """
 
     __slots__ = ("__weakref__", "_acceptor")
@@ -49,8 +50,9 @@ class Listener:
 
     @property
     def address(self) -> str | tuple[str, int]:
-        """Where it listens: the path, or the host as it was given and the port, also one that the system chose.
+        """Where it listens: the path, or the host and the port.
 
+        The host is as it was given; the port may be one that the system chose.
         Stays the same when it is closed.
         """
         return self._acceptor.place
@@ -61,10 +63,11 @@ class Listener:
         return not self._acceptor.closed
 
     def close(self) -> None:
-        """Accept no more, and remove the file of a Unix socket. A second call does nothing.
+        """Accept no more, and remove the file of a Unix socket.
 
-        Does not block and runs no handlers. Sessions that were accepted stay open. Connections that were not accepted
-        yet, or whose handshake is not over, are closed.
+        A second call does nothing. Does not block and runs no handlers.
+        Sessions that were accepted stay open. Connections that were not
+        accepted yet, or whose handshake is not over, are closed.
 
         Raises:
             RuntimeError: Another thread is using the peer.

@@ -39,13 +39,16 @@ class Message:
         class TaskRequest(Message):
             job: str
 
-    Deriving registers the class under its wire name: ``module.QualName``, or the one that is given with
-    ``class TaskRequest(Message, wire_name="App\\\\Message\\\\TaskRequest")``. Both sides must know the class under the
-    same name, so define it in a module that both import. A dataclass is rebuilt by its constructor on the other
-    side, so ``__post_init__`` can check what came; any other class is rebuilt from its attributes.
+    Deriving registers the class under its wire name: ``module.QualName``, or
+    the one that is given with ``class TaskRequest(Message,
+    wire_name="App\\\\Message\\\\TaskRequest")``. Both sides must know the class
+    under the same name, so define it in a module that both import. A dataclass
+    is rebuilt by its constructor on the other side, so ``__post_init__`` can
+    check what came; any other class is rebuilt from its attributes.
 
     Raises:
-        TypeError: At the definition: instances of the class cannot be rebuilt (it derives from ``list``, an enum, ...).
+        TypeError: At the definition: instances of the class cannot be rebuilt
+            (it derives from ``list``, an enum, ...).
         ValueError: At the definition: the wire name is taken by another class.
     """
 
@@ -65,8 +68,9 @@ class Message:
 class LogMessage(Message, wire_name="StreamIpc\\Message\\LogMessage"):
     """Text with a level.
 
-    The library itself makes them of text that is no message: bytes between frames (``LEVEL_JUNK``) and what a child
-    process writes to its stderr (``LEVEL_STDERR``).
+    The library itself makes them of text that is no message: bytes between
+    frames (``LEVEL_JUNK``) and what a child process writes to its stderr
+    (``LEVEL_STDERR``).
 
     Attributes:
         message: The text.
@@ -97,10 +101,14 @@ def is_text(message: Message) -> bool:
 
 @dataclass
 class ErrorMessage(Message, wire_name="StreamIpc\\Message\\ErrorMessage"):
-    """An error as text. As the reply to a request it makes the requester's ``wait()`` raise ``RemoteError``.
+    """An error as text.
+
+    As the reply to a request it makes the requester's ``wait()`` raise
+    ``RemoteError``.
 
     Attributes:
-        message: The text. If an exception was given, its type, message and traceback follow on the next lines.
+        message: The text. If an exception was given, its type, message and
+            traceback follow on the next lines.
     """
 
     # The original keeps the text in a private property of this name.

@@ -9,13 +9,12 @@ import sys
 
 from . import log
 from .arguments import DEFAULT, PIPE, check_plugin, check_timeout
-from .core.conversation import Conversation
 from .core.lifecycle import drop_loop
 from .core.loop import Loop
 from .ids import PidCounterRequestIdGenerator
-from .session import Session, conversation_of
+from .opening import add_session, add_socket, taker
 from .ticking import Ticking
-from .transports.connections import check_socket, is_tls, socket_channel
+from .transports.connections import check_socket, is_tls
 from .transports.foreign import ForeignChannel
 from .transports.stream import StreamChannel
 from .transports.transport import DEFAULT_MAX_FRAME_SIZE, channel_of, open_streams
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
 
     from .listener import Listener
     from .protocols import MessageSerializer, RequestIdGenerator
-    from .transports.base import Channel, Transport
+    from .session import Session
+    from .transports.base import Transport
     from .transports.sockets import Address
     from .transports.spawn import Command, Path, PopenOptions
     from .transports.transport import ReadStream, WriteStream
@@ -44,25 +44,31 @@ __all__ = ["IpcPeer"]
 class IpcPeer(Ticking):
     """Owns any number of sessions and drives them.
 
-    It belongs to the process that made it, and to one thread at a time: any call while another thread is inside, or in a
-    forked copy of the process, is a ``RuntimeError``, and so is making a session once it is closed. A context manager:
-    leaving closes it. So does the end of the interpreter.
+    It belongs to the process that made it, and to one thread at a time: any
+    call while another thread is inside, or in a forked copy of the process, is
+    a ``RuntimeError``, and so is making a session once it is closed. A context
+    manager: leaving closes it. So does the end of the interpreter.
 
     Args:
-        serializer: Turns messages into payloads; ``PickleMessageSerializer()`` by default. May serve several peers.
-        id_generator: Makes request ids; ``PidCounterRequestIdGenerator()`` by default.
-        timeout: The default for requests, in seconds; None for no limit. Also how long ``notify`` waits for room, and how
-            long a handshake of ``listen`` may take.
+        serializer: Turns messages into payloads; ``PickleMessageSerializer()``
+            by default. May serve several peers.
+        id_generator: Makes request ids; ``PidCounterRequestIdGenerator()`` by
+            default.
+        timeout: The default for requests, in seconds; None for no limit. Also
+            how long ``notify`` waits for room, and how long a handshake of
+            ``listen`` may take.
         max_frame_size: The largest payload in bytes, both ways.
 
     Attributes: as the arguments.
 
     Raises:
         TypeError: An argument is of a wrong kind.
-        ValueError: ``timeout`` is negative, or ``max_frame_size`` is no size that a frame can have.
+        ValueError: ``timeout`` is negative, or ``max_frame_size`` is no size
+            that a frame can have.
     """
 
-    _loop: Loop
+    if TYPE_CHECKING:
+        _loop: Loop
 
     def __init__(
         self,
@@ -115,35 +121,40 @@ class IpcPeer(Ticking):
     # -- making sessions
 
     def create_stdio_session(self) -> Session:
-        """Talk over this process's own stdin and stdout, as a worker does with its parent.
+        """Talk over this process's stdin and stdout, as a worker does.
 
-        Takes them over: what is printed from now on, also by programs that this process starts, goes to stderr, each line
-        at once; reading ``sys.stdin`` gives end of file. Where stderr is the stream of the session itself (inetd,
-        ``stderr=STDOUT``), what is printed or written to stderr is dropped. Closing the session restores all. Does not
-        block.
+        Takes them over: what is printed from now on, also by programs that this
+        process starts, goes to stderr, each line at once; reading ``sys.stdin``
+        gives end of file. Where stderr is the stream of the session itself
+        (inetd, ``stderr=STDOUT``), what is printed or written to stderr is
+        dropped. Closing the session restores all. Does not block.
 
         Raises:
             RuntimeError: They are taken over already.
-            InvalidStreamError: Descriptor 0 or 1 is closed, or ``sys.stdin`` has already read ahead.
+            InvalidStreamError: Descriptor 0 or 1 is closed, or ``sys.stdin``
+                has already read ahead.
         """
         self._loop.check_open()
         from .transports.stdio import StdioChannel
 
-        return self._add(StdioChannel(self.serializer, self.max_frame_size))
+        return add_session(self, StdioChannel(self.serializer, self.max_frame_size))
 
     def create_process_session(self, process: subprocess.Popen[Any]) -> Session:
-        """Attach to a process that was started with ``stdin=PIPE, stdout=PIPE`` and optionally ``stderr=PIPE``.
+        """Attach to a ``subprocess.Popen``.
 
-        Each line on its stderr arrives as ``LogMessage(text, "stderr")``. The session owns the three streams and closes
-        them; ending the process, and reaping it, stays with its owner. Does not block.
+        It was started with ``stdin=PIPE, stdout=PIPE`` and optionally
+        ``stderr=PIPE``. Each line on its stderr arrives as ``LogMessage(text,
+        "stderr")``. The session owns the three streams and closes them; ending
+        the process, and reaping it, stays with its owner. Does not block.
 
         Raises:
-            ValueError: It is no ``subprocess.Popen`` with binary pipes; the text says what to pass.
+            ValueError: It is no ``subprocess.Popen`` with binary pipes; the
+                text says what to pass.
         """
         self._loop.check_open()
         from .transports.process import ProcessChannel
 
-        return self._add(ProcessChannel(process, False, self.serializer, self.max_frame_size))
+        return add_session(self, ProcessChannel(process, False, self.serializer, self.max_frame_size))
 
     def create_command_session(
         self,
@@ -154,28 +165,37 @@ class IpcPeer(Ticking):
         stderr: int | IO[Any] | None = PIPE,
         **popen: Unpack[PopenOptions],
     ) -> Session:
-        """Start a process and talk over its stdin and stdout. Closing the session ends and reaps it.
+        """Start a process and talk over its stdin and stdout.
 
-        Blocks only until the system has started it. A program that does not talk, or fails at once, is noticed later: what
-        it prints arrives as ``LogMessage``, and its end is a ``StreamClosedError``.
+        Closing the session ends and reaps it. Blocks only until the system has
+        started it. A program that does not talk, or fails at once, is noticed
+        later: what it prints arrives as ``LogMessage``, and its end is a
+        ``StreamClosedError``.
 
-        A program that has set SIGPIPE to its default (``SIG_DFL``) is killed by it when it writes to a child that has
-        died, as by any other pipe. A ``RuntimeWarning`` says so; leave it as Python sets it (``SIG_IGN``).
+        A program that has set SIGPIPE to its default (``SIG_DFL``) is killed by
+        it when it writes to a child that has died, as by any other pipe. A
+        ``RuntimeWarning`` says so; leave it as Python sets it (``SIG_IGN``).
 
         Args:
-            command: The program and its arguments, as a list; there is no shell.
+            command: The program and its arguments, as a list; there is no
+                shell.
             cwd: The folder to start it in.
             env: Its environment; by default this process's.
-            stderr: ``subprocess.PIPE`` (the default: each line arrives as ``LogMessage(text, "stderr")``), None to share
-                this process's stderr, or whatever else ``subprocess.Popen`` takes.
-            popen: Other keywords of ``subprocess.Popen``, but for what the conversation needs as it is (``stdin``,
-                ``stdout``, ``shell``, ``text``, ``bufsize``, ...). With ``start_new_session=True`` or ``process_group=0``
-                closing signals the whole process group.
+            stderr: ``subprocess.PIPE`` (the default: each line arrives as
+                ``LogMessage(text, "stderr")``), None to share this process's
+                stderr, or whatever else ``subprocess.Popen`` takes.
+            popen: Other keywords of ``subprocess.Popen``, but for what the
+                conversation needs as it is (``stdin``, ``stdout``, ``shell``,
+                ``text``, ``bufsize``, ...). With ``start_new_session=True`` or
+                ``process_group=0`` closing signals the whole process group.
 
         Raises:
-            TypeError: ``command`` is no list, or another argument is of a wrong kind or cannot be passed.
-            ValueError: ``command`` is empty, or another argument cannot be used: a ``stderr`` without a descriptor.
-            OSError: It cannot be started: ``FileNotFoundError``, ``PermissionError``, ...
+            TypeError: ``command`` is no list, or another argument is of a wrong
+                kind or cannot be passed.
+            ValueError: ``command`` is empty, or another argument cannot be
+                used: a ``stderr`` without a descriptor.
+            OSError: It cannot be started: ``FileNotFoundError``,
+                ``PermissionError``, ...
         """
         self._loop.check_open()
         from .transports.children import kill, process_name
@@ -186,7 +206,7 @@ class IpcPeer(Ticking):
         process = spawn(command, cwd, env, stderr, popen)
         try:
             log.debug("%s started", process_name(process))
-            return self._add(ProcessChannel(process, True, self.serializer, self.max_frame_size, group))
+            return add_session(self, ProcessChannel(process, True, self.serializer, self.max_frame_size, group))
         except BaseException:
             if not any([session.process is process for session in self.sessions]):  # nobody has it yet
                 kill(process)
@@ -195,13 +215,17 @@ class IpcPeer(Ticking):
     def create_stream_session(
         self, write: WriteStream, read: ReadStream, read2: ReadStream | None = None
     ) -> Session:
-        """Talk over any streams: file objects, sockets or raw descriptors. The session owns and closes them.
+        """Talk over any streams: file objects, sockets or raw descriptors.
 
-        An object that has no descriptor (its ``fileno()`` is missing or refuses), or whose bytes are others than the
-        descriptor's (``gzip.GzipFile``), is used by its methods, which must not block: ``read(n)`` returns bytes, ``b""``
-        at the end, None when nothing is there; ``write(data)`` returns how many bytes it took, or None for none. It is
-        asked on every tick, and at least every 10 ms while waiting. What such a method raises is the end of the session
-        and the cause of its ``StreamClosedError``. For a stream that blocks see ``examples/blocking_stream.py``.
+        The session owns and closes them. An object that has no descriptor (its
+        ``fileno()`` is missing or refuses), or whose bytes are others than the
+        descriptor's (``gzip.GzipFile``), is used by its methods, which must not
+        block: ``read(n)`` returns bytes, ``b""`` at the end, None when nothing
+        is there; ``write(data)`` returns how many bytes it took, or None for
+        none. It is asked on every tick, and at least every 10 ms while waiting.
+        What such a method raises is the end of the session and the cause of its
+        ``StreamClosedError``. For a stream that blocks see
+        ``examples/blocking_stream.py``.
 
         Args:
             write: What is written.
@@ -209,43 +233,53 @@ class IpcPeer(Ticking):
             read2: A second input with frames.
 
         Raises:
-            InvalidStreamError: A stream is closed, or has neither a descriptor nor such methods. The streams stay open.
-            ValueError: One of them is an ``ssl.SSLSocket``; see ``create_socket_session``.
+            InvalidStreamError: A stream is closed, or has neither a descriptor
+                nor such methods. The streams stay open.
+            ValueError: One of them is an ``ssl.SSLSocket``; see
+                ``create_socket_session``.
         """
         self._loop.check_open()
         reads = [read] if read2 is None else [read, read2]
         if any([is_tls(stream) for stream in (write, *reads)]):
             raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
-        return self._add(StreamChannel(*open_streams(write, reads), self.serializer, self.max_frame_size))
+        return add_session(self, StreamChannel(*open_streams(write, reads), self.serializer, self.max_frame_size))
 
     def create_socket_session(self, sock: socket.socket) -> Session:
-        """Talk over a connected stream socket, also an ``ssl.SSLSocket``. The session owns and closes it.
+        """Talk over a connected stream socket, also an ``ssl.SSLSocket``.
 
-        Does not block, also if the TLS handshake is still to be made: ticks make it.
+        The session owns and closes it. Does not block, also if the TLS
+        handshake is still to be made: ticks make it.
 
         Raises:
             TypeError: It is no socket.
             ValueError: It is no stream socket, or not connected.
         """
         self._loop.check_open()
-        return self._add_socket(sock, check_socket(sock))
+        return add_socket(self, sock, check_socket(sock))
 
     def create_session(self, transport: Transport) -> Session:
         """Talk over a transport of one's own, which the session owns and closes.
 
         Args:
-            transport: A ``MessageTransport``, or any object with its four abstract methods.
+            transport: A ``MessageTransport``, or any object with its four
+                abstract methods.
 
         Raises:
             TypeError: It lacks a method.
         """
         self._loop.check_open()
-        return self._add(channel_of(transport) or ForeignChannel(transport))
+        return add_session(self, channel_of(transport) or ForeignChannel(transport))
 
     def create_session_pair(self) -> tuple[Session, Session]:
-        """Return two connected sessions of this peer, for tests and demonstrations.
+        """Return two connected sessions of this peer, for tests.
 
-        What one sends the other gets, so ``a.request(message).wait()`` runs the handlers of b.
+        What one sends the other gets, so ``a.request(message).wait()`` runs the
+        handlers of b.
+
+        Example:
+            parent, worker = peer.create_session_pair()
+            worker.on_request(work)
+            assert parent.request(TaskRequest("a")).wait() == TaskResponse("A")
         """
         self._loop.check_open()
         import socket
@@ -265,24 +299,32 @@ class IpcPeer(Ticking):
     ) -> Session:
         """Connect to a listening peer.
 
-        Blocks until the connection is there, TLS handshake included. Runs no handlers, but keeps the bytes of the other
-        sessions flowing, so a peer can also connect to its own listener. Looking up the name of a host cannot be
-        interrupted, but counts against the timeout. With TLS 1.3, a server that refuses our certificate does so after the
-        handshake: then the session ends with a ``StreamClosedError`` that says so.
+        Blocks until the connection is there, TLS handshake included. Runs no
+        handlers, but keeps the bytes of the other sessions flowing, so a peer
+        can also connect to its own listener. Looking up the name of a host
+        cannot be interrupted, but counts against the timeout. With TLS 1.3, a
+        server that refuses our certificate does so after the handshake: then
+        the session ends with a ``StreamClosedError`` that says so.
 
         Args:
-            address: A path (Unix socket), or a pair ``(host, port)`` (TCP), of which all addresses are tried.
-            ssl_context: For TLS; needed for every host but this one (127.0.0.0/8, ::1).
-            server_hostname: The name that the server's certificate must have, by default the host.
+            address: A path (Unix socket), or a pair ``(host, port)`` (TCP), of
+                which all addresses are tried.
+            ssl_context: For TLS; needed for every host but this one
+                (127.0.0.0/8, ::1).
+            server_hostname: The name that the server's certificate must have,
+                by default the host.
             timeout: Seconds; by default the peer's, None for no limit.
 
         Raises:
             TypeError: An argument is of a wrong kind.
-            ValueError: It is no address, or not loopback and there is no ``ssl_context``.
+            ValueError: It is no address, or not loopback and there is no
+                ``ssl_context``.
             TimeoutError: It took too long.
-            OSError: It failed, and the text names the address: ``ConnectionRefusedError``, ``FileNotFoundError``,
-                ``socket.gaierror`` (the host does not resolve), ``ssl.SSLError``, ``PermissionError`` (also if the
-                listener of a Unix socket runs as another user), ...
+            OSError: It failed, and the text names the address:
+                ``ConnectionRefusedError``, ``FileNotFoundError``,
+                ``socket.gaierror`` (the host does not resolve),
+                ``ssl.SSLError``, ``PermissionError`` (also if the listener of a
+                Unix socket runs as another user), ...
         """
         if timeout is DEFAULT:
             timeout = self.timeout
@@ -294,7 +336,7 @@ class IpcPeer(Ticking):
         loop = self._loop
         outer = loop.enter()
         try:
-            return self._add_socket(*open_connection(loop, address, ssl_context, server_hostname, timeout))
+            return add_socket(self, *open_connection(loop, address, ssl_context, server_hostname, timeout))
         finally:
             loop.thread = outer
 
@@ -308,23 +350,39 @@ class IpcPeer(Ticking):
         """Accept connections at an address, inside ticks.
 
         Args:
-            address: A path (Unix socket), or a pair ``(host, port)`` (TCP); port 0 lets the system choose one, which is
-                in the listener's ``address``. A Unix socket's file has mode 0600, takes the place of one that a dead
-                listener has left, and is removed on close; connections from other users are refused.
-            on_session: Called with each new session during a tick, before anything that came over it is dispatched: the
-                place to register handlers. What it raises comes out of the tick, and closes the session.
-            ssl_context: For TLS; needed for every address but loopback (127.0.0.0/8, ::1). Without one, whoever can
-                reach the port is let in. Whether clients need a certificate is for it to say (``verify_mode``). A
-                handshake may take as long as the peer's timeout (30 s if it has none).
+            address: A path (Unix socket), or a pair ``(host, port)`` (TCP);
+                port 0 lets the system choose one, which is in the listener's
+                ``address``. A Unix socket's file has mode 0600, takes the place
+                of one that a dead listener has left, and is removed on close;
+                connections from other users are refused.
+            on_session: Called with each new session during a tick, before
+                anything that came over it is dispatched: the place to register
+                handlers. What it raises comes out of the tick, and closes the
+                session.
+            ssl_context: For TLS; needed for every address but loopback
+                (127.0.0.0/8, ::1). Without one, whoever can reach the port is
+                let in. Whether clients need a certificate is for it to say
+                (``verify_mode``). A handshake may take as long as the peer's
+                timeout (30 s if it has none).
 
         Returns:
             What listens; it closes with the peer at the latest.
 
         Raises:
             TypeError: An argument is of a wrong kind.
-            ValueError: It is no address, or not loopback and there is no ``ssl_context``.
-            OSError: It cannot be listened at, and the text names the address: somebody does so already, the path is too
-                long, the host does not resolve, ...
+            ValueError: It is no address, or not loopback and there is no
+                ``ssl_context``.
+            OSError: It cannot be listened at, and the text names the address:
+                somebody does so already, the path is too long, the host does
+                not resolve, ...
+
+        Example:
+            def on_session(session):
+                session.on_request(lambda task: TaskResponse(task.job.upper()))
+
+            with peer.listen(path, on_session):
+                while not stopping:
+                    peer.tick(None)
         """
         self._loop.check_open()
         from .listener import open_listener
@@ -332,56 +390,6 @@ class IpcPeer(Ticking):
         loop = self._loop
         outer = loop.enter()
         try:
-            return open_listener(loop, address, self._accept(on_session), lambda: self.timeout, ssl_context)
+            return open_listener(loop, address, taker(self, on_session), lambda: self.timeout, ssl_context)
         finally:
             loop.thread = outer
-
-    def _accept(self, on_session: Callable[[Session], Any]) -> Callable[[socket.socket, str], Any]:
-        """Return what a listener calls with each connection."""
-        if not callable(on_session):
-            raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
-        return lambda sock, name: self._add_socket(sock, name, on_session)
-
-    def _add_socket(
-        self, sock: socket.socket, name: str = "", on_session: Callable[[Session], Any] | None = None
-    ) -> Session:
-        """Add a session over a connected socket, to be handed to ``on_session`` when it is dispatched."""
-        channel = socket_channel(sock, self.serializer, self.max_frame_size)
-        if name:
-            channel.connected(name)
-        return self._add(channel, on_session)
-
-    def _add(self, channel: Channel, on_session: Callable[[Session], Any] | None = None) -> Session:
-        loop = self._loop
-        outer = loop.enter()
-        try:
-            session = Session(lambda session: Conversation(loop, channel, self, session))
-            conversation = conversation_of(session)
-            loop.add(conversation)
-            if on_session is not None:
-                conversation.dispatcher.begin_with(on_session)
-            try:
-                log.debug("session %s opened%s", session.name, channel.details())
-                conversation.port.rearm()
-            except BaseException:
-                session.close()
-                raise
-            return session
-        finally:
-            loop.thread = outer
-
-    def remove_session(self, session: Session) -> None:
-        """Close a session but leave its streams open, to their owner, as they were found; see ``Session.close``.
-
-        A child process is left running. Does nothing if the session is closed.
-
-        Raises:
-            TypeError: It is no session.
-            ValueError: It is no session of this peer.
-        """
-        if not isinstance(session, Session):
-            raise TypeError(f"remove_session() takes a Session, not {session!r:.200}")
-        if session.peer is not self:
-            raise ValueError(f"{session!r} belongs to another peer")
-        self._loop.check_entry()
-        conversation_of(session).close(release=True)

@@ -32,38 +32,52 @@ _is_settled = attrgetter("settled")
 
 
 class WorkerPool:
-    """Gives tasks to worker processes, which are started when they are needed and replaced when they die.
+    """Gives tasks to worker processes, and replaces those that die.
 
-    The peer's ticks and waits drive it; there is no thread. A worker is any program that talks over its stdin and stdout. A
-    context manager: leaving waits for what is queued, then closes it; an exception closes it at once::
+    They are started when they are needed. The peer's ticks and waits drive it;
+    there is no thread. A worker is any program that talks over its stdin and
+    stdout. A context manager: leaving waits for what is queued, then closes it;
+    an exception closes it at once.
 
-        with IpcPeer() as peer, WorkerPool(peer, [sys.executable, "worker.py"]) as pool:
-            for reply in pool.map(tasks, expect=TaskResponse):
-                print(reply.result)
-
-    A worker that dies is replaced, and its tasks are given to others. If workers die again and again before any has
-    answered something, what is queued fails with ``StreamClosedError``; not while one runs in whose place none has died.
+    A worker that dies is replaced, and its tasks are given to others. If
+    workers die again and again before any has answered something, what is
+    queued fails with ``StreamClosedError``; not while one runs in whose place
+    none has died.
 
     Args:
         peer: What drives it.
-        command: The command of all workers, or a list of commands, one for each worker.
-        size: How many workers there are at most; by default as many as CPUs. Not with a list of commands.
-        retries: How often a task is given to another worker when its worker dies. Then it fails with the
-            ``StreamClosedError`` that says how the worker ended.
-        timeout: Seconds that a worker has for a task, from when it gets it; by default the peer's, None for no limit. A
-            task that takes longer fails with ``RequestTimeoutError``, and its worker is killed and replaced.
+        command: The command of all workers, or a list of commands, one for each
+            worker.
+        size: How many workers there are at most; by default as many as CPUs.
+            Not with a list of commands.
+        retries: How often a task is given to another worker when its worker
+            dies. Then it fails with the ``StreamClosedError`` that says how the
+            worker ended.
+        timeout: Seconds that a worker has for a task, from when it gets it; by
+            default the peer's, None for no limit. A task that takes longer
+            fails with ``RequestTimeoutError``, and its worker is killed and
+            replaced.
         tasks_per_worker: A worker is replaced after so many tasks.
         in_flight: How many tasks a worker has at a time.
-        on_session: Called with each new worker's session, for handlers and set-up messages. What it raises is logged, and
-            the worker counts as one that died.
-        hello: A message class: a worker gets tasks once it has notified the pool of one. None: it gets one at once.
-        start_timeout: Seconds until a worker must have given its first sign (``hello``, or else any message), or it is
-            killed and replaced; None for no limit.
+        on_session: Called with each new worker's session, for handlers and
+            set-up messages. What it raises is logged, and the worker counts as
+            one that died.
+        hello: A message class: a worker gets tasks once it has notified the
+            pool of one. None: it gets one at once.
+        start_timeout: Seconds until a worker must have given its first sign
+            (``hello``, or else any message), or it is killed and replaced; None
+            for no limit.
         options: Further arguments of ``IpcPeer.create_command_session``.
 
     Raises:
         TypeError: An argument is of a wrong kind.
         ValueError: A number is out of range, or there is no command.
+
+    Example:
+        command = [sys.executable, "worker.py"]
+        with IpcPeer() as peer, WorkerPool(peer, command) as pool:
+            for reply in pool.map(tasks, expect=TaskResponse):
+                print(reply.result)
     """
 
     def __init__(
@@ -154,9 +168,10 @@ class WorkerPool:
     def submit(
         self, message: Message, *, expect: type[Any] = Message, timeout: float | None = POOLS
     ) -> ResponsePromise[Any]:
-        """Queue a task, and give it to a worker as soon as one is free. Neither blocks nor runs handlers.
+        """Queue a task, and give it to a worker as soon as one is free.
 
-        May start a worker, and so call ``on_session``.
+        Neither blocks nor runs handlers. May start a worker, and so call
+        ``on_session``.
 
         Args:
             message: The task; a worker gets it as a request.
@@ -164,13 +179,16 @@ class WorkerPool:
             timeout: Seconds that a worker has for it; by default the pool's.
 
         Returns:
-            A promise, as of a request. Its ``cancel()`` takes a task back that is still queued; a worker that has it goes
-            on, and its reply is discarded. The task is done also if the promise is dropped.
+            A promise, as of a request. Its ``cancel()`` takes a task back that
+            is still queued; a worker that has it goes on, and its reply is
+            discarded. The task is done also if the promise is dropped.
 
         Raises:
-            TypeError: An argument is of a wrong kind, be it one for ``create_command_session``.
+            TypeError: An argument is of a wrong kind, be it one for
+                ``create_command_session``.
             ValueError: ``timeout`` is negative.
-            RuntimeError: The pool is closed, another thread is using the peer, or this is a fork.
+            RuntimeError: The pool is closed, another thread is using the peer,
+                or this is a fork.
         """
         promise = self._make("submit", message, expect, timeout)
         ticket = pending_behind(promise)
@@ -242,22 +260,32 @@ class WorkerPool:
         timeout: float | None = POOLS,
         ahead: int | None = None,
     ) -> Iterator[Any]:
-        """Yield the reply to each of many tasks. Reads its input lazily, also an endless one.
+        """Yield the reply to each of many tasks.
 
-        ``next()`` ticks the whole peer until a reply is there, so handlers run. It raises the error of a task in place of
-        its reply, and the next ``next()`` goes on. Dropping the iterator takes its tasks back that are still queued.
+        Reads its input lazily, also an endless one. ``next()`` ticks the whole
+        peer until a reply is there, so handlers run. It raises the error of a
+        task in place of its reply, and the next ``next()`` goes on. Dropping
+        the iterator takes its tasks back that are still queued.
 
         Args:
             messages: The tasks.
             expect: The class of the replies.
-            ordered: Whether replies come in the order of the tasks, or as they are ready.
-            timeout: Seconds that a worker has for a task; by default the pool's.
-            ahead: How many tasks are queued, with workers, or done but not yielded, at most; by default twice as many as
-                the workers can have.
+            ordered: Whether replies come in the order of the tasks, or as they
+                are ready.
+            timeout: Seconds that a worker has for a task; by default the
+                pool's.
+            ahead: How many tasks are queued, with workers, or done but not
+                yielded, at most; by default twice as many as the workers can
+                have.
 
         Raises:
             TypeError: An argument is of a wrong kind.
             ValueError: A number is out of range.
+
+        Example:
+            replies = pool.map(map(TaskRequest, words), expect=TaskResponse)
+            for word, reply in zip(words, replies):
+                print(word, reply.result)
         """
         check_expect(expect)
         _check_number("ahead", ahead, 1, None)
@@ -279,10 +307,13 @@ class WorkerPool:
         )
 
     def close(self, timeout: float | None = USUAL) -> None:
-        """End the workers, side by side. What is queued or with workers fails. A second call does nothing.
+        """End the workers, side by side. What is queued or with workers fails.
+
+        A second call does nothing.
 
         Args:
-            timeout: Seconds until workers that have not ended are killed; by default as in ``Session.close``.
+            timeout: Seconds until workers that have not ended are killed; by
+                default as in ``Session.close``.
         """
         seconds = close_bound(timeout)
         loop = self._crew.desk.loop

@@ -102,8 +102,9 @@ class Mapped:
                 else:
                     self._run_until(lambda: bool(ready))
             promise = ready[0]
-        if not promise.settled:
-            self._run_until(lambda: promise.settled)
+        pending = pending_behind(promise)
+        if not pending.settled:
+            self._run_until(lambda: pending.settled)
         error = reply = None
         try:
             reply = promise.wait()

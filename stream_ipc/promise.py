@@ -41,14 +41,15 @@ _new = object.__new__  # without the call of an __init__
 class ResponsePromise(Generic[M_co]):
     """The reply to a request, as ``Session.request`` returns it.
 
-    Dropping it is fine: nothing stays behind, and a late reply is discarded. It outlives its session: what is settled
-    stays so.
+    Dropping it is fine: nothing stays behind, and a late reply is discarded. It
+    outlives its session: what is settled stays so.
     """
 
     __slots__ = ("__weakref__", "_conversation", "_pending")
 
-    _conversation: Conversation
-    _pending: Pending
+    if TYPE_CHECKING:
+        _conversation: Conversation
+        _pending: Pending
 
     def __repr__(self) -> str:
         try:
@@ -69,18 +70,11 @@ class ResponsePromise(Generic[M_co]):
         return self._pending.id
 
     @property
-    def settled(self) -> bool:
-        """Whether the outcome is known. Unlike ``done`` it does not look at the clock."""
-        return self._pending.settled != 0
-
-    @property
-    def deadline(self) -> float | None:
-        """When the reply must be there, in the time of ``time.monotonic()``; None for no limit."""
-        return self._pending.deadline
-
-    @property
     def done(self) -> bool:
-        """Whether ``wait()`` would return or raise at once. Never blocks and runs no handlers."""
+        """Whether ``wait()`` would return or raise at once.
+
+        Never blocks and runs no handlers.
+        """
         pending = self._pending
         if not pending.settled and pending.deadline is not None and self._conversation.loop.clock() >= pending.deadline:
             # A reply may lie in the stream: then wait() would still find it.
@@ -90,23 +84,27 @@ class ResponsePromise(Generic[M_co]):
     def wait(self, timeout: float | None = None) -> M_co:
         """Wait for the reply, and tick the whole peer meanwhile, so handlers run.
 
-        What is already there counts even if the time is over. Further calls return the same reply, or raise the same
-        error again, at once. May be called inside a handler.
+        What is already there counts even if the time is over. Further calls
+        return the same reply, or raise the same error again, at once. May be
+        called inside a handler.
 
         Args:
-            timeout: Wait at most that many seconds; 0 takes what is there; None waits until the request's own deadline.
+            timeout: Wait at most that many seconds; 0 takes what is there; None
+                waits until the request's own deadline.
 
         Returns:
             The reply, of the class that the request expects.
 
         Raises:
-            RequestTimeoutError: The request's deadline has passed. It is given up.
+            RequestTimeoutError: The request's deadline has passed. It is given
+                up.
             TimeoutError: ``timeout`` has passed. The request is still pending.
             StreamClosedError: The session is gone.
             RemoteError: The other side answered with an ``ErrorMessage``.
             UnexpectedReplyError: The reply is of another class than expected.
             SerializationError: The reply could not be decoded.
-            Exception: An ``on_message`` handler that ran meanwhile has raised it. The request is still pending.
+            Exception: An ``on_message`` handler that ran meanwhile has raised
+                it. The request is still pending.
         """
         pending = self._pending
         if not pending.settled:
@@ -119,17 +117,25 @@ class ResponsePromise(Generic[M_co]):
         return outcome  # type: ignore[no-any-return]
 
     def add_done_callback(self, function: Callable[[ResponsePromise[M_co]], Any]) -> None:
-        """Have a function called with this promise once it has settled: in the tick that settles it, or now if it has.
+        """Have a function called with this promise once it has settled.
 
-        The promise stays alive until then. What the function raises is logged. Neither blocks nor, unless it has settled,
-        runs anything.
+        That is in the tick that settles it, or now if it has. The promise stays
+        alive until then. What the function raises is logged. Neither blocks
+        nor, unless it has settled, runs anything.
 
         Args:
-            function: Takes the promise, of which ``wait()`` returns or raises at once. It may send, wait and tick.
+            function: Takes the promise, of which ``wait()`` returns or raises
+                at once. It may send, wait and tick.
 
         Raises:
             TypeError: It is no function.
             RuntimeError: Another thread is using the peer, or this is a fork.
+
+        Example:
+            def show(promise):
+                print(promise.wait())  # returns or raises at once
+
+            session.request(task).add_done_callback(show)
         """
         if not callable(function):
             raise TypeError(f"add_done_callback() takes a function, not {function!r:.100}")
@@ -138,10 +144,13 @@ class ResponsePromise(Generic[M_co]):
         self._pending.call_back(loop, function, self)
 
     def cancel(self) -> bool:
-        """Give the request up; a late reply is discarded. The other side is not told. Does not block; done callbacks run.
+        """Give the request up; a late reply is discarded.
+
+        The other side is not told. Does not block; done callbacks run.
 
         Returns:
-            Whether it was still pending. If so, ``wait()`` raises ``IpcError`` from now on.
+            Whether it was still pending. If so, ``wait()`` raises ``IpcError``
+            from now on.
 
         Raises:
             RuntimeError: Another thread is using the peer, or this is a fork.

@@ -16,17 +16,19 @@ Payload = Union[bytes, bytearray, memoryview]
 
 
 class MessageSerializer(Protocol):
-    """The ``serializer`` of an ``IpcPeer``: any object with these two methods will do.
+    """The ``serializer`` of an ``IpcPeer``: any object with these two methods.
 
-    The message may be a ``RequestEnvelope`` or ``ResponseEnvelope`` around the user's message. Both methods raise
-    ``SerializationError``; any other exception is treated the same. Neither may block.
+    The message may be a ``RequestEnvelope`` or ``ResponseEnvelope`` around the
+    user's message. Both methods raise ``SerializationError``; any other
+    exception is treated the same. Neither may block.
     """
 
     def serialize(self, message: Message, /) -> bytes:
         """Turn a message into its payload.
 
         Raises:
-            SerializationError: Something in the message cannot travel; the text names the field.
+            SerializationError: Something in the message cannot travel; the text
+                names the field.
         """
         ...
 
@@ -34,11 +36,13 @@ class MessageSerializer(Protocol):
         """Turn a payload into its message.
 
         Args:
-            payload: If it is a ``memoryview``, valid only during the call: copy what is to be kept.
+            payload: If it is a ``memoryview``, valid only during the call: copy
+                what is to be kept.
 
         Raises:
-            SerializationError: The payload is no message. Where the id of an envelope could still be read, the
-                error carries it as ``request_id`` or ``response_id``.
+            SerializationError: The payload is no message. Where the id of an
+                envelope could still be read, the error carries it as
+                ``request_id`` or ``response_id``.
         """
         ...
 
@@ -47,8 +51,11 @@ class RequestIdGenerator(Protocol):
     """The ``id_generator`` of an ``IpcPeer``: any object with this method will do."""
 
     def generate(self) -> str:
-        """Return an id that no pending request of the session has; any text of at most 128 characters.
+        """Return an id that no pending request of the session has.
 
-        Called once for each request. An exception comes out of ``Session.request``, and nothing is sent.
+        Any text of at most 128 characters.
+
+        Called once for each request. An exception comes out of
+        ``Session.request``, and nothing is sent.
         """
         ...

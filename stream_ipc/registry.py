@@ -368,9 +368,10 @@ def register_type(
     encode: Callable[[Any], Any] | None = None,
     decode: Callable[[Any], Any] | None = None,
 ) -> type[T] | Callable[[type[T]], type[T]]:
-    """Let a class that is no ``Message`` travel inside messages: a nested dataclass, an enum, a NamedTuple.
+    """Let a class that is no ``Message`` travel inside messages.
 
-    Usable as a decorator, with and without arguments::
+    Such as a nested dataclass, an enum, a NamedTuple. Usable as a decorator,
+    with and without arguments::
 
         @register_type
         @dataclass
@@ -381,25 +382,32 @@ def register_type(
         @register_type(wire_name="App\\\\Message\\\\Suit")
         class Suit(enum.Enum): ...
 
-    With converters any class travels, also one of a C extension, with every serializer::
+    With converters any class travels, also one of a C extension, with every
+    serializer::
 
-        register_type(datetime, encode=datetime.isoformat, decode=datetime.fromisoformat)
+        register_type(
+            datetime, encode=datetime.isoformat, decode=datetime.fromisoformat
+        )
 
     Args:
-        cls: The class. A dataclass, an attrs class or a NamedTuple is rebuilt by its constructor, an enum by its
-            member's name, any other class from its attributes.
-        wire_name: The name it travels under; by default ``module.QualName``. Both sides must use the same.
-        encode: Takes an instance and returns what travels for it: plain data, or whatever else can travel. For
-            instances of exactly this class. Give both converters or neither, and the same ones on both sides.
-        decode: Takes what ``encode`` returned, as it arrived, and returns an instance of exactly this class. What it
-            raises is a decoding error.
+        cls: The class. A dataclass, an attrs class or a NamedTuple is rebuilt
+            by its constructor, an enum by its member's name, any other class
+            from its attributes.
+        wire_name: The name it travels under; by default ``module.QualName``.
+            Both sides must use the same.
+        encode: Takes an instance and returns what travels for it: plain data,
+            or whatever else can travel. For instances of exactly this class.
+            Give both converters or neither, and the same ones on both sides.
+        decode: Takes what ``encode`` returned, as it arrived, and returns an
+            instance of exactly this class. What it raises is a decoding error.
 
     Returns:
         The class itself.
 
     Raises:
-        TypeError: Instances of the class cannot be rebuilt (it derives from ``list``, an exception, ...); the text
-            has the converters that would do. Or only one converter was given.
+        TypeError: Instances of the class cannot be rebuilt (it derives from
+            ``list``, an exception, ...); the text has the converters that would
+            do. Or only one converter was given.
         ValueError: The wire name is taken by another class.
     """
     if cls is None:

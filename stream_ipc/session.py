@@ -41,14 +41,17 @@ __all__ = ["Session", "conversation_of"]
 
 
 class Session(Handling):
-    """One conversation with one other process. Made by the ``create_*`` methods and ``connect`` of ``IpcPeer``.
+    """One conversation with one other process.
 
-    It owns its streams and closes them. A context manager: leaving closes it. Once it is closed, everything that would
-    send or receive raises ``StreamClosedError``, whose text says why. Calls from another thread while one is inside the
-    peer, or in a forked copy of the process, are a ``RuntimeError``.
+    Made by the ``create_*`` methods and ``connect`` of ``IpcPeer``. It owns its
+    streams and closes them. A context manager: leaving closes it. Once it is
+    closed, everything that would send or receive raises ``StreamClosedError``,
+    whose text says why. Calls from another thread while one is inside the peer,
+    or in a forked copy of the process, are a ``RuntimeError``.
 
     Attributes:
-        name: What texts and logs call it: ``pid 4242``, ``stdio``, ``to 127.0.0.1:80 fd 7``, ``fd 5/6``.
+        name: What texts and logs call it: ``pid 4242``, ``stdio``, ``to
+            127.0.0.1:80 fd 7``, ``fd 5/6``.
     """
 
     def __init__(self, make: Callable[[Session], Conversation]) -> None:
@@ -89,7 +92,10 @@ class Session(Handling):
 
     @property
     def transport(self) -> Any:
-        """The transport that it talks over: the one given to ``create_session``, otherwise a ``StreamTransport``."""
+        """The transport that it talks over.
+
+        The one given to ``create_session``, otherwise a ``StreamTransport``.
+        """
         return transport_of(self._conversation.channel)
 
     @property
@@ -99,25 +105,36 @@ class Session(Handling):
 
     @property
     def socket(self) -> socket.socket | None:
-        """The connected socket, or None if it talks over something else or is closed.
+        """The connected socket, or None if there is none or it is closed.
 
-        For ``getpeername()``, ``getpeercert()`` and options; not for reading or writing.
+        For ``getpeername()``, ``getpeercert()`` and options; not for reading or
+        writing.
         """
         return self._conversation.channel.socket  # type: ignore[no-any-return]
 
     @property
     def is_open(self) -> bool:
-        """Whether messages can be sent. False as soon as ``close`` begins, or once the end of the stream is dispatched."""
+        """Whether messages can be sent.
+
+        False as soon as ``close`` begins, or once the end of the stream is
+        dispatched.
+        """
         return self._conversation.is_open
 
     @property
     def reason(self) -> StreamClosedError | None:
-        """Why it ended or was closed, from the moment that ``on_close`` handlers run; None while it is open."""
+        """Why it ended or was closed; None while it is open.
+
+        Known from the moment that ``on_close`` handlers run.
+        """
         return self._conversation.reason
 
     @property
     def queued_bytes(self) -> int:
-        """How many bytes wait to be written, because the other side has not read what was sent before."""
+        """How many bytes wait to be written.
+
+        Because the other side has not read what was sent before.
+        """
         return self._conversation.channel.queued_bytes
 
     # -- sending
@@ -135,25 +152,37 @@ class Session(Handling):
     def request(
         self, message: Message, timeout: float | None = DEFAULT, *, expect: type[Any] = Message
     ) -> ResponsePromise[Any]:
-        """Send a message that wants a reply. It leaves now, or is queued if the stream is full.
+        """Send a message that wants a reply.
 
-        Blocks only while more than a mark (1 MiB) is queued, at most for ``timeout``, and runs no handlers.
+        It leaves now, or is queued if the stream is full. Blocks only while
+        more than a mark (1 MiB) is queued, at most for ``timeout``, and runs no
+        handlers.
 
         Args:
             message: The request.
-            timeout: Seconds until the reply must be there; by default the peer's, None for no limit.
-            expect: The class of the reply; another one is an ``UnexpectedReplyError`` at ``wait()``.
+            timeout: Seconds until the reply must be there; by default the
+                peer's, None for no limit.
+            expect: The class of the reply; another one is an
+                ``UnexpectedReplyError`` at ``wait()``.
 
         Returns:
             A promise; its ``wait()`` returns the reply.
 
         Raises:
-            TypeError: ``message`` is no Message, or another argument is of a wrong kind.
-            ValueError: ``timeout`` is negative, or the id generator has made an id that cannot be used.
+            TypeError: ``message`` is no Message, or another argument is of a
+                wrong kind.
+            ValueError: ``timeout`` is negative, or the id generator has made an
+                id that cannot be used.
             SerializationError: The message cannot travel. Nothing was sent.
-            FrameTooLargeError: It is over the peer's ``max_frame_size``. Nothing was sent.
+            FrameTooLargeError: It is over the peer's ``max_frame_size``.
+                Nothing was sent.
             StreamClosedError: The session is closed.
-            RequestTimeoutError: The queue did not drain in time. Nothing was sent.
+            RequestTimeoutError: The queue did not drain in time. Nothing was
+                sent.
+
+        Example:
+            promise = session.request(task, expect=TaskResponse)
+            print(promise.wait().result)
         """
         if type(message) not in sendable:
             check_message("request", message)
@@ -171,16 +200,20 @@ class Session(Handling):
         return request(conversation, message, timeout, expect)
 
     def notify(self, message: Message) -> None:
-        """Send a message that expects nothing. It leaves now, or is queued if the stream is full.
+        """Send a message that expects nothing.
 
-        Blocks only while more than a mark (1 MiB) is queued, at most for the peer's timeout, and runs no handlers.
+        It leaves now, or is queued if the stream is full. Blocks only while
+        more than a mark (1 MiB) is queued, at most for the peer's timeout, and
+        runs no handlers.
 
         Raises:
             TypeError: ``message`` is no Message.
             SerializationError: The message cannot travel. Nothing was sent.
-            FrameTooLargeError: It is over the peer's ``max_frame_size``. Nothing was sent.
+            FrameTooLargeError: It is over the peer's ``max_frame_size``.
+                Nothing was sent.
             StreamClosedError: The session is closed.
-            RequestTimeoutError: The queue did not drain in time. Nothing was sent.
+            RequestTimeoutError: The queue did not drain in time. Nothing was
+                sent.
         """
         if type(message) not in sendable:
             check_message("notify", message)
@@ -190,14 +223,20 @@ class Session(Handling):
     def batch(self) -> Iterator[Session]:
         """Gather what is sent inside into few large writes.
 
-        It is out at the latest when the block ends or a tick begins. Use it for many small messages in a row. It may be
-        nested: the outermost block counts.
+        It is out at the latest when the block ends or a tick begins. Use it for
+        many small messages in a row. It may be nested: the outermost block
+        counts.
 
         Yields:
             The session.
 
         Raises:
             StreamClosedError: At the end of the block: the other side is gone.
+
+        Example:
+            with session.batch():
+                for done in range(1000):
+                    session.notify(Progress(done, 1000))
         """
         conversation = self._conversation
         conversation.begin_batch()
@@ -213,13 +252,15 @@ class Session(Handling):
     def flush(self, timeout: float | None = None) -> None:
         """Write until nothing is queued. Reads meanwhile, but runs no handlers.
 
-        What is written is with the system; whether the other side has read it is not known.
+        What is written is with the system; whether the other side has read it
+        is not known.
 
         Args:
             timeout: Seconds; None waits without limit.
 
         Raises:
-            TimeoutError: The other side has not read it in time. It is still queued.
+            TimeoutError: The other side has not read it in time. It is still
+                queued.
             StreamClosedError: The other side is gone.
         """
         check_timeout(timeout)
@@ -236,11 +277,14 @@ class Session(Handling):
         def receive(self, timeout: float | None = None, *, expect: type[M]) -> M: ...
 
     def receive(self, timeout: float | None = None, *, expect: type[Any] = Message) -> Any:
-        """Return the next notification; ticks the whole peer until there is one, so handlers run.
+        """Return the next notification, and wait for it.
 
-        ``on_message`` handlers see what it returns, too. What came before, in a tick or a ``wait()``, is returned if no
-        handler was there for it: such notifications are kept, the newest 1000 of a session or 4 MiB. Text of a child is
-        not kept. That text, and errors of decoding, are notifications, too: ``LogMessage`` and ``ErrorMessage``.
+        Ticks the whole peer meanwhile, so handlers run. ``on_message`` handlers
+        see what it returns, too. What came before, in a tick or a ``wait()``,
+        is returned if no handler was there for it: such notifications are kept,
+        the newest 1000 of a session or 4 MiB. Text of a child is not kept. That
+        text, and errors of decoding, are notifications, too: ``LogMessage`` and
+        ``ErrorMessage``.
 
         Args:
             timeout: Seconds; 0 takes what is there; None waits without limit.
@@ -253,7 +297,14 @@ class Session(Handling):
             TimeoutError: Nothing came in time.
             StreamClosedError: The session is closed, and nothing is kept.
             TypeError: ``expect`` is no message class.
-            Exception: What an ``on_message`` handler has raised. The message is returned by the next call.
+            Exception: What an ``on_message`` handler has raised. The message is
+                returned by the next call.
+
+        Example:
+            try:
+                progress = session.receive(timeout=5, expect=Progress)
+            except TimeoutError:
+                print("no progress for 5 s")
         """
         check_timeout(timeout)
         if expect is not Message:
@@ -271,15 +322,17 @@ class Session(Handling):
         """Do one turn over all sessions of the peer, as ``IpcPeer.tick`` does.
 
         Args:
-            timeout: 0 polls and returns at once; a number waits at most so many seconds for something to happen; None
-                waits until something happens.
+            timeout: 0 polls and returns at once; a number waits at most so many
+                seconds for something to happen; None waits until something
+                happens.
 
         Returns:
             How many messages were dispatched.
 
         Raises:
             StreamClosedError: The session is closed.
-            Exception: What an ``on_message`` handler has raised. The next tick goes on behind that message.
+            Exception: What an ``on_message`` handler has raised. The next tick
+                goes on behind that message.
         """
         conversation = self._conversation
         if timeout is not None and timeout != 0:
@@ -294,19 +347,29 @@ class Session(Handling):
     def close(self, timeout: float | None = USUAL) -> None:
         """Close the session. A second call does nothing; allowed inside a handler.
 
-        What is queued is written first, for at most a second; then what is pending fails with ``StreamClosedError``, and
-        the streams are released and closed. A child process that the peer started is ended and reaped: its stdin is
-        closed, and if it does not exit, it is terminated after 2 s and killed after 2 s more. What it writes to stderr
-        until then still goes to the ``on_message`` handlers. At the end the ``on_close`` handlers run. A TCP connection on
-        which the other side is still talking is closed by a later tick, at most a second later.
+        What is queued is written first, for at most a second; then what is
+        pending fails with ``StreamClosedError``, and the streams are released
+        and closed. A child process that the peer started is ended and reaped:
+        its stdin is closed, and if it does not exit, it is terminated after 2 s
+        and killed after 2 s more. What it writes to stderr until then still
+        goes to the ``on_message`` handlers. At the end the ``on_close``
+        handlers run. A TCP connection on which the other side is still talking
+        is closed by a later tick, at most a second later.
 
         Args:
-            timeout: Seconds for all of that, in place of these bounds; what is not done by then is cut short. 0 drops what
-                is queued and kills a child that the peer started at once. None sets no limit.
+            timeout: Seconds for all of that, in place of these bounds; what is
+                not done by then is cut short. 0 drops what is queued and kills
+                a child that the peer started at once. None sets no limit.
 
         Raises:
             TypeError: ``timeout`` is no number.
             ValueError: ``timeout`` is negative.
+
+        Example:
+            try:
+                reply = session.request(task, timeout=5).wait()
+            except RequestTimeoutError:
+                session.close(timeout=0)  # a child that hangs is killed
         """
         self._conversation.close(seconds=close_bound(timeout))
 

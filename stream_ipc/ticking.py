@@ -8,12 +8,12 @@ from __future__ import annotations
 from .arguments import USUAL, check_message, check_timeout, close_bound, sendable
 from .core.broadcast import broadcast
 from .core.lifecycle import adopt, close_loop
+from .session import Session, conversation_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .core.loop import Loop
     from .messages import Message
-    from .session import Session
 
 __all__ = ["Ticking", "loop_of"]
 
@@ -22,7 +22,8 @@ class Ticking:
     """The half of ``IpcPeer`` that concerns all sessions at once.
 
     Args:
-        loop: What it drives. From now on it is closed at the end of the interpreter at the latest.
+        loop: What it drives. From now on it is closed at the end of the
+            interpreter at the latest.
         timeout: See ``IpcPeer``.
     """
 
@@ -37,32 +38,45 @@ class Ticking:
         return tuple([conversation.session for conversation in self._loop.conversations])
 
     def tick(self, timeout: float | None = 0.0) -> int:
-        """Do one turn over all sessions: write what is queued, read what is there, dispatch it to handlers.
+        """Do one turn over all sessions.
 
-        May be called inside handlers. A request whose deadline has passed is given up by a tick that finds nothing to
-        dispatch: its ``wait()`` raises ``RequestTimeoutError`` from then on.
+        It writes what is queued, reads what is there, and dispatches it to
+        handlers. May be called inside handlers. A request whose deadline has
+        passed is given up by a tick that finds nothing to dispatch: its
+        ``wait()`` raises ``RequestTimeoutError`` from then on.
 
         Args:
-            timeout: 0 polls and returns at once; a number waits at most so many seconds for something to happen (a
-                message, the end of a session, a queue that has drained, a request that is overdue); None waits until
-                something happens. With nothing open, a number sleeps that long.
+            timeout: 0 polls and returns at once; a number waits at most so many
+                seconds for something to happen (a message, the end of a
+                session, a queue that has drained, a request that is overdue);
+                None waits until something happens. With nothing open, a number
+                sleeps that long.
 
         Returns:
             How many messages were dispatched.
 
         Raises:
-            StreamClosedError: ``timeout`` is None and nothing is open: it would wait for ever.
-            Exception: What an ``on_message`` handler has raised. The next tick goes on behind that message.
+            StreamClosedError: ``timeout`` is None and nothing is open: it would
+                wait for ever.
+            Exception: What an ``on_message`` handler has raised. The next tick
+                goes on behind that message.
         """
         if timeout is not None and timeout != 0:
             check_timeout(timeout)
         return self._loop.tick(timeout)
 
     def tick_for(self, seconds: float) -> int:
-        """Tick until so many seconds are over, whatever happens but ``wakeup()``; handlers run. Raises as ``tick``.
+        """Tick until so many seconds are over, whatever happens.
+
+        Only ``wakeup()`` ends it before. Handlers run. Raises as ``tick``.
 
         Returns:
             How many messages were dispatched.
+
+        Example:
+            while not promise.done:
+                draw_frame()  # whatever else the program does
+                peer.tick_for(0.02)
         """
         if seconds is None:
             raise TypeError("tick_for() takes a number of seconds, not None")
@@ -78,23 +92,38 @@ class Ticking:
             count += self.tick(left)
 
     def wakeup(self) -> None:
-        """Make the tick that is under way, or else the next one, return at once, be it with 0; ``tick_for``, too.
+        """Make the tick that is under way, or else the next one, return at once.
 
-        A ``wait()``, ``receive()``, ``flush()`` or ``connect()`` looks around and goes on. For a program that waits for
-        something else, too: the handler of SIGTERM sets a flag and calls this, a thread puts its result into a queue and
-        calls this, and the loop around ``tick(None)`` looks.
+        It returns 0 if it has dispatched nothing. ``tick_for`` returns, too; a
+        ``wait()``, ``receive()``, ``flush()`` or ``connect()`` looks around and
+        goes on. For a program that waits for something else besides: the
+        handler of SIGTERM sets a flag and calls this, a thread puts its result
+        into a queue and calls this, and the loop around ``tick(None)`` looks.
 
-        The one method that any thread and any signal handler may call at any time. Neither blocks nor raises. Does nothing
-        once the peer is closed, nor in a forked copy of the process. Several calls before one tick count once.
+        The one method that any thread and any signal handler may call at any
+        time. Neither blocks nor raises. Does nothing once the peer is closed,
+        nor in a forked copy of the process. Several calls before one tick count
+        once.
+
+        Example:
+            def stop(*_):
+                stopping.append(True)
+                peer.wakeup()
+
+            signal.signal(signal.SIGTERM, stop)
+            while not stopping:
+                peer.tick(None)
         """
         if not self._loop.closed and not self._loop.forked:
             self._loop.waker.wake()
 
     def broadcast(self, message: Message) -> int:
-        """Notify every open session. The message is encoded once per serializer. Only ``on_exception`` handlers run.
+        """Notify every open session. The message is encoded once per serializer.
 
-        A dead or stuck session hinders no other: the stuck ones together are waited for once, at most for the peer's
-        timeout. The ``on_exception`` handlers of a session that did not get it are told.
+        Only ``on_exception`` handlers run. A dead or stuck session hinders no
+        other: the stuck ones together are waited for once, at most for the
+        peer's timeout. The ``on_exception`` handlers of a session that did not
+        get it are told.
 
         Returns:
             How many sessions took it.
@@ -102,7 +131,8 @@ class Ticking:
         Raises:
             TypeError: ``message`` is no Message.
             SerializationError: It cannot travel. Nobody got it.
-            FrameTooLargeError: It is too large for every session. Nobody got it.
+            FrameTooLargeError: It is too large for every session. Nobody got
+                it.
         """
         if type(message) not in sendable:
             check_message("broadcast", message)
@@ -116,23 +146,37 @@ class Ticking:
     # -- inside another loop
 
     def fileno(self) -> int:
-        """Return a descriptor that becomes readable when ``tick(0)`` has something to do, for any other loop.
+        """Return a descriptor for another loop to wait for.
 
-        Wait for it, at most for as long as ``next_deadline()`` says, then call ``tick(0)``, in either case.
+        It becomes readable when ``tick(0)`` has something to do. Wait for it,
+        at most for as long as ``next_deadline()`` says, then call ``tick(0)``,
+        in either case.
 
         Raises:
-            OSError: This program's selector has none: call ``tick`` now and then.
+            OSError: This program's selector has none: call ``tick`` now and
+                then.
             RuntimeError: The peer is closed.
+
+        Example:
+            while not promise.done:
+                files = [sys.stdin, peer.fileno()]
+                ready = select.select(files, [], [], peer.next_deadline())[0]
+                peer.tick(0)
+                if sys.stdin in ready:
+                    session.request(TaskRequest(sys.stdin.readline()))
         """
         self._loop.check_open()
         return self._loop.fileno()
 
     def next_deadline(self) -> float | None:
-        """Return in how many seconds ``tick(0)`` is due though ``fileno()`` is not readable; None if never.
+        """Return in how many seconds ``tick(0)`` is due; None if never.
 
-        That is when a request is overdue, or something is looked at by time: a transport or a file without a descriptor
-        to wait for, a child that is ending, and where there is no pidfd (macOS) every child. Ask whenever the other loop
-        is about to wait: after each ``tick(0)``, and after each ``request()``. Looks through all pending requests.
+        It is due then though ``fileno()`` is not readable: because a request is
+        overdue, or because something is looked at by time, such as a transport
+        or a file without a descriptor to wait for, a child that is ending, and
+        where there is no pidfd (macOS) every child. Ask whenever the other loop
+        is about to wait: after each ``tick(0)``, and after each ``request()``.
+        Looks through all pending requests.
         """
         loop = self._loop
         if loop.closed and not loop.forked:
@@ -145,15 +189,34 @@ class Ticking:
 
     # -- closing
 
-    def close(self, timeout: float | None = USUAL) -> None:
-        """Close every session and listener, and end children, side by side. A second call does nothing.
+    def remove_session(self, session: Session) -> None:
+        """Close a session but leave its streams open, to their owner.
 
-        What is queued is written first, for at most a second in all; TCP connections on which the other side is still
-        talking are kept a second more. Then ``on_close`` handlers run, and children are waited for, 6 s in the worst
-        case: see ``Session.close``.
+        They are left as they were found; see ``Session.close``. A child process
+        is left running. Does nothing if the session is closed.
+
+        Raises:
+            TypeError: It is no session.
+            ValueError: It is no session of this peer.
+        """
+        if not isinstance(session, Session):
+            raise TypeError(f"remove_session() takes a Session, not {session!r:.200}")
+        if session.peer is not self:
+            raise ValueError(f"{session!r} belongs to another peer")
+        self._loop.check_entry()
+        conversation_of(session).close(release=True)
+
+    def close(self, timeout: float | None = USUAL) -> None:
+        """Close every session and listener, and end children, side by side.
+
+        A second call does nothing. What is queued is written first, for at most
+        a second in all; TCP connections on which the other side is still
+        talking are kept a second more. Then ``on_close`` handlers run, and
+        children are waited for, 6 s in the worst case: see ``Session.close``.
 
         Args:
-            timeout: Seconds for all of that, in place of these bounds: see ``Session.close``.
+            timeout: Seconds for all of that, in place of these bounds: see
+                ``Session.close``.
 
         Raises:
             TypeError: ``timeout`` is no number.

@@ -99,7 +99,7 @@ class _Waiting:
             watcher = ref(self, watchers.remove)
             self._watched.append((watchers, watcher))
             watchers.append(watcher)
-        for promise in sorted([p for p in self.left if p.settled], key=self._order):
+        for promise in sorted([p for p in self.left if pending_behind(p).settled], key=self._order):
             self.note(promise)
         self._loops = list({conversation.loop for conversation in map(conversation_behind, self.left)})
         self._watching = True
@@ -200,15 +200,23 @@ def gather(
     Args:
         promises: What ``request()`` returned, of any sessions.
         timeout: Seconds in all; None waits until each request's own deadline.
-        return_exceptions: Let the errors of requests stand in the list, in place of replies.
+        return_exceptions: Let the errors of requests stand in the list, in
+            place of replies.
 
     Returns:
         The replies, in the order of the promises.
 
     Raises:
-        TimeoutError: ``timeout`` has passed; the text says how many are unfinished. They are still pending.
-        Exception: The first error in the order of the promises, once all have settled; see ``ResponsePromise.wait``. Or
-            what an ``on_message`` handler has raised.
+        TimeoutError: ``timeout`` has passed; the text says how many are
+            unfinished. They are still pending.
+        Exception: The first error in the order of the promises, once all have
+            settled; see ``ResponsePromise.wait``. Or what an ``on_message``
+            handler has raised.
+
+    Example:
+        promises = [session.request(task) for session in sessions]
+        for session, reply in zip(sessions, gather(promises)):
+            print(session.name, reply)
     """
     given = list(promises)
     waiting = _Waiting(given, timeout)
@@ -230,10 +238,11 @@ def _outcome(promise: ResponsePromise[Any]) -> Any:
 def as_completed(
     promises: Iterable[ResponsePromise[M]], timeout: float | None = None
 ) -> Iterator[ResponsePromise[M]]:
-    """Yield each promise as it settles, in the order of settling, and tick every peer concerned meanwhile.
+    """Yield each promise as it settles, in the order of settling.
 
-    An iterator that is dropped, or has timed out, leaves nothing behind, so ``next(as_completed(pending))`` in a loop is
-    as good as one iterator.
+    Ticks every peer concerned meanwhile. An iterator that is dropped, or has
+    timed out, leaves nothing behind, so ``next(as_completed(pending))`` in a
+    loop is as good as one iterator.
 
     Args:
         promises: What ``request()`` returned, of any sessions.
@@ -243,8 +252,18 @@ def as_completed(
         Promises of which ``wait()`` returns or raises at once.
 
     Raises:
-        TimeoutError: ``timeout`` has passed; the text says how many are unfinished. They are still pending.
-        Exception: What an ``on_message`` handler has raised; ``next()`` on the same iterator goes on.
+        TimeoutError: ``timeout`` has passed; the text says how many are
+            unfinished. They are still pending.
+        Exception: What an ``on_message`` handler has raised; ``next()`` on the
+            same iterator goes on.
+
+    Example:
+        asked = {session.request(task): session for session in sessions}
+        for promise in as_completed(asked):
+            try:
+                print(asked[promise].name, promise.wait())
+            except (StreamClosedError, RemoteError) as error:
+                print(asked[promise].name, error)
     """
     # The clock starts at the call and not at the first next(), as the reader of the call expects.
     return _AsCompleted(promises, timeout)

@@ -398,7 +398,8 @@ def now(peer: IpcPeer) -> float:
 
 def deadline_of(promise: "ResponsePromise[Any]") -> Optional[float]:
     """Return when a request times out, by its peer's clock."""
-    return promise.deadline
+    deadline: Optional[float] = promise._pending.deadline
+    return deadline
 
 
 def patch_wait_for(monkeypatch: Any, peer: IpcPeer, wrap: Callable[..., Any]) -> None:

@@ -37,7 +37,7 @@ from stream_ipc import (
 from stream_ipc.core import tickets
 from stream_ipc.core.conversation import Conversation
 from stream_ipc.core.replies import Replies
-from tests.helpers import CpuMeter, seeds, span, tick_until
+from tests.helpers import CpuMeter, is_settled, seeds, span, tick_until
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import await_death
 from tests.test_interrupts import BOTH, Run, at_every_place
@@ -426,7 +426,7 @@ def test_timeout_is_noticed_by_ticks_and_wakes_them(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker(), 1, timeout=0.2) as pool:
         promise = pool.submit(Ping("spin"))
         begin = time.monotonic()
-        while not promise.settled:
+        while not is_settled(promise):
             peer.tick(None)
         assert time.monotonic() - begin < 5
         assert outcome(promise) is RequestTimeoutError
@@ -576,7 +576,7 @@ def test_tick_none_with_an_idle_pool_and_with_one_that_backs_off(peer: IpcPeer) 
         with pytest.raises(StreamClosedError, match="wait for ever"):
             peer.tick(None)
         promise = pool.submit(Ping())
-        while not promise.settled:
+        while not is_settled(promise):
             peer.tick(None)
         assert outcome(promise) is StreamClosedError
 
@@ -600,7 +600,7 @@ def test_inside_another_loop(peer: IpcPeer) -> None:
         promises = [pool.submit(Ping(index)) for index in range(20)]
         promises.append(pool.submit(Ping("spin"), timeout=0.2))
         end = time.monotonic() + 10
-        while not all(promise.settled for promise in promises):
+        while not all(is_settled(promise) for promise in promises):
             assert time.monotonic() < end
             select.select([fd], [], [], peer.next_deadline())
             peer.tick(0)
@@ -816,7 +816,7 @@ def test_replies_do_not_free_a_worker_that_has_much_to_read(peer: IpcPeer) -> No
         promises.append(pool.submit(Ping("x" * 3_000_000)))
         promises.append(pool.submit(Ping(4)))
         begin = time.monotonic()
-        tick_until(lambda: promises[0].settled, peer)
+        tick_until(lambda: is_settled(promises[0]), peer)
         peer.tick(0)
         assert time.monotonic() - begin < 0.6
         assert outcome(promises[3]) == 4
@@ -925,7 +925,7 @@ def test_task_that_could_not_be_sent_in_time_is_told_at_once(pool: WorkerPool, m
     monkeypatch.setattr(Conversation, "request", request)
     promise: Any = pool.submit(Ping(2))
     monkeypatch.undo()
-    assert promise.settled and outcome(promise) is RequestTimeoutError
+    assert is_settled(promise) and outcome(promise) is RequestTimeoutError
     promise = None
     gc.collect()
     assert errors[0]() is None

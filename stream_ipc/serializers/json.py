@@ -388,32 +388,41 @@ class _Json(TextFormat):
 
 
 class JsonMessageSerializer(TextSerializer, formats=(_Json(old=False), _Json(old=True))):
-    """Turn messages into the JSON of the PHP original: readable, safe against a hostile sender, understood by PHP.
+    """Turn messages into the JSON of the PHP original.
 
-    An object travels with its wire name as ``__class``, fields in the order of declaration. A field whose name in
-    PHP is another says ``field(metadata={"wire_name": "errorMessage"})``.
+    It is readable, safe against a hostile sender, and understood by PHP. An
+    object travels with its wire name as ``__class``, fields in the order of
+    declaration. A field whose name in PHP is another says
+    ``field(metadata={"wire_name": "errorMessage"})``.
 
-    What JSON has no form for is refused at the sender, with the path of the field: bytes, sets, NaN and infinities,
-    ints beyond 64 bits, dict keys that are no ``str``, a dict with the key ``__class``, lone surrogates, classes that
-    are not registered, subclasses of ``str``, ``int``, ``list`` and so on, what contains itself, and more than 511
-    levels. Tuples arrive as lists. An enum travels by its member's name (its value is written too, as the original
+    What JSON has no form for is refused at the sender, with the path of the
+    field: bytes, sets, NaN and infinities, ints beyond 64 bits, dict keys that
+    are no ``str``, a dict with the key ``__class``, lone surrogates, classes
+    that are not registered, subclasses of ``str``, ``int``, ``list`` and so on,
+    what contains itself, and more than 511 levels. Tuples arrive as lists. An
+    enum travels by its member's name (its value is written too, as the original
     does), flags that are combined by their value.
 
-    Reading is strict: UTF-8 without a byte order mark, no NaN, nothing after the value, no lone surrogates. Repeated
-    keys: the last one counts. Ints beyond 64 bits become floats and numbers beyond the floats infinities, as in the
-    original. An int in a field annotated ``float`` (or ``Optional[float]``) becomes a float, and ``[]``, which is how
-    the original writes every empty array, an empty dict in one annotated ``dict`` or ``Mapping``.
+    Reading is strict: UTF-8 without a byte order mark, no NaN, nothing after
+    the value, no lone surrogates. Repeated keys: the last one counts. Ints
+    beyond 64 bits become floats and numbers beyond the floats infinities, as in
+    the original. An int in a field annotated ``float`` (or ``Optional[float]``)
+    becomes a float, and ``[]``, which is how the original writes every empty
+    array, an empty dict in one annotated ``dict`` or ``Mapping``.
 
-    Only registered classes are built. As in the original, an object of another class inside a message stays a dict
-    with its ``__class``, and what is in it stays plain data; a message, or the message in an envelope, must be of a
+    Only registered classes are built. As in the original, an object of another
+    class inside a message stays a dict with its ``__class``, and what is in it
+    stays plain data; a message, or the message in an envelope, must be of a
     registered class. A ``stdClass`` arrives as a dict without ``__class``.
 
-    Against PHP: it has no empty dict (``{}`` becomes the same as ``[]``), turns the keys ``"0"``, ``"1"`` into ints,
-    writes the float ``1.0`` as ``1``, and loses what a ``stdClass`` or ``DateTime`` holds.
+    Against PHP: it has no empty dict (``{}`` becomes the same as ``[]``), turns
+    the keys ``"0"``, ``"1"`` into ints, writes the float ``1.0`` as ``1``, and
+    loses what a ``stdClass`` or ``DateTime`` holds.
 
     Args:
-        namespace: ``"StreamIpc"``, or ``"PhpStreamIpc"`` to write to the older release of the original, which calls
-            the library's classes so. Both are always understood on reading.
+        namespace: ``"StreamIpc"``, or ``"PhpStreamIpc"`` to write to the older
+            release of the original, which calls the library's classes so. Both
+            are always understood on reading.
 
     Raises:
         ValueError: The namespace is another one.

@@ -198,44 +198,60 @@ class _Php(TextFormat):
 
 
 class PhpMessageSerializer(TextSerializer, formats=(_Php(False, _SCALARS), _Php(True, _SCALARS))):
-    """Turn messages into the format of PHP's ``serialize()``, the original's default.
+    """Turn messages into PHP's ``serialize()`` format, the original's default.
 
-    With it a Python process can be either end of a conversation with an unchanged PHP program: a message class has
-    the PHP class's name as its wire name, ``class TaskRequest(Message, wire_name="App\\\\Message\\\\TaskRequest")``. A
-    property that is not public says so, ``field(metadata={"visibility": "private"})`` (or ``"protected"``, or
-    ``"private:App\\\\Declaring\\\\Class"``), and one of another name ``field(metadata={"wire_name": "phpName"})``. On
-    reading, a property is recognized by its name whoever may see it.
+    With it a Python process can be either end of a conversation with an
+    unchanged PHP program: a message class has the PHP class's name as its wire
+    name, ``class TaskRequest(Message,
+    wire_name="App\\\\Message\\\\TaskRequest")``. A property that is not public
+    says so, ``field(metadata={"visibility": "private"})`` (or ``"protected"``,
+    or ``"private:App\\\\Declaring\\\\Class"``), and one of another name
+    ``field(metadata={"wire_name": "phpName"})``. On reading, a property is
+    recognized by its name whoever may see it.
 
     What PHP does not tell apart:
 
-    * Text and bytes are one type. A string arrives as ``str`` if it is valid UTF-8 and otherwise as ``bytes``, but in
-      a field annotated ``bytes`` (or ``bytearray``, ``Optional[bytes]``) always as such, and in one annotated ``str``
-      always as text: bytes that are not UTF-8 then become lone surrogates (Python's ``surrogateescape``, as in file
-      names), which this serializer writes as the same bytes again. Other lone surrogates cannot be sent.
-    * Lists and dicts are one type. An array whose keys are 0, 1, 2, ... in order arrives as a list, every other as a
-      dict, the empty one as a list; in a field annotated ``dict``, ``Dict[...]`` or ``Mapping[...]`` always as a
-      dict. Keys are ``int`` or ``str``; text that looks just like an int (``"10"``, not ``"010"``) is an int
-      to PHP, is written as one and arrives as one. Tuples arrive as lists.
-    * An int in a field annotated ``float`` becomes a float. Everything else keeps its type.
+    * Text and bytes are one type. A string arrives as ``str`` if it is valid
+      UTF-8 and otherwise as ``bytes``, but in a field annotated ``bytes`` (or
+      ``bytearray``, ``Optional[bytes]``) always as such, and in one annotated
+      ``str`` always as text: bytes that are not UTF-8 then become lone
+      surrogates (Python's ``surrogateescape``, as in file names), which this
+      serializer writes as the same bytes again. Other lone surrogates cannot be
+      sent.
+    * Lists and dicts are one type. An array whose keys are 0, 1, 2, ... in
+      order arrives as a list, every other as a dict, the empty one as a list;
+      in a field annotated ``dict``, ``Dict[...]`` or ``Mapping[...]`` always as
+      a dict. Keys are ``int`` or ``str``; text that looks just like an int
+      (``"10"``, not ``"010"``) is an int to PHP, is written as one and arrives
+      as one. Tuples arrive as lists.
+    * An int in a field annotated ``float`` becomes a float. Everything else
+      keeps its type.
 
-    PHP's own value classes, unless a class here has that wire name: a ``stdClass`` arrives as a dict, a ``DateTime`` or
-    ``DateTimeImmutable`` as an aware ``datetime`` (with a ``zoneinfo.ZoneInfo`` if its zone has a name). A ``datetime``
-    is sent as ``DateTimeImmutable`` with its offset; a naive one is refused.
+    PHP's own value classes, unless a class here has that wire name: a
+    ``stdClass`` arrives as a dict, a ``DateTime`` or ``DateTimeImmutable`` as
+    an aware ``datetime`` (with a ``zoneinfo.ZoneInfo`` if its zone has a name).
+    A ``datetime`` is sent as ``DateTimeImmutable`` with its offset; a naive one
+    is refused.
 
-    An object that occurs twice in a message is one object again on the other side. A list that does is written twice.
-    Enums travel by their member's name. What refers to itself can be written, as PHP can read it, but is refused on
-    reading: nothing comes off the wire that its constructor has not built. A field without a value is left out.
+    An object that occurs twice in a message is one object again on the other
+    side. A list that does is written twice. Enums travel by their member's
+    name. What refers to itself can be written, as PHP can read it, but is
+    refused on reading: nothing comes off the wire that its constructor has not
+    built. A field without a value is left out.
 
-    Refused at the sender, with the path of the field: ints beyond 64 bits, other keys, sets, complex numbers, classes
-    that are not registered, subclasses of ``str``, ``int``, ``list`` and so on, more than 511 levels. Refused at the
-    receiver, though PHP takes them: anything after the value, ints beyond 64 bits, the formats ``S:`` and ``C:``.
-    Only registered classes are built, and an unknown one is refused at any depth. Against a peer that is hostile, still
-    prefer JSON: forty objects that each hold the next one twice are a small payload, but take for ever to print or to
-    compare.
+    Refused at the sender, with the path of the field: ints beyond 64 bits,
+    other keys, sets, complex numbers, classes that are not registered,
+    subclasses of ``str``, ``int``, ``list`` and so on, more than 511 levels.
+    Refused at the receiver, though PHP takes them: anything after the value,
+    ints beyond 64 bits, the formats ``S:`` and ``C:``. Only registered classes
+    are built, and an unknown one is refused at any depth. Against a peer that
+    is hostile, still prefer JSON: forty objects that each hold the next one
+    twice are a small payload, but take for ever to print or to compare.
 
     Args:
-        namespace: ``"StreamIpc"``, or ``"PhpStreamIpc"`` to write to the older release of the original, which calls
-            the library's classes so. Both are always understood on reading.
+        namespace: ``"StreamIpc"``, or ``"PhpStreamIpc"`` to write to the older
+            release of the original, which calls the library's classes so. Both
+            are always understood on reading.
 
     Raises:
         ValueError: The namespace is another one.

@@ -66,17 +66,22 @@ _extensions: dict[Any, Any] = copyreg._inverted_registry  # type: ignore[attr-de
 
 
 class PickleMessageSerializer:
-    """Pickle protocol 5 that carries registered classes and plain data, and cannot run code at the receiver.
+    """Pickle in a form that cannot run code at the receiver.
 
-    Beside registered classes it carries None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set,
-    frozenset and the value types of ``datetime``, ``decimal``, ``uuid``, ``collections`` and ``pathlib``. The same object
-    sent twice in one message arrives as one object, unless it is one that nobody can change.
+    It is protocol 5, and carries registered classes and plain data. Beside
+    registered classes it carries None, bool, int, float, complex, str, bytes,
+    bytearray, list, tuple, dict, set, frozenset and the value types of
+    ``datetime``, ``decimal``, ``uuid``, ``collections`` and ``pathlib``. The
+    same object sent twice in one message arrives as one object, unless it is
+    one that nobody can change.
 
-    A hostile peer can still end this process, or exhaust its memory or time (a few bytes of pickle can ask for gigabytes):
-    against a peer that is hostile use ``JsonMessageSerializer``.
+    A hostile peer can still end this process, or exhaust its memory or time (a
+    few bytes of pickle can ask for gigabytes): against a peer that is hostile
+    use ``JsonMessageSerializer``.
 
     Args:
-        unsafe: Plain pickle instead, for a peer that may run code here anyway. Both sides must use the same.
+        unsafe: Plain pickle instead, for a peer that may run code here anyway.
+            Both sides must use the same.
     """
 
     # deserialize() keeps nothing of what it is given, so that a large buffer can be used again; see wire/codec.py.
@@ -92,7 +97,8 @@ class PickleMessageSerializer:
         """Turn a message into its payload.
 
         Raises:
-            SerializationError: Something in the message cannot travel; the text names the field.
+            SerializationError: Something in the message cannot travel; the text
+                names the field.
         """
         payload = self.serialize_parts(*take_out_of_envelope(message))
         return payload if isinstance(payload, bytes) else b"".join(payload)
@@ -101,12 +107,14 @@ class PickleMessageSerializer:
         """Turn a message without its envelope into its payload.
 
         Args:
-            kind: Of the envelope: ``NOTIFICATION``, ``REQUEST`` or ``RESPONSE``.
+            kind: Of the envelope: ``NOTIFICATION``, ``REQUEST`` or
+                ``RESPONSE``.
             id: Of the envelope, or None.
             message: The message.
 
         Returns:
-            A list of buffers if there are bytes objects over 64 KiB: these are not copied into it.
+            A list of buffers if there are bytes objects over 64 KiB: these are
+            not copied into it.
 
         Raises:
             SerializationError: As ``serialize``.
@@ -128,7 +136,8 @@ class PickleMessageSerializer:
         """Turn a payload into its message.
 
         Raises:
-            SerializationError: The payload is no message; see ``MessageSerializer.deserialize``.
+            SerializationError: The payload is no message; see
+                ``MessageSerializer.deserialize``.
         """
         if self._unsafe:
             return _plain_loads(payload)

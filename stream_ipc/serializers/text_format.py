@@ -383,8 +383,9 @@ class TextSerializer:
             The payload.
 
         Raises:
-            SerializationError: Something in it cannot travel in this format; the text names the field, as in
-                ``TaskRequest.items[3].name: set cannot travel in JSON``.
+            SerializationError: Something in it cannot travel in this format;
+                the text names the field, as in ``TaskRequest.items[3].name: set
+                cannot travel in JSON``.
         """
         try:
             text = self._messages[type(message)](message, 1, set())
@@ -408,8 +409,9 @@ class TextSerializer:
             The message or envelope, built by its class's constructor.
 
         Raises:
-            SerializationError: It is not in this format, names a class that is not registered, or holds what the
-                class's constructor refuses. Where the id of an envelope could be read, ``request_id`` or
+            SerializationError: It is not in this format, names a class that is
+                not registered, or holds what the class's constructor refuses.
+                Where the id of an envelope could be read, ``request_id`` or
                 ``response_id`` says it.
         """
         try:

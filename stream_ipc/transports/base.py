@@ -46,11 +46,14 @@ POLL_INTERVAL = 0.01
 class MessageTransport(ABC):
     """Sends and receives messages over something.
 
-    Derive from it to carry messages over anything, and pass an instance to ``IpcPeer.create_session``, whose session
-    then owns and closes it. Anything but ``StreamClosedError`` that a method raises is a failure of the stream: see
-    ``Session.on_exception``. An object that merely has the four abstract methods works too. None of them may block.
+    Derive from it to carry messages over anything, and pass an instance to
+    ``IpcPeer.create_session``, whose session then owns and closes it. Anything
+    but ``StreamClosedError`` that a method raises is a failure of the stream:
+    see ``Session.on_exception``. An object that merely has the four abstract
+    methods works too. None of them may block.
 
-    What ``send`` and ``receive`` see besides users' messages are ``RequestEnvelope`` and ``ResponseEnvelope``.
+    What ``send`` and ``receive`` see besides users' messages are
+    ``RequestEnvelope`` and ``ResponseEnvelope``.
     """
 
     __slots__ = ("__weakref__",)
@@ -68,14 +71,17 @@ class MessageTransport(ABC):
         """Return what is there now, in order; an empty list if nothing is.
 
         Raises:
-            StreamClosedError: The other side is gone, and everything that it had sent was returned before.
+            StreamClosedError: The other side is gone, and everything that it
+                had sent was returned before.
         """
 
     @abstractmethod
     def read_fds(self) -> Sequence[int]:
-        """Return the descriptors that become readable when ``receive`` has something. Asked again on every tick.
+        """Return what becomes readable when ``receive`` has something.
 
-        Empty if there are none: then ``receive`` is called on every tick, and at least every 10 ms while waiting.
+        Descriptors; asked for again on every tick. Empty if there are none:
+        then ``receive`` is called on every tick, and at least every 10 ms while
+        waiting.
         """
 
     @abstractmethod
@@ -89,7 +95,10 @@ class MessageTransport(ABC):
 
     @property
     def write_fd(self) -> int | None:
-        """The descriptor to wait for while ``wants_write``; None to be asked on every tick."""
+        """The descriptor to wait for while ``wants_write``, or None.
+
+        None to be asked on every tick.
+        """
         return None
 
     def flush(self) -> None:

@@ -64,22 +64,28 @@ def open_streams(write: WriteStream, reads: Sequence[ReadStream]) -> tuple[Any, 
 
 
 class StreamTransport(MessageTransport):
-    """Messages in frames over one stream that is written and any number of streams that are read.
+    """Messages in frames over streams.
 
-    It owns the streams and closes them. A stream is a file object, a socket, a raw descriptor, or an object whose
-    ``read`` or ``write`` does not block (see ``IpcPeer.create_stream_session``); the same one may be both written and
-    read. Bytes on a read stream that belong to no frame arrive as ``LogMessage`` of level ``"junk"``. No method blocks:
-    what the stream does not take is queued, without a limit of its own (a session has one).
+    One is written, and any number are read. It owns the streams and closes
+    them. A stream is a file object, a socket, a raw descriptor, or an object
+    whose ``read`` or ``write`` does not block (see
+    ``IpcPeer.create_stream_session``); the same one may be both written and
+    read. Bytes on a read stream that belong to no frame arrive as
+    ``LogMessage`` of level ``"junk"``. No method blocks: what the stream does
+    not take is queued, without a limit of its own (a session has one).
 
     Args:
         write: The stream that is written.
-        reads: The streams that are read. The transport ends when all of them have ended.
+        reads: The streams that are read. The transport ends when all of them
+            have ended.
         serializer: What turns messages into payloads.
         max_frame_size: The largest payload in bytes, both ways.
 
     Raises:
-        InvalidStreamError: A stream is closed, or has neither a descriptor nor such methods. All streams stay open.
-        TypeError: The serializer lacks a method, or ``max_frame_size`` is no int.
+        InvalidStreamError: A stream is closed, or has neither a descriptor nor
+            such methods. All streams stay open.
+        TypeError: The serializer lacks a method, or ``max_frame_size`` is no
+            int.
         ValueError: ``max_frame_size`` is no size that a frame can have.
     """
 
@@ -138,7 +144,8 @@ class StreamTransport(MessageTransport):
 
         Raises:
             SerializationError: The message cannot travel; nothing was queued.
-            FrameTooLargeError: It is over ``max_frame_size``; nothing was queued.
+            FrameTooLargeError: It is over ``max_frame_size``; nothing was
+                queued.
             StreamClosedError: The other side no longer reads.
         """
         self._channel.post(*take_out_of_envelope(message))
@@ -147,19 +154,24 @@ class StreamTransport(MessageTransport):
         """Write what the stream takes now of what is queued. Never blocks.
 
         Raises:
-            StreamClosedError: The other side no longer reads. What was queued is dropped.
+            StreamClosedError: The other side no longer reads. What was queued
+                is dropped.
         """
         self._channel.flush()
 
     def read_fds(self) -> Sequence[int]:
-        """Return the descriptors to wait for; none if something can be read that these do not show."""
+        """Return the descriptors to wait for.
+
+        None if something can be read that these do not show.
+        """
         reads, _, look_in = self._channel.interest()
         return tuple(reads) if look_in is None else ()
 
     def receive(self) -> list[Message]:
         """Read each input once and return the messages. Never blocks.
 
-        What could not be decoded is in the list too, as an error object in its place.
+        What could not be decoded is in the list too, as an error object in its
+        place.
 
         Raises:
             StreamClosedError: All inputs have ended.
@@ -176,7 +188,10 @@ class StreamTransport(MessageTransport):
         return list(inbox)
 
     def close(self) -> None:
-        """Close the streams. What is still queued is dropped. A second call does nothing."""
+        """Close the streams. What is still queued is dropped.
+
+        A second call does nothing.
+        """
         self._channel.end()
 
 
