@@ -971,7 +971,7 @@ def big_over_sockets(bench: Bench) -> Entrants:
 
 
 class Readers:
-    """So many processes that read their stdin and do nothing else: each write wakes one, as it would wake a slave."""
+    """So many processes that read their stdin and do nothing else: each write wakes one, as it would wake a worker."""
 
     def __init__(self, count: int) -> None:
         self.silent = os.pipe()  # what the sessions read: nothing ever comes

@@ -39,15 +39,15 @@ class NamedIds:
         return f"{self._name}-{next(self._numbers)}"
 
 
-def master() -> None:
-    with IpcPeer(CompressedSerializer(), NamedIds("master")) as peer:
-        session = peer.create_command_session([sys.executable, "-m", "examples.customized", "slave"])
+def parent() -> None:
+    with IpcPeer(CompressedSerializer(), NamedIds("parent")) as peer:
+        session = peer.create_command_session([sys.executable, "-m", "examples.customized", "worker"])
         for job in ("first", "second"):
             promise = session.request(TaskRequest(job), expect=TaskResponse)
             print(f"Request {promise.id}: {promise.wait().result}")
 
 
-def slave() -> None:
+def worker() -> None:
     session = IpcPeer(CompressedSerializer()).create_stdio_session()
 
     @session.on_request
@@ -59,4 +59,4 @@ def slave() -> None:
 
 
 if __name__ == "__main__":
-    slave() if "slave" in sys.argv else master()
+    worker() if "worker" in sys.argv else parent()

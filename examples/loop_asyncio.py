@@ -79,7 +79,7 @@ class PeerInLoop:
 
 async def main() -> None:
     with IpcPeer() as peer:
-        slave = peer.create_command_session([sys.executable, "-m", "examples.loop_select", "slave"])
+        worker = peer.create_command_session([sys.executable, "-m", "examples.loop_select", "worker"])
         client, server = peer.create_session_pair()
         in_loop = PeerInLoop(peer)
 
@@ -95,11 +95,11 @@ async def main() -> None:
             return TaskResponse(f"toasted {request.job}")
 
         in_loop.answer(server, toast)
-        jobs = [ask(slave, "bread", 30), ask(slave, "butter", 30), ask(slave, "slow", 0.2), ask(slave, "jam", 30)]
+        jobs = [ask(worker, "bread", 30), ask(worker, "butter", 30), ask(worker, "slow", 0.2), ask(worker, "jam", 30)]
         for result in await asyncio.gather(*jobs, ask(client, "bread", 30), ask(client, "rolls", 30)):
             print(result)
         in_loop.close()
-        slave.close(timeout=1)  # the loop waits meanwhile
+        worker.close(timeout=1)  # the loop waits meanwhile
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A loop of one's own that waits for descriptors: another program's lines become requests to a slave."""
+"""A loop of one's own that waits for descriptors: another program's lines become requests to a worker."""
 
 import select
 import subprocess
@@ -15,7 +15,7 @@ LINES = "for word in bread butter slow jam; do echo $word; done"
 def program() -> None:
     pending: List[ResponsePromise[TaskResponse]] = []
     with IpcPeer() as peer, subprocess.Popen(["sh", "-c", LINES], stdout=subprocess.PIPE, bufsize=0) as other:
-        slave = peer.create_command_session([sys.executable, "-m", "examples.loop_select", "slave"])
+        worker = peer.create_command_session([sys.executable, "-m", "examples.loop_select", "worker"])
         assert other.stdout is not None
         wanted = [peer.fileno(), other.stdout.fileno()]
         rest = b""
@@ -27,7 +27,7 @@ def program() -> None:
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     timeout = 0.2 if line == b"slow" else 30
-                    pending.append(slave.request(TaskRequest(line.decode()), timeout, expect=TaskResponse))
+                    pending.append(worker.request(TaskRequest(line.decode()), timeout, expect=TaskResponse))
                 if not data:
                     wanted.pop()
             peer.tick(0)  # also if nothing is ready: then a deadline is
@@ -39,7 +39,7 @@ def program() -> None:
                     print(f"{type(error).__name__} after {error.timeout} s")
 
 
-def slave() -> None:
+def worker() -> None:
     session = IpcPeer().create_stdio_session()
 
     @session.on_request
@@ -53,4 +53,4 @@ def slave() -> None:
 
 
 if __name__ == "__main__":
-    slave() if "slave" in sys.argv else program()
+    worker() if "worker" in sys.argv else program()

@@ -1,4 +1,4 @@
-"""A peer in tkinter's loop: the window stays alive while a slave works, and shows how far it is."""
+"""A peer in tkinter's loop: the window stays alive while a worker works, and shows how far it is."""
 
 import sys
 from typing import Any, List
@@ -12,12 +12,12 @@ def window(tkinter: Any, root: Any, peer: IpcPeer) -> None:
     root.title("stream_ipc")
     label = tkinter.Label(root, text="...", width=40, pady=20)
     label.pack()
-    slave = peer.create_command_session([sys.executable, "-m", "examples.own_loop", "slave"])
+    worker = peer.create_command_session([sys.executable, "-m", "examples.own_loop", "worker"])
     timers: List[str] = []
 
-    @slave.on_message
+    @worker.on_message
     def show(progress: Progress) -> None:
-        label["text"] = f"The slave has done {progress.done} of {progress.total}"
+        label["text"] = f"The worker has done {progress.done} of {progress.total}"
         print(label["text"])
 
     def turn(*_: Any) -> None:
@@ -32,14 +32,14 @@ def window(tkinter: Any, root: Any, peer: IpcPeer) -> None:
             if seconds is not None:
                 timers.append(root.after(int(seconds * 1000) + 1, turn))
 
-    promise: ResponsePromise[TaskResponse] = slave.request(TaskRequest("something long"), expect=TaskResponse)
+    promise: ResponsePromise[TaskResponse] = worker.request(TaskRequest("something long"), expect=TaskResponse)
     root.createfilehandler(peer.fileno(), tkinter.READABLE, turn)
     turn()  # sets the first timer
     root.mainloop()
     root.deletefilehandler(peer.fileno())
     while timers:
         root.after_cancel(timers.pop())
-    print("The slave's result:", promise.wait().result)
+    print("The worker's result:", promise.wait().result)
 
 
 def main() -> None:

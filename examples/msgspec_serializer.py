@@ -164,12 +164,12 @@ class TurnResponse(Message):
 SERIALIZED = (TurnRequest, TurnResponse, Picture, Turn)
 
 
-def master() -> None:
+def parent() -> None:
     serializer = MsgspecSerializer(SERIALIZED)
     request = TurnRequest(Picture(3, b"abcdef"), Turn.LEFT)
     print(f"{len(serializer.serialize(request))} bytes: {request}")
     with IpcPeer(serializer) as peer:
-        session = peer.create_command_session([sys.executable, "-m", "examples.msgspec_serializer", "slave"])
+        session = peer.create_command_session([sys.executable, "-m", "examples.msgspec_serializer", "worker"])
         print("Reply:", session.request(request, expect=TurnResponse).wait())
         request.picture.width = 4  # which nobody checks on this side
         try:
@@ -178,7 +178,7 @@ def master() -> None:
             print("Refused:", error)
 
 
-def slave() -> None:
+def worker() -> None:
     session = IpcPeer(MsgspecSerializer(SERIALIZED)).create_stdio_session()
 
     @session.on_request
@@ -196,4 +196,4 @@ if __name__ == "__main__":
     if find_spec("msgspec") is None:
         print("This example needs msgspec, which is not installed.")
     else:
-        slave() if "slave" in sys.argv else master()
+        worker() if "worker" in sys.argv else parent()

@@ -11,11 +11,11 @@ PERIOD = 0.01  # seconds
 
 def program() -> None:
     with IpcPeer() as peer:
-        session = peer.create_command_session([sys.executable, "-m", "examples.own_loop", "slave"])
+        session = peer.create_command_session([sys.executable, "-m", "examples.own_loop", "worker"])
 
         @session.on_message
         def show(progress: Progress) -> None:
-            print(f"The slave has done {progress.done} of {progress.total}")
+            print(f"The worker has done {progress.done} of {progress.total}")
 
         promise = session.request(TaskRequest("something long"), expect=TaskResponse)
         frames = 0
@@ -24,11 +24,11 @@ def program() -> None:
             frames += 1  # the program's own work is here
             next_frame += PERIOD
             peer.tick_for(max(0.0, next_frame - time.monotonic()))
-        print("The slave's result:", promise.wait().result)
+        print("The worker's result:", promise.wait().result)
         print(f"The program's own work was done {frames} times meanwhile")
 
 
-def slave() -> None:
+def worker() -> None:
     session = IpcPeer().create_stdio_session()
 
     @session.on_request
@@ -43,4 +43,4 @@ def slave() -> None:
 
 
 if __name__ == "__main__":
-    slave() if "slave" in sys.argv else program()
+    worker() if "worker" in sys.argv else program()

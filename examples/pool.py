@@ -33,7 +33,7 @@ def files(folder: str) -> Iterator[HashRequest]:
             yield HashRequest(str(path))
 
 
-def master(folder: str) -> None:
+def parent(folder: str) -> None:
     started: List[Session] = []
     chunks = 0
 
@@ -81,4 +81,4 @@ def worker() -> None:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    worker() if arguments == ["worker"] else master(arguments[0] if arguments else "examples")
+    worker() if arguments == ["worker"] else parent(arguments[0] if arguments else "examples")

@@ -1,4 +1,4 @@
-"""A slave that reports its progress while it works on a request."""
+"""A worker that reports its progress while it works on a request."""
 
 import sys
 
@@ -6,9 +6,9 @@ from examples.messages import Progress, TaskRequest, TaskResponse
 from stream_ipc import IpcPeer, Session
 
 
-def master() -> None:
+def parent() -> None:
     with IpcPeer() as peer:
-        session = peer.create_command_session([sys.executable, "-m", "examples.progress", "slave"])
+        session = peer.create_command_session([sys.executable, "-m", "examples.progress", "worker"])
 
         @session.on_message
         def show(progress: Progress) -> None:
@@ -18,7 +18,7 @@ def master() -> None:
         print("Result:", promise.wait().result)  # show() runs meanwhile, always before the result is there
 
 
-def slave() -> None:
+def worker() -> None:
     session = IpcPeer().create_stdio_session()
 
     @session.on_request
@@ -34,4 +34,4 @@ def slave() -> None:
 
 
 if __name__ == "__main__":
-    slave() if "slave" in sys.argv else master()
+    worker() if "worker" in sys.argv else parent()

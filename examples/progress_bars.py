@@ -1,4 +1,4 @@
-"""Several slaves at work at once, and a progress bar for each: by rich or tqdm if they are installed, or of our own.
+"""Several workers at work at once, and a progress bar for each: by rich or tqdm if they are installed, or of our own.
 
 python3 -m examples.progress_bars [rich|tqdm|line|plain]
 
@@ -77,7 +77,7 @@ def choose() -> str:
     return next((name for name in ("rich", "tqdm") if find_spec(name) is not None), "line")
 
 
-def master(bars: str) -> None:
+def parent(bars: str) -> None:
     numbers: Dict[Session, int] = {}
     promises: List[ResponsePromise[PrimesResponse]] = []
     with IpcPeer() as peer, BARS[bars]() as show:
@@ -86,17 +86,17 @@ def master(bars: str) -> None:
             show(numbers[session], 100 * progress.done // progress.total)
 
         for number, below in enumerate(JOBS):
-            slave = peer.create_command_session([sys.executable, "-m", "examples.progress_bars", "slave"])
-            slave.on_message(update)
-            numbers[slave] = number
-            promises.append(slave.request(PrimesRequest(below), expect=PrimesResponse))
+            worker = peer.create_command_session([sys.executable, "-m", "examples.progress_bars", "worker"])
+            worker.on_message(update)
+            numbers[worker] = number
+            promises.append(worker.request(PrimesRequest(below), expect=PrimesResponse))
         for promise in as_completed(promises):  # update() runs meanwhile
-            promise.wait()  # if a slave is lost, that is said at once
+            promise.wait()  # if a worker is lost, that is said at once
     for below, promise in zip(JOBS, promises):
         print(f"{promise.wait().count} primes are below {below}")
 
 
-def slave() -> None:
+def worker() -> None:
     session = IpcPeer().create_stdio_session()
 
     @session.on_request
@@ -114,4 +114,4 @@ def slave() -> None:
 
 
 if __name__ == "__main__":
-    slave() if "slave" in sys.argv else master(sys.argv[1] if len(sys.argv) > 1 else choose())
+    worker() if "worker" in sys.argv else parent(sys.argv[1] if len(sys.argv) > 1 else choose())

@@ -1,6 +1,6 @@
 """A pool of workers on other machines, by any launchers that pass stdin and stdout on.
 
-    python3 -m examples.remote [--launcher "ssh -o BatchMode=yes HOST"]... [--command TEXT] [--slaves N]
+    python3 -m examples.remote [--launcher "ssh -o BatchMode=yes HOST"]... [--command TEXT] [--workers N]
 
 A launcher is a command that gets one more argument, the text of a shell command, and runs it in a shell: ``ssh HOST``
 does, and so do ``srun -u -n1 sh -c``, ``kubectl exec -i POD -- sh -c`` and ``docker exec -i CONTAINER sh -c``. It must
@@ -20,8 +20,8 @@ from stream_ipc import IpcError, IpcPeer, LogMessage, Session, WorkerPool, as_co
 JOBS = [10_000, 20_000, 30_000, 40_000, 50_000, 60_000]
 # Without a launcher: this interpreter, in a local shell.
 LOCAL = "sh -c"
-LOCAL_COMMAND = f"exec {shlex.quote(sys.executable)} -m examples.remote slave"
-COMMAND = "exec python3 -m examples.remote slave"
+LOCAL_COMMAND = f"exec {shlex.quote(sys.executable)} -m examples.remote worker"
+COMMAND = "exec python3 -m examples.remote worker"
 
 
 def work_off(peer: IpcPeer, commands: List[List[str]], start_timeout: float) -> int:
@@ -69,20 +69,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Runs a pool of workers through launchers.")
     parser.add_argument("--launcher", action="append", help="what runs a shell command elsewhere; may be given again")
     parser.add_argument("--command", help=f"what starts a worker there, by default {COMMAND!r}")
-    parser.add_argument("--slaves", type=int, default=2, help="how many workers through each launcher")
+    parser.add_argument("--workers", type=int, default=2, help="how many workers through each launcher")
     parser.add_argument("--start-timeout", type=float, default=60, help="seconds that a worker has to come up")
     options = parser.parse_args()
     command = options.command or (COMMAND if options.launcher else LOCAL_COMMAND)
     launchers = [shlex.split(launcher) for launcher in options.launcher or [LOCAL]]
     with IpcPeer() as peer:
         # The pool starts them in this order, and not more than it has jobs for: first one on each host.
-        commands = [[*launcher, command] for _ in range(options.slaves) for launcher in launchers]
+        commands = [[*launcher, command] for _ in range(options.workers) for launcher in launchers]
         done = work_off(peer, commands, options.start_timeout)
     print(f"{done} of {len(JOBS)} jobs are done")
     return 0 if done == len(JOBS) else 1
 
 
-def slave() -> None:
+def worker() -> None:
     session = IpcPeer().create_stdio_session()
     session.on_request(work)
     session.notify(Ready())
@@ -91,4 +91,4 @@ def slave() -> None:
 
 
 if __name__ == "__main__":
-    slave() if "slave" in sys.argv[1:] else sys.exit(main())
+    worker() if "worker" in sys.argv[1:] else sys.exit(main())

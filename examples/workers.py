@@ -9,7 +9,7 @@ from stream_ipc import IpcPeer, ResponsePromise, Session, as_completed
 COMMAND = [sys.executable, "-m", "examples.workers", "worker"]
 
 
-def master() -> None:
+def parent() -> None:
     jobs = [10_000, 20_000, 30_000, 40_000, 50_000, 60_000]
     running: Dict[ResponsePromise[PrimesResponse], Tuple[int, Session]] = {}
     with IpcPeer() as peer:
@@ -42,4 +42,4 @@ def worker() -> None:
 
 
 if __name__ == "__main__":
-    worker() if "worker" in sys.argv else master()
+    worker() if "worker" in sys.argv else parent()

@@ -1,4 +1,4 @@
-"""``python3 -m stream_ipc``: see what a master and a slave say to each other.
+"""``python3 -m stream_ipc``: see what a parent and a worker say to each other.
 
 Knows the command line; ``tap`` does the work.
 """
@@ -15,19 +15,19 @@ from typing import Any, TextIO
 __all__ = ["main"]
 
 _TAP = """\
-Starts COMMAND, a slave, and passes on what it and its master say to each other, unchanged and at once. So in the
-master, put this in front of the slave's command:
+Starts COMMAND, a worker, and passes on what it and its parent say to each other, unchanged and at once. So in the
+parent, put this in front of the worker's command:
 
     create_command_session([sys.executable, "-m", "stream_ipc", "tap", "--log", "tap.log", "--", *command])
 
-For each frame there is a line: the slave's pid, seconds since the start, direction (-> to the slave, <- from it), kind,
+For each frame there is a line: the worker's pid, seconds since the start, direction (-> to the worker, <- from it), kind,
 id, how long an answer has taken, bytes, and the class with a shortened view of the fields. Nothing of the program is
 imported, and nothing that comes is built.
 
-A trace is for https://ui.perfetto.dev and chrome://tracing: a process for each slave, a span for each request from its
-start to its answer, instants for all else, also for what the slave writes to stderr.
+A trace is for https://ui.perfetto.dev and chrome://tracing: a process for each worker, a span for each request from its
+start to its answer, instants for all else, also for what the worker writes to stderr.
 
-Several taps may write to one FILE: the times of a log then count from its first line. %p in its name is the slave's pid.
+Several taps may write to one FILE: the times of a log then count from its first line. %p in its name is the worker's pid.
 
 Ends as COMMAND ends. A signal is passed on to COMMAND, which is killed if SIGTERM, SIGINT or SIGHUP has not ended it
 within a few seconds.
@@ -48,10 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(prog="python3 -m stream_ipc", description="See what a master and a slave say.")
+    parser = argparse.ArgumentParser(prog="python3 -m stream_ipc", description="See what a parent and a worker say.")
     commands = parser.add_subparsers(dest="what", metavar="tap | decode", required=True)
     plain = argparse.RawDescriptionHelpFormatter
-    tap = commands.add_parser("tap", help="watch a slave at work", description=_TAP, formatter_class=plain)
+    tap = commands.add_parser("tap", help="watch a worker at work", description=_TAP, formatter_class=plain)
     decode = commands.add_parser("decode", help="show a captured stream", description=_DECODE, formatter_class=plain)
     for command in (tap, decode):
         group = command.add_mutually_exclusive_group()
@@ -91,7 +91,7 @@ def _tap(options: argparse.Namespace, command: list[str], parser: argparse.Argum
         parser.error(f"the {option} cannot be written: {exc}")
     status = tap.run(log, options.format, options.log is None and _is_coloured(sys.stderr), append)
     if status < 0:
-        # The master sees how the slave ended; but one core file is enough.
+        # The parent sees how the worker ended; but one core file is enough.
         try:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             signal.signal(-status, signal.SIG_DFL)
@@ -101,7 +101,7 @@ def _tap(options: argparse.Namespace, command: list[str], parser: argparse.Argum
         return 128 - status
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # a thread may still wait for the master, which waits for us
+    os._exit(status)  # a thread may still wait for the parent, which waits for us
 
 
 def _decode(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -1,4 +1,4 @@
-"""Messages that the tests' masters and children share."""
+"""Messages that the tests' programs and their children share."""
 
 from dataclasses import dataclass, field
 from typing import Any, List

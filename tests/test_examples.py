@@ -40,8 +40,8 @@ Exit status of the broker: 0
 Result: makeee allll theseee wordsss longerrr
 """,
     "customized": """\
-Request master-1: first job done
-Request master-2: second job done
+Request parent-1: first job done
+Request parent-2: second job done
 """,
     "loop_asyncio": """\
 BREAD
@@ -140,8 +140,8 @@ def test_workers(checkout):
 
 def test_own_loop(checkout):
     *progress, result, frames = output(checkout, "examples.own_loop").splitlines()
-    assert progress == [f"The slave has done {step} of 5" for step in range(1, 6)]
-    assert result == "The slave's result: something long is done"
+    assert progress == [f"The worker has done {step} of 5" for step in range(1, 6)]
+    assert result == "The worker's result: something long is done"
     match = re.fullmatch(r"The program's own work was done (\d+) times meanwhile", frames)
     assert match is not None
     # At most one in each period; how many it really were depends on how busy the machine is.
@@ -190,8 +190,8 @@ def test_loop_tkinter(checkout, display):
     done = run(checkout, "examples.loop_tkinter", python=python, DISPLAY=display)
     assert (done.stderr, done.returncode) == ("", 0)
     *progress, result = done.stdout.splitlines()
-    assert progress == [f"The slave has done {step} of 5" for step in range(1, 6)]
-    assert result == "The slave's result: something long is done"
+    assert progress == [f"The worker has done {step} of 5" for step in range(1, 6)]
+    assert result == "The worker's result: something long is done"
 
 
 def test_msgspec_serializer_without_msgspec(checkout):
@@ -287,12 +287,12 @@ def screen(text):
 
 SLAVES = [
     "slave",
-    "progress slave",
-    "own_loop slave",
-    "customized slave",
+    "progress worker",
+    "own_loop worker",
+    "customized worker",
     "workers worker",
-    "progress_bars slave",
-    "loop_select slave",
+    "progress_bars worker",
+    "loop_select worker",
 ]
 
 

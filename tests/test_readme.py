@@ -260,16 +260,16 @@ def names(monkeypatch, tmp_path):
     from examples.messages import Progress, TaskRequest, TaskResponse
 
     with IpcPeer() as peer:
-        session, slave = peer.create_session_pair()
+        session, worker = peer.create_session_pair()
 
-        @slave.on_request
+        @worker.on_request
         def work(request: TaskRequest) -> TaskResponse:
             if request.job == "x":
                 raise ValueError("no")
             return TaskResponse(request.job.upper())
 
         values = {name: getattr(stream_ipc, name) for name in stream_ipc.__all__}
-        values.update(__name__="readme", peer=peer, session=session, slave=slave)
+        values.update(__name__="readme", peer=peer, session=session, worker=worker)
         values.update(Progress=Progress, TaskRequest=TaskRequest, TaskResponse=TaskResponse, path=str(tmp_path / "socket"))
         values.update(work=work)
         exec("import signal, socket, sys\nfrom dataclasses import dataclass", values)
@@ -286,9 +286,9 @@ def test_block(names, capsys, word):
     if word == "SIGTERM":
         threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
     elif word == "wait(0.05)":
-        names["session"] = peer.create_command_session([sys.executable, "-m", "examples.loop_select", "slave"])
+        names["session"] = peer.create_command_session([sys.executable, "-m", "examples.loop_select", "worker"])
     elif word == "waiting.pop()":
-        names["slave"].off_request(names["work"])
+        names["worker"].off_request(names["work"])
     exec(compile(block.text, "README.rst", "exec", dont_inherit=True), names)
     assert re.fullmatch(PRINTED[word], capsys.readouterr().out)
     if names["peer"] is not peer:

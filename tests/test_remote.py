@@ -79,7 +79,7 @@ def shell(*command: str) -> str:
 
 COMMAND = "echo chatter of the launcher; echo and more >&2; " + shell(sys.executable, "-c", SLAVE)
 POOLED = shell(sys.executable, "-c", WORKER)
-EXAMPLE = shell(sys.executable, "-m", "examples.remote", "slave")
+EXAMPLE = shell(sys.executable, "-m", "examples.remote", "worker")
 
 
 class Sshd:
@@ -466,7 +466,7 @@ def test_example_on_two_hosts(start_sshd: Callable[[], Sshd]) -> None:
     launchers = [part for host in hosts for part in ("--launcher", shlex.join(host.launcher()))]
     # A host that is reached is not ready before the other one is, too: so both are seen to come up.
     meet = f"mkdir {hosts[0].folder}/met-$$; until set -- {hosts[0].folder}/met-*; [ $# -ge 2 ]; do :; done; "
-    done = example(*launchers, "--slaves", "1", "--command", "echo welcome; " + meet + EXAMPLE)
+    done = example(*launchers, "--workers", "1", "--command", "echo welcome; " + meet + EXAMPLE)
     *results, last = done.stdout.splitlines()
     assert (sorted(results), last, done.returncode) == (sorted(RESULTS), "6 of 6 jobs are done", 0), done.stderr
     for host in hosts:
@@ -478,7 +478,7 @@ def test_example_with_a_host_that_is_down(tmp_path: Path) -> None:
     down = tmp_path / "down"
     down.write_text(f"mkdir {tmp_path}/first 2>/dev/null || mkdir {tmp_path}/second 2>/dev/null; exit 255")
     wait = f"until [ -e {tmp_path}/second ]; do :; done; "
-    done = example("--launcher", f"sh {down}", "--launcher", "sh -c", "--slaves", "1", "--command", wait + EXAMPLE)
+    done = example("--launcher", f"sh {down}", "--launcher", "sh -c", "--workers", "1", "--command", wait + EXAMPLE)
     *results, last = done.stdout.splitlines()
     assert (sorted(results), last, done.returncode) == (sorted(RESULTS), "6 of 6 jobs are done", 0), done.stderr
     assert f"[sh {down}] lost: " in done.stderr and "exited with exit status 255" in done.stderr
@@ -490,7 +490,7 @@ def test_example_on_this_machine() -> None:
 
 
 def test_example_with_a_launcher_that_fails() -> None:
-    done = example("--launcher", "sh -c 'echo all lines are busy >&2; exit 5'", "--slaves", "3")
+    done = example("--launcher", "sh -c 'echo all lines are busy >&2; exit 5'", "--workers", "3")
     assert (done.stdout, done.returncode) == ("0 of 6 jobs are done\n", 1)
     words = "exited with exit status 5; the end of its stderr:\nall lines are busy"
     # Each worker has three attempts.
@@ -515,13 +515,13 @@ def test_example_with_a_launcher_that_is_killed_in_the_middle(tmp_path: Path) ->
         exec sh -c "$1"
         """
     )
-    done = example("--launcher", f"sh {script}", "--slaves", "1", "--command", EXAMPLE)
+    done = example("--launcher", f"sh {script}", "--workers", "1", "--command", EXAMPLE)
     *results, last = done.stdout.splitlines()
     assert (sorted(results), last, done.returncode) == (sorted(RESULTS), "6 of 6 jobs are done", 0)
     assert done.stderr.count("lost: ") == 1 and "was killed by SIGKILL" in done.stderr
 
 
 def test_slave_of_the_example_without_a_master_ends() -> None:
-    command = [sys.executable, "-m", "examples.remote", "slave"]
+    command = [sys.executable, "-m", "examples.remote", "worker"]
     done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, timeout=50)
     assert (done.stdout, done.stderr, done.returncode) == (framed(Ready()), b"", 0)

@@ -242,6 +242,6 @@ def test_workers_whose_turn_does_not_come_in_time(peer: IpcPeer, slurm: Slurm) -
 
 def test_example(slurm: Slurm) -> None:
     launcher = f"{shlex.quote(slurm.programs['srun'])} -u -n1 sh -c"
-    done = example("--launcher", launcher, "--slaves", str(CPUS + 2), "--command", EXAMPLE)
+    done = example("--launcher", launcher, "--workers", str(CPUS + 2), "--command", EXAMPLE)
     *results, last = done.stdout.splitlines()
     assert (sorted(results), last, done.returncode) == (sorted(RESULTS), "6 of 6 jobs are done", 0), done.stderr

@@ -500,7 +500,7 @@ def test_colours():
     assert "\033[31m" in coloured[7]  # a response that is an error
 
 
-# -- between a master and a slave
+# -- between a parent and a worker
 
 
 def tap_command(*arguments, options=(), code=None):
@@ -546,7 +546,7 @@ def test_bytes_pass_at_once(tmp_path):
         assert process.wait(20) == 0
 
 
-def test_a_master_and_a_slave_that_it_knows_nothing_of(tmp_path):
+def test_a_parent_and_a_worker_that_it_knows_nothing_of(tmp_path):
     log = tmp_path / "log"
     # The tap runs where the modules of the two cannot be imported.
     tap = [
@@ -554,7 +554,7 @@ def test_a_master_and_a_slave_that_it_knows_nothing_of(tmp_path):
         "-c",
         "import os, sys; os.chdir('/'); from stream_ipc.__main__ import main; sys.exit(main())",
     ]
-    slave = (
+    worker = (
         "import os, sys; sys.path.insert(0, sys.argv[1]); from examples.messages import *; from stream_ipc import *\n"
         "os.write(1, b'before\\n')\n"
         "session = IpcPeer().create_stdio_session()\n"
@@ -572,7 +572,7 @@ def test_a_master_and_a_slave_that_it_knows_nothing_of(tmp_path):
     finally:
         sys.path.remove(str(ROOT))
     with IpcPeer() as peer:
-        command = [*tap, "tap", "--log", str(log), "--", sys.executable, "-c", slave, str(ROOT)]
+        command = [*tap, "tap", "--log", str(log), "--", sys.executable, "-c", worker, str(ROOT)]
         session = peer.create_command_session(command, env=env)
         assert session.request(TaskRequest("a"), expect=TaskResponse).wait().result == "A"
         large = session.request(TaskRequest("b" * 300_000), expect=TaskResponse).wait()
@@ -627,7 +627,7 @@ def test_the_exit_status_is_passed_on():
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGINT])
-def test_the_signal_that_has_killed_the_slave_is_passed_on(number):
+def test_the_signal_that_has_killed_the_worker_is_passed_on(number):
     with tapped("die", int(number)) as process:
         out, err = process.communicate(timeout=20)  # stdin stays open until then
     assert out == b"last words"
@@ -635,7 +635,7 @@ def test_the_signal_that_has_killed_the_slave_is_passed_on(number):
     assert f"was killed by signal {int(number)}".encode() in err
 
 
-def test_a_slave_that_dies_while_the_master_says_nothing(tmp_path):
+def test_a_worker_that_dies_while_the_parent_says_nothing(tmp_path):
     with IpcPeer() as peer:
         session = peer.create_command_session(
             tap_command("die", 9, options=["--log", str(tmp_path / "log")]), cwd=str(ROOT)
@@ -644,7 +644,7 @@ def test_a_slave_that_dies_while_the_master_says_nothing(tmp_path):
             session.request(Job("x"), timeout=PATIENCE).wait()
 
 
-def test_a_signal_for_the_tap_is_the_slaves():
+def test_a_signal_for_the_tap_is_the_workers():
     with tapped("wait") as process:
         assert process.stdout.read(5) == b"ready"
         process.terminate()
@@ -658,7 +658,7 @@ SHORT_GRACE = (
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_slave_that_ignores_the_signal_is_killed(number):
+def test_a_worker_that_ignores_the_signal_is_killed(number):
     with tapped("hang", code=SHORT_GRACE) as process:
         assert len(process.stdout.read()) == 10  # its pid
         process.send_signal(number)
@@ -666,16 +666,16 @@ def test_a_slave_that_ignores_the_signal_is_killed(number):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is dead")
-def test_a_slave_that_hangs_does_not_outlive_the_tap():
+def test_a_worker_that_hangs_does_not_outlive_the_tap():
     with tapped("hang") as process:
-        slave = int(process.stdout.read())
+        worker = int(process.stdout.read())
         process.kill()
         assert process.wait(20) == -signal.SIGKILL
     end = time.monotonic() + PATIENCE
-    while not os.waitid(os.P_PID, slave, os.WEXITED | os.WNOHANG | os.WNOWAIT):  # adopted
-        assert time.monotonic() < end, "the slave lives on"
+    while not os.waitid(os.P_PID, worker, os.WEXITED | os.WNOHANG | os.WNOWAIT):  # adopted
+        assert time.monotonic() < end, "the worker lives on"
         time.sleep(0.01)
-    assert os.waitpid(slave, 0)[1] == signal.SIGKILL
+    assert os.waitpid(worker, 0)[1] == signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -695,7 +695,7 @@ def test_signals_that_are_ignored_stay_ignored():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS does not tell where a signal comes from")
 @pytest.mark.slow
-def test_ctrl_c_reaches_the_slave_once_and_kills_nothing():
+def test_ctrl_c_reaches_the_worker_once_and_kills_nothing():
     pid, terminal = pty.fork()
     if not pid:
         tap = tap_command("interrupted", options=["--log", os.devnull], code=SHORT_GRACE)
@@ -716,13 +716,13 @@ def test_ctrl_c_reaches_the_slave_once_and_kills_nothing():
     os.close(terminal)
 
 
-def test_the_end_of_the_masters_stream_is_passed_on():
+def test_the_end_of_the_parents_stream_is_passed_on():
     with tapped("swallow") as process:
         out = process.communicate(b"12345", timeout=20)[0]
     assert (out, process.returncode) == (b"5", 0)
 
 
-def test_a_slave_that_closes_its_stdout_lives_on():
+def test_a_worker_that_closes_its_stdout_lives_on():
     with tapped("close-stdout") as process:
         assert process.stdout.read() == b"bye"  # to the end
         assert process.poll() is None
@@ -730,7 +730,7 @@ def test_a_slave_that_closes_its_stdout_lives_on():
         assert process.wait(20) == 4
 
 
-def test_a_slave_that_closes_its_stdin():
+def test_a_worker_that_closes_its_stdin():
     with tapped("close-stdin") as process:
         assert process.stdout.read(6) == b"closed"
         with pytest.raises(BrokenPipeError):
@@ -742,10 +742,10 @@ def test_a_slave_that_closes_its_stdin():
         process.stdin.close()
 
 
-def test_a_master_that_no_longer_reads():
+def test_a_parent_that_no_longer_reads():
     with tapped("echo", stderr=subprocess.DEVNULL) as process:
         process.stdout.close()
-        with pytest.raises(BrokenPipeError):  # the slave has met the end of its stdout, and has died of it
+        with pytest.raises(BrokenPipeError):  # the worker has met the end of its stdout, and has died of it
             end = time.monotonic() + PATIENCE
             while time.monotonic() < end:
                 os.write(process.stdin.fileno(), b"x" * 1000)
@@ -796,7 +796,7 @@ def test_several_taps_share_a_log(tmp_path):
         own = [line for line in lines if line.startswith(f"{pid} ")]
         assert " -- began " in own[0] and "tap_child.py echo" in own[0]
         assert sum("notification" in line for line in own) == 400 + 2
-        assert f"{pid} the slave (pid {pid}) exited with status 0" in own
+        assert f"{pid} the worker (pid {pid}) exited with status 0" in own
     times = [float(found[1]) for found in re.finditer(r"^\d+ +(\d+\.\d{6}) ", "\n".join(lines), re.M)]
     assert len(times) == 4 * 401
     assert times == sorted(times)
@@ -814,7 +814,7 @@ def test_a_log_that_is_older_than_the_machine_runs(tmp_path):
     assert 500 <= times[0] <= times[1] <= times[2] < 520
 
 
-def test_the_slaves_pid_in_a_files_name(tmp_path):
+def test_the_workers_pid_in_a_files_name(tmp_path):
     with tapped("echo", options=["--log", tmp_path / "log.%p", "--trace", tmp_path / "trace.%p"]) as process:
         process.communicate(frame(b"x"), timeout=20)
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -861,7 +861,7 @@ def events_of(path):
 
 
 def traced(process, count=3):
-    """Let requests and other things pass; the slave echoes, so each comes back as the slave's own request."""
+    """Let requests and other things pass; the worker echoes, so each comes back as the worker's own request."""
     serializer = FORMATS["pickle"]
     data = b"junk" + frame(serializer.serialize(LogMessage("note"))) + frame(b"?")
     for number in range(count):
@@ -882,7 +882,7 @@ def check_trace(events, count=3):
     assert [args["id"] for args in begun if args["class"] == "App\\Job"] == [args["id"] for args in begun]
     assert len(begun) == 2 * count and all(args["size"] > 20 for args in begun)
     ended = by_kind["e", "App\\Job"]
-    # The answers reach the slave before its own requests, which it has echoed, reach the master.
+    # The answers reach the worker before its own requests, which it has echoed, reach the parent.
     assert [args.get("error") for args in ended] == [None] * (count - 1) + ["no answer"] * (count + 1)
     assert all("name='y'" in args["message"] for args in ended[: count - 1])
     assert len(by_kind["i", "App\\Job"]) == count - 1
@@ -893,7 +893,7 @@ def check_trace(events, count=3):
     assert len(by_kind["i", "unreadable"]) == 2
 
 
-@pytest.mark.parametrize("how", ["end", "SIGTERM", "SIGKILL of the slave"])
+@pytest.mark.parametrize("how", ["end", "SIGTERM", "SIGKILL of the worker"])
 def test_trace(how, tmp_path):
     trace = tmp_path / "trace"
     with tapped("stderr", options=["--log", tmp_path / "log", "--trace", trace]) as process:
@@ -904,7 +904,7 @@ def test_trace(how, tmp_path):
         elif how != "end":
             os.kill(events[0]["pid"], signal.SIGKILL)
         if how != "end":
-            process.wait(timeout=20)  # before communicate() closes its stdin, which would end the slave, too
+            process.wait(timeout=20)  # before communicate() closes its stdin, which would end the worker, too
         _, stderr = process.communicate(timeout=20)
     assert process.returncode == {"end": 0, "SIGTERM": -15}.get(how, -9)
     events = events_of(trace)
@@ -932,7 +932,7 @@ def test_two_taps_share_a_trace(tmp_path):
     for pid in pids:
         own = [event for event in events if event["pid"] == pid]
         assert [event["ph"] for event in own].count("b") == 6
-        assert own[0]["args"]["name"].startswith(f"slave {pid}: ")
+        assert own[0]["args"]["name"].startswith(f"worker {pid}: ")
     times = [event["ts"] for event in events if "ts" in event]
     assert max(times) - min(times) < 60e6  # of one clock
 

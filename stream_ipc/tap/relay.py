@@ -1,13 +1,13 @@
-"""Stands between a master and a slave: what ``python3 -m stream_ipc tap`` is.
+"""Stands between a parent and a worker: what ``python3 -m stream_ipc tap`` is.
 
 Knows descriptors, processes, signals and threads. Must not know frames beyond what a ``Skimmer`` says about them.
 
 Each direction has a thread that reads and writes blocking descriptors, so what one side does not take is not taken from
 the other, as if there were nothing in between. A loop over non-blocking descriptors would need queues, and the flags of
 stdin and stdout are shared with the program that has started the tap. Bytes are passed on first and looked at then, but
-in the order in which they came: a reply before what the master says to it.
+in the order in which they came: a reply before what the parent says to it.
 
-A signal for the tap is meant for the slave, which ends within a bound then. If the tap itself is killed, the slave's
+A signal for the tap is meant for the worker, which ends within a bound then. If the tap itself is killed, the worker's
 streams end, and on Linux the kernel kills it.
 """
 
@@ -31,18 +31,18 @@ from .tree import printable
 
 __all__ = ["GRACE", "Tap", "decode"]
 
-TO_SLAVE, TO_MASTER, TEXT = "->", "<-", "stderr"
-_TRACKS = {TO_SLAVE: "-> to the slave", TO_MASTER: "<- from the slave", TEXT: "stderr"}
+TO_WORKER, TO_PARENT, TEXT = "->", "<-", "stderr"
+_TRACKS = {TO_WORKER: "-> to the worker", TO_PARENT: "<- from the worker", TEXT: "stderr"}
 
 _READ_SIZE = 64 * 1024
 # Of a large payload only the beginning is looked at. Linux moves the rest from pipe to pipe inside the kernel.
 _SPLICE: Callable[..., int] | None = getattr(os, "splice", None)
 _SPLICE_SIZE = 1024 * 1024
-_PIPE_SIZE = 1024 * 1024  # of the pipes of the slave: fewer, longer turns
+_PIPE_SIZE = 1024 * 1024  # of the pipes of the worker: fewer, longer turns
 
-_QUIET = 0.1  # seconds without output after which a dead slave's pipe, which another process still holds, is left
-GRACE = 5.0  # seconds until a slave that was told to end is killed
-_TITLE = 160  # characters of the slave's command
+_QUIET = 0.1  # seconds without output after which a dead worker's pipe, which another process still holds, is left
+GRACE = 5.0  # seconds until a worker that was told to end is killed
+_TITLE = 160  # characters of the worker's command
 
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 _FORWARDED = _ENDING | {signal.SIGUSR1, signal.SIGUSR2}
@@ -146,7 +146,7 @@ class _Direction(threading.Thread):
         return True
 
     def drain(self) -> None:
-        """Wait until what a dead slave has written is passed on, also if another process still holds the pipe."""
+        """Wait until what a dead worker has written is passed on, also if another process still holds the pipe."""
         poller = select.poll()
         poller.register(self.source, select.POLLIN)
         while self.is_alive():
@@ -156,14 +156,14 @@ class _Direction(threading.Thread):
 
 
 class Tap:
-    """Starts a slave, and stands between it and the master.
+    """Starts a worker, and stands between it and the parent.
 
     Args:
-        command: The slave's command.
+        command: The worker's command.
         reads_stderr: Whether to read its stderr too, and pass it on.
 
     Attributes:
-        pid: The slave's.
+        pid: The worker's.
 
     Raises:
         OSError: It cannot be started.
@@ -173,7 +173,7 @@ class Tap:
         self._command = printable(shlex.join(command))[:_TITLE]
         # A handler of our own, because a signal that is ignored by default may be lost while it is blocked.
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        # What the program that has started us ignores, as nohup does, stays ignored here and in the slave.
+        # What the program that has started us ignores, as nohup does, stays ignored here and in the worker.
         self._signals = {number for number in _FORWARDED if signal.getsignal(number) != signal.SIG_IGN}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals | {signal.SIGCHLD, signal.SIGALRM})
         # There is no other thread yet that could hold a lock in the child.
@@ -183,17 +183,17 @@ class Tap:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if reads_stderr else None,
             bufsize=0,
-            preexec_fn=_in_slave(before),
+            preexec_fn=_in_worker(before),
         )
         self.pid: int = self._process.pid
 
     def kill(self) -> None:
-        """Kill the slave and reap it."""
+        """Kill the worker and reap it."""
         self._process.kill()
         self._process.communicate()
 
     def run(self, log: Log, format: str, coloured: bool, append: Callable[[list[bytes]], None] | None) -> int:
-        """Pass on what the slave and the master say to each other until the slave ends.
+        """Pass on what the worker and the parent say to each other until the worker ends.
 
         Args:
             log: Where lines are written.
@@ -202,26 +202,26 @@ class Tap:
             append: Takes the events of a trace; None without one.
 
         Returns:
-            The slave's exit status; the negative number of the signal that has killed it.
+            The worker's exit status; the negative number of the signal that has killed it.
         """
         report = Report(log.write, format, coloured=coloured, prefix=f"{self.pid} ")
         watcher = self._begin(log, report, append)
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         # Descriptors of our own, which subprocess does not close.
-        slave_in, slave_out = os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno())
+        worker_in, worker_out = os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno())
         process.stdin.close()
         process.stdout.close()
-        for fd in (slave_in, slave_out):
+        for fd in (worker_in, worker_out):
             _enlarge(fd)
         # What is written to stdout by accident must not get between the frames.
-        master_in, master_out = os.dup(0), os.dup(1)
+        parent_in, parent_out = os.dup(0), os.dup(1)
         os.dup2(2, 1)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
-        there = _Direction(master_in, slave_in, report.direction(TO_SLAVE, TO_MASTER), watcher)
-        back = [_Direction(slave_out, master_out, report.direction(TO_MASTER, TO_SLAVE), watcher)]
+        there = _Direction(parent_in, worker_in, report.direction(TO_WORKER, TO_PARENT), watcher)
+        back = [_Direction(worker_out, parent_out, report.direction(TO_PARENT, TO_WORKER), watcher)]
         if process.stderr is not None:
             back.append(_Direction(os.dup(process.stderr.fileno()), os.dup(2), report.text(TEXT), watcher))
             process.stderr.close()
@@ -232,14 +232,14 @@ class Tap:
             direction.drain()
 
         def finish() -> None:
-            for arrow, direction in ((TO_SLAVE, there), (TO_MASTER, back[0])):
+            for arrow, direction in ((TO_WORKER, there), (TO_PARENT, back[0])):
                 broken = direction.skimmer.end()
                 if broken:
                     report.note(arrow, f"the stream ended {broken}")
                 if direction.failure is not None:
                     report.note(arrow, f"the tap has failed: {direction.failure!r}")
             how = f"exited with status {status}" if status >= 0 else f"was killed by signal {-status}"
-            report.end(f"the slave (pid {self.pid}) {how}")
+            report.end(f"the worker (pid {self.pid}) {how}")
 
         watcher.catch_up(finish)
         return status
@@ -253,12 +253,12 @@ class Tap:
             report.now = clock - start
             report.note("--", f"monotonic clock {clock:.6f}: {self._command}", "began")
         if append is not None:
-            report.trace = Trace(append, self.pid, f"slave {self.pid}: {self._command}", start, _TRACKS)
+            report.trace = Trace(append, self.pid, f"worker {self.pid}: {self._command}", start, _TRACKS)
             report.trace.flush()
         return _Watcher(report, log, start)
 
     def _wait(self) -> int:
-        """Wait for the slave's end, pass on signals, and return its status."""
+        """Wait for the worker's end, pass on signals, and return its status."""
         process = self._process
         watched = self._signals | {signal.SIGCHLD, signal.SIGALRM}
         told = False
@@ -275,7 +275,7 @@ class Tap:
                     told = True
                     signal.setitimer(signal.ITIMER_REAL, GRACE)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        # The slave is gone: from here on signals are the tap's own, but for those that came before.
+        # The worker is gone: from here on signals are the tap's own, but for those that came before.
         while watched & set(signal.sigpending()):
             signal.sigwait(watched)
         for number in self._signals:
@@ -285,7 +285,7 @@ class Tap:
 
 
 def _next_signal(watched: set[signal.Signals]) -> tuple[int, bool]:
-    """Wait for a signal, and tell whether the slave has it too: a terminal sends Ctrl-C to the whole group."""
+    """Wait for a signal, and tell whether the worker has it too: a terminal sends Ctrl-C to the whole group."""
     if hasattr(signal, "sigwaitinfo"):
         info = signal.sigwaitinfo(watched)
         return info.si_signo, info.si_code > 0  # from the kernel, and not from a process
@@ -293,8 +293,8 @@ def _next_signal(watched: set[signal.Signals]) -> tuple[int, bool]:
     return number, number == signal.SIGINT
 
 
-def _in_slave(mask: set[signal.Signals | int]) -> Callable[[], None]:
-    """Return what the slave does before it executes its command."""
+def _in_worker(mask: set[signal.Signals | int]) -> Callable[[], None]:
+    """Return what the worker does before it executes its command."""
     parent = os.getpid()
     try:
         import ctypes

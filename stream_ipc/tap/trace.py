@@ -2,7 +2,7 @@
 
 Knows that format. Must not know frames, or where the events are written.
 
-A slave is a process in the trace. A request is an asynchronous span from its start to its answer, because many of them
+A worker is a process in the trace. A request is an asynchronous span from its start to its answer, because many of them
 overlap; everything else is an instant on the track of its direction.
 """
 
@@ -17,12 +17,12 @@ _CATEGORY = "ipc"
 
 
 class Trace:
-    """Makes the events of one slave. Owns those that are not written yet.
+    """Makes the events of one worker. Owns those that are not written yet.
 
     Args:
         append: Takes a list of events, each an object in JSON.
-        pid: The slave's.
-        title: What the slave is called.
+        pid: The worker's.
+        title: What the worker is called.
         origin: The monotonic time at which ``now`` was 0, so that the events of several taps fit together.
         tracks: What stands for a direction in the calls, and what its track is called.
     """

@@ -1,6 +1,6 @@
 """What users write, in as many forms as there are: a type checker must not complain about any of it.
 
-A program, too: run, it plays both master and slave, so that all of this is right at run time as well. See
+A program, too: run, it plays both parent and worker, so that all of this is right at run time as well. See
 tests/test_typing.py.
 """
 
@@ -694,25 +694,25 @@ def transports(peer: IpcPeer) -> None:
 
 
 def children(peer: IpcPeer) -> None:
-    with peer.create_command_session([sys.executable, HERE, "slave"]) as slave:
-        reply = slave.request(Ask("text"), expect=Answer).wait().result
-        assert reply == "TEXT" and slave.process is not None
-    status: int = slave.process.returncode
-    reason: StreamClosedError | None = slave.reason
+    with peer.create_command_session([sys.executable, HERE, "worker"]) as worker:
+        reply = worker.request(Ask("text"), expect=Answer).wait().result
+        assert reply == "TEXT" and worker.process is not None
+    status: int = worker.process.returncode
+    reason: StreamClosedError | None = worker.reason
     assert reason is not None
     peer.create_command_session(["cat"], start_new_session=True, umask=0o77, pass_fds=(2,)).close(timeout=0)
     peer.create_command_session(["cat"], preexec_fn=lambda: None, executable=pathlib.Path("/bin/cat")).close(None)
     IpcPeer().close(timeout=0.5)
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
-    command: Sequence[str] = (sys.executable, HERE, "slave")
-    slave = peer.create_command_session(command, cwd=pathlib.Path(HERE).parent, env=environment, stderr=None)
-    slave.close()
+    command: Sequence[str] = (sys.executable, HERE, "worker")
+    worker = peer.create_command_session(command, cwd=pathlib.Path(HERE).parent, env=environment, stderr=None)
+    worker.close()
     with tempfile.TemporaryFile() as errors:
         for output in (subprocess.PIPE, subprocess.DEVNULL, errors):
             words = [sys.executable, HERE]
-            peer.create_command_session([*words, "slave"], cwd=".", env=os.environ, stderr=output).close()
-        peer.create_command_session([pathlib.Path(sys.executable), HERE, b"slave"], cwd=None, env=None).close()
-    process = subprocess.Popen([sys.executable, HERE, "slave"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            peer.create_command_session([*words, "worker"], cwd=".", env=os.environ, stderr=output).close()
+        peer.create_command_session([pathlib.Path(sys.executable), HERE, b"worker"], cwd=None, env=None).close()
+    process = subprocess.Popen([sys.executable, HERE, "worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with process, peer.create_process_session(process) as attached:
         attached.notify(Ask("text"))
     assert status == 0
@@ -796,21 +796,21 @@ def later(session: Session, other: Session, kept: List[DeferredReply]) -> None:
 
 
 def workers(peer: IpcPeer, folder: pathlib.Path) -> None:
-    with WorkerPool(peer, [sys.executable, "slave.py"], 2, cwd=folder, on_session=lambda s: s.on_request(answer)) as pool:
+    with WorkerPool(peer, [sys.executable, "worker.py"], 2, cwd=folder, on_session=lambda s: s.on_request(answer)) as pool:
         reply: Answer = pool.submit(Ask("text"), expect=Answer).wait()
         anything: Message = pool.submit(Ask("text"), timeout=5).wait()
         results: List[str] = [reply.result for reply in pool.map([Ask("a"), Ask("b")], expect=Answer, ahead=5)]
         messages: List[Message] = list(pool.map((Ask(text) for text in "abc"), ordered=False, timeout=None))
         both = gather([pool.submit(Ask("a"), expect=Answer), peer.sessions[0].request(Ask("b"), expect=Answer)])
         print(reply, anything, results, messages, both[0].result, len(pool.workers), pool.pending + 1)
-    hosts = [["ssh", host, "python3", "slave.py"] for host in ("a", "b")]
+    hosts = [["ssh", host, "python3", "worker.py"] for host in ("a", "b")]
     WorkerPool(peer, hosts, retries=0, timeout=None, tasks_per_worker=5, in_flight=2, hello=Ask, start_timeout=5).close(1)
 
 
 # -- the program
 
 
-def slave() -> None:
+def worker() -> None:
     session = IpcPeer().create_stdio_session()
     session.on_request(answer)
     while session.is_open:
@@ -840,4 +840,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    slave() if "slave" in sys.argv else main()
+    worker() if "worker" in sys.argv else main()

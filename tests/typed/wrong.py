@@ -579,12 +579,12 @@ def later(session: Session, reply: DeferredReply) -> None:
 
 
 def workers(peer: IpcPeer, session: Session) -> None:
-    WorkerPool(session, ["slave"])  # error
-    WorkerPool(peer, "slave")  # error
-    WorkerPool(peer, ["slave"], "2")  # error
-    WorkerPool(peer, ["slave"], on_session=lambda: None)  # error
-    WorkerPool(peer, ["slave"], hello=int)  # error
-    pool = WorkerPool(peer, ["slave"], 2)
+    WorkerPool(session, ["worker"])  # error
+    WorkerPool(peer, "worker")  # error
+    WorkerPool(peer, ["worker"], "2")  # error
+    WorkerPool(peer, ["worker"], on_session=lambda: None)  # error
+    WorkerPool(peer, ["worker"], hello=int)  # error
+    pool = WorkerPool(peer, ["worker"], 2)
     pool.submit("text")  # error
     pool.submit(Ask("text"), Answer)  # error
     pool.submit(Ask("text"), expect=int)  # error
