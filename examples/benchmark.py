@@ -890,12 +890,12 @@ def small_round_trips(bench: Bench) -> Entrants:
     return bench.entrants(EVERYBODY, lambda c: bench.rate(c, 2000, partial(c.calls, SMALL)))
 
 
-@workload(Row("json", "small round trips, JSON serializer", "/s"), rounds=15)
+@workload(Row("json", "  with JSON", "/s"), rounds=15)
 def json_round_trips(bench: Bench) -> Entrants:
     return bench.entrants((Raw, StreamIpcJson), lambda c: bench.rate(c, 2000, partial(c.calls, SMALL)))
 
 
-@workload(Row("msgspec", "small round trips, msgspec example", "/s"), rounds=15)
+@workload(Row("msgspec", "  with msgspec", "/s"), rounds=15)
 def msgspec_round_trips(bench: Bench) -> Entrants:
     if StreamIpcMsgspec in bench.absent:
         return {}
@@ -925,7 +925,7 @@ def flood_in_batch(bench: Bench) -> Entrants:
     return bench.entrants((Raw, StreamIpcBatch), lambda c: bench.rate(c, 200_000, c.flood), behaviour="flood")
 
 
-@workload(Row("children", "one request in each of 8 children", "/s"), rounds=15)
+@workload(Row("children", "one in each of 8 children", "/s"), rounds=15)
 def eight_children(bench: Bench) -> Entrants:
     return bench.entrants(EVERYBODY, lambda c: bench.rate(c, 2000, c.each_child), children=bench.children)
 
@@ -953,8 +953,8 @@ def one_big_message(bench: Bench, sockets: int, cls: Type[Competitor]) -> Figure
 
 
 @workload(
-    Row("big", "one 64 MiB message, pipes", "MiB/s"),
-    Row("big_memory", "  the receiver's peak memory", "x size", relative=False),
+    Row("big", "64 MiB sent, pipes", "MiB/s"),
+    Row("big_memory", "  receiver's peak memory", "x", relative=False),
     rounds=7,
 )
 def big_over_pipes(bench: Bench) -> Entrants:
@@ -962,8 +962,8 @@ def big_over_pipes(bench: Bench) -> Entrants:
 
 
 @workload(
-    Row("big_sockets", "one 64 MiB message, socketpair", "MiB/s"),
-    Row("big_sockets_memory", "  the receiver's peak memory", "x size", relative=False),
+    Row("big_sockets", "64 MiB sent, socketpair", "MiB/s"),
+    Row("big_sockets_memory", "  receiver's peak memory", "x", relative=False),
     rounds=7,
 )
 def big_over_sockets(bench: Bench) -> Entrants:
@@ -1010,9 +1010,9 @@ def broadcast(bench: Bench) -> Entrants:
 
 
 @workload(
-    Row("idle_none", "round trips beside no other session", "/s"),
+    Row("idle_none", "round trips, one session", "/s"),
     Row("idle_1000", "  beside 1000 idle ones", "/s"),
-    Row("idle_share", "  the second, of the first", "x", relative=False),
+    Row("idle_share", "  this, of the one before", "x", relative=False),
     rounds=9,
 )
 def beside_idle_sessions(bench: Bench) -> Entrants:
@@ -1037,7 +1037,7 @@ def beside_idle_sessions(bench: Bench) -> Entrants:
     return bench.entrants((Raw, StreamIpc, Connection), measure)
 
 
-@workload(Row("start", "start of a child to its first reply", "ms"), rounds=15)
+@workload(Row("start", "start to the first reply", "ms"), rounds=15)
 def start_to_first_reply(bench: Bench) -> Entrants:
     def measure(cls: Type[Competitor]) -> Figures:
         begin = time.perf_counter()
@@ -1051,7 +1051,7 @@ def start_to_first_reply(bench: Bench) -> Entrants:
 
 
 @workload(
-    Row("import", "its import, by -X importtime", "ms"),
+    Row("import", "import (-X importtime)", "ms"),
     Row("import_own", "  its own modules' part", "ms", relative=False),
     rounds=7,
 )
@@ -1081,10 +1081,10 @@ def imports(bench: Bench) -> Entrants:
 
 # Other messages: key, title, how many, and what makes the body.
 SHAPES: Sequence[Tuple[str, str, int, Callable[[], Any]]] = (
-    ("nested", "echo of dataclasses, three deep", 1000, lambda: an_order(1)),
-    ("list", "  of a list of 100 of them", 50, lambda: [an_order(number) for number in range(100)]),
-    ("text", "  of a str of 1 MB", 40, lambda: "some text " * 100_000),
-    ("dicts", "  of a dict of 20 dicts", 1000, lambda: {f"key {n}": {"name": f"{n}", "size": n} for n in range(20)}),
+    ("nested", "echo: nested dataclasses", 1000, lambda: an_order(1)),
+    ("list", "  a list of 100 of them", 50, lambda: [an_order(number) for number in range(100)]),
+    ("text", "  a str of 1 MB", 40, lambda: "some text " * 100_000),
+    ("dicts", "  a dict of 20 dicts", 1000, lambda: {f"key {n}": {"name": f"{n}", "size": n} for n in range(20)}),
 )
 
 
@@ -1204,7 +1204,7 @@ def by_bytes_in_one_message(bench: Bench) -> Table:
 
 
 def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}" if 0 < value < 1 else f"{value:.3g}"
 
 
 Results = Dict[str, Dict[str, Any]]
@@ -1224,10 +1224,19 @@ def report(row: Row, rounds: Dict[str, List[float]]) -> Dict[str, Any]:
     return {"title": row.title, "unit": row.unit, "less_is_better": not row.unit.endswith("/s"), "results": results}
 
 
+# The names as they stand above the columns, in two lines: the table is for a terminal of 80 columns.
+HEADINGS = {
+    Raw.name: ("raw", "selector"),
+    StreamIpc.name: ("stream", "_ipc"),
+    Connection.name: ("mp.", "Conn."),
+    Pool.name: ("Proc.", "Pool"),
+}
+
+
 def show(bench: Bench, workloads: Results) -> Iterator[str]:
     """The lines of the one table."""
     names = [competitor.name for competitor in EVERYBODY if competitor not in bench.absent]
-    lines = [["", "", *names]]
+    lines = [["", "", *(HEADINGS.get(name, ("", name))[line] for name in names)] for line in (0, 1)]
     for entry in workloads.values():
         line = [entry["title"], entry["unit"]]
         for name in names:
@@ -1235,14 +1244,14 @@ def show(bench: Bench, workloads: Results) -> Iterator[str]:
             if result is None:
                 line.append("-")
             elif result["ratio"] is None or name == Raw.name:
-                line.append(number(result["median"]) + " " * 6)
+                line.append(number(result["median"]))
             else:
-                line.append(f"{number(result['median'])} {result['ratio']:4.2f}x")
+                line.append(f"{result['ratio']:.2f}")
         lines.append(line)
-    widths = [max(len(cell) for cell in column) for column in zip(*lines)]
+    widths = [max(5, *(len(cell) for cell in column)) for column in zip(*lines)]
     for line in lines:
-        left = f"{line[0]:<{widths[0]}}  {line[1]:<{widths[1]}}"
-        yield (left + "".join(f"  {cell:>{width}}" for cell, width in zip(line[2:], widths[2:]))).rstrip()
+        left = f"{line[0]:<{widths[0]}} {line[1]:<{widths[1]}}"
+        yield (left + "".join(f" {cell:>{width}}" for cell, width in zip(line[2:], widths[2:]))).rstrip()
 
 
 def show_table(table: Table) -> Iterator[str]:
@@ -1301,11 +1310,12 @@ def measure_all(bench: Bench, only: Optional[str], progress: Progress) -> Tuple[
 
 def print_all(bench: Bench, workloads: Results, tables: List[Table]) -> None:
     import platform
+    import textwrap
 
     python = f"{platform.python_implementation()} {platform.python_version()}"
     print(f"{python}, {os.cpu_count()} cores, {platform.system()}.")
-    print("Medians, and the medians of the ratios to the raw selector loop in the same round.")
-    print("Of what is counted in ms, less is better.\n")
+    print("Medians: of the raw selector loop the figures, of everybody else the ratios to")
+    print("it in the same round. What has no ratio is a figure. Of ms, less is better.\n")
     for line in show(bench, workloads):
         print(line)
     for table in tables:
@@ -1315,9 +1325,9 @@ def print_all(bench: Bench, workloads: Results, tables: List[Table]) -> None:
     print()
     for competitor in EVERYBODY:
         if competitor.note and competitor not in bench.absent:
-            print(f"{competitor.name}: {competitor.note}")
+            print(textwrap.fill(f"{competitor.name}: {competitor.note}", 79, subsequent_indent="  "))
     for text in dict.fromkeys(bench.left_out):
-        print(f"left out: {text}")
+        print(textwrap.fill(f"left out: {text}", 79, subsequent_indent="  "))
 
 
 def write_json(path: str, bench: Bench, workloads: Results, tables: List[Table], seconds: float) -> None:

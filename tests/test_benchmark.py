@@ -68,6 +68,7 @@ def test_every_workload_yields_figures(tmp_path):
     assert bool(absent) is (find_spec("msgspec") is None)
     assert list(document["workloads"]) == [key for key in WORKLOADS if key not in absent]
     assert list(document["tables"]) == TABLES
+    assert [line for line in done.stdout.splitlines() if len(line) > 79] == []
     for key, entry in document["workloads"].items():
         assert {"raw selector", "stream_ipc"} <= set(entry["results"]), key
         assert entry["title"] in done.stdout
