@@ -157,6 +157,7 @@ def _types(function: Any, annotation: Any, caller: Any) -> tuple[type, ...] | No
     try:
         types = _flatten(annotation, functools.partial(_namespace, function, caller))
     except Exception as exc:
+        annotation = getattr(annotation, "__forward_arg__", annotation)
         raise TypeError(
             f"the annotation {annotation!r} of {name_of(function)}'s first parameter cannot be resolved: {exc}; define"
             " or import the class where the handler is defined (not under TYPE_CHECKING), or drop the annotation"

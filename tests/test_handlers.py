@@ -300,6 +300,16 @@ UNRESOLVABLE: List[Tuple[Any, str]] = [
 ]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are evaluated where they stand")
+def test_an_annotation_may_name_a_class_that_is_defined_later() -> None:
+    names: dict[str, Any] = {}
+    exec(compile("def handler(message: Later): pass", "later", "exec", dont_inherit=True), names)
+    with pytest.raises(TypeError, match="the annotation 'Later' of handler's first parameter cannot be resolved"):
+        added(names["handler"])
+    names["Later"] = First
+    assert called_for(names["handler"]) == FIRST
+
+
 @pytest.mark.parametrize(("annotation", "text"), UNRESOLVABLE, ids=[repr(a) for a, _ in UNRESOLVABLE])
 def test_an_annotation_of_no_use_is_an_error_at_registration(annotation: Any, text: str) -> None:
     handlers = HandlerList("on_message")
