@@ -1216,9 +1216,11 @@ def test_an_object_of_plain_values_may_stand_in_what_contains_itself() -> None:
     looped: List[Any] = []
     plain = Plain(1)
     del plain._protected
-    looped += [looped, Point(1), plain]
-    again = value_of(looped)
-    assert again[0] is again and again[1] == Point(1) and vars(again[2]) == vars(plain)
+    looped += [looped, Point(1), plain, Point(Point(2), Point("y", Point(None)))]
+    for _ in range(2):  # the first of a shape, and another
+        again = value_of(looped)
+        assert again[0] is again and again[1] == Point(1) and vars(again[2]) == vars(plain)
+        assert again[3] == looped[3]
     again = S.deserialize(box(b"]\x94(h\x00" + call("test.Point", obj(x=i(1))) + b"e")).value  # type: ignore[attr-defined]
     assert again[0] is again and again[1] == Point(1)
 
@@ -1249,6 +1251,25 @@ SELF = {
     "by way of a finished list": box(
         b"]\x94(]\x94h\x00a" + call("test.Point", obj(x=b"h\x01")) + b"e"
     ),
+    "list in an object in an object": box(
+        b"]\x94" + call("test.Point", obj(x=call("test.Point", obj(x=b"h\x00")))) + b"a"
+    ),
+    "list in a tuple in an object": box(b"]\x94" + call("test.Point", obj(x=b"h\x00\x85")) + b"a"),
+    "object in its own list": box(b"]\x94" + call("test.Point", obj(x=b"h\x00")) + b"\x940h\x01a0h\x01"),
+    # The same with a shape that names the fields.
+    "flat: list in an object": box(b"]\x94" + flat_call("test.Point", x=b"h\x00", y=N) + b"a"),
+    "flat: object in its own list": box(
+        b"]\x94" + flat_call("test.Point", x=i(1), y=b"h\x00") + b"\x940h\x01a0h\x01"
+    ),
+    "flat: list in an object in an object": box(
+        b"]\x94" + flat_call("test.Point", x=N, y=flat_call("test.Point", x=b"h\x00", y=N)) + b"a"
+    ),
+    "flat: list in a tuple in an object": box(
+        b"]\x94" + flat_call("test.Point", x=b"h\x00\x85", y=N) + b"a"
+    ),
+    "flat: by way of a finished list": box(
+        b"]\x94(]\x94h\x00a" + flat_call("test.Point", x=flat_call("test.Point", x=i(1), y=b"h\x01"), y=N) + b"e"
+    ),
     "by way of a finished dict": box(
         b"]\x94(}\x94" + s("k") + b"h\x00s" + call("test.Point", obj(x=b"h\x01")) + POINT + b"e"
     ),
@@ -1268,6 +1289,7 @@ def test_a_structure_in_itself_never_shows_what_is_unfinished(name: str) -> None
         shown.append(x)
         original(self, x, y)
 
+    assert value_of(Point(Point(1))) == Point(Point(1))  # their shape is known from here on
     Point.__init__ = watched  # type: ignore[method-assign]
     try:
         refused(SELF[name], "contains itself")

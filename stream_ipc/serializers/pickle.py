@@ -259,6 +259,8 @@ def _may_have_lines(payload: bytes | bytearray) -> bool:
     """Return whether GLOBAL (``c``) or INST (``i``) could stand in a payload, with the two lines that they read."""
     if len(payload) >= _LARGE:  # the general way costs less than counting
         return True
+    if payload.count(b"\n") < 2:
+        return False
     return any([payload.count(b"\n", at) > 1 for at in (payload.find(b"c"), payload.find(b"i")) if at >= 0])
 
 

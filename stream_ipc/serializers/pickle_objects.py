@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     TakeApart = Callable[[Any], tuple[Any, ...]]
+    Build = Callable[["Handle", "Resolver"], Any]
 
 __all__ = [
     "ADVICE",
@@ -253,11 +254,13 @@ class Resolver:
     no object may be built of one that is not finished: its constructor could copy handles out of it.
     """
 
+    __slots__ = ("_depth", "_done", "_looped", "_unfinished")
+
     def __init__(self) -> None:
         # By id of the unresolved value. All of these were alive at once, so no id stands for two of them, though some
         # are freed meanwhile; what has been resolved, or was made since, must never be resolved.
         self._done: dict[int, Any] = {}
-        self._depth = 0  # how many objects are being built
+        self._depth = 0  # how many objects that hold a container are being built
         self._unfinished: dict[int, int] = {}  # lists, dicts and sets: by id, the depth at which they were begun
         self._looped: set[int] = set()  # those of them that are contained in something that may be finished
 
@@ -268,7 +271,7 @@ class Resolver:
             SerializationError: Something in them is not allowed, or cannot be built.
         """
         try:
-            return self._resolve(values)  # type: ignore[no-any-return]
+            return tuple([self._item(value) for value in values])
         except SerializationError:
             raise
         except RecursionError as exc:
@@ -276,19 +279,34 @@ class Resolver:
         except Exception as exc:  # what became of a key cannot be hashed
             raise SerializationError(f"a value in the payload cannot be built: {describe(exc)}"[:300]) from exc
 
-    def _resolve(self, value: Any) -> Any:
+    def part(self, value: Any) -> Any:
+        """Resolve a value that an object is built of."""
+        if type(value) is Handle:
+            done = self._done
+            key = id(value)
+            if key in done:
+                return done[key]
+            shape = value[0] if value else None
+            make = _find_nested(shape, _unusual) if type(shape) is str else _unusual  # a tuple's hash may have no end
+            result = done[key] = make(value, self)
+            return result
+        if type(value) in _ATOMS:
+            return value
+        if self._looped:
+            raise _contains_itself()
+        self._depth += 1
+        value = self._container(value)
+        self._depth -= 1
+        return value
+
+    def _item(self, value: Any) -> Any:
+        """Resolve a value that is in a container."""
+        return self.part(value) if type(value) is Handle or type(value) in _ATOMS else self._container(value)
+
+    def _container(self, value: Any) -> Any:
         cls = type(value)
         key = id(value)
         done = self._done
-        if cls is Handle:
-            if key not in done:
-                done[key] = _IN_PROGRESS
-                shape = value[0] if value else None
-                make = _find_nested(shape) if type(shape) is str else None  # the hash of a tuple may be without end
-                done[key] = result = self._object(value) if make is None else make(value, self)
-                return result
-        elif cls in _ATOMS:
-            return value
         if key in done:
             result = done[key]
             if key in self._unfinished:
@@ -307,9 +325,9 @@ class Resolver:
             return value
         done[key] = _IN_PROGRESS
         if cls is tuple:
-            result = tuple([self._resolve(item) for item in value])
+            result = tuple([self._item(item) for item in value])
         elif cls is frozenset:
-            result = frozenset([self._resolve(item) for item in value])
+            result = frozenset([self._item(item) for item in value])
         else:
             raise SerializationError(f"payload is not a message: it may not hold {article(cls)}")
         done[key] = result
@@ -319,84 +337,71 @@ class Resolver:
         """Resolve what is in a list, dict or set."""
         if type(value) is list:
             if not _ATOMS.issuperset(map(type, value)):
-                value[:] = [self._resolve(item) for item in value]
+                value[:] = [self.part(item) if type(item) is Handle else self._item(item) for item in value]
         elif type(value) is set:
-            items = [self._resolve(item) for item in value]
+            items = [self._item(item) for item in value]
             value.clear()
             value.update(items)
         # Keys first: a key that is a handle is replaced, so the dict is filled anew.
         elif any(type(k) not in _ATOMS for k in value):
-            pairs = [(self._resolve(k), self._resolve(v)) for k, v in value.items()]
+            pairs = [(self._item(k), self._item(v)) for k, v in value.items()]
             value.clear()
             value.update(pairs)
         else:
             for k, v in value.items():
                 if type(v) not in _ATOMS:
-                    value[k] = self._resolve(v)
+                    value[k] = self._item(v)
 
-    def _object(self, handle: tuple[Any, ...]) -> Any:
-        """Build what is not to be built by a function for its class: the first of its shape, and others."""
-        shape, *values = handle or (None,)
-        if (type(shape) is str and _SEPARATOR in shape) or (len(values) == 1 and type(values[0]) is dict):
-            info, fields = fields_of(shape, tuple(values))
-            if info.fields and shape == shape_of(info):
-                _nested[shape] = _nested_of(info)
-            if _ATOMS.issuperset(map(type, fields.values())):
-                return info.build(fields)
-            self._begin_object()
+
+def _unusual(handle: Handle, resolver: Resolver) -> Any:
+    """Build what is not to be built by a function for its class: the first of its shape, and others."""
+    shape, *values = handle or (None,)
+    if (type(shape) is str and _SEPARATOR in shape) or (len(values) == 1 and type(values[0]) is dict):
+        info, fields = fields_of(shape, tuple(values))
+        if info.fields and shape == shape_of(info):
+            _nested[shape] = _nested_of(info)
+        if not _ATOMS.issuperset(map(type, fields.values())):
             # A dict that was made here must not be looked up: its id may be that of a value which is gone.
             known = values and fields is values[0]
-            fields = self._resolve(fields) if known else {name: self._resolve(value) for name, value in fields.items()}
-            self._depth -= 1
-            return info.build(fields)
-        if len(values) != 1:
-            raise SerializationError("payload is not a message: it holds an object of an unknown form")
-        return self._special(shape, values[0])
+            fields = resolver.part(fields) if known else {name: resolver.part(value) for name, value in fields.items()}
+        return info.build(fields)
+    if len(values) != 1:
+        raise SerializationError("payload is not a message: it holds an object of an unknown form")
+    return _special(shape, values[0], resolver)
 
-    def _special(self, name: Any, content: Any) -> Any:
-        """Return a member of an enum, or a value of the standard library's."""
-        if type(content) is str or type(content) is int:
-            return _enum_member(registry.lookup(name), content)
-        if type(content) is not tuple or type(name) is not str:
-            raise SerializationError("payload is not a message: it holds an object of an unknown form")
-        from .values import build_value
 
-        self._begin_object()
-        content = self._resolve(content)
-        self._depth -= 1
-        return build_value(name, content)
+def _special(name: Any, content: Any, resolver: Resolver) -> Any:
+    """Return a member of an enum, or a value of the standard library's."""
+    if type(content) is str or type(content) is int:
+        return _enum_member(registry.lookup(name), content)
+    if type(content) is not tuple or type(name) is not str:
+        raise SerializationError("payload is not a message: it holds an object of an unknown form")
+    from .values import build_value
 
-    def _begin_object(self) -> None:
-        if self._looped:
-            raise _contains_itself()
-        self._depth += 1
+    return build_value(name, resolver.part(content))
 
 
 # By shape, what builds an object inside a message.
-_nested: dict[str, Callable[[tuple[Any, ...], Resolver], Any]] = {}
+_nested: dict[str, Build] = {}
 registry.clear_on_change(_nested)
 _find_nested = _nested.get
 
 
-def _nested_of(info: TypeInfo) -> Callable[[tuple[Any, ...], Resolver], Any]:
+def _nested_of(info: TypeInfo) -> Build:
     values = [f"v{index}" for index in range(len(info.fields))]
     lines = [
         "def made(handle, resolver):",
         "    try:",
         f"        _, {', '.join(values)} = handle",
         "    except ValueError:",
-        "        return resolver._object(handle)",
-        f"    if not ({' and '.join(f'type({value}) in atoms' for value in values)}):",
-        "        resolver._begin_object()",
-        "        resolve = resolver._resolve",
-        *(f"        if type({value}) not in atoms: {value} = resolve({value})" for value in values),
-        "        resolver._depth -= 1",
+        "        return unusual(handle, resolver)",
+        *(f"    if type({value}) not in atoms: {value} = resolver.part({value})" for value in values),
         "    try:",
         f"        return {call_of_class(info, values)}",
         "    except Exception as exc:",
         "        raise refused(exc) from exc",
     ]
-    return compile_function(lines, {"refused": info.refused, "cls": info.cls, "atoms": _ATOMS})
+    return compile_function(lines, {"refused": info.refused, "cls": info.cls, "atoms": _ATOMS, "unusual": _unusual})
 
 
 def _contains_itself() -> SerializationError:
