@@ -188,6 +188,8 @@ class IpcPeer(Ticking):
                 conversation needs as it is (``stdin``, ``stdout``, ``shell``,
                 ``text``, ``bufsize``, ...). With ``start_new_session=True`` or
                 ``process_group=0`` closing signals the whole process group.
+                Without ``pipesize`` the pipes are made larger where Linux
+                allows it, once a message needs it.
 
         Raises:
             TypeError: ``command`` is no list, or another argument is of a wrong
@@ -206,7 +208,10 @@ class IpcPeer(Ticking):
         process = spawn(command, cwd, env, stderr, popen)
         try:
             log.debug("%s started", process_name(process))
-            return add_session(self, ProcessChannel(process, True, self.serializer, self.max_frame_size, group))
+            grows = "pipesize" not in popen
+            return add_session(
+                self, ProcessChannel(process, True, self.serializer, self.max_frame_size, group, grows)
+            )
         except BaseException:
             if not any([session.process is process for session in self.sessions]):  # nobody has it yet
                 kill(process)

@@ -147,9 +147,12 @@ class _End:
         error: Why the stream ended, if the descriptor does not tell.
         wants_write: Reading has to wait until the descriptor is writable (TLS).
         wants_read: Writing has to wait until something can be read (TLS).
+        growable: Whether this is a pipe that may be made larger, and was not yet.
     """
 
     forbidden_mode: int = -1  # the access mode that this end cannot use
+    growable = False
+    _grown = False
     watched = True
     error: BaseException | None = None
     wants_write = False
@@ -226,6 +229,16 @@ class _End:
             return f"{was_closed}, and its number is another file's now; close the session instead"
         return None
 
+    def grow(self) -> None:
+        """Have a growable pipe hold more: a large message is on its way."""
+        from .pipes import grow
+
+        # atomic: no calls
+        self.growable = False
+        self._grown = True
+
+        grow(self.fd)
+
     def release(self) -> None:
         """Leave the stream as it was found. An interrupted call can be made again."""
         if self.fd >= 0 and self.find_invalid() is None:
@@ -243,6 +256,10 @@ class _End:
         if self.socket is not None and self.socket is not self.stream:
             self.socket.detach()
         self.socket = None
+        if self._grown:
+            from .pipes import forget
+
+            forget(self.fd)
         self.fd = -1
 
 
@@ -297,6 +314,8 @@ class ReadEnd(_End):
 
     def reads_into(self, view: memoryview) -> Iterator[int]:
         """Return what reads once into a buffer when it is iterated; the item is the count of bytes."""
+        if self.growable:
+            self.grow()
         if self.socket is None:
             return map(os.readv, (self.fd,), ([view],))
         return map(self.socket.recv_into, (view,), (0,), (self._socket_flags(),))

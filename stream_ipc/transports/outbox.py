@@ -151,6 +151,8 @@ class Outbox:
 
     def _take_off(self) -> None:
         """Take what was written off the first buffer."""
+        if self.end.growable and len(self.queue[0]) > _JOIN:
+            self.end.grow()
         rest = [memoryview(self.queue[0])[self._written :]]
         if self.error is None:  # a signal handler may have dropped the queue
             # atomic: no calls

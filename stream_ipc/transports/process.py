@@ -49,6 +49,7 @@ class ProcessChannel(StreamChannel):
         serializer: As in ``StreamChannel``.
         max_frame_size: As in ``StreamChannel``.
         group: Whether it leads a process group, all of which is ended then.
+        growable: Whether its pipes may be made larger for large messages.
 
     Raises:
         ValueError: The Popen is unsuitable; the text says what to pass.
@@ -61,6 +62,7 @@ class ProcessChannel(StreamChannel):
         serializer: MessageSerializer,
         max_frame_size: int,
         group: bool = False,
+        growable: bool = False,
     ) -> None:
         check_popen(process)
         self.process = process
@@ -78,7 +80,9 @@ class ProcessChannel(StreamChannel):
         self._ending: Ending | None = None
         reader = ReadEnd(process.stdout)
         try:
-            super().__init__(WriteEnd(process.stdin), [reader], serializer, max_frame_size, f"pid {process.pid}")
+            writer = WriteEnd(process.stdin)
+            reader.growable = writer.growable = growable
+            super().__init__(writer, [reader], serializer, max_frame_size, f"pid {process.pid}")
             if process.stderr is not None and not process.stderr.closed:
                 end = ReadEnd(process.stderr)
                 self.add_input(end, TextDecoder(LogMessage.LEVEL_STDERR, self._note_stderr))
