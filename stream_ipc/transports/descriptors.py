@@ -151,8 +151,8 @@ class _End:
     """
 
     forbidden_mode: int = -1  # the access mode that this end cannot use
-    growable = False
-    _grown = False
+    growable: bool = False
+    _grown: bool = False
     watched = True
     error: BaseException | None = None
     wants_write = False

@@ -78,7 +78,7 @@ class _ObjectEnd:
     """A stream that has no descriptor, and methods that do not block; see ``IpcPeer.create_stream_session``."""
 
     watched = False
-    growable = False
+    growable: bool = False
     shared = False
     socket: Any = None
     error: BaseException | None = None
