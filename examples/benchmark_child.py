@@ -209,6 +209,10 @@ def make_peer(serializer: str) -> IpcPeer:
         from stream_ipc import JsonMessageSerializer
 
         chosen = JsonMessageSerializer()
+    elif serializer == "php":
+        from stream_ipc import PhpMessageSerializer
+
+        chosen = PhpMessageSerializer()
     elif serializer == "msgspec":
         from examples.benchmark_message import Payload
         from examples.msgspec_serializer import MsgspecSerializer

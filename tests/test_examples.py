@@ -307,7 +307,7 @@ def test_slave_without_a_master_ends(checkout, command):
 def test_no_example_is_forgotten():
     modules = {path.stem for path in (ROOT / "examples").glob("*.py")}
     # In test_benchmark.py and test_php.py.
-    tested_elsewhere = {"benchmark", "benchmark_child", "benchmark_message", "php_master", "php_slave"}
+    tested_elsewhere = {"php_master", "php_slave", *(name for name in modules if name.startswith("benchmark"))}
     tested_here = {*EXPECTED, "workers", "pool", "own_loop", "loop_select", "loop_tkinter"}
     tested_here |= {"msgspec_serializer", "progress_bars"}
     assert modules - {"__init__", "messages", "slave"} - tested_elsewhere - {"remote"} == tested_here
