@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from examples import benchmark_frame
 from examples.benchmark_cost import find_counter
 from examples.benchmark_frame import one_core
 
@@ -28,6 +30,7 @@ WORKLOADS = [
 ]
 # Where there is the original.
 PHP_WORKLOADS = [f"php_{key}{core}" for key in ("small", "pipeline", "flood", "big") for core in ("", "_core")]
+LABELS = {"raw selector": " raw loop  ours", "original": " PHP to PHP  ours"}
 TABLES = ["sessions", "pending", "burst", "bytes"]
 COMMAND = [sys.executable, "-m", "examples.benchmark", "--quick", "--tiny"]
 
@@ -51,8 +54,30 @@ def run(*options, **changes):
     return done.stdout
 
 
+def workloads():
+    import examples.benchmark_workloads  # noqa: F401  # they are registered by their module
+
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("what is done on one core is not there")
+    return benchmark_frame.WORKLOADS
+
+
 def has_affinity(key):
     return hasattr(os, "sched_setaffinity") or not key.endswith("_core")
+
+
+def test_the_guide_shows_the_tables_as_they_are_now():
+    guide = (ROOT / "examples" / "README.rst").read_text(encoding="utf-8")
+    for base in ("raw selector", "original"):
+        rows = [row for work in workloads() for row in work.rows if row.base == base and row.key != "msgspec"]
+        first, last = ("\n" + " " * 4 + row.title for row in (rows[0], rows[-1]))
+        # Each table begins with its first row, which is the first of the other one too.
+        start = guide.index(first, guide.index(LABELS[base]))
+        lines = guide[start + 1 : guide.index("\n\n", start)].split("\n")
+        assert len(lines) == len(rows) and last.strip() in lines[-1]
+        for row, line in zip(rows, lines):
+            title = row.title if row.relative else f"{row.title} *"
+            assert re.fullmatch(rf" {{4}}{re.escape(title)} +[\d.,]+ {re.escape(row.unit)}( +([\d.]+|-))+", line), line
 
 
 @pytest.mark.slow
