@@ -1,177 +1,96 @@
 """Random conversations: whatever happens in whatever order, every promise settles once and nothing is left."""
 
-import gc
+import copy
+import os
 import random
+import re
 import socket
 import time
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, List, Tuple
 
-from stream_ipc import (
-    IpcError,
-    IpcPeer,
-    Message,
-    RemoteError,
-    RequestTimeoutError,
-    Session,
-    StreamClosedError,
-)
-from tests.helpers import RawPeer, no_pending, reply_bytes, seeds, socket_peers
-from tests.messages import Note, Ping, Pong
+import pytest
+
+from stream_ipc import DeferredReply, IpcError, IpcPeer, ResponsePromise, Session, StreamClosedError
+from tests.helpers import RawPeer, reply_bytes, seeds, span
+from tests.messages import Ping, Pong
+from tests.model import play_or_shrink, shrink
 
 RUNS = 40
-STEPS = 120
+SECONDS = float(os.environ.get("STREAM_IPC_SOAK", span(6.0)))
+OPERATIONS = 150  # of one run: few enough to be made shorter soon, and enough for much to be under way at once
 
 
-class Side:
-    """One end of a conversation, and what it should have sent and got."""
-
-    def __init__(self, session: Session, rng: random.Random) -> None:
-        self.session = session
-        self.rng = rng
-        self.sent: List[int] = []
-        self.got: List[int] = []
-        self.promises: Dict[int, Any] = {}
-        self.outcomes: Dict[int, List[Any]] = {}
-        self.cancelled: List[int] = []
-        self.closed = 0
-        self.depth = 0
-        session.on_message(self.on_note)
-        session.on_request(self.on_ping)
-        session.on_close(self.on_close)
-
-    def on_note(self, note: Note) -> None:
-        self.got.append(note.data[0])
-
-    def on_close(self, session: Session) -> None:
-        self.closed += 1
-
-    def on_ping(self, ping: Ping) -> Any:
-        number, what, _ = ping.value
-        self.got.append(number)
-        self.depth += 1
-        try:
-            if what == "raise":
-                raise LookupError(str(number))
-            if what == "pass":
-                return None
-            if what == "nested" and self.depth < 5 and self.session.is_open:
-                # Any of the two ends may close meanwhile; then the error becomes the answer.
-                self.session.request(Ping((-1, "answer", b"")), timeout=0.005).wait()
-            if what == "tick":
-                self.session.peer.tick()
-            return Pong(number)
-        finally:
-            self.depth -= 1
-
-    def step(self, number: int) -> None:
-        data = b"x" * self.rng.choice((0, 0, 10, 3000, 70000))
-        action = self.rng.random()
-        try:
-            if action < 0.35:
-                self.session.notify(Note(data=(number, data)))
-                self.sent.append(number)
-            elif action < 0.7:
-                what = self.rng.choice(("answer", "answer", "raise", "pass", "nested", "tick"))
-                self.promises[number] = self.session.request(
-                    Ping((number, what, data)), self.rng.choice((0.0, 0.5, 20, None))
-                )
-                self.sent.append(number)
-            elif action < 0.78 and self.promises:
-                number = self.rng.choice(sorted(self.promises))
-                if self.promises[number].cancel():
-                    self.cancelled.append(number)
-            elif action < 0.82 and self.promises:
-                del self.promises[self.rng.choice(sorted(self.promises))]
-            elif action < 0.9 and self.promises:
-                self.settle(self.rng.choice(sorted(self.promises)), self.rng.choice((0, 0.001)))
-            elif action < 0.91:
-                self.session.close()
-            else:
-                self.session.tick()
-        except StreamClosedError:
-            pass  # the other end has closed
-
-    def settle(self, number: int, timeout: float) -> None:
-        promise = self.promises[number]
-        try:
-            result: Any = promise.wait(timeout)
-        except IpcError as exc:
-            result = exc
-        except TimeoutError:
-            return  # still pending
-        assert promise.done
-        self.outcomes.setdefault(number, []).append(result)
+@pytest.mark.timeout(SECONDS * 2 + 120)
+def test_random_operations() -> None:
+    """All of the public interface, in any order, against what must come of it; see ``model.py``."""
+    end = time.monotonic() + SECONDS
+    runs = asked = 0
+    while not runs or time.monotonic() < end:
+        (seed,) = seeds(1)
+        asked += play_or_shrink(seed, OPERATIONS, pool=runs % 50 == 0)
+        runs += 1
+        if os.environ.get("STREAM_IPC_SEED"):
+            break
+    print(f"{runs * OPERATIONS} operations in {runs} runs; {asked} promises were looked at")
+    assert asked
 
 
-def check(side: Side, other: Side) -> None:
-    numbers = [number for number in other.got if number >= 0]
-    assert len(set(numbers)) == len(numbers), "a message came twice"
-    assert numbers == [number for number in side.sent if number in set(numbers)], "order"
-    for number, promise in side.promises.items():
-        side.settle(number, 1)
-        assert promise.done, "a promise never settled"
-        first = side.outcomes[number][0]
-        assert all(result is first for result in side.outcomes[number]), "settled twice"
-        if number in side.cancelled:
-            assert type(first) is IpcError
-        elif isinstance(first, Message):
-            assert first == Pong(number), "the reply of another request"
-        else:
-            assert isinstance(first, (RemoteError, RequestTimeoutError, StreamClosedError)), first
+def lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    notify = Session.notify
+    monkeypatch.setattr(Session, "notify", lambda self, note: len(str(note)) > 2900 or notify(self, note))
 
 
-def converse(seed: int, one_peer: bool) -> None:
-    rng = random.Random(seed)
-    first, second = IpcPeer(timeout=5), IpcPeer(timeout=5)
-    with first, second:
-        if one_peer:
-            a, b = first.create_session_pair()
-        else:
-            a, b = socket_peers(first, second)
-        sides = [Side(a, rng), Side(b, rng)]
-        number = 0
-        for _ in range(STEPS):
-            number += 1
-            side = rng.choice(sides)
-            if not one_peer and side.session.queued_bytes > 500000:
-                # Nobody else drives the other end, so a send that waits for it would wait in vain.
-                (sides[1] if side is sides[0] else sides[0]).session.peer.tick()
-                continue
-            if side.session.is_open:
-                side.step(number)
-            if rng.random() < 0.2:
-                rng.choice((first, second)).tick()
-        quiet = 0
-        end = time.monotonic() + 20
-        while quiet < 3:
-            assert time.monotonic() < end, "it does not come to rest"
-            busy = first.tick() + second.tick() + a.queued_bytes + b.queued_bytes
-            quiet = 0 if busy else quiet + 1
-        whole = a.is_open and b.is_open
-        if whole:
-            # Without an end in between, everything has arrived.
-            assert [n for n in sides[1].got if n >= 0] == sides[0].sent
-            assert [n for n in sides[0].got if n >= 0] == sides[1].sent
-        check(sides[0], sides[1])
-        check(sides[1], sides[0])
-        for side in sides:
-            side.promises.clear()
-        gc.collect()
-        assert no_pending(a, b), (a, b)
-        assert a.is_open == b.is_open
-        first.close()
-        second.close()
-        assert [side.closed for side in sides] == [1, 1]
+def send_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    notify = Session.notify
+    monkeypatch.setattr(Session, "notify", lambda self, note: (notify(self, note), notify(self, note)))
 
 
-def test_random_conversation_of_two_peers() -> None:
-    for seed in seeds(RUNS):
-        converse(seed, False)
+def make_another_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = ResponsePromise.wait
+    monkeypatch.setattr(ResponsePromise, "wait", lambda self, timeout=None: copy.copy(wait(self, timeout)))
 
 
-def test_random_conversation_of_a_session_pair() -> None:
-    for seed in seeds(RUNS):
-        converse(seed, True)
+def mix_replies_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    send = DeferredReply.send
+    monkeypatch.setattr(DeferredReply, "send", lambda self, reply: send(self, Pong(reply.value + 1)))
+
+
+def call_back_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    add = ResponsePromise.add_done_callback
+    monkeypatch.setattr(
+        ResponsePromise, "add_done_callback", lambda self, function: (add(self, function), add(self, function))
+    )
+
+
+def close_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "on_close", lambda self, function: function)
+
+
+@pytest.mark.parametrize(
+    "fault", [lose, send_twice, make_another_outcome, mix_replies_up, call_back_twice, close_without_end]
+)
+def test_the_model_finds_what_is_wrong_and_makes_it_short(
+    fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault(monkeypatch)
+    with pytest.raises(AssertionError, match="operations are enough") as caught:
+        for seed in seeds(100):
+            play_or_shrink(seed, 60)
+    found = re.search(r"(\d+) operations are enough", str(caught.value))
+    assert found is not None and int(found[1]) <= 5, str(caught.value)
+
+
+def test_shrinking_leaves_what_is_needed() -> None:
+    tried: List[List[int]] = []
+
+    def fails(some: List[int]) -> bool:
+        tried.append(some)
+        return {7, 33, 34} <= set(some)
+
+    assert shrink(list(range(100)), fails, 60) == [7, 33, 34]
+    assert len(tried) < 200
+    assert shrink([1, 2, 3], lambda some: True, 60) == [3]
+    assert shrink([1, 2, 3], lambda some: True, -1) == [1, 2, 3]  # the time is over
 
 
 def test_random_cuts_and_replies_settle_every_promise_once() -> None:
