@@ -1,5 +1,6 @@
 """What several test modules share: waiting without sleeping, raw streams, faults that are made on purpose."""
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -468,6 +469,19 @@ def wants_write(session: Session) -> bool:
 def listening_fd(listener: Listener) -> int:
     """Return the descriptor that a listener accepts from."""
     return listener._acceptor._sock.fileno()
+
+
+@contextlib.contextmanager
+def set_large_pickle(size: int) -> Iterator[None]:
+    """Have payloads of pickle read as large ones from that size on."""
+    from stream_ipc.serializers import pickle
+
+    old = pickle._LARGE
+    pickle._LARGE = size
+    try:
+        yield
+    finally:
+        pickle._LARGE = old
 
 
 def shared_read_end(stream: Any) -> Any:

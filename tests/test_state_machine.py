@@ -74,8 +74,8 @@ def test_the_model_finds_what_is_wrong_and_makes_it_short(
 ) -> None:
     fault(monkeypatch)
     with pytest.raises(AssertionError, match="operations are enough") as caught:
-        for seed in seeds(100):
-            play_or_shrink(seed, 60)
+        for seed in seeds(300):
+            play_or_shrink(seed, 30)
     found = re.search(r"(\d+) operations are enough", str(caught.value))
     assert found is not None and int(found[1]) <= 5, str(caught.value)
 
