@@ -11,6 +11,7 @@ import copyreg
 import datetime
 import decimal
 import enum
+import inspect
 import os
 import pathlib
 import random
@@ -123,7 +124,8 @@ def messages() -> List[Message]:
         Checked(0),
         Loose(),
     ]
-    return [*plain, *[RequestEnvelope("17.4", message) for message in plain], *[ResponseEnvelope("x" * 128, m) for m in plain]]
+    requests = [RequestEnvelope("17.4", message) for message in plain]
+    return [*plain, *requests, *[ResponseEnvelope("x" * 128, message) for message in plain]]
 
 
 def messages_for_pickle() -> List[Message]:
@@ -137,7 +139,7 @@ def messages_for_pickle() -> List[Message]:
         datetime.timedelta(1, 2, 3), decimal.Decimal("1.50"), uuid.UUID(int=7), pathlib.PurePosixPath("/a/b"),
         collections.OrderedDict(a=1), collections.deque([1], 3), collections.Counter("aab"),
         collections.defaultdict(list, {"a": [1]}), collections.ChainMap({"a": 1}), Mode.READ | Mode.WRITE,
-        {(1, "a"): {Colour.RED: spot for spot in (Spot(1),)}}, "line\nc\nline\ni\n",
+        {(1, "a"): {Colour.RED: Spot(1)}}, "line\nc\nline\ni\n",
     ]  # fmt: skip
     found: List[Message] = [Everything(data=b"x" * 5000, other=value) for value in values[:3]]
     return found + [Ping(value) for value in values] + [RequestEnvelope("1", Pong(values[3:]))]
@@ -178,7 +180,8 @@ def pickle_corpus() -> List[bytes]:
 def frame_corpus() -> List[bytes]:
     found = [bytes.fromhex(vector["input_hex"]) for vector in VECTORS["decode"] if vector["kind"] == "framing"]
     json = [frame(data) for data in payloads(JSON, messages())]
-    return [*found, b"".join(json[:4]), b"junk\xe2\x82" + json[0] + b"\xac more\xf3\x4a" + json[1], MAGIC * 3, b"line\r\nline\n"]
+    mixed = b"junk\xe2\x82" + json[0] + b"\xac more\xf3\x4a" + json[1]
+    return [*found, b"".join(json[:4]), mixed, MAGIC * 3, b"line\r\nline\n"]
 
 
 # -- targets: each takes any bytes, and raises if anything is wrong
@@ -384,20 +387,23 @@ CORPORA: Dict[str, Callable[[], List[bytes]]] = {
 TOKENS: Dict[str, List[bytes]] = {
     "frames": [MAGIC, MAGIC + b"\0\0\0\5", MAGIC[:2], b"\0\0\0\x29", b"\xff\xff\xff\xff", b"\r\n", b"\n", b"\xe2\x82"],
     "json": [
-        b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"\\u00e9", b"\\ud800", b"\\udc00", b"null", b"true", b"NaN", b"-0",
-        b"1e400", b"1.0", b'"__class":', b'"id":', b"\xff", b"\xc3", b" ", b"\0", b"[" * 600, b"9" * 5000, b"Infinity",
+        b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"\\u00e9", b"\\ud800", b"\\udc00", b"null", b"true", b"NaN",
+        b"-0", b"1e400", b"1.0", b'"__class":', b'"id":', b"\xff", b"\xc3", b" ", b"\0", b"[" * 600, b"9" * 5000,
+        b"Infinity",
     ],
     "php": [
-        b"N;", b"b:1;", b"i:0;", b"i:-9223372036854775808;", b"d:0.5;", b"d:NAN;", b"d:-INF;", b's:1:"a";', b'"', b"a:1:{", b"}",
-        b"r:1;", b"R:2;", b"O:8:\"stdClass\":0:{}", b"E:", b"C:", b"S:", b"\0", b"\0*\0", b"\xff", b"999999999", b"a:0:{}" * 50,
-        b'O:8:"DateTime":', b"a:1:{i:0;" * 600,
+        b"N;", b"b:1;", b"i:0;", b"i:-9223372036854775808;", b"d:0.5;", b"d:NAN;", b"d:-INF;", b's:1:"a";', b'"',
+        b"a:1:{", b"}", b"r:1;", b"R:2;", b"O:8:\"stdClass\":0:{}", b"E:", b"C:", b"S:", b"\0", b"\0*\0", b"\xff",
+        b"999999999", b"a:0:{}" * 50, b'O:8:"DateTime":', b"a:1:{i:0;" * 600,
     ],
     "pickle": [
-        b"cos\nsystem\n", b"cbuiltins\neval\n", b"(ios\nsystem\n", b"\x8c\x02os\x8c\x06system\x93", b"R", b"b", b"}b", b"\x81",
-        b"\x92", b"\x82\x01", b"\x83\x01\0", b"P1\n", b"Q", b"\x97", b"\x98", b"\x96\1\0\0\0\0\0\0\0x", b"(", b"t", b"\x85", b"\x86",
-        b"\x87", b"]", b"e", b"}", b"u", b"\x8f", b"\x90", b"\x91", b"h\0", b"h\5", b"q\0", b"\x94", b"2", b"0", b"1", b".", b"\x80\x05",
-        b"\x95\x10\0\0\0\0\0\0\0", b"cstream_ipc.serializers.pickle\nbuild\n", b"I5\n", b"L5L\n", b"F1.5\n", b"V\\u0041\n", b"S'a'\n",
-        b"\x8a\x09" + b"\xff" * 9, b"G" + b"\x7f" * 8, b"K", b"M", b"J", b"N", b"\x88", b"\x89", b"(" * 500, b"]" * 500 + b"a" * 500,
+        b"cos\nsystem\n", b"cbuiltins\neval\n", b"(ios\nsystem\n", b"\x8c\x02os\x8c\x06system\x93", b"R", b"b", b"}b",
+        b"\x81", b"\x92", b"\x82\x01", b"\x83\x01\0", b"P1\n", b"Q", b"\x97", b"\x98", b"\x96\1\0\0\0\0\0\0\0x", b"(",
+        b"t", b"\x85", b"\x86", b"\x87", b"]", b"e", b"}", b"u", b"\x8f", b"\x90", b"\x91", b"h\0", b"h\5", b"q\0",
+        b"\x94", b"2", b"0", b"1", b".", b"\x80\x05", b"\x95\x10\0\0\0\0\0\0\0",
+        b"cstream_ipc.serializers.pickle\nbuild\n", b"I5\n", b"L5L\n", b"F1.5\n", b"V\\u0041\n", b"S'a'\n",
+        b"\x8a\x09" + b"\xff" * 9, b"G" + b"\x7f" * 8, b"K", b"M", b"J", b"N", b"\x88", b"\x89", b"(" * 500,
+        b"]" * 500 + b"a" * 500,
     ],
     "tap": [],
 }  # fmt: skip
@@ -502,7 +508,7 @@ class Runner:
     def run(self, seconds: float, seed: int) -> None:
         rng = random.Random(seed)
         self.warm_up()
-        # Only pickles name things. Reading a date of PHP's opens the files of time zones, which say when the clocks go back.
+        # Only pickles name things. Reading a date of PHP's opens the files of time zones.
         self.watch.armed = self.name == "pickle"
         end = time.monotonic() + seconds
         corpus = list(self.corpus)
@@ -554,9 +560,12 @@ def run_with_coverage(runner: Runner, seconds: float, seed: int) -> None:
         except MemoryError:
             pass
 
-    for target in ("json", "php", "pickle"):
-        atheris.instrument_func(TARGETS[target])
-    atheris.instrument_all()
+    for name, module in tuple(sys.modules.items()):
+        if name.startswith("stream_ipc."):
+            for scope in (module, *filter(inspect.isclass, vars(module).values())):
+                for function in tuple(vars(scope).values()):
+                    if inspect.isfunction(function) and function.__module__ == name:
+                        atheris.instrument_func(function)
     options = [f"-max_total_time={int(seconds)}", f"-seed={seed or 1}", f"-max_len={SIZE}", "-rss_limit_mb=0", folder]
     atheris.Setup([sys.argv[0], *options], one)
     atheris.Fuzz()

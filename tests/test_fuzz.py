@@ -1,5 +1,7 @@
-"""Any bytes into each decoder, for as long as one likes: ``STREAM_IPC_FUZZ_SECONDS=600`` (for each decoder; ``-s`` shows how
-many inputs that were). ``fuzz.py`` has the inputs, and what must be true of them; here is that no input takes long."""
+"""Any bytes into each decoder, for as long as one likes: ``STREAM_IPC_FUZZ_SECONDS=600``, for each; ``-s`` shows how many.
+
+``fuzz.py`` has the inputs, and what must be true of them; here is that no input takes long.
+"""
 
 import gc
 import importlib.util
@@ -24,7 +26,7 @@ from stream_ipc.tap.payloads import look
 from stream_ipc.tap.report import Report
 from stream_ipc.wire.codec import MessageDecoder, TextDecoder
 from tests.helpers import MAGIC, frame, seeds, set_large_pickle, span
-from tests.messages import Many, Ping, Pong
+from tests.messages import Ping, Pong
 
 SECONDS = float(os.environ.get("STREAM_IPC_FUZZ_SECONDS", span(0.6)))
 TARGETS = ["frames", "json", "php", "pickle", "tap"]
