@@ -22,6 +22,7 @@ from .. import registry
 from ..errors import SerializationError, article
 from .explain import Walk
 from .text_format import (
+    HEAD_SIZE,
     INT_MAX,
     INT_MIN,
     MAX_DEPTH,
@@ -353,22 +354,15 @@ class _Json(TextFormat):
 
     def salvage(self, payload: Payload) -> tuple[Any, Any]:
         try:
-            text = str(payload, "utf-8", "replace")
-        except Exception:  # no buffer, or released: there is one error to report already
-            return None, None
-        try:
-            data = _whole(text, _plain_decoder)
-            name, identity = data["__class"], data["id"]
-        except Exception:
-            # Broken JSON, or more of it than fits: all known senders write the class and the id first.
-            match = _HEAD.match(text)
+            # All known senders write the class and the id first. There may not be enough memory to read the rest.
+            match = _HEAD.match(str(bytes(payload[:HEAD_SIZE]), "utf-8", "replace"))
             if match is None:
-                return None, None
-            name, identity = match.group(1).replace("\\\\", "\\"), match.group(2)
-            try:
-                identity = json.loads(identity)
-            except ValueError:
-                return None, None
+                data = _whole(str(payload, "utf-8", "replace"), _plain_decoder)
+                name, identity = data["__class"], data["id"]
+            else:
+                name, identity = match.group(1).replace("\\\\", "\\"), json.loads(match.group(2))
+        except Exception:  # no buffer, or released, or no JSON: there is one error to report already
+            return None, None
         if type(identity) is str and _LONE.search(identity):
             return None, None  # it would fail once more where it is answered
         return name, identity

@@ -19,7 +19,7 @@ from .. import registry
 from ..errors import SerializationError
 from ..messages import Message
 from .compiling import compile_function
-from .text_format import ENVELOPES, INT_MAX, INT_MIN, MAX_DEPTH, builder, find_class, shown, wire_name
+from .text_format import ENVELOPES, HEAD_SIZE, INT_MAX, INT_MIN, MAX_DEPTH, builder, find_class, shown, wire_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -193,6 +193,8 @@ _ENVELOPE = re.compile(
     f"({'|'.join(map(re.escape, _ENVELOPES))})"
     r'([0-9]{1,3}):"([^"]{0,128})";(s:7:"request";|s:8:"response";)(' + _HEAD.pattern + ")"
 ).match
+
+_ENVELOPES_ID = re.compile(f"({'|'.join(map(re.escape, _ENVELOPES))})" + r'([0-9]{1,3}):"').match
 
 
 class _QuickWays(dict[str, "Quick | None"]):
@@ -471,6 +473,13 @@ def salvage(payload: Payload) -> tuple[Any, Any]:
     """Return the class name and the id of an envelope whose content is bad; None for what cannot be read."""
     root: list[Any] = []
     try:
+        # All known senders write the id first. There may not be enough memory to read the rest.
+        head = str(bytes(payload[:HEAD_SIZE]), "latin-1")
+        found = _ENVELOPES_ID(head)
+        if found is not None:
+            end = found.end() + int(found[2])
+            if head[end : end + 2] == '";':
+                return registry.type_info(_ENVELOPES[found[1]][0]).wire_name, text_of(head[found.end() : end])
         _parse(str(payload, "latin-1"), _AnyClass(), root)
     except Exception:  # there is one error to report already
         pass

@@ -319,6 +319,7 @@ def _load_objects(payload: bytes | bytearray) -> Any:
         _add_id_of_head(exc, payload)
         raise
     except Exception as exc:
+        del unpickler  # which holds all that was read so far
         raise _no_pickle(payload, exc) from exc
     if type(root) is not tuple:
         return root

@@ -13,6 +13,7 @@ import re
 
 from .. import registry
 from ..errors import SerializationError, article, describe, printable
+from ..interruptions import interruption_in
 from ..messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from .compiling import call_of_class, compile_function
 
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
     Encoder = Callable[[Any, int, set[int]], str]  # (value, depth, ids of the objects so far)
 
 __all__ = [
-    "ENVELOPES", "INT_MAX", "INT_MIN", "MAX_DEPTH", "MAX_ID_LENGTH", "TextFormat", "TextSerializer", "Unfit",
+    "ENVELOPES", "HEAD_SIZE", "INT_MAX", "INT_MIN", "MAX_DEPTH", "MAX_ID_LENGTH", "TextFormat", "TextSerializer", "Unfit",
     "builder", "find_class", "other_format", "plain_type", "shown", "wire_name",
 ]  # fmt: skip
 
 MAX_DEPTH = 511  # the original's JSON writes 512 levels but reads 511; what it could not read is not written here
 MAX_ID_LENGTH = 128
+HEAD_SIZE = 1024  # bytes of an envelope in which its id stands, if a known sender has written it
 INT_MIN = -(1 << 63)
 INT_MAX = (1 << 63) - 1
 
@@ -417,6 +419,8 @@ class TextSerializer:
         try:
             message = self._read(payload)
         except Exception as exc:
+            if isinstance(exc, MemoryError) and interruption_in(exc) is None:
+                exc.__traceback__ = None  # it holds all that was read so far
             error = exc if isinstance(exc, SerializationError) else SerializationError(self._format.reason(exc))
             error.args = (str(error) + other_format(payload, self._format.name),)
             _add_id(error, *self._format.salvage(payload))
