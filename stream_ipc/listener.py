@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .core.acceptor import Acceptor
 from .core.conditions import wait_for
+from .interruptions import interruption_in
 from .transports.sockets import Place, check_address, connect, describe_address, is_unix, listen, named, other_user
 
 if TYPE_CHECKING:
@@ -101,20 +102,26 @@ def open_listener(
     place = check_address(address)
     if context is not None:
         _check_context(context, True)
-    sock, place, file = listen(place, context is not None)
+    sock, found, file = listen(place, context is not None)
     try:
-        acceptor = Acceptor(loop, sock, place, file, take, timeout, context)
-    except BaseException:
+        return Listener(_start(loop, sock, found, file, take, timeout, context))
+    except BaseException as exc:
         sock.close()
         if file is not None:
             file.remove()
+        if isinstance(exc, OSError) and interruption_in(exc) is None:  # out of descriptors
+            raise named(exc, f"cannot listen at {place!r}") from exc
         raise
+
+
+def _start(*arguments: Any) -> Acceptor:
+    acceptor = Acceptor(*arguments)
     try:
         acceptor.start()
     except BaseException:
         acceptor.end()
         raise
-    return Listener(acceptor)
+    return acceptor
 
 
 def open_connection(

@@ -133,6 +133,7 @@ class IpcPeer(Ticking):
             RuntimeError: They are taken over already.
             InvalidStreamError: Descriptor 0 or 1 is closed, or ``sys.stdin``
                 has already read ahead.
+            OSError: The process is out of descriptors.
         """
         self._loop.check_open()
         from .transports.stdio import StdioChannel

@@ -405,6 +405,43 @@ os.rmdir(folder)
     assert "Too many open files" in done.stderr
 
 
+def test_listening_without_descriptors_names_the_address():
+    code = """
+import os, resource, socket, sys, tempfile
+from stream_ipc import IpcPeer
+import stream_ipc.listener
+folder = tempfile.mkdtemp()
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+worked = []
+with IpcPeer() as peer:
+    socket.getaddrinfo("127.0.0.1", 1)
+    for address in (folder + "/s", ("127.0.0.1", 0)):
+        for free in range(6):
+            taken = []
+            try:
+                while True:
+                    taken.append(os.dup(2))
+            except OSError:
+                pass
+            for _ in range(free):
+                os.close(taken.pop())
+            before = len(os.listdir("/proc/self/fd")) if free and os.path.isdir("/proc/self/fd") else 0
+            try:
+                peer.listen(address, print).close()
+                worked.append(free)
+            except OSError as exc:
+                assert exc.errno == 24 and repr(address) in str(exc), exc
+            after = len(os.listdir("/proc/self/fd")) if free and os.path.isdir("/proc/self/fd") else 0
+            assert before == after
+            for fd in taken:
+                os.close(fd)
+assert worked[0] > 1 and worked[-1] == 5, worked
+os.rmdir(folder)
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_descriptors_above_1024():
     code = """
 import os, resource, tempfile

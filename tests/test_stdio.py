@@ -858,3 +858,39 @@ def test_an_interrupted_restoring_is_completed_by_the_second_close() -> None:
     """
     done = run(program(code))
     assert (done.returncode, done.stdout, done.stderr) == (0, b"all restored", b"")
+
+
+def test_out_of_descriptors_is_no_missing_stream() -> None:
+    code = """
+        import resource
+        peer = IpcPeer()
+        import stream_ipc.transports.stdio
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        texts = []
+        for free in range(6):
+            taken = []
+            try:
+                while True:
+                    taken.append(os.dup(2))
+            except OSError:
+                pass
+            for _ in range(free):
+                os.close(taken.pop())
+            try:
+                session = peer.create_stdio_session()
+            except OSError as exc:
+                texts.append(str(exc))
+                os.fstat(0), os.fstat(1)  # they are as they were
+            else:
+                session.close()
+                texts.append("")
+            for fd in taken:
+                os.close(fd)
+        assert texts[0].startswith("[Errno 24] cannot take over stdin (descriptor 0): Too many open files"), texts
+        assert texts[1].startswith("[Errno 24] cannot take over stdout"), texts
+        assert texts[2].startswith("[Errno 24] cannot take over stdin and stdout"), texts
+        assert texts[-1] == "", texts
+        os.write(2, b"done")
+    """
+    done = run(program(code))
+    assert done.stderr == b"done"

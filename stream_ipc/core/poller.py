@@ -51,8 +51,12 @@ class Poller:
         # its open file lives on, so that a wait for it would spin. So the same set is waited for through a second object.
         if type(self._selector) is getattr(selectors, "EpollSelector", None) and hasattr(select, "epoll"):
             # In one expression without a gap in which an interruption could lose the number.
-            for self._epoll in map(select.epoll.fromfd, map(os.dup, (self._selector.fileno(),))):
-                break
+            try:
+                for self._epoll in map(select.epoll.fromfd, map(os.dup, (self._selector.fileno(),))):
+                    break
+            except BaseException:  # out of descriptors: a selector is a cycle, and would stay until it is collected
+                self._selector.close()
+                raise
         self._is_apart = False  # an interruption has left the two with different sets
         self._choose()
 

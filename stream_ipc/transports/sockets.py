@@ -351,7 +351,11 @@ def listen(place: Place, secure: bool) -> tuple[socket.socket, Place, SocketFile
         return sock, place, file
     error: OSError | None = None
     for family, sockaddr in _resolve(*place, secure, "listen at"):
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as exc:  # out of descriptors, or the system has no such family
+            error = error or exc
+            continue
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setblocking(False)

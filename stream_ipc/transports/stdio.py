@@ -39,6 +39,7 @@ class StdioChannel(StreamChannel):
 
     Raises:
         InvalidStreamError: Descriptor 0 or 1 is closed, or ``sys.stdin`` has read ahead.
+        OSError: The process is out of descriptors.
         RuntimeError: There is one already.
     """
 
@@ -130,7 +131,11 @@ def _is_wire(fd: int, *wire: int) -> bool:
 
 
 def _take_over(drop_stderr: bool) -> None:
-    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+    except OSError as exc:
+        exc.strerror = f"cannot take over stdin and stdout, in whose place the null device stands: {exc.strerror}"
+        raise
     try:
         os.dup2(null, 0)
         if drop_stderr:
@@ -152,6 +157,9 @@ def _private_copy(fd: int, name: str, original: Any) -> int:
         # Above the standard ones, and not inherited by programs that this process starts.
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     except OSError as exc:
+        if exc.errno != errno.EBADF:  # out of descriptors, and not without this one
+            exc.strerror = f"cannot take over {name} (descriptor {fd}): {exc.strerror}"
+            raise
         raise InvalidStreamError(
             f"this process has no {name} (descriptor {fd}: {exc}); it is to be started with {name} connected to its"
             " parent"
