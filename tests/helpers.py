@@ -154,6 +154,19 @@ class FakeClock:
         return self.now
 
 
+class HurryingClock(FakeClock):
+    """A clock that goes on by a second whenever it is looked at, so nothing really waits; then calls a function."""
+
+    def __init__(self, looked: Callable[[], Any] = lambda: None) -> None:
+        super().__init__()
+        self._looked = looked
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        self._looked()
+        return self.now
+
+
 class CpuMeter:
     """How much processor time a block takes, and how much real time."""
 

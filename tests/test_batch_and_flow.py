@@ -12,6 +12,7 @@ from stream_ipc import IpcPeer, Message, RequestTimeoutError, ResponseEnvelope, 
 from tests.helpers import (
     MAGIC,
     CpuMeter,
+    HurryingClock,
     RawPeer,
     child,
     framed,
@@ -19,6 +20,7 @@ from tests.helpers import (
     received_bytes,
     reply_bytes,
     request_bytes,
+    set_clock,
     set_limit,
     socket_peers,
     tick_until,
@@ -121,6 +123,45 @@ def test_batches_in_batches_and_errors_inside(raw: RawPeer) -> None:
     assert values(raw.messages()) == ["1", "2"]
     raw.session.notify(Note("3"))
     assert values(raw.messages()) == ["3"]  # it is over
+
+
+def test_batches_that_end_in_another_order_than_they_began(raw: RawPeer) -> None:
+    first, second = raw.session.batch(), raw.session.batch()
+    first.__enter__()
+    second.__enter__()
+    raw.session.notify(Note("both"))
+    first.__exit__(None, None, None)
+    raw.session.notify(Note("the second"))
+    assert raw.messages() == []
+    second.__exit__(None, None, None)
+    assert raw.messages() == [Note("both"), Note("the second")]
+    raw.session.notify(Note("none"))
+    assert raw.messages() == [Note("none")]
+    with raw.session.batch():
+        raw.session.notify(Note("another"))
+        assert raw.messages() == []
+    assert raw.messages() == [Note("another")] and raw.session.queued_bytes == 0
+
+
+def test_tick_inside_a_batch_waits_until_its_time_is_over_or_something_comes(raw: RawPeer) -> None:
+    clock = set_clock(raw.session.peer, HurryingClock())
+    with raw.session.batch():
+        raw.session.tick(0)
+        start = clock.now
+        assert raw.session.peer.tick(20) == 0 and clock.now >= start + 20
+
+        def write_at_last() -> None:
+            if clock.now == start + 60:
+                raw.write(framed(Note()))
+
+        start = clock.now
+        clock = set_clock(raw.session.peer, HurryingClock(write_at_last))
+        clock.now = start
+        assert raw.session.peer.tick(None) == 1 and clock.now >= start + 60
+        raw.session.notify(Note("gathered"))
+        assert raw.messages() == []
+        raw.session.peer.tick(5)  # what it writes is something that happens
+        assert raw.messages() == [Note("gathered")]
 
 
 def test_batch_in_a_handler_gathers_replies(raw: RawPeer) -> None:

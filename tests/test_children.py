@@ -1,5 +1,6 @@
 """Child processes in the second edition: dead ones, how they are started and closed, what they print, forked copies."""
 
+import gc
 import io
 import os
 import pathlib
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from typing import Any, Iterator, List
 
 import pytest
@@ -83,6 +85,21 @@ def test_flush_says_that_the_child_is_dead_each_time(dead: Session, timeout: Any
     fails_at_once(lambda: dead.notify(Note()))
     fails_at_once(lambda: dead.request(Ping()))
     assert dead.peer.broadcast(Note()) == 0
+
+
+def test_a_program_that_notifies_a_dead_child_without_ticking_keeps_no_errors(dead: Session) -> None:
+    errors: List[Any] = []
+    with pytest.raises(StreamClosedError):
+        dead.flush(0)
+    for _ in range(20):
+        try:
+            dead.notify(Note())
+        except StreamClosedError as exc:
+            assert "was killed by SIGKILL" in str(exc)
+            errors.append(weakref.ref(exc))
+    gc.collect()
+    alive = [error() for error in errors if error() is not None]
+    assert len(errors) == 20 and len(alive) <= 1
 
 
 def test_sending_above_the_mark_says_that_the_child_is_dead(peer: IpcPeer, request: Any) -> None:

@@ -3,6 +3,7 @@
 import collections
 import os
 import select
+import signal
 from typing import Any, Callable, Deque, Iterator, List, Optional, Type
 
 import pytest
@@ -26,6 +27,7 @@ from stream_ipc import (
 from tests.helpers import (
     CpuMeter,
     Interruption,
+    InterruptionError,
     RawPeer,
     no_pending,
     read_without_dispatching,
@@ -740,3 +742,43 @@ def test_a_stream_transport_that_wants_to_see_what_is_sent(how: str) -> None:
         assert seen[0] == RequestEnvelope(promise.id, LogMessage("request"))
         assert isinstance(seen[1], ResponseEnvelope) and seen[1].response == LogMessage("its reply")
         assert seen[2:] == got == [LogMessage("notification"), LogMessage("all")]
+
+
+class Asked(Memory):
+    """A signal comes when it is asked for the n-th time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = 0
+
+    def ask(self) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGUSR1)
+        return True
+
+    wants_write = queued_bytes = property(ask)
+
+
+@pytest.mark.parametrize("kind", [Interruption, InterruptionError])
+def test_interruption_of_what_is_asked_of_a_transport_passes_through(peer: IpcPeer, kind: Type[BaseException]) -> None:
+    def ring(*_: Any) -> None:
+        raise kind
+
+    transport = Asked()
+    session = peer.create_session(transport)
+    old = signal.signal(signal.SIGUSR1, ring)
+    try:
+        for number in range(1, 100):
+            transport.left = number
+            try:
+                peer.tick(0)
+            except kind:
+                continue
+            assert transport.left > 0, "it was swallowed"
+            break
+    finally:
+        transport.left = 0
+        signal.signal(signal.SIGUSR1, old)
+    assert number > 3 and session.is_open
+    session.close(0)

@@ -20,7 +20,21 @@ from stream_ipc import (
     StreamClosedError,
     gather,
 )
-from tests.helpers import RawPeer, child, is_settled, no_pending, request_bytes, set_limit, socket_peers, tick_until
+from tests.helpers import (
+    FakeClock,
+    HurryingClock,
+    RawPeer,
+    child,
+    framed,
+    is_settled,
+    no_pending,
+    reply_bytes,
+    request_bytes,
+    set_clock,
+    set_limit,
+    socket_peers,
+    tick_until,
+)
 from tests.messages import Note, Ping, Pong
 from tests.test_interrupts import BOTH, Run, at_every_place, outcome
 
@@ -598,6 +612,89 @@ def test_wait_whose_callback_closes_the_session(peer: IpcPeer) -> None:
     assert promises[3].wait().value == 3
     assert [outcome(promise) for promise in promises[4:]] == [StreamClosedError] * 6
     assert not a.is_open
+
+
+def test_request_of_a_done_callback_of_an_overdue_one_is_overdue_in_its_turn(raw: RawPeer) -> None:
+    clock = set_clock(raw.session.peer, FakeClock())
+    tries: List[Any] = []
+
+    def again(promise: Any) -> None:
+        tries.append(raw.session.request(Ping(len(tries)), timeout=1))
+        tries[-1].add_done_callback(again)
+
+    again(None)
+    raw.session.request(Ping("another"), timeout=100)
+    for count in range(1, 5):
+        assert len(tries) == count and not is_settled(tries[-1])
+        clock.now += 1.5
+        raw.session.tick(0)
+    assert [outcome(promise) for promise in tries[:-1]] == [RequestTimeoutError] * 4
+
+
+def test_request_that_waits_for_room_while_another_is_overdue_keeps_its_deadline(raw: RawPeer) -> None:
+    def read_when_it_is_overdue() -> None:
+        if is_settled(first):
+            raw.read()
+
+    clock = set_clock(raw.session.peer, FakeClock())
+    first = raw.session.request(Ping(), timeout=5)
+    raw.session.notify(Note(data=bytes(3_000_000)))
+    clock = set_clock(raw.session.peer, HurryingClock(read_when_it_is_overdue))
+    overdue = raw.session.request(Ping(), timeout=1000)
+    assert not is_settled(overdue) and outcome(first) is RequestTimeoutError
+    set_clock(raw.session.peer, FakeClock()).now = clock.now + 1000
+    raw.session.tick(0)
+    assert is_settled(overdue) and outcome(overdue) is RequestTimeoutError
+
+
+@pytest.mark.parametrize("what", ["closes", "ticks", "waits"])
+def test_done_callback_of_a_reply_that_overtakes_a_request_which_has_to_wait(raw: RawPeer, what: str) -> None:
+    session = raw.session
+    clock = set_clock(session.peer, FakeClock())
+    seen: List[Any] = []
+    notes = [Note(str(index)) for index in range(4)]
+    expected: List[Any] = [] if what == "closes" else [Ping("asked"), Note("behind"), *notes]
+
+    @session.on_request
+    def answer(ping: Ping) -> Pong:
+        seen.append(ping)
+        return Pong()
+
+    session.on_message(seen.append)
+
+    def read(*then: bytes) -> None:
+        while session.queued_bytes:
+            raw.read()
+            session.transport.flush()
+        raw.read()
+        raw.write(*then)
+
+    def act(promise: Any) -> None:
+        if what == "closes":
+            session.close(0)
+        elif what == "ticks":
+            read(*map(framed, notes))
+            for _ in range(10):
+                session.tick(0)
+            assert len(seen) == 6
+        else:
+            read()
+            follow_up = session.request(Ping("follow-up"))
+            raw.write(reply_bytes(follow_up.id, Pong("second")), *map(framed, notes))
+            assert follow_up.wait() == Pong("second")
+
+    promise = session.request(Ping(), timeout=1)
+    promise.add_done_callback(act)
+    session.notify(Note(data=bytes(3_000_000)))  # above the mark: requests have to wait until it is read
+    raw.write(request_bytes("r", Ping("asked")), reply_bytes(promise.id, Pong("first")), framed(Note("behind")))
+    session.tick(0)
+    assert seen == []
+    clock.now += 2  # the reply came in time, and counts though it cannot have its turn
+    session.tick(0)
+    assert promise.wait() == Pong("first")
+    if what != "closes":
+        session.tick(0)
+    assert seen == expected
 
 
 def test_thousands_of_done_callbacks_that_wait_do_not_exhaust_the_stack(peer: IpcPeer) -> None:

@@ -54,6 +54,22 @@ def test_handlers_that_came_later_see_what_receive_returns(raw: RawPeer) -> None
     assert raw.session.receive(0) == Note("b") and len(seen) == 2
 
 
+def test_a_later_handler_that_receives_what_is_being_returned(raw: RawPeer) -> None:
+    inner: List[Any] = []
+    raw.write(framed(Note("a")), framed(Note("b")), framed(Note("c")))
+    raw.session.tick(20)
+
+    def receives(note: Note) -> None:
+        if note.text == "a":
+            inner.append(raw.session.receive(0))
+
+    raw.session.on_message(receives)
+    assert [raw.session.receive(0), *inner] == [Note("b"), Note("a")]
+    assert raw.session.receive(0) == Note("c")
+    with pytest.raises(TimeoutError):
+        raw.session.receive(0)
+
+
 def test_expect_leaves_the_others(raw: RawPeer) -> None:
     raw.write(framed(Note("a")), framed(LogMessage("log")), framed(Note("b")), framed(Ping(1)))
     log: LogMessage = raw.session.receive(20, expect=LogMessage)

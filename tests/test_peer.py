@@ -28,6 +28,7 @@ from stream_ipc import (
 from tests.helpers import (
     CpuMeter,
     RawPeer,
+    drop_queued,
     framed,
     no_pending,
     read_without_dispatching,
@@ -320,6 +321,23 @@ def test_broadcast_with_a_dead_session(peer: IpcPeer) -> None:
         assert errors == [(StreamClosedError, dead.session)]
         tick_until(lambda: not dead.session.is_open, peer)
         assert peer.sessions == (one.session,)
+
+
+@pytest.mark.parametrize("kind", ["dead", "stuck"])
+def test_broadcast_tells_no_session_that_a_handler_of_another_has_closed(peer: IpcPeer, kind: str) -> None:
+    told: List[Any] = []
+    with RawPeer(peer) as first, RawPeer(peer) as second, RawPeer(peer) as third:
+        first.session.on_exception(lambda error: second.session.close(0))
+        for raw in (first, second, third):
+            raw.session.on_exception(lambda error, session: told.append(session))
+            if raw is not third and kind == "dead":
+                raw.sock.close()
+            elif raw is not third:
+                raw.session.notify(Note(data=bytes(3_000_000)))
+        peer.timeout = 0
+        assert peer.broadcast(Note("news")) == 1
+        assert told == [first.session] and third.messages() == [Note("news")]
+        drop_queued(first.session)
 
 
 def test_broadcast_to_stuck_sessions_waits_once_and_tells_them() -> None:

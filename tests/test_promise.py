@@ -4,6 +4,7 @@ import collections
 import gc
 import sys
 import time
+import weakref
 from typing import Any, Dict, List, Tuple
 
 import pytest
@@ -173,6 +174,16 @@ def test_promise_does_not_keep_reply_alive_when_dropped(raw: RawPeer) -> None:
     assert no_pending(raw.session)
     raw.write(reply_bytes(id, Pong()), framed(Note()))
     assert raw.session.receive(20) == Note()
+
+
+def test_replies_of_promises_that_are_gone_are_gone_with_the_next(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+    b.on_request(lambda ping: Pong(ping.value))
+    replies: List[Any] = []
+    for index in range(20):
+        replies.append(weakref.ref(a.request(Ping(index)).wait()))
+    gc.collect()
+    assert [reply() for reply in replies[:-1]] == [None] * 19
 
 
 def test_error_says_how_a_child_died(peer: IpcPeer) -> None:

@@ -1,8 +1,10 @@
 """The contract of a tick: what it returns, how long it waits, what it costs, who has a turn."""
 
+import math
 import os
 import resource
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from stream_ipc import IpcPeer, Message, RequestTimeoutError, Session, StreamClo
 from tests.helpers import (
     CpuMeter,
     FakeClock,
+    Interruption,
     RawPeer,
     child,
     framed,
@@ -646,6 +649,23 @@ def test_ticks_of_a_closed_peer_sleep_and_return_zero(peer: IpcPeer) -> None:
         assert 0.05 <= meter.real < 5 and meter.cpu < 0.04
     with pytest.raises(StreamClosedError):
         peer.tick(None)
+
+
+@pytest.mark.parametrize("seconds", [math.inf, 1e12])
+def test_tick_of_a_closed_peer_takes_any_number(peer: IpcPeer, seconds: float) -> None:
+    peer.close()
+
+    def ring(*_: Any) -> None:
+        raise Interruption
+
+    old = signal.signal(signal.SIGALRM, ring)
+    try:
+        with pytest.raises(Interruption):
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            peer.tick(seconds)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
 
 
 @pytest.mark.matrix
