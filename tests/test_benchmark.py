@@ -92,7 +92,7 @@ def test_every_workload_yields_figures(tmp_path):
     wanted = [key for key in WORKLOADS + php if key not in absent and has_affinity(key)]
     assert list(document["workloads"]) == wanted
     assert list(document["tables"]) == TABLES
-    assert [line for line in done.stdout.splitlines() if len(line) > 79] == []
+    assert [line for line in output.splitlines() if len(line) > 79] == []
     for key, entry in document["workloads"].items():
         assert {entry["base"], "stream_ipc"} <= set(entry["results"]), key
         assert entry["base"] == ("original" if key in php else "raw selector")
