@@ -210,9 +210,7 @@ class IpcPeer(Ticking):
         try:
             log.debug("%s started", process_name(process))
             grows = "pipesize" not in popen
-            return add_session(
-                self, ProcessChannel(process, True, self.serializer, self.max_frame_size, group, grows)
-            )
+            return add_session(self, ProcessChannel(process, True, self.serializer, self.max_frame_size, group, grows))
         except BaseException:
             if not any([session.process is process for session in self.sessions]):  # nobody has it yet
                 kill(process)

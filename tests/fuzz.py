@@ -41,15 +41,7 @@ from stream_ipc import (
 from stream_ipc.tap.payloads import look
 from stream_ipc.tap.report import Report
 from stream_ipc.wire.codec import MessageDecoder, TextDecoder
-from stream_ipc.wire.framing import (
-    START,
-    Junk,
-    advance,
-    decode_end,
-    decode_frames,
-    missing_bytes,
-    room_for,
-)
+from stream_ipc.wire.framing import FrameDecoder, Junk
 from tests.helpers import MAGIC, frame, set_large_pickle
 from tests.messages import Many, Note, Ping, Pong
 from tests.model import shrink
@@ -286,21 +278,21 @@ def cuts(data: bytes) -> List[bytes]:
 def framed(pieces: List[bytes], limit: int, direct: bool = False) -> Tuple[List[Any], str]:
     """Return the frames and the junk of some pieces, and where they break off."""
     items: List[Any] = []
-    state = START
+    decoder = FrameDecoder(limit)
     for piece in pieces:
         while piece:
-            if direct and missing_bytes(state):
-                view = room_for(state, 7)
+            if direct and decoder.missing:
+                view = decoder.room(7)
                 count = min(len(view), len(piece))
                 view[:count] = piece[:count]
                 view.release()
-                found, state = advance(state, count)
+                found, decoder.state = decoder.advance(count)
             else:
                 count = len(piece)
-                found, state = decode_frames(piece, state, limit)
+                found, decoder.state = decoder.decode(piece)
             items += found
             piece = piece[count:]
-    found, text = decode_end(state)
+    found, text = decoder.finish()
     joined: List[Any] = []
     for item in [*items, *found]:
         if isinstance(item, Junk) and joined and isinstance(joined[-1], Junk):
