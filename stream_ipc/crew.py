@@ -83,7 +83,7 @@ class Crew:
         self.settling: dict[Ticket, BaseException] = {}
         self._returning: dict[Ticket, None] = {}  # on the way back into the queue
         self._deaths = 0  # since the last answer of any worker
-        self._untidy = False  # whether there is something for check() to do
+        self._untidy = 0  # how often check() was asked for since the last one
         self.queue: deque[Ticket] = deque()
         self.busy: dict[Ticket, None] = {}
         self.closed: bool = False
@@ -186,7 +186,7 @@ class Crew:
     def _leave_to_check(self) -> None:
         """Have ``check`` called in the next turn."""
         # atomic: no calls
-        self._untidy = True
+        self._untidy += 1
         self.desk.loop.later[self] = None
 
     def _let_go(self, ticket: Ticket, worker: Worker) -> None:
@@ -243,9 +243,10 @@ class Crew:
         worker: Worker = ticket.worker
         can_take = worker.can_take(1)
         # atomic: no calls
-        ticket.worker = None
-        del worker.running[ticket]
-        del self.busy[ticket]
+        if ticket.worker is worker:  # a signal handler may have cancelled it
+            ticket.worker = None
+            del worker.running[ticket]
+            del self.busy[ticket]
         self._deaths = 0
         if not worker.answered:
             worker.answered = True
@@ -395,12 +396,11 @@ class Crew:
             self._fail_queued(StreamClosedError(text))
 
     def _fail_queued(self, error: StreamClosedError) -> None:
-        while self.queue:
-            ticket = self.queue[0]
-            self.settling[ticket] = error
-            if self.queue and self.queue[0] is ticket:
-                del self.queue[0]
-            ticket.fail(error)
+        for ticket in tuple(self.queue):  # but not what done callbacks submit
+            if ticket in self.queue:  # nor what was cancelled, or given to a worker since
+                self.settling[ticket] = error
+                self.queue.remove(ticket)
+                ticket.fail(error)
 
     # -- what the loop calls
 
@@ -417,6 +417,7 @@ class Crew:
         if self.desk.loop.starving:  # inside of a call that runs no handlers
             self._leave_to_check()
             return
+        asked = self._untidy
         now = self.desk.loop.clock()
         for place in self._places:
             if place.session is not None and place.worker is None:
@@ -431,7 +432,8 @@ class Crew:
                 self._kill(worker, f"the worker gave no sign within {self._start_timeout} s, so it was killed")
             elif worker not in self._free:
                 self._find_free(worker)
-        self._untidy = False
+        if self._untidy == asked:  # otherwise users' functions have left something
+            self._untidy = 0
         self.give()
         self._set_timer()
 

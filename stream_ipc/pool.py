@@ -210,7 +210,10 @@ class WorkerPool:
         if crew.closed:
             raise RuntimeError("this WorkerPool is closed; make a new one")
         crew.desk.loop.check_entry()
-        return request(crew.desk, message, timeout, expect)  # type: ignore[arg-type]
+        promise = request(crew.desk, message, timeout, expect)  # type: ignore[arg-type]
+        if crew.closed:  # by the id generator
+            raise RuntimeError("this WorkerPool is closed; make a new one")
+        return promise
 
     def _give(self, promise: ResponsePromise[Any]) -> None:
         """Give what is queued to workers, as far as they are free, for a promise whose task was just queued."""

@@ -60,6 +60,52 @@ class Mapped:
 
     def __next__(self) -> Any:
         under_way = self._under_way
+        while True:  # again if what was there was taken, by a handler that has called next() meanwhile
+            self._submit()
+            if not under_way:
+                end = self._end
+                self._end = StopIteration()
+                raise end or StopIteration
+            promise = self._await_first() if self._ordered else self._await_any()
+            if promise in under_way:
+                break
+        error = reply = None
+        try:
+            reply = promise.wait()
+        except Exception as exc:
+            if interruption_in(exc) is not None:
+                raise
+            error = exc
+        # atomic: no calls
+        del under_way[promise]
+        if not self._ordered:
+            del self._ready[0]
+        if error is not None:
+            raise error
+        return reply
+
+    def _await_first(self) -> Any:
+        """Turn until the first has settled, and return it."""
+        for promise in self._under_way:
+            break
+        pending = pending_behind(promise)
+        if not pending.settled:
+            self._run_until(lambda: pending.settled)
+        return promise
+
+    def _await_any(self) -> Any:
+        """Turn until any has settled, and return it; None if there is none."""
+        under_way = self._under_way
+        ready = self._ready
+        while ready and ready[0] not in under_way:  # it came to nothing
+            del ready[0]
+        if not ready:
+            self._run_until(lambda: ready or not under_way)
+        return ready[0] if ready else None
+
+    def _submit(self) -> None:
+        """Submit as many tasks as may be under way."""
+        under_way = self._under_way
         queue = self._queue
         while self._end is None and len(under_way) < self._ahead:
             promise: Any = None
@@ -87,35 +133,3 @@ class Mapped:
                 under_way.pop(promise, None)
                 self._end = exc
                 break
-        if not under_way:
-            end = self._end
-            self._end = StopIteration()
-            raise end or StopIteration
-        if self._ordered:
-            for promise in under_way:
-                break
-        else:
-            ready = self._ready
-            while not ready or ready[0] not in under_way:
-                if ready:  # it came to nothing
-                    del ready[0]
-                else:
-                    self._run_until(lambda: bool(ready))
-            promise = ready[0]
-        pending = pending_behind(promise)
-        if not pending.settled:
-            self._run_until(lambda: pending.settled)
-        error = reply = None
-        try:
-            reply = promise.wait()
-        except Exception as exc:
-            if interruption_in(exc) is not None:
-                raise
-            error = exc
-        # atomic: no calls
-        del under_way[promise]
-        if not self._ordered:
-            del self._ready[0]
-        if error is not None:
-            raise error
-        return reply

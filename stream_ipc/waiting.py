@@ -71,7 +71,9 @@ class _Waiting:
 
     @property
     def settled(self) -> bool:
-        return len(self.queue) >= self._wanted
+        if len(self.queue) >= self._wanted:
+            return True
+        return self._left is not None and not self._left  # a function of the user's has taken the last of them
 
     def _find_settled(self) -> ResponsePromise[Any] | None:
         promise: Any = None
@@ -289,17 +291,18 @@ class _AsCompleted:
         if promise is not None:
             waiting.left.pop(promise, None)
             waiting.first = None
-        left = len(waiting.left) + len(waiting.queue)
-        if not left:
-            waiting.end()
-            raise StopIteration
-        if not waiting.until(1):
-            waiting.end()
-            raise _too_few(left, left + self._taken, self._timeout)
         queue = waiting.queue
-        for promise in queue:
-            break
-        assert promise is not None
+        while True:  # again if what was there was taken, by a handler that has called next() meanwhile
+            left = len(waiting.left) + len(queue)
+            if not left:
+                waiting.end()
+                raise StopIteration
+            if not waiting.until(1):
+                waiting.end()
+                raise _too_few(left, left + self._taken, self._timeout)
+            promise = next(iter(queue), None)
+            if promise is not None:
+                break
         # atomic: no calls
         del queue[promise]
         self._taken += 1

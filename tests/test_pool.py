@@ -37,7 +37,7 @@ from stream_ipc import (
 from stream_ipc.core import tickets
 from stream_ipc.core.conversation import Conversation
 from stream_ipc.core.replies import Replies
-from tests.helpers import CpuMeter, is_settled, seeds, span, tick_until
+from tests.helpers import CpuMeter, HurryingClock, is_settled, seeds, set_clock, span, tick_until
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import await_death
 from tests.test_interrupts import BOTH, Run, at_every_place
@@ -296,6 +296,18 @@ def test_map_whose_input_fails(pool: WorkerPool) -> None:
         next(replies)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_handlers_that_take_from_the_map_that_is_waited_for(peer: IpcPeer, pool: WorkerPool, ordered: bool) -> None:
+    a, b = peer.create_session_pair()
+    replies = pool.map([Ping(index) for index in range(8)], expect=Pong, ordered=ordered, ahead=3)
+    taken: List[Any] = []
+    b.on_message(lambda note: taken.append(next(replies).value))
+    for _ in range(4):
+        a.notify(Note())
+    assert sorted([*[reply.value for reply in replies], *taken]) == list(range(8)) and len(taken) == 4
+    assert next(replies, None) is None
+
+
 def test_dropped_map_takes_back_what_is_queued(peer: IpcPeer, tmp_path: Path) -> None:
     path = str(tmp_path / "done")
     with WorkerPool(peer, worker(), 1) as pool:
@@ -354,6 +366,25 @@ def test_command_that_does_not_exist(peer: IpcPeer) -> None:
         with pytest.raises(StreamClosedError, match="could not be started: FileNotFoundError"):
             pool.submit(Ping()).wait(20)
         assert pool.workers == () and pool.pending == 0
+
+
+def test_done_callback_that_submits_again_when_no_worker_comes_up(peer: IpcPeer) -> None:
+    set_clock(peer, HurryingClock())
+    tries: List[Any] = []
+    with WorkerPool(peer, ["/does/not/exist"], 1) as pool:
+
+        def again(promise: Any) -> None:
+            tries.append(promise)
+            if len(tries) < 20:
+                pool.submit(Ping()).add_done_callback(again)
+
+        pool.submit(Ping()).add_done_callback(again)
+        per_tick = []
+        while len(tries) < 20:
+            before = len(tries)
+            peer.tick(0)
+            per_tick.append(len(tries) - before)
+    assert max(per_tick) == 1 and {outcome(promise) for promise in tries} == {StreamClosedError}
 
 
 def test_flaky_start(peer: IpcPeer) -> None:

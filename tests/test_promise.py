@@ -557,3 +557,14 @@ def test_gather_returns_exceptions(raw: RawPeer) -> None:
     assert [type(item) for item in found] == [Pong, RemoteError, RequestTimeoutError, IpcError]
     with pytest.raises(TimeoutError):
         gather([raw.session.request(Ping())], 0.01, return_exceptions=True)
+
+
+def test_callbacks_that_take_from_the_iterator_that_is_waited_for(raw: RawPeer) -> None:
+    promises = [raw.session.request(Ping(index)) for index in range(5)]
+    iterator = as_completed(promises, 20)
+    taken: List[Any] = []
+    for promise in promises:
+        promise.add_done_callback(lambda promise: taken.append(next(iterator)))
+    raw.write(*[reply_bytes(promise.id, Pong()) for promise in promises])
+    assert sorted([*iterator, *taken], key=promises.index) == promises
+    assert taken and next(iterator, None) is None
