@@ -143,6 +143,29 @@ def test_batches_that_end_in_another_order_than_they_began(raw: RawPeer) -> None
     assert raw.messages() == [Note("another")] and raw.session.queued_bytes == 0
 
 
+def test_batch_that_begins_while_another_is_written(peer: IpcPeer) -> None:
+    read, write = os.pipe()
+    writes: List[int] = []
+
+    class Stream:
+        def write(self, data: bytes) -> int:
+            writes.append(len(data))
+            if len(writes) == 1:
+                second.__enter__()
+            return len(data)
+
+    session = peer.create_stream_session(Stream(), read)
+    first, second = session.batch(), session.batch()
+    with first:
+        session.notify(Note("first"))
+    session.notify(Note("second"))
+    assert len(writes) == 1
+    peer.tick(0)
+    assert len(writes) == 2  # it is out when a tick begins
+    second.__exit__(None, None, None)
+    os.close(write)
+
+
 def test_tick_inside_a_batch_waits_until_its_time_is_over_or_something_comes(raw: RawPeer) -> None:
     clock = set_clock(raw.session.peer, HurryingClock())
     with raw.session.batch():

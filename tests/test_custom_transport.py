@@ -782,3 +782,73 @@ def test_interruption_of_what_is_asked_of_a_transport_passes_through(peer: IpcPe
         signal.signal(signal.SIGUSR1, old)
     assert number > 3 and session.is_open
     session.close(0)
+
+
+class Closing(WithPipe):
+    """Closes its session in one of its methods."""
+
+    session: Any = None
+
+    def __init__(self, method: str, descriptors: bool) -> None:
+        super().__init__()
+        self.method = method
+        self.descriptors = descriptors
+        self.later: List[str] = []  # what was called when it was closed
+
+    def call(self, method: str) -> None:
+        if self.closed:
+            self.later.append(method)
+        elif method == self.method and self.session is not None:
+            self.session.close(0)
+
+    def receive(self) -> List[Message]:
+        self.call("receive")
+        return [Note("received")] if self.method == "receive" and self.session is not None else []
+
+    def read_fds(self) -> List[int]:
+        self.call("read_fds")
+        return [self.fd] if self.descriptors else []
+
+    def flush(self) -> None:
+        self.call("flush")
+
+    def send(self, message: Message) -> None:
+        self.call("send")
+
+    @property
+    def wants_write(self) -> bool:
+        self.call("wants_write")
+        return True
+
+    @property
+    def write_fd(self) -> Optional[int]:
+        self.call("write_fd")
+        return self.bell if self.descriptors else None
+
+    @property
+    def queued_bytes(self) -> int:
+        self.call("queued_bytes")
+        return 0
+
+
+@pytest.mark.parametrize("descriptors", [False, True])
+@pytest.mark.parametrize("method", ["receive", "read_fds", "flush", "send", "wants_write", "write_fd", "queued_bytes"])
+def test_transport_that_closes_its_session_is_left_alone(peer: IpcPeer, method: str, descriptors: bool) -> None:
+    transport = Closing(method, descriptors)
+    session = peer.create_session(transport)
+    seen: List[Any] = []
+    session.on_message(seen.append)
+    session.on_exception(seen.append)
+    session.on_close(seen.append)
+    transport.session = session
+    transport.put()
+    for act in (peer.tick, peer.next_deadline, lambda: session.notify(Note())):
+        try:
+            act()
+        except StreamClosedError:
+            pass
+        if transport.closed:
+            break
+    peer.tick(0)
+    assert transport.closed == 1 and seen == [session] and peer.next_deadline() is None
+    assert [name for name in transport.later if name in ("receive", "send", "flush")] == []

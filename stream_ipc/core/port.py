@@ -88,6 +88,8 @@ class Port:
             self._loop.repairs[self] = None
             self.failed(exc)
             return
+        if self._closed:  # somebody's own transport has closed its session
+            return
         if self.paused or self.failing or self.channel.ended is not None:
             look_in = None
             reads = ()
@@ -187,7 +189,7 @@ class Port:
         """Write and read: a descriptor is ready in some way, or (-1) it is time to look."""
         if events != READ:
             self.flush()
-            if events == WRITE:
+            if events == WRITE or self._closed:
                 return
         if self._reading:
             # A message's constructor, a finalizer or a signal handler waits for something. What is being read cannot be
@@ -213,6 +215,8 @@ class Port:
             return
         if self.channel.volatile:
             self.rearm()  # its answers may be others now
+            if self._closed:
+                return
         self.on_ready(-1, READ)
 
     def failed(self, exc: BaseException) -> None:
@@ -379,7 +383,8 @@ class Port:
             self.channel.corked = False
             if not self._closed:
                 self.write()
-            self._loop.corked.pop(self, None)  # last: until then the next turn does it again
+            if not self.batches:
+                self._loop.corked.pop(self, None)  # last: until then the next turn does it again
 
     def flush_gathered(self) -> None:
         """Write what was gathered so far; what goes wrong is reported in turn."""

@@ -58,6 +58,8 @@ class ForeignChannel(Channel):
         return value() if callable(value) else value
 
     def post(self, kind: int, id: Any, message: Message) -> None:
+        if self._closed:  # by a method of its own that was asked how much is queued
+            raise StreamClosedError(self.closed_text())
         self._transport.send(put_in_envelope(kind, id, message))
 
     def interest(self) -> Interest:
@@ -77,6 +79,8 @@ class ForeignChannel(Channel):
     def read(self, fd: int, inbox: deque[Received]) -> None:
         if fd < 0:
             self._flush_unwatched()
+        if self._closed:
+            return
         before = len(inbox)
         try:
             # The list goes from receive() into the inbox inside one call, so no interruption can come in between.
@@ -86,7 +90,7 @@ class ForeignChannel(Channel):
             # atomic: no calls
             self.ended = exc
             inbox += (end,)
-        self.received_bytes += len(inbox) - before  # at least so many
+        self.received_bytes += max(0, len(inbox) - before)  # at least so many; fewer if receive() has turned
 
     def _flush_unwatched(self) -> None:
         try:
