@@ -108,7 +108,7 @@ class HandlerList:
         self._add(Handler(function, types, takes_both))
 
     def _add(self, handler: Handler) -> None:
-        self._handlers.append(handler)
+        self._handlers = [*self._handlers, handler]
         self.by_class.clear()
 
     def remove(self, function: Callable[..., Any]) -> None:
@@ -120,7 +120,7 @@ class HandlerList:
         for handler in self._handlers:
             if handler.function == function:
                 handler.active = False
-                self._handlers.remove(handler)
+                self._handlers = [other for other in self._handlers if other is not handler]
                 self.by_class.clear()
                 return
         raise ValueError(f"{name_of(function)} is not registered with {self._event}()")
@@ -130,8 +130,10 @@ class HandlerList:
         try:
             return self.by_class[cls]
         except KeyError:
-            found = tuple(h for h in self._handlers if h.types is None or issubclass(cls, h.types))
-            self.by_class[cls] = found
+            handlers = self._handlers
+            found = tuple(h for h in handlers if h.types is None or issubclass(cls, h.types))
+            if self._handlers is handlers:  # a signal handler may have registered another
+                self.by_class[cls] = found
             return found
 
 

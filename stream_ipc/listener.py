@@ -151,6 +151,8 @@ def open_connection(
             if context is not None:
                 late = f"the TLS handshake with {place!r} was not over within {timeout} s; does the other side speak TLS?"
                 sock = _shake_hands(loop, sock, place, context, server_hostname, limit)
+            if loop.closed:
+                raise _closed_meanwhile(place)
             return sock, f"to {describe_address(place)}"
         except BaseException:
             sock.close()
@@ -159,8 +161,12 @@ def open_connection(
         if exc.errno is not None:  # the system's own
             raise
         if loop.closed:
-            raise RuntimeError(f"this IpcPeer was closed while it was connecting to {place!r}") from None
+            raise _closed_meanwhile(place) from None
         raise TimeoutError(late) from exc
+
+
+def _closed_meanwhile(place: Place) -> RuntimeError:
+    return RuntimeError(f"this IpcPeer was closed while it was connecting to {place!r}")
 
 
 def _check_context(context: Any, server_side: bool) -> None:

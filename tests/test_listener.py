@@ -986,6 +986,18 @@ def test_connect_of_an_interrupted_program_leaves_nothing(peer, host, path):
     # conftest.py looks for descriptors that were left.
 
 
+def test_peer_that_is_closed_when_the_connection_is_there(peer, monkeypatch):
+    def close_then(real, fd, events, limit):
+        ready = real(fd, events, limit)
+        peer.close()  # as a signal handler may
+        return ready
+
+    patch_wait_for(monkeypatch, peer, close_then)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with pytest.raises(RuntimeError, match="was closed while it was connecting"):
+            peer.connect(server.getsockname())
+
+
 # -- closing
 
 
