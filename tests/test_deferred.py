@@ -3,6 +3,7 @@
 import gc
 import logging
 import signal
+import socket
 import weakref
 from typing import Any, Dict, List, Type
 
@@ -629,6 +630,54 @@ def test_request_of_a_done_callback_of_an_overdue_one_is_overdue_in_its_turn(raw
         clock.now += 1.5
         raw.session.tick(0)
     assert [outcome(promise) for promise in tries[:-1]] == [RequestTimeoutError] * 4
+
+
+def test_request_of_a_done_callback_that_is_due_when_the_other_was(raw: RawPeer) -> None:
+    clock = set_clock(raw.session.peer, FakeClock())
+    requests: List[Any] = []
+    first = raw.session.request(Ping(), timeout=1)
+    first.add_done_callback(lambda promise: requests.append(raw.session.request(Ping(), timeout=0)))
+    clock.now += 1
+    raw.session.tick(0)
+    requests.append(raw.session.request(Ping(), timeout=3))
+    clock.now += 3
+    raw.session.tick(0)
+    assert len(requests) == 2 and all(map(is_settled, requests))
+
+
+def test_nothing_is_left_of_a_session_that_the_done_callback_of_an_overdue_request_closes(peer: IpcPeer) -> None:
+    clock = set_clock(peer, FakeClock())
+    with RawPeer(peer) as raw:
+        session = weakref.ref(raw.session)
+        promises = [raw.session.request(Ping(), timeout=timeout) for timeout in (1, 1000)]
+        promises[0].add_done_callback(lambda promise: peer.sessions[0].close())
+        clock.now += 2
+        raw.session.tick(0)
+        assert [outcome(promise) for promise in promises] == [RequestTimeoutError, StreamClosedError]
+        del raw.session, promises
+    gc.collect()
+    assert session() is None
+
+
+def test_done_callback_of_an_overdue_request_that_reads_the_end_of_a_stream_which_is_still_written(raw: RawPeer) -> None:
+    peer = raw.session.peer
+    clock = set_clock(peer, FakeClock())
+
+    def read_the_end(promise: Any) -> None:
+        raw.sock.shutdown(socket.SHUT_WR)
+        while "closed the stream" not in repr(raw.session):
+            peer.tick(0)
+        peer.tick(0)
+
+    raw.session.request(Ping(), timeout=1).add_done_callback(read_the_end)
+    raw.session.notify(Note(data=bytes(900_000)))
+    clock.now += 2
+    peer.tick(0)
+    due = peer.next_deadline()
+    assert raw.session.is_open and due is not None  # it is kept for what is queued, but not for ever
+    clock.now += due
+    peer.tick(0)
+    assert not raw.session.is_open
 
 
 def test_request_that_waits_for_room_while_another_is_overdue_keeps_its_deadline(raw: RawPeer) -> None:

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 import pytest
 
-from stream_ipc import IpcPeer
+from stream_ipc import IpcPeer, RequestTimeoutError, StreamClosedError, WorkerPool
 from stream_ipc.ids import PidCounterRequestIdGenerator, PidHrtimeRequestIdGenerator
 
+from .helpers import FakeClock, RawPeer, is_settled, no_pending, set_clock
 from .messages import Ping
+from .test_custom_transport import Memory
 
 
 def test_counter() -> None:
@@ -81,3 +84,59 @@ def test_id_of_a_class_derived_from_str_is_called_that() -> None:
         a, _ = peer.create_session_pair()
         with pytest.raises(ValueError, match="returned '1' of a class derived from str; it must be a plain str"):
             a.request(Ping())
+
+
+class Acting(PidCounterRequestIdGenerator):
+    """Does something else before it returns an id."""
+
+    action: Any = None
+
+    def generate(self) -> str:
+        action, self.action = self.action, None
+        if action is not None:
+            action()
+        return super().generate()
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_generator_that_ticks_while_another_request_is_overdue(others: int) -> None:
+    generator = Acting()
+    with IpcPeer(id_generator=generator) as peer, RawPeer(peer) as raw:
+        clock = set_clock(peer, FakeClock())
+
+        def tick() -> None:
+            clock.now += 1
+            peer.tick(0)
+
+        promises = [raw.session.request(Ping(), timeout=0.5) for _ in range(others)]
+        generator.action = tick
+        promises.append(raw.session.request(Ping(), timeout=0.9))
+        later = raw.session.request(Ping(), timeout=50)
+        clock.now += 10
+        peer.tick(0)
+        assert all(map(is_settled, promises)) and not is_settled(later)
+        with pytest.raises(RequestTimeoutError):
+            promises[-1].wait()
+
+
+@pytest.mark.parametrize("kind", ["stream", "transport"])
+def test_a_generator_that_closes_the_session(kind: str) -> None:
+    generator = Acting()
+    with IpcPeer(id_generator=generator) as peer, RawPeer(peer) as raw:
+        transport = Memory()
+        session = raw.session if kind == "stream" else peer.create_session(transport)
+        generator.action = session.close
+        with pytest.raises(StreamClosedError):
+            session.request(Ping())
+        assert no_pending(session) and transport.sent == [] and raw.read() == b""
+
+
+def test_a_generator_that_closes_the_pool() -> None:
+    generator = Acting()
+    with IpcPeer(id_generator=generator) as peer:
+        for call in (lambda pool: pool.submit(Ping()), lambda pool: next(pool.map([Ping()]))):
+            pool = WorkerPool(peer, ["not started"], 1)
+            generator.action = pool.close
+            with pytest.raises(RuntimeError, match="closed"):
+                call(pool)
+            assert pool.pending == 0

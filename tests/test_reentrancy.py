@@ -11,7 +11,7 @@ from typing import Any, Callable, Iterator, List
 
 import pytest
 
-from stream_ipc import InvalidStreamError, IpcPeer, Message, Session, StreamClosedError
+from stream_ipc import InvalidStreamError, IpcError, IpcPeer, Message, Session, StreamClosedError
 from tests.helpers import (
     CallAt,
     CpuMeter,
@@ -21,6 +21,7 @@ from tests.helpers import (
     nothing_in_a_batch,
     nothing_to_dispatch,
     places_apart,
+    reply_bytes,
     run_python,
     tick_until,
     unframe,
@@ -274,6 +275,87 @@ def test_a_constructor_that_sends_to_a_side_that_is_gone(peer: IpcPeer, action: 
         raw.sock.close()
         tick_until(lambda: not raw.session.is_open, peer)
         assert seen == [0, 1, Note("last")]
+
+
+# -- settling
+
+
+def test_cancelling_while_the_reply_is_settled() -> None:
+    def scenario(number: int) -> CallAt:
+        with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+            promise = raw.session.request(Ping(), expect=Pong)
+            other = raw.session.request(Ping(), expect=Pong)
+            called: List[str] = []
+            cancelled: List[bool] = []
+            promise.add_done_callback(lambda promise: called.append("before"))
+
+            def cancel(*args: Any) -> None:
+                cancelled.append(promise.cancel())
+                promise.add_done_callback(lambda promise: called.append("during"))
+
+            raw.write(reply_bytes(promise.id, Pong(1)), reply_bytes(other.id, Pong(2)))
+            between = CallAt(number, cancel)
+            with between:
+                peer.tick(0)
+                peer.tick(0)
+            try:
+                assert promise.wait() == Pong(1) and cancelled in ([], [False])
+            except IpcError:
+                assert cancelled == [True]
+            peer.tick(0)
+            assert other.wait() == Pong(2)
+            assert sorted(called) == (["before", "during"] if between.hit else ["before"])
+            return between
+
+    at_every_place(scenario)
+
+
+def test_settling_while_it_is_cancelled() -> None:
+    def scenario(number: int) -> CallAt:
+        with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+            promise = raw.session.request(Ping(), expect=Pong)
+            raw.write(reply_bytes(promise.id, Pong(1)))
+            called: List[Any] = []
+            promise.add_done_callback(called.append)
+            between = CallAt(number, lambda *args: peer.tick(0))
+            with between:
+                cancelled = [promise.cancel() for _ in range(3)]
+            if cancelled[0]:
+                with pytest.raises(IpcError):
+                    promise.wait()
+            else:
+                assert promise.wait() == Pong(1)
+            assert not any(cancelled[1:]) and called == [promise]
+            return between
+
+    at_every_place(scenario)
+
+
+def test_unregistering_a_handler_while_a_message_is_dispatched() -> None:
+    def scenario(number: int) -> CallAt:
+        with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+            seen: List[List[Any]] = [[], [], []]
+
+            def first(note: Note) -> None:
+                seen[0].append(note)
+
+            def second(note: Note) -> None:
+                seen[1].append(note)
+
+            raw.session.on_message(first)
+            raw.session.on_message(second)
+            raw.session.on_message(seen[2].append)
+            raw.write(framed(Note("a")))
+            between = CallAt(number, lambda *args: raw.session.off_message(first))
+            with between:
+                peer.tick(0)
+            raw.write(framed(Note("b")))
+            peer.tick(0)
+            assert seen[1] == seen[2] == [Note("a"), Note("b")]
+            assert seen[0] in ([[], [Note("a")]] if between.hit else [[Note("a"), Note("b")]])
+            return between
+
+    at_every_place(scenario)
 
 
 # -- closing

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from ..errors import InvalidStreamError, StreamClosedError, describe
+from ..errors import InvalidStreamError, SerializationError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, REQUEST, Message, ResponseEnvelope
 from .closing import Closing
@@ -113,9 +113,6 @@ class Conversation:
             deadline = clock() + timeout
         if self.channel.outbox.queued_bytes > HIGH_WATER:
             make_room(self, timeout)
-        if deadline is not None and deadline < replies.due:  # behind make_room(), whose turns find it out anew
-            loop.set_timer(self, deadline)
-            replies.due = deadline
         pending: Any = ticket
         try:
             # Before the send: the reply may be there at once.
@@ -124,6 +121,11 @@ class Conversation:
                 pending = replies.add(promise, generate(), expect, timeout, deadline)
             else:
                 replies.enter(pending, deadline)
+            if not self.is_open:  # the generator has closed it
+                raise self.closed_error()
+            if deadline is not None and deadline < replies.due:  # behind what may turn, which finds it out anew
+                loop.set_timer(self, deadline)
+                replies.due = deadline
             if self.port.paused:
                 self.port.update_reading()  # or its reply might never be read
             self.channel.post(REQUEST, pending.id, message)
@@ -236,7 +238,10 @@ class Conversation:
         """Return the ids of the replies in the inbox."""
         found = set()
         for item in self.dispatcher.inbox:
-            id = item.id if type(item) is ResponseEnvelope else getattr(item, "response_id", None)
+            if type(item) is ResponseEnvelope:
+                id: Any = item.id
+            else:
+                id = item.response_id if isinstance(item, SerializationError) else None
             if isinstance(id, str):
                 found.add(id)
         return found
@@ -244,12 +249,8 @@ class Conversation:
     def on_time(self, now: float) -> None:
         """Give up the requests whose deadline has passed, and stop lingering."""
         loop = self.loop
-        due = math.inf
-        if self._lingers_until is not None:
-            if now >= self._lingers_until:
-                loop.mark(self.dispatcher)
-            else:
-                due = self._lingers_until
+        if self._lingers_until is not None and now >= self._lingers_until:
+            loop.mark(self.dispatcher)
         replies = self.replies
         if now >= replies.due and self.state is OPEN:
             catch_up(self.port, now - replies.due)
@@ -262,7 +263,10 @@ class Conversation:
                 loop.progress += self.dispatcher.settle_replies()
         else:
             replies.expire(-math.inf, set())
-        loop.set_timer(self, min(due, replies.due))
+        if self.is_open:  # a done callback may have closed it, or read its end
+            lingers_until = self._lingers_until
+            due = math.inf if lingers_until is None or now >= lingers_until else lingers_until
+            loop.set_timer(self, min(due, replies.due))
 
     # -- closing
 

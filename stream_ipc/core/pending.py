@@ -94,7 +94,7 @@ class Pending(Base):
             del watchers[0]  # entered once, also if it is interrupted
 
             watcher(promise)
-        if watched:
+        if watched or self.callbacks:
             self.go_on()
         else:
             self.watchers = None

@@ -149,8 +149,9 @@ class Replies:
             error = exc
         told = pending.watchers is not None
         if error is None:
-            pending.outcome = reply
-            pending.settled = next_moment()
+            if not pending.settled:  # a signal handler may have cancelled it
+                pending.outcome = reply
+                pending.settled = next_moment()
             if told or self.watchers:
                 pending.tell()
         else:
@@ -178,7 +179,7 @@ class Replies:
         """Fail what is pending: no reply will come any more."""
         for pending in tuple(self._table.values()):
             pending.fail(error)
-        self._table.clear()
+            self.forget(pending)
 
     def expire(self, now: float, arrived: set[Any]) -> int:
         """Give up the requests whose deadline has passed, and find out when the next is due.
@@ -198,7 +199,7 @@ class Replies:
             if deadline is None or pending.id in arrived:
                 continue
             if deadline > now:
-                if deadline < self.due:
+                if deadline < self.due and not pending.settled:  # by a done callback of another
                     self.due = deadline
             else:
                 self.give_up(pending)
@@ -216,13 +217,15 @@ class Replies:
         if pending.watchers is not None:
             pending.loop.later[pending] = None
         # atomic: no calls
-        pending.outcome = error
-        pending.settled = moment
+        cancelled = not pending.settled  # a signal handler may have turned
+        if cancelled:
+            pending.outcome = error
+            pending.settled = moment
 
         self.forget(pending)
         if pending.watchers is not None or self.watchers:
             pending.tell()
-        return True
+        return cancelled
 
     def silence(self, pending: Pending, timeout: float | None) -> str:
         """Return the text of a timeout."""

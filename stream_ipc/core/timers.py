@@ -38,8 +38,9 @@ class Timers:
         """Call what is due, and find out anew what ``soonest`` is, at most ``bound``."""
         for task, when in tuple(self._due.items()):
             if when <= now and self._due.get(task) == when:
+                self._due[task] = -math.inf  # it may set the same time again; still due if it is interrupted
                 task.on_time(now)
-                if self._due.get(task) == when:
+                if self._due.get(task) == -math.inf:
                     del self._due[task]
         self.soonest = min(bound, *self._due.values(), math.inf)
 
