@@ -26,11 +26,13 @@ from stream_ipc import (
 )
 from tests.helpers import (
     CpuMeter,
+    FakeClock,
     Interruption,
     InterruptionError,
     RawPeer,
     no_pending,
     read_without_dispatching,
+    set_clock,
     set_limit,
     tick_until,
     values,
@@ -852,3 +854,51 @@ def test_transport_that_closes_its_session_is_left_alone(peer: IpcPeer, method: 
     peer.tick(0)
     assert transport.closed == 1 and seen == [session] and peer.next_deadline() is None
     assert [name for name in transport.later if name in ("receive", "send", "flush")] == []
+
+
+@pytest.mark.parametrize("has_descriptor", [True, False])
+def test_a_failure_that_lasts_is_not_reported_without_end(peer: IpcPeer, has_descriptor: bool) -> None:
+    read_fd, write_fd = os.pipe()
+    os.write(write_fd, b"x")
+
+    class Failing:
+        fails = True
+
+        def send(self, message: Message) -> None:
+            pass
+
+        def receive(self) -> List[Message]:
+            if self.fails:
+                raise MemoryError("there is none")
+            self.fails = True
+            return [LogMessage("at last")]
+
+        def read_fds(self) -> List[int]:
+            return [read_fd] if has_descriptor else []
+
+        def close(self) -> None:
+            os.close(read_fd)
+            os.close(write_fd)
+
+    clock = set_clock(peer, FakeClock())
+    transport = Failing()
+    session = peer.create_session(transport)
+    seen: List[Exception] = []
+
+    @session.on_exception
+    def keep(error: Exception) -> bool:
+        seen.append(error)
+        return False
+
+    for _ in range(50):
+        peer.tick()
+    assert len(seen) == 2  # the second one could be another failure
+    for round in range(3, 10):
+        clock.now += 0.0101
+        for _ in range(50):
+            peer.tick()
+        assert len(seen) == round
+    transport.fails = False
+    clock.now += 0.0101
+    assert session.receive(0) == LogMessage("at last")
+    assert session.is_open and len(seen) == 9

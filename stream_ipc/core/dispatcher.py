@@ -23,6 +23,7 @@ from ..errors import (
 from ..handlers import HandlerList
 from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope, is_text
 from ..transports.base import End
+from .hold import Hold
 from .items import Answer, Delivery, Failure, Opening, take_out
 from .kept import Entry, Kept, weigh
 from .responder import Responder
@@ -83,6 +84,7 @@ class Dispatcher:
         self._channel = conversation.channel
         self._replies = conversation.replies
         self.port: Port = conversation.port
+        self._hold = Hold(conversation.loop, conversation.port)
         self.responder.bind()
 
     @property
@@ -347,7 +349,9 @@ class Dispatcher:
             keep = self.report(error) and not (isinstance(error, InvalidStreamError) and self._channel.find_invalid())
         finally:  # also if a handler was interrupted
             self.port.failing = False
-            if keep:
+            if keep and type(item) is Failure:
+                self._hold.go_on()
+            elif keep:
                 self.port.rearm()
             elif self._conversation.is_open:
                 self._channel.drop_output()
