@@ -47,7 +47,7 @@ from tests.messages import Many, Note, Ping, Pong
 from tests.model import shrink
 from tests.php_messages import VECTORS
 
-MEMORY = 1 << 30  # bytes of address space: a pickle can ask for more, which is a MemoryError then
+MEMORY = 400 << 20  # bytes of address space: a pickle can ask for more, which is a MemoryError then
 SLOW = 5.0  # seconds of processor time that no input of a few kilobytes takes
 SIZE = 3000  # bytes of an input of the corpus
 

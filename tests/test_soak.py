@@ -1,7 +1,8 @@
 """A soak: several processes, random sizes, random kills, random closes.
 
 It runs for a second or, with ``--all``, for four, and for as long as one likes with ``STREAM_IPC_SOAK=seconds``. It prints
-its seed; ``STREAM_IPC_SEED=number`` repeats the same choices (but not the same timing).
+its seed; ``STREAM_IPC_SEED=number`` repeats the same choices (but not the same timing). What needs no other process is in
+``test_state_machine.py``, which takes the same variables.
 """
 
 import ctypes
@@ -248,7 +249,10 @@ def flush(session: Session) -> None:
                     print(f"/proc/{pid}/{name}:", file.read())
             except OSError as exc:
                 print(exc)
-        os.kill(pid, signal.SIGUSR1)  # prints its Python stack to stderr
+        try:
+            os.kill(pid, signal.SIGUSR1)  # prints its Python stack to stderr
+        except ProcessLookupError:
+            print("it is gone")
         tick_until(lambda: not session.queued_bytes, session.peer)
         raise
 
