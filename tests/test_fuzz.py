@@ -155,6 +155,12 @@ def php_value(value: str, times: int) -> bytes:
 
 
 
+def looped(number: int) -> Any:
+    loop: List[Any] = []
+    loop += [(loop, number), Pong([number])]
+    return loop
+
+
 SHORT = 0.0004  # seconds that can be measured
 
 SHAPES: Dict[str, Any] = {
@@ -195,6 +201,7 @@ SHAPES: Dict[str, Any] = {
         unpickle,
         lambda n: PICKLE.serialize(Ping([[shared, Pong(shared)] for shared in [[1, 2]] for _ in range(n)])),
     ),
+    "pickle loops": (unpickle, lambda n: PICKLE.serialize(Ping([looped(i) for i in range(n)]))),
     "pickle keys": (unpickle, lambda n: PICKLE.serialize(Ping({(i, "a"): Pong(i) for i in range(n)}))),
     "pickle broken": (unpickle, lambda n: PICKLE.serialize(Ping([Pong([i]) for i in range(n)]))[:-1] + b"\xff"),
     "pickle text opcodes": (unpickle, lambda n: b"(" + b"I5\nS'a'\nV\\u0041\n" * n + b"l."),

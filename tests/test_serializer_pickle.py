@@ -1275,7 +1275,7 @@ SELF = {
     ),
     "set in itself": box(b"\x8f\x94(" + call("test.Key", obj(name=b"h\x00")) + b"\x90"),
     "object in itself": box(BUILD + s("test.Point") + b"}\x94\x86\x85R\x94" + b"h\x00" + s("x") + b"h\x01s0"),
-    "tuple in itself": box(b"]\x94h\x00\x85\x94" + b"0h\x00h\x01a" + POINT + b"a00h\x01"),
+    "tuple in an object": box(b"]\x94h\x00\x85\x94" + b"0h\x00" + call("test.Point", obj(x=b"h\x01")) + b"a00h\x01"),
 }
 
 
@@ -1295,6 +1295,31 @@ def test_a_structure_in_itself_never_shows_what_is_unfinished(name: str) -> None
         refused(SELF[name], "contains itself")
     finally:
         Point.__init__ = original  # type: ignore[method-assign]
+
+
+def test_what_contains_itself_and_holds_objects_arrives() -> None:
+    by_dict: Dict[str, Any] = {}
+    by_list: List[Any] = []
+    in_dict = (by_dict, Point([1]), (by_dict, 5))
+    by_dict.update(back=in_dict, again=in_dict, inner=(in_dict, Point({"k": Point(2)})))
+    in_list = (by_list,)
+    by_list += [in_list, by_list, Point([3])]
+    back = value_of([in_dict, in_list, Point(4), by_list])
+    first, second, point, third = back
+    assert type(first) is tuple and first[0]["back"] is first is first[0]["again"] is first[0]["inner"][0]
+    assert first[1] == Point([1]) and first[2][0] is first[0] and first[0]["inner"][1] == Point({"k": Point(2)})
+    assert type(second) is tuple and second[0] is third and third[0] is second and third[1] is third
+    assert third[2] == Point([3]) and point == Point(4)
+    # An object may be made of a loop that is complete, and of one that it is not in.
+    looped: List[Any] = [Point([0])]
+    looped.append((looped,))
+    point, again = value_of([Point(looped), looped])
+    assert point.x is again and again[1][0] is again and again[0] == Point([0])
+    # Plain data, which is read in the quick way.
+    plain: Dict[str, Any] = {}
+    plain["self"] = (plain, 1)
+    back = value_of(plain)
+    assert back["self"][0] is back
 
 
 def test_shared_and_looped_containers_are_still_right_beside_objects() -> None:

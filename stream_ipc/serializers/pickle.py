@@ -311,6 +311,18 @@ class _ViewFile:
 
 def _load_objects(payload: bytes | bytearray) -> Any:
     """Load a payload that may name ``build``, and put objects in place of the handles."""
+    resolver = Resolver()
+    try:
+        return _load_with(resolver, payload)
+    except SerializationError:
+        if not resolver.met_loop:
+            raise
+    from .pickle_loops import LoopResolver  # few need it
+
+    return _load_with(LoopResolver(), payload)
+
+
+def _load_with(resolver: Resolver, payload: bytes | bytearray) -> Any:
     _extension_cache.clear()
     unpickler = _Unpickler(BytesIO(payload) if len(payload) < _LARGE else _ViewFile(payload))  # type: ignore[arg-type]
     try:
@@ -325,7 +337,7 @@ def _load_objects(payload: bytes | bytearray) -> Any:
         return root
     try:
         if unpickler.built:
-            return root[:3] + Resolver().resolve(root[3:])
+            return root[:3] + resolver.resolve(root[3:])
         if 0x98 in payload and 0x96 in payload:  # READONLY_BUFFER and BYTEARRAY8 make a memoryview, and name nothing
             refuse_views(root[3:])
     except SerializationError as exc:

@@ -9,7 +9,7 @@ from itertools import chain
 
 from .. import registry
 from ..errors import SerializationError, describe
-from .pickle_objects import enum_key
+from .pickle_objects import ATOMS, enum_key
 from .values import reducer_of
 
 TYPE_CHECKING = False
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["explain"]
 
-_ATOMS = frozenset({type(None), bool, int, float, str, bytes, bytearray})
 
 
 def explain(message: Any, exc: Exception) -> SerializationError:
@@ -44,7 +43,7 @@ def explain(message: Any, exc: Exception) -> SerializationError:
 def _find(value: Any, path: str, seen: dict[int, Any]) -> tuple[str, str] | None:
     """Return the path to the first value that cannot travel, and why."""
     cls = type(value)
-    if cls in _ATOMS or id(value) in seen:
+    if cls in ATOMS or id(value) in seen:
         return None
     seen[id(value)] = value  # alive, so that no other has its id
     parts: Any

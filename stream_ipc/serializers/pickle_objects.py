@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADVICE",
+    "ATOMS",
     "GLOBAL",
     "Builder",
     "Handle",
@@ -45,7 +46,7 @@ GLOBAL = ("stream_ipc.serializers.pickle", "build")  # the one global that a pay
 # What the error about a payload that this serializer never writes goes on with: an attack is the rarer cause.
 ADVICE = "; if the other side uses PickleMessageSerializer(unsafe=True), both have to"
 
-_ATOMS = frozenset({type(None), bool, int, float, str, bytes, bytearray})
+ATOMS = frozenset({type(None), bool, int, float, str, bytes, bytearray})
 _CONTAINERS = frozenset({list, tuple, dict})
 _SEPARATOR = "\0"  # of the names in a shape; no wire name holds one
 
@@ -252,14 +253,18 @@ class Resolver:
 
     Lists, dicts and sets are changed in place, so that what was shared stays shared. They may contain themselves, but
     no object may be built of one that is not finished: its constructor could copy handles out of it.
+
+    Attributes:
+        done: What has been resolved. By id of the unresolved value: all of these were alive at once, so no id stands for two
+            of them, though some are freed meanwhile; what has been resolved, or was made since, must never be resolved.
+        met_loop: Whether it has given up because something contains itself, which a ``LoopResolver`` may resolve.
     """
 
-    __slots__ = ("_depth", "_done", "_looped", "_unfinished")
+    __slots__ = ("_depth", "_looped", "_unfinished", "done", "met_loop")
 
     def __init__(self) -> None:
-        # By id of the unresolved value. All of these were alive at once, so no id stands for two of them, though some
-        # are freed meanwhile; what has been resolved, or was made since, must never be resolved.
-        self._done: dict[int, Any] = {}
+        self.met_loop: bool = False
+        self.done: dict[int, Any] = {}
         self._depth = 0  # how many objects that hold a container are being built
         self._unfinished: dict[int, int] = {}  # lists, dicts and sets: by id, the depth at which they were begun
         self._looped: set[int] = set()  # those of them that are contained in something that may be finished
@@ -271,7 +276,7 @@ class Resolver:
             SerializationError: Something in them is not allowed, or cannot be built.
         """
         try:
-            return tuple([self._item(value) for value in values])
+            return self.resolve_all(values)
         except SerializationError:
             raise
         except RecursionError as exc:
@@ -279,10 +284,14 @@ class Resolver:
         except Exception as exc:  # what became of a key cannot be hashed
             raise SerializationError(f"a value in the payload cannot be built: {describe(exc)}"[:300]) from exc
 
+    def resolve_all(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Do the same, and raise whatever comes up."""
+        return tuple([self.item(value) for value in values])
+
     def part(self, value: Any) -> Any:
         """Resolve a value that an object is built of."""
         if type(value) is Handle:
-            done = self._done
+            done = self.done
             key = id(value)
             if key in done:
                 return done[key]
@@ -290,67 +299,72 @@ class Resolver:
             make = _find_nested(shape, _unusual) if type(shape) is str else _unusual  # a tuple's hash may have no end
             result = done[key] = make(value, self)
             return result
-        if type(value) in _ATOMS:
+        if type(value) in ATOMS:
             return value
         if self._looped:
-            raise _contains_itself()
+            raise self.loop_error()
         self._depth += 1
         value = self._container(value)
         self._depth -= 1
         return value
 
-    def _item(self, value: Any) -> Any:
+    def item(self, value: Any) -> Any:
         """Resolve a value that is in a container."""
-        return self.part(value) if type(value) is Handle or type(value) in _ATOMS else self._container(value)
+        return self.part(value) if type(value) is Handle or type(value) in ATOMS else self._container(value)
 
     def _container(self, value: Any) -> Any:
         cls = type(value)
         key = id(value)
-        done = self._done
+        done = self.done
         if key in done:
             result = done[key]
             if key in self._unfinished:
                 if self._unfinished[key] < self._depth:
-                    raise _contains_itself()
+                    raise self.loop_error()
                 self._looped.add(key)
             if result is _IN_PROGRESS:
-                raise _contains_itself()
+                raise self.loop_error()
             return result
         if cls is list or cls is dict or cls is set:
             done[key] = value
             self._unfinished[key] = self._depth
-            self._fill(value)
+            self.fill(value)
             del self._unfinished[key]
             self._looped.discard(key)
             return value
         done[key] = _IN_PROGRESS
         if cls is tuple:
-            result = tuple([self._item(item) for item in value])
+            result = tuple([self.item(item) for item in value])
         elif cls is frozenset:
-            result = frozenset([self._item(item) for item in value])
+            result = frozenset([self.item(item) for item in value])
         else:
             raise SerializationError(f"payload is not a message: it may not hold {article(cls)}")
         done[key] = result
         return result
 
-    def _fill(self, value: Any) -> None:
+    def fill(self, value: Any) -> None:
         """Resolve what is in a list, dict or set."""
         if type(value) is list:
-            if not _ATOMS.issuperset(map(type, value)):
-                value[:] = [self.part(item) if type(item) is Handle else self._item(item) for item in value]
+            if not ATOMS.issuperset(map(type, value)):
+                value[:] = [self.part(item) if type(item) is Handle else self.item(item) for item in value]
         elif type(value) is set:
-            items = [self._item(item) for item in value]
+            items = [self.item(item) for item in value]
             value.clear()
             value.update(items)
         # Keys first: a key that is a handle is replaced, so the dict is filled anew.
-        elif any(type(k) not in _ATOMS for k in value):
-            pairs = [(self._item(k), self._item(v)) for k, v in value.items()]
+        elif any(type(k) not in ATOMS for k in value):
+            pairs = [(self.item(k), self.item(v)) for k, v in value.items()]
             value.clear()
             value.update(pairs)
         else:
             for k, v in value.items():
-                if type(v) not in _ATOMS:
-                    value[k] = self._item(v)
+                if type(v) not in ATOMS:
+                    value[k] = self.item(v)
+
+    def loop_error(self) -> SerializationError:
+        """Return the error of what contains itself."""
+        self.met_loop = True
+        return SerializationError("payload contains an object that contains itself")
 
 
 def _unusual(handle: Handle, resolver: Resolver) -> Any:
@@ -360,7 +374,7 @@ def _unusual(handle: Handle, resolver: Resolver) -> Any:
         info, fields = fields_of(shape, tuple(values))
         if info.fields and shape == shape_of(info):
             _nested[shape] = _nested_of(info)
-        if not _ATOMS.issuperset(map(type, fields.values())):
+        if not ATOMS.issuperset(map(type, fields.values())):
             # A dict that was made here must not be looked up: its id may be that of a value which is gone.
             known = values and fields is values[0]
             fields = resolver.part(fields) if known else {name: resolver.part(value) for name, value in fields.items()}
@@ -401,11 +415,7 @@ def _nested_of(info: TypeInfo) -> Build:
         "    except Exception as exc:",
         "        raise refused(exc) from exc",
     ]
-    return compile_function(lines, {"refused": info.refused, "cls": info.cls, "atoms": _ATOMS, "unusual": _unusual})
-
-
-def _contains_itself() -> SerializationError:
-    return SerializationError("payload contains an object that contains itself")
+    return compile_function(lines, {"refused": info.refused, "cls": info.cls, "atoms": ATOMS, "unusual": _unusual})
 
 
 _IN_PROGRESS = object()
