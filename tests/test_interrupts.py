@@ -730,9 +730,9 @@ def test_signals_in_both_processes_lose_nothing(peer: IpcPeer, kind: Type[BaseEx
         sent: List[str] = []
         maybe: List[str] = []
         with Alarms(True, kind) as alarms:
-            end = time.monotonic() + span(1.0)
+            begin = time.monotonic()
             index = 0
-            while time.monotonic() < end:
+            while time.monotonic() < begin + (span(1.0) if alarms.count > span(200) else PATIENCE):
                 text = f"{index:06d}"
                 index += 1
                 data = b"x" * (index * 7919 % 3000 if index % 20 else 100000)
@@ -743,7 +743,7 @@ def test_signals_in_both_processes_lose_nothing(peer: IpcPeer, kind: Type[BaseEx
         while not isinstance(report, Many):
             report = session.receive(20)
         rings, texts = report.items
-        assert rings > 10 and alarms.count > span(50)
+        assert rings and alarms.count > span(200)
         assert texts.pop() == "end"
         assert texts == sorted(texts) and len(set(texts)) == len(texts)
         assert set(sent) <= set(texts) <= set(sent) | set(maybe)

@@ -255,8 +255,8 @@ class Resolver:
     no object may be built of one that is not finished: its constructor could copy handles out of it.
 
     Attributes:
-        done: What has been resolved. By id of the unresolved value: all of these were alive at once, so no id stands for two
-            of them, though some are freed meanwhile; what has been resolved, or was made since, must never be resolved.
+        done: What has been resolved, by id of the unresolved value. All of these were alive at once, so no id stands for
+            two of them, though some are freed meanwhile; what has been resolved, or was made since, must never be resolved.
         met_loop: Whether it has given up because something contains itself, which a ``LoopResolver`` may resolve.
     """
 
