@@ -7,21 +7,30 @@ Knows ``signal``, which it asks only when something was raised. Programs have ha
 
 from __future__ import annotations
 
+import sys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import CodeType
+    from types import CodeType, FrameType
     from typing import Any
 
-__all__ = ["interruption_in"]
+__all__ = ["interruption_in", "pass_on"]
+
+_PACKAGE = __name__.rpartition(".")[0]
 
 
 def interruption_in(error: BaseException | None) -> BaseException | None:
-    """Return the exception of a signal handler that an error is, or was made of; None if there is none."""
+    """Return the exception of a signal handler that an error is, or was made of; None if there is none.
+
+    One that users' code has caught, and is dealing with while it calls us, counts no more.
+    """
     codes: set[CodeType] | None = None
-    seen = set()
+    seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        seen.add(id(error))
         traceback = error.__traceback__
+        if seen and traceback is not None and _is_dealt_with(traceback.tb_frame):
+            return None
+        seen.add(id(error))
         if traceback is not None and codes is None:
             codes = _handler_codes()
         while traceback is not None:
@@ -30,6 +39,28 @@ def interruption_in(error: BaseException | None) -> BaseException | None:
             traceback = traceback.tb_next
         error = error.__cause__ or error.__context__
     return None
+
+
+def pass_on(error: BaseException) -> None:
+    """Raise the exception of a signal handler that an error is, or was made of; return if there is none.
+
+    For each ``except OSError`` in which something can be interrupted: many a handler raises a ``TimeoutError``, which is
+    one.
+    """
+    interruption = interruption_in(error)
+    if interruption is not None:
+        raise interruption
+
+
+def _is_dealt_with(catcher: FrameType) -> bool:
+    """Return whether users' code that has called us, directly or not, has caught what came out of this frame."""
+    name = catcher.f_globals.get("__name__")
+    if isinstance(name, str) and (name == _PACKAGE or name.startswith(f"{_PACKAGE}.")):
+        return False
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame is not catcher:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _handler_codes() -> set[CodeType]:

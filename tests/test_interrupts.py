@@ -17,6 +17,7 @@ from stream_ipc import (
     RemoteError,
     ResponseEnvelope,
     ResponsePromise,
+    SerializationError,
     Session,
     StreamClosedError,
     as_completed,
@@ -883,3 +884,28 @@ def test_signals_in_quick_succession_leave_nothing_that_never_leaves(kind: Type[
         a.notify(Note("end"))
         b.notify(Note("end"))
         tick_until(lambda: got.count("end") == 2, peer)
+
+
+@pytest.mark.parametrize("kind", [Alarm, AlarmError, TimeoutError])
+def test_what_a_signal_handler_has_raised_is_not_raised_again_while_it_is_dealt_with(
+    peer: IpcPeer, kind: Type[BaseException]
+) -> None:
+    def ring(number: int, frame: Any) -> None:
+        raise kind("the alarm")
+
+    a, b = peer.create_session_pair()
+    before = signal.signal(signal.SIGUSR1, ring)
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    except kind:  # each error from here on has the alarm as its context
+        with pytest.raises(SerializationError, match="cannot travel"):
+            a.notify(Note("no plain data", lambda: None))
+        with pytest.raises(FileNotFoundError):
+            peer.create_command_session(["/no/such/program"])
+        promise = a.request(Ping())
+        b.close()
+        with pytest.raises(StreamClosedError):
+            promise.wait()
+        assert not a.is_open
+    finally:
+        signal.signal(signal.SIGUSR1, before)
