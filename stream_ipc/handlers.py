@@ -10,6 +10,8 @@ import functools
 import inspect
 import sys
 
+from .interruptions import pass_on
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Iterable
@@ -159,6 +161,7 @@ def _types(function: Any, annotation: Any, caller: Any) -> tuple[type, ...] | No
     try:
         types = _flatten(annotation, functools.partial(_namespace, function, caller))
     except Exception as exc:
+        pass_on(exc)
         annotation = getattr(annotation, "__forward_arg__", annotation)
         raise TypeError(
             f"the annotation {annotation!r} of {name_of(function)}'s first parameter cannot be resolved: {exc}; define"

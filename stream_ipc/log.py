@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import sys
 
+from .interruptions import pass_on
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -56,7 +58,7 @@ def _log(level: str, text: str, *args: Any, **options: Any) -> None:
         if _logger is None:
             _logger = sys.modules["logging"].getLogger("stream_ipc")
         getattr(_logger, level)(text, *args, **options)
-    except Exception:
+    except Exception as exc:
         # A log handler may do anything, such as sending the record over the very session that is closing, and callers are
         # often in the middle of what must not stop here.
-        pass
+        pass_on(exc)

@@ -9,6 +9,7 @@ from weakref import ref
 
 from .arguments import check_timeout
 from .core.pending import next_moment
+from .interruptions import pass_on
 from .promise import ResponsePromise, conversation_behind, pending_behind
 from .transports.descriptors import wait_readable
 
@@ -164,7 +165,8 @@ class _Waiting:
                 wait = min(wait, due)
         try:
             fds = [loop.fileno() for loop in self._loops]
-        except OSError:  # this program's selector has no descriptor
+        except OSError as exc:  # this program's selector has no descriptor
+            pass_on(exc)
             self._loops[0].tick(min(wait, 0.01))
         else:
             wait_readable(fds, wait)

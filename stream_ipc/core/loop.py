@@ -16,6 +16,7 @@ import time
 
 from ..clock import real_clock
 from ..errors import StreamClosedError
+from ..interruptions import pass_on
 from .embedding import Embedding
 from .endings import ENDING_INTERVAL, Endings
 from .guard import Guard
@@ -252,7 +253,8 @@ class Loop(Guard):
                 poll = self.poller.poll
                 try:
                     events = poll(wait)
-                except (OSError, ValueError):
+                except (OSError, ValueError) as exc:
+                    pass_on(exc)
                     if self.released:  # by a signal handler, or in a fork that a handler has made
                         self.check_entry()
                         return count

@@ -11,6 +11,8 @@ import select
 import selectors
 import stat
 
+from ..interruptions import pass_on
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,6 +95,7 @@ class Poller:
         except PermissionError:  # epoll refuses it
             return False
         except OSError as exc:
+            pass_on(exc)
             if exc.errno != errno.EINVAL or not stat.S_ISCHR(mode):  # kqueue refuses some devices
                 raise
             return False
@@ -104,8 +107,8 @@ class Poller:
             self._choose()
         try:
             self._selector.unregister(fd)
-        except (KeyError, ValueError, OSError):
-            pass
+        except (KeyError, ValueError, OSError) as exc:
+            pass_on(exc)
         self.owners.pop(fd, None)
 
     def forget_lost(self) -> None:
@@ -124,8 +127,8 @@ class Poller:
             for fd, key in self._selector.get_map().items():
                 try:
                     fresh.register(fd, _FROM_SELECTOR[key.events])
-                except OSError:
-                    pass  # closed too, which its owner will find out
+                except OSError as exc:  # closed too, which its owner will find out
+                    pass_on(exc)
             # The same numbers, so that nobody else has to know.
             self._is_apart = True
             os.dup2(fresh.fileno(), self._epoll.fileno(), inheritable=False)

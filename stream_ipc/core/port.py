@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from ..errors import InvalidStreamError, StreamClosedError
-from ..interruptions import interruption_in
+from ..interruptions import interruption_in, pass_on
 from ..transports.base import POLL_INTERVAL, End
 from .items import Failure
 from .poller import READ, WRITE
@@ -134,8 +134,7 @@ class Port:
             try:
                 loop.watch(fd, events, self)
             except OSError as exc:
-                if interruption_in(exc) is exc:
-                    raise
+                pass_on(exc)
                 self.fail(InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}"))
                 return
         self.watched = wanted

@@ -20,6 +20,7 @@ from math import isfinite
 
 from .. import registry
 from ..errors import SerializationError, article
+from ..interruptions import pass_on
 from .explain import Walk
 from .text_format import (
     HEAD_SIZE,
@@ -361,7 +362,8 @@ class _Json(TextFormat):
                 name, identity = data["__class"], data["id"]
             else:
                 name, identity = match.group(1).replace("\\\\", "\\"), json.loads(match.group(2))
-        except Exception:  # no buffer, or released, or no JSON: there is one error to report already
+        except Exception as exc:  # no buffer, or released, or no JSON: there is one error to report already
+            pass_on(exc)
             return None, None
         if type(identity) is str and _LONE.search(identity):
             return None, None  # it would fail once more where it is answered

@@ -13,7 +13,7 @@ import re
 
 from .. import registry
 from ..errors import SerializationError, article, describe, printable
-from ..interruptions import interruption_in
+from ..interruptions import interruption_in, pass_on
 from ..messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from .compiling import call_of_class, compile_function
 
@@ -92,7 +92,8 @@ def shown(value: Any) -> str:
     """Return a short repr of anything, also of what has none."""
     try:
         text = ascii(value)
-    except Exception:  # of a huge int, or of a class's own __repr__
+    except Exception as exc:  # of a huge int, or of a class's own __repr__
+        pass_on(exc)
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -394,10 +395,10 @@ class TextSerializer:
             return text.encode() if text.isascii() else self._format.encode(text)
         except MemoryError:
             raise
-        except Exception:
+        except Exception as exc:
             # An object that occurs twice, a field without a value, a lone surrogate; RecursionError: a cycle, or only
             # a deep message on a full stack. Left before the walk, so that its error is not shown as one about this.
-            pass
+            pass_on(exc)
         text = self._format.walk(self._format).text(message)
         return text.encode() if text.isascii() else self._format.encode(text)
 

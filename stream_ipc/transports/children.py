@@ -10,6 +10,7 @@ import shlex
 import signal
 from collections.abc import Iterable
 
+from ..interruptions import pass_on
 from .descriptors import close_streams
 
 TYPE_CHECKING = False
@@ -64,7 +65,8 @@ def poll(process: subprocess.Popen[Any]) -> int | None:
         # ever. Asking the system is right in any case.
         try:
             _reap(process)
-        except OSError:
+        except OSError as exc:
+            pass_on(exc)
             return process.poll()
         status = process.returncode
     return status
@@ -89,6 +91,6 @@ def is_lost(process: subprocess.Popen[Any]) -> bool:
                 _reap(process)
         except ChildProcessError:
             return True
-        except OSError:
-            pass
+        except OSError as exc:
+            pass_on(exc)
     return False

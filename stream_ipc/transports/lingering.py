@@ -9,6 +9,7 @@ import os
 import socket
 
 from ..clock import monotonic
+from ..interruptions import pass_on
 from .base import Ending
 
 __all__ = ["linger", "stop_writing"]
@@ -33,7 +34,8 @@ def stop_writing(sock: socket.socket) -> bool:
             heard = True
     except BlockingIOError:
         pass
-    except (OSError, ValueError):
+    except (OSError, ValueError, MemoryError) as exc:
+        pass_on(exc)
         return False
     return heard
 
@@ -50,7 +52,9 @@ class LingeringClose(Ending):
     background = True
 
     def __init__(self, sock: socket.socket) -> None:
-        self._fd = os.dup(sock.fileno())  # no socket object: under gevent that would be one of gevent's
+        # No socket object: under gevent that would be one of gevent's. Stored before a signal is looked at.
+        for self._fd in map(os.dup, (sock.fileno(),)):
+            break
         self._due = monotonic() + _LINGER
 
     def fds(self) -> list[int]:
@@ -67,8 +71,8 @@ class LingeringClose(Ending):
                 left = self._due - monotonic()
         except BlockingIOError:
             return left
-        except OSError:
-            pass
+        except (OSError, MemoryError) as exc:
+            pass_on(exc)
         self.forget()
         return None
 
@@ -89,5 +93,6 @@ def linger(sock: socket.socket) -> Ending | None:
     """
     try:
         return LingeringClose(sock) if stop_writing(sock) else None
-    except OSError:  # out of descriptors
+    except OSError as exc:  # out of descriptors
+        pass_on(exc)
         return None

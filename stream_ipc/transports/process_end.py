@@ -11,6 +11,7 @@ from collections import deque
 
 from .. import log
 from ..clock import monotonic
+from ..interruptions import pass_on
 from .base import Ending
 from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
 from .descriptors import READ_SIZE, close_streams
@@ -60,8 +61,13 @@ class ProcessEnding(Ending):
         self._outputs = {}
         for stream in (process.stdout, process.stderr):
             if stream is not None and not stream.closed:
-                os.set_blocking(stream.fileno(), False)
-                self._outputs[stream.fileno()] = stream
+                fd = stream.fileno()
+                try:
+                    os.set_blocking(fd, False)
+                    self._outputs[fd] = stream
+                except OSError as exc:  # it could block, so it is not read
+                    pass_on(exc)
+                    close_streams([(stream, fd)])
         self._stages: list[tuple[float, int]] = [(TERMINATE_GRACE, signal.SIGTERM), (KILL_GRACE, signal.SIGKILL)]
         self._due = monotonic() + EXIT_GRACE
 
@@ -116,8 +122,8 @@ class ProcessEnding(Ending):
                 self._process.terminate()
             else:
                 self._process.kill()
-        except OSError:
-            pass  # it runs as somebody else now, or there is none
+        except OSError as exc:  # it runs as somebody else now, or there is none
+            pass_on(exc)
 
     def _end_group(self) -> None:
         """Terminate what is left of the group. Its number is free only once that is gone, too."""
@@ -145,7 +151,8 @@ class ProcessEnding(Ending):
         except BlockingIOError:
             if text is not None:
                 text.flush_due(self.messages)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as exc:
+            pass_on(exc)
             return True
         return False
 

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import Any, Callable, Iterator, Optional, Union
 
 from ..clock import monotonic
+from ..interruptions import pass_on
 
 __all__ = [
     "Address",
@@ -137,7 +138,8 @@ def _is_loopback(family: int, sockaddr: Any) -> bool:
 
 
 def named(exc: OSError, text: str) -> OSError:
-    """Return an error of the same kind whose text says what could not be done."""
+    """Return an error of the same kind whose text says what could not be done; raises what a signal handler has raised."""
+    pass_on(exc)
     text = f"{text}: {exc.strerror or exc}"
     if isinstance(exc, socket.gaierror):
         return socket.gaierror(exc.errno, text)
@@ -167,8 +169,8 @@ def tune(sock: socket.socket) -> None:
     for level, option, value in options:
         try:
             sock.setsockopt(level, option, value)
-        except OSError:
-            pass
+        except OSError as exc:
+            pass_on(exc)
 
 
 # A host that acknowledges nothing for so many seconds, though it was asked so often, has vanished. Keepalive says nothing
@@ -184,7 +186,8 @@ def has_vanished(sock: socket.socket) -> bool:
         return False
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
-    except OSError:
+    except OSError as exc:
+        pass_on(exc)
         return False
     if len(info) < 60:
         return False
@@ -267,6 +270,7 @@ def connect(
         try:
             return _connect(family, sockaddr, part, clock, wait_for)
         except OSError as exc:
+            pass_on(exc)
             first = first or exc
     assert first is not None
     if isinstance(first, TimeoutError) and first.errno is None:
@@ -318,19 +322,20 @@ class SocketFile:
     def _look(self) -> tuple[int, int, int] | None:
         try:
             status = os.lstat(self._path)
-        except OSError:
+        except OSError as exc:
+            pass_on(exc)
             return None
         # The time too: the inode number of a removed file is soon used again.
         return status.st_dev, status.st_ino, status.st_mtime_ns
 
     def remove(self) -> None:
-        """Remove the file, unless another one has taken its place. A second call does nothing."""
-        identity, self._identity = self._identity, None
+        """Remove the file, unless another one has taken its place. An interrupted call can be made again."""
         try:
-            if identity is not None and self._look() == identity:
+            if self._identity is not None and self._look() == self._identity:
                 os.unlink(self._path)
-        except OSError:
-            pass
+        except OSError as exc:
+            pass_on(exc)
+        self._identity = None
 
 
 def listen(place: Place, secure: bool) -> tuple[socket.socket, Place, SocketFile | None]:
@@ -364,6 +369,7 @@ def listen(place: Place, secure: bool) -> tuple[socket.socket, Place, SocketFile
             return sock, (place[0], sock.getsockname()[1]), None
         except OSError as exc:
             sock.close()
+            pass_on(exc)
             error = error or exc
         except BaseException:
             sock.close()
@@ -378,11 +384,12 @@ def _listen_unix(path: str) -> tuple[socket.socket, SocketFile]:
         sock.setblocking(False)
         try:
             os.fchmod(sock.fileno(), 0o600)  # on Linux the file gets no more than this
-        except OSError:
-            pass
+        except OSError as exc:
+            pass_on(exc)
         try:
             sock.bind(path)
         except OSError as exc:
+            pass_on(exc)
             if exc.errno != errno.EADDRINUSE:
                 raise
             _remove_dead(path)
@@ -442,8 +449,8 @@ def _folder_lock(path: str) -> Iterator[None]:
                     if monotonic() >= due:
                         break
                     time.sleep(_RETRY)
-        except OSError:
-            pass
+        except OSError as exc:
+            pass_on(exc)
         yield
     finally:
         if fd >= 0:

@@ -17,6 +17,7 @@ import os
 import sys
 
 from ..errors import InvalidStreamError
+from ..interruptions import pass_on
 from .descriptors import ReadEnd, WriteEnd
 from .stream import StreamChannel
 
@@ -95,15 +96,15 @@ class StdioChannel(StreamChannel):
                 if isinstance(stream, io.TextIOWrapper) and stream.fileno() == 1 and not stream.line_buffering:
                     self._buffered.append(stream)
                     stream.reconfigure(line_buffering=True)
-            except (OSError, ValueError):
-                pass  # closed, or an object that is no file
+            except (OSError, ValueError) as exc:  # closed, or an object that is no file
+                pass_on(exc)
 
     def _restore(self) -> None:
         while self._buffered:
             try:
                 self._buffered[-1].reconfigure(line_buffering=False)
-            except (OSError, ValueError):
-                pass
+            except (OSError, ValueError) as exc:
+                pass_on(exc)
             del self._buffered[-1]
         if self._stderr >= 0:
             os.dup2(self._stderr, 2)
@@ -126,8 +127,9 @@ def _is_wire(fd: int, *wire: int) -> bool:
             return False
         mine = os.fstat(fd)
         return any([os.path.samestat(mine, os.fstat(other)) for other in wire])
-    except OSError:
-        return False  # it was closed
+    except OSError as exc:  # it was closed
+        pass_on(exc)
+        return False
 
 
 def _take_over(drop_stderr: bool) -> None:
@@ -143,7 +145,8 @@ def _take_over(drop_stderr: bool) -> None:
         try:
             # Started without a stderr, descriptor 2 may be anything that was opened since.
             os.dup2(null if sys.__stderr__ is None else 2, 1)
-        except OSError:  # it was closed since
+        except OSError as exc:  # it was closed since
+            pass_on(exc)
             os.dup2(null, 1)
     finally:
         os.close(null)
@@ -157,6 +160,7 @@ def _private_copy(fd: int, name: str, original: Any) -> int:
         # Above the standard ones, and not inherited by programs that this process starts.
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     except OSError as exc:
+        pass_on(exc)
         if exc.errno != errno.EBADF:  # out of descriptors, and not without this one
             exc.strerror = f"cannot take over {name} (descriptor {fd}): {exc.strerror}"
             raise
@@ -170,8 +174,8 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (AttributeError, OSError, ValueError):
-            pass  # there is none, it is closed, or nobody reads it
+        except (AttributeError, OSError, ValueError) as exc:  # there is none, it is closed, or nobody reads it
+            pass_on(exc)
 
 
 def _read_ahead() -> bytes:
@@ -186,7 +190,8 @@ def _read_ahead() -> bytes:
             rest = stdin.read()
         except UnicodeDecodeError:
             rest = "?"
-    except (AttributeError, OSError, ValueError):
+    except (AttributeError, OSError, ValueError) as exc:
+        pass_on(exc)
         return b""  # replaced by an object that is no file, or closed
     if rest:
         raise InvalidStreamError(

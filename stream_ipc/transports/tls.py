@@ -16,6 +16,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
+from ..interruptions import pass_on
 from .descriptors import ReadEnd, WriteEnd
 from .shield import Shield
 
@@ -111,6 +112,7 @@ class TlsReadEnd(ReadEnd):
                     raise BlockingIOError from None
                 return
             except OSError as exc:
+                pass_on(exc)
                 if not parts:
                     raise _ended_without_saying(exc, self.socket) from exc
                 return  # the next read meets it again
@@ -142,7 +144,8 @@ def _has_ended(sock: Any) -> bool:
     """Return whether the stream beneath TLS is read to its end."""
     try:
         return not socket.socket.recv(sock, 1, socket.MSG_PEEK)
-    except OSError:
+    except OSError as exc:
+        pass_on(exc)
         return False
 
 
@@ -188,5 +191,5 @@ class TlsWriteEnd(WriteEnd):
             try:
                 with Shield():
                     self.socket.unwrap()
-            except (OSError, ValueError):
-                pass  # it was sent; the answer is not waited for
+            except (OSError, ValueError) as exc:  # it was sent; the answer is not waited for
+                pass_on(exc)
