@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .core.acceptor import Acceptor
 from .core.conditions import wait_for
-from .interruptions import interruption_in
+from .interruptions import pass_on
 from .transports.sockets import Place, check_address, connect, describe_address, is_unix, listen, named, other_user
 
 if TYPE_CHECKING:
@@ -103,25 +103,22 @@ def open_listener(
     if context is not None:
         _check_context(context, True)
     sock, found, file = listen(place, context is not None)
+    acceptor: Acceptor | None = None
     try:
-        return Listener(_start(loop, sock, found, file, take, timeout, context))
+        acceptor = Acceptor(loop, sock, found, file, take, timeout, context)
+        acceptor.start()
+        return Listener(acceptor)
     except BaseException as exc:
-        sock.close()
-        if file is not None:
-            file.remove()
-        if isinstance(exc, OSError) and interruption_in(exc) is None:  # out of descriptors
+        if acceptor is not None:
+            acceptor.end()
+        else:
+            sock.close()
+            if file is not None:
+                file.remove()
+        if isinstance(exc, OSError):
+            pass_on(exc)
             raise named(exc, f"cannot listen at {place!r}") from exc
         raise
-
-
-def _start(*arguments: Any) -> Acceptor:
-    acceptor = Acceptor(*arguments)
-    try:
-        acceptor.start()
-    except BaseException:
-        acceptor.end()
-        raise
-    return acceptor
 
 
 def open_connection(
@@ -158,6 +155,7 @@ def open_connection(
             sock.close()
             raise
     except TimeoutError as exc:
+        pass_on(exc)
         if exc.errno is not None:  # the system's own
             raise
         if loop.closed:
@@ -227,6 +225,7 @@ def _shake_hands(
         raise error from exc
     except OSError as exc:
         tls.close()
+        pass_on(exc)
         if isinstance(exc, TimeoutError) and exc.errno is None:
             raise
         raise named(exc, f"the TLS handshake with {place!r} failed") from exc

@@ -12,12 +12,11 @@ from .arguments import DEFAULT, PIPE, check_plugin, check_timeout
 from .core.lifecycle import drop_loop
 from .core.loop import Loop
 from .ids import PidCounterRequestIdGenerator
-from .opening import add_session, add_socket, taker
+from .opening import add_own_socket, add_session, add_socket, close_untaken, taker
 from .ticking import Ticking
 from .transports.connections import check_socket, is_tls
 from .transports.foreign import ForeignChannel
-from .transports.stream import StreamChannel
-from .transports.transport import DEFAULT_MAX_FRAME_SIZE, channel_of, open_streams
+from .transports.transport import DEFAULT_MAX_FRAME_SIZE, channel_of, stream_channel
 from .wire.codec import check_max_frame_size
 
 TYPE_CHECKING = False
@@ -135,10 +134,9 @@ class IpcPeer(Ticking):
                 has already read ahead.
             OSError: The process is out of descriptors.
         """
-        self._loop.check_open()
         from .transports.stdio import StdioChannel
 
-        return add_session(self, StdioChannel(self.serializer, self.max_frame_size))
+        return add_session(self, lambda: StdioChannel(self.serializer, self.max_frame_size))
 
     def create_process_session(self, process: subprocess.Popen[Any]) -> Session:
         """Attach to a ``subprocess.Popen``.
@@ -152,10 +150,9 @@ class IpcPeer(Ticking):
             ValueError: It is no ``subprocess.Popen`` with binary pipes; the
                 text says what to pass.
         """
-        self._loop.check_open()
         from .transports.process import ProcessChannel
 
-        return add_session(self, ProcessChannel(process, False, self.serializer, self.max_frame_size))
+        return add_session(self, lambda: ProcessChannel(process, False, self.serializer, self.max_frame_size))
 
     def create_command_session(
         self,
@@ -210,7 +207,9 @@ class IpcPeer(Ticking):
         try:
             log.debug("%s started", process_name(process))
             grows = "pipesize" not in popen
-            return add_session(self, ProcessChannel(process, True, self.serializer, self.max_frame_size, group, grows))
+            return add_session(
+                self, lambda: ProcessChannel(process, True, self.serializer, self.max_frame_size, group, grows)
+            )
         except BaseException:
             if not any([session.process is process for session in self.sessions]):  # nobody has it yet
                 kill(process)
@@ -243,10 +242,10 @@ class IpcPeer(Ticking):
                 ``create_socket_session``.
         """
         self._loop.check_open()
-        reads = [read] if read2 is None else [read, read2]
+        reads = (read,) if read2 is None else (read, read2)
         if any([is_tls(stream) for stream in (write, *reads)]):
             raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
-        return add_session(self, StreamChannel(*open_streams(write, reads), self.serializer, self.max_frame_size))
+        return add_session(self, lambda: stream_channel(write, reads, self.serializer, self.max_frame_size))
 
     def create_socket_session(self, sock: socket.socket) -> Session:
         """Talk over a connected stream socket, also an ``ssl.SSLSocket``.
@@ -271,8 +270,7 @@ class IpcPeer(Ticking):
         Raises:
             TypeError: It lacks a method.
         """
-        self._loop.check_open()
-        return add_session(self, channel_of(transport) or ForeignChannel(transport))
+        return add_session(self, lambda: channel_of(transport) or ForeignChannel(transport))
 
     def create_session_pair(self) -> tuple[Session, Session]:
         """Return two connected sessions of this peer, for tests.
@@ -289,7 +287,11 @@ class IpcPeer(Ticking):
         import socket
 
         a, b = socket.socketpair()
-        return self.create_socket_session(a), self.create_socket_session(b)
+        try:
+            return self.create_socket_session(a), self.create_socket_session(b)
+        except BaseException:
+            close_untaken(self, a, b)
+            raise
 
     # -- connections
 
@@ -340,7 +342,7 @@ class IpcPeer(Ticking):
         loop = self._loop
         outer = loop.enter()
         try:
-            return add_socket(self, *open_connection(loop, address, ssl_context, server_hostname, timeout))
+            return add_own_socket(self, *open_connection(loop, address, ssl_context, server_hostname, timeout))
         finally:
             loop.thread = outer
 

@@ -15,6 +15,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from .. import log
+from ..interruptions import pass_on
 from ..transports.base import POLL_INTERVAL
 from ..transports.lingering import stop_writing
 from ..transports.shield import Shield
@@ -131,7 +132,6 @@ class Acceptor:
             log.debug("listener %r closed", self.place)
         self.closed = True
         loop = self.loop
-        loop.listeners.pop(self, None)
         if self._file is not None:
             self._file.remove()
         loop.set_timer(self, None)
@@ -139,6 +139,7 @@ class Acceptor:
         if self._fd >= 0:
             loop.unwatch(self._fd, self)
         self._close_descriptors()
+        loop.listeners.pop(self, None)
 
     def abandon(self) -> None:
         """Close the copies of the descriptors in a forked process. The file stays its owner's."""
@@ -154,16 +155,20 @@ class Acceptor:
 
     def check(self) -> None:
         """Check whether the socket was closed by somebody else, which no poller tells."""
-        if not self.closed and self._identify() != self._identity:
+        if not self.closed and not self._is_valid():
             log.error("%r: its descriptor was closed by somebody else; it listens no more, so make a new one", self)
             self._sock.detach()  # the number may be another file's by now
             self.end()
 
-    def _identify(self) -> tuple[int, int] | None:
+    def _is_valid(self) -> bool:
         try:
-            status = os.fstat(self._sock.fileno())
-        except OSError:
-            return None
+            return self._identify() == self._identity
+        except OSError as exc:
+            pass_on(exc)
+            return exc.errno != errno.EBADF  # otherwise it cannot be told now
+
+    def _identify(self) -> tuple[int, int]:
+        status = os.fstat(self._sock.fileno())
         return status.st_dev, status.st_ino
 
     def on_ready(self, fd: int, events: int) -> None:
@@ -197,8 +202,8 @@ class Acceptor:
             self.check()
             if self.closed:
                 return
-            self._paused_until = None
             self._poller.watch(self._sock.fileno(), READ, self)
+            self._paused_until = None
         self._set_timer()
 
     def _set_timer(self) -> None:
@@ -218,6 +223,7 @@ class Acceptor:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as exc:
+                pass_on(exc)
                 if exc.errno in _GONE:
                     continue
                 self.check()
@@ -232,8 +238,9 @@ class Acceptor:
             try:
                 self._take(sock)
             except (OSError, ValueError) as exc:  # it is gone again
-                log.debug("%r: a connection was lost before it had a session: %s", self, exc)
                 sock.close()
+                pass_on(exc)
+                log.debug("%r: a connection was lost before it had a session: %s", self, exc)
             except BaseException:
                 sock.close()
                 raise
@@ -264,6 +271,7 @@ class Acceptor:
         try:
             events = self._tls.handshake(sock)
         except (OSError, ValueError) as exc:
+            pass_on(exc)
             self._drop(handshake, str(exc))
             return
         if events:
@@ -273,8 +281,9 @@ class Acceptor:
         try:
             self._hand_over(sock, handshake.name)
         except (OSError, ValueError) as exc:
-            log.debug("%r: a connection was lost before it had a session: %s", self, exc)
             sock.close()
+            pass_on(exc)
+            log.debug("%r: a connection was lost before it had a session: %s", self, exc)
 
     def _give_up(self, handshake: _Handshake, why: str) -> None:
         """Drop a handshake, unless what it waits for is there and could only not be read."""

@@ -9,6 +9,8 @@ import os
 from _thread import RLock
 from itertools import starmap
 
+from ..interruptions import pass_on
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -32,12 +34,16 @@ class Waker:
         self._pipe: list[int] = []  # none once it is closed
         for self._pipe[:] in starmap(os.pipe, [()]):  # stored before a signal is looked at
             break
-        for fd in self._pipe:
-            os.set_blocking(fd, False)
         self.fd: int = self._pipe[0]
         # While one thread writes, no other may close: the number might be another file's then. A signal handler may be
         # called in the middle of the same thread's wake().
         self._lock: Any = RLock()
+        try:
+            for fd in self._pipe:
+                os.set_blocking(fd, False)
+        except BaseException:
+            self.abandon()
+            raise
 
     def wake(self) -> None:
         """Make whoever waits return, or whoever waits next. Neither blocks nor raises."""
@@ -47,8 +53,8 @@ class Waker:
                 if len(self._pipe) == 2:
                     try:
                         os.write(self._pipe[1], b"\0")
-                    except OSError:
-                        pass  # it is full, so it is readable
+                    except OSError as exc:  # it is full, so it is readable
+                        pass_on(exc)
 
     def on_ready(self, fd: int, events: int) -> None:
         """Empty the pipe. ``wake`` has set ``called`` before it wrote, and whoever waited may have set it back."""
@@ -65,6 +71,11 @@ class Waker:
     def close(self) -> None:
         """Close the pipe. An interrupted call can be made again."""
         with self._lock:
+            self.abandon()
+
+    def __del__(self) -> None:
+        """Close what an interruption of the making of a loop has left."""
+        if hasattr(self, "_pipe"):
             self.abandon()
 
     def abandon(self) -> None:

@@ -5,8 +5,10 @@ Knows messages and errors. Must not know sessions, peers or any particular kind 
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 
+from ..interruptions import pass_on
 from ..messages import Message
 from .descriptors import wait_readable
 
@@ -177,7 +179,11 @@ def finish(endings: Iterable[Ending], background: bool = True) -> list[Ending]:
         if not waiting or not (background or any([not ending.background for ending in waiting])):
             return waiting
         endings = waiting
-        wait_readable([fd for ending in endings for fd in ending.fds()], wait)
+        try:
+            wait_readable([fd for ending in endings for fd in ending.fds()], wait)
+        except OSError as exc:  # the system has no memory for it
+            pass_on(exc)
+            time.sleep(min(wait, POLL_INTERVAL))
 
 
 class Channel:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from ..interruptions import pass_on
 from .descriptors import ReadEnd, WriteEnd
 from .stream import StreamChannel
 
@@ -46,19 +47,31 @@ def check_socket(sock: Any) -> str:
     try:
         address = sock.getpeername()
     except OSError as exc:
+        pass_on(exc)
         raise ValueError(f"{sock!r} cannot be used: {exc}; connect it first") from exc
     tune(sock)
     return f"to {describe_address(address)}" if address else ""
 
 
-def socket_channel(sock: socket.socket, serializer: MessageSerializer, max_frame_size: int) -> StreamChannel:
-    """Return a channel over a connected socket."""
+def socket_channel(sock: socket.socket, name: str, serializer: MessageSerializer, max_frame_size: int) -> StreamChannel:
+    """Return a channel over a connected socket, and say in a few words, if any, what it is connected to."""
+    channel = _socket_channel(sock, serializer, max_frame_size)
+    if name:
+        channel.connected(name)
+    return channel
+
+
+def _socket_channel(sock: socket.socket, serializer: MessageSerializer, max_frame_size: int) -> StreamChannel:
     if is_tls(sock):
         return TlsChannel(sock, serializer, max_frame_size)
     reader = ReadEnd(sock)
+    writer = None
     try:
-        return StreamChannel(WriteEnd(sock), [reader], serializer, max_frame_size)
+        writer = WriteEnd(sock)
+        return StreamChannel(writer, [reader], serializer, max_frame_size)
     except BaseException:
+        if writer is not None:
+            writer.release()
         reader.release()
         raise
 
@@ -69,12 +82,15 @@ class TlsChannel(StreamChannel):
     def __init__(self, sock: Any, serializer: MessageSerializer, max_frame_size: int) -> None:
         from .tls import TlsReadEnd, TlsWriteEnd
 
-        reader, writer = TlsReadEnd(sock), TlsWriteEnd(sock)
-        reader.output = writer
-        self._writer = writer
-        self._lost: list[Any] = []  # errors on their way, for which the other side's last words are still to come
-        super().__init__(writer, [reader], serializer, max_frame_size)
-        self.connected("TLS")
+        reader = TlsReadEnd(sock)
+        try:
+            reader.output = self._writer = TlsWriteEnd(sock)
+            self._lost: list[Any] = []  # errors on their way, for which the other side's last words are still to come
+            super().__init__(self._writer, [reader], serializer, max_frame_size)
+            self.connected("TLS")
+        except BaseException:
+            reader.release()
+            raise
 
     def read(self, fd: int, inbox: deque[Received]) -> None:
         try:

@@ -13,6 +13,7 @@ handler raises comes as soon as a call returns, before its result is stored, so 
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import select
@@ -22,7 +23,7 @@ import warnings
 from itertools import repeat
 
 from ..errors import InvalidStreamError
-from ..interruptions import interruption_in
+from ..interruptions import pass_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,16 +91,15 @@ def close_streams(streams: list[tuple[Any, int]]) -> None:
 
             try:
                 os.close(fd)
-            except OSError:
-                pass
+            except OSError as exc:
+                pass_on(exc)
             continue
         close = getattr(stream, "close", None)
         if close is not None:
             try:
                 close()
             except (OSError, ValueError) as exc:  # it cannot flush what its owner left in it, or somebody has closed it
-                if interruption_in(exc) is not None:
-                    raise
+                pass_on(exc)
         if streams and streams[-1][0] is stream:
             del streams[-1]
 
@@ -166,6 +166,7 @@ class _End:
             self.fd: int = stream if isinstance(stream, int) else stream.fileno()
             status = os.fstat(self.fd)
         except (AttributeError, OSError, TypeError, ValueError, OverflowError) as exc:
+            pass_on(exc)
             raise InvalidStreamError(
                 f"{describe_stream(stream)} cannot be used as a stream: {exc}; pass an open file object, socket or"
                 " descriptor"
@@ -181,14 +182,22 @@ class _End:
         self.is_pty_master: bool = self.is_terminal and status.st_rdev == _PTY_MASTER
         self.shared: bool = shared or self.fd <= 2 or (self.is_terminal and not self.is_pty_master)
         self._restore: bool | None = None
-        if is_socket(stream):
-            self.socket = stream
-            self._timeout = stream.gettimeout()
-            stream.setblocking(False)
-        elif stat.S_ISSOCK(self.mode):
-            self._make_socket()
-        elif not self.shared and not stat.S_ISREG(self.mode):
-            self._set_nonblocking()
+        try:
+            if is_socket(stream):
+                self._timeout = stream.gettimeout()
+                self.socket = stream
+                stream.setblocking(False)
+            elif stat.S_ISSOCK(self.mode):
+                self._make_socket()
+            elif not self.shared and not stat.S_ISREG(self.mode):
+                self._set_nonblocking()
+            self.open()
+        except BaseException:
+            self.release()
+            raise
+
+    def open(self) -> None:
+        """Get ready to be used, once the stream does not block."""
 
     def _make_socket(self) -> None:
         # A socket object, for the flags of send() and recv(). It is detached again when the end is released.
@@ -224,6 +233,9 @@ class _End:
                 return f"{was_closed}; close the session instead"
             status = os.fstat(self.fd)
         except (OSError, ValueError) as exc:
+            pass_on(exc)
+            if isinstance(exc, OSError) and exc.errno != errno.EBADF:
+                return None  # it cannot be told now
             return f"{was_closed} ({exc}); close the session instead"
         if (status.st_dev, status.st_ino) != self._identity:
             return f"{was_closed}, and its number is another file's now; close the session instead"
@@ -247,8 +259,8 @@ class _End:
                     os.set_blocking(self.fd, self._restore)
                 if self.socket is not None and self.socket is self.stream:
                     self.socket.settimeout(self._timeout)
-            except OSError:
-                pass
+            except OSError as exc:
+                pass_on(exc)
         self.detach()
 
     def detach(self) -> None:
@@ -268,7 +280,8 @@ def _access(fd: int) -> int:
 
     try:
         return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-    except OSError:
+    except OSError as exc:
+        pass_on(exc)
         return os.O_RDWR
 
 
@@ -297,11 +310,13 @@ class ReadEnd(_End):
 
     forbidden_mode: int = os.O_WRONLY
     retry = False
+    reads: Iterator[bytes]
 
     def __init__(self, stream: Any, shared: bool = False) -> None:
         super().__init__(stream, shared)
-        sock = self.socket
-        self.reads: Iterator[bytes]
+
+    def open(self) -> None:
+        stream, sock = self.stream, self.socket
         if sock is None:
             self.reads = map(os.read, repeat(self.fd), repeat(READ_SIZE))
         else:
@@ -309,7 +324,7 @@ class ReadEnd(_End):
         try:
             self.ahead: bytes = self._read_ahead()
         except Exception as exc:  # of somebody's own class
-            self.release()
+            pass_on(exc)
             raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {exc!r}") from exc
 
     def reads_into(self, view: memoryview) -> Iterator[int]:
@@ -332,7 +347,8 @@ class ReadEnd(_End):
             return b""
         try:
             return bytes(buffered.read1(len(peek())) or b"")
-        except (OSError, ValueError):
+        except (OSError, ValueError) as exc:
+            pass_on(exc)
             return b""
 
 
@@ -340,6 +356,7 @@ class WriteEnd(_End):
     """The end that is written."""
 
     forbidden_mode: int = os.O_RDONLY
+    _own_fd = -1
 
     def __init__(self, stream: Any, shared: bool = False) -> None:
         flush = getattr(stream, "flush", None)
@@ -347,11 +364,13 @@ class WriteEnd(_End):
             try:
                 flush()  # what its owner wrote before comes first
             except (OSError, ValueError) as exc:
+                pass_on(exc)
                 raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {exc}") from exc
         super().__init__(stream, shared)
-        self._own_fd = -1
+
+    def open(self) -> None:
         if self.socket is None and self.shared and not stat.S_ISREG(self.mode):
-            self._own_fd = self._reopen()
+            self._reopen()
         if not self.shared and stat.S_ISFIFO(self.mode):
             _warn_of_sigpipe()
 
@@ -375,19 +394,18 @@ class WriteEnd(_End):
         """The descriptor to wait for."""
         return self._own_fd if self._own_fd >= 0 else self.fd
 
-    def _reopen(self) -> int:
+    def _reopen(self) -> None:
         # The same pipe or terminal as an open file of this process's own, whose O_NONBLOCK nobody else sees.
         if not stat.S_ISFIFO(self.mode) and (not self.is_terminal or self.is_pty_master):
-            return -1
+            return
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        try:
-            return os.open(f"/proc/self/fd/{self.fd}", flags)
-        except OSError:
-            pass
-        try:
-            return os.open(os.ttyname(self.fd), flags)  # not for a pipe
-        except OSError:
-            return -1
+        for path in (f"/proc/self/fd/{self.fd}", None):  # a pipe has no other name
+            try:
+                # Stored before a signal is looked at.
+                for self._own_fd in map(os.open, (path or os.ttyname(self.fd),), (flags,)):
+                    return
+            except OSError as exc:
+                pass_on(exc)
 
     def _cut(self, buffer: Any) -> memoryview:
         # A pipe that is writable takes PIPE_BUF bytes without blocking, a terminal just one.

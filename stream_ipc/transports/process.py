@@ -10,6 +10,7 @@ import time
 
 from ..clock import monotonic
 from ..errors import StreamClosedError
+from ..interruptions import pass_on
 from ..messages import LogMessage
 from ..wire.codec import TextDecoder
 from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
@@ -78,23 +79,27 @@ class ProcessChannel(StreamChannel):
         self._status_due: float | None = None  # set while an ended stdout waits for the exit status
         self._lost: list[StreamClosedError] = []  # errors on their way, whose text lacks its last words
         self._ending: Ending | None = None
-        reader = ReadEnd(process.stdout)
+        ends: list[Any] = []
         try:
-            writer = WriteEnd(process.stdin)
-            reader.growable = writer.growable = growable
-            super().__init__(writer, [reader], serializer, max_frame_size, f"pid {process.pid}")
+            ends.append(ReadEnd(process.stdout))
+            ends.append(WriteEnd(process.stdin))
+            ends[0].growable = ends[1].growable = growable
+            super().__init__(ends[1], ends[:1], serializer, max_frame_size, f"pid {process.pid}")
             if process.stderr is not None and not process.stderr.closed:
                 end = ReadEnd(process.stderr)
+                ends.append(end)
                 self.add_input(end, TextDecoder(LogMessage.LEVEL_STDERR, self._note_stderr))
                 self._text = self.inputs[end.fd]
         except BaseException:
-            reader.release()
+            for end in ends:
+                end.release()
             raise
         if hasattr(os, "pidfd_open"):
             try:
-                self._pidfd = os.pidfd_open(process.pid)
-            except OSError:
-                pass  # an old kernel, or it was reaped already: poll() tells
+                for self._pidfd in map(os.pidfd_open, (process.pid,)):  # stored before a signal is looked at
+                    break
+            except OSError as exc:  # an old kernel, or it was reaped already: poll() tells
+                pass_on(exc)
 
     # -- its death
 

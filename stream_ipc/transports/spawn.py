@@ -12,9 +12,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import starmap
 
+from ..interruptions import pass_on
 from .children import kill
-from .descriptors import describe_stream
+from .descriptors import close_streams, describe_stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ def spawn(
     size = options.pop("pipesize", -1)
     theirs: list[int] = []
     ours: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
     try:
         _open_pipe(theirs, ours, size)
         _open_pipe(ours, theirs, size)
@@ -109,20 +112,30 @@ def spawn(
             _open_pipe(ours, theirs, size)
             stderr = theirs[2]
         elif stderr == subprocess.DEVNULL:
-            theirs.append(os.open(os.devnull, os.O_RDWR))
+            theirs += map(os.open, [os.devnull], [os.O_RDWR])  # stored before a signal is looked at
             stderr = theirs[2]
-        process: subprocess.Popen[bytes] = subprocess.Popen(
-            list(command), stdin=theirs[0], stdout=theirs[1], stderr=stderr, cwd=cwd, env=env, bufsize=0, **options
-        )
+        files: list[Any] = []
         try:
-            for name, mode in (("stdin", "w"), ("stdout", "r"), ("stderr", "r"))[: len(ours)]:
-                setattr(process, name, io.FileIO(ours[0], mode))
-                del ours[0]
-        except BaseException:
-            kill(process)
+            process = subprocess.Popen(
+                list(command), stdin=theirs[0], stdout=theirs[1], stderr=stderr, cwd=cwd, env=env, bufsize=0, **options
+            )
+            for mode in ("w", "r", "r")[: len(ours)]:
+                for file in map(io.FileIO, (ours[0],), (mode,)):  # stored before a signal is looked at
+                    # atomic: no calls
+                    files += (file,)
+                    del ours[0]
+
+            process.stdin, process.stdout, process.stderr = (*files, None)[:3]
+        except BaseException as exc:
+            close_streams([(file, -1) for file in files])
+            if process is None:
+                process = _find_child(exc)
+            if process is not None:
+                kill(process)
             raise
         return process
     except OSError as exc:
+        pass_on(exc)
         if exc.errno in (errno.EMFILE, errno.ENFILE):
             text = (
                 f"{exc.strerror}: starting a process takes some descriptors; close some, or raise the limit (ulimit -n)"
@@ -130,19 +143,49 @@ def spawn(
             raise OSError(exc.errno, text) from exc
         raise
     finally:
-        for fd in (*theirs, *ours):
-            os.close(fd)
+        try:
+            _close(theirs)
+            _close(ours)
+        except BaseException:  # an interruption
+            _close(theirs)
+            _close(ours)
+            if process is not None:
+                kill(process)
+            raise
 
 
 def _open_pipe(reads: list[int], writes: list[int], size: int) -> None:
-    read, write = os.pipe()
-    reads.append(read)
-    writes.append(write)
+    for read, write in starmap(os.pipe, [()]):  # stored before a signal is looked at
+        # atomic: no calls
+        reads += (read,)
+        writes += (write,)
+
     if size > 0:
         import fcntl
 
         if hasattr(fcntl, "F_SETPIPE_SZ"):
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, size)
+
+
+def _find_child(error: BaseException) -> subprocess.Popen[bytes] | None:
+    """Return the process whose start was interrupted when it ran already: only the frames of ``Popen`` know it."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        found = traceback.tb_frame.f_locals.get("self")
+        if getattr(found, "pid", None) is not None and getattr(found, "returncode", 0) is None:
+            return found
+        traceback = traceback.tb_next
+    return None
+
+
+def _close(fds: list[int]) -> None:
+    """Close descriptors. An interrupted call can be made again."""
+    while fds:
+        # atomic: no calls
+        fd = fds[-1]
+        del fds[-1]
+
+        os.close(fd)
 
 
 def leads_group(popen: PopenOptions) -> bool:

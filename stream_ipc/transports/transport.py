@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     ReadStream = int | HasFileno | HasRead
     WriteStream = int | HasFileno | HasWrite
 
-__all__ = ["DEFAULT_MAX_FRAME_SIZE", "StreamTransport", "channel_of", "open_streams", "transport_of"]
+__all__ = ["DEFAULT_MAX_FRAME_SIZE", "StreamTransport", "channel_of", "stream_channel", "transport_of"]
 
 DEFAULT_MAX_FRAME_SIZE = 64 * 1024 * 1024
 
 
-def open_streams(write: WriteStream, reads: Sequence[ReadStream]) -> tuple[Any, list[Any]]:
+def _open_streams(write: WriteStream, reads: Sequence[ReadStream]) -> tuple[Any, list[Any]]:
     """Return the end of a stream that is written, and those of streams that are read.
 
     Raises:
@@ -59,6 +59,23 @@ def open_streams(write: WriteStream, reads: Sequence[ReadStream]) -> tuple[Any, 
         return open_write_end(write), ends
     except BaseException:
         for end in ends:
+            end.release()
+        raise
+
+
+def stream_channel(
+    write: WriteStream, reads: Sequence[ReadStream], serializer: MessageSerializer, max_frame_size: int
+) -> StreamChannel:
+    """Return a channel over streams.
+
+    Raises:
+        InvalidStreamError: A stream cannot be used. All stay open, as they were.
+    """
+    output, ends = _open_streams(write, reads)
+    try:
+        return StreamChannel(output, ends, serializer, max_frame_size)
+    except BaseException:
+        for end in (output, *reversed(ends)):
             end.release()
         raise
 
@@ -99,7 +116,7 @@ class StreamTransport(MessageTransport):
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     ) -> None:
         MessageEncoder(serializer, max_frame_size)  # checks them before anything is opened
-        self._channel = StreamChannel(*open_streams(write, reads), serializer, max_frame_size)
+        self._channel = stream_channel(write, reads, serializer, max_frame_size)
         self._channel.adopt(self)
 
     def __repr__(self) -> str:
