@@ -206,10 +206,8 @@ class IpcPeer(Ticking):
         process = spawn(command, cwd, env, stderr, popen)
         try:
             log.debug("%s started", process_name(process))
-            grows = "pipesize" not in popen
-            return add_session(
-                self, lambda: ProcessChannel(process, True, self.serializer, self.max_frame_size, group, grows)
-            )
+            more = group, "pipesize" not in popen
+            return add_session(self, lambda: ProcessChannel(process, True, self.serializer, self.max_frame_size, *more))
         except BaseException:
             if not any([session.process is process for session in self.sessions]):  # nobody has it yet
                 kill(process)
