@@ -70,6 +70,16 @@ class ResponsePromise(Generic[M_co]):
         return self._pending.id
 
     @property
+    def settled(self) -> bool:
+        """Whether the outcome is known. Unlike ``done`` it ignores the clock."""
+        return self._pending.settled != 0
+
+    @property
+    def deadline(self) -> float | None:
+        """When the reply must be there, by ``time.monotonic()``, or None."""
+        return self._pending.deadline
+
+    @property
     def done(self) -> bool:
         """Whether ``wait()`` would return or raise at once.
 

@@ -539,7 +539,7 @@ MEMBERS = {
         "on_close", "on_exception", "on_message", "on_request", "peer", "process", "queued_bytes", "reason", "receive",
         "request", "socket", "tick", "transport",
     ],
-    "ResponsePromise": ["add_done_callback", "cancel", "done", "id", "wait"],
+    "ResponsePromise": ["add_done_callback", "cancel", "deadline", "done", "id", "settled", "wait"],
     "Listener": ["address", "close", "is_open"],
     "MessageTransport": ["close", "flush", "read_fds", "receive", "send", "wants_write", "write_fd"],
 }  # fmt: skip
