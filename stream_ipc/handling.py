@@ -102,9 +102,10 @@ class Handling:
     def on_exception(self, handler: EventH) -> EventH:
         """Register a handler for failures of the stream; usable as a decorator.
 
-        After them the session closes, unless one returns False. Without any,
-        failures are logged. That the other side is gone is no failure: see
-        ``on_close``. What a handler raises is logged.
+        After them the session closes, unless one returns False; a failure that
+        lasts is then reported every 10 ms at most. Without any, failures are
+        logged. That the other side is gone is no failure: see ``on_close``.
+        What a handler raises is logged.
 
         Args:
             handler: Takes ``(error)`` or ``(error, session)``. If its first
