@@ -1059,3 +1059,16 @@ def test_an_unknown_class_whose_name_is_not_utf8() -> None:
     with pytest.raises(SerializationError, match=r"Unknown class: A\\xffB") as caught:
         PhpMessageSerializer().deserialize(payload)
     str(caught.value).encode()
+
+
+def test_an_attribute_that_would_be_read_as_another_is_refused() -> None:
+    class Anything(Message, wire_name="test.php.Anything"):
+        pass
+
+    message = Anything()
+    setattr(message, "\0\0t", 1)  # a private property t, to whoever reads it
+    with pytest.raises(SerializationError, match=r"an attribute cannot be called '\\x00\\x00t'"):
+        S.serialize(message)
+    message = Anything()
+    setattr(message, "t\0", 1)
+    assert vars(S.deserialize(S.serialize(message))) == {"t\0": 1}

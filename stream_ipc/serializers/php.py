@@ -189,7 +189,7 @@ class _Php(TextFormat):
         return f'O:{len(name)}:"{name}":{count}:{{'
 
     def attribute(self, name: Any) -> str:
-        if type(name) is not str:
+        if type(name) is not str or name[:1] == "\0":  # so begins what says who may see a property
             raise Unfit(f"an attribute cannot be called {shown(name)}")
         return _text(name)
 
