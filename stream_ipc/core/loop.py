@@ -7,6 +7,9 @@ Interruptions. An exception that a signal handler raises can come after any call
 therefore marks that it has work (in ``todo`` or ``repairs``) before it acts, takes an item out of its queue only after
 the act, and computes everything else anew in ``repair``. Statements that must not be separated stand in a block that is
 marked ``atomic: no calls``, where no such exception can come.
+
+Users' functions (handlers, done callbacks, id generators, serializers, constructors, transports) may send, tick, wait and
+close. After a call that may run one, believe nothing that was read before it: look again, and go by what a thing is.
 """
 
 from __future__ import annotations
