@@ -1,4 +1,4 @@
-"""Random conversations whose done callbacks act: every promise settles once, every callback is called once, nothing is left."""
+"""Random conversations whose done callbacks act: every promise settles once, and nothing is left."""
 
 import collections
 import gc
