@@ -202,8 +202,12 @@ class Acceptor:
             self.check()
             if self.closed:
                 return
-            self._poller.watch(self._sock.fileno(), READ, self)
-            self._paused_until = None
+            try:
+                self._poller.watch(self._sock.fileno(), READ, self)
+                self._paused_until = None
+            except OSError as exc:  # there is no memory for it yet
+                pass_on(exc)
+                self._paused_until = now + PAUSE
         self._set_timer()
 
     def _set_timer(self) -> None:
@@ -263,19 +267,24 @@ class Acceptor:
         timeout = self._timeout()
         handshake = _Handshake(tls, name, now, now + (_HANDSHAKE_LIMIT if timeout is None else timeout))
         self._handshakes[tls.fileno()] = handshake
-        self._poller.watch(tls.fileno(), READ, self)
-        self._set_timer()
+        try:
+            self._poller.watch(tls.fileno(), READ, self)
+            self._set_timer()
+        except BaseException:
+            self._forget(handshake)
+            tls.close()
+            raise
 
     def _step(self, handshake: _Handshake) -> None:
         sock = handshake.sock
         try:
             events = self._tls.handshake(sock)
+            if events:
+                self._poller.watch(sock.fileno(), events, self)
+                return
         except (OSError, ValueError) as exc:
             pass_on(exc)
             self._drop(handshake, str(exc))
-            return
-        if events:
-            self._poller.watch(sock.fileno(), events, self)
             return
         self._forget(handshake)
         try:
