@@ -387,7 +387,7 @@ def everything_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
         "check interval": 0.02,
         "exit grace": 0.03,
         "terminate grace": 0.03,
-        "kill grace": 5.0,
+        "kill grace": 2.0,
         "flush bound": 0.3,
         "listener pause": 0.005,
     }.items():
@@ -453,8 +453,11 @@ def calls_of(name: str) -> Dict[str, int]:
 
 def play(name: str, faults: Faults, memory: Optional[NoMemoryAt], place: Optional[RingAt]) -> None:
     """Run a scenario, and check everything."""
+    if name == "tls" and not CONTEXTS:
+        pytest.skip("the openssl command is not installed")
     opener, own_peer, serializer = SCENARIOS[name]
     before = open_descriptors()
+    start = time.monotonic()
     with Complaints() as complaints, faults:
         try:
             talk = Talk(faults, own_peer, serializer, place)
@@ -463,6 +466,8 @@ def play(name: str, faults: Faults, memory: Optional[NoMemoryAt], place: Optiona
                 act(talk, opener, memory)
             finally:
                 talk.clean_up()
+            seconds = time.monotonic() - start
+            assert seconds < PATIENCE - 0.5, f"it hangs until its time is over: {seconds} s"
             if place is not None and place.hit and not faults.fired:
                 raise AssertionError("it was swallowed")
             judge(talk, complaints.texts, memory)
@@ -536,7 +541,8 @@ def check_nothing_is_left(faults: Faults, before: Set[str]) -> None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     if any(kind in ("os.kill", "os.killpg") for kind, _ in faults.effects):
-        return  # it was told that it cannot be
+        gc.collect()  # what finalizers say of it
+        return  # it was told that it cannot be killed
     assert not running, f"children are left: {running}"
     assert not faults.unraisable, f"raised in a finalizer: {faults.unraisable}"
 
@@ -597,7 +603,7 @@ def run_all(name: str, faults: Any) -> int:
 
 
 # How many calls of a kind, and how many places, are tried: a run with a child or with TLS takes longer.
-MOST = {"tls": (4, 60, 60), "child": (6, 150, 60), "stubborn child": (2, 20, 0)}
+MOST = {"tls": (3, 60, 60), "child": (3, 100, 60), "stubborn child": (1, 20, 0)}
 
 
 # What once went wrong: each call of a kind, in one way.
@@ -609,6 +615,7 @@ FOUND = [
     ("pipes", "os.set_blocking", "EPERM"),  # a pipe was left open
     ("tcp", "epoll.poll", "signal, TimeoutError"),  # ...or taken for the end of the time to connect
     ("tcp", "os.fstat", "EIO"),  # a socket that nobody had was left open; a listener took itself for closed
+    ("tls", "epoll.register", "ENOMEM"),  # nobody went on with a handshake
     ("tcp", "os.read", NO_MEMORY),  # "closing the streams failed", and they were left open
 ]
 
@@ -635,7 +642,7 @@ def test_each_call_fails_once(name: str) -> None:
     most = MOST.get(name, (10, 0, 0))[0]
     for seed in seeds(1):
         random.seed(seed)
-        assert run_all(name, cases(name, most)) > 100
+        assert run_all(name, cases(name, most)) > 50
 
 
 @pytest.mark.parametrize("name", ["pipes", "tcp", "child"])
@@ -649,7 +656,7 @@ def test_a_signal_handler_raises_at_some_places(name: str) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_signal_handler_raises_at_any_place(name: str) -> None:
-    most = MOST.get(name, (0, 300, 0))[1]
+    most = MOST.get(name, (0, 150, 0))[1]
     for seed in seeds(1):
         random.seed(seed)
         assert run_all(name, places(name, most)) >= 10
@@ -659,7 +666,7 @@ def test_a_signal_handler_raises_at_any_place(name: str) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["pipes", "socketpair", "unix", "tls", "child"])
 def test_there_is_no_memory_for_a_message(name: str) -> None:
-    most = MOST.get(name, (0, 0, 200))[2]
+    most = MOST.get(name, (0, 0, 100))[2]
     for seed in seeds(1):
         random.seed(seed)
         assert run_all(name, without_memory(name, most)) >= 20
