@@ -520,7 +520,8 @@ def judge(talk: Talk, complaints: List[str], memory: Optional[NoMemoryAt]) -> No
     expected = Counter(INTERRUPTIONS[effect] for effect in fired if effect in INTERRUPTIONS)
     seen = Counter(type(exc) for exc in talk.raised if type(exc) in expected)
     # Of two signals that are held back one is enough.
-    assert seen == expected or (len(fired) > 1 and seen and not seen - expected), f"of what the handler raised, {dict(seen)} has come out: {talk.raised}"
+    came_out = seen == expected or (len(fired) > 1 and bool(seen) and not seen - expected)
+    assert came_out, f"of what the handler raised, {dict(seen)} has come out: {talk.raised}"
     if memory is None and not set(fired) & {*INTERRUPTIONS, NO_MEMORY} and faults.is_harmless:
         assert not talk.raised, f"raised {talk.raised}"
     # The last is said of a session that nobody has got.
