@@ -54,7 +54,11 @@ def open_read_end(stream: Any, shared: bool = False) -> Any:
     if isinstance(stream, (ReadEnd, ObjectReadEnd)):
         return stream
     _refuse_bool(stream)
-    return ReadEnd(stream, shared) if _has_descriptor(stream) else ObjectReadEnd(stream)
+    if not _has_descriptor(stream):
+        return ObjectReadEnd(stream)
+    for end in map(ReadEnd, (stream,), (shared,)):  # stored before a signal is looked at
+        break
+    return end
 
 
 def open_write_end(stream: Any, shared: bool = False) -> Any:
@@ -66,7 +70,11 @@ def open_write_end(stream: Any, shared: bool = False) -> Any:
     if isinstance(stream, (WriteEnd, ObjectWriteEnd)):
         return stream
     _refuse_bool(stream)
-    return WriteEnd(stream, shared) if _has_descriptor(stream) else ObjectWriteEnd(stream)
+    if not _has_descriptor(stream):
+        return ObjectWriteEnd(stream)
+    for end in map(WriteEnd, (stream,), (shared,)):  # stored before a signal is looked at
+        break
+    return end
 
 
 def _refuse_bool(stream: Any) -> None:

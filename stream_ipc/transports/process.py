@@ -56,6 +56,8 @@ class ProcessChannel(StreamChannel):
         ValueError: The Popen is unsuitable; the text says what to pass.
     """
 
+    _pidfd: int = -1
+
     def __init__(
         self,
         process: subprocess.Popen[Any],
@@ -74,7 +76,6 @@ class ProcessChannel(StreamChannel):
         self._junk = ""  # of what was printed to stdout between frames
         self._dead = False
         self._unknown = False  # its exit status is lost
-        self._pidfd = -1
         self._look_at = 0.0  # no sooner is the system asked whether it lives
         self._status_due: float | None = None  # set while an ended stdout waits for the exit status
         self._lost: list[StreamClosedError] = []  # errors on their way, whose text lacks its last words
@@ -100,6 +101,10 @@ class ProcessChannel(StreamChannel):
                     break
             except OSError as exc:  # an old kernel, or it was reaped already: poll() tells
                 pass_on(exc)
+
+    def __del__(self) -> None:
+        """Close what is left of a channel that an interruption has lost before anybody got it."""
+        self._close_pidfd()
 
     # -- its death
 

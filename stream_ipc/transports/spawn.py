@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import starmap
 
 from ..interruptions import pass_on
@@ -116,9 +117,11 @@ def spawn(
             stderr = theirs[2]
         files: list[Any] = []
         try:
-            process = subprocess.Popen(
-                list(command), stdin=theirs[0], stdout=theirs[1], stderr=stderr, cwd=cwd, env=env, bufsize=0, **options
-            )
+            options.update(stdin=theirs[0], stdout=theirs[1], stderr=stderr, cwd=cwd, env=env, bufsize=0)
+            start: Any = partial(subprocess.Popen, **options)
+            for process in map(start, (list(command),)):  # stored before a signal is looked at
+                break
+            assert process is not None
             for mode in ("w", "r", "r")[: len(ours)]:
                 for file in map(io.FileIO, (ours[0],), (mode,)):  # stored before a signal is looked at
                     # atomic: no calls
