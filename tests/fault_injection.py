@@ -11,6 +11,7 @@ has to run inside the ``with`` block.
 import errno
 import io
 import os
+import random
 import select
 import selectors
 import signal
@@ -19,11 +20,11 @@ import ssl
 import subprocess
 import sys
 from types import MethodType
-from typing import Any, Callable, Dict, List, Set, Tuple, Type
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Type
 
-from tests.helpers import CallAt, InterruptAt
+from tests.helpers import UNRAISABLE, CallAt, InterruptAt
 
-__all__ = ["EFFECTS", "HARMLESS", "INTERRUPTIONS", "Faults", "NoMemoryAt", "Plan", "RingAt"]
+__all__ = ["EFFECTS", "HARMLESS", "INTERRUPTIONS", "Alarms", "Faults", "NoMemoryAt", "Plan", "RingAt"]
 
 # kind -> number of the call -> how it fails
 Plan = Dict[str, Dict[int, str]]
@@ -313,6 +314,61 @@ class RingAt(InterruptAt):
 
     def is_place(self, frame: Any, event: str) -> bool:
         return super().is_place(frame, event) and signal.SIGUSR1 not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def _may_raise(frame: Any) -> bool:
+    """Whether a handler may raise here: in the package, and not where the interpreter ignores it."""
+    if "/stream_ipc/" not in frame.f_code.co_filename:
+        return False  # the standard library ignores some errors, and a scenario's own handlers lose their message
+    while frame is not None and "/tests/" not in frame.f_code.co_filename:
+        if frame.f_code.co_name in (*UNRAISABLE, "_remove"):  # the latter is of a WeakSet
+            return False
+        frame = frame.f_back
+    return True
+
+
+class Alarms:
+    """A few real signals, at moments that nobody has chosen; their handler raises if they come in the package's code.
+
+    Attributes:
+        error: What it has raised last, or None.
+        effect: How.
+        number: How often it has raised.
+        where: Where that was.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.number = 0
+        self.error: Optional[BaseException] = None
+        self.effect = random.choice(_SIGNALS)
+        self.where = ""
+        self._most = most
+        self._before: Any = None
+
+    @property
+    def hit(self) -> bool:
+        return self.number > 0
+
+    def _ring(self, number: int, frame: Any) -> None:
+        if not _may_raise(frame):
+            self._wind()
+            return
+        self.number += 1
+        self.where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+        self.error = INTERRUPTIONS[self.effect]("the alarm")
+        raise self.error
+
+    def _wind(self) -> None:
+        if self.number < self._most:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00001, 0.002))
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGALRM, self._ring)
+        self._wind()
+
+    def __exit__(self, *exc_info: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._before)
 
 
 class NoMemoryAt(CallAt):

@@ -5,6 +5,8 @@ Knows fcntl. Must not know ends of streams. Imported with the first large messag
 
 from __future__ import annotations
 
+from ..interruptions import pass_on
+
 __all__ = ["LARGE_PIPE", "MOST_PIPES", "forget", "grow"]
 
 LARGE_PIPE = 1024 * 1024  # bytes: as much as Linux lets anybody have
@@ -24,8 +26,9 @@ def grow(fd: int) -> None:
         _grown.add(fd)
         try:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
-        except OSError:  # the user has too many, or the limit of one is lower
+        except OSError as exc:  # the user has too many, or the limit of one is lower
             _grown.discard(fd)
+            pass_on(exc)
 
 
 def forget(fd: int) -> None:
