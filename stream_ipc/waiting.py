@@ -97,16 +97,17 @@ class _Waiting:
     def _watch(self) -> None:
         """Be told of each promise that settles from now on, and find those that have settled."""
         self.end()
-        for conversation in set(map(conversation_behind, self.left)):
+        given = tuple(self.left)  # a signal handler may turn, and so change it
+        for conversation in set(map(conversation_behind, given)):
             watchers = conversation.replies.watchers
             watcher = ref(self, watchers.remove)
             self._watched.append((watchers, watcher))
             watchers.append(watcher)
-        for promise in sorted([p for p in self.left if pending_behind(p).settled], key=self._order):
+        for promise in sorted([p for p in given if p.settled], key=self._order):
             self.note(promise)
-        self._loops = list({conversation.loop for conversation in map(conversation_behind, self.left)})
+        self._loops = list({conversation.loop for conversation in map(conversation_behind, given)})
         self._watching = True
-        self.waits_alone = any([pending_behind(promise).waits_alone for promise in self.left])
+        self.waits_alone = any([pending_behind(promise).waits_alone for promise in given])
 
     def _order(self, promise: ResponsePromise[Any]) -> int:
         return max(int(pending_behind(promise).settled), self._began)
@@ -143,7 +144,7 @@ class _Waiting:
     def _look_again(self) -> None:
         """Take what was there in time and could not be read."""
         pending: dict[Conversation, list[Pending]] = {}
-        for promise in self.left:
+        for promise in tuple(self.left):
             pending.setdefault(conversation_behind(promise), []).append(pending_behind(promise))
         for conversation, requests in pending.items():
             conversation.look_again(requests, self._limit)

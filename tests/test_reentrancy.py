@@ -11,7 +11,17 @@ from typing import Any, Callable, Iterator, List
 
 import pytest
 
-from stream_ipc import InvalidStreamError, IpcError, IpcPeer, Message, Session, StreamClosedError
+from stream_ipc import (
+    InvalidStreamError,
+    IpcError,
+    IpcPeer,
+    Message,
+    RequestTimeoutError,
+    Session,
+    StreamClosedError,
+    as_completed,
+    gather,
+)
 from tests.helpers import (
     CallAt,
     CpuMeter,
@@ -353,6 +363,49 @@ def test_unregistering_a_handler_while_a_message_is_dispatched() -> None:
             peer.tick(0)
             assert seen[1] == seen[2] == [Note("a"), Note("b")]
             assert seen[0] in ([[], [Note("a")]] if between.hit else [[Note("a"), Note("b")]])
+            return between
+
+    at_every_place(scenario)
+
+
+@pytest.mark.parametrize("act", ["tick", "close", "remove", "close the peer"])
+@pytest.mark.parametrize("call", ["gather", "as_completed", "receive", "overdue"])
+def test_a_signal_handler_that_turns_or_closes_while_something_is_waited_for(call: str, act: str) -> None:
+    def scenario(number: int) -> CallAt:
+        with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+            session, transport = raw.session, raw.session.transport
+            promises = [session.request(Ping(index), expect=Pong) for index in range(3)]
+            called: List[Any] = []
+            for promise in promises:
+                promise.add_done_callback(called.append)
+            raw.write(framed(Note("a")), *[reply_bytes(promise.id, Pong()) for promise in promises], framed(Note("b")))
+            acts = {
+                "tick": lambda: peer.tick(0),
+                "close": lambda: session.close(0),
+                "remove": lambda: peer.remove_session(session),
+                "close the peer": lambda: peer.close(0),
+            }
+            between = CallAt(number, lambda *args: acts[act]())
+            try:
+                with between:
+                    if call == "gather":
+                        assert gather(promises) == [Pong()] * 3
+                    elif call == "as_completed":
+                        assert len(list(as_completed(promises))) == 3
+                    elif call == "receive":
+                        assert [session.receive(), session.receive()] == [Note("a"), Note("b")]
+                    else:
+                        with pytest.raises(RequestTimeoutError):
+                            session.request(Ping(), timeout=0).wait()
+            except StreamClosedError:
+                assert act != "tick"
+            peer.tick(0)
+            assert all([promise.settled for promise in promises])
+            assert sorted(map(promises.index, called)) == [0, 1, 2]
+            if not peer.sessions:
+                with pytest.raises(StreamClosedError):
+                    peer.tick(None)  # or a loop around it would never end
+            transport.close()  # removing leaves it open
             return between
 
     at_every_place(scenario)

@@ -237,7 +237,7 @@ class Conversation:
     def _arrived(self) -> set[Any]:
         """Return the ids of the replies in the inbox."""
         found = set()
-        for item in self.dispatcher.inbox:
+        for item in tuple(self.dispatcher.inbox):
             if type(item) is ResponseEnvelope:
                 id: Any = item.id
             else:

@@ -168,7 +168,8 @@ class Dispatcher:
 
         With many requests under way, whoever waits for one after the other waits once for all of these.
         """
-        return count % _AHEAD > 0 and type(self.inbox[0]) is ResponseEnvelope
+        inbox = self.inbox
+        return type(inbox[0]) is ResponseEnvelope if inbox and count % _AHEAD else False
 
     def put_back(self, item: Any) -> None:
         """Have an item dispatched next that was taken out before."""

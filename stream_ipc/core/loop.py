@@ -174,14 +174,14 @@ class Loop(Guard):
 
     def tick(self, timeout: float | None) -> int:
         """Turn until something has happened, at most so long; see ``IpcPeer.tick``."""
-        if timeout is None and self.is_empty:
+        if self.released:
+            self.check_entry()
+        if timeout is None and (self.released or self.is_empty):
             raise StreamClosedError(
                 "nothing is open, so tick(None) would wait for ever: this IpcPeer has no open session and no listener"
             )
         if self.released:
-            self.check_entry()
-            if timeout:
-                time.sleep(min(timeout, _LONG))
+            time.sleep(min(timeout or 0.0, _LONG))
             return 0
         return self.run(None, self.clock() + timeout if timeout else timeout)
 
@@ -225,8 +225,8 @@ class Loop(Guard):
                         count += self._take_turns(until)
                     else:
                         for dispatcher in todo:
+                            count += dispatcher.step(0, until)
                             break
-                        count += dispatcher.step(0, until)
                 if self.later and dispatch:
                     self._go_on()
                 if until is not None:

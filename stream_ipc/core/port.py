@@ -139,6 +139,8 @@ class Port:
                 return
         self.watched = wanted
         loop.repairs.pop(self, None)
+        if self._closed:  # by a signal handler
+            self.close()
 
     def repair(self) -> None:
         """Do what an interruption has left undone, in any number of calls."""

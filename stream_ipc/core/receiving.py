@@ -46,6 +46,8 @@ def _await(conversation: Conversation, wanted: Wanted, limit: float | None) -> b
     waiting = conversation.dispatcher.kept.waiting
     try:
         waiting.append(wanted)
+        if conversation.dispatcher.kept.find(wanted.expect) is not None:  # a signal handler has turned meanwhile
+            return True
         loop.run(wanted, limit)
         if not wanted.settled and conversation.is_open:
             catch_up(conversation.port, conversation.late(limit))

@@ -109,7 +109,7 @@ class Replies:
     def forget(self, pending: Pending) -> None:
         """Take a request out of the table."""
         if self._table.get(pending.id) is pending:
-            del self._table[pending.id]
+            self._table.pop(pending.id, None)
 
     def forget_lost(self, promise: Any) -> None:
         """Take out the request of a promise of which an interruption has lost what ``add`` returned."""

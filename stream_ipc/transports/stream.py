@@ -242,7 +242,9 @@ class StreamChannel(Channel):
     def _input_ended(self, source: Input, inbox: deque[Received]) -> None:
         # atomic: no calls
         if source.end.fd in self.inputs:
-            del self.inputs[source.end.fd]
+            inputs = {**self.inputs}  # another dict: a signal handler may turn while somebody goes through this one
+            del inputs[source.end.fd]
+            self.inputs = inputs
             if not source.decoder.is_text:
                 self._framed -= 1
                 self._last = source
@@ -371,7 +373,7 @@ class StreamChannel(Channel):
 
     def _stop(self) -> None:
         self._name = self.describe()
-        self.inputs.clear()
+        self.inputs = {}
         self.outbox.drop(StreamClosedError(f"this side closed the stream ({self._name})"))
 
     def abandon(self) -> None:
