@@ -1,7 +1,7 @@
 """The exceptions of the library.
 
-Imports nothing of the package, so every other module may import this one. The tree is flat, because callers catch by
-remedy::
+Imports nothing of the package but ``interruptions``, so every other module may import this one. The tree is flat,
+because callers catch by remedy::
 
     IpcError
     +- StreamClosedError     (also ConnectionError)  the stream has ended: connect again or stop
@@ -17,6 +17,8 @@ Misuse of the library (wrong arguments, two threads, a forked copy) stays ``Type
 """
 
 from __future__ import annotations
+
+from .interruptions import interruption_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -156,6 +158,8 @@ def describe(exc: BaseException) -> str:
     # str() can fail: of ValueError(10**5000), or of a class with a __str__ of its own.
     try:
         text = str(exc)
-    except Exception:
+    except Exception as error:
+        if interruption_in(error) is error:
+            raise
         text = "(it has no text)"
     return f"{type(exc).__name__}: {text}"

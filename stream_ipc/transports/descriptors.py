@@ -158,7 +158,8 @@ class _End:
     wants_write = False
     wants_read = False
 
-    def __init__(self, stream: Any, shared: bool) -> None:
+    def __init__(self, stream: Any, shared: bool = False) -> None:
+        self.prepare(stream)
         self.stream = stream
         self.socket: Any = None
         self._timeout: Any = None
@@ -195,6 +196,9 @@ class _End:
         except BaseException:
             self.release()
             raise
+
+    def prepare(self, stream: Any) -> None:
+        """Do what is to be done before the stream is looked at."""
 
     def open(self) -> None:
         """Get ready to be used, once the stream does not block."""
@@ -312,9 +316,6 @@ class ReadEnd(_End):
     retry = False
     reads: Iterator[bytes]
 
-    def __init__(self, stream: Any, shared: bool = False) -> None:
-        super().__init__(stream, shared)
-
     def open(self) -> None:
         stream, sock = self.stream, self.socket
         if sock is None:
@@ -358,7 +359,7 @@ class WriteEnd(_End):
     forbidden_mode: int = os.O_RDONLY
     _own_fd = -1
 
-    def __init__(self, stream: Any, shared: bool = False) -> None:
+    def prepare(self, stream: Any) -> None:
         flush = getattr(stream, "flush", None)
         if flush is not None:
             try:
@@ -366,7 +367,6 @@ class WriteEnd(_End):
             except (OSError, ValueError) as exc:
                 pass_on(exc)
                 raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {exc}") from exc
-        super().__init__(stream, shared)
 
     def open(self) -> None:
         if self.socket is None and self.shared and not stat.S_ISREG(self.mode):
