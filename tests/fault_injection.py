@@ -313,6 +313,8 @@ class RingAt(InterruptAt):
         self.effect = effect
 
     def is_place(self, frame: Any, event: str) -> bool:
+        if event == "return" and frame.f_code.co_name == "__next__":
+            return False  # what it returns is stored first
         return super().is_place(frame, event) and signal.SIGUSR1 not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
