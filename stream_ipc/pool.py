@@ -12,7 +12,7 @@ from .arguments import DEFAULT, POOLS, USUAL, check_expect, check_message, check
 from .crew import Crew
 from .interruptions import interruption_in
 from .messages import Message
-from .promise import ResponsePromise, pending_behind, request
+from .promise import ResponsePromise, pending_of, request
 from .session import conversation_of
 
 TYPE_CHECKING = False
@@ -191,7 +191,7 @@ class WorkerPool:
                 or this is a fork.
         """
         promise = self._make("submit", message, expect, timeout)
-        ticket = pending_behind(promise)
+        ticket = pending_of(promise)
         self._crew.queue.append(ticket)
         self._give(promise)
         return promise
@@ -210,7 +210,7 @@ class WorkerPool:
         if crew.closed:
             raise RuntimeError("this WorkerPool is closed; make a new one")
         crew.desk.loop.check_entry()
-        promise = request(crew.desk, message, timeout, expect)  # type: ignore[arg-type]
+        promise = request(crew.desk, message, timeout, expect)
         if crew.closed:  # by the id generator
             raise RuntimeError("this WorkerPool is closed; make a new one")
         return promise

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 
 from .interruptions import interruption_in
-from .promise import pending_behind
+from .promise import pending_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Mapped:
         """Turn until the first has settled, and return it."""
         for promise in self._under_way:
             break
-        pending = pending_behind(promise)
+        pending = pending_of(promise)
         if not pending.settled:
             self._run_until(lambda: pending.settled)
         return promise
@@ -117,7 +117,7 @@ class Mapped:
                         self._end = StopIteration()
                         break
                 promise = self._make(self._task)
-                ticket: Any = pending_behind(promise)
+                ticket: Any = pending_of(promise)
                 ticket.optional = True
                 if not self._ordered:
                     ticket.watch(ticket.owner.loop, self._ready.append)

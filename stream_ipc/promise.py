@@ -1,6 +1,6 @@
 """The reply to a request, before and after it has come.
 
-Knows the conversation of a request, which sends it and waits for its reply.
+Knows who has sent a request, and waits for its reply: a conversation or a pool.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Generic, TypeVar
 
-    from .core.conversation import Conversation
     from .core.deferred import Owed
-    from .core.pending import Pending
+    from .core.pending import Pending, Requester
 
     M_co = TypeVar("M_co", bound=Message, covariant=True)
 else:
@@ -33,7 +32,7 @@ else:
             return cls
 
 
-__all__ = ["ResponsePromise", "conversation_behind", "pending_behind", "request"]
+__all__ = ["ResponsePromise", "pending_of", "request", "requester_of"]
 
 _new = object.__new__  # without the call of an __init__
 
@@ -45,10 +44,10 @@ class ResponsePromise(Generic[M_co]):
     outlives its session: what is settled stays so.
     """
 
-    __slots__ = ("__weakref__", "_conversation", "_pending")
+    __slots__ = ("__weakref__", "_pending", "_requester")
 
     if TYPE_CHECKING:
-        _conversation: Conversation
+        _requester: Requester
         _pending: Pending
 
     def __repr__(self) -> str:
@@ -86,7 +85,7 @@ class ResponsePromise(Generic[M_co]):
         Never blocks and runs no handlers.
         """
         pending = self._pending
-        if not pending.settled and pending.deadline is not None and self._conversation.loop.clock() >= pending.deadline:
+        if not pending.settled and pending.deadline is not None and self._requester.loop.clock() >= pending.deadline:
             # A reply may lie in the stream: then wait() would still find it.
             return True
         return pending.settled != 0
@@ -120,7 +119,7 @@ class ResponsePromise(Generic[M_co]):
         if not pending.settled:
             if timeout is not None:
                 check_timeout(timeout)
-            self._conversation.wait(pending, timeout)
+            self._requester.wait(pending, timeout)
         outcome = pending.outcome
         if isinstance(outcome, BaseException):
             raise outcome.with_traceback(None)
@@ -149,7 +148,7 @@ class ResponsePromise(Generic[M_co]):
         """
         if not callable(function):
             raise TypeError(f"add_done_callback() takes a function, not {function!r:.100}")
-        loop = self._conversation.loop
+        loop = self._requester.loop
         loop.check_entry()
         self._pending.call_back(loop, function, self)
 
@@ -165,26 +164,27 @@ class ResponsePromise(Generic[M_co]):
         Raises:
             RuntimeError: Another thread is using the peer, or this is a fork.
         """
-        self._conversation.loop.check_entry()
-        return self._conversation.replies.cancel(self._pending)
+        self._requester.loop.check_entry()
+        cancelled: bool = self._requester.replies.cancel(self._pending)
+        return cancelled
 
 
 def request(
-    conversation: Conversation, message: Message, timeout: float | None, expect: type[M_co]
+    requester: Requester, message: Message, timeout: float | None, expect: type[M_co]
 ) -> ResponsePromise[M_co]:
     """Send a request; returns its promise."""
     promise: ResponsePromise[M_co] = _new(ResponsePromise)
-    promise._conversation = conversation
-    promise._pending = conversation.request(promise, message, timeout, expect)
+    promise._requester = requester
+    promise._pending = requester.request(promise, message, timeout, expect)
     return promise
 
 
 def _pass_on(promise: ResponsePromise[Any], owed: Owed) -> None:
-    owed.follow(promise._pending, promise, promise._conversation.loop)
+    owed.follow(promise._pending, promise, promise._requester.loop)
 
 
 DEFERRERS[ResponsePromise] = _pass_on
 
 
-conversation_behind: Callable[[Any], Any] = attrgetter("_conversation")
-pending_behind: Callable[[Any], Any] = attrgetter("_pending")
+requester_of: Callable[[Any], Any] = attrgetter("_requester")
+pending_of: Callable[[Any], Any] = attrgetter("_pending")

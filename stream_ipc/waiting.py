@@ -10,7 +10,7 @@ from weakref import ref
 from .arguments import check_timeout
 from .core.pending import next_moment
 from .interruptions import pass_on
-from .promise import ResponsePromise, conversation_behind, pending_behind
+from .promise import ResponsePromise, pending_of, requester_of
 from .transports.descriptors import wait_readable
 
 TYPE_CHECKING = False
@@ -33,13 +33,13 @@ class _Waiting:
 
     Nothing is registered before there is something to wait for, and then once for each session and not for each promise:
     ``next(as_completed(pending))`` in a loop is to cost next to nothing for what is only looked at. What is registered are
-    weak references, so it needs no end.
+    weak references, so that an iterator that is dropped leaves nothing behind.
 
     Attributes:
         first: The first promise of those that had settled before the call, or None.
         queue: Promises that have settled, in that order; those that had settled before the call are in the order given.
         settled: Whether enough have settled; what a loop's ``run`` looks at.
-        waits_alone: Whether to wait though nothing is open.
+        needs_no_session: Whether to wait though nothing is open.
     """
 
     def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
@@ -52,12 +52,12 @@ class _Waiting:
         self._watched: list[tuple[list[ref[Any]], ref[Any]]] = []
         self._watching = False  # all of them
         self.queue: dict[ResponsePromise[Any], None] = {}
-        self.waits_alone = False
+        self.needs_no_session = False
         self._wanted = 0
         self._limit: float | None = None
         self._clock: Callable[[], float] | None = None
         if timeout is not None and self._given:
-            self._clock = conversation_behind(self._given[0]).loop.clock
+            self._clock = requester_of(self._given[0]).loop.clock
             self._limit = self._clock() + timeout
 
     @property
@@ -80,7 +80,7 @@ class _Waiting:
         promise: Any = None
         try:
             for promise in self._given:
-                if pending_behind(promise).settled:
+                if pending_of(promise).settled:
                     return promise  # type: ignore[no-any-return]
         except AttributeError:
             raise _no_promise(promise) from None
@@ -98,19 +98,19 @@ class _Waiting:
         """Be told of each promise that settles from now on, and find those that have settled."""
         self.end()
         given = tuple(self.left)  # a signal handler may turn, and so change it
-        for conversation in set(map(conversation_behind, given)):
+        for conversation in set(map(requester_of, given)):
             watchers = conversation.replies.watchers
             watcher = ref(self, watchers.remove)
             self._watched.append((watchers, watcher))
             watchers.append(watcher)
         for promise in sorted([p for p in given if p.settled], key=self._order):
             self.note(promise)
-        self._loops = list({conversation.loop for conversation in map(conversation_behind, given)})
+        self._loops = list({conversation.loop for conversation in map(requester_of, given)})
         self._watching = True
-        self.waits_alone = any([pending_behind(promise).waits_alone for promise in given])
+        self.needs_no_session = any([pending_of(promise).needs_no_session for promise in given])
 
     def _order(self, promise: ResponsePromise[Any]) -> int:
-        return max(int(pending_behind(promise).settled), self._began)
+        return max(int(pending_of(promise).settled), self._began)
 
     def end(self) -> None:
         """Leave nothing behind. What comes next begins anew."""
@@ -145,7 +145,7 @@ class _Waiting:
         """Take what was there in time and could not be read."""
         pending: dict[Conversation, list[Pending]] = {}
         for promise in tuple(self.left):
-            pending.setdefault(conversation_behind(promise), []).append(pending_behind(promise))
+            pending.setdefault(requester_of(promise), []).append(pending_of(promise))
         for conversation, requests in pending.items():
             conversation.look_again(requests, self._limit)
 
@@ -236,7 +236,7 @@ def gather(
 
 def _outcome(promise: ResponsePromise[Any]) -> Any:
     """Return the reply, or the error in its place."""
-    outcome = pending_behind(promise).outcome
+    outcome = pending_of(promise).outcome
     return outcome.with_traceback(None) if isinstance(outcome, BaseException) else outcome
 
 

@@ -32,16 +32,16 @@ class Closing:
     Args:
         conversation: What is closed.
         release: Leave the streams open, to their owner.
-        waits: Wait for a child to end before the ``on_close`` handlers run, so that they run after its last words.
+        blocks: Wait for a child to end before the ``on_close`` handlers run, so that they run after its last words.
 
     Attributes:
         ending: What is left to be done after the streams were closed, or None.
-        waits: See above. An interrupted wait is left to turns.
+        blocks: See above. An interrupted wait is left to turns.
     """
 
-    def __init__(self, conversation: Conversation, release: bool, waits: bool) -> None:
+    def __init__(self, conversation: Conversation, release: bool, blocks: bool) -> None:
         self.ending: Ending | None = None
-        self.waits = waits
+        self.blocks = blocks
         self._conversation = conversation
         last = self._release if release else self._close
         handlers = conversation.on_close.of(type(conversation.session))
@@ -117,7 +117,7 @@ class Closing:
         log.debug("session %s closed: %s", conversation.name, conversation.short(conversation.reason))
 
     def _wait(self) -> None:
-        if self.waits:
+        if self.blocks:
             self.finish()
 
     def finish(self) -> None:

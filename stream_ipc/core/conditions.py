@@ -1,6 +1,6 @@
 """What ``Loop.run`` may be told to wait for, besides promises.
 
-A condition is anything with the attributes ``settled`` and ``waits_alone``. Knows the loop.
+A condition is anything with the attributes ``settled`` and ``needs_no_session``. Knows the loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Until:
 
     __slots__ = ("_condition",)
 
-    waits_alone = False
+    needs_no_session = False
 
     def __init__(self, condition: Callable[[], bool]) -> None:
         self._condition = condition
@@ -35,10 +35,10 @@ class _Awaited:
 
     Attributes:
         settled: Whether it is ready.
-        waits_alone: The wait makes sense though there is no conversation.
+        needs_no_session: The wait makes sense though there is no conversation.
     """
 
-    waits_alone = True
+    needs_no_session = True
 
     def __init__(self) -> None:
         self.settled = False

@@ -199,7 +199,7 @@ class Conversation:
         if pending.settled:
             return
         if pending.deadline is not None and loop.clock() >= pending.deadline:
-            self.replies.give_up(pending)
+            self.replies.time_out(pending)
         elif timeout is None:
             text = f"request {pending.id} has no reply yet, and its session is just ending"
             raise TimeoutError(f"{text} ({self.name}); wait again later")
@@ -228,9 +228,9 @@ class Conversation:
         arrived = self._arrived()
         for pending in requests:
             while not pending.settled and pending.id in arrived:
-                turns = loop.turns
+                turns = loop.dispatched
                 loop.run(pending, loop.clock())  # what stands before it is dispatched first
-                if loop.turns == turns and not pending.settled:
+                if loop.dispatched == turns and not pending.settled:
                     self.dispatcher.settle_replies()  # what stands before it has to wait
                     break
 
@@ -302,7 +302,7 @@ class Conversation:
             if release:
                 self.end(StreamClosedError(f"this side removed the session from its peer ({self.name})"), release)
             else:
-                self.end(StreamClosedError(self.channel.closed_text()), waits=True)
+                self.end(StreamClosedError(self.channel.closed_text()), blocks=True)
             if self._closing is not None:
                 self._closing.finish()
         finally:
@@ -342,18 +342,18 @@ class Conversation:
             raise
 
     def end(
-        self, reason: StreamClosedError, release: bool = False, waits: bool = False, handlers: bool = True
+        self, reason: StreamClosedError, release: bool = False, blocks: bool = False, handlers: bool = True
     ) -> None:
         """Close at once: what is queued is dropped, what is pending fails, the streams are closed.
 
         Args:
             reason: Why, if it is not being closed already.
             release: Leave the streams to their owner.
-            waits: Wait for a child to end. Otherwise that is left to the loop.
+            blocks: Wait for a child to end. Otherwise that is left to the loop.
             handlers: Run ``on_close`` handlers. Otherwise another call does that.
         """
         if self._closing is None:
-            closing = Closing(self, release, waits)
+            closing = Closing(self, release, blocks)
             self.loop.repairs[self] = None
             # atomic: no calls
             self.state = CLOSED
@@ -367,7 +367,7 @@ class Conversation:
         if self._closing is None:
             self.end(StreamClosedError(self.channel.closed_text()))
         else:
-            self._closing.waits = False
+            self._closing.blocks = False
             self._closing.go_on()
 
     def abandon(self) -> None:

@@ -88,7 +88,7 @@ class Dispatcher:
         self.responder.bind()
 
     @property
-    def waits(self) -> bool:
+    def awaits_replies(self) -> bool:
         """Whether requests of this side wait for replies, so that reading must go on."""
         return len(self._replies) > 0
 
@@ -136,7 +136,7 @@ class Dispatcher:
                     break
             else:
                 if not goal:
-                    goal = loop.turns + len(inbox) + 1  # a failure is followed by the end
+                    goal = loop.dispatched + len(inbox) + 1  # a failure is followed by the end
                 if cls in self._by_class:
                     self._deliver(item, item, self._by_class[cls])
                     count += 1
@@ -146,12 +146,12 @@ class Dispatcher:
                     if done is None:
                         return count
                     count += done
-                loop.turns += 1
+                loop.dispatched += 1
                 if not self._conversation.is_open:
                     if loop.forked:  # a handler has forked, and this is the copy
                         raise loop.refusal()
                     inbox.clear()  # of what a handler or an interruption has left behind the end
-                if loop.turns >= goal:
+                if loop.dispatched >= goal:
                     break
             if until is not None and until.settled and not (inbox and self._goes_on(count)):
                 break

@@ -43,5 +43,5 @@ class Inspection:
             conversation.port.check()
         for listener in tuple(self._loop.listeners):
             listener.check()
-        for guest in tuple(self._loop.guests):
-            guest.check()
+        for pool in tuple(self._loop.pools):
+            pool.check()

@@ -57,6 +57,6 @@ class Opening:
 
 
 def take_out(inbox: deque[Any], item: Any) -> None:
-    """Take an item out of an inbox that is dealt with."""
+    """Remove an item from an inbox if it is still the first."""
     if inbox and inbox[0] is item:
         del inbox[0]

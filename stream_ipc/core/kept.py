@@ -34,7 +34,7 @@ class Wanted:
         settled: Whether there is one, or there will never be.
     """
 
-    waits_alone = False
+    needs_no_session = False
 
     def __init__(self, expect: type) -> None:
         self.expect = expect

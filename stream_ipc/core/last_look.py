@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["catch_up", "write_on"]
 
 _LATE = 0.02  # seconds; less is nothing unusual
-_TIMES = 128
+_TIMES = 128  # so that a last look takes at most so many pauses
 _PAUSE = 0.01  # seconds that the other side may take from one time to the next
 
 

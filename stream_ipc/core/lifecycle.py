@@ -78,8 +78,8 @@ def _finish(loop: Loop, due: float | None, background: bool = True) -> None:
 
 def _begin(loop: Loop) -> None:
     loop.closed = True
-    for guest in tuple(loop.guests):
-        guest.end()
+    for pool in tuple(loop.pools):
+        pool.end()
     for listener in tuple(loop.listeners):
         listener.end()
     for conversation in tuple(loop.conversations):

@@ -60,13 +60,13 @@ class Loop(Guard):
         endings: What is left to be done after something was closed.
         repairs: Tasks that an interruption may have left with work.
         later: Tasks whose ``go_on`` the next turn calls.
-        guests: What has no descriptor of its own (pools): it is looked at now and then, and closed with the loop.
+        pools: What has no descriptor of its own: it is looked at now and then, and closed with the loop.
         corked: Ports whose output is gathered until the next turn.
         paused: Ports that are not read from because their inbox is long.
-        turns: How many messages have been dispatched in all.
+        dispatched: How many messages have been dispatched in all.
         depth: How many dispatches are under way, one inside the other.
         starving: Whether a wait is under way that does not dispatch.
-        attended: Whether something may be corked, ending or to be looked at without a descriptor.
+        has_chores: Whether something may be corked, ending or to be looked at without a descriptor.
         waker: Makes the tick that is under way, or the next one, return at once.
         wakeups: Counts ticks that have returned for this.
         progress: Counts drained queues, and conversations that opened or closed.
@@ -83,13 +83,13 @@ class Loop(Guard):
         self.todo: dict[Dispatcher, None] = {}
         self.repairs: dict[Any, None] = {}
         self.later: dict[Any, Any] = {}
-        self.guests: dict[Any, None] = {}
+        self.pools: dict[Any, None] = {}
         self.corked: dict[Any, None] = {}
         self.paused: dict[Any, None] = {}
-        self.turns: int = 0
+        self.dispatched: int = 0
         self.depth: int = 0
         self.starving: bool = False
-        self.attended: bool = False
+        self.has_chores: bool = False
         self.progress: int = 0
         self._timers = Timers()
         self._inspection = Inspection(self)
@@ -156,19 +156,19 @@ class Loop(Guard):
             self._polled.pop(task, None)
         else:
             self._polled[task] = interval
-            self.attended = True
+            self.has_chores = True
 
     def add_ending(self, ending: Ending) -> None:
         """Take in what is left to be done after something was closed: turns do it, step by step."""
         self.endings.add(ending)
-        self.attended = True
+        self.has_chores = True
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is open, so that nothing can happen."""
         if self.conversations or self.endings.all or self.repairs or self.listeners or self.later:
             return False
-        return not any([guest.waits for guest in self.guests])
+        return not any([pool.waits for pool in self.pools])
 
     # -- turns
 
@@ -247,8 +247,8 @@ class Loop(Guard):
                     last_look = limit <= now
                     wait = 0
                 looked = True
-                if todo or self.attended or not self.conversations:
-                    if until is not None and not (self.conversations or until.waits_alone):
+                if todo or self.has_chores or not self.conversations:
+                    if until is not None and not (self.conversations or until.needs_no_session):
                         return count
                     wait = self._prepare(wait, starving)
                 if until is None and self.waker.called:
@@ -268,7 +268,7 @@ class Loop(Guard):
                         owner.on_ready(fd, mask)
                     elif not self.closed:  # by another thread, at exit
                         self.poller.forget_lost()
-                if self.attended:
+                if self.has_chores:
                     self._look()
                 if now >= timers.soonest or (wait and not events):
                     self._on_time(now, not events)
@@ -287,15 +287,15 @@ class Loop(Guard):
         Not more than is there now: what nested turns read meanwhile has its turn later.
         """
         todo = self.todo
-        goal = self.turns + sum([len(dispatcher.inbox) for dispatcher in todo]) + 1
+        goal = self.dispatched + sum([len(dispatcher.inbox) for dispatcher in todo]) + 1
         count = 0
         while todo:
-            before = self.turns + count
+            before = self.dispatched + count
             for dispatcher in tuple(todo):
-                count += dispatcher.step(min(goal, self.turns + _SLICE), until)
-                if self.turns >= goal or (until is not None and until.settled):
+                count += dispatcher.step(min(goal, self.dispatched + _SLICE), until)
+                if self.dispatched >= goal or (until is not None and until.settled):
                     return count
-            if self.turns + count == before:  # what is there cannot be dispatched now
+            if self.dispatched + count == before:  # what is there cannot be dispatched now
                 break
         return count
 
@@ -339,7 +339,7 @@ class Loop(Guard):
             task.look()
         if self.endings.all:
             self.endings.step(deliver=not self.starving)
-        self.attended = bool(self._polled or self.endings.all or self.corked)
+        self.has_chores = bool(self._polled or self.endings.all or self.corked)
 
     def _on_time(self, now: float, idle: bool) -> None:
         """Do what is due by the clock, and look at streams now and then, also if the clock stands still."""

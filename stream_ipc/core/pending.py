@@ -13,10 +13,23 @@ from ..interruptions import interruption_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from collections.abc import Callable, Iterable
+    from typing import Any, Protocol
 
+    from ..messages import Message
     from .loop import Loop
+
+    class Requester(Protocol):
+        """Who has sent a request: a conversation, or the desk of a pool."""
+
+        loop: Loop
+        replies: Any  # with ``watchers`` of all requests, and ``cancel(pending)``
+
+        def request(self, promise: Any, message: Message, timeout: float | None, expect: type, /) -> Any: ...
+
+        def wait(self, pending: Any, timeout: float | None, /) -> None: ...
+
+        def look_again(self, requests: Iterable[Any], limit: float | None, /) -> None: ...
 
     Base = ref[Any]
 else:
@@ -47,7 +60,7 @@ class Pending(Base):
 
     __slots__ = ("callbacks", "deadline", "expect", "id", "loop", "outcome", "owner", "settled", "timeout", "watchers")
 
-    waits_alone = False
+    needs_no_session = False
     if not TYPE_CHECKING:
         __hash__ = object.__hash__  # that of a weak reference asks what it refers to
         __eq__ = object.__eq__

@@ -129,7 +129,7 @@ class Poller:
                     fresh.register(fd, _FROM_SELECTOR[key.events])
                 except OSError as exc:  # closed too, which its owner will find out
                     pass_on(exc)
-            # The same numbers, so that nobody else has to know.
+            # The numbers stay, so that whoever waits for one of them need not know.
             self._is_apart = True
             os.dup2(fresh.fileno(), self._epoll.fileno(), inheritable=False)
             os.dup2(fresh.fileno(), self._selector.fileno(), inheritable=False)

@@ -278,7 +278,7 @@ class Port:
         deferred = len(self._deferred)
         if deferred + len(inbox) > INBOX_COUNT and deferred and not paused:
             # Whoever asks goes on when it has replies, but not if what they wait for may come from there.
-            paused = deferred + len(inbox) > INBOX_COUNT_HARD or not (self._loop.starving or dispatcher.waits)
+            paused = deferred + len(inbox) > INBOX_COUNT_HARD or not (self._loop.starving or dispatcher.awaits_replies)
         self._set_paused(paused)
 
     def _set_paused(self, paused: bool) -> None:
@@ -375,7 +375,7 @@ class Port:
     def cork(self) -> None:
         """Begin to gather what is sent. The caller counts ``batches`` up, and later down again, and calls ``uncork``."""
         self._loop.corked[self] = None
-        self._loop.attended = True
+        self._loop.has_chores = True
         self.channel.corked = True
 
     def uncork(self) -> None:

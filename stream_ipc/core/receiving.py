@@ -51,12 +51,12 @@ def _await(conversation: Conversation, wanted: Wanted, limit: float | None) -> b
         loop.run(wanted, limit)
         if not wanted.settled and conversation.is_open:
             catch_up(conversation.port, conversation.late(limit))
-            goal = loop.turns + len(conversation.dispatcher.inbox)
+            goal = loop.dispatched + len(conversation.dispatcher.inbox)
             turns = -1
             while True:
-                if wanted.settled or not turns < loop.turns < goal:
+                if wanted.settled or not turns < loop.dispatched < goal:
                     break
-                turns = loop.turns
+                turns = loop.dispatched
                 loop.run(wanted, loop.clock())
     finally:
         if wanted in waiting:

@@ -202,7 +202,7 @@ class Replies:
                 if deadline < self.due and not pending.settled:  # by a done callback of another
                     self.due = deadline
             else:
-                self.give_up(pending)
+                self.time_out(pending)
                 count += 1
         return count
 
@@ -231,7 +231,7 @@ class Replies:
         """Return the text of a timeout."""
         return f"no reply to request {pending.id} within {timeout} s ({self.name})"
 
-    def give_up(self, pending: Pending) -> None:
+    def time_out(self, pending: Pending) -> None:
         """Fail a request because no reply came in time."""
         text = f"{self.silence(pending, pending.timeout)}{self._hint()}"
         pending.fail(RequestTimeoutError(text, timeout=pending.timeout))

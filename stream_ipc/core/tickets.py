@@ -35,7 +35,7 @@ class Ticket(Pending):
 
     __slots__ = ("message", "optional", "tries", "worker")
 
-    waits_alone = True  # it settles though nothing is open: a worker is still to be started
+    needs_no_session = True  # it settles though nothing is open: a worker is still to be started
 
     owner: Desk
     message: Message
@@ -69,11 +69,11 @@ class Ticket(Pending):
 class _WaitingAlone(Until):
     __slots__ = ()
 
-    waits_alone = True
+    needs_no_session = True
 
 
 class Desk:
-    """Makes tickets; to their promises it is what a conversation is to those of requests. Has one timer.
+    """Makes tickets, and is their promises' ``Requester`` (see ``pending.py``), as a conversation is for its own requests.
 
     Args:
         loop: What drives it.
@@ -94,7 +94,7 @@ class Desk:
         self.watchers: list[ref[Any]] = []  # of all its promises
         self._peer = peer
         self._cancels: dict[Ticket, tuple[Ticket, BaseException, int]] = {}  # which have begun
-        loop.guests[crew] = None
+        loop.pools[crew] = None
 
     def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Ticket:
         """Make the ticket of a task, whose outcome is for the promise. Whoever calls puts it into the queue."""
@@ -192,7 +192,7 @@ class Desk:
 
     def leave(self) -> None:
         """Forget the crew."""
-        self.loop.guests.pop(self.crew, None)
+        self.loop.pools.pop(self.crew, None)
         self.loop.set_timer(self.crew, None)
         self.loop.set_polled(self.crew, None)
         self.loop.later.pop(self.crew, None)

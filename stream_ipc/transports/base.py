@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     Interest = tuple[Sequence[int], int | None, float | None]
 
 
-__all__ = ["POLL_INTERVAL", "Channel", "End", "Ending", "MessageTransport", "finish"]
+__all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "End", "Ending", "MessageTransport", "finish"]
+
+DRAIN_READS = 64  # reads of one input at the end: 4 MiB, more than a pipe or socket buffer holds
 
 # How often a transport without descriptors is asked while waiting, in seconds.
 POLL_INTERVAL = 0.01
@@ -265,7 +267,7 @@ class Channel:
         return False
 
     def look_for_hangup(self, inbox: deque[Received]) -> None:
-        """Do the same for a stream that is not being read, of which nothing else tells."""
+        """Ask whether the other side is gone, as ``look_for_end`` does, of a stream that is not read now."""
         self.look_for_end(inbox)
 
     def look_for_end(self, inbox: deque[Received]) -> None:

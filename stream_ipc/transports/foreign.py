@@ -10,7 +10,7 @@ from itertools import chain, starmap
 from ..errors import StreamClosedError
 from ..interruptions import interruption_in
 from ..messages import put_in_envelope
-from .base import POLL_INTERVAL, Channel, End
+from .base import DRAIN_READS, POLL_INTERVAL, Channel, End
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ForeignChannel"]
 
-_DRAIN_READS = 64
 
 
 class ForeignChannel(Channel):
@@ -33,7 +32,6 @@ class ForeignChannel(Channel):
     """
 
     volatile = True
-    ended: StreamClosedError | None = None
 
     def __init__(self, transport: Any) -> None:
         for name in ("send", "receive", "read_fds", "close"):
@@ -103,7 +101,7 @@ class ForeignChannel(Channel):
             self.flush()
 
     def drain(self, inbox: deque[Received]) -> None:
-        for _ in range(_DRAIN_READS):
+        for _ in range(DRAIN_READS):
             before = len(inbox)
             self.read(-1, inbox)
             if self.ended is not None or len(inbox) == before:

@@ -31,7 +31,7 @@ class Outbox:
     Args:
         end: The end that is written.
         failed: Called with what a write has raised, or None if nothing can be written any more. Raises what callers see;
-            returns if it was a signal handler's.
+            returns if a signal handler has raised it.
         on_change: Called when ``blocked`` has changed.
 
     Attributes:

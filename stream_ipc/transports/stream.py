@@ -13,7 +13,7 @@ from ..interruptions import interruption_in
 from ..messages import NOTIFICATION
 from ..wire.codec import MessageDecoder, MessageEncoder
 from ..wire.framing import START
-from .base import POLL_INTERVAL, Channel, End
+from .base import DRAIN_READS, POLL_INTERVAL, Channel, End
 from .descriptors import describe_stream, has_hung_up, wait_readable, wait_writable
 from .ends import Ends
 from .inputs import Input, TextInput
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["StreamChannel"]
 
-_DRAIN_READS = 64  # reads of one input at the end: 4 MiB, more than a pipe or socket buffer holds
 
 
 class StreamChannel(Channel):
@@ -47,8 +46,6 @@ class StreamChannel(Channel):
         max_frame_size: The largest payload in bytes, both ways.
         name: What ``describe`` says; by default the descriptors.
     """
-
-    ended: StreamClosedError | None = None
 
     def __init__(
         self, output: Any, reads: Sequence[Any], serializer: MessageSerializer, max_frame_size: int, name: str = ""
@@ -288,7 +285,7 @@ class StreamChannel(Channel):
 
     def drain(self, inbox: deque[Received]) -> None:
         for fd, source in tuple(self.inputs.items()):
-            for _ in range(_DRAIN_READS):
+            for _ in range(DRAIN_READS):
                 if fd not in self.inputs or not (source.is_ahead or self._is_readable(source)):
                     break
                 before = self.received_bytes
