@@ -292,6 +292,7 @@ def fill(raw: RawPeer, limit: int = 64 * MIB) -> List[str]:
     raise AssertionError("it takes everything, though nobody reads")
 
 
+@pytest.mark.slow
 def test_reader_that_never_reads_bounds_memory_and_gets_what_was_accepted() -> None:
     with IpcPeer(timeout=0.1) as peer, RawPeer(peer) as raw:
         tracemalloc.start()
@@ -330,6 +331,7 @@ def test_stuck_session_hinders_no_other() -> None:
         assert a.request(Ping(1), expect=Pong, timeout=20).wait().value == 1
 
 
+@pytest.mark.slow
 def test_sending_into_a_full_queue_reads_but_does_not_dispatch() -> None:
     with IpcPeer(timeout=0.3) as peer, RawPeer(peer) as raw:
         seen: List[str] = []
@@ -374,6 +376,7 @@ def test_two_sessions_of_one_peer_flood_each_other(peer: IpcPeer) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("small", [False, True])
+@pytest.mark.slow
 def test_two_processes_flood_each_other(peer: IpcPeer, small: bool) -> None:
     count, size = (300, 3000) if small else (200, 32768)
     process = subprocess.Popen(

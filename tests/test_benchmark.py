@@ -123,6 +123,7 @@ def test_what_is_done_on_one_core():
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.slow
 def test_costs_without_a_clock(tmp_path):
     path = tmp_path / "figures.json"
     output = run("--cost", "--only", "small", "--json", str(path), PATH=str(tmp_path))  # nothing counts instructions

@@ -628,6 +628,7 @@ def test_what_is_written_while_a_child_is_closed_arrives_before_on_close(peer: I
     assert len(closed) == 1 and closed[0] == (found, 1)
 
 
+@pytest.mark.slow
 def test_what_a_child_writes_that_is_ended_in_the_background_arrives(peer: IpcPeer) -> None:
     session = peer.create_command_session(script("os.close(1); sys.stdin.read(); os.write(2, b'late\\n')"))
     found = lines_of(session)

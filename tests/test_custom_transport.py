@@ -193,6 +193,7 @@ def test_without_descriptors_it_is_asked_while_waiting_and_that_costs_little(pee
     assert 5 <= asked <= 100
 
 
+@pytest.mark.slow
 def test_gather_over_two_peers_asks_it_as_often(peer: IpcPeer) -> None:
     memory = Memory()
     with IpcPeer() as other, RawPeer(other) as raw:
@@ -571,6 +572,7 @@ class BrokenWithPipe(WithPipe):
 @pytest.mark.matrix
 @pytest.mark.parametrize("transport_class", [Broken, BrokenWithPipe])
 @pytest.mark.parametrize("fileno", [False, True])
+@pytest.mark.slow
 def test_receive_that_always_raises_is_reported_once_and_costs_nothing(
     peer: IpcPeer, transport_class: Type[Memory], fileno: bool
 ) -> None:

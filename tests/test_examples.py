@@ -138,6 +138,7 @@ def test_workers(checkout):
     ]
 
 
+@pytest.mark.slow
 def test_own_loop(checkout):
     *progress, result, frames = output(checkout, "examples.own_loop").splitlines()
     assert progress == [f"The worker has done {step} of 5" for step in range(1, 6)]

@@ -615,6 +615,7 @@ def test_time_is_linear_in_the_number_of_frames(unit: bytes) -> None:
     assert seconds(lambda: decode_frames(large, START, LIMIT)) < 35 * seconds(lambda: decode_frames(small, START, LIMIT))
 
 
+@pytest.mark.slow
 def test_time_is_linear_in_the_size_of_a_payload_that_comes_in_small_pieces() -> None:
     small, large = pieces(frame(b"x" * 20000), 5), pieces(frame(b"x" * 200000), 5)
     assert seconds(lambda: decode(large)) < 35 * seconds(lambda: decode(small))

@@ -256,6 +256,7 @@ def seconds(function: Callable[[bytes], None], data: bytes) -> float:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.slow
 def test_time_is_linear_in_the_size(shape: str, no_collector: None) -> None:
     function, make = SHAPES[shape]
     count = 25

@@ -415,6 +415,7 @@ def outcome(promise: "ResponsePromise[Any]") -> Any:
 
 
 @BOTH
+@pytest.mark.slow
 def test_interrupted_tick_loses_no_message_and_repeats_none(kind: Type[BaseException]) -> None:
     broken = frame(b"nonsense")
 
@@ -450,6 +451,7 @@ def test_interrupted_tick_loses_no_message_and_repeats_none(kind: Type[BaseExcep
 
 
 @BOTH
+@pytest.mark.slow
 def test_interrupted_end_of_stream_still_ends(kind: Type[BaseException]) -> None:
     def scenario(run: Run) -> None:
         with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
@@ -506,6 +508,7 @@ def test_interrupted_receive_goes_on(kind: Type[BaseException]) -> None:
 
 
 @BOTH
+@pytest.mark.slow
 def test_interrupted_gather_and_as_completed_go_on(kind: Type[BaseException]) -> None:
     def scenario(run: Run) -> None:
         with IpcPeer(timeout=20) as peer, IpcPeer(timeout=20) as other:
@@ -530,6 +533,7 @@ def test_interrupted_gather_and_as_completed_go_on(kind: Type[BaseException]) ->
 
 @pytest.mark.parametrize("size", [10, 300000])
 @BOTH
+@pytest.mark.slow
 def test_interrupted_send_sends_whole_messages_in_order_and_none_twice(size: int, kind: Type[BaseException]) -> None:
     def scenario(run: Run) -> None:
         with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:

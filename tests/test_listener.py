@@ -357,6 +357,7 @@ def test_fileno_tells_of_a_connection(peer, host, path):
             assert not select.select([fd], [], [], 0)[0]
 
 
+@pytest.mark.slow
 def test_out_of_descriptors():
     code = """
 import os, resource, socket, sys, tempfile

@@ -107,6 +107,7 @@ def test_a_reply_that_has_come_beats_the_deadline(peer: IpcPeer, clock: FakeCloc
 @pytest.mark.matrix
 @pytest.mark.parametrize("of", ["peer", "session"])
 @pytest.mark.parametrize("timeout", [None, 10.0])
+@pytest.mark.slow
 def test_a_waiting_tick_ends_with_a_request_that_is_overdue(peer: IpcPeer, of: str, timeout: Any) -> None:
     with RawPeer(peer) as raw, RawPeer(peer):
         ticking: Any = peer if of == "peer" else raw.session
@@ -239,6 +240,7 @@ def test_soon_while_there_is_a_transport_without_descriptors(peer: IpcPeer) -> N
     assert peer.next_deadline() is None
 
 
+@pytest.mark.slow
 def test_soon_while_a_child_is_ending(peer: IpcPeer) -> None:
     # Its stdout has ended, so the session has, but the process lives until its stdin does, too.
     code = "import os, sys; os.close(1); sys.stdin.read()"

@@ -158,6 +158,7 @@ def program(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_names_in_a_module_that_is_run(program: Path) -> None:
     assert run(["-m", "pkg.mod"], program) == "pkg.mod.Task App.Given True"
     assert run(["-m", "pkg.sub.mod"], program) == "pkg.sub.mod.Task App.Given True"

@@ -340,6 +340,7 @@ def test_broadcast_tells_no_session_that_a_handler_of_another_has_closed(peer: I
         drop_queued(first.session)
 
 
+@pytest.mark.slow
 def test_broadcast_to_stuck_sessions_waits_once_and_tells_them() -> None:
     with IpcPeer(timeout=0.4) as peer:
         stuck = [RawPeer(peer) for _ in range(3)]

@@ -378,6 +378,7 @@ def test_errors_that_php_prints_to_stdout_are_junk(peer: IpcPeer, format: str) -
 
 @pytest.mark.matrix
 @with_php
+@pytest.mark.slow
 def test_the_other_serializer(format: str) -> None:
     other = {"php": "json", "json": "php"}[format]
     with IpcPeer(SERIALIZERS[other]()) as peer:

@@ -146,6 +146,7 @@ with IpcPeer() as peer:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes a user of whom nothing else runs")
+@pytest.mark.slow
 def test_a_user_who_has_too_many_large_pipes_has_small_ones() -> None:
     command = [sys.executable, "-W", "error", "-c", USER_HAS_NO_MORE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)

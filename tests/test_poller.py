@@ -36,6 +36,7 @@ class Apart:
 
 
 @BOTH_KINDS
+@pytest.mark.slow
 def test_a_number_that_the_kernels_set_has_already_is_watched_wherever_the_rebuilding_is_interrupted(kind: Any) -> None:
     number = 0
     while True:

@@ -259,6 +259,7 @@ def test_map_is_lazy_and_in_order(pool: WorkerPool) -> None:
     tick_until(lambda: pool.pending == 0, pool.workers[0].peer)
 
 
+@pytest.mark.slow
 def test_map_out_of_order(pool: WorkerPool) -> None:
     tasks = [Ping(("sleep", 0.3)), *[Ping(index) for index in range(20)]]
     replies = list(pool.map(tasks, expect=Pong, ordered=False, ahead=50))
@@ -361,6 +362,7 @@ def test_workers_that_never_come_up_fail_what_is_queued(peer: IpcPeer) -> None:
     assert meter.cpu < 0.5 * meter.real + 0.5
 
 
+@pytest.mark.slow
 def test_command_that_does_not_exist(peer: IpcPeer) -> None:
     with WorkerPool(peer, ["/no/such/program"], 3) as pool:
         with pytest.raises(StreamClosedError, match="could not be started: FileNotFoundError"):
@@ -435,6 +437,7 @@ def test_workers_that_die_at_one_task_in_ten(peer: IpcPeer) -> None:
 # -- workers that hang
 
 
+@pytest.mark.slow
 def test_task_that_takes_too_long_fails_and_its_worker_is_killed(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker(), 1, timeout=20) as pool:
         pid = pool.submit(Ping("pid"), expect=Pong).wait().value
@@ -463,6 +466,7 @@ def test_timeout_is_noticed_by_ticks_and_wakes_them(peer: IpcPeer) -> None:
         assert outcome(promise) is RequestTimeoutError
 
 
+@pytest.mark.slow
 def test_wait_with_a_timeout_of_its_own(pool: WorkerPool) -> None:
     promise = pool.submit(Ping(("sleep", 0.3)), expect=Pong)
     with pytest.raises(TimeoutError, match="still pending"):
@@ -480,12 +484,14 @@ def test_many_tasks_that_hang(peer: IpcPeer) -> None:
         assert [outcome(promise) for promise in promises] == [RequestTimeoutError] * 8 + [1]
 
 
+@pytest.mark.slow
 def test_answer_after_the_timeout_is_discarded(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker(), 1) as pool:
         assert outcome(pool.submit(Ping(("late", 0.3)), timeout=0.25)) is RequestTimeoutError
         assert [outcome(pool.submit(Ping(index))) for index in range(3)] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_in_flight_tasks_of_a_hung_worker_are_done_by_another(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker(), 1, in_flight=4) as pool:
         promises = [pool.submit(Ping("spin"), timeout=0.3), *[pool.submit(Ping(n), timeout=None) for n in range(3)]]
@@ -504,6 +510,7 @@ def test_worker_that_ignores_everything_is_killed_by_start_timeout(peer: IpcPeer
         tick_until(lambda: not is_alive(pid), peer)
 
 
+@pytest.mark.slow
 def test_start_timeout_without_hello(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker("silent"), 1, start_timeout=0.1) as pool:
         with pytest.raises(StreamClosedError, match="no sign within 0.1 s"):
@@ -623,6 +630,7 @@ def test_nothing_is_left_of_a_pool() -> None:
         assert peer.next_deadline() is None
 
 
+@pytest.mark.slow
 def test_inside_another_loop(peer: IpcPeer) -> None:
     import select
 

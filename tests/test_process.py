@@ -148,6 +148,7 @@ def test_characters_cut_in_two_on_stderr_arrive_whole(peer: IpcPeer) -> None:
     assert text() == "grün € \\xff!\n"
 
 
+@pytest.mark.slow
 def test_a_flood_on_stderr_blocks_nobody(peer: IpcPeer) -> None:
     session = peer.create_command_session(role("work"))
     sizes: List[int] = []
@@ -187,6 +188,7 @@ def test_help_names_the_default_of_stderr() -> None:
     assert " = subprocess.PIPE, **popen" in str(signature) and signature.parameters["stderr"].default == subprocess.PIPE
 
 
+@pytest.mark.slow
 def test_a_child_that_closes_its_stderr_costs_nothing(peer: IpcPeer) -> None:
     session = peer.create_command_session(role("work"))
     session.request(Ping(["close", 2])).wait()
@@ -430,6 +432,7 @@ def test_a_child_that_closes_its_stdin_but_lives(peer: IpcPeer, tmp_path: pathli
         gate.open()
 
 
+@pytest.mark.slow
 def test_a_child_that_closes_its_stdout_but_lives(peer: IpcPeer) -> None:
     code = """
         os.read(0, 1)
@@ -451,6 +454,7 @@ def test_a_child_that_closes_its_stdout_but_lives(peer: IpcPeer) -> None:
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.slow
 def test_nobody_spins_while_a_child_without_stdout_is_ended(peer: IpcPeer, tmp_path: pathlib.Path) -> None:
     code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.close(1); open(sys.argv[1]).read()"
     with Gate(tmp_path / "gate") as gate:
@@ -955,6 +959,7 @@ def test_an_oversized_header_from_a_child_ends_it_cleanly(peer: IpcPeer) -> None
 LIVES_ON = "os.close(1); open(sys.argv[1]).read()"
 
 
+@pytest.mark.slow
 def test_closing_a_socket_does_not_wait_for_another_sessions_child(peer: IpcPeer, tmp_path: pathlib.Path) -> None:
     code = f"signal.signal(signal.SIGTERM, signal.SIG_IGN); {LIVES_ON}"
     with Gate(tmp_path / "gate") as gate:
@@ -971,6 +976,7 @@ def test_closing_a_socket_does_not_wait_for_another_sessions_child(peer: IpcPeer
         tick_until(lambda: process.returncode is not None, peer)
 
 
+@pytest.mark.slow
 def test_closing_a_session_whose_stream_has_ended_ends_its_child(
     peer: IpcPeer, tmp_path: pathlib.Path, short_graces: None
 ) -> None:
@@ -991,6 +997,7 @@ class Interrupted(BaseException):
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("closing", ["peer", "session"])
+@pytest.mark.slow
 def test_an_interrupted_close_can_be_repeated_and_ends_the_child(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, closing: str
 ) -> None:

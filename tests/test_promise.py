@@ -370,6 +370,7 @@ def test_gather_over_peers_that_need_each_other() -> None:
         assert [len(reply.value) for reply in gather(first, 20)] == [500000] * 2
 
 
+@pytest.mark.slow
 def test_gather_over_several_peers_waits_without_spinning_and_in_time() -> None:
     with IpcPeer(timeout=20) as one, IpcPeer(timeout=20) as two:
         with RawPeer(one) as first, RawPeer(two) as second:

@@ -20,10 +20,9 @@ from stream_ipc import (
     as_completed,
     gather,
 )
-from tests.helpers import no_pending, seeds, set_clock, socket_peers
+from tests.helpers import no_pending, seeds, set_clock, socket_peers, span
 from tests.messages import Note, Ping, Pong
 
-RUNS = 40
 STEPS = 120
 
 
@@ -286,10 +285,10 @@ def converse(seed: int, one_peer: bool) -> None:
 
 
 def test_random_conversation_of_two_peers() -> None:
-    for seed in seeds(RUNS):
+    for seed in seeds(int(span(60))):
         converse(seed, False)
 
 
 def test_random_conversation_of_a_session_pair() -> None:
-    for seed in seeds(RUNS):
+    for seed in seeds(int(span(60))):
         converse(seed, True)

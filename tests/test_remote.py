@@ -473,6 +473,7 @@ def test_example_on_two_hosts(start_sshd: Callable[[], Sshd]) -> None:
         assert f"[{shlex.join(host.launcher())}] welcome\n" in done.stderr
 
 
+@pytest.mark.slow
 def test_example_with_a_host_that_is_down(tmp_path: Path) -> None:
     # The worker at the other one is not ready before this one has failed twice.
     down = tmp_path / "down"
@@ -489,6 +490,7 @@ def test_example_on_this_machine() -> None:
     assert (sorted(done.stdout.splitlines()[:-1]), done.stderr, done.returncode) == (sorted(RESULTS), "", 0)
 
 
+@pytest.mark.slow
 def test_example_with_a_launcher_that_fails() -> None:
     done = example("--launcher", "sh -c 'echo all lines are busy >&2; exit 5'", "--workers", "3")
     assert (done.stdout, done.returncode) == ("0 of 6 jobs are done\n", 1)
@@ -497,12 +499,14 @@ def test_example_with_a_launcher_that_fails() -> None:
     assert done.stderr.count(words) == 9 and "9 workers in a row ended" in done.stderr.splitlines()[-2]
 
 
+@pytest.mark.slow
 def test_example_with_a_launcher_that_does_not_exist() -> None:
     done = example("--launcher", "no-such-launcher")
     assert (done.stdout, done.returncode) == ("0 of 6 jobs are done\n", 1)
     assert "no-such-launcher" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_example_with_a_launcher_that_is_killed_in_the_middle(tmp_path: Path) -> None:
     # The first one that is started dies when its slave, which has said that it is ready, has got a job.
     script = tmp_path / "launcher"

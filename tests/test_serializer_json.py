@@ -282,6 +282,7 @@ def test_random_round_trips() -> None:
             json.loads(data)
 
 
+@pytest.mark.slow
 def test_mutated_payloads() -> None:
     seed = int(os.environ.get("STREAM_IPC_SEED", random.randrange(2**32)))
     print("STREAM_IPC_SEED =", seed)

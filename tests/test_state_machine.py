@@ -69,6 +69,7 @@ def close_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "fault", [lose, send_twice, make_another_outcome, mix_replies_up, call_back_twice, close_without_end]
 )
+@pytest.mark.slow
 def test_the_model_finds_what_is_wrong_and_makes_it_short(
     fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

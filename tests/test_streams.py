@@ -311,6 +311,7 @@ def test_nobody_spins_after_the_end(peer: IpcPeer, link: Link) -> None:
 
 
 @pytest.mark.matrix
+@pytest.mark.slow
 def test_nobody_spins_while_idle_or_while_the_other_side_does_not_read(peer: IpcPeer, link: Link) -> None:
     session = peer.create_stream_session(*link.a)
     assert cpu_seconds(lambda: peer.tick(0.2)) < 0.05

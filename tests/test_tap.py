@@ -658,6 +658,7 @@ SHORT_GRACE = (
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.slow
 def test_a_worker_that_ignores_the_signal_is_killed(number):
     with tapped("hang", code=SHORT_GRACE) as process:
         assert len(process.stdout.read()) == 10  # its pid
@@ -1045,6 +1046,7 @@ def decoded(data, *options, file="-"):
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("name", ["pickle", "json", "php"])
+@pytest.mark.slow
 def test_decode(name, tmp_path):
     serializer = FORMATS[name]
     data = frame(serializer.serialize(Job("a"))) + b"junk" + frame(serializer.serialize(RequestEnvelope("7", Job("b"))))

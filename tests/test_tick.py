@@ -113,6 +113,7 @@ def test_wait_on_a_dead_stream_does_not_spin(peer: IpcPeer, of: str) -> None:
         assert meter.real >= 0.2 and meter.cpu < IDLE
 
 
+@pytest.mark.slow
 def test_wait_while_output_is_queued_does_not_spin(raw: RawPeer) -> None:
     raw.session.notify(Note(data=b"x" * 900000))
     assert raw.session.queued_bytes
@@ -263,6 +264,7 @@ def test_endless_flood_does_not_keep_a_tick_or_a_wait_from_returning(raw: RawPee
     assert meter.real < 15
 
 
+@pytest.mark.slow
 def test_flood_with_ticking_handlers_does_not_keep_a_wait_from_timing_out(raw: RawPeer) -> None:
     note = framed(Note("x"))
 
@@ -434,6 +436,7 @@ def test_beyond_the_limit_a_wait_ends_when_the_stream_does() -> None:
         assert waited[0] < 0.5
 
 
+@pytest.mark.slow
 def test_beyond_the_limit_a_wait_still_times_out_without_spinning() -> None:
     with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
         errors: List[BaseException] = []

@@ -376,6 +376,7 @@ def test_a_handshake_that_stalls_is_dropped_in_time(peer, host, listener, client
     assert len(host.sessions) == 1
 
 
+@pytest.mark.slow
 def test_the_end_of_a_handshake_is_noticed_while_waiting(server_side, host):
     # The tick is not told by any descriptor that the time is over.
     with IpcPeer(timeout=0.1) as peer, peer.listen(("127.0.0.1", 0), host, ssl_context=server_side) as listener:
@@ -397,6 +398,7 @@ def test_peer_without_a_timeout_has_one_for_strangers(server_side, host):
             assert 0 < peer.next_deadline() <= 30
 
 
+@pytest.mark.slow
 def test_a_crowd_that_stalls(peer, host, listener, client_side):
     clock = set_clock(peer, ShiftedClock())
     crowd = [raw_client(listener.address) for _ in range(300)]
@@ -804,6 +806,7 @@ def test_a_server_that_does_not_speak_tls_is_named_so(peer: IpcPeer) -> None:
             peer.connect(server.getsockname(), ssl_context=ssl.create_default_context(), timeout=0.1)
 
 
+@pytest.mark.slow
 def test_handshakes_whose_bytes_were_there_in_time(peer, host, listener, client_side, monkeypatch):
     # More of them than one turn goes on with, and this process was kept from reading what they had sent.
     clock = set_clock(peer, ShiftedClock())

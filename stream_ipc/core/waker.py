@@ -53,7 +53,9 @@ class Waker:
                 if len(self._pipe) == 2:
                     try:
                         os.write(self._pipe[1], b"\0")
-                    except OSError as exc:  # it is full, so it is readable
+                    except BlockingIOError:
+                        pass  # it is full, so it is readable
+                    except OSError as exc:
                         pass_on(exc)
 
     def on_ready(self, fd: int, events: int) -> None:
