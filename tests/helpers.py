@@ -355,7 +355,7 @@ def child(role: str, *args: str) -> List[str]:
 
 
 # Functions of the package in which the interpreter itself ignores exceptions: finalizers, and callbacks of weak references.
-UNRAISABLE = ("__del__", "_note_dropped")
+UNRAISABLE = ("__del__",)
 
 # Where each limit is kept, and by which name.
 _LIMITS = {

@@ -77,6 +77,11 @@ class Pending(Base):
     loop: Loop
     owner: Any
 
+    @property
+    def is_dropped(self) -> bool:
+        """Whether nobody can ever learn the outcome."""
+        return not self.watchers and self() is None
+
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it has settled. An interrupted call can be made again."""
         if not self.settled:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Replies"]
 
 _MAX_ID = 128  # characters
-_DROPPED = 50  # promises that may be gone before their requests are taken out of the table
+_SWEPT = 50  # requests: a table of fewer is not looked through for dropped promises
 
 
 class Replies:
@@ -50,13 +50,10 @@ class Replies:
         self._ids = ids
         self._hint = hint
         self._table: dict[str, Pending] = {}
-        # The next call takes out of the table what dropped promises leave here. Their weak references call no function of
-        # ours, in which the exception of a signal handler would be ignored.
-        self._dropped: list[Any] = []
-        self._note_dropped = self._dropped.append
+        self._sweep_at = _SWEPT
 
     def __len__(self) -> int:
-        self._purge()
+        self._sweep()
         return len(self._table)
 
     def add(self, promise: Any, id: Any, expect: type, timeout: float | None, deadline: float | None) -> Pending:
@@ -66,11 +63,11 @@ class Replies:
             ValueError: The id cannot be used.
         """
         table = self._table
-        if len(self._dropped) > _DROPPED:
-            self._purge()
+        if len(table) > self._sweep_at:
+            self._sweep()
         if type(id) is not str or len(id) > _MAX_ID or id in table:
             raise self._bad_id(id)
-        pending = Pending(promise, self._note_dropped)
+        pending = Pending(promise)
         pending.id = id
         pending.expect = expect
         pending.timeout = timeout
@@ -117,14 +114,15 @@ class Replies:
             if pending() is promise:
                 self.forget(pending)
 
-    def _purge(self) -> None:
-        """Take the requests out of the table whose promises are gone, and with these what a late reply would look for."""
-        dropped = self._dropped
-        while dropped:
-            pending = dropped[-1]
-            if not pending.settled:
+    def _sweep(self) -> None:
+        """Take out the requests whose promises are gone, and with these what a late reply would look for.
+
+        The weak references call no function of ours for this: the exception of a signal handler would be ignored in it.
+        """
+        for pending in tuple(self._table.values()):
+            if pending.is_dropped:
                 self.forget(pending)
-            del dropped[-1]
+        self._sweep_at = 4 * len(self._table) + _SWEPT  # so that it costs each request the same, however many there are
 
     def settle(self, id: Any, reply: Message) -> bool:
         """Take a reply that came. An interrupted call can be made again.
@@ -157,8 +155,6 @@ class Replies:
         else:
             pending.fail(error)
         self._table.pop(id, None)
-        if self._dropped:
-            self._purge()
         return told
 
     def _error_of(self, pending: Pending, reply: Message) -> IpcError:
@@ -192,7 +188,7 @@ class Replies:
             How many were given up.
         """
         count = 0
-        self._purge()
+        self._sweep()
         self.due = math.inf  # first: a done callback may send a request that is due earlier
         for pending in tuple(self._table.values()):
             deadline = pending.deadline

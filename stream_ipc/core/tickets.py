@@ -44,6 +44,11 @@ class Ticket(Pending):
     optional: bool
 
     @property
+    def is_dropped(self) -> bool:
+        """Never: the worker that has it is to come back, whoever waits for the outcome."""
+        return False
+
+    @property
     def is_wanted(self) -> bool:
         """Whether it is still to be begun."""
         return not self.settled and not (self.optional and self() is None)
