@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Handler", "HandlerList", "name_of"]
 
+_PACKAGE = __name__.partition(".")[0]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -102,7 +103,7 @@ class HandlerList:
         types = None
         if positional:
             types = _types(function, positional[0].annotation, caller)
-            if self._of_messages and types and all([cls.__module__ == "builtins" for cls in types]):
+            if self._of_messages and types and not any([_may_be_message(cls) for cls in types]):
                 raise TypeError(
                     f"the annotation of {name_of(function)}'s first parameter is no message class, so {self._event}() would"
                     " never call it; the message comes first, the session second"
@@ -149,6 +150,12 @@ def _signature(function: Any) -> inspect.Signature:
         formats = sys.modules["annotationlib"].Format  # inspect has imported it
         return inspect.signature(function, annotation_format=formats.FORWARDREF)
     return inspect.signature(function)
+
+
+def _may_be_message(cls: type) -> bool:
+    """Whether an instance of a class may be a message: not of one of Python's, nor of this package's facades."""
+    package, _, module = cls.__module__.partition(".")
+    return package != "builtins" and (package != _PACKAGE or module == "messages")
 
 
 def _types(function: Any, annotation: Any, caller: Any) -> tuple[type, ...] | None:

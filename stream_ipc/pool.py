@@ -14,6 +14,7 @@ from .interruptions import interruption_in
 from .messages import Message
 from .promise import ResponsePromise, pending_of, request
 from .session import conversation_of
+from .ticking import Ticking
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class WorkerPool:
         start_timeout: float | None = None,
         **options: Any,
     ) -> None:
+        if not isinstance(peer, Ticking):
+            raise TypeError(f"WorkerPool() takes an IpcPeer first, not {peer!r:.100}")
         commands: list[Any] = [command]
         if not isinstance(command, (str, bytes)) and command and not isinstance(command[0], (str, bytes, os.PathLike)):
             commands = list(command)

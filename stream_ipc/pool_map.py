@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 
 from .interruptions import interruption_in
-from .promise import pending_of
+from .promise import pending_of, stray_stop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,10 @@ class Mapped:
                 end = self._end
                 self._end = StopIteration()
                 raise end or StopIteration
-            promise = self._await_first() if self._ordered else self._await_any()
+            try:
+                promise = self._await_first() if self._ordered else self._await_any()
+            except StopIteration as exc:
+                raise stray_stop(exc) from exc
             if promise in under_way:
                 break
         error = reply = None
@@ -131,5 +134,5 @@ class Mapped:
                 if interruption_in(exc) is not None:
                     raise
                 under_way.pop(promise, None)
-                self._end = exc
+                self._end = stray_stop(exc) if isinstance(exc, StopIteration) else exc
                 break

@@ -10,7 +10,7 @@ from weakref import ref
 from .arguments import check_timeout
 from .core.pending import next_moment
 from .interruptions import pass_on
-from .promise import ResponsePromise, pending_of, requester_of
+from .promise import ResponsePromise, all_settled, first_settled, pending_of, requester_of, stray_stop
 from .transports.descriptors import wait_readable
 
 TYPE_CHECKING = False
@@ -64,9 +64,8 @@ class _Waiting:
     def left(self) -> dict[ResponsePromise[Any], None]:
         """The promises that are not in the queue yet, nor were taken."""
         if self._left is None:
-            for promise in self._given:
-                if not isinstance(promise, ResponsePromise):
-                    raise _no_promise(promise)
+            if not all([issubclass(cls, ResponsePromise) for cls in {*map(type, self._given)}]):
+                raise _no_promise(next(given for given in self._given if not isinstance(given, ResponsePromise)))
             self._left = dict.fromkeys(self._given)
         return self._left
 
@@ -77,14 +76,10 @@ class _Waiting:
         return self._left is not None and not self._left  # a function of the user's has taken the last of them
 
     def _find_settled(self) -> ResponsePromise[Any] | None:
-        promise: Any = None
         try:
-            for promise in self._given:
-                if pending_of(promise).settled:
-                    return promise  # type: ignore[no-any-return]
+            return first_settled(self._given)
         except AttributeError:
-            raise _no_promise(promise) from None
-        return None
+            raise _no_promise(next(given for given in self._given if not isinstance(given, ResponsePromise))) from None
 
     def note(self, promise: Any) -> None:
         """Take note that a promise has settled. An interrupted call can be made again."""
@@ -98,16 +93,17 @@ class _Waiting:
         """Be told of each promise that settles from now on, and find those that have settled."""
         self.end()
         given = tuple(self.left)  # a signal handler may turn, and so change it
-        for conversation in set(map(requester_of, given)):
-            watchers = conversation.replies.watchers
+        requesters = set(map(requester_of, given))
+        for requester in requesters:
+            watchers = requester.replies.watchers
             watcher = ref(self, watchers.remove)
             self._watched.append((watchers, watcher))
             watchers.append(watcher)
-        for promise in sorted([p for p in given if p.settled], key=self._order):
+        for promise in sorted(all_settled(given), key=self._order):
             self.note(promise)
-        self._loops = list({conversation.loop for conversation in map(requester_of, given)})
+        self._loops = list({requester.loop for requester in requesters})
         self._watching = True
-        self.needs_no_session = any([pending_of(promise).needs_no_session for promise in given])
+        self.needs_no_session = any([requester.needs_no_session for requester in requesters])
 
     def _order(self, promise: ResponsePromise[Any]) -> int:
         return max(int(pending_of(promise).settled), self._began)
@@ -300,7 +296,11 @@ class _AsCompleted:
             if not left:
                 waiting.end()
                 raise StopIteration
-            if not waiting.until(1):
+            try:
+                found = waiting.until(1)
+            except StopIteration as exc:
+                raise stray_stop(exc) from exc
+            if not found:
                 waiting.end()
                 raise _too_few(left, left + self._taken, self._timeout)
             promise = next(iter(queue), None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable, Generic, List, Optional, Tuple,
 
 import pytest
 
+from stream_ipc import IpcPeer, Session
 from stream_ipc.handlers import HandlerList
 from stream_ipc.messages import ErrorMessage, LogMessage, Message
 
@@ -526,3 +527,16 @@ def test_a_generator_function_is_no_handler() -> None:
 
     with pytest.raises(TypeError, match="is a generator function"):
         added(handler)
+
+
+@pytest.mark.parametrize("cls", [Session, IpcPeer, int])
+def test_first_parameter_that_no_message_can_be_is_refused(peer: IpcPeer, cls: type) -> None:
+    session, _ = peer.create_session_pair()
+
+    def swapped(first: Any, second: Any) -> None:
+        raise AssertionError
+
+    swapped.__annotations__["first"] = cls
+    for register in (session.on_message, session.on_request):
+        with pytest.raises(TypeError, match="the message comes first, the session second"):
+            register(swapped)

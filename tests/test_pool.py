@@ -133,6 +133,9 @@ def test_wrong_arguments(peer: IpcPeer, pool: WorkerPool) -> None:
     for wrong in ("python3 x.py", [], [[]], None):
         with pytest.raises((TypeError, ValueError)):
             WorkerPool(peer, wrong)
+    for wrong in (5, None, pool):
+        with pytest.raises(TypeError, match="IpcPeer first"):
+            WorkerPool(wrong, worker())
     with pytest.raises(ValueError, match="size"):
         WorkerPool(peer, [worker(), worker()], 1)
     with pytest.raises(TypeError):

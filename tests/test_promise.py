@@ -5,7 +5,7 @@ import gc
 import sys
 import time
 import weakref
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 
@@ -530,6 +530,15 @@ def test_iterators_leave_nothing_behind(raw: RawPeer) -> None:
         gather([raw.session.request(Ping())], 0.01)
     assert watchers_of(raw.session) == 0
     assert all(promise._pending.watchers is None for promise in promises)
+
+
+@pytest.mark.parametrize("wait", [lambda promises: list(as_completed(promises)), lambda promises: gather(promises)])
+def test_a_handler_that_raises_stop_iteration_ends_no_iterator(peer: IpcPeer, wait: Callable[[Any], Any]) -> None:
+    a, b = echo_pair(peer)
+    a.on_message(lambda note: next(iter(())))
+    b.notify(Note())
+    with pytest.raises((RuntimeError, StopIteration)):
+        wait([a.request(Ping(index)) for index in range(3)])
 
 
 def test_next_in_a_loop_costs_little_for_each(peer: IpcPeer) -> None:

@@ -20,7 +20,7 @@ import threading
 import time
 import tracemalloc
 import tty
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import pytest
 
@@ -37,7 +37,7 @@ from stream_ipc import (
     StreamTransport,
 )
 from stream_ipc.wire.framing import frame_header
-from tests.helpers import CpuMeter
+from tests.helpers import CpuMeter, framed
 
 from .helpers import drop_queued, shared_read_end, shared_write_end
 from .messages import Note, Ping, Pong
@@ -1262,3 +1262,39 @@ def test_a_send_that_raises_has_queued_nothing(peer: IpcPeer, state: str, how: s
         os.close(fd)
     for sock in (b, d):
         sock.close()
+
+
+class TakesNothing:
+    """A stream object that takes nothing for a while, and says so by 0 or by None."""
+
+    def __init__(self, says: Optional[int]) -> None:
+        self.says = says
+        self.full = True
+        self.asked = 0
+        self.written = b""
+
+    def write(self, data: bytes) -> Optional[int]:
+        self.asked += 1
+        if self.full:
+            return self.says
+        self.written += data
+        return len(data)
+
+    def read(self, size: int) -> Optional[bytes]:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("says", [0, None])
+def test_object_that_takes_nothing_now_is_asked_again_later(peer: IpcPeer, says: Optional[int]) -> None:
+    stream = TakesNothing(says)
+    session = peer.create_stream_session(stream, stream)  # type: ignore[arg-type]
+    session.notify(Note("a"))
+    assert stream.asked == 1 and session.queued_bytes
+    peer.tick(0)
+    assert stream.asked < 10 and not stream.written
+    stream.full = False
+    tick_until(lambda: not session.queued_bytes, peer)
+    assert stream.written == framed(Note("a"))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         """Who has sent a request: a conversation, or the desk of a pool."""
 
         loop: Loop
+        needs_no_session: bool  # whether its requests may settle though nothing is open
         replies: Any  # with ``watchers`` of all requests, and ``cancel(pending)``
 
         def request(self, promise: Any, message: Message, timeout: float | None, expect: type, /) -> Any: ...

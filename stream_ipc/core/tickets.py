@@ -91,6 +91,8 @@ class Desk:
             and asked whether it ``waits`` for something though nothing is open.
     """
 
+    needs_no_session: bool = True
+
     def __init__(self, loop: Loop, peer: Any, name: str, crew: Any) -> None:
         self.loop = loop
         self.name = name

@@ -194,7 +194,8 @@ class ObjectWriteEnd(_ObjectEnd):
 
     def _check(self, size: int) -> int:
         taken = self._taken
-        if taken is None:
+        if taken is None or (taken == 0 and isinstance(taken, int)):
+            self._taken = None
             raise BlockingIOError
         if not isinstance(taken, int) or not 0 <= taken <= size:
             self._taken = None
