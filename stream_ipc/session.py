@@ -282,9 +282,10 @@ class Session(Handling):
         Ticks the whole peer meanwhile, so handlers run. ``on_message`` handlers
         see what it returns, too. What came before, in a tick or a ``wait()``,
         is returned if no handler was there for it: such notifications are kept,
-        the newest 1000 of a session or 4 MiB. Text of a child is not kept. That
-        text, and errors of decoding, are notifications, too: ``LogMessage`` and
-        ``ErrorMessage``.
+        the newest 1000 of a session or 4 MiB. A handler that is registered
+        later sees a kept one when it is returned, maybe behind newer ones. Text
+        of a child is not kept. That text, and errors of decoding, are
+        notifications, too: ``LogMessage`` and ``ErrorMessage``.
 
         Args:
             timeout: Seconds; 0 takes what is there; None waits without limit.

@@ -101,9 +101,10 @@ class Ticking:
         into a queue and calls this, and the loop around ``tick(None)`` looks.
 
         The one method that any thread and any signal handler may call at any
-        time. Neither blocks nor raises. Does nothing once the peer is closed,
-        nor in a forked copy of the process. Several calls before one tick count
-        once.
+        time: a handler that waits for a reply may have come in the middle of
+        the write that would send its request. Neither blocks nor raises. Does
+        nothing once the peer is closed, nor in a forked copy of the process.
+        Several calls before one tick count once.
 
         Example:
             def stop(*_):
