@@ -462,6 +462,11 @@ def last_sent(session: Session) -> Any:
     return session._conversation.channel.outbox.last
 
 
+def is_broken(session: Session) -> bool:
+    """Whether a write of a session has failed, so that nothing can be written any more."""
+    return bool(session._conversation.channel.is_broken)
+
+
 def socket_of(session: Session) -> Any:
     """Return the socket that a session reads and writes."""
     return session.socket

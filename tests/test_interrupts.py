@@ -1,6 +1,7 @@
 """Exceptions that come at any moment: out of handlers, out of plug-ins, out of signal handlers."""
 
 import functools
+import os
 import random
 import signal
 import sys
@@ -35,6 +36,7 @@ from tests.helpers import (
     child,
     frame,
     framed,
+    is_broken,
     no_pending,
     places_apart,
     reply_bytes,
@@ -913,3 +915,28 @@ def test_what_a_signal_handler_has_raised_is_not_raised_again_while_it_is_dealt_
         assert not a.is_open
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("kind", [Interruption, InterruptionError])
+def test_interrupted_failure_of_a_write_still_ends_the_session(kind: Type[BaseException]) -> None:
+    number = 0
+    while True:
+        number += 1
+        with IpcPeer() as peer:
+            source, their_end = os.pipe()
+            other_end, sink = os.pipe()
+            session = peer.create_stream_session(sink, source)
+            os.close(other_end)  # nobody reads, and what is written here goes on
+            with InterruptAt(number, kind()) as interrupted:
+                try:
+                    session.notify(Note())
+                except (kind, StreamClosedError):
+                    pass
+            for _ in range(3):
+                peer.tick(0)
+            # If it came before anything was written, nothing has failed.
+            assert not session.is_open or not (is_broken(session) or session.queued_bytes), interrupted.where
+            os.close(their_end)
+        if not interrupted.hit:
+            break
+    assert number > 20

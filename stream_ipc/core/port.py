@@ -152,6 +152,8 @@ class Port:
             repairs[self] = None  # again: watching has taken it out
             if not self.failing:
                 self.flush()
+                if self.channel.is_broken and self.channel.ended is None and self.channel.find_invalid() is None:
+                    self.write_failed(self.channel.broken_error())
             self._loop.todo[self._dispatcher] = None
         repairs.pop(self, None)
 

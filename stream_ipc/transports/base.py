@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 
+from ..errors import StreamClosedError
 from ..interruptions import pass_on
 from ..messages import Message
 from .descriptors import wait_readable
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any, Protocol, Union
 
-    from ..errors import StreamClosedError
     from ..wire.codec import Decoded
 
     class Transport(Protocol):
@@ -278,6 +278,10 @@ class Channel:
 
     def drop_output(self) -> None:
         """Drop what is queued: it can never be written."""
+
+    def broken_error(self) -> StreamClosedError:
+        """Return the error for a message that cannot be written any more."""
+        return StreamClosedError(f"the other side no longer reads ({self.describe()})")
 
     def find_invalid(self) -> str | None:
         """Return what is wrong with a stream that its owner closed or replaced, or None."""
