@@ -731,6 +731,25 @@ def test_a_reset_connection_is_a_closed_stream(peer: IpcPeer) -> None:
         assert closed == [session]
 
 
+@pytest.mark.parametrize("kind", ["socket", "socket fds"])
+def test_a_unix_socket_that_is_closed_with_something_unread_was_closed_and_not_lost(peer: IpcPeer, kind: str) -> None:
+    for unread in (False, True):
+        link = Link(kind, pathlib.Path())
+        session = peer.create_stream_session(*link.a)
+        closed = ended(session)
+        if unread:
+            session.notify(Note("never read"))
+        other = link.b[0]
+        if isinstance(other, int):
+            os.close(other)
+        else:
+            other.close()
+        tick_until(closed.__len__, peer)
+        assert str(session.reason).startswith("the other side closed the stream (")
+        cause = session.reason.__cause__ if session.reason is not None else None
+        assert isinstance(cause, ConnectionResetError) == unread
+
+
 def test_after_a_half_close_what_is_queued_still_leaves(peer: IpcPeer) -> None:
     # The other side says that it writes no more, and then reads slowly.
     code = """

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["StreamChannel"]
 
 
-
 class StreamChannel(Channel):
     """One output and any number of inputs, framed or of text.
 
@@ -268,12 +267,14 @@ class StreamChannel(Channel):
     def ended_error(self) -> StreamClosedError:
         """Return why nothing more will come."""
         where = f" {self._last.where}" if self._last is not None and self._last.where else ""
-        cause = None if self._last is None else self._last.error
-        if cause is not None:
+        sock, cause = (None, None) if self._last is None else (self._last.end.socket, self._last.error)
+        local = sock is not None and getattr(sock.family, "name", "") == "AF_UNIX"
+        if cause is None or (local and isinstance(cause, ConnectionResetError)):  # it closed, and had not read all
+            error = StreamClosedError(f"the other side closed the stream{where} ({self.describe()})")
+        else:
             error = StreamClosedError(f"the connection was lost{where} ({self.describe()}): {_text(cause)}")
-            error.__cause__ = cause
-            return error
-        return StreamClosedError(f"the other side closed the stream{where} ({self.describe()})")
+        error.__cause__ = cause
+        return error
 
     @property
     def where(self) -> str:
