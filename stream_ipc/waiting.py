@@ -24,8 +24,22 @@ if TYPE_CHECKING:
     from .messages import Message
 
     M = TypeVar("M", bound=Message)
+    Base = ref[Any]
+else:
+    Base = ref
 
 __all__ = ["as_completed", "gather"]
+
+
+class _Reference(Base):
+    """A weak reference that a set can drop when what it refers to is gone, also if it was never put there."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__
+        __eq__ = object.__eq__
+        __ne__ = object.__ne__
 
 
 class _Waiting:
@@ -49,7 +63,7 @@ class _Waiting:
         self._left: dict[ResponsePromise[Any], None] | None = None  # made when it is needed
         self._began = next_moment()
         self._loops: list[Loop] = []
-        self._watched: list[tuple[list[ref[Any]], ref[Any]]] = []
+        self._watched: list[tuple[set[ref[Any]], ref[Any]]] = []
         self._watching = False  # all of them
         self.queue: dict[ResponsePromise[Any], None] = {}
         self.needs_no_session = False
@@ -96,9 +110,9 @@ class _Waiting:
         requesters = set(map(requester_of, given))
         for requester in requesters:
             watchers = requester.replies.watchers
-            watcher = ref(self, watchers.remove)
+            watcher = _Reference(self, watchers.discard)
             self._watched.append((watchers, watcher))
-            watchers.append(watcher)
+            watchers.add(watcher)
         for promise in sorted(all_settled(given), key=self._order):
             self.note(promise)
         self._loops = list({requester.loop for requester in requesters})
@@ -113,8 +127,7 @@ class _Waiting:
         self._watching = False
         while self._watched:
             watchers, watcher = self._watched[-1]
-            if watcher in watchers:
-                watchers.remove(watcher)
+            watchers.discard(watcher)
             del self._watched[-1]
 
     def until(self, wanted: int) -> bool:

@@ -533,6 +533,27 @@ def test_interrupted_gather_and_as_completed_go_on(kind: Type[BaseException]) ->
     at_every_place(scenario, kind, 3)
 
 
+@BOTH
+def test_an_interrupted_iterator_is_dropped_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, kind: Type[BaseException]
+) -> None:
+    said: List[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: said.append(f"{what.exc_value!r} in {what.object!r}"))
+
+    def scenario(run: Run) -> None:
+        with IpcPeer(timeout=20) as peer:
+            a, b = peer.create_session_pair()
+            b.on_request(lambda ping: Pong(ping.value))
+            promises = [a.request(Ping(index), expect=Pong) for index in range(2)]
+            run.once(lambda: next(as_completed(promises, 5)))
+            run.error.__traceback__ = None  # which holds the iterator
+            assert said == []
+            replies = [outcome(promise) for promise in promises]
+            assert all(reply is RemoteError or isinstance(reply, Pong) for reply in replies)
+
+    at_every_place(scenario, kind)
+
+
 @pytest.mark.parametrize("size", [10, 300000])
 @BOTH
 @pytest.mark.slow

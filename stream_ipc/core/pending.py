@@ -53,7 +53,7 @@ class Pending(Base):
         deadline: When the reply must be there, in the time of the loop's clock; None for no limit.
         settled: 0 until the outcome is known; then the moment at which it became known, by ``next_moment``.
         outcome: The reply, or the error in its place; None until it has settled.
-        owner: Has the list ``watchers`` of what watches all its requests.
+        owner: Has the set ``watchers`` of what watches all its requests.
         watchers: Functions that are called with the promise when it settles, or None.
         callbacks: The same, of users, each with the promise, which they keep alive; not there unless there are watchers.
         loop: The loop that calls these.
@@ -101,7 +101,7 @@ class Pending(Base):
         if watched:
             self.loop.later[self] = None
         promise = self()
-        for reference in tuple(self.owner.watchers):
+        for reference in self.owner.watchers.copy():  # the garbage collector may change the set, but not while it is copied
             waiting = reference()
             if waiting is not None:
                 waiting.note(promise)

@@ -46,7 +46,7 @@ class Replies:
     def __init__(self, name: str, ids: Any, hint: Callable[[], str]) -> None:
         self.name = name
         self.due: float = math.inf
-        self.watchers: list[ref[Any]] = []
+        self.watchers: set[ref[Any]] = set()
         self._ids = ids
         self._hint = hint
         self._table: dict[str, Pending] = {}

@@ -98,7 +98,7 @@ class Desk:
         self.name = name
         self.crew = crew
         self.replies = self
-        self.watchers: list[ref[Any]] = []  # of all its promises
+        self.watchers: set[ref[Any]] = set()  # of all its promises
         self._peer = peer
         self._cancels: dict[Ticket, tuple[Ticket, BaseException, int]] = {}  # which have begun
         loop.pools[crew] = None
