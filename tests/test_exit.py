@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,19 @@ import pytest
 from stream_ipc import IpcError, IpcPeer, StreamClosedError
 
 from .messages import Note, Ping, Pong
-from .os_helpers import PATIENCE, await_death, collect, ended, kill, log_texts, program, read_to_end, role, tick_until
+from .os_helpers import (
+    PATIENCE,
+    await_death,
+    collect,
+    ended,
+    kill,
+    log_texts,
+    program,
+    read_exactly,
+    read_to_end,
+    role,
+    tick_until,
+)
 
 PIPE = subprocess.PIPE
 LARGE = 3_000_000  # more than a pipe or a socket holds, by far
@@ -211,6 +224,59 @@ def test_a_master_that_leaves_ends_its_children() -> None:
             assert not os.path.exists(b"/proc/" + pid)
     finally:
         kill(process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", ["exit", "close"])
+def test_an_interruption_while_children_are_ended_kills_them_at_once(how: str, number: signal.Signals) -> None:
+    # They ignore SIGTERM, and their time is not over while this test runs.
+    stubborn = """
+        signal.alarm(60)  # so that nothing is left of a test that fails
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.write(2, b"up ")
+        while os.read(0, 100):
+            pass
+        os.write(2, b"end ")
+        while True:
+            signal.pause()
+    """
+    code = f"""
+        from tests.helpers import set_limit
+        from tests.os_helpers import script
+        set_limit("exit grace", 600)
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(9))
+        peers = [IpcPeer(), IpcPeer()]
+        sessions = [peer.create_command_session(script({stubborn!r}), stderr=int(sys.argv[1])) for peer in peers]
+        sys.stdin.read(1)
+        if {how!r} == "close":
+            for peer, session in zip(peers, sessions):
+                try:
+                    peer.close()
+                except (KeyboardInterrupt, SystemExit):
+                    print(session.process.returncode, flush=True)
+    """
+    read, write = os.pipe()
+    process = subprocess.Popen(program(code, write), stdin=PIPE, stdout=PIPE, stderr=PIPE, pass_fds=[write])
+    os.close(write)
+    try:
+        assert process.stdin is not None and process.stdout is not None
+        assert read_exactly(read, 6) == b"up up "
+        process.stdin.write(b"x")
+        process.stdin.close()
+        if how == "close":
+            for _ in range(2):
+                assert read_exactly(read, 4) == b"end "
+                process.send_signal(number)
+                assert read_exactly(process.stdout.fileno(), 3) == b"-9\n"
+        else:
+            assert read_exactly(read, 8) == b"end end "
+            process.send_signal(number)
+        assert read_to_end(read) == b""  # both are gone
+        process.wait(PATIENCE)
+    finally:
+        kill(process)
+        os.close(read)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from weakref import WeakSet
 from .. import log
 from ..clock import monotonic
 from ..errors import StreamClosedError
+from ..interruptions import interruption_in
 from ..transports.base import finish
 from .conditions import Until
 from .draining import FLUSH_BOUND, flush_bound
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
+    from ..transports.base import Ending
     from .conversation import Conversation
 
 __all__ = ["adopt", "close_loop", "drop_loop"]
@@ -47,13 +49,22 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
         loop: The loop.
         seconds: How long all of it may take; None for the usual bounds.
     """
+    try:
+        _close(loop, seconds)
+    except BaseException as exc:
+        if isinstance(exc, KeyboardInterrupt) or interruption_in(exc) is not None:
+            _cut_short((loop,))  # whoever is that impatient may not close it again
+        raise
+
+
+def _close(loop: Loop, seconds: float | None) -> None:
     due = None if seconds is None else monotonic() + seconds
     conversations = (*loop.conversations, *_closing(loop))
     _begin(loop)
     try:
         _write_queued(loop, flush_bound(seconds, conversations))
-        _end(conversations, handlers=False)
     finally:
+        _end(conversations, handlers=False)
         _end((*loop.conversations, *_closing(loop)), handlers=False)
         _finish(loop, due, background=False)  # before the on_close handlers, which run after a child's last words
         try:
@@ -116,7 +127,19 @@ def drop_loop(loop: Loop, owner: str) -> None:
 
 def close_all() -> None:
     """Close all loops at exit, side by side, because each may take its time."""
-    loops = [loop for loop in tuple(_loops) if not loop.released and not loop.forked]
+    try:
+        _close_side_by_side()
+    except BaseException:  # an interruption, and there is no later
+        _cut_short(_open_loops())
+        raise
+
+
+def _open_loops() -> list[Loop]:
+    return [loop for loop in tuple(_loops) if not loop.released and not loop.forked]
+
+
+def _close_side_by_side() -> None:
+    loops = _open_loops()
     for loop in loops:
         loop.thread = None  # its thread has ended, or will never run again
     left = [loop for loop in loops if _try(loop, partial(_begin, loop))]
@@ -134,7 +157,25 @@ def close_all() -> None:
         _try(loop, partial(close_loop, loop))
 
 
-def _try(loop: Loop, step: Callable[[], Any]) -> bool:
+def _cut_short(loops: Iterable[Loop]) -> None:
+    """End at once what is left: kill children and reap them. No handler runs."""
+    try:
+        _kill(loops)  # before anything else: another interruption may come
+        for loop in loops:
+            _try(loop, partial(_end, (*loop.conversations, *_closing(loop)), handlers=False), "after an interruption")
+    finally:
+        finish(_kill(loops), deliver=False)
+
+
+def _kill(loops: Iterable[Loop]) -> list[Ending]:
+    endings = [ending for loop in loops for ending in loop.endings.all]
+    for ending in endings:
+        ending.hurry(monotonic())
+        ending.step()
+    return endings
+
+
+def _try(loop: Loop, step: Callable[[], Any], when: str = "at exit") -> bool:
     try:
         outer = loop.enter()
         try:
@@ -142,7 +183,7 @@ def _try(loop: Loop, step: Callable[[], Any]) -> bool:
         finally:
             loop.thread = outer
     except Exception:
-        log.error("closing %r at exit failed", loop, exc_info=True)
+        log.error("closing %r %s failed", loop, when, exc_info=True)
         return False
     return True
 

@@ -157,12 +157,13 @@ class Ending:
         """Release what is held without finishing: in a forked copy of the process."""
 
 
-def finish(endings: Iterable[Ending], background: bool = True) -> list[Ending]:
+def finish(endings: Iterable[Ending], background: bool = True, deliver: bool = True) -> list[Ending]:
     """Block until these are done, side by side. Each of them bounds its own steps.
 
     Args:
         endings: What is to be done.
         background: Also wait for what is in the background. Otherwise it goes on only while others are waited for.
+        deliver: Whether handlers may run.
 
     Returns:
         What is not done.
@@ -172,7 +173,7 @@ def finish(endings: Iterable[Ending], background: bool = True) -> list[Ending]:
         wait = 60.0
         for ending in endings:
             left = ending.step()
-            if ending.messages:
+            if deliver and ending.messages:
                 ending.deliver()
                 wait = 0.0  # a handler may have done anything, also finished this
             if left is not None:
