@@ -17,7 +17,7 @@ from typing import Any, Iterator, List
 import pytest
 
 from stream_ipc import IpcPeer, LogMessage, Session, StreamClosedError
-from tests.helpers import set_limit
+from tests.helpers import InterruptAt, Interruption, InterruptionError, set_limit
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import (
     await_death,
@@ -299,6 +299,36 @@ def test_nothing_is_lost_if_starting_fails(peer: IpcPeer, options: Any) -> None:
         with pytest.raises((TypeError, ValueError, OSError, subprocess.SubprocessError, OverflowError, KeyError)):
             peer.create_command_session(["cat"], **options)
     assert listing() == before and peer.sessions == ()
+
+
+class _AroundFork(InterruptAt):
+    def is_place(self, frame: Any, event: str) -> bool:
+        # Before these lines Popen makes a pipe, and loses it.
+        here = frame.f_code.co_name == "_execute_child" and "fds_to_keep" in frame.f_locals
+        return event == "c_return" and here
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux tells which child it is")
+@pytest.mark.parametrize("options", [{}, {"preexec_fn": int}], ids=["", "a slow start"])
+@pytest.mark.parametrize("kind", [Interruption, InterruptionError])
+def test_an_interrupted_start_leaves_no_child(peer: IpcPeer, kind: Any, options: Any) -> None:
+    # The moment when Popen has not stored the pid yet is among these.
+    places = []
+    while True:
+        read, write = os.pipe()
+        interrupt = _AroundFork(len(places) + 1, kind())
+        try:
+            with interrupt:
+                peer.create_command_session(["sleep", "60"], pass_fds=[write], **options).close(0)
+        except kind:
+            pass
+        os.close(write)
+        assert read_to_end(read) == b"", interrupt.where
+        os.close(read)
+        if not interrupt.hit:
+            break
+        places.append(interrupt.where)
+    assert any("fork_exec" in place for place in places)
 
 
 @pytest.mark.parametrize("command", [["cat", 5], ["cat", None], ["c\0at"], [b"cat", "x\0"]])

@@ -11,6 +11,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import starmap
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 
 
 __all__ = ["check_popen", "leads_group", "spawn"]
+
+_LOOKS = 50  # for a child of which the system does not tell yet
 
 _TEXT = "messages are bytes, so the pipes have no text layer"
 _WINDOWS = "it is for Windows only"
@@ -132,7 +135,7 @@ def spawn(
         except BaseException as exc:
             close_streams([(file, -1) for file in files])
             if process is None:
-                process = _find_child(exc)
+                process = _find_child(exc, theirs)
             if process is not None:
                 kill(process)
             raise
@@ -170,14 +173,48 @@ def _open_pipe(reads: list[int], writes: list[int], size: int) -> None:
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, size)
 
 
-def _find_child(error: BaseException) -> subprocess.Popen[bytes] | None:
-    """Return the process whose start was interrupted when it ran already: only the frames of ``Popen`` know it."""
+def _find_child(error: BaseException, pipes: Sequence[int]) -> subprocess.Popen[bytes] | None:
+    """Return the process whose start was interrupted when it ran already: only the frames of ``Popen`` know it.
+
+    Args:
+        error: What came out of ``Popen``.
+        pipes: What the process has for its stdin and stdout.
+    """
     traceback = error.__traceback__
     while traceback is not None:
         found = traceback.tb_frame.f_locals.get("self")
-        if getattr(found, "pid", None) is not None and getattr(found, "returncode", 0) is None:
-            return found
+        if isinstance(found, subprocess.Popen) and getattr(found, "returncode", 0) is None:
+            if found.pid is None and hasattr(os, "waitid"):  # not stored yet, or not started
+                found.pid = _find_pid(pipes)
+            return None if found.pid is None else found
         traceback = traceback.tb_next
+    return None
+
+
+def _find_pid(pipes: Sequence[int]) -> int | None:
+    """Return the child that has these pipes for its stdin and stdout. Only Linux tells, so elsewhere it is None."""
+    for _ in range(_LOOKS):
+        copy = _find_holder(pipes[0], pipes[0])  # of this process: another thread's, or what becomes the child
+        for number, pipe in enumerate(pipes[:2]):
+            pid = _find_holder(number, pipe)
+            if pid is not None:
+                return pid
+        if copy is None:
+            break
+        time.sleep(0.001)
+    return None
+
+
+def _find_holder(number: int, pipe: int) -> int | None:
+    """Return the child that calls a pipe by that number."""
+    wanted = os.fstat(pipe)
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        try:
+            if name.isdigit() and os.path.samestat(os.stat(f"/proc/{name}/fd/{number}"), wanted):
+                os.waitid(os.P_PID, int(name), os.WEXITED | os.WNOHANG | os.WNOWAIT)  # an error unless it is a child
+                return int(name)
+        except OSError:  # somebody else's, or a further interruption, which is as good as the first
+            pass
     return None
 
 
