@@ -214,7 +214,8 @@ class Ticking:
         a second in all; TCP connections on which the other side is still
         talking are kept a second more. Then ``on_close`` handlers run, and
         children are waited for, 6 s in the worst case: see ``Session.close``.
-        Ctrl-C meanwhile kills the children that are left, at once.
+        An interrupted call can be made again; if it is not, the end of the
+        interpreter ends what is left, and Ctrl-C there kills it.
 
         Args:
             timeout: Seconds for all of that, in place of these bounds: see

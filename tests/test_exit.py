@@ -227,8 +227,7 @@ def test_a_master_that_leaves_ends_its_children() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("how", ["exit", "close"])
-def test_an_interruption_while_children_are_ended_kills_them_at_once(how: str, number: signal.Signals) -> None:
+def test_an_interruption_while_children_are_ended_at_exit_kills_them_at_once(number: signal.Signals) -> None:
     # They ignore SIGTERM, and their time is not over while this test runs.
     stubborn = """
         signal.alarm(60)  # so that nothing is left of a test that fails
@@ -249,12 +248,6 @@ def test_an_interruption_while_children_are_ended_kills_them_at_once(how: str, n
         peers = [IpcPeer(), IpcPeer()]
         sessions = [peer.create_command_session(script({stubborn!r}), stderr=int(sys.argv[1])) for peer in peers]
         sys.stdin.read(1)
-        if {how!r} == "close":
-            for peer, session in zip(peers, sessions):
-                try:
-                    peer.close()
-                except (KeyboardInterrupt, SystemExit):
-                    print(session.process.returncode, flush=True)
     """
     read, write = os.pipe()
     process = subprocess.Popen(program(code, write), stdin=PIPE, stdout=PIPE, stderr=PIPE, pass_fds=[write])
@@ -264,14 +257,8 @@ def test_an_interruption_while_children_are_ended_kills_them_at_once(how: str, n
         assert read_exactly(read, 6) == b"up up "
         process.stdin.write(b"x")
         process.stdin.close()
-        if how == "close":
-            for _ in range(2):
-                assert read_exactly(read, 4) == b"end "
-                process.send_signal(number)
-                assert read_exactly(process.stdout.fileno(), 3) == b"-9\n"
-        else:
-            assert read_exactly(read, 8) == b"end end "
-            process.send_signal(number)
+        assert read_exactly(read, 8) == b"end end "
+        process.send_signal(number)
         assert read_to_end(read) == b""  # both are gone
         process.wait(PATIENCE)
     finally:

@@ -14,7 +14,6 @@ from weakref import WeakSet
 from .. import log
 from ..clock import monotonic
 from ..errors import StreamClosedError
-from ..interruptions import interruption_in
 from ..transports.base import finish
 from .conditions import Until
 from .draining import FLUSH_BOUND, flush_bound
@@ -49,15 +48,6 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
         loop: The loop.
         seconds: How long all of it may take; None for the usual bounds.
     """
-    try:
-        _close(loop, seconds)
-    except BaseException as exc:
-        if isinstance(exc, KeyboardInterrupt) or interruption_in(exc) is not None:
-            _cut_short((loop,))  # whoever is that impatient may not close it again
-        raise
-
-
-def _close(loop: Loop, seconds: float | None) -> None:
     due = None if seconds is None else monotonic() + seconds
     conversations = (*loop.conversations, *_closing(loop))
     _begin(loop)
