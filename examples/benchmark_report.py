@@ -103,7 +103,7 @@ def print_all(bench: Bench, workloads: Results, tables: List[Table]) -> None:
     print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, {platform.system()}.")
     others = [cls for cls in EVERYBODY if cls not in bench.absent and cls is not Raw]
     for base, compared, text in (
-        (Raw, others, "The raw selector loop, and the others as multiples of it; medians of all rounds."),
+        (Raw, others, "The raw selector loop, and the others as multiples of it; medians of rounds."),
         (Original, [StreamIpc, InPhpFormat], "The original, PHP to PHP, and this library, Python to Python."),
     ):
         entries = [entry for entry in workloads.values() if entry["base"] == base.name]
