@@ -272,7 +272,7 @@ class InterruptAt(CallAt):
             place = "/stream_ipc/" in code.co_filename and "/stream_ipc/" in frame.f_back.f_code.co_filename
         else:
             place = super().is_place(frame, event)
-        if code.co_name in UNRAISABLE:
+        if code.co_name in UNRAISABLE or (frame.f_back is not None and frame.f_back.f_code.co_name in UNRAISABLE):
             return False
         # Going on with a generator: there old versions would end it without its finally clauses.
         return place and (event == "c_return" or not code.co_flags & inspect.CO_GENERATOR)

@@ -423,7 +423,10 @@ def test_workers_that_are_killed_at_random() -> None:
             while time.monotonic() < end:
                 got.append(next(replies).value)
                 if time.monotonic() > next_kill and pool.workers:
-                    os.kill(pid_of(chance.choice(pool.workers)), chance.choice([signal.SIGKILL, signal.SIGTERM]))
+                    try:
+                        os.kill(pid_of(chance.choice(pool.workers)), chance.choice([signal.SIGKILL, signal.SIGTERM]))
+                    except ProcessLookupError:
+                        continue  # it has died of the last one, and was reaped
                     killed += 1
                     next_kill = time.monotonic() + chance.random() * 0.2
             assert got == list(range(len(got))) and killed > 10

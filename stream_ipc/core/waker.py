@@ -29,9 +29,11 @@ class Waker:
         called: Whether ``wake`` was called; whoever has taken note sets it back.
     """
 
+    _pipe: Any = ()  # of one whose making was interrupted at once
+
     def __init__(self) -> None:
         self.called: bool = False
-        self._pipe: list[int] = []  # none once it is closed
+        self._pipe = []  # none once it is closed
         for self._pipe[:] in starmap(os.pipe, [()]):  # stored before a signal is looked at
             break
         self.fd: int = self._pipe[0]
@@ -77,7 +79,7 @@ class Waker:
 
     def __del__(self) -> None:
         """Close what an interruption of the making of a loop has left."""
-        if hasattr(self, "_pipe"):
+        if self._pipe:
             self.abandon()
 
     def abandon(self) -> None:

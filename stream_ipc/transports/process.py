@@ -104,7 +104,8 @@ class ProcessChannel(StreamChannel):
 
     def __del__(self) -> None:
         """Close what is left of a channel that an interruption has lost before anybody got it."""
-        self._close_pidfd()
+        if self._pidfd >= 0:
+            self._close_pidfd()
 
     # -- its death
 
