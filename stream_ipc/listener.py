@@ -215,6 +215,7 @@ def _shake_hands(
                 return tls
             if not wait_for(loop, tls.fileno(), events, limit):
                 raise TimeoutError
+            events = 0  # see the end of Loop.run's loop
     except ssl.SSLError as exc:
         tls.close()
         text = f"the TLS handshake with {place!r} failed: {exc.strerror or exc}"

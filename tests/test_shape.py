@@ -1,12 +1,14 @@
 """The library's structure: layers, public names, docstrings, and what it never does."""
 
 import ast
+import dis
 import importlib.util
 import inspect
 import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -584,3 +586,36 @@ def test_top_level_holds_nothing_else():
     top = {name.split("/")[0] for name in done.stdout.splitlines()}
     allowed = {"setup.cfg", "setup.py", "README.rst", "LICENSE", "stream_ipc", "tests", "examples"}
     assert {name for name in top if not name.startswith(".")} <= allowed
+
+
+def code_objects(code):
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from code_objects(constant)
+
+
+# Loops whose try has nothing to undo: it answers an error of the system, or a value that is wrong.
+NOTHING_TO_UNDO = {
+    "ProcessEnding._has_ended", "TypeInfo._build_open", "Waker.on_ready", "Walk.text", "_Direction.run",
+    "_Watcher.catch_up", "_shake_hands", "read_php",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the compiler puts every jump of a loop inside its try")
+@pytest.mark.parametrize("module", SOURCES)
+def test_jumps_of_a_loop_are_inside_its_try(module):
+    # There a signal is looked at: what its handler raises would pass by the finally and the except clauses.
+    inline = [node for node in ast.walk(TREES[module]) if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp))]
+    inline += [node for node in ast.walk(TREES[module]) if isinstance(node, ast.GeneratorExp)]
+    harmless = {line for node in inline for line in range(node.lineno, node.end_lineno + 1)}
+    outside = []
+    for code in code_objects(compile(SOURCES[module], module, "exec")):
+        parsed = dis.Bytecode(code)
+        spans = [(entry.start, entry.end) for entry in parsed.exception_entries]
+        for jump in parsed:
+            if jump.opname.startswith("JUMP_BACKWARD") and jump.positions.lineno not in harmless:
+                begins, ends = (any(a <= at < b for a, b in spans) for at in (jump.argval, jump.offset))
+                if begins and not ends and code.co_qualname not in NOTHING_TO_UNDO:
+                    outside.append(f"{code.co_qualname}, line {jump.positions.lineno}")
+    assert not outside, "end the loop with a statement that is no if"

@@ -177,9 +177,8 @@ class Loop(Guard):
         if self.released:
             self.check_entry()
         if timeout is None and (self.released or self.is_empty):
-            raise StreamClosedError(
-                "nothing is open, so tick(None) would wait for ever: this IpcPeer has no open session and no listener"
-            )
+            text = "nothing is open, so tick(None) would wait for ever"
+            raise StreamClosedError(f"{text}: this IpcPeer has no open session and no listener")
         if self.released:
             time.sleep(min(timeout or 0.0, _LONG))
             return 0
@@ -246,7 +245,6 @@ class Loop(Guard):
                         return count
                     last_look = limit <= now
                     wait = 0
-                looked = True
                 if todo or self.has_chores or not self.conversations:
                     if until is not None and not (self.conversations or until.needs_no_session):
                         return count
@@ -263,15 +261,12 @@ class Loop(Guard):
                         return count
                     raise
                 for fd, mask in events:
-                    owner = self._owners.get(fd)
-                    if owner is not None:
-                        owner.on_ready(fd, mask)
-                    elif not self.closed:  # by another thread, at exit
-                        self.poller.forget_lost()
+                    self._owners.get(fd, self).on_ready(fd, mask)
                 if self.has_chores:
                     self._look()
                 if now >= timers.soonest or (wait and not events):
                     self._on_time(now, not events)
+                looked = True  # last: a jump back that follows an if is outside of the try from 3.12 on
         finally:
             self.thread = outer
             self.depth = depth
@@ -280,6 +275,11 @@ class Loop(Guard):
                 self._update_paused()
             if self._embedding is not None:
                 self._update_embedding()
+
+    def on_ready(self, fd: int, events: int) -> None:
+        """Get rid of a descriptor that nobody owns."""
+        if not self.closed:  # by another thread, at exit
+            self.poller.forget_lost()
 
     def _take_turns(self, until: Any) -> int:
         """Let dispatchers work off their inboxes in turn, until ``until`` has settled.

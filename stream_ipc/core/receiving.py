@@ -36,6 +36,7 @@ def receive(conversation: Conversation, timeout: float | None, expect: type) -> 
                 raise conversation.closed_error()
             if not _await(conversation, Wanted(expect), limit):
                 raise TimeoutError(f"no notification{_of(expect)}{within(timeout)} ({conversation.name})")
+            entry = None  # see the end of Loop.run's loop
     finally:
         loop.thread = outer
 

@@ -109,6 +109,7 @@ class Responder:
                     self._log_error_reply(item.id, exc)
                 if reply is not None:
                     break
+                taken = True  # it is; see the end of Loop.run's loop
             if not isinstance(reply, Message) or type(reply) in _ENVELOPES:
                 if reply is None:
                     reply = _no_reply(cls)

@@ -32,6 +32,7 @@ class ForeignChannel(Channel):
     """
 
     volatile = True
+    ended: StreamClosedError | None = None
 
     def __init__(self, transport: Any) -> None:
         for name in ("send", "receive", "read_fds", "close"):

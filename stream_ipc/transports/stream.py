@@ -46,6 +46,8 @@ class StreamChannel(Channel):
         name: What ``describe`` says; by default the descriptors.
     """
 
+    ended: StreamClosedError | None = None
+
     def __init__(
         self, output: Any, reads: Sequence[Any], serializer: MessageSerializer, max_frame_size: int, name: str = ""
     ) -> None:
