@@ -338,15 +338,9 @@ def test_error_while_replying_still_answers_exactly_once(kind: Type[BaseExceptio
 # -- at every place where a signal handler could raise
 
 
-# Whether the package can tell what a signal handler raised from other Exceptions. Until it can, the sweeps with an
-# Exception run only where everything does, and may fail.
-EXCEPTION_SWEEPS = True
-
-MAY_FAIL = () if EXCEPTION_SWEEPS else (pytest.mark.xfail(reason="an Exception is not known as a signal handler's"),)
-BOTH = pytest.mark.parametrize(
-    "kind", [Interruption, pytest.param(InterruptionError, marks=[pytest.mark.slow, *MAY_FAIL])]
-)
-BOTH_ALARMS = pytest.mark.parametrize("kind", [Alarm, pytest.param(AlarmError, marks=[pytest.mark.slow, *MAY_FAIL])])
+# The second time with an Exception, as many a handler of SIGALRM raises; that is one of the slow tests.
+BOTH = pytest.mark.parametrize("kind", [Interruption, pytest.param(InterruptionError, marks=pytest.mark.slow)])
+BOTH_ALARMS = pytest.mark.parametrize("kind", [Alarm, pytest.param(AlarmError, marks=pytest.mark.slow)])
 
 # Each of hundreds of attempts takes milliseconds; a few that do not come to an end are enough to know.
 SOON = 2.0
