@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..protocols import Payload
-    from ..registry import FieldInfo, TypeInfo
+    from ..registry import TypeInfo
 
     Parts = bytes | list[bytes]
     Write = Callable[[int, Any, Message], Parts]
@@ -122,11 +122,7 @@ class PickleMessageSerializer:
         if self._unsafe:
             return _plain_dumps(put_in_envelope(kind, id, message))
         try:
-            try:
-                write = _writers[type(message)]
-            except KeyError:
-                write = _new_writer(type(message))
-            return write(kind, id, message)
+            return _writers[type(message)](kind, id, message)
         except Exception as exc:
             from .pickle_explain import explain
 
@@ -169,67 +165,45 @@ class PickleMessageSerializer:
 # -- writing
 
 
-# By class, what turns a message into its payload.
-_writers: dict[type, Write] = {}
+class _Writers(dict):  # type: ignore[type-arg]
+    """By class, what turns a message into its payload."""
+
+    def __missing__(self, cls: type) -> Write:
+        info = registry.type_info(cls)
+        name = info.wire_name
+        if not issubclass(cls, Message):
+            raise SerializationError(f"{name} cannot be sent by itself: it does not derive from Message") from None
+        if issubclass(cls, (RequestEnvelope, ResponseEnvelope)):
+            raise SerializationError(f"{name} cannot be sent: it is, or derives from, an envelope inside another") from None
+        write: Write
+        if info.fields and not info.is_enum:
+            write = _writer_of(info)
+        else:
+            take = take_apart[cls]
+            write = lambda kind, id, message: _write((kind, id, *take(message)), message)  # noqa: E731
+        self[cls] = write
+        return write
+
+
+_writers: dict[type, Write] = _Writers()
 registry.clear_on_change(_writers)
 
-
-def _new_writer(cls: type) -> Write:
-    info = registry.type_info(cls)
-    name = info.wire_name
-    if not issubclass(cls, Message):
-        raise SerializationError(f"{name} cannot be sent by itself: it does not derive from Message") from None
-    if issubclass(cls, (RequestEnvelope, ResponseEnvelope)):
-        raise SerializationError(f"{name} cannot be sent: it is, or derives from, an envelope inside another") from None
-    write: Write
-    if info.fields and not info.is_enum:
-        write = _writer_of(info)
-    else:
-        take = take_apart[cls]
-        write = lambda kind, id, message: _write((kind, id, *take(message)), message)  # noqa: E731
-    _writers[cls] = write
-    return write
-
-
-# What a field must hold for dumps(), by its annotation; {0} stands for the value. The annotation only says what to look
-# for: whatever else the field holds is the pickler's, which meets objects, and passes large bytes on without a copy.
-_TESTS: dict[Any, str] = {}
-for _cls, _test in (
-    (str, "type({0}) is str"),
-    (bytes, "type({0}) is bytes and len({0}) < 4096"),
-    (int, "type({0}) is int"),
-    (float, "type({0}) is float"),
-    (bool, "type({0}) is bool"),
-):
-    _name = _cls.__name__  # annotations may be text
-    _TESTS[_cls] = _TESTS[_name] = _test
-    _TESTS[_cls | None] = _TESTS[f"{_name} | None"] = _TESTS[f"Optional[{_name}]"] = f"({{0}} is None or {_test})"
-
-_MAX_TESTS = 5  # more take longer than the pickler
+# What dumps() writes as it is. Whatever else a field holds is the pickler's, which meets objects, and passes large bytes
+# on without a copy.
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def _writer_of(info: TypeInfo) -> Write:
     values = [f"v{index}" for index in range(len(info.fields))]
     root = f"(kind, id, shape, {', '.join(values)})"
-    tests = [_test_of(field).format(value) for field, value in zip(info.fields, values)]
     lines = [
         "def made(kind, id, message):",
         *(f"    {value} = message.{field.name}" for field, value in zip(info.fields, values)),
+        f"    if {' and '.join([f'type({value}) in plain' for value in ('id', *values)])}:",
+        f"        return dumps({root}, 5)",
+        f"    return write({root}, message)",
     ]
-    if all(tests) and len(tests) <= _MAX_TESTS:
-        lines += [
-            f"    if (id is None or type(id) is str) and {' and '.join(tests)}:",
-            f"        return dumps({root}, 5)",
-        ]
-    lines.append(f"    return write({root}, message)")
-    return compile_function(lines, {"shape": shape_of(info), "dumps": dumps, "write": _write})
-
-
-def _test_of(field: FieldInfo) -> str:
-    try:
-        return _TESTS.get(field.annotation, "")
-    except TypeError:  # the annotation has no hash
-        return ""
+    return compile_function(lines, {"shape": shape_of(info), "dumps": dumps, "write": _write, "plain": _PLAIN})
 
 
 # Between messages, because making one takes longer than a small message. A property of a message can lead back in here,
