@@ -66,7 +66,7 @@ class Loop(Guard):
         dispatched: How many messages have been dispatched in all.
         depth: How many dispatches are under way, one inside the other.
         starving: Whether a wait is under way that does not dispatch.
-        has_chores: Whether something may be corked, ending or to be looked at without a descriptor.
+        has_chores: Whether something may be corked, ending or to be looked at without a descriptor, or nothing may be open.
         waker: Makes the tick that is under way, or the next one, return at once.
         wakeups: Counts ticks that have returned for this.
         progress: Counts drained queues, and conversations that opened or closed.
@@ -89,7 +89,7 @@ class Loop(Guard):
         self.dispatched: int = 0
         self.depth: int = 0
         self.starving: bool = False
-        self.has_chores: bool = False
+        self.has_chores: bool = True
         self.progress: int = 0
         self._timers = Timers()
         self._inspection = Inspection(self)
@@ -115,6 +115,7 @@ class Loop(Guard):
         """Forget a conversation and what belongs to it, but not its repairs."""
         self.progress += 1
         self.conversations.pop(conversation, None)
+        self.has_chores = True
         self.todo.pop(conversation.dispatcher, None)
         self._timers.set(conversation, None)
 
@@ -174,15 +175,17 @@ class Loop(Guard):
 
     def tick(self, timeout: float | None) -> int:
         """Turn until something has happened, at most so long; see ``IpcPeer.tick``."""
+        if timeout is None:
+            if self.released or (not self.conversations and self.is_empty):
+                self.check_entry()
+                text = "nothing is open, so tick(None) would wait for ever"
+                raise StreamClosedError(f"{text}: this IpcPeer has no open session and no listener")
+            return self.run()
         if self.released:
             self.check_entry()
-        if timeout is None and (self.released or self.is_empty):
-            text = "nothing is open, so tick(None) would wait for ever"
-            raise StreamClosedError(f"{text}: this IpcPeer has no open session and no listener")
-        if self.released:
-            time.sleep(min(timeout or 0.0, _LONG))
+            time.sleep(min(timeout, _LONG))
             return 0
-        return self.run(None, self.clock() + timeout if timeout else timeout)
+        return self.run(None, self.clock() + timeout if timeout else 0)
 
     def run(self, until: Any = None, limit: float | None = None, dispatch: bool = True) -> int:
         """Turn until something has happened, or the clock has reached ``limit``.
@@ -219,7 +222,7 @@ class Loop(Guard):
             while True:
                 if todo and looked and dispatch:
                     if starving:
-                        count += self._settle_replies()
+                        count += sum([dispatcher.settle_replies() for dispatcher in tuple(todo)])
                     elif len(todo) > 1:
                         count += self._take_turns(until)
                     else:
@@ -239,13 +242,14 @@ class Loop(Guard):
                     return count
                 clock = self.clock
                 now = clock()
-                wait = (limit if limit < timers.soonest else timers.soonest) - now
+                due = timers.soonest
+                wait = (limit if limit < due else due) - now
                 if wait <= 0:
                     if limit <= now and last_look:
                         return count
                     last_look = limit <= now
                     wait = 0
-                if todo or self.has_chores or not self.conversations:
+                if todo or self.has_chores:
                     if until is not None and not (self.conversations or until.needs_no_session):
                         return count
                     wait = self._prepare(wait, starving)
@@ -264,7 +268,7 @@ class Loop(Guard):
                     self._owners.get(fd, self).on_ready(fd, mask)
                 if self.has_chores:
                     self._look()
-                if now >= timers.soonest or (wait and not events):
+                if now >= due or (wait and not events):
                     self._on_time(now, not events)
                 looked = True  # last: a jump back that follows an if is outside of the try from 3.12 on
         finally:
@@ -298,9 +302,6 @@ class Loop(Guard):
             if self.dispatched + count == before:  # what is there cannot be dispatched now
                 break
         return count
-
-    def _settle_replies(self) -> int:
-        return sum([dispatcher.settle_replies() for dispatcher in tuple(self.todo)])
 
     def _prepare(self, wait: float, starving: bool) -> float:
         """Get ready for a turn though something is gathered, stands in an inbox or is looked at by time.
@@ -339,7 +340,7 @@ class Loop(Guard):
             task.look()
         if self.endings.all:
             self.endings.step(deliver=not self.starving)
-        self.has_chores = bool(self._polled or self.endings.all or self.corked)
+        self.has_chores = bool(self._polled or self.endings.all or self.corked or not self.conversations)
 
     def _on_time(self, now: float, idle: bool) -> None:
         """Do what is due by the clock, and look at streams now and then, also if the clock stands still."""
@@ -370,10 +371,7 @@ class Loop(Guard):
         return None if wait == math.inf else max(0.0, wait)
 
     def _has_work(self) -> bool:
-        for dispatcher in self.todo:
-            if dispatcher.has_work:
-                return True
-        return False
+        return any([dispatcher.has_work for dispatcher in self.todo])
 
     def mark(self, dispatcher: Dispatcher) -> None:
         """Note, maybe outside of ``run``, that a dispatcher has something to do."""

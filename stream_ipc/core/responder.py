@@ -59,6 +59,7 @@ class Responder:
         """Look up what is asked for with each message, once the conversation is complete."""
         self._loop = self._conversation.loop
         self._channel = self._conversation.channel
+        self._outbox = self._channel.outbox
         self.port: Port = self._conversation.port
 
     @property
@@ -68,11 +69,11 @@ class Responder:
 
     def is_full(self) -> bool:
         """Return whether a reply would only add to a long queue that the other side still reads."""
-        return self._channel.outbox.queued_bytes > HIGH_WATER and self._channel.ended is None
+        return self._outbox.queued_bytes > HIGH_WATER and self._channel.ended is None
 
     def serve(self, item: RequestEnvelope) -> int | None:
         """Ask the handlers of a request, and send the reply."""
-        if self.is_full():
+        if self._outbox.queued_bytes > HIGH_WATER and self.is_full():
             return None
         request = item.request
         cls = type(request)
@@ -120,12 +121,12 @@ class Responder:
             if not taken:
                 take_out(inbox, item)
                 taken = True
-            last = self._channel.outbox.last
+            last = self._outbox.last
             self.send_reply(item.id, reply)
         except BaseException as exc:
             # If the program goes on, the requester gets its reply in the next turn, or learns what happened; if it ends,
             # the requester learns that.
-            if taken and (last is _UNKNOWN or self._channel.outbox.last is last):
+            if taken and (last is _UNKNOWN or self._outbox.last is last):
                 if not isinstance(reply, (Message, Owed)) and find_deferrer(reply) is not None:
                     reply = Owed(self, self._loop, item.id, reply)
                 if not isinstance(reply, (Message, Owed)):
@@ -136,12 +137,12 @@ class Responder:
 
     def answer(self, item: Answer) -> int:
         """Send a reply that an interruption has left in the inbox."""
-        last = self._channel.outbox.last
+        last = self._outbox.last
         take_out(self._inbox, item)
         try:
             self.send_reply(item.id, item.reply)
         except BaseException:
-            if self._channel.outbox.last is last:
+            if self._outbox.last is last:
                 self._dispatcher.put_back(item)
             raise
         return 0
@@ -157,25 +158,24 @@ class Responder:
             log.debug("session %s: reply to request %.128r dropped: it is closed", self._conversation.name, id)
             return
         try:
-            self._post(RESPONSE, id, reply)
-        except (FrameTooLargeError, SerializationError) as exc:
-            text = reply.message if isinstance(reply, ErrorMessage) else f"the reply could not be sent: {exc}"
-            self._send_error(id, text)
-            self._log_error_reply(id, exc)
-        except (StreamClosedError, InvalidStreamError):
-            pass  # the port has taken note of it
-        except Exception as exc:
-            self.port.failed(exc)
-
-    def _post(self, kind: int, id: Any, message: Message) -> None:
-        try:
-            self._channel.post(kind, id, message)
+            self._channel.post(RESPONSE, id, reply)
         except BaseException as exc:
             self._loop.repairs[self.port] = None
-            self.port.post_failed(exc)
-            raise
+            if self._takes_another(exc):
+                text = reply.message if isinstance(reply, ErrorMessage) else f"the reply could not be sent: {exc}"
+                self._send_error(id, text)
+                self._log_error_reply(id, exc)
 
-    def _log_error_reply(self, id: Any, exc: Exception) -> None:
+    def _takes_another(self, exc: BaseException) -> bool:
+        """Take note of what sending a reply has raised; returns whether another can be sent in its place."""
+        self.port.post_failed(exc)
+        if isinstance(exc, (FrameTooLargeError, SerializationError)):
+            return True
+        if not isinstance(exc, (StreamClosedError, InvalidStreamError)):  # of which the port has taken note
+            self.port.failed(exc)
+        return False
+
+    def _log_error_reply(self, id: Any, exc: BaseException) -> None:
         log.debug("session %s: request %.128r was answered with %s", self._conversation.name, id, article(type(exc)))
 
     def _defer(self, owed: Owed) -> ErrorMessage | None:
@@ -199,12 +199,13 @@ class Responder:
         for length in (len(text), limit // 8, 64, 8):
             shown = text if len(text) <= length else text[:length] + "..."
             try:
-                self._post(RESPONSE, id, ErrorMessage(shown))
+                self._channel.post(RESPONSE, id, ErrorMessage(shown))
                 return
-            except (FrameTooLargeError, SerializationError) as exc:
-                error: Exception = exc
-            except (StreamClosedError, InvalidStreamError):
-                return
+            except BaseException as exc:
+                self._loop.repairs[self.port] = None
+                if not self._takes_another(exc):
+                    return
+                error = exc
         log.error("%r: no reply to request %.128r could be sent: %s", self._session, id, error)
 
 

@@ -6,7 +6,7 @@ Knows buffers and the end that is written. Must not know messages, or what an er
 from __future__ import annotations
 
 from itertools import repeat
-from operator import itemgetter
+from operator import itemgetter, sub
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ _JOIN = 64 * 1024  # small buffers are joined up to this size before they are wr
 class Outbox:
     """The queue of one stream that is written.
 
-    Owns the queue, what the last write returned until that is taken off the queue, and whether the stream is full.
+    Owns the queue, what the last write has left of its first buffer until that is taken off it, and whether the stream is
+    full.
 
     Args:
         end: The end that is written.
@@ -38,7 +39,7 @@ class Outbox:
         queue: Buffers, in order. Always the same list.
         queued_bytes: How many bytes these are, unless a write is under way.
         last: The frame that was put in last.
-        held: Whether a frame that is put in is not to be written at once: for one of the next three reasons, or an error.
+        held: Whether a frame that is put in is not to be written at once: the queue is blocked, corked, or has failed.
         blocked: Whether the stream did not take everything, so that its descriptor is to be waited for.
         corked: Whether small frames are gathered.
         writing: Whether a write is under way: what is put in meanwhile, by a finalizer or a signal handler, is written by
@@ -48,9 +49,9 @@ class Outbox:
 
     __slots__ = (
         "_failed",
+        "_left",
         "_on_change",
         "_writes",
-        "_written",
         "blocked",
         "corked",
         "end",
@@ -74,12 +75,14 @@ class Outbox:
         self.error: BaseException | None = None
         self._failed = failed
         self._on_change = on_change
-        self._written: int | None = None
-        self._writes: Iterator[int] = end.writes(map(itemgetter(0), repeat(self.queue)))
+        self._left: int | None = None
+        # Each step writes the first buffer and returns how much of it is left; no bytecode comes in between.
+        sizes = map(len, map(itemgetter(0), repeat(self.queue)))
+        self._writes: Iterator[int] = map(sub, sizes, end.writes(map(itemgetter(0), repeat(self.queue))))
 
     def put(self, frame: list[Any]) -> None:
         """Queue the buffers of a frame, and write what the stream takes now."""
-        if self.held:
+        if self.held or self.writing:
             self._put_behind(frame)
             return
         # atomic: no calls
@@ -113,25 +116,25 @@ class Outbox:
     def _write(self) -> None:
         queue = self.queue
         try:
-            self.writing = self.held = True
+            self.writing = True
             while True:
                 if not queue:
                     break
-                if self._written is None:
+                if self._left is None:
                     if len(queue) > 1:
                         self._join()
-                    for self._written in self._writes:
+                    for self._left in self._writes:
                         break
-                if self._written == len(queue[0]):
+                if self._left:
+                    self._take_off(self._left)
+                else:
                     # atomic: no calls
                     del queue[0]
-                    self._written = None
-                else:
-                    self._take_off()
-            self.queued_bytes = 0
-            self.held = self.corked or self.error is not None
-            if self.blocked:
-                self._set_blocked(False)
+                    self._left = None
+            if self.queued_bytes:
+                self.queued_bytes = 0
+                if self.blocked:
+                    self._set_blocked(False)
         except BlockingIOError:
             self._count()
             if not self.blocked:
@@ -149,15 +152,15 @@ class Outbox:
         finally:
             self.writing = False
 
-    def _take_off(self) -> None:
-        """Take what was written off the first buffer."""
+    def _take_off(self, left: int) -> None:
+        """Take what was written off the first buffer, of which so many bytes are left."""
         if self.end.growable and len(self.queue[0]) > _JOIN:
             self.end.grow()
-        rest = [memoryview(self.queue[0])[self._written :]]
+        rest = [memoryview(self.queue[0])[-left:]]
         if self.error is None:  # a signal handler may have dropped the queue
             # atomic: no calls
             self.queue[:1] = rest
-            self._written = None
+            self._left = None
 
     def _count(self) -> None:
         self.queued_bytes = sum(map(len, self.queue))
@@ -177,19 +180,22 @@ class Outbox:
 
     def _write_later(self) -> None:
         """Have the poller tell, at once, that there is something to do: an interruption has left it."""
-        if self.queue:
-            self._count()
+        self._count()
+        if self.queued_bytes:
             self._set_blocked(True)
 
     def _set_blocked(self, blocked: bool) -> None:
         self.blocked = blocked
-        self.held = self.held or blocked
+        self._update_held()
         self._on_change()
 
     def cork(self, corked: bool) -> None:
         """Gather small frames from now on, or write each at once."""
         self.corked = corked
-        self.held = self.writing or self.blocked or corked or self.error is not None
+        self._update_held()
+
+    def _update_held(self) -> None:
+        self.held = self.blocked or self.corked or self.error is not None
 
     def drop(self, error: BaseException) -> None:
         """Drop what is queued: nothing can be written any more."""
@@ -199,7 +205,7 @@ class Outbox:
         self.held = True
         self.queue[:] = ()
         self.queued_bytes = 0
-        self._written = None
+        self._left = None
 
         if self.blocked:
             self._set_blocked(False)

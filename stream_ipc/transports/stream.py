@@ -199,8 +199,9 @@ class StreamChannel(Channel):
         return reads, write_fd, look_in
 
     def read(self, fd: int, inbox: deque[Received]) -> None:
-        source = self.inputs.get(fd)
-        if source is None:
+        try:
+            source = self.inputs[fd]
+        except KeyError:
             self.look(fd, inbox)
             return
         try:
