@@ -121,7 +121,7 @@ class Outbox:
                 if not queue:
                     break
                 if self._left is None:
-                    if len(queue) > 1:
+                    if self.queued_bytes:
                         self._join()
                     for self._left in self._writes:
                         break

@@ -34,7 +34,7 @@ __all__ = [
 _SPARE_MAX = 4 * 1024 * 1024
 
 # Up to this a frame is one buffer: joining header and payload costs less than writing two.
-_JOIN = 32 * 1024
+_JOIN = 64 * 1024
 
 LINE_MAX = 64 * 1024  # bytes of a line of text in one message
 

@@ -111,8 +111,11 @@ class FrameDecoder:
         make = self.make
         while True:
             if state is START:
-                while end - at >= HEADER_SIZE:
-                    number, size = _unpack_from(data, at)
+                while at != end:
+                    try:
+                        number, size = _unpack_from(data, at)
+                    except struct.error:  # an unfinished header
+                        break
                     start = at + HEADER_SIZE
                     stop = start + size
                     if number != _MAGIC_NUMBER or stop > end or size > self.max_frame_size:
@@ -122,7 +125,9 @@ class FrameDecoder:
                     except Exception as exc:
                         items.append(self.failed(data[start:stop], exc))
                     at = stop
-            if at == end:
+                else:
+                    return items, state
+            elif at == end:
                 return items, state
             state, at = self._pass(data, at, state, items)
 
