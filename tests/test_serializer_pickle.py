@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import time
+import timeit
 import uuid
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Callable, ClassVar, Dict, Generic, Iterator, List, NamedTuple, Optional, Tuple, TypeVar
@@ -2087,3 +2088,15 @@ def test_bytes_of_a_view_that_is_not_of_bytes() -> None:
     assert payload is not None
     assert len(payload) % 4 == 0
     assert S.deserialize(memoryview(payload).cast("I")) == S.deserialize(payload)
+
+
+def test_a_large_message_does_not_slow_down_the_small_ones_behind_it() -> None:
+    serializer = PickleMessageSerializer()
+    small = Box([{"a": 1}])
+
+    def quickest() -> float:
+        return min(timeit.repeat(lambda: serializer.serialize(small), number=20, repeat=20))
+
+    before = quickest()
+    serializer.serialize(Box([str(number) for number in range(300_000)]))
+    assert quickest() < 20 * before  # the memo of what wrote the large one takes some hundred times as long to clear

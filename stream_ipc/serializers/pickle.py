@@ -60,6 +60,7 @@ __all__ = ["PickleMessageSerializer", "build"]  # where pickles say that build i
 _KINDS = (NOTIFICATION, REQUEST, RESPONSE)  # a set would look at the hash of a tuple without end
 _MAX_ID = 128  # characters
 _LARGE = 64 * 1024  # bytes: from here on a payload is read where it is
+_SMALL = 1024  # bytes: up to here the pickler of a payload is used again
 
 _extension_cache: dict[Any, Any] = copyreg._extension_cache  # type: ignore[attr-defined]
 _extensions: dict[Any, Any] = copyreg._inverted_registry  # type: ignore[attr-defined]
@@ -218,11 +219,12 @@ def _write(root: tuple[Any, ...], message: Message) -> Parts:
     except IndexError:
         pickler = ObjectPickler()
     pickler.dump(root)  # if this raises, the pickler is in an unknown state and goes
-    pickler.clear_memo()
     payload: Parts = pickler.chunks.pop()
     if pickler.met or pickler.chunks:
         payload = pickler.finish(payload, message)
-    _picklers.append(pickler)
+    if type(payload) is bytes and len(payload) <= _SMALL:  # a memo that has grown takes long to clear, for ever
+        pickler.clear_memo()
+        _picklers.append(pickler)
     return payload
 
 
