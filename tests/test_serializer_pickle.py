@@ -2100,3 +2100,18 @@ def test_a_large_message_does_not_slow_down_the_small_ones_behind_it() -> None:
     before = quickest()
     serializer.serialize(Box([str(number) for number in range(300_000)]))
     assert quickest() < 20 * before  # the memo of what wrote the large one takes some hundred times as long to clear
+
+
+def test_a_class_of_which_one_message_was_large_writes_large_texts_without_a_copy() -> None:
+    @dataclass
+    class Page(Message):
+        text: str
+
+    serializer = PickleMessageSerializer()
+    large = Page("ä" * 100_000)
+    for _ in range(3):
+        parts = serializer.serialize_parts(1, "7", large)
+        assert isinstance(parts, list)
+        assert "ä".encode() * 100_000 in parts
+        assert serializer.deserialize(b"".join(parts)) == RequestEnvelope("7", large)
+        assert serializer.deserialize(serializer.serialize(Page("small"))) == Page("small")

@@ -176,21 +176,26 @@ class _Writers(dict):  # type: ignore[type-arg]
             raise SerializationError(f"{name} cannot be sent by itself: it does not derive from Message") from None
         if issubclass(cls, (RequestEnvelope, ResponseEnvelope)):
             raise SerializationError(f"{name} cannot be sent: it is, or derives from, an envelope inside another") from None
-        write: Write
-        if info.fields and not info.is_enum:
-            write = _writer_of(info)
-        else:
-            take = take_apart[cls]
-            write = lambda kind, id, message: _write((kind, id, *take(message)), message)  # noqa: E731
-        self[cls] = write
+        write = self[cls] = _writer_of(info) if info.fields and not info.is_enum else _general_writer_of(cls)
         return write
 
 
 _writers: dict[type, Write] = _Writers()
 registry.clear_on_change(_writers)
 
-# What dumps() writes as it is. Whatever else a field holds is the pickler's, which meets objects, and passes large bytes
-# on without a copy.
+def _general_writer_of(cls: type) -> Write:
+    take = take_apart[cls]
+    return lambda kind, id, message: _write((kind, id, *take(message)), message)
+
+
+def _write_large(root: tuple[Any, ...], message: Message) -> Parts:
+    cls = type(message)
+    _writers[cls] = _general_writer_of(cls)  # there will be more of these, and each would be written twice
+    return _write(root, message)
+
+
+# What dumps() writes as it is. Whatever else a field holds is the pickler's, which meets objects. So is a message that
+# turns out to be large: the pickler passes large texts on without a copy.
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
@@ -201,10 +206,12 @@ def _writer_of(info: TypeInfo) -> Write:
         "def made(kind, id, message):",
         *(f"    {value} = message.{field.name}" for field, value in zip(info.fields, values)),
         f"    if {' and '.join([f'type({value}) in plain' for value in ('id', *values)])}:",
-        f"        return dumps({root}, 5)",
+        f"        payload = dumps({root}, 5)",
+        f"        return payload if len(payload) < {_LARGE} else write_large({root}, message)",
         f"    return write({root}, message)",
     ]
-    return compile_function(lines, {"shape": shape_of(info), "dumps": dumps, "write": _write, "plain": _PLAIN})
+    names = {"write": _write, "write_large": _write_large, "plain": _PLAIN}
+    return compile_function(lines, {"shape": shape_of(info), "dumps": dumps, **names})
 
 
 # Between messages, because making one takes longer than a small message. A property of a message can lead back in here,
