@@ -96,8 +96,8 @@ from .peer import IpcPeer
 from .promise import ResponsePromise
 from .registry import register_type
 from .session import Session
-from .transports.base import MessageTransport
-from .transports.transport import StreamTransport
+from .transports.message_transport import MessageTransport
+from .transports.stream_transport import StreamTransport
 from .waiting import as_completed, gather
 
 # Here and elsewhere without an import: typing takes 4 ms, which no program needs that does not check types.

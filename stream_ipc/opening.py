@@ -9,7 +9,7 @@ from . import log
 from .core.conversation import Conversation
 from .session import Session, conversation_of
 from .ticking import loop_of
-from .transports.connections import socket_channel
+from .transports.socket_channel import socket_channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .peer import IpcPeer
-    from .transports.base import Channel
+    from .transports.channel import Channel
 
 __all__ = ["add_own_socket", "add_session", "add_socket", "close_untaken", "taker"]
 

@@ -14,9 +14,9 @@ from .core.loop import Loop
 from .ids import PidCounterRequestIdGenerator
 from .opening import add_own_socket, add_session, add_socket, close_untaken, taker
 from .ticking import Ticking
-from .transports.connections import check_socket, is_tls
-from .transports.foreign import ForeignChannel
-from .transports.transport import DEFAULT_MAX_FRAME_SIZE, channel_of, stream_channel
+from .transports.message_transport import ForeignChannel
+from .transports.socket_channel import check_socket, is_tls
+from .transports.stream_transport import DEFAULT_MAX_FRAME_SIZE, channel_of, stream_channel
 from .wire.codec import check_max_frame_size
 
 TYPE_CHECKING = False
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from .listener import Listener
     from .protocols import MessageSerializer, RequestIdGenerator
     from .session import Session
-    from .transports.base import Transport
+    from .transports.message_transport import Transport
     from .transports.sockets import Address
     from .transports.spawn import Command, Path, PopenOptions
-    from .transports.transport import ReadStream, WriteStream
+    from .transports.stream_transport import ReadStream, WriteStream
 
 __all__ = ["IpcPeer"]
 

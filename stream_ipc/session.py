@@ -23,7 +23,7 @@ from .core.receiving import receive
 from .handling import Handling
 from .messages import Message
 from .promise import ResponsePromise, request
-from .transports.transport import transport_of
+from .transports.stream_transport import transport_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

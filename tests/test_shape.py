@@ -150,7 +150,7 @@ def own_imports(module):
 
 
 def test_the_reader_of_imports_sees_them():
-    assert {"core.loop", "opening", "ticking", "transports.transport", "wire.codec"} <= set(own_imports("peer"))
+    assert {"core.loop", "opening", "ticking", "transports.stream_transport", "wire.codec"} <= set(own_imports("peer"))
     assert "transports.stdio" in own_imports("peer")  # inside a method
     assert "session" not in own_imports("errors")  # for type checkers only
     assert {"select", "selectors"} <= set(imported_modules("core.poller"))
@@ -249,10 +249,10 @@ def test_the_finder_of_private_names(source, found):
 # What users hold in their hands, and what is in everybody's way when it is too long.
 SHORT = {
     "arguments", "core", "listener", "peer", "pool", "promise", "session", "ticking", "transports.inputs",
-    "transports.outbox", "transports.stream", "transports.transport",
+    "transports.outbox", "transports.stream_channel", "transports.stream_transport",
 }  # fmt: skip
 
-CHANNEL = set(dir(importlib.import_module("stream_ipc.transports.base").Channel))
+CHANNEL = set(dir(importlib.import_module("stream_ipc.transports.channel").Channel))
 
 
 @pytest.mark.parametrize("module", sorted(SOURCES))

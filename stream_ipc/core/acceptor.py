@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..interruptions import pass_on
-from ..transports.base import POLL_INTERVAL
+from ..transports.channel import POLL_INTERVAL
 from ..transports.lingering import stop_writing
 from ..transports.shield import Shield
 from ..transports.sockets import describe_address, is_unix, other_user, tune

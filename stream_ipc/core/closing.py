@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..transports.base import Ending
+    from ..transports.channel import Ending
     from .conversation import Conversation
 
 __all__ = ["Closing"]

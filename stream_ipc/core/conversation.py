@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from ..transports.base import Channel
+    from ..transports.channel import Channel
     from .loop import Loop
     from .pending import Pending
 

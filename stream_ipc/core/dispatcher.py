@@ -22,7 +22,7 @@ from ..errors import (
 )
 from ..handlers import HandlerList
 from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope, is_text
-from ..transports.base import End
+from ..transports.channel import End
 from .hold import Hold
 from .items import Answer, Delivery, Failure, Opening, take_out
 from .kept import Entry, Kept, weigh

@@ -5,13 +5,13 @@ Knows endings of transports. Must not know what was closed.
 
 from __future__ import annotations
 
-from ..transports.base import finish
+from ..transports.channel import finish
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ..transports.base import Ending
+    from ..transports.channel import Ending
 
 __all__ = ["ENDING_INTERVAL", "Endings"]
 
@@ -47,7 +47,7 @@ class Endings:
                 self.all.remove(ending)
 
     def finish(self, endings: Iterable[Ending] | None = None, background: bool = True) -> None:
-        """Block until these are done, side by side; by default all. See ``transports.base.finish``."""
+        """Block until these are done, side by side; by default all. See ``transports.channel.finish``."""
         endings = list(self.all if endings is None else endings)  # a copy: more may come meanwhile
         left = finish(endings, background)
         self.all = [ending for ending in self.all if ending in left or ending not in endings]

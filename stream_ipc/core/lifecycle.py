@@ -14,7 +14,7 @@ from weakref import WeakSet
 from .. import log
 from ..clock import monotonic
 from ..errors import StreamClosedError
-from ..transports.base import finish
+from ..transports.channel import finish
 from .conditions import Until
 from .draining import FLUSH_BOUND, flush_bound
 from .loop import Loop
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from ..transports.base import Ending
+    from ..transports.channel import Ending
     from .conversation import Conversation
 
 __all__ = ["adopt", "close_loop", "drop_loop"]

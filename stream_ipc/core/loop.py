@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..transports.base import Ending
+    from ..transports.channel import Ending
     from .conversation import Conversation
     from .dispatcher import Dispatcher
 

@@ -9,7 +9,7 @@ import math
 
 from ..errors import InvalidStreamError, StreamClosedError
 from ..interruptions import interruption_in, pass_on
-from ..transports.base import POLL_INTERVAL, End
+from ..transports.channel import POLL_INTERVAL, End
 from .items import Failure
 from .poller import READ, WRITE
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..transports.base import Channel
+    from ..transports.channel import Channel
     from .dispatcher import Dispatcher
     from .loop import Loop
 

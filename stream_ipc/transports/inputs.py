@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..wire.codec import MessageDecoder, TextDecoder
-    from .base import Channel, Received
+    from .channel import Channel, Received
     from .descriptors import ReadEnd
 
 __all__ = ["Input", "TextInput"]

@@ -10,7 +10,7 @@ import socket
 
 from ..clock import monotonic
 from ..interruptions import pass_on
-from .base import Ending
+from .channel import Ending
 
 __all__ = ["linger", "stop_writing"]
 

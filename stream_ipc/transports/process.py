@@ -17,7 +17,7 @@ from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
 from .descriptors import ReadEnd, WriteEnd, close_streams, wait_readable
 from .process_end import ProcessEnding
 from .spawn import check_popen
-from .stream import StreamChannel, sooner
+from .stream_channel import StreamChannel, sooner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..protocols import MessageSerializer
-    from .base import Ending, Interest, Received
+    from .channel import Ending, Interest, Received
 
 __all__ = ["ProcessChannel"]
 

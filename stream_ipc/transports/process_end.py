@@ -12,7 +12,7 @@ from collections import deque
 from .. import log
 from ..clock import monotonic
 from ..interruptions import pass_on
-from .base import Ending
+from .channel import Ending
 from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
 from .descriptors import READ_SIZE, close_streams
 

@@ -19,14 +19,14 @@ import sys
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
 from .descriptors import ReadEnd, WriteEnd
-from .stream import StreamChannel
+from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from ..protocols import MessageSerializer
-    from .base import Ending
+    from .channel import Ending
 
 __all__ = ["StdioChannel"]
 

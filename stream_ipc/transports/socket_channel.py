@@ -9,7 +9,7 @@ import sys
 
 from ..interruptions import pass_on
 from .descriptors import ReadEnd, WriteEnd
-from .stream import StreamChannel
+from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..protocols import MessageSerializer
-    from .base import Ending, Received
+    from .channel import Ending, Received
 
 __all__ = ["TlsChannel", "check_socket", "is_tls", "socket_channel"]
 

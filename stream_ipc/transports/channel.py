@@ -1,4 +1,4 @@
-"""What a transport is: to users (``MessageTransport``), and to the core (``Channel``).
+"""``Channel``: what the core needs of a transport, whatever it is; and what is left to do once one is closed.
 
 Knows messages and errors. Must not know sessions, peers or any particular kind of stream.
 """
@@ -6,31 +6,19 @@ Knows messages and errors. Must not know sessions, peers or any particular kind 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
-from ..messages import Message
 from .descriptors import wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Iterable, Sequence
-    from typing import Any, Protocol, Union
+    from typing import Any, Union
 
+    from ..messages import Message
     from ..wire.codec import Decoded
-
-    class Transport(Protocol):
-        """What an object must have to be carried by a ``ForeignChannel``, derived from ``MessageTransport`` or not."""
-
-        def send(self, message: Message, /) -> Any: ...
-
-        def receive(self) -> Iterable[Message]: ...
-
-        def read_fds(self) -> Iterable[int]: ...
-
-        def close(self) -> Any: ...
 
     # What stands in an inbox: what was decoded, and the end behind it.
     Received = Union[Decoded, "End"]
@@ -39,78 +27,12 @@ if TYPE_CHECKING:
     Interest = tuple[Sequence[int], int | None, float | None]
 
 
-__all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "End", "Ending", "MessageTransport", "finish"]
+__all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "End", "Ending", "finish"]
 
 DRAIN_READS = 64  # reads of one input at the end: 4 MiB, more than a pipe or socket buffer holds
 
 # How often a transport without descriptors is asked while waiting, in seconds.
 POLL_INTERVAL = 0.01
-
-
-class MessageTransport(ABC):
-    """Sends and receives messages over something.
-
-    Derive from it to carry messages over anything, and pass an instance to
-    ``IpcPeer.create_session``, whose session then owns and closes it. Anything
-    but ``StreamClosedError`` that a method raises is a failure of the stream:
-    see ``Session.on_exception``. An object that merely has the four abstract
-    methods works too. None of them may block.
-
-    What ``send`` and ``receive`` see besides users' messages are
-    ``RequestEnvelope`` and ``ResponseEnvelope``.
-    """
-
-    __slots__ = ("__weakref__",)
-
-    @abstractmethod
-    def send(self, message: Message) -> None:
-        """Send a message, or queue it whole.
-
-        Raises:
-            StreamClosedError: The other side is gone.
-        """
-
-    @abstractmethod
-    def receive(self) -> list[Message]:
-        """Return what is there now, in order; an empty list if nothing is.
-
-        Raises:
-            StreamClosedError: The other side is gone, and everything that it
-                had sent was returned before.
-        """
-
-    @abstractmethod
-    def read_fds(self) -> Sequence[int]:
-        """Return what becomes readable when ``receive`` has something.
-
-        Descriptors; asked for again on every tick. Empty if there are none:
-        then ``receive`` is called on every tick, and at least every 10 ms while
-        waiting.
-        """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release everything. Called once."""
-
-    @property
-    def wants_write(self) -> bool:
-        """Whether ``flush`` should be called when ``write_fd`` is writable."""
-        return False
-
-    @property
-    def write_fd(self) -> int | None:
-        """The descriptor to wait for while ``wants_write``, or None.
-
-        None to be asked on every tick.
-        """
-        return None
-
-    def flush(self) -> None:
-        """Write some of what is queued.
-
-        Raises:
-            StreamClosedError: The other side is gone.
-        """
 
 
 class End:

@@ -1,27 +1,104 @@
-"""A channel over a transport that somebody else wrote.
+"""``MessageTransport``, from which users derive transports of their own, and the channel over one.
 
-Knows the methods of ``MessageTransport``. Must not know streams. What the transport raises is left to the core.
+Knows messages and channels. Must not know streams. What a transport raises is left to the core.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import chain, starmap
 
 from ..errors import StreamClosedError
 from ..interruptions import interruption_in
-from ..messages import put_in_envelope
-from .base import DRAIN_READS, POLL_INTERVAL, Channel, End
+from ..messages import Message, put_in_envelope
+from .channel import DRAIN_READS, POLL_INTERVAL, Channel, End
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
-    from typing import Any
+    from collections.abc import Iterable, Sequence
+    from typing import Any, Protocol
 
-    from ..messages import Message
-    from .base import Ending, Interest, Received
+    from .channel import Ending, Interest, Received
 
-__all__ = ["ForeignChannel"]
+    class Transport(Protocol):
+        """What an object must have to be carried by a ``ForeignChannel``, derived from ``MessageTransport`` or not."""
 
+        def send(self, message: Message, /) -> Any: ...
+
+        def receive(self) -> Iterable[Message]: ...
+
+        def read_fds(self) -> Iterable[int]: ...
+
+        def close(self) -> Any: ...
+
+__all__ = ["ForeignChannel", "MessageTransport"]
+
+
+class MessageTransport(ABC):
+    """Sends and receives messages over something.
+
+    Derive from it to carry messages over anything, and pass an instance to
+    ``IpcPeer.create_session``, whose session then owns and closes it. Anything
+    but ``StreamClosedError`` that a method raises is a failure of the stream:
+    see ``Session.on_exception``. An object that merely has the four abstract
+    methods works too. None of them may block.
+
+    What ``send`` and ``receive`` see besides users' messages are
+    ``RequestEnvelope`` and ``ResponseEnvelope``.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    @abstractmethod
+    def send(self, message: Message) -> None:
+        """Send a message, or queue it whole.
+
+        Raises:
+            StreamClosedError: The other side is gone.
+        """
+
+    @abstractmethod
+    def receive(self) -> list[Message]:
+        """Return what is there now, in order; an empty list if nothing is.
+
+        Raises:
+            StreamClosedError: The other side is gone, and everything that it
+                had sent was returned before.
+        """
+
+    @abstractmethod
+    def read_fds(self) -> Sequence[int]:
+        """Return what becomes readable when ``receive`` has something.
+
+        Descriptors; asked for again on every tick. Empty if there are none:
+        then ``receive`` is called on every tick, and at least every 10 ms while
+        waiting.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything. Called once."""
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether ``flush`` should be called when ``write_fd`` is writable."""
+        return False
+
+    @property
+    def write_fd(self) -> int | None:
+        """The descriptor to wait for while ``wants_write``, or None.
+
+        None to be asked on every tick.
+        """
+        return None
+
+    def flush(self) -> None:
+        """Write some of what is queued.
+
+        Raises:
+            StreamClosedError: The other side is gone.
+        """
 
 
 class ForeignChannel(Channel):

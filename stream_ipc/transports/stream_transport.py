@@ -1,4 +1,4 @@
-"""``StreamTransport``: a channel over streams, as its users see it.
+"""``StreamTransport``, as users see a channel over streams, and the opening of what they pass as a stream.
 
 Knows channels over streams, and what a user may pass as a stream. Must not know sessions or processes.
 """
@@ -9,10 +9,11 @@ from collections import deque
 
 from ..messages import take_out_of_envelope
 from ..wire.codec import MessageEncoder
-from .base import End, MessageTransport
+from .channel import End
 from .descriptors import wait_readable
+from .message_transport import MessageTransport
 from .objects import open_read_end, open_write_end
-from .stream import StreamChannel
+from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..messages import Message
     from ..protocols import MessageSerializer, Payload
-    from .base import Channel
+    from .channel import Channel
 
     class HasFileno(Protocol):
         """A file object or a socket."""

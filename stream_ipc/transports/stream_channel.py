@@ -1,4 +1,4 @@
-"""Messages over streams: any number of inputs and one output.
+"""``StreamChannel``: messages over streams, any number of inputs and one output.
 
 Knows ends of streams, frames and messages. Must not know sessions or processes. Errors of the operating system are
 turned into errors of ours here and nowhere else.
@@ -13,7 +13,7 @@ from ..interruptions import interruption_in
 from ..messages import NOTIFICATION
 from ..wire.codec import MessageDecoder, MessageEncoder
 from ..wire.framing import START
-from .base import DRAIN_READS, POLL_INTERVAL, Channel, End
+from .channel import DRAIN_READS, POLL_INTERVAL, Channel, End
 from .descriptors import describe_stream, has_hung_up, wait_readable, wait_writable
 from .ends import Ends
 from .inputs import Input, TextInput
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..messages import Message
     from ..protocols import MessageSerializer
     from ..wire.codec import TextDecoder
-    from .base import Ending, Interest, Received
+    from .channel import Ending, Interest, Received
 
 __all__ = ["StreamChannel"]
 
