@@ -15,7 +15,7 @@ from .core.tickets import Desk
 from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe
 from .interruptions import interruption_in
 from .messages import Message
-from .ticking import loop_of
+from .peer import loop_of
 from .workers import Place, Worker, make_worker
 
 TYPE_CHECKING = False

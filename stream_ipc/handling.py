@@ -1,6 +1,6 @@
-"""The handlers of a session.
+"""How a session gets its handlers: they are registered and unregistered, and that is all.
 
-Knows the conversation whose dispatcher calls them.
+Knows the conversation whose dispatcher calls them. What a handler may look like is checked in ``handlers``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["Handling"]
 
 
 class Handling:
-    """The half of ``Session`` with which handlers are registered."""
+    """The part of ``Session`` that registers handlers."""
 
     if TYPE_CHECKING:
         _conversation: Conversation

@@ -1,33 +1,352 @@
-"""Sessions that begin: over a channel that is open, and over connections that a listener accepts.
+"""How a peer gets its sessions: over streams, sockets, child processes, connections and transports.
 
-Knows which loop is behind a peer. Must not know how a channel is opened.
+Checks what users pass, opens it, and hands the session to the loop of the peer. Must not know frames.
 """
 
 from __future__ import annotations
 
 from . import log
+from .arguments import DEFAULT, PIPE, check_timeout
 from .core.conversation import Conversation
 from .session import Session, conversation_of
-from .ticking import loop_of
-from .transports.socket_channel import socket_channel
+from .transports.message_transport import ForeignChannel
+from .transports.socket_channel import check_socket, is_tls, socket_channel
+from .transports.stream_transport import channel_of, stream_channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
-    from typing import Any
+    import ssl
+    import subprocess
+    from collections.abc import Callable, Mapping
+    from typing import IO, Any
 
-    from .peer import IpcPeer
+    from typing_extensions import Unpack
+
+    from .core.loop import Loop
+    from .listener import Listener
+    from .protocols import MessageSerializer
     from .transports.channel import Channel
+    from .transports.message_transport import Transport
+    from .transports.sockets import Address
+    from .transports.spawn import Command, Path, PopenOptions
+    from .transports.stream_transport import ReadStream, WriteStream
 
-__all__ = ["add_own_socket", "add_session", "add_socket", "close_untaken", "taker"]
+__all__ = ["SessionOpener"]
 
 
-def add_session(
-    peer: IpcPeer, make: Callable[[], Channel], on_session: Callable[[Session], Any] | None = None
+class SessionOpener:
+    """The part of ``IpcPeer`` that opens sessions."""
+
+    if TYPE_CHECKING:
+        serializer: MessageSerializer
+        timeout: float | None
+        max_frame_size: int
+        _loop: Loop
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """The sessions that are open, in the order in which they were made."""
+        return tuple([conversation.session for conversation in self._loop.conversations])
+
+    def create_stdio_session(self) -> Session:
+        """Talk over this process's stdin and stdout, as a worker does.
+
+        Takes them over: what is printed from now on, also by programs that this
+        process starts, goes to stderr, each line at once; reading ``sys.stdin``
+        gives end of file. Where stderr is the stream of the session itself
+        (inetd, ``stderr=STDOUT``), what is printed or written to stderr is
+        dropped. Closing the session restores all. Does not block.
+
+        Raises:
+            RuntimeError: They are taken over already.
+            InvalidStreamError: Descriptor 0 or 1 is closed, or ``sys.stdin``
+                has already read ahead.
+            OSError: The process is out of descriptors.
+        """
+        from .transports.stdio import StdioChannel
+
+        return _add_session(self, lambda: StdioChannel(self.serializer, self.max_frame_size))
+
+    def create_process_session(self, process: subprocess.Popen[Any]) -> Session:
+        """Attach to a ``subprocess.Popen``.
+
+        It was started with ``stdin=PIPE, stdout=PIPE`` and optionally
+        ``stderr=PIPE``. Each line on its stderr arrives as ``LogMessage(text,
+        "stderr")``. The session owns the three streams and closes them; ending
+        the process, and reaping it, stays with its owner. Does not block.
+
+        Raises:
+            ValueError: It is no ``subprocess.Popen`` with binary pipes; the
+                text says what to pass.
+        """
+        from .transports.process import ProcessChannel
+
+        return _add_session(self, lambda: ProcessChannel(process, False, self.serializer, self.max_frame_size))
+
+    def create_command_session(
+        self,
+        command: Command,
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stderr: int | IO[Any] | None = PIPE,
+        **popen: Unpack[PopenOptions],
+    ) -> Session:
+        """Start a process and talk over its stdin and stdout.
+
+        Closing the session ends and reaps it. Blocks only until the system has
+        started it. A program that does not talk, or fails at once, is noticed
+        later: what it prints arrives as ``LogMessage``, and its end is a
+        ``StreamClosedError``.
+
+        A program that has set SIGPIPE to its default (``SIG_DFL``) is killed by
+        it when it writes to a child that has died, as by any other pipe. A
+        ``RuntimeWarning`` says so; leave it as Python sets it (``SIG_IGN``).
+
+        Args:
+            command: The program and its arguments, as a list; there is no
+                shell.
+            cwd: The folder to start it in.
+            env: Its environment; by default this process's.
+            stderr: ``subprocess.PIPE`` (the default: each line arrives as
+                ``LogMessage(text, "stderr")``), None to share this process's
+                stderr, or whatever else ``subprocess.Popen`` takes.
+            popen: Other keywords of ``subprocess.Popen``, but for what the
+                conversation needs as it is (``stdin``, ``stdout``, ``shell``,
+                ``text``, ``bufsize``, ...). With ``start_new_session=True`` or
+                ``process_group=0`` closing signals the whole process group.
+                Without ``pipesize`` the pipes are made larger where Linux
+                allows it, once a message needs it.
+
+        Raises:
+            TypeError: ``command`` is no list, or another argument is of a wrong
+                kind or cannot be passed.
+            ValueError: ``command`` is empty, or another argument cannot be
+                used: a ``stderr`` without a descriptor.
+            OSError: It cannot be started: ``FileNotFoundError``,
+                ``PermissionError``, ...
+        """
+        self._loop.check_open()
+        from .transports.children import kill, process_name
+        from .transports.process import ProcessChannel
+        from .transports.spawn import leads_group, spawn
+
+        group = leads_group(popen)
+        process = spawn(command, cwd, env, stderr, popen)
+        try:
+            log.debug("%s started", process_name(process))
+            more = group, "pipesize" not in popen
+            return _add_session(self, lambda: ProcessChannel(process, True, self.serializer, self.max_frame_size, *more))
+        except BaseException:
+            if not any([session.process is process for session in self.sessions]):  # nobody has it yet
+                kill(process)
+            raise
+
+    def create_stream_session(
+        self, write: WriteStream, read: ReadStream, read2: ReadStream | None = None
+    ) -> Session:
+        """Talk over any streams: file objects, sockets or raw descriptors.
+
+        The session owns and closes them. An object that has no descriptor (its
+        ``fileno()`` is missing or refuses), or whose bytes are others than the
+        descriptor's (``gzip.GzipFile``), is used by its methods, which must not
+        block: ``read(n)`` returns bytes, ``b""`` at the end, None when nothing
+        is there; ``write(data)`` returns how many bytes it took, or None for
+        none. It is asked on every tick, and at least every 10 ms while waiting.
+        What such a method raises is the end of the session and the cause of its
+        ``StreamClosedError``. For a stream that blocks see
+        ``examples/blocking_stream.py``.
+
+        Args:
+            write: What is written.
+            read: What is read; may be the same as ``write``.
+            read2: A second input with frames.
+
+        Raises:
+            InvalidStreamError: A stream is closed, or has neither a descriptor
+                nor such methods. The streams stay open.
+            ValueError: One of them is an ``ssl.SSLSocket``; see
+                ``create_socket_session``.
+        """
+        self._loop.check_open()
+        reads = (read,) if read2 is None else (read, read2)
+        if any([is_tls(stream) for stream in (write, *reads)]):
+            raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
+        return _add_session(self, lambda: stream_channel(write, reads, self.serializer, self.max_frame_size))
+
+    def create_socket_session(self, sock: socket.socket) -> Session:
+        """Talk over a connected stream socket, also an ``ssl.SSLSocket``.
+
+        The session owns and closes it. Does not block, also if the TLS
+        handshake is still to be made: ticks make it.
+
+        Raises:
+            TypeError: It is no socket.
+            ValueError: It is no stream socket, or not connected.
+        """
+        self._loop.check_open()
+        return _add_socket(self, sock, check_socket(sock))
+
+    def create_session(self, transport: Transport) -> Session:
+        """Talk over a transport of one's own, which the session owns and closes.
+
+        Args:
+            transport: A ``MessageTransport``, or any object with its four
+                abstract methods.
+
+        Raises:
+            TypeError: It lacks a method.
+        """
+        return _add_session(self, lambda: channel_of(transport) or ForeignChannel(transport))
+
+    def create_session_pair(self) -> tuple[Session, Session]:
+        """Return two connected sessions of this peer, for tests.
+
+        What one sends the other gets, so ``a.request(message).wait()`` runs the
+        handlers of b.
+
+        Example:
+            parent, worker = peer.create_session_pair()
+            worker.on_request(work)
+            assert parent.request(TaskRequest("a")).wait() == TaskResponse("A")
+        """
+        self._loop.check_open()
+        import socket
+
+        a, b = socket.socketpair()
+        try:
+            return self.create_socket_session(a), self.create_socket_session(b)
+        except BaseException:
+            _close_untaken(self, a, b)
+            raise
+
+    # -- connections
+
+    def connect(
+        self,
+        address: Address,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+        timeout: float | None = DEFAULT,
+    ) -> Session:
+        """Connect to a listening peer.
+
+        Blocks until the connection is there, TLS handshake included. Runs no
+        handlers, but keeps the bytes of the other sessions flowing, so a peer
+        can also connect to its own listener. Looking up the name of a host
+        cannot be interrupted, but counts against the timeout. With TLS 1.3, a
+        server that refuses our certificate does so after the handshake: then
+        the session ends with a ``StreamClosedError`` that says so.
+
+        Args:
+            address: A path (Unix socket), or a pair ``(host, port)`` (TCP), of
+                which all addresses are tried.
+            ssl_context: For TLS; needed for every host but this one
+                (127.0.0.0/8, ::1).
+            server_hostname: The name that the server's certificate must have,
+                by default the host.
+            timeout: Seconds; by default the peer's, None for no limit.
+
+        Raises:
+            TypeError: An argument is of a wrong kind.
+            ValueError: It is no address, or not loopback and there is no
+                ``ssl_context``.
+            TimeoutError: It took too long.
+            OSError: It failed, and the text names the address:
+                ``ConnectionRefusedError``, ``FileNotFoundError``,
+                ``socket.gaierror`` (the host does not resolve),
+                ``ssl.SSLError``, ``PermissionError`` (also if the listener of a
+                Unix socket runs as another user), ...
+        """
+        if timeout is DEFAULT:
+            timeout = self.timeout
+        else:
+            check_timeout(timeout)
+        loop = self._loop
+        loop.check_open()
+        from .listener import open_connection
+
+        outer = loop.enter()
+        try:
+            sock, name = open_connection(loop, address, ssl_context, server_hostname, timeout)
+            try:
+                return _add_socket(self, sock, name)
+            except BaseException:
+                _close_untaken(self, sock)
+                raise
+        finally:
+            loop.thread = outer
+
+    def listen(
+        self,
+        address: Address,
+        on_session: Callable[[Session], Any],
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> Listener:
+        """Accept connections at an address, inside ticks.
+
+        Args:
+            address: A path (Unix socket), or a pair ``(host, port)`` (TCP);
+                port 0 lets the system choose one, which is in the listener's
+                ``address``. A Unix socket's file has mode 0600, takes the place
+                of one that a dead listener has left, and is removed on close;
+                connections from other users are refused.
+            on_session: Called with each new session during a tick, before
+                anything that came over it is dispatched: the place to register
+                handlers. What it raises comes out of the tick, and closes the
+                session.
+            ssl_context: For TLS; needed for every address but loopback
+                (127.0.0.0/8, ::1). Without one, whoever can reach the port is
+                let in. Whether clients need a certificate is for it to say
+                (``verify_mode``). A handshake may take as long as the peer's
+                timeout (30 s if it has none).
+
+        Returns:
+            What listens; it closes with the peer at the latest.
+
+        Raises:
+            TypeError: An argument is of a wrong kind.
+            ValueError: It is no address, or not loopback and there is no
+                ``ssl_context``.
+            OSError: It cannot be listened at, and the text names the address:
+                somebody does so already, the path is too long, the host does
+                not resolve, ...
+
+        Example:
+            def on_session(session):
+                session.on_request(lambda task: TaskResponse(task.job.upper()))
+
+            with peer.listen(path, on_session):
+                while not stopping:
+                    peer.tick(None)
+        """
+        loop = self._loop
+        loop.check_open()
+        if not callable(on_session):
+            raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
+        from .listener import open_listener
+
+        outer = loop.enter()
+        try:
+            return open_listener(
+                loop,
+                address,
+                lambda sock, name: _add_socket(self, sock, name, on_session),
+                lambda: self.timeout,
+                ssl_context,
+            )
+        finally:
+            loop.thread = outer
+
+
+def _add_session(
+    peer: SessionOpener, make: Callable[[], Channel], on_session: Callable[[Session], Any] | None = None
 ) -> Session:
     """Add a session to a peer, over the channel that a function makes, to be handed to ``on_session`` first of all."""
-    loop = loop_of(peer)
+    loop = peer._loop
     loop.check_open()
     outer = loop.enter()
     channel = conversation = None
@@ -51,30 +370,14 @@ def add_session(
         loop.thread = outer
 
 
-def add_socket(
-    peer: IpcPeer, sock: socket.socket, name: str = "", on_session: Callable[[Session], Any] | None = None
+def _add_socket(
+    peer: SessionOpener, sock: socket.socket, name: str = "", on_session: Callable[[Session], Any] | None = None
 ) -> Session:
     """Add a session over a connected socket."""
-    return add_session(peer, lambda: socket_channel(sock, name, peer.serializer, peer.max_frame_size), on_session)
+    return _add_session(peer, lambda: socket_channel(sock, name, peer.serializer, peer.max_frame_size), on_session)
 
 
-def add_own_socket(peer: IpcPeer, sock: socket.socket, name: str) -> Session:
-    """Add a session over a socket that was made for it, which is closed if that fails."""
-    try:
-        return add_socket(peer, sock, name)
-    except BaseException:
-        close_untaken(peer, sock)
-        raise
-
-
-def close_untaken(peer: IpcPeer, *sockets: socket.socket) -> None:
+def _close_untaken(peer: SessionOpener, *sockets: socket.socket) -> None:
     """Close sockets that are no session's."""
     for sock in {*sockets} - {session.socket for session in peer.sessions}:
         sock.close()
-
-
-def taker(peer: IpcPeer, on_session: Callable[[Session], Any]) -> Callable[[socket.socket, str], Any]:
-    """Return what a listener calls with each connection."""
-    if not callable(on_session):
-        raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
-    return lambda sock, name: add_socket(peer, sock, name, on_session)

@@ -1,46 +1,32 @@
-"""The sessions of one program, as users see them.
+"""The sessions of one program, as users see them: what drives all of them, and their end.
 
-Checks what users pass, opens streams, and hands everything else on to the loop behind it. Must not know frames.
+Checks what users pass, and hands it on to the loop behind it. How sessions are opened is in ``opening``. Must not know how
+anything is sent.
 """
 
 from __future__ import annotations
 
 import sys
 
-from . import log
-from .arguments import DEFAULT, PIPE, check_plugin, check_timeout
-from .core.lifecycle import drop_loop
+from .arguments import USUAL, check_message, check_plugin, check_timeout, close_bound, sendable
+from .core.broadcast import broadcast
+from .core.lifecycle import adopt, close_loop, drop_loop
 from .core.loop import Loop
 from .ids import PidCounterRequestIdGenerator
-from .opening import add_own_socket, add_session, add_socket, close_untaken, taker
-from .ticking import Ticking
-from .transports.message_transport import ForeignChannel
-from .transports.socket_channel import check_socket, is_tls
-from .transports.stream_transport import DEFAULT_MAX_FRAME_SIZE, channel_of, stream_channel
+from .opening import SessionOpener
+from .session import Session, conversation_of
+from .transports.stream_transport import DEFAULT_MAX_FRAME_SIZE
 from .wire.codec import check_max_frame_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
-    import ssl
-    import subprocess
-    from collections.abc import Callable, Mapping
-    from typing import IO, Any
-
-    from typing_extensions import Unpack
-
-    from .listener import Listener
+    from .messages import Message
     from .protocols import MessageSerializer, RequestIdGenerator
-    from .session import Session
-    from .transports.message_transport import Transport
-    from .transports.sockets import Address
-    from .transports.spawn import Command, Path, PopenOptions
-    from .transports.stream_transport import ReadStream, WriteStream
 
-__all__ = ["IpcPeer"]
+__all__ = ["IpcPeer", "loop_of"]
 
 
-class IpcPeer(Ticking):
+class IpcPeer(SessionOpener):
     """Owns any number of sessions and drives them.
 
     It belongs to the process that made it, and to one thread at a time: any
@@ -66,9 +52,6 @@ class IpcPeer(Ticking):
             that a frame can have.
     """
 
-    if TYPE_CHECKING:
-        _loop: Loop
-
     def __init__(
         self,
         serializer: MessageSerializer | None = None,
@@ -89,10 +72,12 @@ class IpcPeer(Ticking):
             id_generator = PidCounterRequestIdGenerator()
         check_plugin("serializer", serializer, "serialize", "deserialize")
         check_plugin("id_generator", id_generator, "generate")
-        self.serializer = serializer
+        self.serializer: MessageSerializer = serializer
         self.id_generator = id_generator
+        self.timeout = timeout
         self.max_frame_size = max_frame_size
-        super().__init__(Loop(), timeout)
+        self._loop = Loop()
+        adopt(self._loop)
 
     def __repr__(self) -> str:
         try:
@@ -117,283 +102,207 @@ class IpcPeer(Ticking):
         if loop is not None and not loop.released and not loop.forked:
             drop_loop(loop, repr(self))
 
-    # -- making sessions
+    # -- driving all sessions
 
-    def create_stdio_session(self) -> Session:
-        """Talk over this process's stdin and stdout, as a worker does.
+    def tick(self, timeout: float | None = 0.0) -> int:
+        """Do one turn over all sessions.
 
-        Takes them over: what is printed from now on, also by programs that this
-        process starts, goes to stderr, each line at once; reading ``sys.stdin``
-        gives end of file. Where stderr is the stream of the session itself
-        (inetd, ``stderr=STDOUT``), what is printed or written to stderr is
-        dropped. Closing the session restores all. Does not block.
-
-        Raises:
-            RuntimeError: They are taken over already.
-            InvalidStreamError: Descriptor 0 or 1 is closed, or ``sys.stdin``
-                has already read ahead.
-            OSError: The process is out of descriptors.
-        """
-        from .transports.stdio import StdioChannel
-
-        return add_session(self, lambda: StdioChannel(self.serializer, self.max_frame_size))
-
-    def create_process_session(self, process: subprocess.Popen[Any]) -> Session:
-        """Attach to a ``subprocess.Popen``.
-
-        It was started with ``stdin=PIPE, stdout=PIPE`` and optionally
-        ``stderr=PIPE``. Each line on its stderr arrives as ``LogMessage(text,
-        "stderr")``. The session owns the three streams and closes them; ending
-        the process, and reaping it, stays with its owner. Does not block.
-
-        Raises:
-            ValueError: It is no ``subprocess.Popen`` with binary pipes; the
-                text says what to pass.
-        """
-        from .transports.process import ProcessChannel
-
-        return add_session(self, lambda: ProcessChannel(process, False, self.serializer, self.max_frame_size))
-
-    def create_command_session(
-        self,
-        command: Command,
-        *,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        stderr: int | IO[Any] | None = PIPE,
-        **popen: Unpack[PopenOptions],
-    ) -> Session:
-        """Start a process and talk over its stdin and stdout.
-
-        Closing the session ends and reaps it. Blocks only until the system has
-        started it. A program that does not talk, or fails at once, is noticed
-        later: what it prints arrives as ``LogMessage``, and its end is a
-        ``StreamClosedError``.
-
-        A program that has set SIGPIPE to its default (``SIG_DFL``) is killed by
-        it when it writes to a child that has died, as by any other pipe. A
-        ``RuntimeWarning`` says so; leave it as Python sets it (``SIG_IGN``).
+        It writes what is queued, reads what is there, and dispatches it to
+        handlers. May be called inside handlers. A request whose deadline has
+        passed is given up by a tick that finds nothing to dispatch: its
+        ``wait()`` raises ``RequestTimeoutError`` from then on.
 
         Args:
-            command: The program and its arguments, as a list; there is no
-                shell.
-            cwd: The folder to start it in.
-            env: Its environment; by default this process's.
-            stderr: ``subprocess.PIPE`` (the default: each line arrives as
-                ``LogMessage(text, "stderr")``), None to share this process's
-                stderr, or whatever else ``subprocess.Popen`` takes.
-            popen: Other keywords of ``subprocess.Popen``, but for what the
-                conversation needs as it is (``stdin``, ``stdout``, ``shell``,
-                ``text``, ``bufsize``, ...). With ``start_new_session=True`` or
-                ``process_group=0`` closing signals the whole process group.
-                Without ``pipesize`` the pipes are made larger where Linux
-                allows it, once a message needs it.
-
-        Raises:
-            TypeError: ``command`` is no list, or another argument is of a wrong
-                kind or cannot be passed.
-            ValueError: ``command`` is empty, or another argument cannot be
-                used: a ``stderr`` without a descriptor.
-            OSError: It cannot be started: ``FileNotFoundError``,
-                ``PermissionError``, ...
-        """
-        self._loop.check_open()
-        from .transports.children import kill, process_name
-        from .transports.process import ProcessChannel
-        from .transports.spawn import leads_group, spawn
-
-        group = leads_group(popen)
-        process = spawn(command, cwd, env, stderr, popen)
-        try:
-            log.debug("%s started", process_name(process))
-            more = group, "pipesize" not in popen
-            return add_session(self, lambda: ProcessChannel(process, True, self.serializer, self.max_frame_size, *more))
-        except BaseException:
-            if not any([session.process is process for session in self.sessions]):  # nobody has it yet
-                kill(process)
-            raise
-
-    def create_stream_session(
-        self, write: WriteStream, read: ReadStream, read2: ReadStream | None = None
-    ) -> Session:
-        """Talk over any streams: file objects, sockets or raw descriptors.
-
-        The session owns and closes them. An object that has no descriptor (its
-        ``fileno()`` is missing or refuses), or whose bytes are others than the
-        descriptor's (``gzip.GzipFile``), is used by its methods, which must not
-        block: ``read(n)`` returns bytes, ``b""`` at the end, None when nothing
-        is there; ``write(data)`` returns how many bytes it took, or None for
-        none. It is asked on every tick, and at least every 10 ms while waiting.
-        What such a method raises is the end of the session and the cause of its
-        ``StreamClosedError``. For a stream that blocks see
-        ``examples/blocking_stream.py``.
-
-        Args:
-            write: What is written.
-            read: What is read; may be the same as ``write``.
-            read2: A second input with frames.
-
-        Raises:
-            InvalidStreamError: A stream is closed, or has neither a descriptor
-                nor such methods. The streams stay open.
-            ValueError: One of them is an ``ssl.SSLSocket``; see
-                ``create_socket_session``.
-        """
-        self._loop.check_open()
-        reads = (read,) if read2 is None else (read, read2)
-        if any([is_tls(stream) for stream in (write, *reads)]):
-            raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
-        return add_session(self, lambda: stream_channel(write, reads, self.serializer, self.max_frame_size))
-
-    def create_socket_session(self, sock: socket.socket) -> Session:
-        """Talk over a connected stream socket, also an ``ssl.SSLSocket``.
-
-        The session owns and closes it. Does not block, also if the TLS
-        handshake is still to be made: ticks make it.
-
-        Raises:
-            TypeError: It is no socket.
-            ValueError: It is no stream socket, or not connected.
-        """
-        self._loop.check_open()
-        return add_socket(self, sock, check_socket(sock))
-
-    def create_session(self, transport: Transport) -> Session:
-        """Talk over a transport of one's own, which the session owns and closes.
-
-        Args:
-            transport: A ``MessageTransport``, or any object with its four
-                abstract methods.
-
-        Raises:
-            TypeError: It lacks a method.
-        """
-        return add_session(self, lambda: channel_of(transport) or ForeignChannel(transport))
-
-    def create_session_pair(self) -> tuple[Session, Session]:
-        """Return two connected sessions of this peer, for tests.
-
-        What one sends the other gets, so ``a.request(message).wait()`` runs the
-        handlers of b.
-
-        Example:
-            parent, worker = peer.create_session_pair()
-            worker.on_request(work)
-            assert parent.request(TaskRequest("a")).wait() == TaskResponse("A")
-        """
-        self._loop.check_open()
-        import socket
-
-        a, b = socket.socketpair()
-        try:
-            return self.create_socket_session(a), self.create_socket_session(b)
-        except BaseException:
-            close_untaken(self, a, b)
-            raise
-
-    # -- connections
-
-    def connect(
-        self,
-        address: Address,
-        *,
-        ssl_context: ssl.SSLContext | None = None,
-        server_hostname: str | None = None,
-        timeout: float | None = DEFAULT,
-    ) -> Session:
-        """Connect to a listening peer.
-
-        Blocks until the connection is there, TLS handshake included. Runs no
-        handlers, but keeps the bytes of the other sessions flowing, so a peer
-        can also connect to its own listener. Looking up the name of a host
-        cannot be interrupted, but counts against the timeout. With TLS 1.3, a
-        server that refuses our certificate does so after the handshake: then
-        the session ends with a ``StreamClosedError`` that says so.
-
-        Args:
-            address: A path (Unix socket), or a pair ``(host, port)`` (TCP), of
-                which all addresses are tried.
-            ssl_context: For TLS; needed for every host but this one
-                (127.0.0.0/8, ::1).
-            server_hostname: The name that the server's certificate must have,
-                by default the host.
-            timeout: Seconds; by default the peer's, None for no limit.
-
-        Raises:
-            TypeError: An argument is of a wrong kind.
-            ValueError: It is no address, or not loopback and there is no
-                ``ssl_context``.
-            TimeoutError: It took too long.
-            OSError: It failed, and the text names the address:
-                ``ConnectionRefusedError``, ``FileNotFoundError``,
-                ``socket.gaierror`` (the host does not resolve),
-                ``ssl.SSLError``, ``PermissionError`` (also if the listener of a
-                Unix socket runs as another user), ...
-        """
-        if timeout is DEFAULT:
-            timeout = self.timeout
-        else:
-            check_timeout(timeout)
-        self._loop.check_open()
-        from .listener import open_connection
-
-        loop = self._loop
-        outer = loop.enter()
-        try:
-            return add_own_socket(self, *open_connection(loop, address, ssl_context, server_hostname, timeout))
-        finally:
-            loop.thread = outer
-
-    def listen(
-        self,
-        address: Address,
-        on_session: Callable[[Session], Any],
-        *,
-        ssl_context: ssl.SSLContext | None = None,
-    ) -> Listener:
-        """Accept connections at an address, inside ticks.
-
-        Args:
-            address: A path (Unix socket), or a pair ``(host, port)`` (TCP);
-                port 0 lets the system choose one, which is in the listener's
-                ``address``. A Unix socket's file has mode 0600, takes the place
-                of one that a dead listener has left, and is removed on close;
-                connections from other users are refused.
-            on_session: Called with each new session during a tick, before
-                anything that came over it is dispatched: the place to register
-                handlers. What it raises comes out of the tick, and closes the
-                session.
-            ssl_context: For TLS; needed for every address but loopback
-                (127.0.0.0/8, ::1). Without one, whoever can reach the port is
-                let in. Whether clients need a certificate is for it to say
-                (``verify_mode``). A handshake may take as long as the peer's
-                timeout (30 s if it has none).
+            timeout: 0 polls and returns at once; a number waits at most so many
+                seconds for something to happen (a message, the end of a
+                session, a queue that has drained, a request that is overdue);
+                None waits until something happens. With nothing open, a number
+                sleeps that long.
 
         Returns:
-            What listens; it closes with the peer at the latest.
+            How many messages were dispatched.
 
         Raises:
-            TypeError: An argument is of a wrong kind.
-            ValueError: It is no address, or not loopback and there is no
-                ``ssl_context``.
-            OSError: It cannot be listened at, and the text names the address:
-                somebody does so already, the path is too long, the host does
-                not resolve, ...
+            StreamClosedError: ``timeout`` is None and nothing is open: it would
+                wait for ever.
+            Exception: What an ``on_message`` handler has raised. The next tick
+                goes on behind that message.
+        """
+        if timeout is not None and timeout != 0:
+            check_timeout(timeout)
+        return self._loop.tick(timeout)
+
+    def tick_for(self, seconds: float) -> int:
+        """Tick until so many seconds are over, whatever happens.
+
+        Only ``wakeup()`` ends it before. Handlers run. Raises as ``tick``.
+
+        Returns:
+            How many messages were dispatched.
 
         Example:
-            def on_session(session):
-                session.on_request(lambda task: TaskResponse(task.job.upper()))
-
-            with peer.listen(path, on_session):
-                while not stopping:
-                    peer.tick(None)
+            while not promise.done:
+                draw_frame()  # whatever else the program does
+                peer.tick_for(0.02)
         """
-        self._loop.check_open()
-        from .listener import open_listener
+        if seconds is None:
+            raise TypeError("tick_for() takes a number of seconds, not None")
+        check_timeout(seconds)
+        clock = self._loop.clock
+        limit = clock() + seconds
+        wakeups = self._loop.wakeups
+        count = self.tick(0)
+        while True:
+            left = limit - clock()
+            if left <= 0 or self._loop.wakeups != wakeups:
+                return count
+            count += self.tick(left)
 
+    def wakeup(self) -> None:
+        """Make the tick that is under way, or else the next one, return at once.
+
+        It returns 0 if it has dispatched nothing. ``tick_for`` returns, too; a
+        ``wait()``, ``receive()``, ``flush()`` or ``connect()`` looks around and
+        goes on. For a program that waits for something else besides: the
+        handler of SIGTERM sets a flag and calls this, a thread puts its result
+        into a queue and calls this, and the loop around ``tick(None)`` looks.
+
+        The one method that any thread and any signal handler may call at any
+        time: a handler that waits for a reply may have come in the middle of
+        the write that would send its request. Neither blocks nor raises. Does
+        nothing once the peer is closed, nor in a forked copy of the process.
+        Several calls before one tick count once.
+
+        Example:
+            def stop(*_):
+                stopping.append(True)
+                peer.wakeup()
+
+            signal.signal(signal.SIGTERM, stop)
+            while not stopping:
+                peer.tick(None)
+        """
+        if not self._loop.closed and not self._loop.forked:
+            self._loop.waker.wake()
+
+    def broadcast(self, message: Message) -> int:
+        """Notify every open session. The message is encoded once per serializer.
+
+        Only ``on_exception`` handlers run. A dead or stuck session hinders no
+        other: the stuck ones together are waited for once, at most for the
+        peer's timeout. The ``on_exception`` handlers of a session that did not
+        get it are told.
+
+        Returns:
+            How many sessions took it.
+
+        Raises:
+            TypeError: ``message`` is no Message.
+            SerializationError: It cannot travel. Nobody got it.
+            FrameTooLargeError: It is too large for every session. Nobody got
+                it.
+        """
+        if type(message) not in sendable:
+            check_message("broadcast", message)
         loop = self._loop
         outer = loop.enter()
         try:
-            return open_listener(loop, address, taker(self, on_session), lambda: self.timeout, ssl_context)
+            return broadcast(loop, message, self.timeout)
         finally:
             loop.thread = outer
+
+    # -- inside another loop
+
+    def fileno(self) -> int:
+        """Return a descriptor for another loop to wait for.
+
+        It becomes readable when ``tick(0)`` has something to do. Wait for it,
+        at most for as long as ``next_deadline()`` says, then call ``tick(0)``,
+        in either case.
+
+        Raises:
+            OSError: This program's selector has none: call ``tick`` now and
+                then.
+            RuntimeError: The peer is closed.
+
+        Example:
+            while not promise.done:
+                files = [sys.stdin, peer.fileno()]
+                ready = select.select(files, [], [], peer.next_deadline())[0]
+                peer.tick(0)
+                if sys.stdin in ready:
+                    session.request(TaskRequest(sys.stdin.readline()))
+        """
+        self._loop.check_open()
+        return self._loop.fileno()
+
+    def next_deadline(self) -> float | None:
+        """Return in how many seconds ``tick(0)`` is due; None if never.
+
+        It is due then though ``fileno()`` is not readable: because a request is
+        overdue, or because something is looked at by time, such as a transport
+        or a file without a descriptor to wait for, a child that is ending, and
+        where there is no pidfd (macOS) every child. Ask whenever the other loop
+        is about to wait: after each ``tick(0)``, and after each ``request()``.
+        Looks through all pending requests.
+        """
+        loop = self._loop
+        if loop.closed and not loop.forked:
+            return None
+        outer = loop.enter()
+        try:
+            return loop.next_deadline()
+        finally:
+            loop.thread = outer
+
+    # -- closing
+
+    def remove_session(self, session: Session) -> None:
+        """Close a session but leave its streams open, to their owner.
+
+        They are left as they were found; see ``Session.close``. A child process
+        is left running. Does nothing if the session is closed.
+
+        Raises:
+            TypeError: It is no session.
+            ValueError: It is no session of this peer.
+        """
+        if not isinstance(session, Session):
+            raise TypeError(f"remove_session() takes a Session, not {session!r:.200}")
+        if session.peer is not self:
+            raise ValueError(f"{session!r} belongs to another peer")
+        self._loop.check_entry()
+        conversation_of(session).close(release=True)
+
+    def close(self, timeout: float | None = USUAL) -> None:
+        """Close every session and listener, and end children, side by side.
+
+        A second call does nothing. What is queued is written first, for at most
+        a second in all; TCP connections on which the other side is still
+        talking are kept a second more. Then ``on_close`` handlers run, and
+        children are waited for, 6 s in the worst case: see ``Session.close``.
+        An interrupted call can be made again; if it is not, the end of the
+        interpreter ends what is left, and Ctrl-C there kills it.
+
+        Args:
+            timeout: Seconds for all of that, in place of these bounds: see
+                ``Session.close``.
+
+        Raises:
+            TypeError: ``timeout`` is no number.
+            ValueError: ``timeout`` is negative.
+        """
+        seconds = close_bound(timeout)
+        loop = self._loop
+        if loop.released:
+            return
+        outer = loop.enter()
+        try:
+            close_loop(loop, seconds)
+        finally:
+            loop.thread = outer
+
+
+def loop_of(peer: IpcPeer) -> Loop:
+    """Return the loop behind a peer."""
+    return peer._loop

@@ -12,16 +12,15 @@ from .arguments import DEFAULT, POOLS, USUAL, check_expect, check_message, check
 from .crew import Crew
 from .interruptions import interruption_in
 from .messages import Message
+from .peer import IpcPeer
 from .promise import ResponsePromise, pending_of, request
 from .session import conversation_of
-from .ticking import Ticking
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TypeVar, overload
 
-    from .peer import IpcPeer
     from .session import Session
     from .transports.spawn import Command, Items
 
@@ -96,7 +95,7 @@ class WorkerPool:
         start_timeout: float | None = None,
         **options: Any,
     ) -> None:
-        if not isinstance(peer, Ticking):
+        if not isinstance(peer, IpcPeer):
             raise TypeError(f"WorkerPool() takes an IpcPeer first, not {peer!r:.100}")
         commands: list[Any] = [command]
         if not isinstance(command, (str, bytes)) and command and not isinstance(command[0], (str, bytes, os.PathLike)):
