@@ -8,6 +8,7 @@ from __future__ import annotations
 from weakref import ref
 
 from .arguments import check_timeout
+from .core.last_look import take_replies
 from .core.pending import next_moment
 from .interruptions import pass_on
 from .promise import ResponsePromise, all_settled, first_settled, pending_of, requester_of, stray_stop
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, Literal, TypeVar, overload
 
-    from .core.conversation import Conversation
     from .core.loop import Loop
-    from .core.pending import Pending
     from .messages import Message
 
     M = TypeVar("M", bound=Message)
@@ -146,17 +145,10 @@ class _Waiting:
                 self._turn_all()  # a peer that is closed has settled its promises
             if self._limit is not None and self._clock is not None and self._clock() >= self._limit:
                 if not self.settled:
-                    self._look_again()
+                    left = tuple(self.left)
+                    take_replies(zip(map(requester_of, left), map(pending_of, left)), self._limit)
                 return self.settled
         return True
-
-    def _look_again(self) -> None:
-        """Take what was there in time and could not be read."""
-        pending: dict[Conversation, list[Pending]] = {}
-        for promise in tuple(self.left):
-            pending.setdefault(requester_of(promise), []).append(pending_of(promise))
-        for conversation, requests in pending.items():
-            conversation.look_again(requests, self._limit)
 
     def _turn_all(self) -> None:
         # Each loop has its own clock and poller; their descriptors can be waited for together.

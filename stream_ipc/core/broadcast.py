@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from ..errors import FrameTooLargeError
 from .conditions import Until
-from .draining import HIGH_WATER, look_for_room, stuck_error
+from .draining import HIGH_WATER, stuck_error
+from .last_look import write_queued
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
         loop.run(room, limit, dispatch=False)
         for target in stuck:
             if target.is_writable and target.channel.queued_bytes > HIGH_WATER:
-                look_for_room(target, limit)
+                write_queued(target, limit)
     for target in stuck:
         if not target.is_open:
             continue

@@ -8,21 +8,21 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from ..errors import InvalidStreamError, SerializationError, StreamClosedError, describe
+from ..errors import InvalidStreamError, StreamClosedError, describe
 from ..handlers import HandlerList
-from ..messages import NOTIFICATION, REQUEST, Message, ResponseEnvelope
+from ..messages import NOTIFICATION, REQUEST, Message
 from .closing import Closing
 from .conditions import Until
 from .dispatcher import Dispatcher
 from .draining import FLUSH_BOUND, HIGH_WATER, flush_bound, make_room
 from .hints import silence_hint
-from .last_look import catch_up
+from .last_look import read_replies, take_replies
 from .port import Port
 from .replies import Replies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Any
 
     from ..transports.channel import Channel
@@ -198,7 +198,7 @@ class Conversation:
         loop.run(pending, limit)
         if pending.settled:
             return
-        self.look_again((pending,), limit)
+        take_replies([(self, pending)], limit)
         if pending.settled:
             return
         if pending.deadline is not None and loop.clock() >= pending.deadline:
@@ -209,45 +209,9 @@ class Conversation:
         else:
             raise TimeoutError(f"{self.replies.silence(pending, timeout)}; it is still pending")
 
-    def late(self, limit: float | None) -> float:
-        """Return how many seconds ago the time was over."""
-        return 0.0 if limit is None else self.loop.clock() - limit
-
-    def look_again(self, requests: Iterable[Pending], limit: float | None) -> None:
-        """Take the replies that had come in time though this process could not read them: this is the last look.
-
-        Args:
-            requests: What is waited for.
-            limit: Until when.
-        """
-        loop = self.loop
-        if self.state is not OPEN:
-            return
-        outer = loop.enter()
-        try:
-            catch_up(self.port, self.late(limit))
-        finally:
-            loop.thread = outer
-        arrived = self._arrived()
-        for pending in requests:
-            while not pending.settled and pending.id in arrived:
-                turns = loop.dispatched
-                loop.run(pending, loop.clock())  # what stands before it is dispatched first
-                if loop.dispatched == turns and not pending.settled:
-                    self.dispatcher.settle_replies()  # what stands before it has to wait
-                    break
-
-    def _arrived(self) -> set[Any]:
-        """Return the ids of the replies in the inbox."""
-        found = set()
-        for item in tuple(self.dispatcher.inbox):
-            if type(item) is ResponseEnvelope:
-                id: Any = item.id
-            else:
-                id = item.response_id if isinstance(item, SerializationError) else None
-            if isinstance(id, str):
-                found.add(id)
-        return found
+    def conversation_of(self, pending: Pending) -> Conversation:
+        """Return this: what has sent its requests."""
+        return self
 
     def on_time(self, now: float) -> None:
         """Give up the requests whose deadline has passed, and stop lingering."""
@@ -256,8 +220,7 @@ class Conversation:
             loop.mark(self.dispatcher)
         replies = self.replies
         if now >= replies.due and self.state is OPEN:
-            catch_up(self.port, now - replies.due)
-            arrived = self._arrived()
+            arrived = read_replies(self, replies.due)
             if replies.expire(now, arrived):
                 loop.progress += 1
             elif arrived and self.dispatcher.has_work:

@@ -5,9 +5,9 @@ Knows conversations. What is read meanwhile is not dispatched.
 
 from __future__ import annotations
 
-from ..errors import InvalidStreamError, RequestTimeoutError, StreamClosedError
+from ..errors import RequestTimeoutError
 from .conditions import Until, within
-from .last_look import write_on
+from .last_look import write_queued
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .conversation import Conversation
 
-__all__ = ["FLUSH_BOUND", "HIGH_WATER", "flush", "flush_bound", "look_for_room", "make_room", "stuck_error"]
+__all__ = ["FLUSH_BOUND", "HIGH_WATER", "flush", "flush_bound", "make_room", "stuck_error"]
 
 # Above this many queued bytes a send waits until the queue is below it again, and requests of this conversation wait in
 # the inbox, because their replies would only add to the queue.
@@ -35,19 +35,11 @@ def make_room(conversation: Conversation, timeout: float | None) -> None:
     conversation.port.look_for_end()
     loop.run(Until(lambda: channel.queued_bytes <= HIGH_WATER or not conversation.is_writable), limit, dispatch=False)
     if channel.queued_bytes > HIGH_WATER and conversation.is_writable:
-        look_for_room(conversation, limit)
+        write_queued(conversation, limit)
     if not conversation.is_writable:
         raise conversation.closed_error()
     if channel.queued_bytes > HIGH_WATER:
         raise stuck_error(conversation, timeout)
-
-
-def look_for_room(conversation: Conversation, limit: float | None) -> None:
-    """Write what the other side takes, in case that this process was kept from looking: this is the last look."""
-    try:
-        write_on(conversation.port, conversation.late(limit))
-    except (StreamClosedError, InvalidStreamError):
-        pass  # the port has taken note of it
 
 
 def stuck_error(conversation: Conversation, timeout: float | None) -> RequestTimeoutError:
@@ -84,7 +76,7 @@ def flush(conversation: Conversation, timeout: float | None) -> None:
         loop.run(Until(lambda: not channel.queued_bytes or not conversation.is_writable), limit, dispatch=False)
         if channel.queued_bytes and conversation.is_writable:
             conversation.port.look_for_end()
-            look_for_room(conversation, limit)
+            write_queued(conversation, limit)
         if channel.is_broken or (channel.queued_bytes and not conversation.is_writable):
             raise conversation.closed_error()
         if channel.queued_bytes:

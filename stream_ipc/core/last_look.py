@@ -1,32 +1,120 @@
 """The last look at a stream before something is given up: what had come in time counts though nobody could look.
 
-Knows ports. A process that was stopped, or busy with something else, is late itself, and the other side could only write
-or read as much as this side did: so a last look that comes late goes on while the other side does.
+Knows conversations and what waits for their messages. A process that was stopped, or busy with something else, is late
+itself, and the other side could only write or read as much as this side did: so a last look that comes late goes on while
+the other side does.
 """
 
 from __future__ import annotations
 
+from ..errors import InvalidStreamError, SerializationError, StreamClosedError
+from ..messages import ResponseEnvelope
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from .conversation import Conversation
+    from .kept import Wanted
+    from .pending import Pending, Requester
     from .port import Port
 
-__all__ = ["catch_up", "write_on"]
+__all__ = ["read_replies", "take_notification", "take_replies", "write_queued"]
 
 _LATE = 0.02  # seconds; less is nothing unusual
 _TIMES = 128  # so that a last look takes at most so many pauses
 _PAUSE = 0.01  # seconds that the other side may take from one time to the next
 
 
-def catch_up(port: Port, late: float) -> None:
-    """Read what is there, and if the look comes late, the rest of a message that has begun to arrive.
+def take_replies(requests: Iterable[tuple[Requester, Pending]], limit: float | None) -> None:
+    """Take the replies that had come in time though this process could not read them.
 
     Args:
-        port: What is read.
-        late: How many seconds ago the look should have been.
+        requests: What is waited for, and who has sent it.
+        limit: Until when, by the loops' clock.
     """
+    waiting: dict[Conversation, list[Pending]] = {}
+    for requester, pending in requests:
+        conversation = requester.conversation_of(pending)
+        if conversation is not None:
+            waiting.setdefault(conversation, []).append(pending)
+    for conversation, sent in waiting.items():
+        if conversation.is_open:
+            _take_replies(conversation, sent, limit)
+
+
+def _take_replies(conversation: Conversation, sent: list[Pending], limit: float | None) -> None:
+    loop = conversation.loop
+    arrived = read_replies(conversation, limit)
+    for pending in sent:
+        while not pending.settled and pending.id in arrived:
+            turns = loop.dispatched
+            loop.run(pending, loop.clock())  # what stands before it is dispatched first
+            if loop.dispatched == turns and not pending.settled:
+                conversation.dispatcher.settle_replies()  # what stands before it has to wait
+                break
+
+
+def read_replies(conversation: Conversation, limit: float | None) -> set[Any]:
+    """Read what is there; returns the ids of the replies that stand in the inbox then."""
+    _read(conversation, limit)
+    found = set()
+    for item in tuple(conversation.dispatcher.inbox):
+        if type(item) is ResponseEnvelope:
+            id: Any = item.id
+        else:
+            id = item.response_id if isinstance(item, SerializationError) else None
+        if isinstance(id, str):
+            found.add(id)
+    return found
+
+
+def take_notification(conversation: Conversation, wanted: Wanted, limit: float | None) -> None:
+    """Dispatch what had come in time, until a call of ``receive`` has what it waits for."""
+    loop = conversation.loop
+    _read(conversation, limit)
+    goal = loop.dispatched + len(conversation.dispatcher.inbox)
+    turns = -1
+    while not wanted.settled and turns < loop.dispatched < goal:
+        turns = loop.dispatched
+        loop.run(wanted, loop.clock())
+
+
+def write_queued(conversation: Conversation, limit: float | None) -> None:
+    """Write what the stream takes, and if the look comes late, what it takes while the other side reads."""
+    try:
+        _write_on(conversation.port, _times(conversation, limit))
+    except (StreamClosedError, InvalidStreamError):
+        pass  # the port has taken note of it
+
+
+def _write_on(port: Port, times: int) -> None:
+    port.write()
+    channel = port.channel
+    for _ in range(times):
+        queued = channel.queued_bytes
+        if not queued or not channel.wait(_PAUSE, True):
+            break
+        port.write()
+        if channel.queued_bytes >= queued:
+            break
+
+
+def _read(conversation: Conversation, limit: float | None) -> None:
+    """Read what is there, and if the look comes late, the rest of a message that has begun to arrive."""
+    loop = conversation.loop
+    outer = loop.enter()
+    try:
+        _read_on(conversation.port, _times(conversation, limit))
+    finally:
+        loop.thread = outer
+
+
+def _read_on(port: Port, times: int) -> None:
     port.drain()
     channel = port.channel
-    for _ in range(_TIMES if late > _LATE else 0):
+    for _ in range(times):
         if port.failing or not channel.is_unfinished or not channel.wait(_PAUSE):
             break
         before = channel.received_bytes
@@ -35,23 +123,6 @@ def catch_up(port: Port, late: float) -> None:
             break
 
 
-def write_on(port: Port, late: float) -> None:
-    """Write what the stream takes, and if the look comes late, what it takes while the other side reads.
-
-    Args:
-        port: What is written.
-        late: As for ``catch_up``.
-
-    Raises:
-        StreamClosedError: The other side is gone.
-        InvalidStreamError: The stream was closed by its owner.
-    """
-    port.write()
-    channel = port.channel
-    for _ in range(_TIMES if late > _LATE else 0):
-        queued = channel.queued_bytes
-        if not queued or not channel.wait(_PAUSE, True):
-            break
-        port.write()
-        if channel.queued_bytes >= queued:
-            break
+def _times(conversation: Conversation, limit: float | None) -> int:
+    """Return how often a look goes on: not at all unless its time was over long ago."""
+    return _TIMES if limit is not None and conversation.loop.clock() - limit > _LATE else 0

@@ -13,10 +13,11 @@ from ..interruptions import interruption_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Any, Protocol
 
     from ..messages import Message
+    from .conversation import Conversation
     from .loop import Loop
 
     class Requester(Protocol):
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
         def wait(self, pending: Any, timeout: float | None, /) -> None: ...
 
-        def look_again(self, requests: Iterable[Any], limit: float | None, /) -> None: ...
+        def conversation_of(self, pending: Any, /) -> Conversation | None: ...
 
     Base = ref[Any]
 else:

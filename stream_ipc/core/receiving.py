@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..messages import Message
 from .conditions import within
 from .kept import Wanted
-from .last_look import catch_up
+from .last_look import take_notification
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,22 +43,14 @@ def receive(conversation: Conversation, timeout: float | None, expect: type) -> 
 
 def _await(conversation: Conversation, wanted: Wanted, limit: float | None) -> bool:
     """Turn until a notification is there, or the session is closed; returns whether that is so."""
-    loop = conversation.loop
     waiting = conversation.dispatcher.kept.waiting
     try:
         waiting.append(wanted)
         if conversation.dispatcher.kept.find(wanted.expect) is not None:  # a signal handler has turned meanwhile
             return True
-        loop.run(wanted, limit)
+        conversation.loop.run(wanted, limit)
         if not wanted.settled and conversation.is_open:
-            catch_up(conversation.port, conversation.late(limit))
-            goal = loop.dispatched + len(conversation.dispatcher.inbox)
-            turns = -1
-            while True:
-                if wanted.settled or not turns < loop.dispatched < goal:
-                    break
-                turns = loop.dispatched
-                loop.run(wanted, loop.clock())
+            take_notification(conversation, wanted, limit)
     finally:
         if wanted in waiting:
             waiting.remove(wanted)

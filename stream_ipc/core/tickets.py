@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from ..errors import IpcError
 from .conditions import Until
+from .last_look import take_replies
 from .pending import Pending, next_moment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Any
     from weakref import ref
 
     from ..messages import Message
+    from .conversation import Conversation
     from .loop import Loop
 
 __all__ = ["Desk", "Ticket"]
@@ -131,7 +133,7 @@ class Desk:
         limit = None if timeout is None else loop.clock() + timeout
         loop.run(ticket, limit)
         if not ticket.settled:
-            self.look_again((ticket,), limit)
+            take_replies([(self, ticket)], limit)
         if not ticket.settled:
             raise TimeoutError(f"no reply to task {ticket.id} within {timeout} s ({self.name}); it is still pending")
 
@@ -139,11 +141,10 @@ class Desk:
         """Turn until a condition holds, or so many seconds are over."""
         self.loop.run(_WaitingAlone(condition), None if timeout is None else self.loop.clock() + timeout)
 
-    def look_again(self, tickets: Iterable[Ticket], limit: float | None) -> None:
-        """Take the replies that had come in time though this process could not read them: this is the last look."""
-        for ticket in tuple(tickets):
-            if ticket.worker is not None and not ticket.settled:
-                ticket.worker.conversation.look_again((ticket,), limit)
+    def conversation_of(self, ticket: Ticket) -> Conversation | None:
+        """Return what a task was sent over, if a worker has it."""
+        worker = ticket.worker
+        return None if worker is None else worker.conversation
 
     def cancel(self, ticket: Ticket) -> bool:
         """Give a task up; returns whether it was still pending. A worker that has it goes on, and comes back as usual."""
