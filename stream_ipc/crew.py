@@ -163,7 +163,7 @@ class Crew:
                 raise
             worker.given -= 1
             self.settling[ticket] = exc
-            self._let_go(ticket, worker)
+            self._take_off(ticket, worker)
             self._find_free(worker)
             ticket.fail(exc)
         except BaseException:
@@ -177,7 +177,7 @@ class Crew:
             return
         replies = worker.conversation.replies
         if worker.conversation.channel.outbox.last is last:  # it was not sent
-            replies.forget(ticket)
+            replies.remove(ticket)
             self._take_back(ticket, worker)
         elif ticket not in replies:  # it may have it, and must not go on with it
             self._kill(worker, "this side was interrupted while it sent a task")
@@ -189,7 +189,7 @@ class Crew:
         self._untidy += 1
         self.desk.loop.later[self] = None
 
-    def _let_go(self, ticket: Ticket, worker: Worker) -> None:
+    def _take_off(self, ticket: Ticket, worker: Worker) -> None:
         # atomic: no calls
         ticket.worker = None
         if ticket in worker.running:
@@ -224,7 +224,7 @@ class Crew:
         self._free.pop(worker, None)
         if worker.given == self._tasks_per_worker and not worker.running and worker.conversation.is_open:
             worker.retired = True
-            self._drop(worker, "this side replaces the worker, which has done its share of tasks")
+            self._close_worker(worker, "this side replaces the worker, which has done its share of tasks")
         elif worker.is_clogged:
             self._clogged[worker] = None
             self.desk.set_polled(_LOOK_INTERVAL)
@@ -268,19 +268,19 @@ class Crew:
         """
         worker: Worker = ticket.worker
         if isinstance(error, StreamClosedError):
-            worker.conversation.replies.forget(ticket)  # first: from now on this is called no more
+            worker.conversation.replies.remove(ticket)  # first: from now on this is called no more
             self._free.pop(worker, None)
             if not self.closed and ticket.tries < self._retries and not ticket.settled:
                 ticket.tries += 1
                 self._take_back(ticket, worker)
                 return False
             self.settling[ticket] = error
-            self._let_go(ticket, worker)
+            self._take_off(ticket, worker)
         elif isinstance(error, RequestTimeoutError):
             self._leave_to_check()
             self.settling[ticket] = error
-            self._let_go(ticket, worker)
-            worker.conversation.replies.forget(ticket)
+            self._take_off(ticket, worker)
+            worker.conversation.replies.remove(ticket)
             worker.retired = True  # it came up, and is busy
             self._kill(worker, f"the worker was killed, because a task took longer than {ticket.timeout} s")
         else:
@@ -321,7 +321,7 @@ class Crew:
         worker = make_worker(place, self._workers, self._in_flight, self._tasks_per_worker)
         session = worker.session
         try:
-            session.on_close(lambda session: self._gone(worker))
+            session.on_close(lambda session: self._worker_closed(worker))
             if self._start_timeout is not None:
                 worker.due = self.desk.loop.clock() + self._start_timeout
                 self._set_timer()
@@ -361,14 +361,14 @@ class Crew:
         """Kill a worker that cannot be asked to end: it may be busy for ever."""
         self._free.pop(worker, None)
         worker.kill()
-        self._drop(worker, text)
+        self._close_worker(worker, text)
 
-    def _drop(self, worker: Worker, text: str) -> None:
+    def _close_worker(self, worker: Worker, text: str) -> None:
         """Close a worker's session. Its process is ended and reaped by ticks."""
         self._free.pop(worker, None)
-        worker.conversation.end(StreamClosedError(f"{text} ({worker.session.name})"))
+        worker.conversation.close_now(StreamClosedError(f"{text} ({worker.session.name})"))
 
-    def _gone(self, worker: Worker) -> None:
+    def _worker_closed(self, worker: Worker) -> None:
         """Take note that a worker's session is closed. An interrupted call is made again."""
         for ticket in tuple(worker.running):  # which an interruption has left
             ticket.fail(worker.conversation.closed_error())
@@ -427,7 +427,7 @@ class Crew:
             ticket.fail(error)
         for worker in tuple(self._workers):
             if not worker.session.is_open:
-                self._gone(worker)
+                self._worker_closed(worker)
             elif worker.due is not None and worker.due <= now:
                 self._kill(worker, f"the worker gave no sign within {self._start_timeout} s, so it was killed")
             elif worker not in self._free:
@@ -444,22 +444,22 @@ class Crew:
 
     go_on = check  # what an interruption has left
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Fail what is queued: the peer closes."""
-        self._refuse("this side closed the peer of the worker pool")
+        self._close("this side closed the peer of the worker pool")
 
-    def end_all(self) -> list[Session]:
+    def close_workers(self) -> list[Session]:
         """Fail everything, and end the workers without waiting for it; returns their sessions."""
         for place in self._places:
             if place.session is not None and place.worker is None:
                 make_worker(place, self._workers, self._in_flight, self._tasks_per_worker)
         workers = tuple(self._workers)
-        self._refuse("this side closed the worker pool")
+        self._close("this side closed the worker pool")
         for worker in workers:
-            self._drop(worker, "this side closed the worker pool")
+            self._close_worker(worker, "this side closed the worker pool")
         return [worker.session for worker in workers]
 
-    def _refuse(self, text: str) -> None:
+    def _close(self, text: str) -> None:
         self.closed = True
-        self.desk.leave()
+        self.desk.close()
         self._fail_queued(StreamClosedError(text))

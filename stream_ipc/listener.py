@@ -78,7 +78,7 @@ class Listener:
             return
         outer = acceptor.loop.enter()
         try:
-            acceptor.end()
+            acceptor.close()
         finally:
             acceptor.loop.thread = outer
 
@@ -110,7 +110,7 @@ def open_listener(
         return Listener(acceptor)
     except BaseException as exc:
         if acceptor is not None:
-            acceptor.end()
+            acceptor.close()
         else:
             sock.close()
             if file is not None:
@@ -148,7 +148,7 @@ def open_connection(
             if context is not None:
                 late = f"the TLS handshake with {place!r} was not over within {timeout} s; does the other side speak TLS?"
                 sock = _shake_hands(loop, sock, place, context, server_hostname, limit)
-            if loop.closed:
+            if loop.closing:
                 raise _closed_meanwhile(place)
             return sock, f"to {describe_address(place)}"
         except BaseException:
@@ -158,7 +158,7 @@ def open_connection(
         pass_on(exc)
         if exc.errno is not None:  # the system's own
             raise
-        if loop.closed:
+        if loop.closing:
             raise _closed_meanwhile(place) from None
         raise TimeoutError(late) from exc
 

@@ -82,7 +82,7 @@ class IpcPeer(SessionOpener):
     def __repr__(self) -> str:
         try:
             loop = self._loop
-            state = "open" if not loop.closed else "closed" if loop.released else "closing"
+            state = "open" if not loop.closing else "closed" if loop.closed else "closing"
             state = "forked" if loop.forked else state
             return (
                 f"<IpcPeer {state} sessions={len(loop.conversations)} listeners={len(loop.listeners)}"
@@ -99,7 +99,7 @@ class IpcPeer(SessionOpener):
 
     def __del__(self) -> None:
         loop = getattr(self, "_loop", None)
-        if loop is not None and not loop.released and not loop.forked:
+        if loop is not None and not loop.closed and not loop.forked:
             drop_loop(loop, repr(self))
 
     # -- driving all sessions
@@ -182,7 +182,7 @@ class IpcPeer(SessionOpener):
             while not stopping:
                 peer.tick(None)
         """
-        if not self._loop.closed and not self._loop.forked:
+        if not self._loop.closing and not self._loop.forked:
             self._loop.waker.wake()
 
     def broadcast(self, message: Message) -> int:
@@ -247,7 +247,7 @@ class IpcPeer(SessionOpener):
         Looks through all pending requests.
         """
         loop = self._loop
-        if loop.closed and not loop.forked:
+        if loop.closing and not loop.forked:
             return None
         outer = loop.enter()
         try:
@@ -294,7 +294,7 @@ class IpcPeer(SessionOpener):
         """
         seconds = close_bound(timeout)
         loop = self._loop
-        if loop.released:
+        if loop.closed:
             return
         outer = loop.enter()
         try:

@@ -328,13 +328,13 @@ class WorkerPool:
         try:
             endings = loop.endings
             others = tuple(endings.all)
-            sessions = self._crew.end_all()
+            sessions = self._crew.close_workers()
             if seconds is not None:
                 due = loop.clock() + seconds
                 for session in sessions:
                     conversation_of(session).hurry(due)
             # Side by side; session.close() would do it one by one, and hurry each anew.
-            endings.finish([ending for ending in endings.all if ending not in others], background=False)
+            endings.wait([ending for ending in endings.all if ending not in others], background=False)
             for session in sessions:
                 session.close()
         finally:

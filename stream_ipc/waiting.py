@@ -104,7 +104,7 @@ class _Waiting:
 
     def _watch(self) -> None:
         """Be told of each promise that settles from now on, and find those that have settled."""
-        self.end()
+        self.unwatch()
         given = tuple(self.left)  # a signal handler may turn, and so change it
         requesters = set(map(requester_of, given))
         for requester in requesters:
@@ -121,8 +121,8 @@ class _Waiting:
     def _order(self, promise: ResponsePromise[Any]) -> int:
         return max(int(pending_of(promise).settled), self._began)
 
-    def end(self) -> None:
-        """Leave nothing behind. What comes next begins anew."""
+    def unwatch(self) -> None:
+        """Be told no more, so that nothing stays behind. What comes next begins anew."""
         self._watching = False
         while self._watched:
             watchers, watcher = self._watched[-1]
@@ -153,9 +153,9 @@ class _Waiting:
     def _turn_all(self) -> None:
         # Each loop has its own clock and poller; their descriptors can be waited for together.
         for loop in self._loops:
-            if not loop.closed:
+            if not loop.closing:
                 loop.run(self, 0)
-        self._loops = [loop for loop in self._loops if not loop.closed]
+        self._loops = [loop for loop in self._loops if not loop.closing]
         if self.settled or not self._loops:
             return
         wait = 0.05
@@ -231,7 +231,7 @@ def gather(
         if not waiting.until(count):
             raise _too_few(len(waiting.left), count, timeout)
     finally:
-        waiting.end()
+        waiting.unwatch()
     return [_outcome(promise) if return_exceptions else promise.wait() for promise in given]
 
 
@@ -299,14 +299,14 @@ class _AsCompleted:
         while True:  # again if what was there was taken, by a handler that has called next() meanwhile
             left = len(waiting.left) + len(queue)
             if not left:
-                waiting.end()
+                waiting.unwatch()
                 raise StopIteration
             try:
                 found = waiting.until(1)
             except StopIteration as exc:
                 raise stray_stop(exc) from exc
             if not found:
-                waiting.end()
+                waiting.unwatch()
                 raise _too_few(left, left + self._taken, self._timeout)
             promise = next(iter(queue), None)
             if promise is not None:

@@ -72,7 +72,7 @@ def test_a_new_set_is_seen_by_registering_and_by_waiting_wherever_making_it_is_i
         try:
             with InterruptAt(number, kind()) as interrupted:
                 try:
-                    apart.poller.forget_lost()
+                    apart.poller.rebuild()
                 except kind:
                     pass
             apart.poller.watch(apart.other, WRITE, "another writer")

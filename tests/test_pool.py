@@ -714,7 +714,7 @@ def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     monkeypatch.setattr(owner, name, interrupted)
 
 
-@pytest.mark.parametrize("where", [(tickets, "next_moment"), (Replies, "enter"), (Replies, "forget")])
+@pytest.mark.parametrize("where", [(tickets, "next_moment"), (Replies, "enter"), (Replies, "remove")])
 def test_interrupted_cancel_of_a_running_task(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, where: Any) -> None:
     called: List[Any] = []
     with WorkerPool(peer, worker(), 1) as pool:

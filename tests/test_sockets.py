@@ -182,7 +182,7 @@ def test_what_was_written_arrives_though_input_is_unread() -> None:
         assert drain(other) == b"last words"
     assert ending.step() is None
     assert ending.fds() == []
-    ending.forget()
+    ending.abandon()
 
 
 def test_a_lingering_close_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ def test_no_socket_object_is_needed_to_linger() -> None:
         select.select([one], [], [], 10)
         ending = linger(Wrapped(one))  # type: ignore[arg-type]
         assert ending is not None
-        ending.forget()
+        ending.abandon()
         assert ending.fds() == []
 
 

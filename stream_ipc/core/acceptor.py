@@ -126,7 +126,7 @@ class Acceptor:
             self.loop.set_polled(self, POLL_INTERVAL)
         log.debug("listener %r opened", self.place)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Release everything. An interrupted call can be made again."""
         if not self.closed:
             log.debug("listener %r closed", self.place)
@@ -158,7 +158,7 @@ class Acceptor:
         if not self.closed and not self._is_valid():
             log.error("%r: its descriptor was closed by somebody else; it listens no more, so make a new one", self)
             self._sock.detach()  # the number may be another file's by now
-            self.end()
+            self.close()
 
     def _is_valid(self) -> bool:
         try:
@@ -197,7 +197,7 @@ class Acceptor:
         for handshake in tuple(self._handshakes.values()):
             if handshake.due > now:
                 break
-            self._give_up(handshake, "it took too long")
+            self._drop_unless_ready(handshake, "it took too long")
         if self._paused_until is not None and now >= self._paused_until:
             self.check()
             if self.closed:
@@ -271,7 +271,7 @@ class Acceptor:
             self._poller.watch(tls.fileno(), READ, self)
             self._set_timer()
         except BaseException:
-            self._forget(handshake)
+            self._remove(handshake)
             tls.close()
             raise
 
@@ -286,7 +286,7 @@ class Acceptor:
             pass_on(exc)
             self._drop(handshake, str(exc))
             return
-        self._forget(handshake)
+        self._remove(handshake)
         try:
             self._hand_over(sock, handshake.name)
         except (OSError, ValueError) as exc:
@@ -294,7 +294,7 @@ class Acceptor:
             pass_on(exc)
             log.debug("%r: a connection was lost before it had a session: %s", self, exc)
 
-    def _give_up(self, handshake: _Handshake, why: str) -> None:
+    def _drop_unless_ready(self, handshake: _Handshake, why: str) -> None:
         """Drop a handshake, unless what it waits for is there and could only not be read."""
         with Shield():
             self._step(handshake)
@@ -303,11 +303,11 @@ class Acceptor:
 
     def _drop(self, handshake: _Handshake, why: str) -> None:
         log.info("%r: the TLS handshake of a connection %s failed: %s", self, handshake.name, why)
-        self._forget(handshake)
+        self._remove(handshake)
         stop_writing(handshake.sock)  # so that the other side learns why
         handshake.sock.close()
 
-    def _forget(self, handshake: _Handshake) -> None:
+    def _remove(self, handshake: _Handshake) -> None:
         fd = handshake.sock.fileno()
         self._handshakes.pop(fd, None)
         self._poller.unwatch(fd)
@@ -318,7 +318,7 @@ class Acceptor:
             break
         if self.loop.clock() - handshake.since < _YOUNG:
             return False
-        self._give_up(handshake, "others are waiting")
+        self._drop_unless_ready(handshake, "others are waiting")
         return True
 
     def _pause(self) -> None:

@@ -81,12 +81,12 @@ class Closing:
 
     def _detach(self) -> None:
         self._conversation.port.close()
-        self._conversation.loop.discard(self._conversation)
+        self._conversation.loop.remove(self._conversation)
 
     def _close(self) -> None:
         try:
             if self.ending is None:
-                self.ending = self._conversation.channel.end()
+                self.ending = self._conversation.channel.close()
             if self.ending is not None:
                 self.ending.take = partial(_deliver_late, self._conversation)
                 self._conversation.loop.add_ending(self.ending)
@@ -118,13 +118,13 @@ class Closing:
 
     def _wait(self) -> None:
         if self.blocks:
-            self.finish()
+            self.wait()
 
-    def finish(self) -> None:
+    def wait(self) -> None:
         """Block until a child has ended. What is done in the background is left to turns."""
         self.hurry()
         if self.ending is not None and not self.ending.background:
-            self._conversation.loop.endings.finish([self.ending])
+            self._conversation.loop.endings.wait([self.ending])
         self.ending = None
 
     def hurry(self) -> None:

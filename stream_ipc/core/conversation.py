@@ -135,11 +135,11 @@ class Conversation:
         except BaseException as exc:
             loop.repairs[self.port] = None
             if pending is None:
-                replies.forget_lost(promise)
+                replies.remove_lost(promise)
             else:
                 if ticket is None:
                     pending.settled = 1  # nobody will ever see it
-                replies.forget(pending)
+                replies.remove(pending)
             self.port.post_failed(exc)
             raise
         return pending  # type: ignore[no-any-return]
@@ -214,7 +214,7 @@ class Conversation:
         return self
 
     def on_time(self, now: float) -> None:
-        """Give up the requests whose deadline has passed, and stop lingering."""
+        """Fail the requests whose deadline has passed, and close a stream that has lingered long enough."""
         loop = self.loop
         if self._lingers_until is not None and now >= self._lingers_until:
             loop.mark(self.dispatcher)
@@ -266,11 +266,11 @@ class Conversation:
                 self.due = loop.clock() + seconds
             self._flush_bounded()
             if release:
-                self.end(StreamClosedError(f"this side removed the session from its peer ({self.name})"), release)
+                self.close_now(StreamClosedError(f"this side removed the session from its peer ({self.name})"), release)
             else:
-                self.end(StreamClosedError(self.channel.closed_text()), blocks=True)
+                self.close_now(StreamClosedError(self.channel.closed_text()), blocks=True)
             if self._closing is not None:
-                self._closing.finish()
+                self._closing.wait()
         finally:
             loop.thread = outer
 
@@ -307,7 +307,7 @@ class Conversation:
             loop.repairs[self] = None
             raise
 
-    def end(
+    def close_now(
         self, reason: StreamClosedError, release: bool = False, blocks: bool = False, handlers: bool = True
     ) -> None:
         """Close at once: what is queued is dropped, what is pending fails, the streams are closed.
@@ -331,7 +331,7 @@ class Conversation:
     def repair(self) -> None:
         """Do what an interruption has left undone."""
         if self._closing is None:
-            self.end(StreamClosedError(self.channel.closed_text()))
+            self.close_now(StreamClosedError(self.channel.closed_text()))
         else:
             self._closing.blocks = False
             self._closing.go_on()

@@ -147,8 +147,8 @@ class Owed:
             return None
         return ErrorMessage("the DeferredReply that a handler returned for this request was dropped before it was settled")
 
-    def release(self) -> None:
-        """Let go of everything: it is sent, or the session is closed. An interrupted call can be made again."""
+    def drop(self) -> None:
+        """Drop what it refers to: it is sent, or the session is closed. An interrupted call can be made again."""
         if self.pending is not None:
             self.pending.unwatch(self.mark)
             self.pending.unwatch(self._settled)
@@ -191,14 +191,14 @@ class DeferredReplies:
         self._responder.port.limit_reading()
 
     def remove(self, owed: Owed) -> None:
-        """Forget one that was sent."""
+        """Remove one that was sent."""
         self.table.pop(owed, None)
-        owed.release()
+        owed.drop()
         if self._responder.port.paused:
             self._responder.port.update_reading()
 
     def drop(self) -> None:
-        """Forget all: nobody can get them any more. An interrupted call can be made again."""
+        """Drop all: nobody can get them any more. An interrupted call can be made again."""
         for owed in tuple(self.table):
-            owed.release()
+            owed.drop()
         self.table.clear()

@@ -386,7 +386,7 @@ class Dispatcher:
         """Close behind the last message."""
         if self._conversation.lingers():
             return None
-        self._conversation.end(item.error)
+        self._conversation.close_now(item.error)
         return 0
 
 

@@ -5,7 +5,7 @@ Knows endings of transports. Must not know what was closed.
 
 from __future__ import annotations
 
-from ..transports.channel import finish
+from ..transports.channel import wait_for_endings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ class Endings:
             if left is None and not ending.messages and ending in self.all:
                 self.all.remove(ending)
 
-    def finish(self, endings: Iterable[Ending] | None = None, background: bool = True) -> None:
-        """Block until these are done, side by side; by default all. See ``transports.channel.finish``."""
+    def wait(self, endings: Iterable[Ending] | None = None, background: bool = True) -> None:
+        """Block until these are done, side by side; by default all. See ``transports.channel.wait_for_endings``."""
         endings = list(self.all if endings is None else endings)  # a copy: more may come meanwhile
-        left = finish(endings, background)
+        left = wait_for_endings(endings, background)
         self.all = [ending for ending in self.all if ending in left or ending not in endings]
 
-    def forget(self) -> None:
-        """Release all without finishing."""
+    def abandon(self) -> None:
+        """Abandon all."""
         for ending in self.all:
-            ending.forget()
+            ending.abandon()
         self.all = []

@@ -18,13 +18,13 @@ class Guard:
     Attributes:
         thread: The thread that is inside a call, or None.
         forked: Whether this is the copy in a forked process.
-        closed: Whether nothing can be added any more.
+        closing: Whether nothing can be added any more.
     """
 
     def __init__(self) -> None:
         self.thread: int | None = None
         self.forked: bool = False
-        self.closed: bool = False
+        self.closing: bool = False
 
     def enter(self) -> int | None:
         """Begin a call. Its end is to set ``thread`` to what this returns.
@@ -50,7 +50,7 @@ class Guard:
     def check_open(self) -> None:
         """Raise ``RuntimeError`` if nothing can be added, or the call does not belong here."""
         self.check_entry()
-        if self.closed:
+        if self.closing:
             raise RuntimeError("this IpcPeer is closed; make a new one")
 
     def refusal(self) -> RuntimeError:

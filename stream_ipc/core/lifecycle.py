@@ -14,7 +14,7 @@ from weakref import WeakSet
 from .. import log
 from ..clock import monotonic
 from ..errors import StreamClosedError
-from ..transports.channel import finish
+from ..transports.channel import wait_for_endings
 from .conditions import Until
 from .draining import FLUSH_BOUND, flush_bound
 from .loop import Loop
@@ -50,19 +50,19 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
     """
     due = None if seconds is None else monotonic() + seconds
     conversations = (*loop.conversations, *_closing(loop))
-    _begin(loop)
+    _begin_close(loop)
     try:
         _write_queued(loop, flush_bound(seconds, conversations))
     finally:
-        _end(conversations, handlers=False)
-        _end((*loop.conversations, *_closing(loop)), handlers=False)
-        _finish(loop, due, background=False)  # before the on_close handlers, which run after a child's last words
+        _close(conversations, handlers=False)
+        _close((*loop.conversations, *_closing(loop)), handlers=False)
+        _wait(loop, due, background=False)  # before the on_close handlers, which run after a child's last words
         try:
-            _end(conversations)
+            _close(conversations)
         finally:  # an on_close handler may have been interrupted
-            _end(_closing(loop))
-            _finish(loop, due)
-            loop.release()
+            _close(_closing(loop))
+            _wait(loop, due)
+            loop.close()
 
 
 def _closing(loop: Loop) -> list[Any]:
@@ -70,19 +70,19 @@ def _closing(loop: Loop) -> list[Any]:
     return [task for task in loop.repairs if hasattr(task, "begin_close")]
 
 
-def _finish(loop: Loop, due: float | None, background: bool = True) -> None:
+def _wait(loop: Loop, due: float | None, background: bool = True) -> None:
     if due is not None:
         for ending in loop.endings.all:
             ending.hurry(due)
-    loop.endings.finish(background=background)
+    loop.endings.wait(background=background)
 
 
-def _begin(loop: Loop) -> None:
-    loop.closed = True
+def _begin_close(loop: Loop) -> None:
+    loop.closing = True
     for pool in tuple(loop.pools):
-        pool.end()
+        pool.close()
     for listener in tuple(loop.listeners):
-        listener.end()
+        listener.close()
     for conversation in tuple(loop.conversations):
         conversation.begin_close()
 
@@ -93,12 +93,12 @@ def _write_queued(loop: Loop, seconds: float) -> None:
         loop.run(done, loop.clock() + seconds, dispatch=False)
 
 
-def _end(conversations: Iterable[Conversation], handlers: bool = True) -> None:
+def _close(conversations: Iterable[Conversation], handlers: bool = True) -> None:
     # Before the first on_close handler runs: it might wait for one of these.
     for conversation in conversations:
         conversation.replies.fail_all(StreamClosedError(_CLOSED_TEXT))
     for conversation in conversations:
-        conversation.end(StreamClosedError(_CLOSED_TEXT), handlers=handlers)
+        conversation.close_now(StreamClosedError(_CLOSED_TEXT), handlers=handlers)
 
 
 def drop_loop(loop: Loop, owner: str) -> None:
@@ -106,13 +106,13 @@ def drop_loop(loop: Loop, owner: str) -> None:
     if loop.conversations or loop.listeners:
         warnings.warn(f"unclosed {owner}; close it, or use it in a with statement", ResourceWarning, stacklevel=2)
     for listener in tuple(loop.listeners):
-        listener.end()
+        listener.close()
     for conversation in tuple(loop.conversations):
-        ending = conversation.channel.end()
+        ending = conversation.channel.close()
         if ending is not None:
-            ending.forget()
-    loop.endings.forget()
-    loop.release()
+            ending.abandon()
+    loop.endings.abandon()
+    loop.close()
 
 
 def close_all() -> None:
@@ -125,22 +125,22 @@ def close_all() -> None:
 
 
 def _open_loops() -> list[Loop]:
-    return [loop for loop in tuple(_loops) if not loop.released and not loop.forked]
+    return [loop for loop in tuple(_loops) if not loop.closed and not loop.forked]
 
 
 def _close_side_by_side() -> None:
     loops = _open_loops()
     for loop in loops:
         loop.thread = None  # its thread has ended, or will never run again
-    left = [loop for loop in loops if _try(loop, partial(_begin, loop))]
+    left = [loop for loop in loops if _try(loop, partial(_begin_close, loop))]
     due = monotonic() + FLUSH_BOUND
     while left and monotonic() < due:
         left = [loop for loop in left if any([c.channel.queued_bytes for c in loop.conversations])]
         left = [loop for loop in left if _try(loop, partial(_write_queued, loop, _EXIT_TURN))]
     for loop in loops:
-        _try(loop, partial(_end, tuple(loop.conversations), handlers=False))
+        _try(loop, partial(_close, tuple(loop.conversations), handlers=False))
     try:
-        finish([ending for loop in loops for ending in loop.endings.all])
+        wait_for_endings([ending for loop in loops for ending in loop.endings.all])
     except Exception:
         log.error("ending children at exit failed", exc_info=True)
     for loop in loops:
@@ -152,9 +152,9 @@ def _cut_short(loops: Iterable[Loop]) -> None:
     try:
         _kill(loops)  # before anything else: another interruption may come
         for loop in loops:
-            _try(loop, partial(_end, (*loop.conversations, *_closing(loop)), handlers=False), "after an interruption")
+            _try(loop, partial(_close, (*loop.conversations, *_closing(loop)), handlers=False), "after an interruption")
     finally:
-        finish(_kill(loops), deliver=False)
+        wait_for_endings(_kill(loops), deliver=False)
 
 
 def _kill(loops: Iterable[Loop]) -> list[Ending]:
@@ -191,8 +191,8 @@ def _abandon(loop: Loop) -> None:
         conversation.abandon()
     for listener in tuple(loop.listeners):
         listener.abandon()
-    loop.endings.forget()
-    loop.release()
+    loop.endings.abandon()
+    loop.close()
 
 
 atexit.register(close_all)

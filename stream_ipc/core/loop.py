@@ -53,7 +53,7 @@ class Loop(Guard):
     Attributes:
         clock: Returns the time in seconds.
         poller: Knows which descriptor is watched for which task.
-        released: Whether everything is closed.
+        closed: Whether everything is closed.
         conversations: The open ones, in the order in which they were made.
         listeners: The open ones.
         todo: Dispatchers with something to dispatch, in turn.
@@ -75,7 +75,7 @@ class Loop(Guard):
     def __init__(self) -> None:
         super().__init__()
         self.clock: Callable[[], float] = real_clock()
-        self.released: bool = False
+        self.closed: bool = False
         self.poller: Poller = Poller()
         self._owners = self.poller.owners
         self.conversations: dict[Conversation, None] = {}
@@ -111,16 +111,16 @@ class Loop(Guard):
         self.conversations[conversation] = None
         self.progress += 1
 
-    def discard(self, conversation: Conversation) -> None:
-        """Forget a conversation and what belongs to it, but not its repairs."""
+    def remove(self, conversation: Conversation) -> None:
+        """Remove a conversation and what belongs to it, but not its repairs."""
         self.progress += 1
         self.conversations.pop(conversation, None)
         self.has_chores = True
         self.todo.pop(conversation.dispatcher, None)
         self._timers.set(conversation, None)
 
-    def discard_port(self, port: Any) -> None:
-        """Forget a port, whose descriptors are no longer watched."""
+    def remove_port(self, port: Any) -> None:
+        """Remove a port, whose descriptors are no longer watched."""
         self.corked.pop(port, None)
         self.paused.pop(port, None)
         self._polled.pop(port, None)
@@ -176,12 +176,12 @@ class Loop(Guard):
     def tick(self, timeout: float | None) -> int:
         """Turn until something has happened, at most so long; see ``IpcPeer.tick``."""
         if timeout is None:
-            if self.released or (not self.conversations and self.is_empty):
+            if self.closed or (not self.conversations and self.is_empty):
                 self.check_entry()
                 text = "nothing is open, so tick(None) would wait for ever"
                 raise StreamClosedError(f"{text}: this IpcPeer has no open session and no listener")
             return self.run()
-        if self.released:
+        if self.closed:
             self.check_entry()
             time.sleep(min(timeout, _LONG))
             return 0
@@ -260,7 +260,7 @@ class Loop(Guard):
                     events = poll(wait)
                 except (OSError, ValueError) as exc:
                     pass_on(exc)
-                    if self.released:  # by a signal handler, or in a fork that a handler has made
+                    if self.closed:  # by a signal handler, or in a fork that a handler has made
                         self.check_entry()
                         return count
                     raise
@@ -282,8 +282,8 @@ class Loop(Guard):
 
     def on_ready(self, fd: int, events: int) -> None:
         """Get rid of a descriptor that nobody owns."""
-        if not self.closed:  # by another thread, at exit
-            self.poller.forget_lost()
+        if not self.closing:  # by another thread, at exit
+            self.poller.rebuild()
 
     def _take_turns(self, until: Any) -> int:
         """Let dispatchers work off their inboxes in turn, until ``until`` has settled.
@@ -385,9 +385,9 @@ class Loop(Guard):
 
     # -- closing
 
-    def release(self) -> None:
-        """Release the loop's own descriptors. Called once everything in it is closed."""
-        self.closed = True
+    def close(self) -> None:
+        """Close the loop's own descriptors. Called once everything in it is closed."""
+        self.closing = True
         if self._embedding is not None:
             self._embedding.close()
         self.poller.close()
@@ -395,4 +395,4 @@ class Loop(Guard):
             self.waker.abandon()
         else:
             self.waker.close()
-        self.released = True
+        self.closed = True

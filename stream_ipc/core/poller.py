@@ -72,7 +72,7 @@ class Poller:
             OSError: It is closed, or there is no room for another.
         """
         if self._is_apart:
-            self._rebuild()
+            self.rebuild()
         if not self._register(fd, events, os.fstat(fd).st_mode):
             self._always[fd] = events
             self._choose()
@@ -90,7 +90,7 @@ class Poller:
         except (FileExistsError, KeyError, FileNotFoundError):
             # An interrupted call has left the selector's two tables apart.
             self.unwatch(fd)
-            self._rebuild()
+            self.rebuild()
             self._selector.register(fd, wanted)
         except PermissionError:  # epoll refuses it
             return False
@@ -111,15 +111,12 @@ class Poller:
             pass_on(exc)
         self.owners.pop(fd, None)
 
-    def forget_lost(self) -> None:
-        """Get rid of a descriptor that is reported though nobody owns it.
+    def rebuild(self) -> None:
+        """Make a new set, without a descriptor that is reported though nobody owns it. There is no other way to lose one.
 
         Its number was closed while another number (a ``dup``, a forked process) keeps the open file, and epoll goes on
-        reporting it. There is no other way than a new set.
+        reporting it.
         """
-        self._rebuild()
-
-    def _rebuild(self) -> None:
         if self._epoll is None:
             return
         fresh = select.epoll()

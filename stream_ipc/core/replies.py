@@ -103,16 +103,16 @@ class Replies:
             return ValueError(f"{name}.generate() returned {id!r}, which a pending request has already")
         return ValueError(f"{name}.generate() returned {id!r:.100}, not a str of at most {_MAX_ID} characters")
 
-    def forget(self, pending: Pending) -> None:
+    def remove(self, pending: Pending) -> None:
         """Take a request out of the table."""
         if self._table.get(pending.id) is pending:
             self._table.pop(pending.id, None)
 
-    def forget_lost(self, promise: Any) -> None:
+    def remove_lost(self, promise: Any) -> None:
         """Take out the request of a promise of which an interruption has lost what ``add`` returned."""
         for pending in tuple(self._table.values()):
             if pending() is promise:
-                self.forget(pending)
+                self.remove(pending)
 
     def _sweep(self) -> None:
         """Take out the requests whose promises are gone, and with these what a late reply would look for.
@@ -121,7 +121,7 @@ class Replies:
         """
         for pending in tuple(self._table.values()):
             if pending.is_dropped:
-                self.forget(pending)
+                self.remove(pending)
         self._sweep_at = 4 * len(self._table) + _SWEPT  # so that it costs each request the same, however many there are
 
     def settle(self, id: Any, reply: Message) -> bool:
@@ -169,23 +169,23 @@ class Replies:
         for pending in tuple(self._table.values()):
             if pending.id == id:
                 pending.fail(error)
-                self.forget(pending)
+                self.remove(pending)
 
     def fail_all(self, error: BaseException) -> None:
         """Fail what is pending: no reply will come any more."""
         for pending in tuple(self._table.values()):
             pending.fail(error)
-            self.forget(pending)
+            self.remove(pending)
 
     def expire(self, now: float, arrived: set[Any]) -> int:
-        """Give up the requests whose deadline has passed, and find out when the next is due.
+        """Fail the requests whose deadline has passed, and find out when the next is due.
 
         Args:
             now: The time.
             arrived: Ids of replies that are there and have not been dispatched yet: they came in time.
 
         Returns:
-            How many were given up.
+            How many have failed.
         """
         count = 0
         self._sweep()
@@ -218,7 +218,7 @@ class Replies:
             pending.outcome = error
             pending.settled = moment
 
-        self.forget(pending)
+        self.remove(pending)
         if pending.watchers is not None or self.watchers:
             pending.tell()
         return cancelled
@@ -231,4 +231,4 @@ class Replies:
         """Fail a request because no reply came in time."""
         text = f"{self.silence(pending, pending.timeout)}{self._hint()}"
         pending.fail(RequestTimeoutError(text, timeout=pending.timeout))
-        self.forget(pending)
+        self.remove(pending)

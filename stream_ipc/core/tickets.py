@@ -89,7 +89,7 @@ class Desk:
         crew: Has the deque ``queue``, where tickets go, the dict ``busy`` of those that workers have, and ``give()``, which
             gives tickets out. Gets them back: ``returned(ticket)`` when a reply is there, ``failed(ticket, error)``, which
             says whether that is final; its dict ``settling`` has the final errors that are still to be told. Is called by
-            the loop: ``on_time``, ``look``, ``end`` (it closes), ``go_on`` (in the turn after it was put into ``later``),
+            the loop: ``on_time``, ``look``, ``close``, ``go_on`` (in the turn after it was put into ``later``),
             and asked whether it ``waits`` for something though nothing is open.
     """
 
@@ -170,7 +170,7 @@ class Desk:
             worker = ticket.worker
             if worker is not None and not ticket.settled:
                 replies = worker.conversation.replies
-                replies.forget(ticket)
+                replies.remove(ticket)
                 if nobody not in replies:
                     replies.enter(nobody, ticket.deadline)
             # atomic: no calls
@@ -198,8 +198,8 @@ class Desk:
         """Have the crew's ``look`` called in every turn, and so often while waiting; None for not at all."""
         self.loop.set_polled(self.crew, interval)
 
-    def leave(self) -> None:
-        """Forget the crew."""
+    def close(self) -> None:
+        """Have the loop call the crew no more."""
         self.loop.pools.pop(self.crew, None)
         self.loop.set_timer(self.crew, None)
         self.loop.set_polled(self.crew, None)

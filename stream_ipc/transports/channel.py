@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Interest = tuple[Sequence[int], int | None, float | None]
 
 
-__all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "End", "Ending", "finish"]
+__all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "End", "Ending", "wait_for_endings"]
 
 DRAIN_READS = 64  # reads of one input at the end: 4 MiB, more than a pipe or socket buffer holds
 
@@ -75,11 +75,11 @@ class Ending:
     def deliver(self) -> None:
         """Give the messages to ``take``."""
 
-    def forget(self) -> None:
-        """Release what is held without finishing: in a forked copy of the process."""
+    def abandon(self) -> None:
+        """Close what is held and leave the rest undone: in a fork, or where nobody closes the peer."""
 
 
-def finish(endings: Iterable[Ending], background: bool = True, deliver: bool = True) -> list[Ending]:
+def wait_for_endings(endings: Iterable[Ending], background: bool = True, deliver: bool = True) -> list[Ending]:
     """Block until these are done, side by side. Each of them bounds its own steps.
 
     Args:
@@ -97,7 +97,7 @@ def finish(endings: Iterable[Ending], background: bool = True, deliver: bool = T
             left = ending.step()
             if deliver and ending.messages:
                 ending.deliver()
-                wait = 0.0  # a handler may have done anything, also finished this
+                wait = 0.0  # a handler may have done anything, also closed this
             if left is not None:
                 wait = min(wait, left)
                 waiting.append(ending)
@@ -220,7 +220,7 @@ class Channel:
         """Return why this side closed, for the errors of what was pending."""
         return f"this side closed the session ({self.describe()})"
 
-    def end(self) -> Ending | None:
+    def close(self) -> Ending | None:
         """Release the streams and close them. An interrupted call can be made again.
 
         Returns:
@@ -229,7 +229,7 @@ class Channel:
         raise NotImplementedError
 
     def release(self) -> None:
-        """Release the streams but leave them open, as they were found. Called instead of ``end``."""
+        """Release the streams but leave them open, as they were found. Called instead of ``close``."""
 
     def abandon(self) -> None:
         """Close this process's copies of the descriptors and touch nothing else: it is a fork of the owner."""

@@ -265,17 +265,17 @@ class _End:
                     self.socket.settimeout(self._timeout)
             except OSError as exc:
                 pass_on(exc)
-        self.detach()
+        self.abandon()
 
-    def detach(self) -> None:
-        """Let the descriptor go without touching it."""
+    def abandon(self) -> None:
+        """Leave the stream without touching it."""
         if self.socket is not None and self.socket is not self.stream:
             self.socket.detach()
         self.socket = None
         if self._grown:
-            from .pipes import forget
+            from .pipes import count_off
 
-            forget(self.fd)
+            count_off(self.fd)
         self.fd = -1
 
 
@@ -413,15 +413,11 @@ class WriteEnd(_End):
             raise BlockingIOError
         return memoryview(buffer)[: 1 if self.is_terminal else PIPE_BUF]
 
-    def close_own(self) -> None:
-        """Close the descriptor that was made here, if any."""
+    def abandon(self) -> None:
         # atomic: no calls
         fd = self._own_fd
         self._own_fd = -1
 
         if fd >= 0:
             os.close(fd)
-
-    def release(self) -> None:
-        self.close_own()
-        super().release()
+        super().abandon()

@@ -61,7 +61,7 @@ class Ends:
         """Close this process's copies: it is a fork of the owner, whose flags a release would restore."""
         streams = [*self._find_streams(), *self._streams]
         for end in self._ends:
-            end.detach()
+            end.abandon()
         close_copies(streams)
 
     def _find_streams(self) -> list[tuple[Any, int]]:

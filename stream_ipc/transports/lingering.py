@@ -73,13 +73,13 @@ class LingeringClose(Ending):
             return left
         except (OSError, MemoryError) as exc:
             pass_on(exc)
-        self.forget()
+        self.abandon()
         return None
 
     def hurry(self, due: float) -> None:
         self._due = min(self._due, due)
 
-    def forget(self) -> None:
+    def abandon(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -211,7 +211,7 @@ class ForeignChannel(Channel):
     def drop_output(self) -> None:
         self._dropped = True
 
-    def end(self) -> Ending | None:
+    def close(self) -> Ending | None:
         if not self._closed:
             self._closed = True
             self._transport.close()

@@ -114,13 +114,10 @@ class _ObjectEnd:
             return f"{describe_stream(self.stream)} was closed while a session was using it; close the session instead"
         return None
 
-    def close_own(self) -> None:
-        """Do nothing: there is no descriptor."""
-
     def release(self) -> None:
         """Do nothing: the stream was not changed."""
 
-    detach = release
+    abandon = release
 
     def _failed(self, exc: Exception) -> OSError:
         """Return what the caller knows how to deal with, for what a method of the stream has raised."""

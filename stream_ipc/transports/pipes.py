@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..interruptions import pass_on
 
-__all__ = ["LARGE_PIPE", "MOST_PIPES", "forget", "grow"]
+__all__ = ["LARGE_PIPE", "MOST_PIPES", "count_off", "grow"]
 
 LARGE_PIPE = 1024 * 1024  # bytes: as much as Linux lets anybody have
 
@@ -31,6 +31,6 @@ def grow(fd: int) -> None:
             pass_on(exc)
 
 
-def forget(fd: int) -> None:
+def count_off(fd: int) -> None:
     """Take note that a pipe is about to be closed."""
     _grown.discard(fd)

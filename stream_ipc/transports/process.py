@@ -228,10 +228,10 @@ class ProcessChannel(StreamChannel):
 
     # -- ending
 
-    def end(self) -> Ending | None:
+    def close(self) -> Ending | None:
         if not self._owned:
             self._close_pidfd()
-            return super().end()
+            return super().close()
         super().release()
         stdin = self.process.stdin
         if stdin is not None:

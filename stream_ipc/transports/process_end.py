@@ -177,7 +177,7 @@ class ProcessEnding(Ending):
             else:
                 self.take(messages)
 
-    def forget(self) -> None:
+    def abandon(self) -> None:
         self.messages.clear()
         self._text = None
         self._close()

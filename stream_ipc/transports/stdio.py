@@ -69,7 +69,7 @@ class StdioChannel(StreamChannel):
             raise
         _active = self
 
-    def end(self) -> Ending | None:
+    def close(self) -> Ending | None:
         self.release()
         return None
 

@@ -350,9 +350,9 @@ class StreamChannel(Channel):
 
     # -- ending
 
-    def end(self) -> Ending | None:
+    def close(self) -> Ending | None:
         ending = None if self._ends.released else self.before_close()
-        self._stop()
+        self._drop()
         self._ends.close()
         return ending
 
@@ -369,17 +369,16 @@ class StreamChannel(Channel):
         return linger(sock)
 
     def release(self) -> None:
-        self._stop()
+        self._drop()
         self._ends.release()
 
-    def _stop(self) -> None:
+    def _drop(self) -> None:
         self._name = self.describe()
         self.inputs = {}
         self.outbox.drop(StreamClosedError(f"this side closed the stream ({self._name})"))
 
     def abandon(self) -> None:
         self._ends.abandon()
-        self.outbox.end.close_own()
 
     def describe(self) -> str:
         if not self._name:

@@ -210,7 +210,7 @@ class StreamTransport(MessageTransport):
 
         A second call does nothing.
         """
-        self._channel.end()
+        self._channel.close()
 
 
 def channel_of(transport: Any) -> StreamChannel | None:
