@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Crew"]
 
 _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
-_LOOK_INTERVAL = 0.05  # seconds between two looks at whether a clogged worker has read
+_CLOGGED_INTERVAL = 0.05  # seconds between two polls of whether a clogged worker has read
 # So many in a row at least, without an answer of any worker, fail what is queued, unless somewhere a first one still runs.
 _DEATHS = 5
 
@@ -79,7 +79,7 @@ class Crew:
         self._workers: dict[Worker, None] = {}
         self._free: dict[Worker, None] = {}  # those that can be given a task
         self._clogged: dict[Worker, None] = {}  # those that have to read first
-        self._looked = 0.0  # when a place was last looked for
+        self._searched = 0.0  # when a free place was last searched for
         self.settling: dict[Ticket, BaseException] = {}
         self._returning: dict[Ticket, None] = {}  # on the way back into the queue
         self._deaths = 0  # since the last answer of any worker
@@ -227,9 +227,9 @@ class Crew:
             self._close_worker(worker, "this side replaces the worker, which has done its share of tasks")
         elif worker.is_clogged:
             self._clogged[worker] = None
-            self.desk.set_polled(_LOOK_INTERVAL)
+            self.desk.set_polled(_CLOGGED_INTERVAL)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Have ``check`` called if a worker has read much: called by the loop now and then while one is to."""
         for worker in tuple(self._clogged):
             if not worker.is_clogged:
@@ -293,7 +293,7 @@ class Crew:
         """Start a worker if one is needed and can be started now; returns whether to look for one again."""
         if len(self._workers) >= len(self._places):
             return False
-        now = self._looked = self.desk.loop.clock()
+        now = self._searched = self.desk.loop.clock()
         coming = [worker for worker in self._workers if not worker.ready]
         if len(coming) >= len(self.queue):
             return False
@@ -305,7 +305,7 @@ class Crew:
         create = partial(self._peer.create_command_session, **self._options)
         try:
             if place.session is None:
-                for place.session in map(create, (place.command,)):  # stored before an interruption can come
+                for place.session in map(create, (place.command,)):  # stored before a signal is looked at
                     break
         except Exception as exc:
             if interruption_in(exc) is not None or (strict and isinstance(exc, (TypeError, ValueError))):
@@ -407,9 +407,9 @@ class Crew:
     def _set_timer(self) -> None:
         times = [worker.due for worker in self._workers if worker.due is not None]
         if self.queue:
-            # The others were looked at: they wait for something else.
-            looked = self._looked
-            times += [place.start_at for place in self._places if place.worker is None and place.start_at > looked]
+            # The others were seen: they wait for something else.
+            searched = self._searched
+            times += [place.start_at for place in self._places if place.worker is None and place.start_at > searched]
         self.desk.set_timer(min(times, default=None))
 
     def check(self) -> None:

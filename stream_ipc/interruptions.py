@@ -3,6 +3,10 @@
 Knows ``signal``, which it asks only when something was raised. Programs have handlers of SIGALRM that raise an ordinary
 ``Exception``; where users' code is called in the middle of ours, such a one must pass through like a
 ``KeyboardInterrupt``, and must not be taken for an error of the code that it came out of.
+
+Such an exception comes as soon as a call has returned, before its result is stored: ``x = f(y)`` can lose what f has made.
+A ``for`` statement stores what an iterator gives before a signal is looked at. So where nothing may be lost this package
+says ``for x in map(f, (y,)): break``.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Mapped:
             promise: Any = None
             try:
                 if self._task is None:
-                    for self._task in self._source:  # stored before an interruption can come
+                    for self._task in self._source:  # stored before a signal is looked at
                         break
                     else:
                         self._end = StopIteration()

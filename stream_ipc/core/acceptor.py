@@ -104,7 +104,7 @@ class Acceptor:
         self._next = 0  # whose turn it is among those that are ready
         self._identity = self._identify()
         self._poller = Poller()
-        self._fd = -1  # of the poller; it has none under gevent, and is looked at by time then
+        self._fd = -1  # of the poller; it has none under gevent, and is polled by time then
         try:
             self._poller.watch(sock.fileno(), READ, self)
             if self._poller.has_fileno:
@@ -173,9 +173,9 @@ class Acceptor:
 
     def on_ready(self, fd: int, events: int) -> None:
         """Accept connections and go on with handshakes, as far as one turn should."""
-        self.look()
+        self.poll()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Do the same without being told that something is ready."""
         if self.closed:
             return

@@ -291,7 +291,7 @@ class Dispatcher:
         if not entry.unseen or not handlers or not self._conversation.is_open:
             return
         delivery = Delivery(message, handlers)
-        for entry.unseen in map(self.inbox.appendleft, (delivery,)):  # None: an interruption does not come in between
+        for entry.unseen in map(self.inbox.appendleft, (delivery,)):  # None; stored before a signal is looked at
             break
         self._scanned = 0
         self._loop.mark(self)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ENDING_INTERVAL", "Endings"]
 
-ENDING_INTERVAL = 0.01  # seconds between two looks at what is still ending
+ENDING_INTERVAL = 0.01  # seconds between two steps of what is still ending
 
 
 class Endings:

@@ -1,4 +1,4 @@
-"""Looking at streams now and then for what no poller reports: that their owner has closed them.
+"""Checking streams now and then for what no poller reports: that their owner has closed them.
 
 Knows what is open in a loop. Must not know what is wrong with a stream.
 """
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Inspection"]
 
-CHECK_INTERVAL = 0.5  # seconds between two looks
-_CHECKED_AT_ONCE = 16  # conversations in one look, so that it costs the same with one or a thousand
+CHECK_INTERVAL = 0.5  # seconds between two checks
+_CHECKED_AT_ONCE = 16  # conversations in one check, so that it costs the same with one or a thousand
 
 
 class Inspection:
-    """Looks at conversations in turn, and at all listeners.
+    """Checks conversations in turn, and at all listeners.
 
     Owns whose turn it is.
 
     Attributes:
-        due: When the next look is due.
+        due: When the next check is due.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -31,7 +31,7 @@ class Inspection:
         self._loop = loop
         self._checked = 0
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         """Have tasks check whether their streams are still what they were."""
         self.due = now + CHECK_INTERVAL
         conversations = tuple(self._loop.conversations)

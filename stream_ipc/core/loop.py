@@ -1,6 +1,6 @@
 """The loop that drives everything: waits for descriptors and times, and lets conversations dispatch in turn.
 
-Knows tasks by what they answer to (``on_ready``, ``on_time``, ``look``, ``step``, ``check``, ``repair``). Must not know
+Knows tasks by what they answer to (``on_ready``, ``on_time``, ``poll``, ``step``, ``check``, ``repair``). Must not know
 messages, streams or what a task does.
 
 Interruptions. An exception that a signal handler raises can come after any call and at the top of any function. A task
@@ -60,13 +60,13 @@ class Loop(Guard):
         endings: What is left to be done after something was closed.
         repairs: Tasks that an interruption may have left with work.
         later: Tasks whose ``go_on`` the next turn calls.
-        pools: What has no descriptor of its own: it is looked at now and then, and closed with the loop.
+        pools: What has no descriptor of its own: it is checked now and then, and closed with the loop.
         corked: Ports whose output is gathered until the next turn.
         paused: Ports that are not read from because their inbox is long.
         dispatched: How many messages have been dispatched in all.
         depth: How many dispatches are under way, one inside the other.
         starving: Whether a wait is under way that does not dispatch.
-        has_chores: Whether something may be corked, ending or to be looked at without a descriptor, or nothing may be open.
+        has_chores: Whether something may be corked, ending or to be polled without a descriptor, or nothing may be open.
         waker: Makes the tick that is under way, or the next one, return at once.
         wakeups: Counts ticks that have returned for this.
         progress: Counts drained queues, and conversations that opened or closed.
@@ -93,7 +93,7 @@ class Loop(Guard):
         self.progress: int = 0
         self._timers = Timers()
         self._inspection = Inspection(self)
-        self._polled: dict[Any, float] = {}  # tasks that are looked at without a descriptor, and how often
+        self._polled: dict[Any, float] = {}  # tasks without a descriptor, and how often they are polled
         self.endings: Endings = Endings()
         self._embedding: Embedding | None = None  # once fileno() was asked for
         self.wakeups: int = 0
@@ -152,7 +152,7 @@ class Loop(Guard):
         self._timers.set(task, when)
 
     def set_polled(self, task: Any, interval: float | None) -> None:
-        """Have ``task.look()`` called in every turn, and so often (in seconds) while waiting; None for not at all."""
+        """Have ``task.poll()`` called in every turn, and so often (in seconds) while waiting; None for not at all."""
         if interval is None:
             self._polled.pop(task, None)
         else:
@@ -267,7 +267,7 @@ class Loop(Guard):
                 for fd, mask in events:
                     self._owners.get(fd, self).on_ready(fd, mask)
                 if self.has_chores:
-                    self._look()
+                    self._do_chores()
                 if now >= due or (wait and not events):
                     self._on_time(now, not events)
                 looked = True  # last: a jump back that follows an if is outside of the try from 3.12 on
@@ -304,7 +304,7 @@ class Loop(Guard):
         return count
 
     def _prepare(self, wait: float, starving: bool) -> float:
-        """Get ready for a turn though something is gathered, stands in an inbox or is looked at by time.
+        """Get ready for a turn though something is gathered, stands in an inbox or is polled.
 
         Returns:
             How long to wait at most, in seconds.
@@ -335,17 +335,17 @@ class Loop(Guard):
             if not self.later or tuple(self.later) == tasks:
                 break
 
-    def _look(self) -> None:
+    def _do_chores(self) -> None:
         for task in tuple(self._polled):
-            task.look()
+            task.poll()
         if self.endings.all:
             self.endings.step(deliver=not self.starving)
         self.has_chores = bool(self._polled or self.endings.all or self.corked or not self.conversations)
 
     def _on_time(self, now: float, idle: bool) -> None:
-        """Do what is due by the clock, and look at streams now and then, also if the clock stands still."""
+        """Do what is due by the clock, and check streams now and then, also if the clock stands still."""
         if now >= self._inspection.due or idle:
-            self._inspection.look(now)
+            self._inspection.check(now)
         self._timers.call(now, self._inspection.due)
 
     # -- inside another loop

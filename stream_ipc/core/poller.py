@@ -52,9 +52,9 @@ class Poller:
         # select() of EpollSelector builds keys that nobody here needs, and drops events of a number that was closed while
         # its open file lives on, so that a wait for it would spin. So the same set is waited for through a second object.
         if type(self._selector) is getattr(selectors, "EpollSelector", None) and hasattr(select, "epoll"):
-            # In one expression without a gap in which an interruption could lose the number.
             try:
-                for self._epoll in map(select.epoll.fromfd, map(os.dup, (self._selector.fileno(),))):
+                number = self._selector.fileno()
+                for self._epoll in map(select.epoll.fromfd, map(os.dup, (number,))):  # stored before a signal is looked at
                     break
             except BaseException:  # out of descriptors: a selector is a cycle, and would stay until it is collected
                 self._selector.close()

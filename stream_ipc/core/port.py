@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Port"]
 
 # A conversation whose inbox holds more is not read from until it has been worked off...
-_INBOX_SMALL = 64  # messages: below this nobody looks, because the next turn dispatches them
+_INBOX_SMALL = 64  # messages: below this nothing is counted, because the next turn dispatches them
 INBOX_COUNT = 4096  # messages
 INBOX_BYTES = 4 * 1024 * 1024
 # ...but while nothing can be worked off, because a send waits for its queue to drain or because handlers are nested too
@@ -59,7 +59,7 @@ class Port:
         self._deferred = dispatcher.responder.deferred
         self._inbox: deque[Any] = dispatcher.inbox
         self.watched: dict[int, int] = {}
-        self._look_due = math.inf
+        self._poll_due = math.inf
         self.paused: bool = False
         self._reading = False  # a call is reading, so that a message's constructor may be at work
         self.mark = 0
@@ -83,7 +83,7 @@ class Port:
         if self._closed:
             return
         try:
-            reads, write_fd, look_in = self.channel.interest()
+            reads, write_fd, poll_in = self.channel.interest()
         except Exception as exc:  # of somebody's own transport
             self._loop.repairs[self] = None
             self.failed(exc)
@@ -91,32 +91,32 @@ class Port:
         if self._closed:  # somebody's own transport has closed its session
             return
         if self.paused or self.failing or self.channel.ended is not None:
-            look_in = None
+            poll_in = None
             reads = ()
         wanted = dict.fromkeys(reads, READ)
         if write_fd is not None:  # also when the other side has stopped writing: it may still read
             wanted[write_fd] = wanted.get(write_fd, 0) | WRITE
         if wanted != self.watched:
             self._watch(wanted)
-        self._look_again(look_in)
+        self._poll_again(poll_in)
 
-    def _look_again(self, seconds: float | None) -> None:
-        """Look in so many seconds at the latest: in every turn if that is short, otherwise when they are over."""
+    def _poll_again(self, seconds: float | None) -> None:
+        """Poll in so many seconds at the latest: in every turn if that is short, otherwise when they are over."""
         loop = self._loop
         if seconds is None or seconds <= POLL_INTERVAL:
-            self._look_due = math.inf
+            self._poll_due = math.inf
             loop.set_polled(self, seconds)
         else:
             loop.set_polled(self, None)
-            self._look_due = loop.clock() + seconds
-        loop.set_timer(self, self._look_due)
+            self._poll_due = loop.clock() + seconds
+        loop.set_timer(self, self._poll_due)
 
     def on_time(self, now: float) -> None:
-        """Look, if it is time."""
-        if now < self._look_due:
-            self._loop.set_timer(self, self._look_due)
+        """Poll, if it is time."""
+        if now < self._poll_due:
+            self._loop.set_timer(self, self._poll_due)
         else:
-            self.look()
+            self.poll()
 
     def _watch(self, wanted: dict[int, int]) -> None:
         loop = self._loop
@@ -177,19 +177,19 @@ class Port:
                 self.fail(InvalidStreamError(text))
                 return
             channel.trim()
-            self._look_by(channel.find_vanished)
+            self._read_by(channel.look_for_lost_host)
             if self.paused:  # then nothing else tells of its end
-                self._look_by(channel.look_for_hangup)
+                self._read_by(channel.look_for_hangup)
         if channel.queued_bytes and not channel.corked:
             self.flush()
-        if self._look_due < math.inf:  # by a clock that may stand still
-            self.look()
+        if self._poll_due < math.inf:  # by a clock that may stand still
+            self.poll()
         self.rearm()
 
     # -- reading
 
     def on_ready(self, fd: int, events: int) -> None:
-        """Write and read: a descriptor is ready in some way, or (-1) it is time to look."""
+        """Write and read: a descriptor is ready in some way, or (-1) it is time to poll."""
         if events != READ:
             self.flush()
             if events == WRITE or self._closed:
@@ -212,7 +212,7 @@ class Port:
             self._reading = False
         self._todo[self._dispatcher] = None
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read though no descriptor is ready."""
         if self._closed:
             return
@@ -236,13 +236,13 @@ class Port:
 
     def drain(self) -> None:
         """Read what is there now, as much as a pipe or socket can hold: this is the last look."""
-        self._look_by(self.channel.drain)
+        self._read_by(self.channel.drain)
 
     def look_for_end(self) -> None:
         """Ask whether the other side is gone, where only asking tells at once."""
-        self._look_by(self.channel.look_for_end)
+        self._read_by(self.channel.look_for_end)
 
-    def _look_by(self, method: Callable[[deque[Any]], None]) -> None:
+    def _read_by(self, method: Callable[[deque[Any]], None]) -> None:
         if self._reading or self._closed or self.failing or self.channel.ended is not None:
             return
         try:

@@ -89,7 +89,7 @@ class Desk:
         crew: Has the deque ``queue``, where tickets go, the dict ``busy`` of those that workers have, and ``give()``, which
             gives tickets out. Gets them back: ``returned(ticket)`` when a reply is there, ``failed(ticket, error)``, which
             says whether that is final; its dict ``settling`` has the final errors that are still to be told. Is called by
-            the loop: ``on_time``, ``look``, ``close``, ``go_on`` (in the turn after it was put into ``later``),
+            the loop: ``on_time``, ``poll``, ``close``, ``go_on`` (in the turn after it was put into ``later``),
             and asked whether it ``waits`` for something though nothing is open.
     """
 
@@ -195,7 +195,7 @@ class Desk:
         self.loop.set_timer(self.crew, when)
 
     def set_polled(self, interval: float | None) -> None:
-        """Have the crew's ``look`` called in every turn, and so often while waiting; None for not at all."""
+        """Have the crew's ``poll`` called in every turn, and so often while waiting; None for not at all."""
         self.loop.set_polled(self.crew, interval)
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     # What stands in an inbox: what was decoded, and the end behind it.
     Received = Union[Decoded, "End"]
 
-    # Descriptors to read from, a descriptor to write to, and seconds until the next look without an event.
+    # Descriptors to read from, a descriptor to write to, and seconds until the next poll without an event.
     Interest = tuple[Sequence[int], int | None, float | None]
 
 
@@ -170,13 +170,13 @@ class Channel:
         """Append what can be read now to the inbox: messages, errors that stand for messages, an ``End``.
 
         Args:
-            fd: Which descriptor is ready; -1 if it is time to look without one.
+            fd: Which descriptor is ready; -1 if it is time to poll without one.
             inbox: Where it goes.
         """
         raise NotImplementedError
 
     def interest(self) -> Interest:
-        """Return what to wait for: descriptors to read from, one to write to, seconds until the next look."""
+        """Return what to wait for: descriptors to read from, one to write to, seconds until the next poll."""
         raise NotImplementedError
 
     def flush(self) -> None:
@@ -210,7 +210,7 @@ class Channel:
         """Return what is wrong with a stream that its owner closed or replaced, or None."""
         return None
 
-    def find_vanished(self, inbox: deque[Received]) -> None:
+    def look_for_lost_host(self, inbox: deque[Received]) -> None:
         """End if the other host has vanished and the system has not said so yet. Called now and then."""
 
     def trim(self) -> None:

@@ -6,9 +6,8 @@ Descriptors that other processes share (this process's own stdin and stdout, a t
 ``O_NONBLOCK`` belongs to the open file and not to the descriptor: they are read only when they are ready, and written
 in pieces that cannot block. All others are switched to non-blocking while they are in use here.
 
-An end reads and writes by an iterator, and whoever uses it says ``for x in end.reads: break``: an exception that a signal
-handler raises comes as soon as a call returns, before its result is stored, so ``x = os.read(...)`` can lose bytes. A
-``for`` statement stores what the iterator gave before any signal is looked at.
+An end reads and writes by an iterator, and whoever uses it says ``for x in end.reads: break``, so that no interruption
+loses bytes; see ``interruptions``.
 """
 
 from __future__ import annotations

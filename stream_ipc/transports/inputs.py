@@ -151,7 +151,7 @@ class TextInput(Input):
         channel.on_change()
 
     @property
-    def look_in(self) -> float | None:
+    def poll_in(self) -> float | None:
         """Seconds until an unfinished line comes as it is; None if there is none."""
         if self.ended or not self.decoder.is_unfinished:
             self.due = None

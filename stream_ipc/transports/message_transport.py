@@ -139,18 +139,18 @@ class ForeignChannel(Channel):
         self._transport.send(put_in_envelope(kind, id, message))
 
     def interest(self) -> Interest:
-        look_in: float | None = None
+        poll_in: float | None = None
         write_fd = None
         reads: tuple[int, ...] = ()
         if self.ended is None:
             reads = tuple(self._transport.read_fds())
             if not reads:
-                look_in = POLL_INTERVAL
+                poll_in = POLL_INTERVAL
         if not self._dropped and self._asked("wants_write"):
             write_fd = self._asked("write_fd")
             if write_fd is None:
-                look_in = POLL_INTERVAL
-        return reads, write_fd, look_in
+                poll_in = POLL_INTERVAL
+        return reads, write_fd, poll_in
 
     def read(self, fd: int, inbox: deque[Received]) -> None:
         if fd < 0:

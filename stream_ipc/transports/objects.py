@@ -141,7 +141,7 @@ class ObjectReadEnd(_ObjectEnd):
     def __next__(self) -> bytes:
         if self._data is None:
             try:
-                for self._data in map(self.method, (READ_SIZE,)):
+                for self._data in map(self.method, (READ_SIZE,)):  # stored before a signal is looked at
                     break
             except BlockingIOError:
                 raise
@@ -181,7 +181,7 @@ class ObjectWriteEnd(_ObjectEnd):
         piece = bytes(memoryview(buffer)[:READ_SIZE])
         if self._taken is None:  # otherwise an interrupted call has written
             try:
-                for self._taken in map(self.method, (piece,)):
+                for self._taken in map(self.method, (piece,)):  # stored before a signal is looked at
                     break
             except BlockingIOError:
                 raise

@@ -76,7 +76,7 @@ class ProcessChannel(StreamChannel):
         self._junk = ""  # of what was printed to stdout between frames
         self._dead = False
         self._unknown = False  # its exit status is lost
-        self._look_at = 0.0  # no sooner is the system asked whether it lives
+        self._ask_at = 0.0  # no sooner is the system asked whether it lives
         self._status_due: float | None = None  # set while an ended stdout waits for the exit status
         self._lost: list[StreamClosedError] = []  # errors on their way, whose text lacks its last words
         self._ending: Ending | None = None
@@ -110,32 +110,32 @@ class ProcessChannel(StreamChannel):
     # -- its death
 
     def interest(self) -> Interest:
-        reads, write_fd, look_in = super().interest()
+        reads, write_fd, poll_in = super().interest()
         if self._dead:
-            return reads, write_fd, look_in
+            return reads, write_fd, poll_in
         if self._pidfd >= 0:
             reads = [*reads, self._pidfd]
         if self._status_due is not None or self._pidfd < 0:
-            look_in = sooner(look_in, DEATH_INTERVAL)
-        return reads, write_fd, look_in
+            poll_in = sooner(poll_in, DEATH_INTERVAL)
+        return reads, write_fd, poll_in
 
-    def look(self, fd: int, inbox: deque[Received]) -> None:
-        super().look(fd, inbox)
+    def poll(self, fd: int, inbox: deque[Received]) -> None:
+        super().poll(fd, inbox)
         if self.ended is not None or self._dead:
             return
         if fd < 0 <= self._pidfd and self._status_due is None:
             return  # it is about something else
         now = monotonic()
-        if self._pidfd < 0 and self._status_due is None and now < self._look_at:
+        if self._pidfd < 0 and self._status_due is None and now < self._ask_at:
             return  # waitid() for each child in every turn is expensive
-        self._look_at = now + DEATH_INTERVAL
-        if self._poll() is not None:
+        self._ask_at = now + DEATH_INTERVAL
+        if self._exit_status() is not None:
             self._died(inbox)
         elif self._status_due is not None and now >= self._status_due:
             self.drain(inbox)
             self.put_end(inbox)
 
-    def _poll(self) -> int | None:
+    def _exit_status(self) -> int | None:
         if is_lost(self.process):
             self._unknown = True
         return poll(self.process)
@@ -143,7 +143,7 @@ class ProcessChannel(StreamChannel):
     def look_for_end(self, inbox: deque[Received]) -> None:
         if self.ended is not None or self._dead or (self._pidfd >= 0 and not wait_readable((self._pidfd,), 0)):
             return
-        if self._poll() is not None:
+        if self._exit_status() is not None:
             self._died(inbox)
 
     def _died(self, inbox: deque[Received]) -> None:
@@ -167,7 +167,7 @@ class ProcessChannel(StreamChannel):
     def framed_ended(self, inbox: deque[Received]) -> None:
         if self.ended is not None:
             return
-        if self._dead or self._poll() is not None:
+        if self._dead or self._exit_status() is not None:
             self._died(inbox)
         elif self._status_due is None:
             self._status_due = monotonic() + STATUS_GRACE
@@ -211,7 +211,7 @@ class ProcessChannel(StreamChannel):
     def _broken_text(self) -> str:
         # A child that is dying closes its stdin first; its status is there a moment later.
         due = monotonic() + _DYING_GRACE
-        while self._poll() is None:
+        while self._exit_status() is None:
             if monotonic() >= due:
                 text = f"{process_name(self.process)} no longer reads its stdin: {self.outbox.error}"
                 return text + self._tail_text()

@@ -317,9 +317,9 @@ class SocketFile:
 
     def __init__(self, path: str) -> None:
         self._path = os.path.abspath(path)
-        self._identity = self._look()
+        self._identity = self._identify()
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _identify(self) -> tuple[int, int, int] | None:
         try:
             status = os.lstat(self._path)
         except OSError as exc:
@@ -331,7 +331,7 @@ class SocketFile:
     def remove(self) -> None:
         """Remove the file, unless another one has taken its place. An interrupted call can be made again."""
         try:
-            if self._identity is not None and self._look() == self._identity:
+            if self._identity is not None and self._identify() == self._identity:
                 os.unlink(self._path)
         except OSError as exc:
             pass_on(exc)

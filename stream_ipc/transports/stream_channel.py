@@ -178,31 +178,31 @@ class StreamChannel(Channel):
     def interest(self) -> Interest:
         output = self.outbox.end
         write_fd = None
-        look_in = None
+        poll_in = None
         reads = []
         for fd, source in self.inputs.items():
             if source.end.wants_write:
                 write_fd = source.end.fd
             if source.is_ahead:
-                look_in = 0.0
+                poll_in = 0.0
             if source.end.watched:
                 reads.append(fd)
-            elif look_in is None:
-                look_in = POLL_INTERVAL
+            elif poll_in is None:
+                poll_in = POLL_INTERVAL
             if isinstance(source, TextInput):
-                look_in = sooner(look_in, source.look_in)
+                poll_in = sooner(poll_in, source.poll_in)
         if self.outbox.blocked and not output.wants_read:
             if output.watched:
                 write_fd = output.poll_fd
-            elif look_in is None:
-                look_in = POLL_INTERVAL
-        return reads, write_fd, look_in
+            elif poll_in is None:
+                poll_in = POLL_INTERVAL
+        return reads, write_fd, poll_in
 
     def read(self, fd: int, inbox: deque[Received]) -> None:
         try:
             source = self.inputs[fd]
         except KeyError:
-            self.look(fd, inbox)
+            self.poll(fd, inbox)
             return
         try:
             source.read(inbox)
@@ -214,11 +214,11 @@ class StreamChannel(Channel):
         if source.ended:
             self._input_ended(source, inbox)
 
-    def look(self, fd: int, inbox: deque[Received]) -> None:
+    def poll(self, fd: int, inbox: deque[Received]) -> None:
         """Read what no descriptor tells of, and write to a stream that has none.
 
         Args:
-            fd: A descriptor that is no input's, or -1 if it is time to look.
+            fd: A descriptor that is no input's, or -1 if it is time to poll.
             inbox: Where what is read goes.
         """
         for number, source in tuple(self.inputs.items()):
@@ -330,7 +330,7 @@ class StreamChannel(Channel):
             self.drain(inbox)
         super().look_for_hangup(inbox)
 
-    def find_vanished(self, inbox: deque[Received]) -> None:
+    def look_for_lost_host(self, inbox: deque[Received]) -> None:
         sock = self.socket
         if sock is None or getattr(sock.family, "name", "") not in ("AF_INET", "AF_INET6"):
             return

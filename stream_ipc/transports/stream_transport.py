@@ -182,8 +182,8 @@ class StreamTransport(MessageTransport):
 
         None if something can be read that these do not show.
         """
-        reads, _, look_in = self._channel.interest()
-        return tuple(reads) if look_in is None else ()
+        reads, _, poll_in = self._channel.interest()
+        return tuple(reads) if poll_in is None else ()
 
     def receive(self) -> list[Message]:
         """Read each input once and return the messages. Never blocks.
