@@ -88,23 +88,16 @@ class Responder:
                 if not handler.active:
                     continue
                 function = handler.function
+                arguments = (request, self._session) if handler.takes_both else (request,)
                 if not taken and (not inbox or inbox[0] is not item):
                     return 0  # a turn beneath has gone on with it
                 try:
-                    if handler.takes_both:
-                        # atomic: no calls
-                        if not taken:
-                            taken = True
-                            del inbox[0]
+                    # atomic: no calls
+                    if not taken:
+                        taken = True
+                        del inbox[0]
 
-                        reply = function(request, self._session)
-                    else:
-                        # atomic: no calls
-                        if not taken:
-                            taken = True
-                            del inbox[0]
-
-                        reply = function(request)
+                    reply = function(*arguments)
                 except Exception as exc:
                     reply = ErrorMessage("Error in dispatch", exc)
                     self._log_error_reply(item.id, exc)
