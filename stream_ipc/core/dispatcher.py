@@ -21,11 +21,11 @@ from ..errors import (
     describe,
 )
 from ..handlers import HandlerList
-from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope, is_text
+from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..transports.channel import End
 from .hold import Hold
 from .items import Answer, Delivery, Failure, Opening, take_out
-from .kept import Entry, Kept, weigh
+from .kept import Kept
 from .responder import Responder
 
 TYPE_CHECKING = False
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from ..handlers import Handler
     from .conversation import Conversation
+    from .kept import Entry
     from .port import Port
 
 __all__ = ["Dispatcher"]
@@ -60,7 +61,7 @@ class Dispatcher:
         self.inbox: deque[Any] = deque()
         self.on_message: HandlerList = HandlerList("on_message", of_messages=True)
         self.on_exception: HandlerList = HandlerList("on_exception")
-        self.kept: Kept = Kept(conversation.name)
+        self.kept: Kept = Kept(conversation.name, self.inbox)
         self.responder: Responder = Responder(conversation, self, session)
         self._conversation = conversation
         self._session = session
@@ -226,7 +227,7 @@ class Dispatcher:
         inbox = self.inbox
         error: Exception | None = None
         if (not handlers or self.kept.waiting) and type(item) is not Delivery:
-            item = self._keep(item, message, handlers)
+            item = self.kept.keep(item, message, handlers)
         left = len(handlers)
         for handler in handlers:
             left -= 1
@@ -264,25 +265,6 @@ class Dispatcher:
             take_out(self.inbox, item)
         if error is not None:
             raise error
-
-    def _keep(self, item: Any, message: Message, handlers: tuple[Handler, ...]) -> Any:
-        """Keep a message for a call of ``receive``; returns what stands for it in the inbox from now on."""
-        wanted = self.kept.wanted_by(message)
-        if wanted is None and (handlers or is_text(message)):
-            return item
-        entry = Entry(message, 0, None) if wanted is not None else Entry(message, weigh(message), True)
-        delivery = Delivery(message, handlers)
-        kept = self.kept
-        if self.inbox and self.inbox[0] is item:
-            # atomic: no calls
-            kept.entries += (entry,)
-            kept.size += entry.size
-            self.inbox[0] = delivery
-            if wanted is not None:
-                wanted.settled = True
-
-            kept.trim()
-        return delivery
 
     def offer(self, entry: Entry) -> None:
         """Give a kept message to the handlers that were not there when it came."""

@@ -1,6 +1,6 @@
 """Notifications that wait for a call of ``receive``.
 
-Knows messages. Must not know handlers, or how messages arrive.
+Knows messages, and that one which is kept stands in the inbox until its handlers have seen it. Must not know handlers.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ import sys
 
 from .. import log
 from ..interruptions import interruption_in
+from ..messages import is_text
+from .items import Delivery
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from typing import Any
 
+    from ..handlers import Handler
     from ..messages import Message
 
-__all__ = ["Entry", "Kept", "Wanted", "weigh"]
+__all__ = ["Kept", "Wanted"]
 
 # What nobody fetches is kept up to so much for each conversation; the oldest go first.
 KEPT_COUNT = 1000
@@ -61,10 +65,11 @@ class Entry:
 class Kept:
     """The notifications of one conversation that ``receive`` has not returned yet.
 
-    Owns these, and who waits for more. The dispatcher appends, in one step with what it does to its inbox.
+    Owns these, and who waits for more. Only ``Session.receive`` takes an entry out: 3.10 can lose what a function returns.
 
     Args:
         name: What texts call the conversation.
+        inbox: Where messages come from.
 
     Attributes:
         waiting: The calls that wait, the innermost last.
@@ -72,11 +77,12 @@ class Kept:
         size: About how many bytes these take.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, inbox: deque[Any]) -> None:
         self.waiting: list[Wanted] = []
         self.entries: list[Entry] = []
         self.size: int = 0
         self._name = name
+        self._inbox = inbox
         self._told = False
 
     def find(self, expect: type) -> Entry | None:
@@ -86,14 +92,42 @@ class Kept:
                 return entry
         return None
 
-    def wanted_by(self, message: Message) -> Wanted | None:
+    def keep(self, item: Any, message: Message, handlers: tuple[Handler, ...]) -> Any:
+        """Keep a message if a call waits for it, or no handler is there for it.
+
+        Args:
+            item: What stands for it in the inbox, first of all.
+            message: The message.
+            handlers: Those that are still to see it.
+
+        Returns:
+            What stands for it in the inbox from now on.
+        """
+        wanted = self._find_wanted(message)
+        if wanted is None and (handlers or is_text(message)):
+            return item
+        entry = Entry(message, 0, None) if wanted is not None else Entry(message, _weigh(message), True)
+        delivery = Delivery(message, handlers)
+        inbox = self._inbox
+        if inbox and inbox[0] is item:
+            # atomic: no calls
+            self.entries += (entry,)
+            self.size += entry.size
+            inbox[0] = delivery
+            if wanted is not None:
+                wanted.settled = True
+
+            self._trim()
+        return delivery
+
+    def _find_wanted(self, message: Message) -> Wanted | None:
         """Return the innermost call that waits for such a message and has none yet."""
         for wanted in reversed(self.waiting):
             if not wanted.settled and isinstance(message, wanted.expect):
                 return wanted
         return None
 
-    def trim(self) -> None:
+    def _trim(self) -> None:
         """Drop the oldest if there is too much."""
         entries = self.entries
         while len(entries) > KEPT_COUNT or (self.size > KEPT_BYTES and len(entries) > 1):
@@ -115,7 +149,7 @@ class Kept:
             wanted.settled = True
 
 
-def weigh(message: Message) -> int:
+def _weigh(message: Message) -> int:
     """Return about how many bytes a message takes."""
     size = 0
     parts: list[Any] = [message]
