@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from .interruptions import interruption_in
+from .interruptions import pass_on
 from .promise import pending_of, stray_stop
 
 TYPE_CHECKING = False
@@ -76,8 +76,7 @@ class Mapped:
         try:
             reply = promise.wait()
         except Exception as exc:
-            if interruption_in(exc) is not None:
-                raise
+            pass_on(exc)
             error = exc
         # atomic: no calls
         del under_way[promise]
@@ -131,8 +130,7 @@ class Mapped:
 
                 self._give(promise)
             except Exception as exc:  # raised once everything before it is yielded
-                if interruption_in(exc) is not None:
-                    raise
+                pass_on(exc)
                 under_way.pop(promise, None)
                 self._end = stray_stop(exc) if isinstance(exc, StopIteration) else exc
                 break

@@ -361,7 +361,7 @@ UNRAISABLE = ("__del__",)
 _LIMITS = {
     "check interval": ["stream_ipc.core.inspection.CHECK_INTERVAL"],
     "death interval": ["stream_ipc.transports.process.DEATH_INTERVAL", "stream_ipc.transports.process_end.DEATH_INTERVAL"],
-    "depth": [f"stream_ipc.core.{module}.MAX_DEPTH" for module in ("loop", "hints")],
+    "depth": [f"stream_ipc.core.{module}.MAX_DEPTH" for module in ("loop", "conversation")],
     "exit grace": ["stream_ipc.transports.process_end.EXIT_GRACE"],
     "flush bound": [f"stream_ipc.core.{module}.FLUSH_BOUND" for module in ("conversation", "draining", "lifecycle")],
     "inbox bytes": ["stream_ipc.core.port.INBOX_BYTES"],

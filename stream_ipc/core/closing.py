@@ -11,7 +11,7 @@ from functools import partial
 from .. import log
 from ..clock import monotonic
 from ..handlers import Handler
-from ..interruptions import interruption_in
+from ..interruptions import pass_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,16 +91,14 @@ class Closing:
                 self.ending.take = partial(_deliver_late, self._conversation)
                 self._conversation.loop.add_ending(self.ending)
         except Exception as exc:
-            if interruption_in(exc) is not None:
-                raise
+            pass_on(exc)
             log.error("closing the streams of %r failed", self._conversation.session, exc_info=True)
 
     def _release(self) -> None:
         try:
             self._conversation.channel.release()
         except Exception as exc:
-            if interruption_in(exc) is not None:
-                raise
+            pass_on(exc)
             log.error("releasing the streams of %r failed", self._conversation.session, exc_info=True)
 
     def _fail_pending(self) -> None:

@@ -6,7 +6,6 @@ Knows its port, its dispatcher and its pending requests, which own the rest. Mus
 from __future__ import annotations
 
 import math
-from functools import partial
 
 from ..errors import InvalidStreamError, StreamClosedError, describe
 from ..handlers import HandlerList
@@ -15,8 +14,8 @@ from .closing import Closing
 from .conditions import Until
 from .dispatcher import Dispatcher
 from .draining import FLUSH_BOUND, HIGH_WATER, flush_bound, make_room
-from .hints import silence_hint
 from .last_look import read_replies, take_replies
+from .loop import MAX_DEPTH
 from .port import Port
 from .replies import Replies
 
@@ -73,7 +72,7 @@ class Conversation:
         self.due: float | None = None
         self.name: str = channel.describe()
         self._generate: Callable[[], Any] = peer.id_generator.generate
-        self.replies: Replies = Replies(self.name, peer.id_generator, partial(silence_hint, self))
+        self.replies: Replies = Replies(self.name, peer.id_generator, self._silence_hint)
         self.on_close: HandlerList = HandlerList("on_close", most=1)
         self.dispatcher: Dispatcher = Dispatcher(self, session)
         self.port: Port = Port(loop, channel, self.dispatcher)
@@ -233,6 +232,23 @@ class Conversation:
             lingers_until = self._lingers_until
             due = math.inf if lingers_until is None or now >= lingers_until else lingers_until
             loop.set_timer(self, min(due, replies.due))
+
+    def _silence_hint(self) -> str:
+        """Return what probably keeps a reply from coming, for the error of a request that got none."""
+        channel = self.channel
+        # What a serializer knows of the usual other side: PHP answers less often than Python does.
+        hint: str = getattr(getattr(channel.transport, "serializer", None), "silence_hint", "")
+        if self.loop.depth >= MAX_DEPTH:
+            return (
+                "; handlers that wait are nested so deeply that requests which came meanwhile had to wait: the reply may"
+                " depend on one of them"
+            )
+        if channel.received_bytes > channel.text_bytes:
+            return hint
+        return (
+            "; nothing has ever come from the other side (is it ticking, does it use the same serializer, does it know the"
+            f" class of the request?){hint}"
+        )
 
     # -- closing
 

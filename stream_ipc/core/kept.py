@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from .. import log
-from ..interruptions import interruption_in
+from ..interruptions import pass_on
 from ..messages import is_text
 from .items import Delivery
 
@@ -172,6 +172,5 @@ def _weigh(message: Message) -> int:
                     names = cls.__dict__.get("__slots__", ())
                     parts += [getattr(part, name, None) for name in ((names,) if isinstance(names, str) else names)]
     except Exception as exc:  # of a method of the message's own
-        if interruption_in(exc) is not None:
-            raise
+        pass_on(exc)
     return size

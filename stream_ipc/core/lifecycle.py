@@ -14,9 +14,10 @@ from weakref import WeakSet
 from .. import log
 from ..clock import monotonic
 from ..errors import StreamClosedError
-from ..transports.channel import wait_for_endings
 from .conditions import Until
+from .conversation import Conversation
 from .draining import FLUSH_BOUND, flush_bound
+from .endings import wait_for_endings
 from .loop import Loop
 
 TYPE_CHECKING = False
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..transports.channel import Ending
-    from .conversation import Conversation
 
 __all__ = ["adopt", "close_loop", "drop_loop"]
 
@@ -65,9 +65,9 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
             loop.close()
 
 
-def _closing(loop: Loop) -> list[Any]:
+def _closing(loop: Loop) -> list[Conversation]:
     """Return the conversations whose closing has begun and is not done."""
-    return [task for task in loop.repairs if hasattr(task, "begin_close")]
+    return [task for task in loop.repairs if isinstance(task, Conversation)]
 
 
 def _wait(loop: Loop, due: float | None, background: bool = True) -> None:

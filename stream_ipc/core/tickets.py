@@ -137,9 +137,9 @@ class Desk:
         if not ticket.settled:
             raise TimeoutError(f"no reply to task {ticket.id} within {timeout} s ({self.name}); it is still pending")
 
-    def run_until(self, condition: Callable[[], bool], timeout: float | None = None) -> None:
-        """Turn until a condition holds, or so many seconds are over."""
-        self.loop.run(_WaitingAlone(condition), None if timeout is None else self.loop.clock() + timeout)
+    def run_until(self, condition: Callable[[], bool]) -> None:
+        """Turn until a condition holds."""
+        self.loop.run(_WaitingAlone(condition))
 
     def conversation_of(self, ticket: Ticket) -> Conversation | None:
         """Return what a task was sent over, if a worker has it."""

@@ -5,16 +5,12 @@ Knows messages and errors. Must not know sessions, peers or any particular kind 
 
 from __future__ import annotations
 
-import time
-
 from ..errors import StreamClosedError
-from ..interruptions import pass_on
-from .descriptors import wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any, Union
 
     from ..messages import Message
@@ -27,7 +23,7 @@ if TYPE_CHECKING:
     Interest = tuple[Sequence[int], int | None, float | None]
 
 
-__all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "End", "Ending", "wait_for_endings"]
+__all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "End", "Ending"]
 
 DRAIN_READS = 64  # reads of one input at the end: 4 MiB, more than a pipe or socket buffer holds
 
@@ -77,38 +73,6 @@ class Ending:
 
     def abandon(self) -> None:
         """Close what is held and leave the rest undone: in a fork, or where nobody closes the peer."""
-
-
-def wait_for_endings(endings: Iterable[Ending], background: bool = True, deliver: bool = True) -> list[Ending]:
-    """Block until these are done, side by side. Each of them bounds its own steps.
-
-    Args:
-        endings: What is to be done.
-        background: Also wait for what is in the background. Otherwise it goes on only while others are waited for.
-        deliver: Whether handlers may run.
-
-    Returns:
-        What is not done.
-    """
-    while True:
-        waiting = []
-        wait = 60.0
-        for ending in endings:
-            left = ending.step()
-            if deliver and ending.messages:
-                ending.deliver()
-                wait = 0.0  # a handler may have done anything, also closed this
-            if left is not None:
-                wait = min(wait, left)
-                waiting.append(ending)
-        if not waiting or not (background or any([not ending.background for ending in waiting])):
-            return waiting
-        endings = waiting
-        try:
-            wait_readable([fd for ending in endings for fd in ending.fds()], wait)
-        except OSError as exc:  # the system has no memory for it
-            pass_on(exc)
-            time.sleep(min(wait, POLL_INTERVAL))
 
 
 class Channel:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from itertools import chain, starmap
 
 from ..errors import StreamClosedError
-from ..interruptions import interruption_in
+from ..interruptions import pass_on
 from ..messages import Message, put_in_envelope
 from .channel import DRAIN_READS, POLL_INTERVAL, Channel, End
 
@@ -172,8 +172,7 @@ class ForeignChannel(Channel):
         try:
             asked = self._asked("wants_write") and self._asked("write_fd") is None
         except Exception as exc:
-            if interruption_in(exc) is not None:
-                raise
+            pass_on(exc)
             return  # the port learns of it when it asks what to watch
         if asked and not self._dropped:
             self.flush()
@@ -199,8 +198,7 @@ class ForeignChannel(Channel):
                 return 0
             queued = self._asked("queued_bytes")
         except Exception as exc:
-            if interruption_in(exc) is not None:
-                raise
+            pass_on(exc)
             return 0  # the port learns of it when it asks what to watch
         return queued if isinstance(queued, int) else 1  # something, of unknown size
 

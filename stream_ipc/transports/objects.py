@@ -45,7 +45,7 @@ def _has_descriptor(stream: Any) -> bool:
     return isinstance(fd, int) and fd >= 0
 
 
-def open_read_end(stream: Any, shared: bool = False) -> Any:
+def open_read_end(stream: Any) -> Any:
     """Return the end that reads a stream.
 
     Raises:
@@ -56,12 +56,12 @@ def open_read_end(stream: Any, shared: bool = False) -> Any:
     _refuse_bool(stream)
     if not _has_descriptor(stream):
         return ObjectReadEnd(stream)
-    for end in map(ReadEnd, (stream,), (shared,)):  # stored before a signal is looked at
+    for end in map(ReadEnd, (stream,)):  # stored before a signal is looked at
         break
     return end
 
 
-def open_write_end(stream: Any, shared: bool = False) -> Any:
+def open_write_end(stream: Any) -> Any:
     """Return the end that writes a stream.
 
     Raises:
@@ -72,7 +72,7 @@ def open_write_end(stream: Any, shared: bool = False) -> Any:
     _refuse_bool(stream)
     if not _has_descriptor(stream):
         return ObjectWriteEnd(stream)
-    for end in map(WriteEnd, (stream,), (shared,)):  # stored before a signal is looked at
+    for end in map(WriteEnd, (stream,)):  # stored before a signal is looked at
         break
     return end
 

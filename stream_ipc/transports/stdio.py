@@ -54,7 +54,7 @@ class StdioChannel(StreamChannel):
         try:
             self._wire_in = _private_copy(0, "stdin", sys.__stdin__)
             self._wire_out = _private_copy(1, "stdout", sys.__stdout__)
-            if _is_wire(2, self._wire_in, self._wire_out):
+            if _is_stderr(self._wire_in, self._wire_out):
                 self._stderr = _private_copy(2, "stderr", sys.__stderr__)
             _take_over(self._stderr >= 0)
             self._buffer_lines()
@@ -120,12 +120,12 @@ class StdioChannel(StreamChannel):
             os.close(fd)
 
 
-def _is_wire(fd: int, *wire: int) -> bool:
-    """Return whether a descriptor is the same stream as the wire, but for a terminal, at which somebody wants to see it."""
+def _is_stderr(*wire: int) -> bool:
+    """Return whether stderr is the same stream as the wire, but for a terminal, at which somebody wants to see it."""
     try:
-        if sys.__stderr__ is None or os.isatty(fd):
+        if sys.__stderr__ is None or os.isatty(2):
             return False
-        mine = os.fstat(fd)
+        mine = os.fstat(2)
         return any([os.path.samestat(mine, os.fstat(other)) for other in wire])
     except OSError as exc:  # it was closed
         pass_on(exc)
