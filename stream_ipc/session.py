@@ -18,7 +18,7 @@ from .arguments import (
     sendable,
 )
 from .core.conversation import CLOSED, FORKED, Conversation
-from .core.draining import flush
+from .core.flow_control import flush
 from .core.receiving import receive
 from .handling import Handling
 from .messages import Message

@@ -363,7 +363,7 @@ _LIMITS = {
     "death interval": ["stream_ipc.transports.process.DEATH_INTERVAL", "stream_ipc.transports.process_end.DEATH_INTERVAL"],
     "depth": [f"stream_ipc.core.{module}.MAX_DEPTH" for module in ("loop", "conversation")],
     "exit grace": ["stream_ipc.transports.process_end.EXIT_GRACE"],
-    "flush bound": [f"stream_ipc.core.{module}.FLUSH_BOUND" for module in ("conversation", "draining", "lifecycle")],
+    "flush bound": [f"stream_ipc.core.{module}.FLUSH_BOUND" for module in ("conversation", "flow_control", "lifecycle")],
     "inbox bytes": ["stream_ipc.core.port.INBOX_BYTES"],
     "inbox bytes hard": ["stream_ipc.core.port.INBOX_BYTES_HARD"],
     "inbox count": ["stream_ipc.core.port.INBOX_COUNT"],

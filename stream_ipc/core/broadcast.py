@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..errors import FrameTooLargeError
 from .conditions import Until
-from .draining import HIGH_WATER, stuck_error
+from .flow_control import HIGH_WATER, stuck_error
 from .last_look import write_queued
 
 TYPE_CHECKING = False

@@ -13,7 +13,7 @@ from ..messages import NOTIFICATION, REQUEST, Message
 from .closing import Closing
 from .conditions import Until
 from .dispatcher import Dispatcher
-from .draining import FLUSH_BOUND, HIGH_WATER, flush_bound, make_room
+from .flow_control import FLUSH_BOUND, HIGH_WATER, flush_bound, make_room
 from .last_look import read_replies, take_replies
 from .loop import MAX_DEPTH
 from .port import Port

@@ -16,8 +16,8 @@ from ..clock import monotonic
 from ..errors import StreamClosedError
 from .conditions import Until
 from .conversation import Conversation
-from .draining import FLUSH_BOUND, flush_bound
 from .endings import wait_for_endings
+from .flow_control import FLUSH_BOUND, flush_bound
 from .loop import Loop
 
 TYPE_CHECKING = False

@@ -45,7 +45,7 @@ class Port:
         channel: The channel.
         paused: Whether it is not read from because the inbox is long.
         mark: ``received_bytes`` of the channel when the inbox was last empty.
-        batches: How many batches are under way, one inside the other.
+        batches: Those that are under way, one inside the other; whoever begins one enters it here.
         watched: What each watched descriptor is watched for; 0 if that is not known.
         failing: Whether a failure stands in the inbox. The channel is left alone until it is reported.
     """
@@ -375,7 +375,7 @@ class Port:
         self.rearm()
 
     def cork(self) -> None:
-        """Begin to gather what is sent. The caller counts ``batches`` up, and later down again, and calls ``uncork``."""
+        """Begin to gather what is sent. The caller puts a batch into ``batches``, removes it later and calls ``uncork``."""
         self._loop.corked[self] = None
         self._loop.has_chores = True
         self.channel.corked = True

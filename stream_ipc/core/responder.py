@@ -12,7 +12,7 @@ from ..handlers import HandlerList, name_of
 from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..registry import type_info
 from .deferred import DeferredReplies, Owed, find_deferrer
-from .draining import HIGH_WATER
+from .flow_control import HIGH_WATER
 from .items import Answer, take_out
 
 TYPE_CHECKING = False
