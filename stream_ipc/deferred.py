@@ -129,7 +129,7 @@ class DeferredReply:
 def _defer(reply: DeferredReply, owed: Owed) -> None:
     if reply._owed is not None and reply._owed is not owed:
         raise RuntimeError("a handler returned a DeferredReply that was returned before; each request needs one of its own")
-    guard = ref(reply, owed.mark)
+    guard = ref(reply, owed.call_later)
     # atomic: no calls
     owed.guard = guard
     owed.reply = reply._outcome

@@ -78,7 +78,7 @@ class Conversation:
         self.port: Port = Port(loop, channel, self.dispatcher)
         self.dispatcher.bind()
         self._closing: Closing | None = None
-        self._lingers_until: float | None = None  # how long an ended stream is kept for what is still to be written
+        self._writes_until: float | None = None  # how long an ended stream is kept for what is still to be written
 
     @property
     def is_writable(self) -> bool:
@@ -213,9 +213,9 @@ class Conversation:
         return self
 
     def on_time(self, now: float) -> None:
-        """Fail the requests whose deadline has passed, and close a stream that has lingered long enough."""
+        """Fail the requests whose deadline has passed, and close if an ended stream was written to long enough."""
         loop = self.loop
-        if self._lingers_until is not None and now >= self._lingers_until:
+        if self._writes_until is not None and now >= self._writes_until:
             loop.mark(self.dispatcher)
         replies = self.replies
         if now >= replies.due and self.state is OPEN:
@@ -229,8 +229,8 @@ class Conversation:
         else:
             replies.expire(-math.inf, set())
         if self.is_open:  # a done callback may have closed it, or read its end
-            lingers_until = self._lingers_until
-            due = math.inf if lingers_until is None or now >= lingers_until else lingers_until
+            writes_until = self._writes_until
+            due = math.inf if writes_until is None or now >= writes_until else writes_until
             loop.set_timer(self, min(due, replies.due))
 
     def _silence_hint(self) -> str:
@@ -252,15 +252,15 @@ class Conversation:
 
     # -- closing
 
-    def lingers(self) -> bool:
+    def writes_on(self) -> bool:
         """Return whether an ended stream is kept a while: the other side may still read, though it writes no more."""
         if not self.channel.queued_bytes:
             return False
         now = self.loop.clock()
-        if self._lingers_until is None:
-            self._lingers_until = now + FLUSH_BOUND
-            self.loop.set_timer(self, min(self._lingers_until, self.replies.due))
-        return now < self._lingers_until
+        if self._writes_until is None:
+            self._writes_until = now + FLUSH_BOUND
+            self.loop.set_timer(self, min(self._writes_until, self.replies.due))
+        return now < self._writes_until
 
     def close(self, release: bool = False, seconds: float | None = None) -> None:
         """Close, or release the streams to their owner; see ``Session.close`` and ``IpcPeer.remove_session``.

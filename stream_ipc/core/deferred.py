@@ -47,7 +47,7 @@ class Owed:
         reply: What will be sent, once it is known.
         was_open: Whether the requester's session was open when the reply was sent.
         loop: The loop of its session.
-        mark: A function of any argument that has ``go_on`` called in that loop's next turn.
+        call_later: A function of any argument that has ``go_on`` called in that loop's next turn.
         guard: A weak reference to what will settle this, which marks it as work when that is dropped.
         pending: The request whose outcome is passed on, or None.
     """
@@ -56,10 +56,10 @@ class Owed:
         "_promise",
         "_responder",
         "_sending",
+        "call_later",
         "guard",
         "id",
         "loop",
-        "mark",
         "pending",
         "reply",
         "source",
@@ -76,7 +76,7 @@ class Owed:
         self.loop: Loop = loop
         self._promise: Any = None
         self._responder: Responder | None = responder
-        self.mark: Any = None  # made by DeferredReplies.begin: it is a cycle
+        self.call_later: Any = None  # made by DeferredReplies.begin: it is a cycle
         self._sending = False
 
     @property
@@ -91,9 +91,9 @@ class Owed:
             self.go_on()
             return
         self._promise = promise  # which stays alive until then
-        pending.unwatch(self.mark)
+        pending.unwatch(self.call_later)
         pending.unwatch(self._settled)
-        pending.watch(loop, self.mark)
+        pending.watch(loop, self.call_later)
         pending.watch(loop, self._settled)
 
     def _settled(self, promise: Any) -> None:
@@ -150,9 +150,9 @@ class Owed:
     def drop(self) -> None:
         """Drop what it refers to: it is sent, or the session is closed. An interrupted call can be made again."""
         if self.pending is not None:
-            self.pending.unwatch(self.mark)
+            self.pending.unwatch(self.call_later)
             self.pending.unwatch(self._settled)
-        self.mark = self.pending = self._promise = self.guard = self.source = self._responder = None
+        self.call_later = self.pending = self._promise = self.guard = self.source = self._responder = None
         self.loop.later.pop(self, None)
 
 
@@ -179,8 +179,8 @@ class DeferredReplies:
         source = owed.source
         if source is None:
             return
-        if owed.mark is None:
-            owed.mark = partial(owed.loop.later.setdefault, owed)  # no code of ours, so never interrupted half-way
+        if owed.call_later is None:
+            owed.call_later = partial(owed.loop.later.setdefault, owed)  # no code of ours, so never interrupted half-way
         self.table[owed] = None
         try:
             find_deferrer(source)(source, owed)

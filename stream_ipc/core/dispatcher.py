@@ -105,7 +105,7 @@ class Dispatcher:
             return False
         first = self.inbox[0]
         if type(first) is End:
-            return not self._conversation.lingers()
+            return not self._conversation.writes_on()
         return type(first) is not RequestEnvelope or not self.responder.is_full()
 
     def step(self, goal: int, until: Any) -> int:
@@ -159,7 +159,7 @@ class Dispatcher:
         if not inbox:
             loop.todo.pop(self, None)
             port = self.port
-            port.mark = self._channel.received_bytes
+            port.dispatched_bytes = self._channel.received_bytes
             if port.paused:
                 port.update_reading()
         return count
@@ -366,7 +366,7 @@ class Dispatcher:
 
     def _end(self, item: End) -> int | None:
         """Close behind the last message."""
-        if self._conversation.lingers():
+        if self._conversation.writes_on():
             return None
         self._conversation.close_now(item.error)
         return 0

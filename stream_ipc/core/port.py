@@ -44,7 +44,7 @@ class Port:
     Attributes:
         channel: The channel.
         paused: Whether it is not read from because the inbox is long.
-        mark: ``received_bytes`` of the channel when the inbox was last empty.
+        dispatched_bytes: ``received_bytes`` of the channel when the inbox was last empty.
         batches: Those that are under way, one inside the other; whoever begins one enters it here.
         watched: What each watched descriptor is watched for; 0 if that is not known.
         failing: Whether a failure stands in the inbox. The channel is left alone until it is reported.
@@ -62,7 +62,7 @@ class Port:
         self._poll_due = math.inf
         self.paused: bool = False
         self._reading = False  # a call is reading, so that a message's constructor may be at work
-        self.mark = 0
+        self.dispatched_bytes: int = 0
         self.batches: dict[object, None] = {}
         self._closed = False
         channel.on_change = self.rearm
@@ -271,7 +271,7 @@ class Port:
         paused = False
         inbox = self._inbox
         if inbox:
-            size = self.channel.received_bytes - self.mark
+            size = self.channel.received_bytes - self.dispatched_bytes
             if self._loop.starving or self.channel.queued_bytes:
                 paused = size > INBOX_BYTES_HARD or len(inbox) > INBOX_COUNT_HARD
             else:
