@@ -6,6 +6,7 @@ Knows descriptors, sockets and stream objects. Must not know frames or messages.
 from __future__ import annotations
 
 import io
+from functools import partial
 from itertools import count
 
 from ..errors import InvalidStreamError
@@ -13,7 +14,7 @@ from .descriptors import READ_SIZE, ReadEnd, WriteEnd, describe_stream, is_socke
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 __all__ = ["ObjectReadEnd", "ObjectWriteEnd", "open_read_end", "open_write_end"]
@@ -45,41 +46,19 @@ def _has_descriptor(stream: Any) -> bool:
     return isinstance(fd, int) and fd >= 0
 
 
-def open_read_end(stream: Any) -> Any:
-    """Return the end that reads a stream.
+def _open(kind: type, kind_without: type, stream: Any) -> Any:
+    """Return the end of a stream, of one kind if it has a descriptor, of the other if not; an end is itself.
 
     Raises:
         InvalidStreamError: The stream cannot be used.
     """
-    if isinstance(stream, (ReadEnd, ObjectReadEnd)):
+    if isinstance(stream, (kind, kind_without)):
         return stream
-    _refuse_bool(stream)
-    if not _has_descriptor(stream):
-        return ObjectReadEnd(stream)
-    for end in map(ReadEnd, (stream,)):  # stored before a signal is looked at
-        break
-    return end
-
-
-def open_write_end(stream: Any) -> Any:
-    """Return the end that writes a stream.
-
-    Raises:
-        InvalidStreamError: The stream cannot be used.
-    """
-    if isinstance(stream, (WriteEnd, ObjectWriteEnd)):
-        return stream
-    _refuse_bool(stream)
-    if not _has_descriptor(stream):
-        return ObjectWriteEnd(stream)
-    for end in map(WriteEnd, (stream,)):  # stored before a signal is looked at
-        break
-    return end
-
-
-def _refuse_bool(stream: Any) -> None:
     if isinstance(stream, bool):
         raise InvalidStreamError(f"{stream} is no stream; pass a file object, a socket or the number of a descriptor")
+    for end in map(kind if _has_descriptor(stream) else kind_without, (stream,)):  # stored before a signal is looked at
+        break
+    return end
 
 
 class _ObjectEnd:
@@ -200,3 +179,7 @@ class ObjectWriteEnd(_ObjectEnd):
         # atomic: no calls
         self._taken = None
         return taken
+
+
+open_read_end: Callable[[Any], Any] = partial(_open, ReadEnd, ObjectReadEnd)
+open_write_end: Callable[[Any], Any] = partial(_open, WriteEnd, ObjectWriteEnd)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 
 from ..interruptions import pass_on
-from .descriptors import ReadEnd, WriteEnd
 from .stream_channel import StreamChannel
+from .stream_transport import stream_channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,25 +55,13 @@ def check_socket(sock: Any) -> str:
 
 def socket_channel(sock: socket.socket, name: str, serializer: MessageSerializer, max_frame_size: int) -> StreamChannel:
     """Return a channel over a connected socket, and say in a few words, if any, what it is connected to."""
-    channel = _socket_channel(sock, serializer, max_frame_size)
+    if is_tls(sock):
+        channel: StreamChannel = TlsChannel(sock, serializer, max_frame_size)
+    else:
+        channel = stream_channel(sock, (sock,), serializer, max_frame_size)
     if name:
         channel.connected(name)
     return channel
-
-
-def _socket_channel(sock: socket.socket, serializer: MessageSerializer, max_frame_size: int) -> StreamChannel:
-    if is_tls(sock):
-        return TlsChannel(sock, serializer, max_frame_size)
-    reader = ReadEnd(sock)
-    writer = None
-    try:
-        writer = WriteEnd(sock)
-        return StreamChannel(writer, [reader], serializer, max_frame_size)
-    except BaseException:
-        if writer is not None:
-            writer.release()
-        reader.release()
-        raise
 
 
 class TlsChannel(StreamChannel):

@@ -47,23 +47,6 @@ __all__ = ["DEFAULT_MAX_FRAME_SIZE", "StreamTransport", "channel_of", "stream_ch
 DEFAULT_MAX_FRAME_SIZE = 64 * 1024 * 1024
 
 
-def _open_streams(write: WriteStream, reads: Sequence[ReadStream]) -> tuple[Any, list[Any]]:
-    """Return the end of a stream that is written, and those of streams that are read.
-
-    Raises:
-        InvalidStreamError: A stream cannot be used. All stay open, as they were.
-    """
-    ends: list[Any] = []
-    try:
-        for stream in reads:
-            ends.append(open_read_end(stream))
-        return open_write_end(write), ends
-    except BaseException:
-        for end in ends:
-            end.release()
-        raise
-
-
 def stream_channel(
     write: WriteStream, reads: Sequence[ReadStream], serializer: MessageSerializer, max_frame_size: int
 ) -> StreamChannel:
@@ -72,11 +55,13 @@ def stream_channel(
     Raises:
         InvalidStreamError: A stream cannot be used. All stay open, as they were.
     """
-    output, ends = _open_streams(write, reads)
+    ends: list[Any] = []
     try:
-        return StreamChannel(output, ends, serializer, max_frame_size)
+        ends += map(open_read_end, reads)  # stored before a signal is looked at
+        ends += map(open_write_end, (write,))
+        return StreamChannel(ends[-1], ends[:-1], serializer, max_frame_size)
     except BaseException:
-        for end in (output, *reversed(ends)):
+        for end in reversed(ends):
             end.release()
         raise
 
