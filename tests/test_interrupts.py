@@ -1,6 +1,7 @@
 """Exceptions that come at any moment: out of handlers, out of plug-ins, out of signal handlers."""
 
 import functools
+import inspect
 import os
 import random
 import signal
@@ -24,6 +25,7 @@ from stream_ipc import (
     as_completed,
     gather,
 )
+from stream_ipc.core.dispatcher import Dispatcher
 from tests.helpers import (
     PATIENCE,
     Alarm,
@@ -690,6 +692,39 @@ def test_interrupted_undecodable_reply_still_settles_its_promise(kind: Type[Base
             assert outcome(promise).__name__ == "SerializationError", outcome(promise)
 
     at_every_place(scenario, kind)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("arguments", [1, 2])
+def test_exception_on_the_way_to_a_handler_leaves_the_message(raw: RawPeer, count: int, arguments: int) -> None:
+    # Before 3.11 signals are looked at wherever code jumps, so also inside of the try around the call of a handler.
+    got: List[Any] = []
+    for name in range(count):
+        if arguments == 1:
+            raw.session.on_message(lambda note, name=name: got.append((name, note.text)))
+        else:
+            raw.session.on_message(lambda note, session, name=name: got.append((name, note.text)))
+    lines, first = inspect.getsourcelines(Dispatcher._deliver)
+    jumps = {first + index for index, line in enumerate(lines) if line.strip().startswith("if handler.takes_both")}
+    assert jumps
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        if frame.f_code is not Dispatcher._deliver.__code__:
+            return None
+        if frame.f_lineno in jumps and event == "line":
+            sys.settrace(None)
+            raise AlarmError
+        return trace
+
+    raw.write(framed(Note("1")), framed(Note("2")))
+    sys.settrace(trace)
+    try:
+        with pytest.raises(AlarmError):
+            raw.session.peer.tick(PATIENCE)
+    finally:
+        sys.settrace(None)
+    tick_until(lambda: len(got) == 2 * count, raw.session.peer)
+    assert got == [(name, text) for text in ("1", "2") for name in range(count)]
 
 
 # -- with real signals

@@ -237,7 +237,7 @@ class Dispatcher:
             if not inbox or inbox[0] is not item:
                 break  # a turn beneath has gone on with it
             try:
-                # What leads to the handler stands in each branch, because 3.10 looks at signals where it jumps.
+                # What leads to the handler stands in each branch: 3.10 looks at signals where it jumps.
                 if handler.takes_both:
                     # atomic: no calls
                     if following is None:
@@ -257,6 +257,8 @@ class Dispatcher:
 
                     handler.function(message)
             except Exception as exc:
+                if item is not following:  # of a signal handler, on the way to the handler
+                    raise
                 if error is None:
                     error = exc
                 else:
