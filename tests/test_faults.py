@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import nullcontext
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
 
 import pytest
 
@@ -565,7 +565,7 @@ def cases(name: str, most: int) -> Iterator[Dict[str, Any]]:
     for kind, count in sorted(calls_of(name).items()):
         for number in spread(count, most):
             for effect in EFFECTS[kind]:
-                yield {"plan": {kind: {number: effect}}}
+                yield {"name": name, "plan": {kind: {number: effect}}}
 
 
 def places(name: str, most: int) -> Iterator[Dict[str, Any]]:
@@ -574,7 +574,7 @@ def places(name: str, most: int) -> Iterator[Dict[str, Any]]:
     run(name, place=place)
     effects = list(INTERRUPTIONS)
     for number in spread(place.count, most):
-        yield {"place": RingAt(number, effects[number % len(effects)])}
+        yield {"name": name, "place": RingAt(number, effects[number % len(effects)])}
 
 
 def without_memory(name: str, most: int) -> Iterator[Dict[str, Any]]:
@@ -582,7 +582,7 @@ def without_memory(name: str, most: int) -> Iterator[Dict[str, Any]]:
     memory = NoMemoryAt(0)
     run(name, memory=memory)
     for number in spread(memory.count, most):
-        yield {"memory": NoMemoryAt(number)}
+        yield {"name": name, "memory": NoMemoryAt(number)}
 
 
 def spread(count: int, most: int) -> List[int]:
@@ -593,22 +593,38 @@ def spread(count: int, most: int) -> List[int]:
     return sorted({1 + int((index + shift) * count / most) for index in range(most)})
 
 
-def run_all(name: str, faults: Any) -> int:
-    """Run a scenario with each of some faults, and report all that went wrong at once."""
+def run_all(faults: Iterable[Dict[str, Any]]) -> int:
+    """Make a run with each of some faults, what ``run`` is to be called with, and report all that went wrong at once."""
     injected = 0
     problems: List[str] = []
     for fault in faults:
         try:
-            injected += run(name, **fault)
+            injected += run(**fault)
         except AssertionError as exc:
             problems.append(str(exc).partition("\n")[0])
-    print(f"{name}: {injected} failures injected")
+            print(problems[-1])  # below the seed of this run
+    print(f"{injected} failures injected")
     assert not problems, f"{len(problems)} of {injected}:\n" + "\n".join(problems)
     return injected
 
 
-# How many calls of a kind, and how many places, are tried: a run with a child or with TLS takes longer.
-MOST = {"tls": (3, 60, 60), "child": (3, 100, 60), "stubborn child": (1, 20, 0)}
+# Of what fails at a place of a run: the scenarios, how many places are tried and how many failures there must be. A run
+# with a child or with TLS takes longer.
+SWEEPS: Dict[Callable[[str, int], Iterator[Dict[str, Any]]], Tuple[Iterable[str], int, int]] = {
+    cases: (SCENARIOS, 10, 51),
+    places: (SCENARIOS, 150, 10),
+    without_memory: (["pipes", "socketpair", "unix", "tls", "child"], 100, 20),
+}
+FEWER = {
+    (cases, "tls"): 3,
+    (cases, "child"): 3,
+    (cases, "stubborn child"): 1,
+    (places, "tls"): 60,
+    (places, "child"): 100,
+    (places, "stubborn child"): 20,
+    (without_memory, "tls"): 60,
+    (without_memory, "child"): 60,
+}
 
 
 # What once went wrong: each call of a kind, in one way.
@@ -630,7 +646,7 @@ def test_what_was_found(name: str, kind: str, effect: str) -> None:
     assert effect in EFFECTS[kind]
     numbers = range(1, min(calls_of(name)[kind], 24) + 1)
     # How often the system is asked for a child is a matter of time.
-    assert 1 <= run_all(name, [{"plan": {kind: {number: effect}}} for number in numbers]) <= len(numbers)
+    assert 1 <= run_all({"name": name, "plan": {kind: {number: effect}}} for number in numbers) <= len(numbers)
 
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "stubborn child"])
@@ -638,83 +654,63 @@ def test_one_call_of_each_kind_fails(name: str) -> None:
     for seed in seeds(1):
         random.seed(seed)
         chosen = list(cases(name, 1))
-        assert run_all(name, random.sample(chosen, 8 if "child" in name else 24)) >= 5
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_each_call_fails_once(name: str) -> None:
-    most = MOST.get(name, (10, 0, 0))[0]
-    for seed in seeds(1):
-        random.seed(seed)
-        assert run_all(name, cases(name, most)) > 50
+        assert run_all(random.sample(chosen, 8 if "child" in name else 12)) >= 5
 
 
 @pytest.mark.parametrize("name", ["pipes", "tcp", "child"])
 def test_a_signal_handler_raises_at_some_places(name: str) -> None:
     for seed in seeds(1):
         random.seed(seed)
-        assert run_all(name, places(name, 20)) >= 10
+        assert run_all(places(name, 12)) >= 6
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_a_signal_handler_raises_at_any_place(name: str) -> None:
-    most = MOST.get(name, (0, 150, 0))[1]
+@pytest.mark.parametrize(("sweep", "name"), [(sweep, name) for sweep, (names, _, _) in SWEEPS.items() for name in names])
+def test_something_fails_once(sweep: Callable[[str, int], Iterator[Dict[str, Any]]], name: str) -> None:
+    """Each call of the system; what a signal handler interrupts; the memory for a message."""
+    _, most, least = SWEEPS[sweep]
     for seed in seeds(1):
         random.seed(seed)
-        assert run_all(name, places(name, most)) >= 10
+        assert run_all(sweep(name, FEWER.get((sweep, name), most))) >= least
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["pipes", "socketpair", "unix", "tls", "child"])
-def test_there_is_no_memory_for_a_message(name: str) -> None:
-    most = MOST.get(name, (0, 0, 100))[2]
-    for seed in seeds(1):
-        random.seed(seed)
-        assert run_all(name, without_memory(name, most)) >= 20
-
-
-@pytest.mark.skipif(not SECONDS, reason="STREAM_IPC_FAULT_SECONDS says for how long")
-@pytest.mark.timeout(SECONDS + 120)
-def test_several_faults_at_a_time() -> None:
-    """For as long as one likes: two or three faults in one run, of which the later ones meet what the first has left."""
-    count = 0
-    end = time.monotonic() + SECONDS
-    problems: List[str] = []
-    calls = {name: sorted(calls_of(name).items()) for name in SCENARIOS}
+def as_long_as(seconds: float) -> Iterator[None]:
+    """Runs until the time is over, each with a seed of its own."""
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         for seed in seeds(1):
             random.seed(seed)
+            yield
+
+
+def several(seconds: float) -> Iterator[Dict[str, Any]]:
+    """Two or three faults in one run."""
+    calls = {name: sorted(calls_of(name).items()) for name in SCENARIOS}
+    for _ in as_long_as(seconds):
         name = random.choice([name for name in SCENARIOS if name != "stubborn child"])
         plan: Plan = {}
         for _ in range(random.choice((1, 2, 2, 3))):
             kind, most = random.choice(calls[name])
             plan.setdefault(kind, {})[random.randrange(most) + 1] = random.choice(EFFECTS[kind])
-        try:
-            count += run(name, plan)
-        except AssertionError as exc:
-            problems.append(f"STREAM_IPC_SEED={seed} " + str(exc).partition("\n")[0])
-    print(f"{count} failures injected")
-    assert count and not problems, f"{len(problems)} of {count}:\n" + "\n".join(problems)
+        yield {"name": name, "plan": plan}
+
+
+def alarms(name: str, seconds: float) -> Iterator[Dict[str, Any]]:
+    """Signals at any time."""
+    for _ in as_long_as(seconds):
+        yield {"name": name, "place": Alarms(random.choice((1, 2, 3)))}
+
+
+@pytest.mark.skipif(not SECONDS, reason="STREAM_IPC_FAULT_SECONDS says for how long")
+@pytest.mark.timeout(SECONDS + 120)
+def test_several_faults_at_a_time() -> None:
+    """For as long as one likes: the later ones meet what the first has left."""
+    assert run_all(several(SECONDS))
 
 
 @pytest.mark.timeout(2 * SECONDS + 120)
 @pytest.mark.parametrize("name", ["pipes", "tcp", "child"])
 def test_real_alarms(name: str) -> None:
     """Signals come when they come: between any two instructions, and in the middle of calls of the system."""
-    problems: List[str] = []
-    count = 0
-    end = time.monotonic() + max(SECONDS / 3, span(0.8))
-    for seed in seeds(1):
-        random.seed(seed)
-    while time.monotonic() < end:
-        try:
-            count += run(name, place=Alarms(random.choice((1, 2, 3))))
-        except AssertionError as exc:
-            problems.append(str(exc).partition("\n")[0])
-    print(f"{name}: {count} alarms")
-    assert count and not problems, f"{len(problems)} of {count}:\n" + "\n".join(problems)
+    assert run_all(alarms(name, max(SECONDS / 3, span(0.8))))

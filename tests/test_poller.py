@@ -1,7 +1,7 @@
 """What is watched stays watched, wherever an interruption comes: the poller by itself."""
 
 import os
-from typing import Any
+from typing import Any, Callable, Iterator, Tuple, Type
 
 import pytest
 
@@ -35,9 +35,13 @@ class Apart:
 
 
 
-@BOTH_KINDS
-@pytest.mark.slow
-def test_a_number_that_the_kernels_set_has_already_is_watched_wherever_the_rebuilding_is_interrupted(kind: Any) -> None:
+def interrupted_at_every_place(
+    change: Callable[[Apart], None], kind: Type[BaseException], least: int
+) -> Iterator[Tuple[Apart, str]]:
+    """Change a poller with an interruption at the first place, at the second, and so on until there is no further.
+
+    Yields each poller, and where its change was interrupted; for the last it was not.
+    """
     number = 0
     while True:
         number += 1
@@ -45,40 +49,36 @@ def test_a_number_that_the_kernels_set_has_already_is_watched_wherever_the_rebui
         try:
             with InterruptAt(number, kind()) as interrupted:
                 try:
-                    apart.poller.watch(apart.sink, WRITE, "writer")
+                    change(apart)
                 except kind:
                     pass
-            # What a port does after an interruption: it takes what it watched away, and watches it anew.
-            apart.poller.unwatch(apart.sink)
-            apart.poller.watch(apart.sink, WRITE, "writer")
-            assert apart.ready() == [(apart.sink, WRITE)], interrupted.where
-            os.write(apart.sink, b"x")
-            assert apart.ready() == [(apart.source, READ), (apart.sink, WRITE)], interrupted.where
-            apart.poller.unwatch(apart.sink)
-            assert apart.ready() == [(apart.source, READ)], interrupted.where
+            yield apart, interrupted.where
         finally:
             apart.close()
         if not interrupted.hit:
             break
-    assert number > 10
+    assert number > least
+
+
+@BOTH_KINDS
+@pytest.mark.slow
+def test_a_number_that_the_kernels_set_has_already_is_watched_wherever_the_rebuilding_is_interrupted(kind: Any) -> None:
+    def watch(apart: Apart) -> None:
+        apart.poller.watch(apart.sink, WRITE, "writer")
+
+    for apart, where in interrupted_at_every_place(watch, kind, 10):
+        # What a port does after an interruption: it takes what it watched away, and watches it anew.
+        apart.poller.unwatch(apart.sink)
+        apart.poller.watch(apart.sink, WRITE, "writer")
+        assert apart.ready() == [(apart.sink, WRITE)], where
+        os.write(apart.sink, b"x")
+        assert apart.ready() == [(apart.source, READ), (apart.sink, WRITE)], where
+        apart.poller.unwatch(apart.sink)
+        assert apart.ready() == [(apart.source, READ)], where
 
 
 @BOTH_KINDS
 def test_a_new_set_is_seen_by_registering_and_by_waiting_wherever_making_it_is_interrupted(kind: Any) -> None:
-    number = 0
-    while True:
-        number += 1
-        apart = Apart()
-        try:
-            with InterruptAt(number, kind()) as interrupted:
-                try:
-                    apart.poller.rebuild()
-                except kind:
-                    pass
-            apart.poller.watch(apart.other, WRITE, "another writer")
-            assert apart.ready() == [(apart.other, WRITE)], interrupted.where
-        finally:
-            apart.close()
-        if not interrupted.hit:
-            break
-    assert number > 5
+    for apart, where in interrupted_at_every_place(lambda apart: apart.poller.rebuild(), kind, 5):
+        apart.poller.watch(apart.other, WRITE, "another writer")
+        assert apart.ready() == [(apart.other, WRITE)], where
