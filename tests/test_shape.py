@@ -105,6 +105,25 @@ def in_folders(module, folders):
     return module.split(".")[0] in folders
 
 
+def each(modules):
+    """Have a test look at one module after the other, and fail with all that is wrong in any of them."""
+    assert len(modules) > 10
+
+    def decorate(test):
+        def of_all():
+            faults = []
+            for module in sorted(modules):
+                try:
+                    test(module)
+                except AssertionError as exc:
+                    faults.append(f"stream_ipc.{module}: {exc}")
+            assert not faults, "\n".join(faults)
+
+        return of_all
+
+    return decorate
+
+
 def is_type_checking(node):
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
@@ -156,7 +175,7 @@ def test_the_reader_of_imports_sees_them():
     assert "wire.framing" in own_imports("wire.codec")
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES))
+@each(SOURCES)
 def test_imports_point_down(module):
     for other in own_imports(module):
         assert layer(other) <= layer(module), f"stream_ipc.{module} imports stream_ipc.{other}, which stands above it"
@@ -219,7 +238,7 @@ def is_of_super(node):
     return isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name) and node.value.func.id == "super"
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES))
+@each(SOURCES)
 def test_private_names_are_used_in_their_module_only(module):
     for name, line in names_of_others(TREES[module]):
         known = name in DOCUMENTED or (module, name) in FOREIGN
@@ -254,13 +273,13 @@ SHORT = {
 CHANNEL = set(dir(importlib.import_module("stream_ipc.transports.channel").Channel))
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES))
+@each(SOURCES)
 def test_no_module_is_too_long(module):
     most = 400 if module in SHORT or module.split(".")[0] in SHORT else 500
     assert len(SOURCES[module].splitlines()) <= most
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES))
+@each(SOURCES)
 def test_no_class_has_too_many_methods(module):
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.ClassDef):
@@ -319,7 +338,7 @@ def interruptible(source):
         yield from sorted({node.lineno for node in nodes if node.lineno in block})
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES))
+@each(SOURCES)
 def test_atomic_blocks_have_no_calls(module):
     lines = list(interruptible(SOURCES[module]))
     assert not lines, f"stream_ipc.{module}: a call, or a loop, in an atomic block; put an empty line before it"
@@ -364,7 +383,7 @@ def loops_with_a_condition(node, guarded=False):
                 yield from loops_with_a_condition(child, inside)
 
 
-@pytest.mark.parametrize("module", sorted(name for name in SOURCES if not in_folders(name, ["serializers", "tap"])))
+@each([name for name in SOURCES if not in_folders(name, ["serializers", "tap"])])
 def test_loops_in_try_blocks_have_no_condition(module):
     lines = list(loops_with_a_condition(TREES[module]))
     assert not lines, f"stream_ipc.{module}: write while True, and break"
@@ -412,7 +431,7 @@ def names_at_run_time(node):
                 yield from names_at_run_time(part)
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES))
+@each(SOURCES)
 def test_what_only_type_checkers_see_is_not_used(module):
     tree = TREES[module]
     hidden = {name for node in ast.walk(tree) if is_type_checking(node) for name in bound_names(node.body)}
@@ -422,18 +441,18 @@ def test_what_only_type_checkers_see_is_not_used(module):
     assert hidden & {name.id for name in names} <= shown | set_here
 
 
-@pytest.mark.parametrize("module", sorted(name for name in SOURCES if in_folders(name, PURE)))
+@each([name for name in SOURCES if in_folders(name, PURE)])
 def test_pure_modules_do_no_io(module):
     found = {name.split(".")[0] for name in imported_modules(module)} & IMPURE
     assert not found, f"stream_ipc.{module} is below transports/ and imports {sorted(found)}"
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES))
+@each(SOURCES)
 def test_module_says_what_it_is(module):
     assert (ast.get_docstring(TREES[module]) or "").strip()
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES))
+@each(SOURCES)
 def test_nothing_prints_or_reads_the_wall_clock(module):
     for node in ast.walk(TREES[module]):
         if not isinstance(node, ast.Call):
@@ -447,7 +466,7 @@ def test_nothing_prints_or_reads_the_wall_clock(module):
             assert called not in {("time", "time"), ("time", "time_ns"), ("datetime", "now")}, f"line {node.lineno}"
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES))
+@each(SOURCES)
 def test_nothing_outside_the_standard_library_is_needed(module):
     for name in imported_modules(module):
         top = name.split(".")[0]
@@ -602,7 +621,7 @@ NOTHING_TO_UNDO = {
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="the compiler puts every jump of a loop inside its try")
-@pytest.mark.parametrize("module", SOURCES)
+@each(SOURCES)
 def test_jumps_of_a_loop_are_inside_its_try(module):
     # There a signal is looked at: what its handler raises would pass by the finally and the except clauses.
     inline = [node for node in ast.walk(TREES[module]) if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp))]
