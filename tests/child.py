@@ -1,14 +1,12 @@
 """A child process of the tests: ``python -m tests.child ROLE [ARG...]``.
 
 One place for what children do; each role is a function. A role that wants to be in step with its test reads or writes a
-byte on an extra pipe, and does not sleep.
+byte on an extra pipe, and does not sleep. What few roles need is imported there: each test that starts a child waits for
+its imports.
 """
 
-import faulthandler
 import os
-import random
 import signal
-import subprocess
 import sys
 import time
 from typing import Callable, Dict, List
@@ -89,8 +87,12 @@ def work() -> None:
             return Pong([sys.stdin.read()])
         elif what == "inheritable":
             # As careless a spawn as there can be.
+            import subprocess
+
             subprocess.call(args[0], shell=True, close_fds=False)
         elif what == "background":
+            import subprocess
+
             subprocess.Popen(args[0], shell=True, close_fds=False)
         elif what == "flood stderr":
             left = args[0]
@@ -105,6 +107,8 @@ def work() -> None:
         elif what == "write1":
             os.write(1, args[0])
         elif what == "system":
+            import subprocess
+
             subprocess.call(["sh", "-c", args[0]])
         elif what == "input":
             try:
@@ -220,6 +224,8 @@ def reply_and_die(notes: str) -> None:
 @role
 def leave_a_grandchild(gate: str, how: str = "on request") -> None:
     """Exits, and leaves somebody behind who holds its pipes until the gate opens."""
+    import subprocess
+
     # Before the take-over, so that it gets the pipes themselves.
     subprocess.Popen(["sh", "-c", f"exec cat '{gate}' 3<&0"])
     session = stdio()
@@ -291,6 +297,9 @@ def print_at_exit() -> None:
 @role
 def soak(seed: str) -> None:
     """One end of the soak: answers, calls back, notifies, closes or dies, and tells what came out of order."""
+    import faulthandler
+    import random
+
     randomness = random.Random(int(seed))
     faulthandler.register(signal.SIGUSR1)
     session = stdio()

@@ -135,12 +135,14 @@ def nothing_is_left() -> Iterator[None]:
     assert threading.active_count() == 1, f"threads left: {threading.enumerate()}"
 
 
-@pytest.fixture(autouse=True)
-def children_find_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def children_find_the_package() -> Iterator[None]:
     path = os.environ.get("PYTHONPATH")
-    monkeypatch.setenv("PYTHONPATH", ROOT + (os.pathsep + path if path else ""))
-    monkeypatch.syspath_prepend(ROOT)
-    sys.modules.setdefault("tests", __import__("tests"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", ROOT + (os.pathsep + path if path else ""))
+        patch.syspath_prepend(ROOT)
+        sys.modules.setdefault("tests", __import__("tests"))
+        yield
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 Most tests are where the resource has its other tests; here are the rest, and a check of the table.
 """
 
-import ast
 import re
 import sys
 import tracemalloc
@@ -50,12 +49,8 @@ def rows() -> List[List[str]]:
 
 
 def test_every_limit_names_tests_that_exist() -> None:
-    names = {
-        node.name
-        for path in FOLDER.glob("test_*.py")
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.FunctionDef)
-    }
+    sources = [path.read_text() for path in FOLDER.glob("test_*.py")]
+    names = {name for source in sources for name in re.findall(r"^def (\w+)", source, re.M)}
     assert len(rows()) >= 15
     for resource, cost, end, tests in rows():
         assert resource and cost and end, resource

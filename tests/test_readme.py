@@ -71,7 +71,10 @@ def is_piece_of(block, text):
     """Whether the block's lines stand in the text one after the other, at some indentation."""
     wanted = block.text.splitlines()
     lines = text.splitlines()
+    first = wanted[0].strip()
     for start in range(len(lines) - len(wanted) + 1):
+        if lines[start].strip() != first:
+            continue
         part = "\n".join(lines[start : start + len(wanted)])
         if textwrap.dedent(part).splitlines() == wanted:
             return True
