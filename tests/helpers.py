@@ -199,8 +199,8 @@ def places_apart() -> int:
 
 
 def span(full: float) -> float:
-    """Return how long or how often something is tried that finds more the longer it takes: a quarter of it by default."""
-    return full if everything else full / 4
+    """Return how long or how often something is tried that finds more the longer it takes: an eighth of it by default."""
+    return full if everything else full / 8
 
 
 class Interruption(BaseException):

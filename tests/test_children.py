@@ -43,7 +43,7 @@ UP = """
 """
 
 
-@pytest.fixture(params=[False, True], ids=["alone", "with a grandchild"])
+@pytest.fixture(params=[True, False], ids=["with a grandchild", "alone"])
 def dead(peer: IpcPeer, request: Any) -> Iterator[Session]:
     """The session of a child that was killed while much is queued for it; no tick has seen that yet."""
     session = peer.create_command_session(program(UP.format(grandchild=request.param)), start_new_session=True)
@@ -76,7 +76,7 @@ def fails_at_once(call: Any) -> None:
     assert time.monotonic() - start < 0.5
 
 
-@pytest.mark.parametrize("timeout", [0, 2, None])
+@pytest.mark.parametrize("timeout", [0, *[pytest.param(timeout, marks=pytest.mark.slow) for timeout in (2, None)]])
 def test_flush_says_that_the_child_is_dead_each_time(dead: Session, timeout: Any) -> None:
     for _ in range(3):
         fails_at_once(lambda: dead.flush(timeout))
@@ -87,6 +87,7 @@ def test_flush_says_that_the_child_is_dead_each_time(dead: Session, timeout: Any
     assert dead.peer.broadcast(Note()) == 0
 
 
+@pytest.mark.matrix
 def test_a_program_that_notifies_a_dead_child_without_ticking_keeps_no_errors(dead: Session) -> None:
     errors: List[Any] = []
     with pytest.raises(StreamClosedError):
@@ -118,6 +119,7 @@ def test_sending_above_the_mark_says_that_the_child_is_dead(peer: IpcPeer, reque
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.matrix
 def test_broadcast_does_not_count_a_dead_child(peer: IpcPeer, dead: Session) -> None:
     a, b = peer.create_session_pair()
     errors: List[Any] = []
@@ -128,6 +130,7 @@ def test_broadcast_does_not_count_a_dead_child(peer: IpcPeer, dead: Session) -> 
     assert len(errors) == 1 and "SIGKILL" in str(errors[0])
 
 
+@pytest.mark.matrix
 def test_broadcast_does_not_wait_for_a_dead_child(peer: IpcPeer, dead: Session) -> None:
     errors: List[Any] = []
     dead.on_exception(errors.append)
@@ -141,6 +144,7 @@ def test_broadcast_does_not_wait_for_a_dead_child(peer: IpcPeer, dead: Session) 
     assert len(errors) == 1 and "SIGKILL" in str(errors[0])
 
 
+@pytest.mark.matrix
 def test_nothing_is_queued_for_a_child_of_which_flush_has_said_that_it_is_dead(peer: IpcPeer, dead: Session) -> None:
     dead.on_exception(lambda error: False)
     for _ in range(2):
@@ -150,6 +154,7 @@ def test_nothing_is_queued_for_a_child_of_which_flush_has_said_that_it_is_dead(p
         assert dead.queued_bytes == 0
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("how", ["session", "peer", "tick"])
 def test_closing_waits_for_no_dead_child(peer: IpcPeer, dead: Session, how: str) -> None:
     start = time.monotonic()
@@ -631,6 +636,7 @@ def test_the_last_words_come_before_the_end(peer: IpcPeer, grandchild: bool) -> 
     assert found == ["one", "last words"]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("how", ["session", "peer", "with"])
 def test_what_is_written_while_a_child_is_closed_arrives_before_on_close(peer: IpcPeer, how: str) -> None:
     code = """

@@ -15,7 +15,7 @@ from stream_ipc import IpcPeer
 from tests import test_tls
 from tests.helpers import child, tick_until
 from tests.messages import Ping, Pong
-from tests.os_helpers import PATIENCE, listing, program, role, script
+from tests.os_helpers import PATIENCE, Gate, listing, program, role, script
 from tests.test_fork_and_threads import in_fork
 
 certificates, client_side, server_side = test_tls.certificates, test_tls.client_side, test_tls.server_side  # fixtures
@@ -174,7 +174,7 @@ def test_an_object_without_a_descriptor_is_left_alone(peer: IpcPeer) -> None:
 
 
 @pytest.mark.parametrize("stderr", [subprocess.PIPE, subprocess.STDOUT])
-def test_a_slave_that_forks(peer: IpcPeer, stderr: int) -> None:
+def test_a_slave_that_forks(peer: IpcPeer, stderr: int, tmp_path: Path) -> None:
     code = """
         session = IpcPeer().create_stdio_session()
         @session.on_request
@@ -183,11 +183,13 @@ def test_a_slave_that_forks(peer: IpcPeer, stderr: int) -> None:
             pid = os.fork()
             if pid == 0:
                 os.write(write, "\\n".join(sorted(os.listdir("/proc/self/fd"), key=int)).encode())
-                if ping.value == "live on":
-                    os.closerange(1, 100)
-                    time.sleep(1)
-                os._exit(0)
-            if ping.value != "live on":
+                try:
+                    if ping.value:
+                        os.closerange(1, 100)
+                        open(ping.value).read()
+                finally:
+                    os._exit(0)
+            if not ping.value:
                 os.wait()
             listing = os.read(read, 1000).decode().split()
             os.close(read)
@@ -198,10 +200,11 @@ def test_a_slave_that_forks(peer: IpcPeer, stderr: int) -> None:
     session = peer.create_command_session(program(code), stderr=stderr)
     read, write, found = session.request(Ping(""), expect=Pong).wait().value
     assert len(set(found) - {0, 1, 2, read, write}) == 1  # that of the listing
-    assert session.request(Ping("live on"), expect=Pong).wait()
-    process = session.process
-    session.close()
-    assert process is not None and process.returncode == 0
+    with Gate(tmp_path / "gate") as gate:
+        assert session.request(Ping(gate.path), expect=Pong).wait()  # this copy lives on
+        process = session.process
+        session.close()
+        assert process is not None and process.returncode == 0
 
 
 def test_preexec_fn_runs_in_such_a_copy(peer: IpcPeer) -> None:

@@ -323,8 +323,8 @@ def test_tick_waits_for_a_connection(peer, host, path):
 def test_a_waiting_listener_costs_nothing(peer, host, path):
     with peer.listen(path, host), peer.listen(("127.0.0.1", 0), host):
         with CpuMeter() as meter:
-            peer.tick(0.15)
-        assert meter.real >= 0.15
+            peer.tick(0.1)
+        assert meter.real >= 0.1
         assert meter.cpu < 0.05
 
 
@@ -748,7 +748,7 @@ finally:
     [
         (0, 65534, 65534, "served"),  # it was bound before the process gave up the rights of root
         (65533, 65534, 65534, "PermissionError .* user 65533 listens there"),
-        (65534, 65534, 65534, "served"),
+        pytest.param(65534, 65534, 65534, "served", marks=pytest.mark.slow),
         (0, 65533, 65534, "StreamClosedError "),  # that one runs as another user
     ],
 )

@@ -174,8 +174,8 @@ def test_a_child_that_dies(log: Lines, peer: IpcPeer) -> None:
 def test_a_child_that_has_to_be_ended(
     log: Lines, peer: IpcPeer, number: "signal.Signals", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_limit("exit grace", 0.1, monkeypatch)
-    set_limit("terminate grace", PATIENCE if number == signal.SIGTERM else 0.1, monkeypatch)
+    set_limit("exit grace", 0.05, monkeypatch)
+    set_limit("terminate grace", PATIENCE if number == signal.SIGTERM else 0.05, monkeypatch)
     handle = "signal.SIG_IGN" if number == signal.SIGKILL else "signal.SIG_DFL"
     code = (
         f"import signal, time; signal.signal(signal.SIGTERM, {handle})\n"

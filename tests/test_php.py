@@ -348,7 +348,7 @@ class Unknown(Message, wire_name="App\\Message\\Unknown"):
 def test_a_class_that_php_does_not_know(peer: IpcPeer, format: str) -> None:
     session = start(peer, format)
     with pytest.raises(RequestTimeoutError, match="no reply to request"):
-        session.request(Unknown(), timeout=0.2).wait()
+        session.request(Unknown(), timeout=0.1).wait()
     assert session.request(AnyMessage(1)).wait() == AnyMessage(1)  # it lives
 
 

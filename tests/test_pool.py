@@ -145,7 +145,7 @@ def test_wrong_arguments(peer: IpcPeer, pool: WorkerPool) -> None:
 def test_cancel_takes_a_queued_task_back(peer: IpcPeer, tmp_path: Path) -> None:
     path = str(tmp_path / "done")
     with WorkerPool(peer, worker(), 1) as pool:
-        first = pool.submit(Ping(("sleep", 0.1)), expect=Pong)
+        first = pool.submit(Ping(("sleep", 0.05)), expect=Pong)
         second, third = [pool.submit(Ping(("count", path, index))) for index in range(2)]
         assert second.cancel() and not second.cancel() and pool.pending == 2
         with pytest.raises(IpcError, match="cancelled"):
@@ -209,7 +209,8 @@ def test_ten_thousand_tasks(peer: IpcPeer) -> None:
         assert len(pool.workers) == 4
 
 
-@pytest.mark.parametrize("in_flight", [1, 10])
+@pytest.mark.matrix
+@pytest.mark.parametrize("in_flight", [10, 1])
 def test_in_flight(peer: IpcPeer, in_flight: int) -> None:
     with WorkerPool(peer, worker(), 2, in_flight=in_flight) as pool:
         assert [reply.value for reply in pool.map([Ping(n) for n in range(500)], expect=Pong)] == list(range(500))
@@ -270,6 +271,7 @@ def test_map_out_of_order(pool: WorkerPool) -> None:
     assert replies[-1].value[0] == "sleep"
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("ordered", [True, False])
 def test_map_goes_on_after_an_error(pool: WorkerPool, ordered: bool) -> None:
     replies = pool.map([Ping(1), Ping("error"), Ping(2)], expect=Pong, ordered=ordered)
@@ -300,7 +302,8 @@ def test_map_whose_input_fails(pool: WorkerPool) -> None:
         next(replies)
 
 
-@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.matrix
+@pytest.mark.parametrize("ordered", [False, True])
 def test_handlers_that_take_from_the_map_that_is_waited_for(peer: IpcPeer, pool: WorkerPool, ordered: bool) -> None:
     a, b = peer.create_session_pair()
     replies = pool.map([Ping(index) for index in range(8)], expect=Pong, ordered=ordered, ahead=3)
@@ -463,7 +466,7 @@ def test_timeout_counts_from_when_a_worker_gets_the_task(peer: IpcPeer) -> None:
 
 
 def test_timeout_is_noticed_by_ticks_and_wakes_them(peer: IpcPeer) -> None:
-    with WorkerPool(peer, worker(), 1, timeout=0.2) as pool:
+    with WorkerPool(peer, worker(), 1, timeout=0.1) as pool:
         promise = pool.submit(Ping("spin"))
         begin = time.monotonic()
         while not is_settled(promise):
@@ -654,6 +657,7 @@ def test_inside_another_loop(peer: IpcPeer) -> None:
 # -- interruptions
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_interruption_in_a_done_callback(pool: WorkerPool, kind: Type[BaseException]) -> None:
     promises = [pool.submit(Ping(index), expect=Pong) for index in range(10)]
@@ -718,7 +722,7 @@ def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 def test_interrupted_cancel_of_a_running_task(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, where: Any) -> None:
     called: List[Any] = []
     with WorkerPool(peer, worker(), 1) as pool:
-        promise = pool.submit(Ping(("sleep", 0.1)))
+        promise = pool.submit(Ping(("sleep", 0.05)))
         promise.add_done_callback(called.append)
         peer.tick(0)
         once(monkeypatch, *where)
@@ -736,7 +740,7 @@ def test_interrupted_cancel_of_a_running_task(peer: IpcPeer, monkeypatch: pytest
 
 def test_interrupted_cancel_is_gone_on_with_by_the_next_turn(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     with WorkerPool(peer, worker(), 1) as pool:
-        promise = pool.submit(Ping(("sleep", 0.1)))
+        promise = pool.submit(Ping(("sleep", 0.05)))
         once(monkeypatch, Replies, "enter")
         with pytest.raises(KeyboardInterrupt):
             promise.cancel()
@@ -764,6 +768,7 @@ def test_closing_ends_the_worker_of_an_interrupted_start(peer: IpcPeer, monkeypa
     assert peer.sessions == ()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("ordered", [True, False])
 def test_interrupted_map_gives_no_task_twice(
     peer: IpcPeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordered: bool
@@ -870,7 +875,7 @@ def test_replies_do_not_free_a_worker_that_has_much_to_read(peer: IpcPeer) -> No
 def test_start_timeout_inside_another_loop(peer: IpcPeer) -> None:
     import select
 
-    with WorkerPool(peer, worker("silent"), 2, hello=Note, start_timeout=0.2) as pool:
+    with WorkerPool(peer, worker("silent"), 2, hello=Note, start_timeout=0.1) as pool:
         pool.submit(Ping())
         pid = pid_of(pool.workers[0])
         end = time.monotonic() + 5
@@ -1013,7 +1018,8 @@ def test_interrupted_cancel_loses_nothing(kind: Type[BaseException]) -> None:
         assert len(pool.workers) == 1
 
 
-@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.matrix
+@pytest.mark.parametrize("ordered", [False, True])
 def test_what_a_dropped_map_has_queued_is_not_pending(peer: IpcPeer, ordered: bool) -> None:
     with WorkerPool(peer, worker(), 1) as pool:
         replies = pool.map([Ping(index) for index in range(50)], ordered=ordered, ahead=50)

@@ -44,8 +44,8 @@ PIPE = subprocess.PIPE
 @pytest.fixture
 def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests of which signal ends a child need not wait as long as users do."""
-    set_limit("exit grace", 0.2, monkeypatch)
-    set_limit("terminate grace", 0.2, monkeypatch)
+    set_limit("exit grace", 0.1, monkeypatch)
+    set_limit("terminate grace", 0.1, monkeypatch)
 
 
 def frame_of(message: Any) -> bytes:

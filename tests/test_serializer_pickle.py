@@ -33,6 +33,7 @@ from stream_ipc.serializers import pickle as module
 from stream_ipc.serializers import pickle_objects as objects
 from stream_ipc.serializers.compiling import compile_function
 from stream_ipc.serializers.pickle import PickleMessageSerializer
+from tests.helpers import span
 
 S = PickleMessageSerializer()
 LOG = "StreamIpc\\Message\\LogMessage"
@@ -1642,7 +1643,7 @@ def test_every_form_of_a_payload_has_the_same_answer(number: int, monkeypatch: p
     print(f"STREAM_IPC_SEED={seed}")
     rng = random.Random(seed)
     good = S.serialize(SEED_MESSAGES[number]())
-    for _ in range(1500):
+    for _ in range(int(span(6000))):
         mutant = mutated(rng, good)
         if too_costly(mutant):
             continue

@@ -221,6 +221,7 @@ def test_a_trickle_of_single_bytes(peer: IpcPeer, link: Link) -> None:
     link.close_b()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", [*KINDS, "file"])
 def test_the_end_at_each_byte_of_a_frame(peer: IpcPeer, tmp_path: pathlib.Path, kind: str) -> None:
     whole = frame_of(Note("n"))
@@ -306,7 +307,7 @@ def test_nobody_spins_after_the_end(peer: IpcPeer, link: Link) -> None:
     other = peer.create_session_pair()
     link.close_b()
     tick_until(lambda: not session.is_open, peer)
-    assert cpu_seconds(lambda: peer.tick(0.2)) < 0.05
+    assert cpu_seconds(lambda: peer.tick(0.1)) < 0.05
     assert other[0].is_open
 
 
@@ -686,7 +687,7 @@ def test_a_second_input_is_framed_too_and_both_have_to_end(peer: IpcPeer) -> Non
     assert {note.text for note in notes} == {"first", "second"}
     os.close(first)
     peer.tick(0)
-    assert cpu_seconds(lambda: peer.tick(0.2)) < 0.05  # the one that has ended makes nobody spin
+    assert cpu_seconds(lambda: peer.tick(0.1)) < 0.05  # the one that has ended makes nobody spin
     assert session.is_open
     os.write(second, frame_of(Note("third")) + frame_of(Note("half"))[:30])
     os.close(second)
@@ -869,7 +870,7 @@ def test_a_reader_that_had_read_ahead(peer: IpcPeer) -> None:
     write_all(write, frame_of(Note("2"))[40:])
     tick_until(lambda: len(notes) == 2, peer)
     assert notes == [Note("1"), Note("2")]
-    assert cpu_seconds(lambda: peer.tick(0.2)) < 0.05
+    assert cpu_seconds(lambda: peer.tick(0.1)) < 0.05
     os.close(write)
     os.close(out)
 

@@ -240,7 +240,7 @@ def test_a_signal_handler_that_takes_long(raw: RawPeer) -> None:
 
     def handler(number: int, frame: Any) -> None:
         raw.write(reply_bytes(promise.id, Pong(1)))
-        time.sleep(0.2)
+        time.sleep(0.1)
 
     old = signal.signal(signal.SIGALRM, handler)
     try:

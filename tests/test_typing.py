@@ -91,7 +91,7 @@ def check_with_pyright(folder: Path) -> Found:
 CHECKERS: Dict[str, Callable[[Path], Found]] = {"mypy": check_with_mypy, "pyright": check_with_pyright}
 
 
-@pytest.fixture(scope="module", params=sorted(CHECKERS))
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in sorted(CHECKERS)])
 def checked(request: Any, tmp_path_factory: Any) -> Any:
     """The name of a checker, and what it says of both files."""
     folder = tmp_path_factory.mktemp(request.param)
