@@ -77,7 +77,7 @@ def state_of(ticking: Ticking) -> str:
 def tick_until(condition: Callable[[], Any], *ticking: Ticking, seconds: float = PATIENCE) -> None:
     """Tick until something is so."""
     end = time.monotonic() + seconds
-    wait = 0.05 if len(ticking) == 1 else 0.0
+    wait = 0.01 if len(ticking) == 1 else 0.0
     while not condition():
         assert time.monotonic() < end, f"it did not happen in time: {[state_of(session) for session in ticking]}"
         for one in ticking:
@@ -348,7 +348,7 @@ def run_python(
 
 
 def child(role: str, *args: str) -> List[str]:
-    return [sys.executable, "-m", "tests.child", role, *args]
+    return [sys.executable, "-S", "-m", "tests.child", role, *args]
 
 
 # -- what reaches inside the package: nothing else in the tests does

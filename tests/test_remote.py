@@ -461,6 +461,7 @@ def test_example_through_the_launcher(launcher: List[str]) -> None:
     assert done.stderr.count("] welcome\n") in (1, 2)
 
 
+@pytest.mark.slow
 def test_example_on_two_hosts(start_sshd: Callable[[], Sshd]) -> None:
     hosts = [start_sshd(), start_sshd()]
     launchers = [part for host in hosts for part in ("--launcher", shlex.join(host.launcher()))]

@@ -206,11 +206,11 @@ def test_a_print_arrives_at_once_and_by_line(peer: IpcPeer, monkeypatch: pytest.
     [
         "sys.stdout = None",
         "import io; sys.stdout = io.StringIO()",
-        "sys.stdout = open(os.devnull, 'w')",
-        "import io; sys.stdout = io.TextIOWrapper(io.BytesIO())",
+        pytest.param("sys.stdout = open(os.devnull, 'w')", marks=pytest.mark.slow),
+        pytest.param("import io; sys.stdout = io.TextIOWrapper(io.BytesIO())", marks=pytest.mark.slow),
         "sys.stdout.close()",
         "sys.stdout.detach(); sys.stdout = sys.__stdout__ = None",
-        "sys.stdout = object()",
+        pytest.param("sys.stdout = object()", marks=pytest.mark.slow),
     ],
 )
 def test_whatever_stdout_is_replaced_by_is_left_as_it_is(peer: IpcPeer, how: str) -> None:

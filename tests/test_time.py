@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -83,7 +84,8 @@ def test_a_reply_that_is_larger_than_the_stream(raw: RawPeer, way: Callable[...,
     raw.sock.setblocking(True)
     thread = threading.Thread(target=raw.sock.sendall, args=(data,))
     thread.start()
-    time.sleep(0.05)
+    while select.select([], [raw.sock], [], 0)[1]:
+        time.sleep(0.001)  # until no more fits
     clock.now += 100
     try:
         assert len(way(promise).value) == 2_000_000

@@ -805,7 +805,7 @@ def test_handshakes_have_their_turns(peer, host, listener, monkeypatch):
 def test_a_server_that_does_not_speak_tls_is_named_so(peer: IpcPeer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         with pytest.raises(TimeoutError, match="the TLS handshake with .* does the other side speak TLS"):
-            peer.connect(server.getsockname(), ssl_context=ssl.create_default_context(), timeout=0.1)
+            peer.connect(server.getsockname(), ssl_context=ssl.create_default_context(), timeout=0.05)
 
 
 @pytest.mark.slow

@@ -111,13 +111,13 @@ TRACE = ["-m", "trace", "--listfuncs"]
 
 SCRIPTS: List[Any] = [
     pytest.param(["script.py"], id="script"),
-    pytest.param(["-m", "cProfile", "script.py"], id="cProfile"),
+    pytest.param(["-m", "cProfile", "script.py"], id="cProfile", marks=SLOW),
     pytest.param(["-m", "profile", "script.py"], id="profile", marks=SLOW),
     pytest.param([*TRACE, "script.py"], id="trace", marks=SLOW),
     pytest.param([*PDB, "script.py"], id="pdb", marks=SLOW),
     pytest.param(["-m", "coverage", "run", "script.py"], id="coverage", marks=[SLOW, tool("coverage")]),
     pytest.param(["-m", "IPython", "script.py"], id="IPython", marks=[SLOW, tool("IPython")]),
-    pytest.param(["-c", RUNPY + "run_path('script.py', run_name='__main__')"], id="run_path-as-main"),
+    pytest.param(["-c", RUNPY + "run_path('script.py', run_name='__main__')"], id="run_path-as-main", marks=SLOW),
     pytest.param(["-c", RUNPY + "run_path('script.py')"], id="run_path", marks=SLOW),
     pytest.param(["-c", "exec(open('script.py').read())"], id="exec", marks=SLOW),
     pytest.param(["-c", "import types; exec(open('script.py').read(), vars(types.ModuleType('__main__')))"], id="notebook"),
