@@ -109,7 +109,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # all that is made while tests are collected is kept: looking for garbage would be a third of that time
     helpers.everything = config.option.all
     note_own_children()
     # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that.

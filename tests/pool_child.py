@@ -1,7 +1,6 @@
 """Workers of the tests of pools: ``python -m tests.pool_child [HOW]``. What a task does is said by its Ping."""
 
 import os
-import random
 import signal
 import sys
 import time
@@ -17,7 +16,7 @@ def main(how: str = "", *args: str) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
             time.sleep(60)
-    if how == "flaky" and random.random() < 0.5:
+    if how == "flaky" and os.urandom(1)[0] < 128:
         os._exit(9)
     session = IpcPeer().create_stdio_session()
 

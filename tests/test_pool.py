@@ -44,7 +44,7 @@ from tests.test_interrupts import BOTH, Run, at_every_place
 
 
 def worker(*args: str) -> List[str]:
-    return [sys.executable, "-m", "tests.pool_child", *args]
+    return [sys.executable, "-S", "-m", "tests.pool_child", *args]
 
 
 @pytest.fixture

@@ -90,6 +90,7 @@ def module_name(path):
 
 SOURCES = {module_name(path): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
+NODES = {name: list(ast.walk(tree)) for name, tree in TREES.items()}
 PACKAGES = {module_name(path) for path in PACKAGE.rglob("__init__.py")}
 
 
@@ -213,17 +214,17 @@ def is_private(name):
     return name.startswith("_") and not name.endswith("_")
 
 
-def names_of_others(tree):
+def names_of_others(nodes):
     """The private names that a module uses and does not define, with their lines."""
     own = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             own.add(node.name)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_of_self(node):
             own.add(node.attr)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             own.add(node.id)
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Attribute) and is_private(node.attr) and (node.attr not in own or is_of_super(node)):
             yield node.attr, node.lineno
         elif isinstance(node, ast.ImportFrom):
@@ -240,7 +241,7 @@ def is_of_super(node):
 
 @each(SOURCES)
 def test_private_names_are_used_in_their_module_only(module):
-    for name, line in names_of_others(TREES[module]):
+    for name, line in names_of_others(NODES[module]):
         known = name in DOCUMENTED or (module, name) in FOREIGN
         assert known, f"stream_ipc.{module}, line {line}: {name} is of another module"
 
@@ -259,7 +260,7 @@ def test_private_names_are_used_in_their_module_only(module):
     ],
 )
 def test_the_finder_of_private_names(source, found):
-    assert [name for name, _ in names_of_others(ast.parse(source))] == found
+    assert [name for name, _ in names_of_others(list(ast.walk(ast.parse(source))))] == found
 
 
 # -- sizes
@@ -281,7 +282,7 @@ def test_no_module_is_too_long(module):
 
 @each(SOURCES)
 def test_no_class_has_too_many_methods(module):
-    for node in ast.walk(TREES[module]):
+    for node in NODES[module]:
         if isinstance(node, ast.ClassDef):
             methods = {child.name for child in node.body if isinstance(child, ast.FunctionDef)}
             if node.name.endswith("Channel") and node.name != "Channel":
@@ -316,8 +317,8 @@ def atomic_blocks(source):
 # Attributes that are set by a function.
 SETTERS = {
     decorator.value.id
-    for tree in TREES.values()
-    for node in ast.walk(tree)
+    for nodes in NODES.values()
+    for node in nodes
     if isinstance(node, ast.FunctionDef)
     for decorator in node.decorator_list
     if isinstance(decorator, ast.Attribute) and decorator.attr == "setter"
@@ -330,9 +331,9 @@ def is_interruptible(node):
     return isinstance(node, INTERRUPTIBLE)
 
 
-def interruptible(source):
+def interruptible(source, nodes):
     """The lines in atomic blocks at which an exception of a signal handler can come."""
-    nodes = [node for node in ast.walk(ast.parse(source)) if is_interruptible(node)]
+    nodes = [node for node in nodes if is_interruptible(node)]
     for block in atomic_blocks(source):
         assert block, "a mark without a block"
         yield from sorted({node.lineno for node in nodes if node.lineno in block})
@@ -340,7 +341,7 @@ def interruptible(source):
 
 @each(SOURCES)
 def test_atomic_blocks_have_no_calls(module):
-    lines = list(interruptible(SOURCES[module]))
+    lines = list(interruptible(SOURCES[module], NODES[module]))
     assert not lines, f"stream_ipc.{module}: a call, or a loop, in an atomic block; put an empty line before it"
 
 
@@ -363,8 +364,8 @@ def test_atomic_blocks_have_no_calls(module):
 )
 def test_the_reader_of_atomic_blocks(body, found):
     source = "if True:\n    # atomic: no calls\n" + "".join(f"    {line}\n" if line else "\n" for line in body.split("\n"))
-    assert list(interruptible(source)) == found
-    assert list(interruptible(source + "f()\n")) == found  # behind the suite
+    for text in (source, source + "f()\n"):  # behind the suite
+        assert list(interruptible(text, ast.walk(ast.parse(text)))) == found
 
 
 # CPython 3.12 and later leave the jump back of a loop that has a condition out of the try block around it: the exception
@@ -434,8 +435,8 @@ def names_at_run_time(node):
 @each(SOURCES)
 def test_what_only_type_checkers_see_is_not_used(module):
     tree = TREES[module]
-    hidden = {name for node in ast.walk(tree) if is_type_checking(node) for name in bound_names(node.body)}
-    shown = {name for node in ast.walk(tree) if is_type_checking(node) for name in bound_names(node.orelse)}
+    hidden = {name for node in NODES[module] if is_type_checking(node) for name in bound_names(node.body)}
+    shown = {name for node in NODES[module] if is_type_checking(node) for name in bound_names(node.orelse)}
     names = list(names_at_run_time(tree))
     set_here = {name.id for name in names if isinstance(name.ctx, ast.Store)} | set(bound_names(imports(tree)))
     assert hidden & {name.id for name in names} <= shown | set_here
@@ -454,7 +455,7 @@ def test_module_says_what_it_is(module):
 
 @each(SOURCES)
 def test_nothing_prints_or_reads_the_wall_clock(module):
-    for node in ast.walk(TREES[module]):
+    for node in NODES[module]:
         if not isinstance(node, ast.Call):
             continue
         function = node.func
@@ -624,8 +625,8 @@ NOTHING_TO_UNDO = {
 @each(SOURCES)
 def test_jumps_of_a_loop_are_inside_its_try(module):
     # There a signal is looked at: what its handler raises would pass by the finally and the except clauses.
-    inline = [node for node in ast.walk(TREES[module]) if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp))]
-    inline += [node for node in ast.walk(TREES[module]) if isinstance(node, ast.GeneratorExp)]
+    inline = [node for node in NODES[module] if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp))]
+    inline += [node for node in NODES[module] if isinstance(node, ast.GeneratorExp)]
     harmless = {line for node in inline for line in range(node.lineno, node.end_lineno + 1)}
     outside = []
     for code in code_objects(compile(SOURCES[module], module, "exec")):
