@@ -195,7 +195,7 @@ everything = False
 
 def places_apart() -> int:
     """Return how far apart the places are at which a sweep interrupts: each of them is tried where everything runs."""
-    return 1 if everything else 3
+    return 1 if everything else 5
 
 
 def span(full: float) -> float:

@@ -80,7 +80,12 @@ def loads(data):
     [
         ("pickle", LOADS + "fuzz.TARGETS['pickle'] = lambda data: loads(data)", r"it has led to \["),
         ("json", "fuzz.TARGETS['json'] = lambda data: {}[data.count(b'[')] if data.count(b'[') == 7 else ()", "KeyError"),
-        ("frames", "fuzz.framed = lambda pieces, limit, direct=0: ([piece[:2] for piece in pieces], '')", "something else"),
+        pytest.param(
+            "frames",
+            "fuzz.framed = lambda pieces, limit, direct=0: ([piece[:2] for piece in pieces], '')",
+            "something else",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["pickle", "json", "frames"],
 )  # fmt: skip

@@ -179,8 +179,8 @@ def test_the_reader_of_imports_sees_them():
 @each(SOURCES)
 def test_imports_point_down(module):
     for other in own_imports(module):
-        assert layer(other) <= layer(module), f"stream_ipc.{module} imports stream_ipc.{other}, which stands above it"
-        assert other or not module, f"stream_ipc.{module} imports from stream_ipc itself"
+        assert layer(other) <= layer(module), f"it imports stream_ipc.{other}, which stands above it"
+        assert other or not module, "it imports from stream_ipc itself"
 
 
 def test_imports_make_no_circle():
@@ -243,7 +243,7 @@ def is_of_super(node):
 def test_private_names_are_used_in_their_module_only(module):
     for name, line in names_of_others(NODES[module]):
         known = name in DOCUMENTED or (module, name) in FOREIGN
-        assert known, f"stream_ipc.{module}, line {line}: {name} is of another module"
+        assert known, f"line {line}: {name} is of another module"
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,8 @@ CHANNEL = set(dir(importlib.import_module("stream_ipc.transports.channel").Chann
 @each(SOURCES)
 def test_no_module_is_too_long(module):
     most = 400 if module in SHORT or module.split(".")[0] in SHORT else 500
-    assert len(SOURCES[module].splitlines()) <= most
+    length = len(SOURCES[module].splitlines())
+    assert length <= most, f"{length} lines"
 
 
 @each(SOURCES)
@@ -342,7 +343,7 @@ def interruptible(source, nodes):
 @each(SOURCES)
 def test_atomic_blocks_have_no_calls(module):
     lines = list(interruptible(SOURCES[module], NODES[module]))
-    assert not lines, f"stream_ipc.{module}: a call, or a loop, in an atomic block; put an empty line before it"
+    assert not lines, f"lines {lines}: a call, or a loop, in an atomic block; put an empty line before it"
 
 
 @pytest.mark.parametrize(
@@ -387,7 +388,7 @@ def loops_with_a_condition(node, guarded=False):
 @each([name for name in SOURCES if not in_folders(name, ["serializers", "tap"])])
 def test_loops_in_try_blocks_have_no_condition(module):
     lines = list(loops_with_a_condition(TREES[module]))
-    assert not lines, f"stream_ipc.{module}: write while True, and break"
+    assert not lines, f"lines {lines}: write while True, and break"
 
 
 @pytest.mark.parametrize(
@@ -439,18 +440,19 @@ def test_what_only_type_checkers_see_is_not_used(module):
     shown = {name for node in NODES[module] if is_type_checking(node) for name in bound_names(node.orelse)}
     names = list(names_at_run_time(tree))
     set_here = {name.id for name in names if isinstance(name.ctx, ast.Store)} | set(bound_names(imports(tree)))
-    assert hidden & {name.id for name in names} <= shown | set_here
+    used = hidden & {name.id for name in names} - shown - set_here
+    assert not used, f"{sorted(used)} are there for type checkers only"
 
 
 @each([name for name in SOURCES if in_folders(name, PURE)])
 def test_pure_modules_do_no_io(module):
     found = {name.split(".")[0] for name in imported_modules(module)} & IMPURE
-    assert not found, f"stream_ipc.{module} is below transports/ and imports {sorted(found)}"
+    assert not found, f"it is below transports/ and imports {sorted(found)}"
 
 
 @each(SOURCES)
 def test_module_says_what_it_is(module):
-    assert (ast.get_docstring(TREES[module]) or "").strip()
+    assert (ast.get_docstring(TREES[module]) or "").strip(), "it has no docstring"
 
 
 @each(SOURCES)
@@ -637,4 +639,4 @@ def test_jumps_of_a_loop_are_inside_its_try(module):
                 begins, ends = (any(a <= at < b for a, b in spans) for at in (jump.argval, jump.offset))
                 if begins and not ends and code.co_qualname not in NOTHING_TO_UNDO:
                     outside.append(f"{code.co_qualname}, line {jump.positions.lineno}")
-    assert not outside, "end the loop with a statement that is no if"
+    assert not outside, f"{outside}: end the loop with a statement that is no if"

@@ -187,7 +187,7 @@ PRINTS = """
 """
 
 
-@pytest.mark.parametrize("unbuffered", ["", "-u", "PYTHONUNBUFFERED"])
+@pytest.mark.parametrize("unbuffered", ["", "-u", pytest.param("PYTHONUNBUFFERED", marks=pytest.mark.slow)])
 def test_a_print_arrives_at_once_and_by_line(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, unbuffered: str) -> None:
     if unbuffered.isupper():
         monkeypatch.setenv(unbuffered, "1")

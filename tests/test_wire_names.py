@@ -138,7 +138,7 @@ MODULES: List[Any] = [
     pytest.param(["-m", "coverage", "run", "-m", "pkg.mod"], id="coverage", marks=[SLOW, tool("coverage")]),
     pytest.param(["-c", "import pkg.mod"], id="import", marks=SLOW),
     pytest.param(["-c", RUNPY + "run_module('pkg.mod')"], id="run_module", marks=SLOW),
-    pytest.param(["-c", RUNPY + "run_module('pkg.mod', run_name='__main__')"], id="run_module-as-main"),
+    pytest.param(["-c", RUNPY + "run_module('pkg.mod', run_name='__main__')"], id="run_module-as-main", marks=SLOW),
     pytest.param(["-c", RUNPY + "run_module('pkg.mod', {}, '__main__', True)"], id="run_module-alter_sys", marks=SLOW),
     pytest.param(["-c", RUNPY + "run_module('pkg.mod', run_name='other')"], id="run_module-other-name", marks=SLOW),
 ]  # fmt: skip
@@ -241,6 +241,7 @@ print("both travel")
 """
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("early", [True, False], ids=["imported-first", "run-first"])
 def test_a_module_that_is_run_and_imported(folder: Path, early: bool) -> None:
     # What comes off the wire is of the class of the module that is run, whichever was there first.
