@@ -403,5 +403,10 @@ def alarmed(kind: str = "Alarm") -> None:
 
 __all__ = ["LogMessage", "Many"]
 
-if __name__ == "__main__":
+
+def main() -> None:
     ROLES[sys.argv[1].replace(" ", "_")](*sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,7 @@ from typing import Any, Callable, List, Optional
 
 import stream_ipc
 from stream_ipc import IpcPeer, LogMessage, Session
+from tests.helpers import after, child
 
 PATIENCE = 25.0
 
@@ -28,7 +29,7 @@ from tests.child import serve
 
 def role(name: str, *args: Any) -> List[str]:
     """The command that plays a role of ``tests.child``."""
-    return [sys.executable, "-S", "-m", "tests.child", name, *map(str, args)]
+    return child(name, *args)
 
 
 def program(code: str, *args: Any) -> List[str]:
@@ -37,7 +38,7 @@ def program(code: str, *args: Any) -> List[str]:
     words = set(re.findall(r"\w+", code))
     names = ", ".join(sorted({"IpcPeer", *words.intersection(stream_ipc.__all__)}))
     imports = f"{_IMPORTS}from stream_ipc import {names}\n" + "import subprocess\n" * ("subprocess" in words)
-    return [sys.executable, "-S", "-c", imports + textwrap.dedent(code), *map(str, args)]
+    return [sys.executable, "-S", "-c", after(imports, textwrap.dedent(code)), *map(str, args)]
 
 
 def script(code: str, *args: Any) -> List[str]:

@@ -37,14 +37,15 @@ from stream_ipc import (
 from stream_ipc.core import tickets
 from stream_ipc.core.conversation import Conversation
 from stream_ipc.core.replies import Replies
-from tests.helpers import CpuMeter, HurryingClock, is_settled, seeds, set_clock, span, tick_until
+from tests.helpers import CpuMeter, HurryingClock, after, is_settled, seeds, set_clock, span, tick_until
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import await_death
 from tests.test_interrupts import BOTH, Run, at_every_place
 
 
 def worker(*args: str) -> List[str]:
-    return [sys.executable, "-S", "-m", "tests.pool_child", *args]
+    code = after("import sys\nfrom tests.pool_child import main", "main(*sys.argv[1:])")
+    return [sys.executable, "-S", "-c", code, *args]
 
 
 @pytest.fixture
