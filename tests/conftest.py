@@ -115,7 +115,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    gc.disable()  # all that is made while tests are collected is kept: looking for garbage would be a third of that time
+    gc.disable()  # what is made while tests are collected is kept: to look for garbage would take much of that time
     helpers.everything = config.option.all
     note_own_children()
     # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that.

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="the ope
 
 def make_certificate(folder, name):
     command = ["openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
-    # A key of RSA is some thousand times as dear to make.
+    # A key of RSA takes longer to make than most tests here.
     command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
     command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1"]
     paths = [str(folder / f"{name}.crt"), str(folder / f"{name}.key")]
