@@ -45,7 +45,7 @@ PIPE = subprocess.PIPE
 def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests of which signal ends a child need not wait as long as users do."""
     set_limit("exit grace", 0.1, monkeypatch)
-    set_limit("terminate grace", 0.1, monkeypatch)
+    set_limit("terminate grace", 0.2, monkeypatch)
 
 
 def frame_of(message: Any) -> bytes:
