@@ -17,108 +17,65 @@ if TYPE_CHECKING:
 
 __all__ = ["advice", "converter_line"]
 
-# What to pass to register_type() for a class, by the full name of the class or of one of its bases: {0} is the class.
-_AS_TEXT = "encode=str, decode={0}"
-_AS_ISO = "encode={0}.isoformat, decode={0}.fromisoformat"
-_AS_LIST = "encode=list, decode={0}"
-_AS_DICT = "encode=dict, decode={0}"
-_AS_HEX = "encode={0}.hex, decode={0}.fromhex"
-_CONVERTERS = {
-    "array.array": "encode=lambda a: [a.typecode, a.tolist()], decode=lambda data: {0}(*data)",
-    "builtins.BaseException": "encode=lambda e: list(e.args), decode=lambda data: {0}(*data)",
-    "builtins.bytearray": _AS_HEX,
-    "builtins.bytes": _AS_HEX,
-    "builtins.complex": "encode=lambda z: [z.real, z.imag], decode=lambda data: {0}(*data)",
-    "builtins.dict": _AS_DICT,
-    "builtins.float": "encode=float, decode={0}",
-    "builtins.frozenset": _AS_LIST,
-    "builtins.int": "encode=int, decode={0}",
-    "builtins.list": _AS_LIST,
-    "builtins.set": _AS_LIST,
-    "builtins.slice": "encode=lambda s: [s.start, s.stop, s.step], decode=lambda data: {0}(*data)",
-    "builtins.range": "encode=lambda r: [r.start, r.stop, r.step], decode=lambda data: {0}(*data)",
-    "builtins.str": _AS_TEXT,
-    "builtins.tuple": _AS_LIST,
-    "collections.defaultdict": "encode=dict, decode=lambda data: {0}(None, data)",
-    "collections.deque": _AS_LIST,
-    "datetime.date": _AS_ISO,
-    "datetime.time": _AS_ISO,
-    "datetime.timedelta": "encode=lambda d: [d.days, d.seconds, d.microseconds], decode=lambda data: {0}(*data)",
-    "datetime.timezone": (
-        "encode=lambda z: z.utcoffset(None).total_seconds(), decode=lambda data: {0}(timedelta(seconds=data))"
-    ),
-    "decimal.Decimal": _AS_TEXT,
-    "fractions.Fraction": _AS_TEXT,
-    "ipaddress._IPAddressBase": _AS_TEXT,
-    "msgspec.Struct": "encode=msgspec.to_builtins, decode=lambda data: msgspec.convert(data, {0})",
-    "numpy.generic": "encode={0}.item, decode={0}",
-    "numpy.ndarray": "encode=lambda a: [a.dtype.str, a.tolist()], decode=lambda data: numpy.array(data[1], data[0])",
-    "pathlib.PurePath": _AS_TEXT,
-    "re.Pattern": "encode=lambda p: [p.pattern, p.flags], decode=lambda data: re.compile(*data)",
-    "types.SimpleNamespace": "encode=vars, decode=lambda data: {0}(**data)",
-    "uuid.UUID": _AS_TEXT,
-    "zoneinfo.ZoneInfo": _AS_TEXT,
-}
+def _by_class(texts: dict[str, str]) -> dict[str, str]:
+    """Turn ``{text: names of classes}`` around. A builtin goes by its name, every other class by its full one."""
+    return {name: text for text, names in texts.items() for name in names.split()}
 
-# What turns a value into plain data, by the full name of its class or of one of its bases. In the order of the look-up.
-_CONVERSIONS = {
-    "numpy.floating": "float(x)",
-    "numpy.integer": "int(x)",
-    "numpy.bool_": "bool(x)",
-    "numpy.bool": "bool(x)",
-    "numpy.complexfloating": "complex(x)",
-    "numpy.str_": "str(x)",
-    "numpy.bytes_": "bytes(x)",
-    "numpy.generic": "x.item()",
-    "builtins.bytes": "bytes(x)",
-    "builtins.bytearray": "bytes(x)",
-    "builtins.memoryview": "bytes(x)",
-    "builtins.bool": "bool(x)",
-    "builtins.int": "int(x)",
-    "builtins.float": "float(x)",
-    "builtins.complex": "complex(x)",
-    "builtins.str": "str(x)",
-    "builtins.list": "list(x)",
-    "builtins.tuple": "list(x)",
-    "builtins.set": "list(x)",
-    "builtins.frozenset": "list(x)",
-    "builtins.range": "list(x)",
-    "builtins.dict": "dict(x)",
-    "builtins.dict_keys": "list(x)",
-    "builtins.dict_values": "list(x)",
-    "builtins.dict_items": "list(x)",
-    "builtins.mappingproxy": "dict(x)",
-    "builtins.generator": "list(x)",
-    "builtins.map": "list(x)",
-    "builtins.filter": "list(x)",
-    "builtins.zip": "list(x)",
-    "collections.deque": "list(x)",
-}
+
+# What to pass to register_type() for a class that is, or derives from, one of these: {0} is the class.
+_CONVERTERS = _by_class({
+    "encode=str, decode={0}": (
+        "str decimal.Decimal fractions.Fraction ipaddress._IPAddressBase pathlib.PurePath uuid.UUID zoneinfo.ZoneInfo"
+    ),
+    "encode=int, decode={0}": "int",
+    "encode=float, decode={0}": "float",
+    "encode=list, decode={0}": "list tuple set frozenset collections.deque",
+    "encode=dict, decode={0}": "dict",
+    "encode=dict, decode=lambda data: {0}(None, data)": "collections.defaultdict",
+    "encode={0}.hex, decode={0}.fromhex": "bytes bytearray",
+    "encode={0}.isoformat, decode={0}.fromisoformat": "datetime.date datetime.time",
+    "encode={0}.item, decode={0}": "numpy.generic",
+    "encode=vars, decode=lambda data: {0}(**data)": "types.SimpleNamespace",
+    "encode=lambda a: [a.typecode, a.tolist()], decode=lambda data: {0}(*data)": "array.array",
+    "encode=lambda d: [d.days, d.seconds, d.microseconds], decode=lambda data: {0}(*data)": "datetime.timedelta",
+    "encode=lambda e: list(e.args), decode=lambda data: {0}(*data)": "BaseException",
+    "encode=lambda r: [r.start, r.stop, r.step], decode=lambda data: {0}(*data)": "range slice",
+    "encode=lambda z: [z.real, z.imag], decode=lambda data: {0}(*data)": "complex",
+    "encode=lambda z: z.utcoffset(None).total_seconds(), decode=lambda data: {0}(timedelta(seconds=data))": (
+        "datetime.timezone"
+    ),
+    "encode=lambda p: [p.pattern, p.flags], decode=lambda data: re.compile(*data)": "re.Pattern",
+    "encode=lambda a: [a.dtype.str, a.tolist()], decode=lambda data: numpy.array(data[1], data[0])": "numpy.ndarray",
+    "encode=msgspec.to_builtins, decode=lambda data: msgspec.convert(data, {0})": "msgspec.Struct",
+})  # fmt: skip
+
+# What turns a value into plain data.
+_CONVERSIONS = _by_class({
+    "bool(x)": "bool numpy.bool_ numpy.bool",
+    "bytes(x)": "bytes bytearray memoryview numpy.bytes_",
+    "complex(x)": "complex numpy.complexfloating",
+    "dict(x)": "dict mappingproxy",
+    "float(x)": "float numpy.floating",
+    "int(x)": "int numpy.integer",
+    "list(x)": (
+        "list tuple set frozenset range dict_keys dict_values dict_items generator map filter zip collections.deque"
+    ),
+    "str(x)": "str numpy.str_",
+    "x.item()": "numpy.generic",
+})  # fmt: skip
 
 # What stays in its process, whatever is done to it.
-_STAYS = {
-    "builtins.function": "send its name",
-    "builtins.method": "send its name",
-    "builtins.builtin_function_or_method": "send its name",
-    "builtins.module": "send its name",
-    "builtins.type": "send its name",
-    "functools.partial": "send its arguments",
-    "builtins.coroutine": "send its result",
-    "builtins.async_generator": "send its items",
-    "builtins.frame": "send its text",
-    "builtins.traceback": "send its text",
-    "builtins.code": "send its text",
-    "_io._IOBase": "send its path or its content",
-    "_io.TextIOWrapper": "send its path or its content",
-    "socket.socket": "send its address",
-    "_socket.socket": "send its address",
-    "_thread.lock": "each process has its own",
-    "_thread.RLock": "each process has its own",
-    "threading.Thread": "each process has its own",
-    "threading.Event": "each process has its own",
-    "threading.Condition": "each process has its own",
-    "subprocess.Popen": "send its pid",
-}
+_STAYS = _by_class({
+    "each process has its own": "_thread.lock _thread.RLock threading.Thread threading.Event threading.Condition",
+    "send its address": "socket.socket _socket.socket",
+    "send its arguments": "functools.partial",
+    "send its items": "async_generator",
+    "send its name": "function method builtin_function_or_method module type",
+    "send its path or its content": "_io._IOBase _io.TextIOWrapper",
+    "send its pid": "subprocess.Popen",
+    "send its result": "coroutine",
+    "send its text": "frame traceback code",
+})  # fmt: skip
 
 
 def converter_line(cls: type) -> str:
@@ -150,9 +107,9 @@ def _parameters(cls: Any) -> list[str]:
 def _find(cls: type, texts: dict[str, str]) -> str:
     for base in cls.__mro__:
         module = "pathlib" if base.__module__.startswith("pathlib.") else base.__module__
-        text = texts.get(f"{module}.{base.__name__}")
-        if text:
-            return text
+        name = base.__name__ if module == "builtins" else f"{module}.{base.__name__}"
+        if name in texts:
+            return texts[name]
     return ""
 
 
