@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["advice", "converter_line"]
 
+
 def _by_class(texts: dict[str, str]) -> dict[str, str]:
     """Turn ``{text: names of classes}`` around. A builtin goes by its name, every other class by its full one."""
     return {name: text for text, names in texts.items() for name in names.split()}

@@ -11,7 +11,8 @@ from math import isfinite
 from .. import registry
 from ..errors import SerializationError, article
 from .explain import Walk
-from .php_reading import CANONICAL, mangled, raw, read, salvage
+from .php_reading import mangled, read, salvage
+from .php_tokens import CANONICAL, raw
 from .text_format import INT_MAX, INT_MIN, MAX_DEPTH, TextFormat, TextSerializer, Unfit, shown, wire_name
 
 TYPE_CHECKING = False

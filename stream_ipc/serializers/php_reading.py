@@ -1,8 +1,5 @@
 """Read PHP's ``serialize()`` format, and translate names to it.
 
-PHP's strings are bytes and their lengths count bytes, so both directions work on texts of one character per byte
-(Latin-1, called raw here), which cost nothing to make and to turn back, and in which an ASCII text stands as it is.
-
 Knows messages, the registry and that format. Must not build anything but what the registry has, and PHP's own value
 classes.
 
@@ -19,6 +16,23 @@ from .. import registry
 from ..errors import SerializationError
 from ..messages import Message
 from .compiling import compile_function
+from .php_tokens import (
+    ARRAY,
+    BOOL,
+    CANONICAL,
+    ENUM,
+    FLOAT,
+    INT,
+    NULL,
+    OBJECT,
+    REFERENCE,
+    STRING,
+    TOKEN,
+    bare,
+    raw,
+    text_of,
+    text_or_bytes,
+)  # fmt: skip
 from .text_format import ENVELOPES, HEAD_SIZE, INT_MAX, INT_MIN, MAX_DEPTH, builder, find_class, shown, wire_name
 
 TYPE_CHECKING = False
@@ -33,28 +47,7 @@ if TYPE_CHECKING:
     # (text, where the first property begins, where the object ends) -> the object, or None: read it the other way
     Quick = Callable[[str, int, int], Any]
 
-__all__ = [
-    "ARRAY", "BOOL", "CANONICAL", "ENUM", "FLOAT", "INT", "NULL", "OBJECT", "STRING", "TOKEN",
-    "mangled", "raw", "read", "salvage",
-]  # fmt: skip
-
-# --- names and texts ------------------------------------------------------------------------------------------
-
-
-def raw(text: str) -> str:
-    """Return a text as one character per byte of its UTF-8."""
-    # surrogateescape: what was not UTF-8 when it was read goes out as it came. Other surrogates are refused.
-    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("latin-1")
-
-
-def text_of(raw: str) -> str:
-    """Return the text of a raw one; bytes that are not UTF-8 become lone surrogates."""
-    return raw if raw.isascii() else raw.encode("latin-1").decode("utf-8", "surrogateescape")
-
-
-def _bare(key: str) -> str:
-    """Return the name of a property without what says who may see it."""
-    return key[key.find("\0", 1) + 1 :] if key[:1] == "\0" else key
+__all__ = ["mangled", "read", "salvage"]
 
 
 def mangled(field: FieldInfo, info: TypeInfo, old: bool) -> str:
@@ -85,31 +78,12 @@ def _declaring(field: FieldInfo, info: TypeInfo) -> TypeInfo:
     return info
 
 
-CANONICAL = re.compile(r"(?:0|-?[1-9][0-9]{0,18})\Z")
-
-
 def _array_key(key: str) -> Any:
     # What looks just like an int is one to PHP.
     if key[:1] <= "9" and CANONICAL.match(key) and INT_MIN <= int(key) <= INT_MAX:
         return int(key)
     return key
 
-
-# What stands at the beginning of a value. Lengths have at most ten digits and ints twenty, so that no number is long
-# enough to be slow.
-TOKEN = re.compile(
-    r's:([0-9]{1,10}):"'  # 1
-    r"|i:([+-]?[0-9]{1,20});"  # 2
-    r"|a:([0-9]{1,10}):\{"  # 3
-    r'|O:([0-9]{1,10}):"([^"]{1,500})":([0-9]{1,10}):\{'  # 4 to 6
-    r"|b:([01]);"  # 7
-    r"|N(;)"  # 8
-    r"|d:(-?INF|NAN|[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?);"  # 9
-    r"|(r):([0-9]{1,10});"  # 10, 11
-    r"|(R):([0-9]{1,10});"  # 12, 13
-    r'|E:([0-9]{1,10}):"([^":]{1,500}):([^":]{1,500})";'  # 14 to 16
-).match
-STRING, INT, ARRAY, OBJECT, BOOL, NULL, FLOAT, _SAME, _REFERENCE, ENUM = 1, 2, 3, 6, 7, 8, 9, 11, 13, 16
 
 _OPEN = object()  # stands for a container that is not complete
 _SHORTEST_ITEM = len("i:0;N;")
@@ -146,13 +120,13 @@ class _Classes(dict[str, _Class]):
         if info.is_enum:
             raise SerializationError(f"{info.wire_name} is an enum, but came as an object")
         if not info.fields:
-            return _Class(lambda data: info.build({text_of(_bare(key)): v for key, v in data.items()}), [])
+            return _Class(lambda data: info.build({text_of(bare(key)): v for key, v in data.items()}), [])
         keys = [raw(mangled(f, info, old=False)) for f in info.fields]
         names = [raw(f.wire_name) for f in info.fields]
 
         def rename(data: dict[str, Any]) -> dict[str, Any]:
             # Not each came under its own key: whoever may see a property, its name counts.
-            others = {_bare(key): v for key, v in data.items() if key not in keys}
+            others = {bare(key): v for key, v in data.items() if key not in keys}
             return {**{key: others[name] for key, name in zip(keys, names, strict=True) if name in others}, **data}
 
         return _Class(builder(info, keys, _CONVERSIONS, rename), keys)
@@ -235,22 +209,14 @@ def _quick_message(cls: _Class) -> Quick:
         lines += [
             f"    if t{i} is not None:",
             f"        if len(t{i}) != int(n{i}): return None",
-            f"        v{i} = t{i} if t{i}.isascii() else not_ascii(t{i})",
+            f"        v{i} = t{i} if t{i}.isascii() else text_or_bytes(t{i})",
             f"    elif i{i} is not None: v{i} = int(i{i})",
             f"    elif b{i} is not None: v{i} = b{i} == '1'",
             f"    else: v{i} = None if d{i} is None else float(d{i})",
         ]
     lines.append(f"    return build({{{', '.join(f'{name!r}: v{i}' for i, name in enumerate(cls.names))}}})")
     fullmatch = re.compile(pattern + r"\}").fullmatch
-    return compile_function(lines, {"build": cls.build, "fullmatch": fullmatch, "not_ascii": _not_ascii})
-
-
-def _not_ascii(raw: str) -> Any:
-    data = raw.encode("latin-1")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data
+    return compile_function(lines, {"build": cls.build, "fullmatch": fullmatch, "text_or_bytes": text_or_bytes})
 
 
 def _enum_case(name: str, case: str) -> Any:
@@ -309,10 +275,10 @@ def _parse(text: str, classes: Any, root: list[Any]) -> Any:
             position += 2
             if is_key:
                 is_key = False
-                key = value if cls is not None else _array_key(value) if value.isascii() else _not_ascii(value)
+                key = value if cls is not None else _array_key(value) if value.isascii() else text_or_bytes(value)
                 continue
             if not value.isascii():
-                value = _not_ascii(value)
+                value = text_or_bytes(value)
         elif kind == INT:
             position = end
             value = int(found[2])
@@ -371,7 +337,7 @@ def _parse(text: str, classes: Any, root: list[Any]) -> Any:
                     _bad(found.start(), f"something nested deeper than {MAX_DEPTH} levels")
                 if type(value) in (list, dict) and id(value) not in objects:
                     value = _copy(value, copies, objects)
-        if kind != _REFERENCE:
+        if kind != REFERENCE:
             numbered.append(value)
 
         # A value is complete, or a container has begun.

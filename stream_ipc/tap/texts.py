@@ -10,6 +10,7 @@ import re
 import string
 from typing import Any, NoReturn
 
+from ..serializers.php_tokens import ARRAY, BOOL, ENUM, FLOAT, INT, NULL, OBJECT, STRING, TOKEN, bare, text_or_bytes
 from .tree import BROKEN, Node, Part, Unreadable, Word, last_part
 
 __all__ = ["read_json", "read_php"]
@@ -82,20 +83,6 @@ def _completed(text: str) -> str:
     return text.rstrip(",") + "".join(reversed(brackets))
 
 
-# What stands at the beginning of a value.
-_PHP_TOKEN = re.compile(
-    r's:(?P<string>[0-9]{1,10}):"'
-    r"|i:(?P<int>[+-]?[0-9]{1,20});"
-    r"|a:(?P<array>[0-9]{1,10}):\{"
-    r'|O:[0-9]{1,10}:"(?P<name>[^"]{1,500})":(?P<object>[0-9]{1,10}):\{'
-    r"|b:(?P<bool>[01]);"
-    r"|N(?P<null>;)"
-    r"|d:(?P<float>-?INF|NAN|[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?);"
-    r"|[rR]:(?P<again>[0-9]{1,10});"
-    r'|E:[0-9]{1,10}:"(?P<cls>[^":]{1,500}):(?P<enum>[^":]{1,500})";'
-).match
-
-
 class _Cut(Exception):
     """The payload goes on, but what was looked at has ended; the value that has begun, if there is one."""
 
@@ -152,47 +139,39 @@ def _php_end(text: str, at: int, partial: bool) -> NoReturn:
 
 def _php_value(text: str, at: int, partial: bool) -> tuple[Any, int, int]:
     """Return a value, where it ends, and how many keys and values are to come in it."""
-    found = _PHP_TOKEN(text, at)
+    found = TOKEN(text, at)
     if found is None:
         _php_end(text, at, partial)
     end = found.end()
-    kind = found.lastgroup or ""
-    content = found[kind]
-    if kind == "string":
+    kind = found.lastindex
+    content = found[kind or 0]
+    if kind == STRING:
         stop = end + int(content)
-        value = _php_text(text[end:stop])
+        value = text_or_bytes(text[end:stop])
         if stop + 2 > len(text):
             if partial:
                 raise _Cut(Part(value, int(content)))
             _php_end(text, at, False)
         return value, stop + 2, 0
-    if kind == "array":
+    if kind == ARRAY:
         return Node("dict", []), end, 2 * int(content)
-    if kind == "object":
-        return Node("object", [], str(_php_text(found["name"]))), end, 2 * int(content)
-    if kind == "int":
+    if kind == OBJECT:
+        return Node("object", [], str(text_or_bytes(found[5]))), end, 2 * int(content)
+    if kind == INT:
         return int(content), end, 0
-    if kind == "bool":
+    if kind == BOOL:
         return content == "1", end, 0
-    if kind == "float":
+    if kind == FLOAT:
         return float(content), end, 0
-    if kind == "enum":
-        return Word(f"{last_part(found['cls'])}::{content}"), end, 0
-    return None if kind == "null" else Word(f"<value {content} again>"), end, 0
-
-
-def _php_text(raw: str) -> Any:
-    data = raw.encode("latin-1")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data
+    if kind == ENUM:
+        return Word(f"{last_part(found[15])}::{content}"), end, 0
+    return None if kind == NULL else Word(f"<value {content} again>"), end, 0
 
 
 def _php_close(container: Node) -> None:
     items = container.items
     if container.kind == "object":
-        items[::2] = [key[key.find("\0", 1) + 1 :] if str(key)[:1] == "\0" else key for key in items[::2]]
+        items[::2] = [bare(key) if type(key) is str else key for key in items[::2]]
     elif items[::2] == list(range(len(items[::2]))):
         container.kind = "list"
         container.items = items[1::2]

@@ -1,0 +1,63 @@
+"""What PHP's ``serialize()`` format looks like: what stands before its values, its texts and its keys.
+
+PHP's strings are bytes and their lengths count bytes, so both directions work on texts of one character per byte
+(Latin-1, called raw here), which cost nothing to make and to turn back, and in which an ASCII text stands as it is.
+
+Must not know messages or the registry.
+"""
+
+from __future__ import annotations
+
+import re
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = [
+    "ARRAY", "BOOL", "CANONICAL", "ENUM", "FLOAT", "INT", "NULL", "OBJECT", "REFERENCE", "STRING", "TOKEN",
+    "bare", "raw", "text_of", "text_or_bytes",
+]  # fmt: skip
+
+# What stands at the beginning of a value. Lengths have at most ten digits and ints twenty, so that no number is long
+# enough to be slow.
+TOKEN = re.compile(
+    r's:([0-9]{1,10}):"'  # 1
+    r"|i:([+-]?[0-9]{1,20});"  # 2
+    r"|a:([0-9]{1,10}):\{"  # 3
+    r'|O:([0-9]{1,10}):"([^"]{1,500})":([0-9]{1,10}):\{'  # 4 to 6
+    r"|b:([01]);"  # 7
+    r"|N(;)"  # 8
+    r"|d:(-?INF|NAN|[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?);"  # 9
+    r"|(r):([0-9]{1,10});"  # 10, 11: the same object again
+    r"|(R):([0-9]{1,10});"  # 12, 13
+    r'|E:([0-9]{1,10}):"([^":]{1,500}):([^":]{1,500})";'  # 14 to 16
+).match
+STRING, INT, ARRAY, OBJECT, BOOL, NULL, FLOAT, REFERENCE, ENUM = 1, 2, 3, 6, 7, 8, 9, 13, 16  # the last of their groups
+
+CANONICAL = re.compile(r"(?:0|-?[1-9][0-9]{0,18})\Z")  # text that looks just like an int
+
+
+def raw(text: str) -> str:
+    """Return a text as one character per byte of its UTF-8."""
+    # surrogateescape: what was not UTF-8 when it was read goes out as it came. Other surrogates are refused.
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def text_of(raw: str) -> str:
+    """Return the text of a raw one; bytes that are not UTF-8 become lone surrogates."""
+    return raw if raw.isascii() else raw.encode("latin-1").decode("utf-8", "surrogateescape")
+
+
+def text_or_bytes(raw: str) -> Any:
+    """Return the text of a raw one, or its bytes if they are not UTF-8."""
+    data = raw.encode("latin-1")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+def bare(key: str) -> str:
+    """Return the name of a property without what says who may see it."""
+    return key[key.find("\0", 1) + 1 :] if key[:1] == "\0" else key
