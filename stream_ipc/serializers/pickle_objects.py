@@ -29,6 +29,7 @@ __all__ = [
     "ADVICE",
     "ATOMS",
     "GLOBAL",
+    "SEPARATOR",
     "Builder",
     "Handle",
     "ObjectPickler",
@@ -48,7 +49,7 @@ ADVICE = "; if the other side uses PickleMessageSerializer(unsafe=True), both ha
 
 ATOMS = frozenset({type(None), bool, int, float, str, bytes, bytearray})
 _CONTAINERS = frozenset({list, tuple, dict})
-_SEPARATOR = "\0"  # of the names in a shape; no wire name holds one
+SEPARATOR = "\0"  # of the names in a shape; no wire name holds one
 
 
 class _Inert:
@@ -96,7 +97,7 @@ build: Builder = Builder()
 
 def shape_of(info: TypeInfo) -> str:
     """Return the shape of a class that has fields."""
-    return _SEPARATOR.join([info.wire_name, *(field.name for field in info.fields)])
+    return SEPARATOR.join([info.wire_name, *(field.name for field in info.fields)])
 
 
 def fields_of(shape: Any, values: tuple[Any, ...]) -> tuple[TypeInfo, dict[str, Any]]:
@@ -105,8 +106,8 @@ def fields_of(shape: Any, values: tuple[Any, ...]) -> tuple[TypeInfo, dict[str, 
     Raises:
         SerializationError: There is no such class, or the values do not fit the shape.
     """
-    if type(shape) is str and _SEPARATOR in shape:
-        name, *names = shape.split(_SEPARATOR)
+    if type(shape) is str and SEPARATOR in shape:
+        name, *names = shape.split(SEPARATOR)
         info = registry.lookup(name)
         if len(names) != len(values):
             text = f"{info.wire_name} comes with {len(names)} fields and {len(values)} values"
@@ -370,7 +371,7 @@ class Resolver:
 def _unusual(handle: Handle, resolver: Resolver) -> Any:
     """Build what is not to be built by a function for its class: the first of its shape, and others."""
     shape, *values = handle or (None,)
-    if (type(shape) is str and _SEPARATOR in shape) or (len(values) == 1 and type(values[0]) is dict):
+    if (type(shape) is str and SEPARATOR in shape) or (len(values) == 1 and type(values[0]) is dict):
         info, fields = fields_of(shape, tuple(values))
         if info.fields and shape == shape_of(info):
             _nested[shape] = _nested_of(info)

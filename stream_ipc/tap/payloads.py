@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from typing import Any, Callable, NamedTuple
 
+from ..messages import NOTIFICATION, REQUEST, RESPONSE
 from .pickles import of_shape, read_pickle
 from .texts import read_json, read_php
-from .tree import VIEW, Node, Unreadable, last_part, printable, show
+from .tree import NAME, VIEW, Node, Unreadable, escaped, last_part, show
 
 __all__ = ["FORMATS", "Content", "look"]
 
-_NAME = 200  # characters of a class name or an id
-
 # By the last part of its name: the kind of an envelope, which is also the field with its message.
 _ENVELOPES = {"RequestEnvelope": "request", "ResponseEnvelope": "response"}
-_KINDS = {0: "notification", 1: "request", 2: "response"}  # in a safe pickle
+_KINDS = {NOTIFICATION: "notification", REQUEST: "request", RESPONSE: "response"}  # in a safe pickle
 
 FORMATS: dict[str, Callable[[bytes, bool], Any]] = {"json": read_json, "php": read_php, "pickle": read_pickle}
 
@@ -51,12 +50,12 @@ def look(head: bytes, size: int, format: str = "") -> Content:
         format = "pickle" if head[:1] == b"\x80" else "json" if head.lstrip()[:1] in (b"{", b"[") else "php"
     try:
         # Names and ids are the sender's.
-        return Content(*map(printable, _content(FORMATS[format](head, len(head) < size))))
+        return Content(*map(escaped, _content(FORMATS[format](head, len(head) < size))))
     except Unreadable as exc:
         text = str(exc)
     except Exception as exc:  # of hostile bytes there are more kinds than one can list
         text = f"{type(exc).__name__}: {exc}"
-    text = f"not a message in {format}: {printable(text[:VIEW])}; begins with {head[:32]!r}"
+    text = f"not a message in {format}: {escaped(text[:VIEW])}; begins with {head[:32]!r}"
     return Content("unreadable", "", "", text)
 
 
@@ -71,7 +70,7 @@ def _content(root: Any) -> Content:
             raise Unreadable("a tuple of something else")
         root = of_shape(name, rest, root.cut)
         kind = _KINDS[number]
-        id = found[:_NAME] if type(found) is str else ""
+        id = found[:NAME] if type(found) is str else ""
     elif root.kind != "object":
         raise Unreadable(f"a {root.kind}")
     else:
@@ -79,9 +78,9 @@ def _content(root: Any) -> Content:
         if key is not None:
             kind = key
             found = root.get("id")
-            id = found[:_NAME] if type(found) is str else show(found)
+            id = found[:NAME] if type(found) is str else show(found)
             root = root.get(key)
             if not isinstance(root, Node) or root.kind != "object":
                 return Content(kind, id, "?", "..." if root is None else show(root))
-    name = root.name[:_NAME]
+    name = root.name[:NAME]
     return Content(kind, id, name, show(root, VIEW + len(name)))

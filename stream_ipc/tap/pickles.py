@@ -11,12 +11,12 @@ import io
 import pickletools
 from typing import Any
 
+from ..serializers.pickle_objects import GLOBAL, SEPARATOR
 from .tree import SHOWN, Node, Part, Unreadable, Word, last_part, show
 
 __all__ = ["of_shape", "read_pickle"]
 
-_BUILDER = "stream_ipc.serializers.pickle.build"
-_SEPARATOR = "\0"  # of the names in a shape
+_BUILDER = ".".join(GLOBAL)
 
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 _LENGTHS = {  # bytes of a length that stands before a text
@@ -192,7 +192,7 @@ def _fold(group: list[Any]) -> None:
         # Without a mark there are one item of a list, two of a dict, and up to three of a tuple.
         if (owner.kind, len(rest)) in (("list", 1), ("dict", 2)):
             owner.items, owner.cut = rest, True
-        elif _is_builder(owner) and type(rest[0]) is str and (len(rest) > 1 or _SEPARATOR in rest[0]):
+        elif _is_builder(owner) and type(rest[0]) is str and (len(rest) > 1 or SEPARATOR in rest[0]):
             owner = of_shape(rest[0], rest[1:], True)
         elif owner.kind == "object" and is_dict and len(rest) == 1:
             owner = _set_state(owner, rest[0])
@@ -211,7 +211,7 @@ def of_shape(shape: str, values: list[Any], cut: bool) -> Node:
         values: The values.
         cut: Whether there may be more values.
     """
-    name, *names = shape.split(_SEPARATOR, SHOWN)
+    name, *names = shape.split(SEPARATOR, SHOWN)
     if names:
         cut = cut or len(values) < len(names)
         return Node("object", [part for pair in zip(names, values) for part in pair], name, cut)
@@ -226,7 +226,7 @@ def _called(called: Any, args: Any) -> Any:
     ours = items[0].items if len(items) == 1 and isinstance(items[0], Node) else []
     if name == _BUILDER and ours and type(ours[0]) is str:
         name = ours[0]
-        if len(ours) != 2 or _SEPARATOR in name or (isinstance(ours[1], Node) and ours[1].kind == "dict"):
+        if len(ours) != 2 or SEPARATOR in name or (isinstance(ours[1], Node) and ours[1].kind == "dict"):
             return of_shape(name, ours[1 : SHOWN + 1], False)
         if not isinstance(ours[1], Node):  # an enum
             return Word(

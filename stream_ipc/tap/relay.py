@@ -27,7 +27,7 @@ from typing import Callable, Sequence, TextIO
 from .files import Log
 from .report import Report, Skimmer, Text
 from .trace import Trace
-from .tree import printable
+from .tree import escaped
 
 __all__ = ["GRACE", "Tap", "decode"]
 
@@ -170,7 +170,7 @@ class Tap:
     """
 
     def __init__(self, command: Sequence[str], reads_stderr: bool) -> None:
-        self._command = printable(shlex.join(command))[:_TITLE]
+        self._command = escaped(shlex.join(command))[:_TITLE]
         # A handler of our own, because a signal that is ignored by default may be lost while it is blocked.
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         # What the program that has started us ignores, as nohup does, stays ignored here and in the worker.
@@ -333,7 +333,6 @@ def decode(read: Callable[[int], bytes], format: str, log: TextIO, coloured: boo
     Returns:
         Whether the stream ends with a whole frame.
     """
-    broken: list[str] = []
     report = Report(log.write, format, False, coloured)
     skimmer = report.direction("--", "--")
     while True:
@@ -344,6 +343,5 @@ def decode(read: Callable[[int], bytes], format: str, log: TextIO, coloured: boo
     text = skimmer.end()
     if text:
         report.note("--", f"the stream ends {text}")
-        broken.append(text)
     report.end()
-    return not broken
+    return not text

@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ["BROKEN", "SHOWN", "VIEW", "Node", "Part", "Unreadable", "Word", "last_part", "printable", "show"]
+__all__ = ["BROKEN", "NAME", "SHOWN", "VIEW", "Node", "Part", "Unreadable", "Word", "escaped", "last_part", "show"]
 
 VIEW = 160  # characters of the fields
 SHOWN = 200  # items of a container; a view of that length never shows more
 _TEXT = 60  # characters of one text in them
-_NAME = 200  # characters of a class name
+NAME = 200  # characters of a class name or an id
 _BYTES = 24  # bytes of one
 _DEPTH = 6  # levels of them
 
@@ -74,7 +74,7 @@ class Unreadable(Exception):
     """The payload is not in this format, or is no message."""
 
 
-def printable(text: str) -> str:
+def escaped(text: str) -> str:
     """Return a text with control characters escaped: they could clear a screen or begin a line."""
     if text.isprintable():
         return text
@@ -101,7 +101,7 @@ def _text(value: Any, left: list[int], depth: int) -> str:
         return text
     first, last = _BRACKETS[value.kind]
     # The message's class in full; a class inside it would fill the line.
-    name = (last_part(value.name) if depth else value.name)[:_NAME]
+    name = (last_part(value.name) if depth else value.name)[:NAME]
     left[0] -= len(name) + 2
     if depth >= _DEPTH:
         return f"{name}{first}...{last}"
@@ -135,7 +135,7 @@ def _key(node: Node, key: Any, left: list[int], depth: int) -> str:
 
 def _leaf(value: Any) -> str:
     if isinstance(value, Word):
-        return value[:_NAME]
+        return value[:NAME]
     if isinstance(value, Part):
         return _shortened(value.start, value.size)
     if isinstance(value, str) and value.endswith(BROKEN):
