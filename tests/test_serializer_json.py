@@ -538,6 +538,20 @@ def test_depth_of_other_containers() -> None:
                 sys.setrecursionlimit(before)
 
 
+def test_depth_of_an_enum() -> None:
+    class Tone(enum.Enum):
+        HIGH = 1
+
+    register_type(Tone, "test.json.Tone")
+    deepest: Any = Tone.HIGH
+    for _ in range(MAX_DEPTH - 2):
+        deepest = [deepest]
+    message = AnyMessage(deepest)
+    assert S.deserialize(S.serialize(message)) == message
+    with pytest.raises(SerializationError, match=r"^AnyMessage\.value\[0\]: nested deeper than 511 levels$"):
+        S.serialize(AnyMessage([deepest]))  # an object more, which no side could read
+
+
 def test_many_brackets_are_not_depth() -> None:
     wide = AnyMessage([[[]], {}] * 5000 + ["]]]]]}}}}\\", '"{[', "\\\\"] * 100)
     assert S.deserialize(S.serialize(wide)) == wide

@@ -11,7 +11,7 @@ import enum
 
 from ..errors import SerializationError, article, describe
 from ..messages import Message, RequestEnvelope
-from .text_format import ENVELOPES, MAX_DEPTH, MAX_ID_LENGTH, Unfit, shown
+from .text_format import ENVELOPES, MAX_DEPTH, MAX_ID_LENGTH, TOO_DEEP, Unfit, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Walk:
         if info.is_enum:
             if type(value._name_) is str:
                 self.check_text(step, value._name_)
-            self.out.append(self._made(step, self.format.enum_encoder(info), value, 1, set()))
+            self.out.append(self._made(step, self.format.enum_encoder(info), value, len(self._stack) + 1, set()))
             return
         attributes: Iterable[Any]
         if info.fields:
@@ -112,8 +112,7 @@ class Walk:
         if id(value) in self._within:
             self.fail(step, f"contains itself, which {self.format.name} cannot express")
         if len(self._stack) >= MAX_DEPTH:
-            del self._path[self._start + 3 :]  # all of it would be a page
-            self.fail("", f"nested deeper than {MAX_DEPTH} levels")
+            self.fail(step, TOO_DEEP)
         if step[0] not in ".[":  # a class: the outermost message, or the one in an envelope
             self._start = len(self._path)
         self.out.append(start)
@@ -155,7 +154,10 @@ class Walk:
             yield self._made("", self.format.attribute, name), f".{name}", v
 
     def _error(self, step: str, problem: str) -> SerializationError:
-        return SerializationError(f"{''.join(self._path[self._start :])}{step}: {problem}")
+        path = [*self._path[self._start :], step]
+        if problem == TOO_DEEP:
+            del path[3:]  # all of it would be a page
+        return SerializationError(f"{''.join(path)}: {problem}")
 
     def fail(self, step: str, problem: str) -> NoReturn:
         """Raise the error about what is reached by a step from here."""

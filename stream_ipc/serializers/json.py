@@ -27,6 +27,7 @@ from .text_format import (
     INT_MAX,
     INT_MIN,
     MAX_DEPTH,
+    TOO_DEEP,
     TextFormat,
     TextSerializer,
     Unfit,
@@ -295,7 +296,7 @@ class _Json(TextFormat):
 
         def encode(value: Any, depth: int, seen: set[int]) -> str:
             if depth > MAX_DEPTH:
-                raise Unfit
+                raise Unfit(TOO_DEEP)
             # As the original writes one: its name, and its value if that is text or an int (PHP knows no others).
             # The name is what counts on reading; combined flags have none.
             name, content = value._name_, value._value_
@@ -339,7 +340,7 @@ class _Json(TextFormat):
             escapes = "\\" in text  # to look for two characters takes longer than the expression below
             data = bytes(payload)
             if text.count("[") + text.count("{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
-                raise SerializationError(f"payload is nested deeper than {MAX_DEPTH} levels")
+                raise SerializationError(f"payload is {TOO_DEEP}")
             if _LONG_INT not in data.translate(_DIGITS):
                 decoder = _short_int_decoder
         if escapes and _SURROGATE.search(text) is not None:

@@ -33,7 +33,18 @@ from .php_tokens import (
     text_of,
     text_or_bytes,
 )  # fmt: skip
-from .text_format import ENVELOPES, HEAD_SIZE, INT_MAX, INT_MIN, MAX_DEPTH, builder, find_class, shown, wire_name
+from .text_format import (
+    ENVELOPES,
+    HEAD_SIZE,
+    INT_MAX,
+    INT_MIN,
+    MAX_DEPTH,
+    TOO_DEEP,
+    builder,
+    find_class,
+    shown,
+    wire_name,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -295,7 +306,7 @@ def _parse(text: str, classes: Any, root: list[Any]) -> Any:
             if count * _SHORTEST_ITEM >= size - end:
                 _bad(end, "an array or object that says it has more than there is")
             if len(stack) >= MAX_DEPTH:
-                _bad(end, f"something nested deeper than {MAX_DEPTH} levels")
+                _bad(end, f"something {TOO_DEEP}")
             stack.append((cls, items, is_list, left, key, number, height))
             if kind == ARRAY:
                 cls, items, is_list = None, [], True
@@ -334,7 +345,7 @@ def _parse(text: str, classes: Any, root: list[Any]) -> Any:
                     )
                 levels = heights.get(index, 0)
                 if len(stack) + levels > MAX_DEPTH:
-                    _bad(found.start(), f"something nested deeper than {MAX_DEPTH} levels")
+                    _bad(found.start(), f"something {TOO_DEEP}")
                 if type(value) in (list, dict) and id(value) not in objects:
                     value = _copy(value, copies, objects)
         if kind != REFERENCE:

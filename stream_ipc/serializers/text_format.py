@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     Encoder = Callable[[Any, int, set[int]], str]  # (value, depth, ids of the objects so far)
 
 __all__ = [
-    "ENVELOPES", "HEAD_SIZE", "INT_MAX", "INT_MIN", "MAX_DEPTH", "MAX_ID_LENGTH", "TextFormat", "TextSerializer", "Unfit",
-    "builder", "find_class", "other_format", "plain_type", "shown", "wire_name",
+    "ENVELOPES", "HEAD_SIZE", "INT_MAX", "INT_MIN", "MAX_DEPTH", "MAX_ID_LENGTH", "TOO_DEEP", "TextFormat",
+    "TextSerializer", "Unfit", "builder", "find_class", "other_format", "plain_type", "shown", "wire_name",
 ]  # fmt: skip
 
 MAX_DEPTH = 511  # the original's JSON writes 512 levels but reads 511; what it could not read is not written here
+TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 MAX_ID_LENGTH = 128
 HEAD_SIZE = 1024  # bytes of an envelope in which its id stands, if a known sender has written it
 INT_MIN = -(1 << 63)
