@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
+    "MAX_ID_LENGTH",
     "NOTIFICATION",
     "REQUEST",
     "RESPONSE",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 NOTIFICATION, REQUEST, RESPONSE = 0, 1, 2  # the kinds of what travels
+MAX_ID_LENGTH = 128  # characters of the id of a request
 
 
 class Message:

@@ -11,7 +11,7 @@ from weakref import ref
 from .. import log
 from ..errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article, printable
 from ..interruptions import interruption_in
-from ..messages import ErrorMessage
+from ..messages import MAX_ID_LENGTH, ErrorMessage
 from .pending import Pending, next_moment
 
 TYPE_CHECKING = False
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Replies"]
 
-_MAX_ID = 128  # characters
 _SWEPT = 50  # requests: a table of fewer is not looked through for dropped promises
 
 
@@ -65,7 +64,7 @@ class Replies:
         table = self._table
         if len(table) > self._sweep_at:
             self._sweep()
-        if type(id) is not str or len(id) > _MAX_ID or id in table:
+        if type(id) is not str or len(id) > MAX_ID_LENGTH or id in table:
             raise self._bad_id(id)
         pending = Pending(promise)
         pending.id = id
@@ -85,7 +84,7 @@ class Replies:
             ValueError: Its id cannot be used.
         """
         id = pending.id
-        if type(id) is not str or len(id) > _MAX_ID or id in self._table:
+        if type(id) is not str or len(id) > MAX_ID_LENGTH or id in self._table:
             raise self._bad_id(id)
         pending.deadline = deadline
         self._table[id] = pending
@@ -99,9 +98,9 @@ class Replies:
         if isinstance(id, str) and type(id) is not str:
             text = "of a class derived from str; it must be a plain str"
             return ValueError(f"{name}.generate() returned {id!r:.100} {text}")
-        if type(id) is str and len(id) <= _MAX_ID:
+        if type(id) is str and len(id) <= MAX_ID_LENGTH:
             return ValueError(f"{name}.generate() returned {id!r}, which a pending request has already")
-        return ValueError(f"{name}.generate() returned {id!r:.100}, not a str of at most {_MAX_ID} characters")
+        return ValueError(f"{name}.generate() returned {id!r:.100}, not a str of at most {MAX_ID_LENGTH} characters")
 
     def remove(self, pending: Pending) -> None:
         """Take a request out of the table."""

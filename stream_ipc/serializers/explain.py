@@ -10,8 +10,8 @@ from __future__ import annotations
 import enum
 
 from ..errors import SerializationError, article, describe
-from ..messages import Message, RequestEnvelope
-from .text_format import ENVELOPES, MAX_DEPTH, MAX_ID_LENGTH, TOO_DEEP, Unfit, shown
+from ..messages import MAX_ID_LENGTH, Message, RequestEnvelope
+from .text_format import ENVELOPES, MAX_DEPTH, TOO_DEEP, Unfit, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from io import BytesIO
 
 from .. import registry
 from ..errors import SerializationError, article, describe
+from ..messages import MAX_ID_LENGTH as _MAX_ID
 from ..messages import (
     NOTIFICATION,
     REQUEST,
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
 __all__ = ["PickleMessageSerializer", "build"]  # where pickles say that build is: see GLOBAL
 
 _KINDS = (NOTIFICATION, REQUEST, RESPONSE)  # a set would look at the hash of a tuple without end
-_MAX_ID = 128  # characters
 _LARGE = 64 * 1024  # bytes: from here on a payload is read where it is
 _SMALL = 1024  # bytes: up to here the pickler of a payload is used again
 

@@ -14,7 +14,7 @@ import re
 from .. import registry
 from ..errors import SerializationError, article, describe, printable
 from ..interruptions import interruption_in, pass_on
-from ..messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
+from ..messages import MAX_ID_LENGTH, ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from .compiling import call_of_class, compile_function
 
 TYPE_CHECKING = False
@@ -30,13 +30,12 @@ if TYPE_CHECKING:
     Encoder = Callable[[Any, int, set[int]], str]  # (value, depth, ids of the objects so far)
 
 __all__ = [
-    "ENVELOPES", "HEAD_SIZE", "INT_MAX", "INT_MIN", "MAX_DEPTH", "MAX_ID_LENGTH", "TOO_DEEP", "TextFormat",
+    "ENVELOPES", "HEAD_SIZE", "INT_MAX", "INT_MIN", "MAX_DEPTH", "TOO_DEEP", "TextFormat",
     "TextSerializer", "Unfit", "builder", "find_class", "other_format", "plain_type", "shown", "wire_name",
 ]  # fmt: skip
 
 MAX_DEPTH = 511  # the original's JSON writes 512 levels but reads 511; what it could not read is not written here
 TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
-MAX_ID_LENGTH = 128
 HEAD_SIZE = 1024  # bytes of an envelope in which its id stands, if a known sender has written it
 INT_MIN = -(1 << 63)
 INT_MAX = (1 << 63) - 1
