@@ -24,7 +24,6 @@ __all__ = [
     "TypeInfo",
     "by_class",
     "clear_on_change",
-    "default_wire_name",
     "lookup",
     "not_registered",
     "register",
@@ -122,29 +121,21 @@ class TypeInfo:
         """Return the error about a constructor that has raised another one."""
         return SerializationError(f"{self.wire_name} cannot be built from the values received: {describe(exc)}")
 
-    def encode_value(self, obj: Any) -> Any:
-        """Turn an instance of a class with converters into the data that travels for it.
-
-        Raises:
-            SerializationError: ``encode`` has raised another error, which is its cause.
-        """
+    def _encoded_values(self, obj: Any) -> dict[str, Any]:
         assert self.encode is not None
         try:
-            return self.encode(obj)
+            return {"value": self.encode(obj)}
         except Exception as exc:
             raise SerializationError(
                 f"{article(self.cls)} cannot be sent: the encode of its register_type() failed: {describe(exc)}"
             ) from exc
 
-    def decode_value(self, data: Any) -> Any:
-        """Turn what was received for an instance of a class with converters into an instance.
-
-        Raises:
-            SerializationError: ``decode`` has raised another error, which is its cause, or returned something else.
-        """
+    def _decoded(self, values: dict[str, Any]) -> Any:
+        if "value" not in values:
+            raise SerializationError(f"{self.wire_name} cannot be built: its 'value' was not sent{_BOTH_SIDES}")
         assert self.decode is not None
         try:
-            obj = self.decode(data)
+            obj = self.decode(values["value"])
         except Exception as exc:
             raise self.refused(exc) from exc
         if type(obj) is not self.cls:
@@ -154,14 +145,9 @@ class TypeInfo:
             )
         return obj
 
-    def _encoded_values(self, obj: Any) -> dict[str, Any]:
-        return {"value": self.encode_value(obj)}
-
     def _build_slowly(self, values: dict[str, Any]) -> Any:
         if self.decode is not None:
-            if "value" not in values:
-                raise SerializationError(f"{self.wire_name} cannot be built: its 'value' was not sent{_BOTH_SIDES}")
-            return self.decode_value(values["value"])
+            return self._decoded(values)
         if self.names is None:
             self._inspect()
         if self._open:
@@ -227,15 +213,6 @@ def _values_of(names: tuple[str, ...]) -> Callable[[Any], dict[str, Any]]:
     return values
 
 
-def default_wire_name(cls: type) -> str:
-    """Return the wire name of a class that was given none: ``module.QualName``.
-
-    In a module that runs as ``python -m pkg.mod`` the name is ``pkg.mod`` and not ``__main__``, so that both ends
-    of a conversation agree on it. In a script it is ``__main__``, whatever runs the script.
-    """
-    return f"{source(cls)[0]}.{cls.__qualname__}"
-
-
 def register(
     cls: type,
     wire_name: str | None = None,
@@ -248,7 +225,7 @@ def register(
 
     Args:
         cls: The class.
-        wire_name: The name; by default the one it has already, or else ``default_wire_name``.
+        wire_name: The name; by default the one it has already, or else ``module.QualName``.
         encode: See ``register_type``.
         decode: See ``register_type``.
         strict: Whether methods of its own that say how it is pickled are a reason to refuse it.
@@ -285,7 +262,6 @@ def register(
         _by_name[wire_name] = info
     for cache in _caches:  # last: what is put in from now on is of the new entry
         cache.clear()
-
 
 
 

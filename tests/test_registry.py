@@ -14,7 +14,12 @@ import pytest
 from stream_ipc import registry
 from stream_ipc.errors import SerializationError
 from stream_ipc.messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
-from stream_ipc.registry import clear_on_change, default_wire_name, lookup, register, register_type, type_info
+from stream_ipc.registry import clear_on_change, lookup, register, register_type, type_info
+
+
+def full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
 
 # --- names ----------------------------------------------------------------------------------------------------
 
@@ -25,7 +30,7 @@ def test_the_default_name_is_module_and_qualified_name() -> None:
             pass
 
     prefix = f"{__name__}.test_the_default_name_is_module_and_qualified_name.<locals>.Local"
-    assert default_wire_name(Local) == prefix
+    assert full_name(Local) == prefix
     assert lookup(prefix).cls is Local
     assert lookup(f"{prefix}.Inner").cls is Local.Inner
 
@@ -38,7 +43,7 @@ def test_a_given_name() -> None:
     assert type_info(Given).wire_name == "App\\Given"
     assert repr(type_info(Given)) == "<TypeInfo App\\Given>"
     with pytest.raises(SerializationError):
-        lookup(default_wire_name(Given))
+        lookup(full_name(Given))
 
 
 def test_a_name_is_not_inherited() -> None:
@@ -48,7 +53,7 @@ def test_a_name_is_not_inherited() -> None:
     class Child(Base):
         pass
 
-    assert type_info(Child).wire_name == default_wire_name(Child)
+    assert type_info(Child).wire_name == full_name(Child)
     assert lookup("test.registry.Base").cls is Base
 
 
@@ -84,9 +89,9 @@ def test_a_redefinition_replaces_and_both_can_be_sent() -> None:
 
     one, two = define(1), define(2)
     assert one is not two
-    assert lookup(default_wire_name(one)).cls is two
+    assert lookup(full_name(one)).cls is two
     assert type_info(one).wire_name == type_info(two).wire_name
-    assert lookup(default_wire_name(one)).build({}).value == 2
+    assert lookup(full_name(one)).build({}).value == 2
 
 
 def test_another_class_of_a_taken_name_is_refused() -> None:
@@ -114,7 +119,7 @@ def test_a_refused_class_is_not_registered() -> None:
     with pytest.raises(SerializationError, match="cannot travel"):
         type_info(refused)
     register_type(refused)  # the name that was refused is not remembered
-    assert type_info(refused).wire_name == default_wire_name(refused)
+    assert type_info(refused).wire_name == full_name(refused)
 
 
 def test_the_built_in_names_are_taken() -> None:
@@ -189,8 +194,8 @@ def test_the_forms_of_the_decorator() -> None:
 
     assert register_type(Direct, "test.registry.Direct") is Direct
     assert [type_info(cls).wire_name for cls in (Bare, Called, Named, Second, Direct)] == [
-        default_wire_name(Bare),
-        default_wire_name(Called),
+        full_name(Bare),
+        full_name(Called),
         "test.registry.Named",
         "test.registry.Second",
         "test.registry.Direct",
@@ -273,7 +278,7 @@ def test_classes_that_can_be_registered() -> None:
         register_type(kind)
     classes: List[Any] = [Abstract, OfAnything, Slots, Color, Number, Word, Pair]
     for cls in classes:
-        assert lookup(default_wire_name(cls)).cls is cls
+        assert lookup(full_name(cls)).cls is cls
     assert [type_info(cls).is_enum for cls in (Slots, Color, Number, Word, Pair)] == [False, True, True, True, False]
 
 
@@ -449,7 +454,7 @@ def test_build_of_a_class_that_cannot_be_made_without_its_constructor() -> None:
         @abc.abstractmethod
         def needed(self) -> None: ...
 
-    with pytest.raises(SerializationError, match=f"{re.escape(default_wire_name(Abstract))} cannot be built"):
+    with pytest.raises(SerializationError, match=f"{re.escape(full_name(Abstract))} cannot be built"):
         type_info(Abstract).build({"a": 1})
     with pytest.raises(TypeError, match="Special cannot be registered: it derives from partial"):
         register_type(Special)

@@ -21,7 +21,8 @@ PROGRAM = """
 import sys
 from dataclasses import dataclass
 from stream_ipc import IpcPeer, Message, register_type
-from stream_ipc.registry import default_wire_name, lookup, type_info
+from stream_ipc.classes import source
+from stream_ipc.registry import lookup, type_info
 
 @register_type
 @dataclass
@@ -61,7 +62,7 @@ def master():
     assert [lookup(name).cls for name in names] == [Task, Answer, Answer.Inner, Point, Local, Dynamic]
     module = names[0][:-len(".Task")]
     assert all(name.startswith(module + ".") for name in names), names
-    assert default_wire_name(Task) == names[0]
+    assert source(Task)[0] == module  # also asked from elsewhere
     with IpcPeer(timeout=20) as peer:
         session = peer.create_command_session([sys.executable, *WORKER])
         reply = session.request(Task(5, Point(7)), expect=Answer).wait()
