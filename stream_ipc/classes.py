@@ -37,6 +37,7 @@ _BUILTIN_METHOD = type(object.__new__)
 _STATE_METHODS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__", "__getnewargs_ex__")
 
 
+@dataclasses.dataclass(eq=False)
 class FieldInfo:
     """One field of a registered class.
 
@@ -49,14 +50,11 @@ class FieldInfo:
         parameter: The constructor's name for it; only attrs has another one than ``name``.
     """
 
-    __slots__ = ("annotation", "name", "parameter", "visibility", "wire_name")
-
-    def __init__(self, name: str, wire_name: str, annotation: Any, visibility: str, parameter: str = "") -> None:
-        self.name: str = name
-        self.wire_name: str = wire_name
-        self.annotation: Any = annotation
-        self.visibility: str = visibility
-        self.parameter: str = parameter or name
+    name: str
+    wire_name: str
+    annotation: Any
+    visibility: str
+    parameter: str
 
 
 def constructor_of(cls: type) -> str:
@@ -133,7 +131,7 @@ def fields_of(cls: Any) -> tuple[FieldInfo, ...]:
         return tuple([_field(a, getattr(a, "alias", None) or a.name.lstrip("_")) for a in cls.__attrs_attrs__ if a.init])
     if kind == "NamedTuple":
         annotations = _annotations(cls)
-        return tuple([FieldInfo(name, name, annotations.get(name, object), "public") for name in cls._fields])
+        return tuple([FieldInfo(name, name, annotations.get(name, object), "public", name) for name in cls._fields])
     return ()
 
 

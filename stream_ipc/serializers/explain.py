@@ -33,7 +33,7 @@ class Walk:
     """
 
     def __init__(self, format: TextFormat) -> None:
-        self.format = format
+        self._format = format
         self.out: list[str] = []
         self._path: list[str] = []  # one step for each open container
         self._stack: list[tuple[Items, str]] = []
@@ -73,12 +73,12 @@ class Walk:
     def value(self, step: str, value: Any) -> None:
         """Write a value, or open it if it is a container."""
         cls = type(value)
-        if cls in self.format.scalars:
+        if cls in self._format.scalars:
             if cls is str:
-                self.check_text(step, value)
-            self.out.append(self._made(step, self.format.scalars[cls], value))
+                self._check_text(step, value)
+            self.out.append(self._made(step, self._format.scalars[cls], value))
         elif cls is list or cls is tuple or cls is dict:
-            start, end = self.format.brackets(value)
+            start, end = self._format.brackets(value)
             self._open(step, value, start, self._entries(value) if cls is dict else self._items(value), end)
         else:
             self.object(step, self._info(step, value), value)
@@ -87,32 +87,32 @@ class Walk:
         """Write an enum's member, or open an object."""
         if info.is_enum:
             if type(value._name_) is str:
-                self.check_text(step, value._name_)
-            self.out.append(self._made(step, self.format.enum_encoder(info), value, len(self._stack) + 1, set()))
+                self._check_text(step, value._name_)
+            self.out.append(self._made(step, self._format.enum_encoder(info), value, len(self._stack) + 1, set()))
             return
         attributes: Iterable[Any]
         if info.fields:
-            attributes = [f for f in info.fields if not self.format.leaves_out or hasattr(value, f.name)]
+            attributes = [f for f in info.fields if not self._format.leaves_out or hasattr(value, f.name)]
             items = self._fields(info, value, attributes)
         else:
             try:
                 attributes = info.values(value)
             except SerializationError as exc:
-                self.fail(step, str(exc))
+                self._fail(step, str(exc))
             items = self._attributes(attributes)
-        self._open(step, value, self.format.start(info, len(attributes)), items, "}")
+        self._open(step, value, self._format.start(info, len(attributes)), items, "}")
 
     def _made(self, step: str, function: Callable[..., str], *args: Any) -> str:
         try:
             return function(*args)
         except Unfit as exc:
-            self.fail(step, str(exc))
+            self._fail(step, str(exc))
 
     def _open(self, step: str, value: Any, start: str, items: Items, end: str) -> None:
         if id(value) in self._within:
-            self.fail(step, f"contains itself, which {self.format.name} cannot express")
+            self._fail(step, f"contains itself, which {self._format.name} cannot express")
         if len(self._stack) >= MAX_DEPTH:
-            self.fail(step, TOO_DEEP)
+            self._fail(step, TOO_DEEP)
         if step[0] not in ".[":  # a class: the outermost message, or the one in an envelope
             self._start = len(self._path)
         self.out.append(start)
@@ -122,36 +122,36 @@ class Walk:
 
     def _items(self, value: Any) -> Items:
         for i, v in enumerate(value):
-            yield (self.format.comma if i else "") + self.format.index(i), f"[{i}]", v
+            yield (self._format.comma if i else "") + self._format.index(i), f"[{i}]", v
 
     def _entries(self, value: dict[Any, Any]) -> Items:
         written: set[str] = set()
         for key, v in value.items():
             step = f"[{shown(key)}]"
             if type(key) is str:
-                self.check_text(step, key)
-            before = self._made(step, self.format.key, key)
+                self._check_text(step, key)
+            before = self._made(step, self._format.key, key)
             if before in written:
-                self.fail(step, "a dict has a second key that is the same to PHP, which takes digits for an int")
-            yield (self.format.comma if written else "") + before, step, v
+                self._fail(step, "a dict has a second key that is the same to PHP, which takes digits for an int")
+            yield (self._format.comma if written else "") + before, step, v
             written.add(before)
 
     def _fields(self, info: TypeInfo, value: Any, fields: Iterable[Any]) -> Items:
         for f in fields:
             step = f".{f.name}"
             if not hasattr(value, f.name):
-                self.fail(step, "has no value")
-            self.check_text(step, f.wire_name)
+                self._fail(step, "has no value")
+            self._check_text(step, f.wire_name)
             content = getattr(value, f.name)
             if info.cls in ENVELOPES and f.name != "id":
                 step = type(content).__name__  # the path begins anew with the message
-            yield self._made("", self.format.field, f, info), step, content
+            yield self._made("", self._format.field, f, info), step, content
 
     def _attributes(self, values: dict[Any, Any]) -> Items:
         for name, v in values.items():
             if type(name) is str:
-                self.check_text(f".{shown(name)}", name)
-            yield self._made("", self.format.attribute, name), f".{name}", v
+                self._check_text(f".{shown(name)}", name)
+            yield self._made("", self._format.attribute, name), f".{name}", v
 
     def _error(self, step: str, problem: str) -> SerializationError:
         path = [*self._path[self._start :], step]
@@ -159,30 +159,27 @@ class Walk:
             del path[3:]  # all of it would be a page
         return SerializationError(f"{''.join(path)}: {problem}")
 
-    def fail(self, step: str, problem: str) -> NoReturn:
-        """Raise the error about what is reached by a step from here."""
+    def _fail(self, step: str, problem: str) -> NoReturn:
         raise self._error(step, problem) from None  # what led here is only how it was found
 
-    def check_text(self, step: str, text: str) -> None:
-        """Refuse a text that cannot be encoded."""
+    def _check_text(self, step: str, text: str) -> None:
         try:
-            text.encode("utf-8", self.format.surrogates)
+            text.encode("utf-8", self._format.surrogates)
         except UnicodeEncodeError as exc:
-            problem = f"text with a lone surrogate (at index {exc.start}) cannot travel in {self.format.name}"
-            self.fail(step, problem)
+            self._fail(step, f"text with a lone surrogate (at index {exc.start}) cannot travel in {self._format.name}")
 
     def _info(self, step: str, value: Any) -> TypeInfo:
         try:
-            info = self.format.info(type(value))
+            info = self._format.info(type(value))
         except SerializationError as exc:
-            self.fail(step, self._advice(value) or str(exc))
-        self.check_text(step, info.wire_name)
+            self._fail(step, self._advice(value) or str(exc))
+        self._check_text(step, info.wire_name)
         if info.cls in ENVELOPES:
             content = value.request if isinstance(value, RequestEnvelope) else value.response
             if type(value.id) is not str or len(value.id) > MAX_ID_LENGTH:
-                self.fail(step, f"an envelope's id must be a str of at most {MAX_ID_LENGTH} characters")
+                self._fail(step, f"an envelope's id must be a str of at most {MAX_ID_LENGTH} characters")
             if not isinstance(content, Message):
-                self.fail(step, f"an envelope must hold a Message, not {article(type(content))}")
+                self._fail(step, f"an envelope must hold a Message, not {article(type(content))}")
         return info
 
     def _advice(self, value: Any) -> str | None:
@@ -194,7 +191,7 @@ class Walk:
         ):
             if isinstance(value, bases):
                 name = "complex" if bases == (complex,) else cls.__name__
-                return f"{name} cannot travel in {self.format.name}; send {instead}, or use another serializer"
+                return f"{name} cannot travel in {self._format.name}; send {instead}, or use another serializer"
         for base in (str, int, float, dict, list, tuple):
             if isinstance(value, base):
                 named = isinstance(value, enum.Enum) or hasattr(cls, "_fields")

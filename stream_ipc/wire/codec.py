@@ -256,8 +256,7 @@ class TextDecoder:
     @property
     def is_unfinished(self) -> bool:
         """Whether ``flush`` would return something."""
-        held = self.state[0]
-        return bool(held) and bool(decode_text(held)[0])
+        return decode_text(self.state[0])[0] != ""
 
     def decode(self, data: bytes) -> tuple[list[Any], TextState]:
         """Return the messages of ``data``, and the state behind them."""
