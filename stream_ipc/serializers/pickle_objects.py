@@ -252,8 +252,7 @@ def refuse_views(values: tuple[Any, ...]) -> None:
 class Resolver:
     """Replaces the handles in a loaded structure by objects, each once, and lets nothing else through.
 
-    Lists, dicts and sets are changed in place, so that what was shared stays shared. They may contain themselves, but
-    no object may be built of one that is not finished: its constructor could copy handles out of it.
+    Lists, dicts and sets are changed in place, so that what was shared stays shared.
 
     Attributes:
         done: What has been resolved, by id of the unresolved value. All of these were alive at once, so no id stands for
@@ -261,14 +260,11 @@ class Resolver:
         met_loop: Whether it has given up because something contains itself, which a ``LoopResolver`` may resolve.
     """
 
-    __slots__ = ("_depth", "_looped", "_unfinished", "done", "met_loop")
+    __slots__ = ("done", "met_loop")
 
     def __init__(self) -> None:
         self.met_loop: bool = False
         self.done: dict[int, Any] = {}
-        self._depth = 0  # how many objects that hold a container are being built
-        self._unfinished: dict[int, int] = {}  # lists, dicts and sets: by id, the depth at which they were begun
-        self._looped: set[int] = set()  # those of them that are contained in something that may be finished
 
     def resolve(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the values with objects in place of handles.
@@ -289,52 +285,30 @@ class Resolver:
         """Do the same, and raise whatever comes up."""
         return tuple([self.item(value) for value in values])
 
-    def part(self, value: Any) -> Any:
-        """Resolve a value that an object is built of."""
-        if type(value) is Handle:
-            done = self.done
-            key = id(value)
+    def item(self, value: Any) -> Any:
+        """Return a value with objects in place of handles."""
+        cls = type(value)
+        done = self.done
+        key = id(value)
+        result: Any
+        if cls is Handle:
             if key in done:
                 return done[key]
             shape = value[0] if value else None
             make = _find_nested(shape, _unusual) if type(shape) is str else _unusual  # a tuple's hash may have no end
             result = done[key] = make(value, self)
             return result
-        if type(value) in ATOMS:
+        if cls in ATOMS:
             return value
-        if self._looped:
-            raise self.loop_error()
-        self._depth += 1
-        value = self._container(value)
-        self._depth -= 1
-        return value
-
-    def item(self, value: Any) -> Any:
-        """Resolve a value that is in a container."""
-        return self.part(value) if type(value) is Handle or type(value) in ATOMS else self._container(value)
-
-    def _container(self, value: Any) -> Any:
-        cls = type(value)
-        key = id(value)
-        done = self.done
         if key in done:
-            result = done[key]
-            if key in self._unfinished:
-                if self._unfinished[key] < self._depth:
-                    raise self.loop_error()
-                self._looped.add(key)
-            if result is _IN_PROGRESS:
+            if done[key] is _IN_PROGRESS:
                 raise self.loop_error()
-            return result
-        if cls is list or cls is dict or cls is set:
-            done[key] = value
-            self._unfinished[key] = self._depth
-            self.fill(value)
-            del self._unfinished[key]
-            self._looped.discard(key)
-            return value
+            return done[key]
         done[key] = _IN_PROGRESS
-        if cls is tuple:
+        if cls is list or cls is dict or cls is set:
+            self.fill(value)
+            result = value
+        elif cls is tuple:
             result = tuple([self.item(item) for item in value])
         elif cls is frozenset:
             result = frozenset([self.item(item) for item in value])
@@ -347,7 +321,7 @@ class Resolver:
         """Resolve what is in a list, dict or set."""
         if type(value) is list:
             if not ATOMS.issuperset(map(type, value)):
-                value[:] = [self.part(item) if type(item) is Handle else self.item(item) for item in value]
+                value[:] = [self.item(item) for item in value]
         elif type(value) is set:
             items = [self.item(item) for item in value]
             value.clear()
@@ -378,7 +352,7 @@ def _unusual(handle: Handle, resolver: Resolver) -> Any:
         if not ATOMS.issuperset(map(type, fields.values())):
             # A dict that was made here must not be looked up: its id may be that of a value which is gone.
             known = values and fields is values[0]
-            fields = resolver.part(fields) if known else {name: resolver.part(value) for name, value in fields.items()}
+            fields = resolver.item(fields) if known else {name: resolver.item(value) for name, value in fields.items()}
         return info.build(fields)
     if len(values) != 1:
         raise SerializationError("payload is not a message: it holds an object of an unknown form")
@@ -393,7 +367,7 @@ def _special(name: Any, content: Any, resolver: Resolver) -> Any:
         raise SerializationError("payload is not a message: it holds an object of an unknown form")
     from .values import build_value
 
-    return build_value(name, resolver.part(content))
+    return build_value(name, resolver.item(content))
 
 
 # By shape, what builds an object inside a message.
@@ -410,7 +384,7 @@ def _nested_of(info: TypeInfo) -> Build:
         f"        _, {', '.join(values)} = handle",
         "    except ValueError:",
         "        return unusual(handle, resolver)",
-        *(f"    if type({value}) not in atoms: {value} = resolver.part({value})" for value in values),
+        *(f"    if type({value}) not in atoms: {value} = resolver.item({value})" for value in values),
         "    try:",
         f"        return {call_of_class(info, values)}",
         "    except Exception as exc:",
