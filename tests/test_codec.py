@@ -223,12 +223,14 @@ def test_whatever_a_serializer_raises_is_an_error_in_its_place(make: Callable[[]
 
 def test_a_serialization_error_stays_itself() -> None:
     error = SerializationError("why", request_id="7")
+    error.__cause__ = cause = KeyError("because")
     for chunks in ([frame(b"bad")], [frame(b"bad") * 1 + b"junk"]):
         messages, _ = decode(chunks, Raising(lambda: error))
         assert messages[0] is error
     with pytest.raises(SerializationError) as caught:
         MessageEncoder(Raising(lambda: error), LIMIT).encode(NOTIFICATION, None, LogMessage("x"))
     assert caught.value is error
+    assert error.__cause__ is cause
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])

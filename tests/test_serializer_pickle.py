@@ -710,8 +710,9 @@ def test_an_object_that_contains_itself_is_noticed_by_the_sender() -> None:
 
 def test_an_envelope_inside_another_is_refused_at_the_sender() -> None:
     for message in (RequestEnvelope("1", RequestEnvelope("2", Box())), RequestEnvelope("1", ResponseEnvelope("2", Box()))):
-        with pytest.raises(SerializationError, match="an envelope inside another"):
+        with pytest.raises(SerializationError, match="an envelope inside another") as caught:
             S.serialize(message)
+        assert caught.value.__cause__ is None
     for thing in (Point(1), Color.RED):
         with pytest.raises(SerializationError, match="cannot be sent by itself"):
             S.serialize(thing)  # type: ignore[arg-type]

@@ -26,6 +26,9 @@ def explain(message: Any, exc: Exception) -> SerializationError:
     Args:
         message: The message.
         exc: What the pickler raised.
+
+    Raises:
+        SerializationError: It was one, which says all.
     """
     if isinstance(exc, RecursionError):
         return SerializationError(f"{type(message).__name__} cannot be sent: it contains itself or is nested too deeply")
@@ -36,7 +39,7 @@ def explain(message: Any, exc: Exception) -> SerializationError:
     if found is not None:
         return SerializationError(f"{found[0]}: {found[1]}")
     if isinstance(exc, SerializationError):
-        return exc
+        raise exc  # with its own cause
     return SerializationError(f"{type(message).__name__} cannot be sent: {describe(exc)}")
 
 

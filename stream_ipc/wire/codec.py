@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 
 from ..errors import FrameTooLargeError, IpcError, SerializationError, article, describe
-from ..interruptions import interruption_in
+from ..interruptions import pass_on
 from ..messages import LogMessage, Message, put_in_envelope, text_message
 from .framing import LARGE, MAX_FRAME_SIZE, FrameDecoder, frame_header
 
@@ -111,11 +111,9 @@ class MessageEncoder:
         return self.serializer.serialize(put_in_envelope(kind, id, message))
 
     def _failure(self, message: Message, exc: Exception) -> SerializationError:
-        interruption = interruption_in(exc)
-        if interruption is not None:
-            raise interruption
+        pass_on(exc)
         if isinstance(exc, SerializationError):
-            return exc
+            raise exc  # with its own cause
         return SerializationError(
             f"{type(self.serializer).__name__} could not serialize {type(message).__name__}: {describe(exc)}"
         )
@@ -198,9 +196,7 @@ class MessageDecoder(FrameDecoder):
         )
 
     def failed(self, payload: bytes | bytearray, exc: Exception) -> SerializationError:
-        interruption = interruption_in(exc)
-        if interruption is not None:
-            raise interruption
+        pass_on(exc)
         if isinstance(exc, SerializationError):
             error = exc
         else:
