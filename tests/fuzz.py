@@ -42,7 +42,7 @@ from stream_ipc.tap.payloads import look
 from stream_ipc.tap.report import Report
 from stream_ipc.wire.codec import MessageDecoder, TextDecoder
 from stream_ipc.wire.framing import FrameDecoder, Junk
-from tests.helpers import MAGIC, frame, set_large_pickle
+from tests.helpers import MAGIC, frame, missing_bytes, set_large_pickle
 from tests.messages import Many, Note, Ping, Pong
 from tests.model import shrink
 from tests.php_messages import VECTORS
@@ -284,7 +284,7 @@ def framed(pieces: List[bytes], limit: int, direct: bool = False) -> Tuple[List[
     decoder = FrameDecoder(limit)
     for piece in pieces:
         while piece:
-            if direct and decoder.missing:
+            if direct and missing_bytes(decoder.state):
                 view = decoder.room(7)
                 count = min(len(view), len(piece))
                 view[:count] = piece[:count]

@@ -40,6 +40,12 @@ def frame(payload: bytes) -> bytes:
     return MAGIC + struct.pack(">I", len(payload)) + payload
 
 
+def missing_bytes(state: Any) -> int:
+    """How many bytes of an unfinished payload are missing, by the state of a decoder of frames."""
+    _, _, frame, filled, size, _ = state
+    return 0 if frame is None else size - filled
+
+
 def framed(message: Message) -> bytes:
     return frame(PickleMessageSerializer().serialize(message))
 

@@ -16,7 +16,7 @@ from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.pickle import PickleMessageSerializer
 from stream_ipc.wire.codec import MessageDecoder, MessageEncoder, check_max_frame_size, decode_text
 from stream_ipc.wire.framing import HEADER_SIZE, MAGIC, MAX_FRAME_SIZE, frame_header
-from tests.helpers import frame
+from tests.helpers import frame, missing_bytes
 
 LIMIT = 1024 * 1024
 PICKLE = PickleMessageSerializer()
@@ -310,11 +310,11 @@ def test_the_end() -> None:
 def test_a_payload_read_directly() -> None:
     payload = b"x" * 1000
     decoder = MessageDecoder(Text(), LIMIT)
-    assert decoder.missing == 0
+    assert missing_bytes(decoder.state) == 0
     messages, decoder.state = decoder.decode(b"junk" + frame(payload)[:-900])
     assert messages == [junk("junk")]
     for left in (900, 500, 100):
-        assert decoder.missing == left
+        assert missing_bytes(decoder.state) == left
         view = decoder.room(400)
         count = min(400, left)
         assert len(view) >= count
@@ -322,7 +322,7 @@ def test_a_payload_read_directly() -> None:
         view.release()
         messages, decoder.state = decoder.advance(count)
     assert messages == [LogMessage("x" * 1000)]
-    assert decoder.missing == 0
+    assert missing_bytes(decoder.state) == 0
     messages, decoder.state = decoder.decode(frame(b"next"))
     assert messages == [LogMessage("next")]
 
@@ -361,10 +361,10 @@ class Keeping(PickleMessageSerializer):
 def receive(decoder: MessageDecoder, payload: bytes) -> List[Any]:
     """Receive a large payload as a transport does."""
     messages, decoder.state = decoder.decode(frame(payload)[:60_000])
-    while decoder.missing:
+    while missing_bytes(decoder.state):
         assert messages == []
         view = decoder.room(50_000)
-        at = len(payload) - decoder.missing
+        at = len(payload) - missing_bytes(decoder.state)
         count = min(50_000, len(view))
         view[:count] = payload[at : at + count]
         view.release()

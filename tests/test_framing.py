@@ -13,7 +13,7 @@ import pytest
 
 from stream_ipc.errors import FrameTooLargeError
 from stream_ipc.wire.framing import HEADER_SIZE, MAGIC, MAX_FRAME_SIZE, START, FrameDecoder, Junk, frame_header
-from tests.helpers import frame
+from tests.helpers import frame, missing_bytes
 
 if TYPE_CHECKING:
     from stream_ipc.wire.framing import State
@@ -50,10 +50,6 @@ def advance(state: State, size: int) -> Tuple[List[Any], State]:
 
 def room_for(state: State, size: int) -> memoryview:
     return decoder_at(state).room(size)
-
-
-def missing_bytes(state: State) -> int:
-    return decoder_at(state).missing
 
 
 def seen(items: Iterable[Any]) -> List[Seen]:

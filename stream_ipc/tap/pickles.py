@@ -35,15 +35,7 @@ _CONTAINERS = {
 
 
 def read_pickle(head: bytes, partial: bool) -> Any:
-    """Return what a pickle would make, as a tree.
-
-    Args:
-        head: The pickle, or the beginning of it.
-        partial: Whether it is only the beginning.
-
-    Raises:
-        Unreadable: It is no pickle.
-    """
+    """Return what a pickle, or the beginning of one, would make, as a tree, or raise Unreadable."""
     machine = _Machine()
     file = io.BytesIO(head)
     opcodes = pickletools.genops(file)
@@ -208,7 +200,7 @@ def of_shape(shape: str, values: list[Any], cut: bool) -> Node:
 
     Args:
         shape: A wire name and the names of the fields; or a wire name alone, and the one value is a dict.
-        values: The values.
+        values: Of the fields.
         cut: Whether there may be more values.
     """
     name, *names = shape.split(SEPARATOR, SHOWN)

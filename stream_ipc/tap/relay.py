@@ -25,7 +25,7 @@ from collections import deque
 from typing import Callable, Sequence, TextIO
 
 from .files import Log
-from .report import Report, Skimmer, Text
+from .report import Report, Skimmer
 from .trace import Trace
 from .tree import escaped
 
@@ -63,10 +63,10 @@ class _Watcher:
         self._report = report
         self._log = log
         self._start = start
-        self._passed: deque[tuple[float, Skimmer | Text, bytes | int]] = deque()
+        self._passed: deque[tuple[float, Skimmer, bytes | int]] = deque()
         self._lock = threading.Lock()
 
-    def note(self, skimmer: Skimmer | Text, passed: bytes | int) -> None:
+    def note(self, skimmer: Skimmer, passed: bytes | int) -> None:
         """Take note that bytes are about to be passed on, or that so many have been that need not be seen."""
         self._passed.append((time.monotonic() - self._start, skimmer, passed))
 
@@ -92,7 +92,7 @@ class _Watcher:
 class _Direction(threading.Thread):
     """Passes bytes on from one descriptor to another until the end. Owns both."""
 
-    def __init__(self, source: int, target: int, skimmer: Skimmer | Text, watcher: _Watcher) -> None:
+    def __init__(self, source: int, target: int, skimmer: Skimmer, watcher: _Watcher) -> None:
         super().__init__(daemon=True)
         self.source = source
         self._target = target

@@ -14,7 +14,7 @@ from ..wire.framing import HEADER_SIZE, START, FrameDecoder, Junk
 from .payloads import look
 from .trace import Trace
 
-__all__ = ["HEAD_SIZE", "Report", "Skimmer", "Text"]
+__all__ = ["HEAD_SIZE", "Report", "Skimmer"]
 
 HEAD_SIZE = 4096  # bytes of a payload that are looked at
 
@@ -100,28 +100,11 @@ class Skimmer:
         return text
 
 
-class Text:
-    """Follows a stream of text.
-
-    Attributes:
-        unseen: See ``Skimmer``.
-    """
-
-    unseen = 0
-
-    def __init__(self, take: Callable[[bytes], None]) -> None:
-        self._take = take
+class _TextSkimmer(Skimmer):
+    """Follows a stream of text, which has no frames."""
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes."""
-        self._take(data)
-
-    def skip(self, count: int) -> None:
-        """Take note of bytes that were not fed; there are none."""
-
-    def end(self) -> str:
-        """Take note of the end of the stream."""
-        return ""
+        self._on_junk(data)
 
 
 class _Asked(NamedTuple):
@@ -184,9 +167,9 @@ class Report:
             lambda data: self._on_junk(arrow, data), lambda size, head: self._on_frame(arrow, answers, size, head)
         )
 
-    def text(self, arrow: str) -> Text:
+    def text(self, arrow: str) -> Skimmer:
         """Return what follows a stream of text, which only the trace shows."""
-        return Text(lambda data: self._trace_text(arrow, arrow, data))
+        return _TextSkimmer(lambda data: self._trace_text(arrow, arrow, data), lambda size, head: None)
 
     def note(self, arrow: str, text: str, kind: str = "error") -> None:
         """Write a line that is about no frame."""
@@ -229,8 +212,7 @@ class Report:
         if len(self._waiting) > _UNANSWERED:
             self._give_up(self._waiting.popitem(last=False)[1])
 
-    def _on_answer(self, asked: _Asked, id: str, args: dict[str, Any]) -> str:
-        """Return how long an answer has taken."""
+    def _on_answer(self, asked: _Asked, id: str, args: dict[str, Any]) -> str:  # how long it has taken
         if self.trace is not None:
             self.trace.end(self.now, asked.span, args)
         if not self._timed:

@@ -88,15 +88,7 @@ class _Cut(Exception):
 
 
 def read_php(head: bytes, partial: bool) -> Any:
-    """Return what a payload in PHP's format says, as a tree.
-
-    Args:
-        head: The payload, or the beginning of it.
-        partial: Whether it is only the beginning.
-
-    Raises:
-        Unreadable: It is not in this format.
-    """
+    """Do the same for a payload in PHP's format, or raise Unreadable."""
     text = head.decode("latin-1")
     open_: list[list[Any]] = []  # [container, how many keys and values are still to come]
     at = 0

@@ -54,7 +54,6 @@ class Trace:
         return span
 
     def end(self, now: float, span: dict[str, Any], args: dict[str, Any]) -> None:
-        """End a span."""
         self._add({**span, "ph": "e", "ts": self._ts(now), "args": args})
 
     def instant(self, now: float, track: str, name: str, args: dict[str, Any]) -> None:

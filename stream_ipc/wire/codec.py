@@ -288,7 +288,7 @@ class TextDecoder:
         return self._messages(texts, texts), ""
 
     def trim(self) -> None:
-        """Do nothing: nothing is kept."""
+        """Do nothing: no buffer is kept."""
 
     def _cut(self, texts: list[str], line: bytes, begun: bool) -> tuple[bytes, bool]:
         """Cut pieces off a line that is too long; returns the rest, and whether some of the line was returned."""

@@ -191,12 +191,6 @@ class FrameDecoder:
     # -- reading an unfinished payload directly
 
     @property
-    def missing(self) -> int:
-        """How many bytes of an unfinished payload are missing."""
-        _, _, frame, filled, size, _ = self.state
-        return 0 if frame is None else size - filled
-
-    @property
     def wants_room(self) -> bool:
         """Whether what comes next is better read into ``room``."""
         _, _, frame, filled, size, _ = self.state
