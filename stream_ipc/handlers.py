@@ -9,6 +9,7 @@ import ast
 import functools
 import inspect
 import sys
+from dataclasses import dataclass
 
 from .interruptions import pass_on
 
@@ -22,6 +23,7 @@ _PACKAGE = __name__.partition(".")[0]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+@dataclass(eq=False, slots=True)
 class Handler:
     """One registered callable.
 
@@ -32,13 +34,10 @@ class Handler:
         active: False once it is unregistered.
     """
 
-    __slots__ = ("active", "function", "takes_both", "types")
-
-    def __init__(self, function: Callable[..., Any], types: tuple[type, ...] | None, takes_both: bool) -> None:
-        self.function: Callable[..., Any] = function
-        self.types: tuple[type, ...] | None = types
-        self.takes_both: bool = takes_both
-        self.active: bool = True
+    function: Callable[..., Any]
+    types: tuple[type, ...] | None
+    takes_both: bool
+    active: bool = True
 
 
 class HandlerList:
