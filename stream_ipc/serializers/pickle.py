@@ -38,7 +38,7 @@ from .pickle_objects import (
     ObjectPickler,
     Resolver,
     build,
-    fields_of,
+    class_and_fields,
     refuse_views,
     shape_of,
     take_apart,
@@ -377,7 +377,7 @@ def _read_root(root: Any) -> Message:
     if kind != NOTIFICATION and (type(id) is not str or len(id) > _MAX_ID):
         raise SerializationError(f"payload is not an envelope: its id is not a str of at most {_MAX_ID} characters")
     try:
-        info, fields = fields_of(shape, root[3:])
+        info, fields = class_and_fields(shape, root[3:])
         if not issubclass(info.cls, Message):
             raise SerializationError(f"payload is not a message: {info.wire_name} does not derive from Message")
         if issubclass(info.cls, (RequestEnvelope, ResponseEnvelope)):  # its id would be of any type

@@ -35,8 +35,8 @@ __all__ = [
     "ObjectPickler",
     "Resolver",
     "build",
+    "class_and_fields",
     "enum_key",
-    "fields_of",
     "refuse_views",
     "shape_of",
     "take_apart",
@@ -100,7 +100,7 @@ def shape_of(info: TypeInfo) -> str:
     return SEPARATOR.join([info.wire_name, *(field.name for field in info.fields)])
 
 
-def fields_of(shape: Any, values: tuple[Any, ...]) -> tuple[TypeInfo, dict[str, Any]]:
+def class_and_fields(shape: Any, values: tuple[Any, ...]) -> tuple[TypeInfo, dict[str, Any]]:
     """Return the class of a shape that was received, and its fields by name.
 
     Raises:
@@ -346,7 +346,7 @@ def _unusual(handle: Handle, resolver: Resolver) -> Any:
     """Build what is not to be built by a function for its class: the first of its shape, and others."""
     shape, *values = handle or (None,)
     if (type(shape) is str and SEPARATOR in shape) or (len(values) == 1 and type(values[0]) is dict):
-        info, fields = fields_of(shape, tuple(values))
+        info, fields = class_and_fields(shape, tuple(values))
         if info.fields and shape == shape_of(info):
             _nested[shape] = _nested_of(info)
         if not ATOMS.issuperset(map(type, fields.values())):
