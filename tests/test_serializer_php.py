@@ -302,7 +302,7 @@ def test_random_floats_are_read_back_unchanged() -> None:
 
 
 def read_without_quick_ways(payload: bytes) -> Any:
-    return reading._parse(payload.decode("latin-1"), reading._classes, [])
+    return reading._parse(payload.decode("latin-1"), reading._classes.__getitem__, [])
 
 
 def check_message(value: Any) -> None:

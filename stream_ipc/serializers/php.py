@@ -11,8 +11,8 @@ from math import isfinite
 from .. import registry
 from ..errors import SerializationError, article
 from .explain import Walk
+from .php_form import key_of, raw
 from .php_reading import mangled, read, salvage
-from .php_tokens import CANONICAL, raw
 from .text_format import INT_MAX, INT_MIN, MAX_DEPTH, TextFormat, TextSerializer, Unfit, shown, wire_name
 
 TYPE_CHECKING = False
@@ -173,12 +173,10 @@ class _Php(TextFormat):
 
     def key(self, key: Any) -> str:
         if type(key) is str:
-            if key[:1] <= "9" and CANONICAL.match(key):
-                return f"i:{key};" if INT_MIN <= int(key) <= INT_MAX else _text(key)
-            return _text(key)
+            return _text(key) if key_of(key) is key else f"i:{key};"
         if type(key) is bytes:
             text = key.decode("latin-1")
-            return self.key(text) if CANONICAL.match(text) else _bytes(key)
+            return _bytes(key) if key_of(text) is text else f"i:{text};"
         if type(key) is not int:
             raise Unfit(f"a dict key in PHP's format must be a str, bytes or an int, not {article(type(key))}")
         if not INT_MIN <= key <= INT_MAX:

@@ -16,35 +16,8 @@ from .. import registry
 from ..errors import SerializationError
 from ..messages import Message
 from .compiling import compile_function
-from .php_tokens import (
-    ARRAY,
-    BOOL,
-    CANONICAL,
-    ENUM,
-    FLOAT,
-    INT,
-    NULL,
-    OBJECT,
-    REFERENCE,
-    STRING,
-    TOKEN,
-    bare,
-    raw,
-    text_of,
-    text_or_bytes,
-)  # fmt: skip
-from .text_format import (
-    ENVELOPES,
-    HEAD_SIZE,
-    INT_MAX,
-    INT_MIN,
-    MAX_DEPTH,
-    TOO_DEEP,
-    builder,
-    find_class,
-    shown,
-    wire_name,
-)
+from .php_form import ARRAY, BOOL, ENUM, FLOAT, INT, NULL, OBJECT, REF, STRING, TOKEN, bare, decoded, key_of, raw, unraw
+from .text_format import ENVELOPES, HEAD_SIZE, INT_MAX, INT_MIN, MAX_DEPTH, builder, find_class, shown, wire_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,13 +62,6 @@ def _declaring(field: FieldInfo, info: TypeInfo) -> TypeInfo:
     return info
 
 
-def _array_key(key: str) -> Any:
-    # What looks just like an int is one to PHP.
-    if key[:1] <= "9" and CANONICAL.match(key) and INT_MIN <= int(key) <= INT_MAX:
-        return int(key)
-    return key
-
-
 _OPEN = object()  # stands for a container that is not complete
 _SHORTEST_ITEM = len("i:0;N;")
 
@@ -111,11 +77,14 @@ class _Class:
         self.keys = [f's:{len(name)}:"{name}";' for name in names]  # as they are expected, one after the other
 
 
+_NOTHING = _Class(lambda data: None, [])  # as which any class is read when nothing is to be built
+
+
 class _Classes(dict[str, _Class]):
     """Map each raw class name to how its objects are built, made when the name is first met."""
 
     def __missing__(self, name: str) -> _Class:
-        made = self[name] = self._make(text_of(name))
+        made = self[name] = self._make(unraw(name))
         return made
 
     @staticmethod
@@ -131,7 +100,7 @@ class _Classes(dict[str, _Class]):
         if info.is_enum:
             raise SerializationError(f"{info.wire_name} is an enum, but came as an object")
         if not info.fields:
-            return _Class(lambda data: info.build({text_of(bare(key)): v for key, v in data.items()}), [])
+            return _Class(lambda data: info.build({unraw(bare(key)): v for key, v in data.items()}), [])
         keys = [raw(mangled(f, info, old=False)) for f in info.fields]
         names = [raw(f.wire_name) for f in info.fields]
 
@@ -191,7 +160,7 @@ class _QuickWays(dict[str, "Quick | None"]):
             return None
         name = found[2]
         try:
-            info = find_class(text_of(name))
+            info = find_class(unraw(name))
             cls = _classes[name]
         except SerializationError:
             return None
@@ -220,22 +189,22 @@ def _quick_message(cls: _Class) -> Quick:
         lines += [
             f"    if t{i} is not None:",
             f"        if len(t{i}) != int(n{i}): return None",
-            f"        v{i} = t{i} if t{i}.isascii() else text_or_bytes(t{i})",
+            f"        v{i} = t{i} if t{i}.isascii() else decoded(t{i})",
             f"    elif i{i} is not None: v{i} = int(i{i})",
             f"    elif b{i} is not None: v{i} = b{i} == '1'",
             f"    else: v{i} = None if d{i} is None else float(d{i})",
         ]
     lines.append(f"    return build({{{', '.join(f'{name!r}: v{i}' for i, name in enumerate(cls.names))}}})")
     fullmatch = re.compile(pattern + r"\}").fullmatch
-    return compile_function(lines, {"build": cls.build, "fullmatch": fullmatch, "text_or_bytes": text_or_bytes})
+    return compile_function(lines, {"build": cls.build, "fullmatch": fullmatch, "decoded": decoded})
 
 
 def _enum_case(name: str, case: str) -> Any:
-    info = find_class(text_of(name), _ADVICE)
+    info = find_class(unraw(name), _ADVICE)
     cls: Any = info.cls
-    member = cls.__members__.get(text_of(case)) if info.is_enum else None
+    member = cls.__members__.get(unraw(case)) if info.is_enum else None
     if member is None:
-        text = f"{info.wire_name} has no member {shown(text_of(case))}; add it to the enum on this side too"
+        text = f"{info.wire_name} has no member {shown(unraw(case))}; add it to the enum on this side too"
         raise SerializationError(text)
     return member
 
@@ -244,12 +213,12 @@ def _bad(position: int, what: str) -> NoReturn:
     raise SerializationError(f"payload is not in PHP's format: {what} at byte {position}")
 
 
-def _parse(text: str, classes: Any, root: list[Any]) -> Any:
+def _parse(text: str, find: Callable[[str], _Class], root: list[Any]) -> Any:
     """Read the one value of a payload.
 
     Args:
         text: The payload, one character per byte.
-        classes: Class name -> :class:`_Class`.
+        find: Says how the objects of a class are built.
         root: Gets the class name and the properties (so far) of the outermost object, for when this fails.
     """
     numbered: list[Any] = []  # the values that may be referred to, which is all but references themselves
@@ -286,10 +255,10 @@ def _parse(text: str, classes: Any, root: list[Any]) -> Any:
             position += 2
             if is_key:
                 is_key = False
-                key = value if cls is not None else _array_key(value) if value.isascii() else text_or_bytes(value)
+                key = value if cls is not None else key_of(value) if value.isascii() else decoded(value)
                 continue
             if not value.isascii():
-                value = text_or_bytes(value)
+                value = decoded(value)
         elif kind == INT:
             position = end
             value = int(found[2])
@@ -306,14 +275,14 @@ def _parse(text: str, classes: Any, root: list[Any]) -> Any:
             if count * _SHORTEST_ITEM >= size - end:
                 _bad(end, "an array or object that says it has more than there is")
             if len(stack) >= MAX_DEPTH:
-                _bad(end, f"something {TOO_DEEP}")
+                _bad(end, f"something nested deeper than {MAX_DEPTH} levels")
             stack.append((cls, items, is_list, left, key, number, height))
             if kind == ARRAY:
                 cls, items, is_list = None, [], True
             else:
                 if len(found[5]) != int(found[4]):
                     _bad(position, "a class name of another length than it says")
-                cls, items, is_list = classes[found[5]], {}, False
+                cls, items, is_list = find(found[5]), {}, False
                 if len(stack) == 1:
                     root[:] = found[5], items
             left = count
@@ -345,10 +314,10 @@ def _parse(text: str, classes: Any, root: list[Any]) -> Any:
                     )
                 levels = heights.get(index, 0)
                 if len(stack) + levels > MAX_DEPTH:
-                    _bad(found.start(), f"something {TOO_DEEP}")
+                    _bad(found.start(), f"something nested deeper than {MAX_DEPTH} levels")
                 if type(value) in (list, dict) and id(value) not in objects:
                     value = _copy(value, copies, objects)
-        if kind != REFERENCE:
+        if kind != REF:
             numbered.append(value)
 
         # A value is complete, or a container has begun.
@@ -417,13 +386,6 @@ def _copy(value: Any, left: list[int], objects: set[int]) -> Any:
     return made
 
 
-class _AnyClass:
-    """Let the parser run over a payload without building anything."""
-
-    def __getitem__(self, name: str) -> _Class:
-        return _Class(lambda data: None, [])
-
-
 def read(payload: Payload) -> Any:
     """Return the value of a payload, or raise anything."""
     text = str(payload, "latin-1")
@@ -443,7 +405,7 @@ def read(payload: Payload) -> Any:
             message = quick(text, found.end(), len(text) - 1)
             if message is not None:
                 return cls(identity, message)
-    return _parse(text, _classes, []) if message is None else message
+    return _parse(text, _classes.__getitem__, []) if message is None else message
 
 
 def salvage(payload: Payload) -> tuple[Any, Any]:
@@ -456,11 +418,11 @@ def salvage(payload: Payload) -> tuple[Any, Any]:
         if found is not None:
             end = found.end() + int(found[2])
             if head[end : end + 2] == '";':
-                return registry.type_info(_ENVELOPES[found[1]][0]).wire_name, text_of(head[found.end() : end])
-        _parse(str(payload, "latin-1"), _AnyClass(), root)
+                return registry.type_info(_ENVELOPES[found[1]][0]).wire_name, unraw(head[found.end() : end])
+        _parse(str(payload, "latin-1"), lambda name: _NOTHING, root)
     except Exception:  # there is one error to report already
         pass
     if not root:
         return None, None
     identity = root[1].get("id")
-    return text_of(root[0]), identity.decode("utf-8", "surrogateescape") if type(identity) is bytes else identity
+    return unraw(root[0]), identity.decode("utf-8", "surrogateescape") if type(identity) is bytes else identity

@@ -10,7 +10,7 @@ import re
 import string
 from typing import Any, NoReturn
 
-from ..serializers.php_tokens import ARRAY, BOOL, ENUM, FLOAT, INT, NULL, OBJECT, STRING, TOKEN, bare, text_or_bytes
+from ..serializers.php_form import ARRAY, BOOL, ENUM, FLOAT, INT, NULL, OBJECT, STRING, TOKEN, bare, decoded
 from .tree import BROKEN, Node, Part, Unreadable, Word, last_part
 
 __all__ = ["read_json", "read_php"]
@@ -139,7 +139,7 @@ def _php_value(text: str, at: int, partial: bool) -> tuple[Any, int, int]:
     content = found[kind or 0]
     if kind == STRING:
         stop = end + int(content)
-        value = text_or_bytes(text[end:stop])
+        value = decoded(text[end:stop])
         if stop + 2 > len(text):
             if partial:
                 raise _Cut(Part(value, int(content)))
@@ -148,7 +148,7 @@ def _php_value(text: str, at: int, partial: bool) -> tuple[Any, int, int]:
     if kind == ARRAY:
         return Node("dict", []), end, 2 * int(content)
     if kind == OBJECT:
-        return Node("object", [], str(text_or_bytes(found[5]))), end, 2 * int(content)
+        return Node("object", [], str(decoded(found[5]))), end, 2 * int(content)
     if kind == INT:
         return int(content), end, 0
     if kind == BOOL:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "ARRAY", "BOOL", "CANONICAL", "ENUM", "FLOAT", "INT", "NULL", "OBJECT", "REFERENCE", "STRING", "TOKEN",
-    "bare", "raw", "text_of", "text_or_bytes",
+    "ARRAY", "BOOL", "ENUM", "FLOAT", "INT", "NULL", "OBJECT", "REF", "STRING", "TOKEN",
+    "bare", "decoded", "key_of", "raw", "unraw",
 ]  # fmt: skip
 
 # What stands at the beginning of a value. Lengths have at most ten digits and ints twenty, so that no number is long
@@ -33,9 +33,9 @@ TOKEN = re.compile(
     r"|(R):([0-9]{1,10});"  # 12, 13
     r'|E:([0-9]{1,10}):"([^":]{1,500}):([^":]{1,500})";'  # 14 to 16
 ).match
-STRING, INT, ARRAY, OBJECT, BOOL, NULL, FLOAT, REFERENCE, ENUM = 1, 2, 3, 6, 7, 8, 9, 13, 16  # the last of their groups
+STRING, INT, ARRAY, OBJECT, BOOL, NULL, FLOAT, REF, ENUM = 1, 2, 3, 6, 7, 8, 9, 13, 16  # the last of their groups
 
-CANONICAL = re.compile(r"(?:0|-?[1-9][0-9]{0,18})\Z")  # text that looks just like an int
+_CANONICAL = re.compile(r"(?:0|-?[1-9][0-9]{0,18})\Z")
 
 
 def raw(text: str) -> str:
@@ -44,18 +44,25 @@ def raw(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
-def text_of(raw: str) -> str:
+def unraw(raw: str) -> str:
     """Return the text of a raw one; bytes that are not UTF-8 become lone surrogates."""
     return raw if raw.isascii() else raw.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
-def text_or_bytes(raw: str) -> Any:
+def decoded(raw: str) -> Any:
     """Return the text of a raw one, or its bytes if they are not UTF-8."""
     data = raw.encode("latin-1")
     try:
         return data.decode()
     except UnicodeDecodeError:
         return data
+
+
+def key_of(text: str) -> str | int:
+    """Return the key of an array for a text: what looks just like an int of 64 bits is one to PHP."""
+    if text[:1] <= "9" and _CANONICAL.match(text) and -(1 << 63) <= int(text) < 1 << 63:
+        return int(text)
+    return text
 
 
 def bare(key: str) -> str:
