@@ -43,12 +43,7 @@ def _takes_positional(info: TypeInfo) -> bool:
 
 
 def call_of_class(info: TypeInfo, values: Sequence[str]) -> str:
-    """Return the source of the call that builds an instance of ``cls``.
-
-    Args:
-        info: The class.
-        values: For each field, the source of its value.
-    """
+    """Return the source of the call that builds an instance of ``cls`` from the source of each field's value."""
     if _takes_positional(info):
         return f"cls({', '.join(values)})"
     return f"cls({', '.join(f'{field.parameter}={value}' for field, value in zip(info.fields, values))})"

@@ -21,15 +21,7 @@ __all__ = ["explain"]
 
 
 def explain(message: Any, exc: Exception) -> SerializationError:
-    """Return the error to raise for a message that could not be pickled.
-
-    Args:
-        message: The message.
-        exc: What the pickler raised.
-
-    Raises:
-        SerializationError: It was one, which says all.
-    """
+    """Return the error to raise for a message for which the pickler has raised ``exc``, or raise that if it says all."""
     if isinstance(exc, RecursionError):
         return SerializationError(f"{type(message).__name__} cannot be sent: it contains itself or is nested too deeply")
     try:

@@ -199,18 +199,13 @@ class ObjectPickler(pickle.Pickler):
         super().__init__(self.chunks, 5)
 
     def reducer_override(self, obj: Any) -> Any:
-        """Return what the pickler writes in place of an object."""
         if obj is build:
             return "build"  # the pickler adds the module
         self.met.append(obj)
         return build, (take_apart[type(obj)](obj),)
 
     def finish(self, last: Any, message: Any) -> bytes | list[bytes]:
-        """Return the payload after a ``dump()`` that met objects or wrote several chunks.
-
-        Args:
-            last: The last of the chunks.
-            message: The object whose values were written.
+        """Return the payload after a ``dump()`` of ``message`` that met objects or wrote more chunks than the last.
 
         Raises:
             SerializationError: An object contains itself.
@@ -337,7 +332,6 @@ class Resolver:
                     value[k] = self.item(v)
 
     def loop_error(self) -> SerializationError:
-        """Return the error of what contains itself."""
         self.met_loop = True
         return SerializationError("payload contains an object that contains itself")
 

@@ -70,12 +70,9 @@ def wire_name(info: TypeInfo, old: bool) -> str:
 def find_class(name: Any, advice: str = "") -> TypeInfo:
     """Return the entry of a class name that was read, whichever release wrote it.
 
-    Args:
-        name: The name.
-        advice: What to do about an unknown class, unless its name has dots, as only Python's names have.
-
     Raises:
-        SerializationError: No class is registered under it.
+        SerializationError: No class is registered under it. ``advice`` says what to do, unless the name has dots, as only
+            Python's names have.
     """
     try:
         return registry.lookup(name)

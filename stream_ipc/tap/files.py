@@ -36,11 +36,7 @@ def _locked(fd: int) -> Iterator[None]:
 
 
 class Log:
-    """Lines for a stream. Owns those that are not written yet.
-
-    Args:
-        stream: Takes the lines.
-    """
+    """Lines for a stream. Owns those that are not written yet."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -76,9 +72,6 @@ class LogFile(Log):
     """Lines for a regular file. Owns its descriptor.
 
     The times of all taps that append to it count from its first line, and never run backwards.
-
-    Args:
-        name: The file's name.
     """
 
     def __init__(self, name: str) -> None:
@@ -125,9 +118,6 @@ class TraceFile:
 
     Each write replaces the closing bracket by one more event and a closing bracket, so the array is complete whenever a tap
     ends. If a tap is killed inside a write that crosses a page, the next one cuts off the line that is not whole.
-
-    Args:
-        name: The file's name.
 
     Raises:
         OSError: The file cannot be opened, or is no such array.

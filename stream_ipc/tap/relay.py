@@ -51,18 +51,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 class _Watcher:
-    """Looks at what has passed, in whichever thread has the time. Owns what is still to be looked at.
-
-    Args:
-        report: Looks at it.
-        log: Where the report writes.
-        start: The monotonic time from which the report counts.
-    """
+    """Looks at what has passed, in whichever thread has the time. Owns what is still to be looked at."""
 
     def __init__(self, report: Report, log: Log, start: float) -> None:
         self._report = report
         self._log = log
-        self._start = start
+        self._start = start  # the monotonic time from which the report counts
         self._passed: deque[tuple[float, Skimmer, bytes | int]] = deque()
         self._lock = threading.Lock()
 
@@ -158,10 +152,6 @@ class _Direction(threading.Thread):
 class Tap:
     """Starts a worker, and stands between it and the parent.
 
-    Args:
-        command: The worker's command.
-        reads_stderr: Whether to read its stderr too, and pass it on.
-
     Attributes:
         pid: The worker's.
 
@@ -197,8 +187,8 @@ class Tap:
 
         Args:
             log: Where lines are written.
-            format: One of ``payloads.FORMATS``, or an empty text.
-            coloured: Whether to use a terminal's colours.
+            format: See ``Report``.
+            coloured: See ``Report``.
             append: Takes the events of a trace; None without one.
 
         Returns:
@@ -322,17 +312,7 @@ def _enlarge(fd: int) -> None:
 
 
 def decode(read: Callable[[int], bytes], format: str, log: TextIO, coloured: bool) -> bool:
-    """Write a line for each frame of a captured stream, and a summary.
-
-    Args:
-        read: Returns at most so many bytes, none at the end.
-        format: One of ``payloads.FORMATS``, or an empty text.
-        log: Where lines are written.
-        coloured: Whether with a terminal's colours.
-
-    Returns:
-        Whether the stream ends with a whole frame.
-    """
+    """Write what a ``Report`` says of a captured stream to a log; return whether the stream ends with a whole frame."""
     report = Report(log.write, format, False, coloured)
     skimmer = report.direction("--", "--")
     while True:

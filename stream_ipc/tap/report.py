@@ -240,11 +240,7 @@ class Report:
         self._write(f"{self._prefix}{when} {arrow} {shown} {id:>11} {latency:>8} {size:>10}  {text}\n")
 
     def end(self, text: str = "") -> None:
-        """Write the summary: counts, bytes, the slowest requests, and those without an answer.
-
-        Args:
-            text: What stands before it.
-        """
+        """Write the summary: a text, counts, bytes, the slowest requests, and those without an answer."""
         lines = [text] if text else []
         for arrow in self._directions:
             counts = [_counted(n, kind) for (a, kind), n in self._counts.items() if a == arrow]

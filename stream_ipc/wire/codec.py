@@ -69,12 +69,7 @@ def _is_own(serializer: Any, method: str, feature: str) -> Any:
 
 
 class MessageEncoder:
-    """Turns messages into frames.
-
-    Args:
-        serializer: What turns a message into a payload.
-        max_frame_size: The largest payload in bytes.
-    """
+    """Turns messages into frames."""
 
     def __init__(self, serializer: MessageSerializer, max_frame_size: int) -> None:
         self.serializer = serializer
@@ -165,7 +160,7 @@ class MessageDecoder(FrameDecoder):
 
     Args:
         serializer: What turns a payload into a message.
-        max_frame_size: The largest payload in bytes.
+        max_frame_size: See ``FrameDecoder``.
         note: Called with text that belongs to no frame, when its message is made.
     """
 
