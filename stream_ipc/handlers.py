@@ -173,21 +173,19 @@ def _types(function: Any, annotation: Any, caller: Any) -> tuple[type, ...] | No
             f"the annotation {annotation!r} of {name_of(function)}'s first parameter cannot be resolved: {exc}; define"
             " or import the class where the handler is defined (not under TYPE_CHECKING), or drop the annotation"
         ) from exc
-    if types is None:
-        raise TypeError(
-            f"the annotation {annotation!r} of {name_of(function)}'s first parameter is no class; annotate it with a"
-            " message class, a union of them, or nothing"
-        )
-    if object in types:
-        return None
-    try:
-        issubclass(object, tuple(types))
-    except TypeError as exc:  # a Protocol, a TypedDict
-        raise TypeError(
-            f"the annotation {annotation!r} of {name_of(function)}'s first parameter is of no use: {exc}; annotate it"
-            " with a message class, a union of them, or nothing"
-        ) from exc
-    return tuple(types)
+    problem = "is no class"
+    if types is not None:
+        if object in types:
+            return None
+        try:
+            issubclass(object, tuple(types))
+            return tuple(types)
+        except TypeError as exc:  # a Protocol, a TypedDict
+            problem = f"is of no use: {exc}"
+    raise TypeError(
+        f"the annotation {annotation!r} of {name_of(function)}'s first parameter {problem}; annotate it with a message"
+        " class, a union of them, or nothing"
+    )
 
 
 def _flatten(annotation: Any, namespace: Callable[[], dict[str, Any]]) -> list[type] | None:

@@ -428,18 +428,16 @@ def lookup(wire_name: Any) -> TypeInfo:
     Raises:
         SerializationError: Nothing is registered under that name.
     """
-    if isinstance(wire_name, str):  # nothing else is hashed: of a deeply nested tuple that ends the process
-        try:
-            return _by_name[wire_name]
-        except KeyError:
-            pass
-    shown = printable(wire_name[:200]) if isinstance(wire_name, str) else type(wire_name).__name__
+    if not isinstance(wire_name, str):  # is not hashed: of a deeply nested tuple that ends the process
+        wire_name = type(wire_name).__name__
+    elif wire_name in _by_name:
+        return _by_name[wire_name]
     remedy = "import the module that defines it on this side too"
-    if isinstance(wire_name, str) and wire_name.startswith("__main__."):
+    if wire_name.startswith("__main__."):
         remedy = (
             "the sender defined it in the script it was started with, which no other program can import;"
             " move it to a module that both sides import, or give it a wire_name"
         )
-    elif isinstance(wire_name, str) and wire_name.partition(".")[0] in sys.stdlib_module_names:
+    elif wire_name.partition(".")[0] in sys.stdlib_module_names:
         remedy = "the sender registered it" + _BOTH_SIDES
-    raise SerializationError(f"Unknown class: {shown} ({remedy})")
+    raise SerializationError(f"Unknown class: {printable(wire_name[:200])} ({remedy})")
