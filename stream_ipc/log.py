@@ -33,15 +33,11 @@ def info(text: str, *args: Any) -> None:
 
 def warning(text: str, *args: Any) -> None:
     """Log what the user of the library should change."""
-    import logging  # noqa: F401 - if it is not there yet
-
     _log("warning", text, *args)
 
 
 def error(text: str, *args: Any, exc_info: Any = None) -> None:
     """Log a failure that no caller is told of."""
-    import logging  # noqa: F401 - if it is not there yet
-
     _log("error", text, *args, exc_info=exc_info)
 
 
@@ -50,13 +46,15 @@ _logger: Any = None
 
 def _log(level: str, text: str, *args: Any, **options: Any) -> None:
     global _logger
-    if _logger is None and "logging" not in sys.modules:
+    if _logger is None and level in ("debug", "info") and "logging" not in sys.modules:
         return
     try:
         # Called once: getLogger() takes a lock of logging, and an interruption (KeyboardInterrupt) between two of its lines
         # leaves that locked for all other threads, for ever.
         if _logger is None:
-            _logger = sys.modules["logging"].getLogger("stream_ipc")
+            import logging
+
+            _logger = logging.getLogger("stream_ipc")
         getattr(_logger, level)(text, *args, **options)
     except Exception as exc:
         # A log handler may do anything, such as sending the record over the very session that is closing, and callers are
