@@ -109,11 +109,11 @@ class _Php(TextFormat):
         try:
             return registry.type_info(cls)
         except SerializationError:
-            if cls.__module__ != "datetime":
+            if (cls.__module__, cls.__name__) != ("datetime", "datetime"):
                 raise
         from . import php_values
 
-        return php_values.info_of(cls)
+        return php_values.CLASSES["DateTimeImmutable"]
 
     def encode(self, text: str) -> bytes:
         return text.encode("latin-1")

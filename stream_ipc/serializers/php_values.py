@@ -10,7 +10,7 @@ import re
 from datetime import datetime, timedelta, timezone, tzinfo
 
 from ..errors import SerializationError
-from ..registry import TypeInfo, type_info
+from ..registry import TypeInfo
 from .text_format import shown
 
 TYPE_CHECKING = False
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["CLASSES", "info_of"]
+__all__ = ["CLASSES"]
 
 _OFFSET, _ABBREVIATION, _NAME = 1, 2, 3  # what PHP calls timezone_type
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\Z")
@@ -108,12 +108,3 @@ CLASSES: dict[str, TypeInfo] = {
     "DateTime": _DATETIME,
     "DateTimeImmutable": _DATETIME,
 }
-
-
-def info_of(cls: type) -> TypeInfo:
-    """Return how the instances of a class are written.
-
-    Raises:
-        SerializationError: They have no form in PHP.
-    """
-    return _DATETIME if cls is datetime else type_info(cls)
