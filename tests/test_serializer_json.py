@@ -19,8 +19,8 @@ from stream_ipc.errors import SerializationError
 from stream_ipc.messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from stream_ipc.registry import register_type
 from stream_ipc.serializers import json as module
-from stream_ipc.serializers.explain import Walk
 from stream_ipc.serializers.json import JsonMessageSerializer
+from stream_ipc.serializers.text_explain import Walk
 from stream_ipc.serializers.text_format import MAX_DEPTH, plain_type
 
 from . import php_messages as php

@@ -21,7 +21,7 @@ from math import isfinite
 from .. import registry
 from ..errors import SerializationError, article
 from ..interruptions import pass_on
-from .explain import Walk
+from .text_explain import Walk
 from .text_format import (
     HEAD_SIZE,
     INT_MAX,

@@ -3,7 +3,7 @@
 Knows messages, the registry, and Python's annotations as far as their text goes. Must not know either format, and
 must not evaluate an annotation: what a class body says of a field's type may be any text.
 
-Each format is a :class:`TextFormat`, with a :class:`~.explain.Walk` for what it cannot write quickly; users see the
+Each format is a :class:`TextFormat`, with a :class:`~.text_explain.Walk` for what it cannot write quickly; users see the
 :class:`TextSerializer`.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ..protocols import Payload
     from ..registry import FieldInfo, TypeInfo
-    from .explain import Walk
+    from .text_explain import Walk
 
     Builder = Callable[[dict[Any, Any]], Any]
     Encoder = Callable[[Any, int, set[int]], str]  # (value, depth, ids of the objects so far)
