@@ -264,7 +264,6 @@ def register(
         cache.clear()
 
 
-
 def _check(cls: type, encode: Any, decode: Any, strict: bool) -> None:
     if not isinstance(cls, type):
         raise TypeError(f"register_type() takes a class, not {cls!r}")

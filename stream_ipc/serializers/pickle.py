@@ -183,6 +183,7 @@ class _Writers(dict):  # type: ignore[type-arg]
 _writers: dict[type, Write] = _Writers()
 registry.clear_on_change(_writers)
 
+
 def _general_writer_of(cls: type) -> Write:
     take = take_apart[cls]
     return lambda kind, id, message: _write((kind, id, *take(message)), message)

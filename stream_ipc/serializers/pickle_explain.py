@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["explain"]
 
 
-
 def explain(message: Any, exc: Exception) -> SerializationError:
     """Return the error to raise for a message for which the pickler has raised ``exc``, or raise that if it says all."""
     if isinstance(exc, RecursionError):
