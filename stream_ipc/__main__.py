@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import sys
-from typing import Any, TextIO
+from typing import TextIO
 
 __all__ = ["main"]
 
@@ -109,12 +109,9 @@ def _decode(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
 
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        if options.file == "-":
-            stdin: Any = sys.stdin.buffer
-            whole = decode(stdin.read1, options.format, sys.stdout, _is_coloured(sys.stdout))
-        else:
-            with open(options.file, "rb", buffering=0) as file:
-                whole = decode(file.read, options.format, sys.stdout, _is_coloured(sys.stdout))
+        is_stdin = options.file == "-"
+        with open(0 if is_stdin else options.file, "rb", buffering=0, closefd=not is_stdin) as file:
+            whole = decode(file.read, options.format, sys.stdout, _is_coloured(sys.stdout))
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
