@@ -31,10 +31,9 @@ class LoopResolver(Resolver):
         return super().resolve_all(values)
 
     def _resolve_loop(self, group: list[Any]) -> None:
+        if any([type(value) is Handle for value in group]):
+            raise self.loop_error()
         changeable = [value for value in group if type(value) in (list, dict, set)]
-        for value in group:
-            if type(value) is Handle:
-                raise self.loop_error()
         for value in changeable:
             self.done[id(value)] = value
         for value in group:  # tuples are made anew, of what is not filled yet

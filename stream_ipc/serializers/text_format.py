@@ -316,13 +316,11 @@ _FORMATS = {
 
 def other_format(payload: Any, own: str) -> str:
     """Return how an error about an unreadable payload goes on, if the payload looks like another format."""
-    for name, start in _FORMATS.items():
-        try:
-            if start.match(payload) is not None:
-                return "" if name == own else f"; it looks like {name}: do both sides use the same serializer?"
-        except TypeError:  # no buffer, which is what the error is about
-            break
-    return ""
+    try:
+        found = next((name for name, start in _FORMATS.items() if start.match(payload) is not None), own)
+    except TypeError:  # no buffer, which is what the error is about
+        found = own
+    return "" if found == own else f"; it looks like {found}: do both sides use the same serializer?"
 
 
 def _add_id(error: SerializationError, name: Any, identity: Any) -> None:
