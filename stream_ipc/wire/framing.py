@@ -153,7 +153,7 @@ class FrameDecoder:
             return _skipping(size - (end - at)), min(end, at + size)
         stop = data.find(MAGIC, at)
         if stop < 0:
-            stop = end - _magic_suffix(data, at)
+            stop = end - next(count for count in (3, 2, 1, 0) if data.endswith(MAGIC[:count], at))  # which may begin one
         return _behind_junk(self.add_junk(data[at:stop], held, items)), stop
 
     def _fill(self, frame: bytearray, filled: int, size: int, more: bytes, items: list[Any]) -> State:
@@ -267,11 +267,3 @@ def _too_large(size: int, limit: int) -> FrameTooLargeError:
         size=size,
         limit=limit,
     )
-
-
-def _magic_suffix(data: bytes, start: int) -> int:
-    """Return how many bytes at the end of ``data[start:]`` may be the beginning of a magic."""
-    for length in (3, 2, 1):
-        if data.endswith(MAGIC[:length], start):
-            return length
-    return 0
