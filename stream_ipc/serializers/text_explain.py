@@ -7,8 +7,6 @@ has less left, and knows the path to the field that is at fault.
 
 from __future__ import annotations
 
-import enum
-
 from ..errors import SerializationError, article, describe
 from ..messages import MAX_ID_LENGTH, Message, RequestEnvelope
 from .text_format import ENVELOPES, MAX_DEPTH, TOO_DEEP, Unfit, shown
@@ -187,14 +185,13 @@ class Walk:
         for bases, instead in (
             ((bytes, bytearray, memoryview), "base64 text"),
             ((set, frozenset), "a list"),
-            ((complex,), "two floats"),
+            (complex, "two floats"),
         ):
             if isinstance(value, bases):
-                name = "complex" if bases == (complex,) else cls.__name__
-                return f"{name} cannot travel in {self._format.name}; send {instead}, or use another serializer"
+                return f"{cls.__name__} cannot travel in {self._format.name}; send {instead}, or use another serializer"
         for base in (str, int, float, dict, list, tuple):
             if isinstance(value, base):
-                named = isinstance(value, enum.Enum) or hasattr(cls, "_fields")
-                advice = "register it with register_type()" if named else f"convert it with {base.__name__}()"
-                return f"{cls.__qualname__} is a subclass of {base.__name__} and would arrive as one; {advice}"
+                from ..advice import advice  # only this error needs it
+
+                return f"{cls.__qualname__} is a subclass of {base.__name__} and would arrive as one; {advice(cls)}"
         return None
