@@ -47,7 +47,6 @@ class PidHrtimeRequestIdGenerator:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._prefix = f"{self._pid}."
         self._next = itertools.count(1).__next__
 
     def __repr__(self) -> str:
@@ -55,4 +54,4 @@ class PidHrtimeRequestIdGenerator:
 
     def generate(self) -> str:
         """Return the next id."""
-        return f"{self._prefix}{time.monotonic_ns()}.{self._next()}"
+        return f"{self._pid}.{time.monotonic_ns()}.{self._next()}"

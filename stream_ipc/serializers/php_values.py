@@ -33,12 +33,11 @@ _ABBREVIATIONS = {
         -420: "T MST PDT", -360: "S CST MDT", -300: "R EST CDT", -240: "Q AST EDT", -210: "NST", -180: "P ADT",
         -120: "O", -60: "N", 0: "Z UTC UCT GMT WET", 60: "A BST CET MET WAT WEST",
         120: "B CAT CEST EET IST MEST SAST WAST", 180: "C EAT EEST IDT MSK", 240: "D MSD", 300: "E PKT", 360: "F PKST",
-        420: "G WIB", 480: "H AWST HKT WITA", 540: "I AWDT HKST JST WIT KST", 570: "ACST CAST", 600: "K AEST CHST GST",
-        630: "ACDT", 660: "L AEDT", 720: "M NZST", 780: "NZDT",
+        420: "G WIB", 480: "H AWST HKT WITA", 510: "KST", 540: "I AWDT HKST JST WIT", 570: "ACST CAST",
+        600: "K AEST CHST GST", 630: "ACDT", 660: "L AEDT", 720: "M NZST", 780: "NZDT",
     }.items()
     for name in names.split()
 }  # fmt: skip
-_ABBREVIATIONS["KST"] = 510
 
 
 class _Value(TypeInfo):

@@ -41,9 +41,6 @@ INT_MIN = -(1 << 63)
 INT_MAX = (1 << 63) - 1
 
 ENVELOPES = (RequestEnvelope, ResponseEnvelope)
-_BUILT_IN = (LogMessage, ErrorMessage, *ENVELOPES)
-_NAMESPACE = "StreamIpc\\"
-_OLD_NAMESPACE = "PhpStreamIpc\\"
 
 
 class Unfit(Exception):
@@ -53,17 +50,14 @@ class Unfit(Exception):
 # --- names ----------------------------------------------------------------------------------------------------
 
 
-def _old_name(name: str) -> str:
-    return _OLD_NAMESPACE + name[len(_NAMESPACE) :]
-
-
-_OLD_NAMES = {_old_name(registry.type_info(cls).wire_name): cls for cls in _BUILT_IN}
+# The older release of the original has PhpStreamIpc where the present one has StreamIpc.
+_OLD_NAMES = {f"Php{registry.type_info(cls).wire_name}": cls for cls in (LogMessage, ErrorMessage, *ENVELOPES)}
 
 
 def wire_name(info: TypeInfo, old: bool) -> str:
     """Return the name to write for a class, to the present or to the older release of the original."""
-    if old and info.cls in _BUILT_IN and info.wire_name.startswith(_NAMESPACE):
-        return _old_name(info.wire_name)
+    if old and _OLD_NAMES.get(f"Php{info.wire_name}") is info.cls:
+        return f"Php{info.wire_name}"
     return info.wire_name
 
 
