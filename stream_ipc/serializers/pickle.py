@@ -20,8 +20,8 @@ from io import BytesIO
 
 from .. import registry
 from ..errors import SerializationError, article, describe
-from ..messages import MAX_ID_LENGTH as _MAX_ID
 from ..messages import (
+    MAX_ID_LENGTH,
     NOTIFICATION,
     REQUEST,
     RESPONSE,
@@ -355,9 +355,9 @@ def _add_id_of_head(error: SerializationError, payload: Any) -> None:
             pass
 
 
-def _add_id(error: SerializationError, kind: Any = None, id: Any = None) -> SerializationError:
+def _add_id(error: SerializationError, kind: Any, id: Any) -> SerializationError:
     """Say in an error whose request or response it is about, if it is an envelope with a valid id."""
-    if type(id) is str and len(id) <= _MAX_ID:
+    if type(id) is str and len(id) <= MAX_ID_LENGTH:
         if kind == REQUEST:
             error.request_id = id
         elif kind == RESPONSE:
@@ -375,8 +375,8 @@ def _read_root(root: Any) -> Message:
     kind, id, shape = root[:3]
     if kind not in _KINDS:
         raise SerializationError("payload is not a message: it is of a kind that this side does not know")
-    if kind != NOTIFICATION and (type(id) is not str or len(id) > _MAX_ID):
-        raise SerializationError(f"payload is not an envelope: its id is not a str of at most {_MAX_ID} characters")
+    if kind != NOTIFICATION and (type(id) is not str or len(id) > MAX_ID_LENGTH):
+        raise SerializationError(f"payload is not an envelope: its id is not a str of at most {MAX_ID_LENGTH} characters")
     try:
         info, fields = class_and_fields(shape, root[3:])
         if not issubclass(info.cls, Message):
@@ -414,7 +414,7 @@ def _reader_of(info: TypeInfo) -> Read:
     ]
     for kind, name in ((REQUEST, "request"), (RESPONSE, "response")):
         lines += [
-            f"    if kind == {kind} and type(id) is str and len(id) <= {_MAX_ID}:",
+            f"    if kind == {kind} and type(id) is str and len(id) <= {MAX_ID_LENGTH}:",
             "        try:",
             f"            message = {call_of_class(info, values)}",
             "        except Exception as exc:",
