@@ -1,5 +1,6 @@
 """IpcPeer: making sessions over all kinds of streams, broadcast, removing, closing."""
 
+import dataclasses
 import gc
 import os
 import resource
@@ -296,6 +297,18 @@ def test_broadcast_reaches_all_and_encodes_once() -> None:
                 raw.sock.close()
     with IpcPeer() as empty:
         assert empty.broadcast(Note()) == 0
+
+
+@dataclasses.dataclass
+class Unhashable(Counting):
+    count: int = 0
+    real: PickleMessageSerializer = dataclasses.field(default_factory=PickleMessageSerializer)
+
+
+def test_broadcast_with_a_serializer_that_has_no_hash() -> None:
+    with IpcPeer(Unhashable()) as peer, RawPeer(peer) as one, RawPeer(peer) as two:
+        assert peer.broadcast(Note("all")) == 2
+        assert one.messages() == two.messages() == [Note("all")]
 
 
 def test_broadcast_refuses_what_cannot_travel(peer: IpcPeer) -> None:

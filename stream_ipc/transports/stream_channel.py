@@ -54,7 +54,7 @@ class StreamChannel(Channel):
         self.serializer = serializer
         self.max_frame_size = max_frame_size
         self.encoder: MessageEncoder = MessageEncoder(serializer, max_frame_size)
-        self.share: Any = (serializer, max_frame_size)
+        self.share: Any = (id(serializer), max_frame_size)  # it may have no hash
         self.outbox: Outbox = Outbox(output, self._write_failed, self._changed)
         self.inputs: dict[int, Input] = {}
         self._framed = 0  # framed inputs that have not ended
