@@ -18,6 +18,7 @@ import struct
 import subprocess
 import threading
 import time
+import traceback
 import tracemalloc
 import tty
 from typing import Any, Callable, List, Optional, Tuple
@@ -616,6 +617,20 @@ def test_receive_tells_a_closed_descriptor_from_the_end_of_the_stream() -> None:
         transport.receive()
     transport.close()
     os.close(write)
+    os.close(read2)
+
+
+def test_receive_after_the_end_does_not_make_its_error_longer() -> None:
+    (read, write), (read2, write2) = os.pipe(), os.pipe()
+    transport = StreamTransport(write2, [read], PickleMessageSerializer())
+    os.close(write)
+    lengths = []
+    for _ in range(3):
+        with pytest.raises(StreamClosedError) as caught:
+            transport.receive()
+        lengths.append(len(list(traceback.walk_tb(caught.value.__traceback__))))
+    assert lengths[0] == lengths[2]
+    transport.close()
     os.close(read2)
 
 
