@@ -15,9 +15,12 @@ from typing import Any, List
 
 import pytest
 
+from stream_ipc import IpcPeer
 from stream_ipc.transports import lingering, sockets
 from stream_ipc.transports.lingering import linger, stop_writing
 from stream_ipc.transports.sockets import connect, describe_address, listen, other_user, tune
+from tests.helpers import InterruptAt, Interruption
+from tests.os_helpers import listing
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 
@@ -183,6 +186,31 @@ def test_what_was_written_arrives_though_input_is_unread() -> None:
     assert ending.step() is None
     assert ending.fds() == []
     ending.abandon()
+
+
+def test_a_lingering_close_that_an_interruption_loses_is_closed() -> None:
+    number = 0
+    while True:
+        number += 1
+        one, other = tcp_pair()
+        with other, IpcPeer() as peer:
+            session = peer.create_socket_session(one)
+            other.sendall(b"x")
+            select.select([one], [], [], 10)
+            before = set(listing())
+            try:
+                with InterruptAt(number, Interruption()) as interrupt:
+                    session.close()
+            except Interruption:
+                session.close()
+            interrupt.error.__traceback__ = None  # whose frames keep what was lost
+            other.close()
+            peer.close()
+            left = set(listing()) - before
+            assert not left, interrupt.where
+        if not interrupt.hit:
+            break
+    assert number > 10
 
 
 def test_a_lingering_close_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,12 +50,17 @@ class LingeringClose(Ending):
     """
 
     background = True
+    _fd = -1
 
     def __init__(self, sock: socket.socket) -> None:
         # No socket object: under gevent that would be one of gevent's. Stored before a signal is looked at.
         for self._fd in map(os.dup, (sock.fileno(),)):
             break
         self._due = monotonic() + _LINGER
+
+    def __del__(self) -> None:
+        """Close what an interruption has lost before anybody got it."""
+        self.abandon()
 
     def fds(self) -> list[int]:
         return [] if self._fd < 0 else [self._fd]
@@ -80,7 +85,10 @@ class LingeringClose(Ending):
         self._due = min(self._due, due)
 
     def abandon(self) -> None:
-        fd, self._fd = self._fd, -1
+        # atomic: no calls
+        fd = self._fd
+        self._fd = -1
+
         if fd >= 0:
             os.close(fd)
 
