@@ -6,6 +6,7 @@ Checks what users pass, and hands it on to the crew behind it. Must not know how
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from operator import attrgetter
 
 from .arguments import DEFAULT, POOLS, USUAL, check_expect, check_message, check_timeout, close_bound, sendable
@@ -98,7 +99,7 @@ class WorkerPool:
         if not isinstance(peer, IpcPeer):
             raise TypeError(f"WorkerPool() takes an IpcPeer first, not {peer!r:.100}")
         commands: list[Any] = [command]
-        if not isinstance(command, (str, bytes)) and command and not isinstance(command[0], (str, bytes, os.PathLike)):
+        if isinstance(command, Sequence) and command and not isinstance(command[0], (str, bytes, int, os.PathLike)):
             commands = list(command)
             if size not in (None, len(commands)):
                 text = f"size must be left out with a list of commands, or say how many there are: {len(commands)}"
@@ -115,9 +116,10 @@ class WorkerPool:
             check_expect(hello, "hello")
         if on_session is not None and not callable(on_session):
             raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
+        from .transports.spawn import check_command
+
         for each in commands:
-            if isinstance(each, (str, bytes)) or not len(each):
-                raise TypeError(f"command must be a list of arguments, or a list of such lists, not {each!r:.200}")
+            check_command(each)
         if size is None:
             size = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._peer = peer

@@ -131,8 +131,11 @@ def test_wrong_arguments(peer: IpcPeer, pool: WorkerPool) -> None:
         wrong = options
         with pytest.raises((TypeError, ValueError), match=next(iter(options)).replace("start_", "")):
             WorkerPool(peer, worker(), **wrong)
-    for wrong in ("python3 x.py", [], [[]], None):
-        with pytest.raises((TypeError, ValueError)):
+    for wrong in ("python3 x.py", ["python3 x.py", []], 5, None, [5], [None]):
+        with pytest.raises(TypeError, match="command must be|item of command must be"):
+            WorkerPool(peer, wrong)
+    for wrong in ([], [[]], [worker(), []]):
+        with pytest.raises(ValueError, match="command is empty"):
             WorkerPool(peer, wrong)
     for wrong in (5, None, pool):
         with pytest.raises(TypeError, match="IpcPeer first"):

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         pipesize: int
 
 
-__all__ = ["check_popen", "leads_group", "spawn"]
+__all__ = ["check_command", "check_popen", "leads_group", "spawn"]
 
 _LOOKS = 50  # for a child of which the system does not tell yet
 
@@ -100,7 +100,7 @@ def spawn(
         ValueError: An argument cannot be used.
         OSError: It cannot be started.
     """
-    _check_command(command)
+    check_command(command)
     _check_environment(cwd, env)
     options: dict[str, Any] = dict(popen)
     _check_keywords(options)
@@ -236,7 +236,13 @@ def leads_group(popen: PopenOptions) -> bool:
 # -- arguments
 
 
-def _check_command(command: Any) -> None:
+def check_command(command: Any) -> None:
+    """Raise for what is no command.
+
+    Raises:
+        TypeError: It is no list, or an item is of a wrong kind.
+        ValueError: It is empty.
+    """
     if isinstance(command, (str, bytes)) or not isinstance(command, Sequence):
         raise TypeError(
             f"command must be a list of arguments, not {command!r:.200}; there is no shell, so pass"
