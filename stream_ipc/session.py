@@ -310,14 +310,16 @@ class Session(Handling):
         check_timeout(timeout)
         if expect is not Message:
             check_expect(expect)
-        entry = receive(self._conversation, timeout, expect)
         kept = self._conversation.dispatcher.kept
-        index = kept.entries.index(entry)
-        # atomic: no calls
-        message = entry.message
-        del kept.entries[index]  # here, because 3.10 can lose what a function returns
-        kept.size -= entry.size
-        return message
+        while True:  # again if a signal handler has turned, so that others stand there now
+            entry = receive(self._conversation, timeout, expect)
+            index = kept.index(entry)
+            # atomic: no calls
+            if kept.entries[index : index + 1] == [entry]:
+                message = entry.message
+                del kept.entries[index]  # here, because 3.10 can lose what a function returns
+                kept.size -= entry.size
+                return message
 
     def tick(self, timeout: float | None = 0.0) -> int:
         """Do one turn over all sessions of the peer, as ``IpcPeer.tick`` does.

@@ -8,7 +8,7 @@ import pytest
 
 from stream_ipc import IpcPeer, LogMessage, Message, StreamClosedError
 from stream_ipc.core.kept import KEPT_COUNT
-from tests.helpers import RawPeer, framed, reply_bytes
+from tests.helpers import CallAt, RawPeer, framed, reply_bytes, values
 from tests.messages import Note, Ping, Pong
 
 
@@ -127,6 +127,24 @@ def test_the_newest_are_kept(raw: RawPeer, caplog: pytest.LogCaptureFixture) -> 
     assert [raw.session.receive(0) for _ in range(KEPT_COUNT - 1)][-1] == Note(str(KEPT_COUNT + 199))
     with pytest.raises(TimeoutError):
         raw.session.receive(0)
+
+
+def test_a_signal_handler_that_ticks_loses_nothing_that_is_received(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream_ipc.core.kept.KEPT_COUNT", 3)
+    number = 0
+    while True:
+        number += 1
+        with IpcPeer() as peer, RawPeer(peer) as raw:
+            raw.write(*[framed(Note(str(index))) for index in range(3)])
+            peer.tick(20)
+            raw.write(framed(Note("3")))
+            with CallAt(number, lambda *_: peer.tick(20)) as signal:  # one more is kept, so the oldest is dropped
+                first = raw.session.receive(0)
+            if not signal.hit:
+                break
+            got = values([first, *[raw.session.receive(0) for _ in range(2)]])
+            assert got == ["1", "2", "3"] or (got == ["0", "1", "2"] and raw.session.receive(0) == Note("3")), signal.where
+    assert number > 10
 
 
 def test_large_ones_are_kept_up_to_a_size(peer: IpcPeer, caplog: pytest.LogCaptureFixture) -> None:

@@ -92,6 +92,13 @@ class Kept:
                 return entry
         return None
 
+    def index(self, entry: Entry) -> int:
+        """Return where an entry stands; behind all if it is not there any more."""
+        try:
+            return self.entries.index(entry)
+        except ValueError:
+            return len(self.entries)
+
     def keep(self, item: Any, message: Message, handlers: tuple[Handler, ...]) -> Any:
         """Keep a message if a call waits for it, or no handler is there for it.
 
