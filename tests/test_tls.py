@@ -422,6 +422,23 @@ def test_a_crowd_that_stalls(peer, host, listener, client_side):
     tick_until(lambda: "handshakes=0" in repr(listener), peer)
 
 
+def test_connection_that_gets_no_session_is_closed(peer, listener, client_side):
+    peer.serializer = None  # so that no session can be made
+    with socket.create_connection(listener.address) as plain:
+        plain.settimeout(0)
+        with client_side.wrap_socket(plain, server_hostname="localhost", do_handshake_on_connect=False) as sock:
+            with pytest.raises(TypeError, match="serializer") as caught:
+                while True:
+                    try:
+                        sock.do_handshake()
+                    except ssl.SSLWantReadError:
+                        pass
+                    peer.tick(0.01)
+            sock.settimeout(10)
+            assert sock.recv(1) == b""
+        assert caught.value.__traceback__ is not None  # whose frames still know the socket
+
+
 def test_closing_drops_handshakes(peer, host, listener, client_side):
     sock = half_a_handshake(listener.address, client_side)
     tick_until(lambda: "handshakes=1" in repr(listener), peer)

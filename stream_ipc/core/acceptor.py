@@ -239,15 +239,19 @@ class Acceptor:
                 self._pause()
                 return
             self._complained = False
-            try:
-                self._take(sock)
-            except (OSError, ValueError) as exc:  # it is gone again
-                sock.close()
-                pass_on(exc)
-                log.debug("%r: a connection was lost before it had a session: %s", self, exc)
-            except BaseException:
-                sock.close()
-                raise
+            self._go_on(sock, self._take)
+
+    def _go_on(self, sock: Any, step: Callable[..., None], *arguments: Any) -> None:
+        """Take a step with a connection; if it fails, the connection is closed."""
+        try:
+            step(sock, *arguments)
+        except (OSError, ValueError) as exc:  # it is gone again
+            sock.close()
+            pass_on(exc)
+            log.debug("%r: a connection was lost before it had a session: %s", self, exc)
+        except BaseException:
+            sock.close()
+            raise
 
     def _take(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -287,12 +291,7 @@ class Acceptor:
             self._drop(handshake, str(exc))
             return
         self._remove(handshake)
-        try:
-            self._hand_over(sock, handshake.name)
-        except (OSError, ValueError) as exc:
-            sock.close()
-            pass_on(exc)
-            log.debug("%r: a connection was lost before it had a session: %s", self, exc)
+        self._go_on(sock, self._hand_over, handshake.name)
 
     def _drop_unless_ready(self, handshake: _Handshake, why: str) -> None:
         """Drop a handshake, unless what it waits for is there and could only not be read."""
