@@ -5,8 +5,6 @@ Checks what users pass, and hands it on to the conversation behind it. Must not 
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 from .arguments import (
     DEFAULT,
     USUAL,
@@ -29,7 +27,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from typing import Any, TypeVar, overload
 
     from .errors import StreamClosedError
@@ -219,16 +218,15 @@ class Session(Handling):
             check_message("notify", message)
         self._conversation.notify(message)
 
-    @contextmanager
-    def batch(self) -> Iterator[Session]:
+    def batch(self) -> AbstractContextManager[Session]:
         """Gather what is sent inside into few large writes.
 
         It is out at the latest when the block ends or a tick begins. Use it for
         many small messages in a row. It may be nested: the outermost block
         counts.
 
-        Yields:
-            The session.
+        Returns:
+            A context manager that gives the session to the block.
 
         Raises:
             StreamClosedError: At the end of the block: the other side is gone.
@@ -238,16 +236,7 @@ class Session(Handling):
                 for done in range(1000):
                     session.notify(Progress(done, 1000))
         """
-        conversation = self._conversation
-        conversation.begin_batch()
-        port = conversation.port
-        batch = object()
-        try:
-            port.batches[batch] = None
-            yield self
-        finally:
-            port.batches.pop(batch, None)
-            conversation.end_batch()
+        return self._conversation.batches.batch(self)
 
     def flush(self, timeout: float | None = None) -> None:
         """Write until nothing is queued. Reads meanwhile, but runs no handlers.

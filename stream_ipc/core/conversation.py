@@ -10,6 +10,7 @@ import math
 from ..errors import InvalidStreamError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, REQUEST, Message
+from .batches import Batches
 from .closing import Closing
 from .conditions import Until
 from .dispatcher import Dispatcher
@@ -53,6 +54,7 @@ class Conversation:
         due: When closing has to be done, by the loop's clock; None for the usual bounds.
         dispatcher: Works off its inbox.
         port: Moves its bytes.
+        batches: Gather what is sent.
         replies: Its pending requests.
         on_close: Handlers of its end.
         name: What texts call it.
@@ -77,6 +79,7 @@ class Conversation:
         self.dispatcher: Dispatcher = Dispatcher(self, session)
         self.port: Port = Port(loop, channel, self.dispatcher)
         self.dispatcher.bind()
+        self.batches: Batches = Batches(loop, self.port)
         self._closing: Closing | None = None
         self._writes_until: float | None = None  # how long an ended stream is kept for what is still to be written
 
@@ -166,19 +169,6 @@ class Conversation:
             self.loop.repairs[self.port] = None
             self.port.post_failed(exc)
             raise
-
-    def begin_batch(self) -> None:
-        """Begin to gather what is sent; see ``Port.cork``."""
-        self.loop.check_entry()
-        self.port.cork()
-
-    def end_batch(self) -> None:
-        """Write what was gathered, if no batch is under way any more."""
-        outer = self.loop.enter()
-        try:
-            self.port.uncork()
-        finally:
-            self.loop.thread = outer
 
     # -- waiting
 
@@ -299,12 +289,10 @@ class Conversation:
     def begin_close(self) -> None:
         """Stop taking messages; write what is queued as far as it goes."""
         if self.state is OPEN:
-            self.channel.corked = False
             # atomic: no calls
             self.state = CLOSING
             self.is_open = False
 
-            self.channel.corked = False  # again: an interruption may have come in between
             self.port.look_for_end()
             self.port.flush()
 

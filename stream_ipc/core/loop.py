@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..transports.channel import Ending
+    from .batches import Batches
     from .conversation import Conversation
     from .dispatcher import Dispatcher
 
@@ -61,7 +62,7 @@ class Loop(Guard):
         repairs: Tasks that an interruption may have left with work.
         later: Tasks whose ``go_on`` the next turn calls.
         pools: What has no descriptor of its own: it is checked now and then, and closed with the loop.
-        corked: Ports whose output is gathered until the next turn.
+        corked: Batches that gather what is sent until the next turn.
         paused: Ports that are not read from because their inbox is long.
         dispatched: How many messages have been dispatched in all.
         depth: How many dispatches are under way, one inside the other.
@@ -84,7 +85,7 @@ class Loop(Guard):
         self.repairs: dict[Any, None] = {}
         self.later: dict[Any, Any] = {}
         self.pools: dict[Any, None] = {}
-        self.corked: dict[Any, None] = {}
+        self.corked: dict[Batches, None] = {}
         self.paused: dict[Any, None] = {}
         self.dispatched: int = 0
         self.depth: int = 0
@@ -115,13 +116,13 @@ class Loop(Guard):
         """Remove a conversation and what belongs to it, but not its repairs."""
         self.progress += 1
         self.conversations.pop(conversation, None)
+        self.corked.pop(conversation.batches, None)
         self.has_chores = True
         self.todo.pop(conversation.dispatcher, None)
         self._timers.set(conversation, None)
 
     def remove_port(self, port: Any) -> None:
         """Remove a port, whose descriptors are no longer watched."""
-        self.corked.pop(port, None)
         self.paused.pop(port, None)
         self._polled.pop(port, None)
         self._timers.set(port, None)
@@ -309,8 +310,8 @@ class Loop(Guard):
         Returns:
             How long to wait at most, in seconds.
         """
-        for port in tuple(self.corked):
-            port.flush_gathered()
+        for batches in tuple(self.corked):
+            batches.flush()
         for dispatcher in tuple(self.todo):
             dispatcher.port.limit_reading()
             if not starving and wait and dispatcher.has_work:
@@ -362,7 +363,7 @@ class Loop(Guard):
         """Return seconds until a turn is due though ``fileno`` is not readable; None if none is."""
         if self.repairs or self.later or self.poller.has_always or self._has_work():
             return 0.0
-        if any([port.channel.queued_bytes for port in self.corked]):
+        if any([batches.queued_bytes for batches in self.corked]):
             return 0.0  # a turn lets out what was gathered
         wait = min(self._polled.values(), default=math.inf)
         if self.endings.all:

@@ -45,7 +45,6 @@ class Port:
         channel: The channel.
         paused: Whether it is not read from because the inbox is long.
         dispatched_bytes: ``received_bytes`` of the channel when the inbox was last empty.
-        batches: Those that are under way, one inside the other; whoever begins one enters it here.
         watched: What each watched descriptor is watched for; 0 if that is not known.
         failing: Whether a failure stands in the inbox. The channel is left alone until it is reported.
     """
@@ -63,7 +62,6 @@ class Port:
         self.paused: bool = False
         self._reading = False  # a call is reading, so that a message's constructor may be at work
         self.dispatched_bytes: int = 0
-        self.batches: dict[object, None] = {}
         self._closed = False
         channel.on_change = self.rearm
 
@@ -313,6 +311,8 @@ class Port:
             StreamClosedError: The other side is gone.
             InvalidStreamError: The stream was closed by its owner.
         """
+        if self._closed:
+            return
         try:
             self.channel.flush()
         except (StreamClosedError, InvalidStreamError) as exc:
@@ -373,26 +373,3 @@ class Port:
 
         self._loop.mark(self._dispatcher)
         self.rearm()
-
-    def cork(self) -> None:
-        """Begin to gather what is sent. The caller puts a batch into ``batches``, removes it later and calls ``uncork``."""
-        self._loop.corked[self] = None
-        self._loop.has_chores = True
-        self.channel.corked = True
-
-    def uncork(self) -> None:
-        """Write what was gathered, if no batch is under way any more; raises as ``write``."""
-        if not self.batches:
-            self.channel.corked = False
-            if not self._closed:
-                self.write()
-            if not self.batches:
-                self._loop.corked.pop(self, None)  # last: until then the next turn does it again
-
-    def flush_gathered(self) -> None:
-        """Write what was gathered so far; what goes wrong is reported in turn."""
-        if self.channel.queued_bytes:
-            self.flush()
-        if not self.batches:  # an interruption has come before uncork()
-            self.channel.corked = False
-            self._loop.corked.pop(self, None)

@@ -1,0 +1,73 @@
+"""Batches: what is sent inside one is gathered into few large writes.
+
+Knows the port whose output is gathered, and the loop, whose turns let it out. Must not know what is sent.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import TypeVar
+
+    from .loop import Loop
+    from .port import Port
+
+    S = TypeVar("S")
+
+__all__ = ["Batches"]
+
+
+class Batches:
+    """The batches of one conversation, which may be one inside the other.
+
+    Owns which are under way, and whether the channel is corked: it is while there are any.
+    """
+
+    def __init__(self, loop: Loop, port: Port) -> None:
+        self._loop = loop
+        self._port = port
+        self._under_way: dict[object, None] = {}
+
+    @property
+    def queued_bytes(self) -> int:
+        """How many bytes were gathered, or wait for another reason."""
+        return self._port.channel.queued_bytes
+
+    @contextmanager
+    def batch(self, session: S) -> Iterator[S]:
+        """Gather what is sent inside, and give the session to the block; see ``Session.batch``."""
+        loop = self._loop
+        loop.check_entry()
+        batch = object()
+        loop.corked[self] = None  # first: a turn uncorks it if an interruption comes next
+        loop.has_chores = True
+        self._port.channel.corked = True
+        try:
+            self._under_way[batch] = None
+            yield session
+        finally:
+            self._under_way.pop(batch, None)
+            outer = loop.enter()
+            try:
+                self._uncork()
+            finally:
+                loop.thread = outer
+
+    def _uncork(self) -> None:
+        """Write what was gathered, if no batch is under way any more; raises as ``Port.write``."""
+        if not self._under_way:
+            self._port.channel.corked = False
+            self._port.write()
+            if not self._under_way:
+                self._loop.corked.pop(self, None)  # last: until then the next turn does it again
+
+    def flush(self) -> None:
+        """Write what was gathered so far; what goes wrong is reported in turn."""
+        if self.queued_bytes:
+            self._port.flush()
+        if not self._under_way:  # an interruption has come before the end of the last one
+            self._port.channel.corked = False
+            self._loop.corked.pop(self, None)
