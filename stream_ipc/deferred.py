@@ -8,12 +8,12 @@ from __future__ import annotations
 from weakref import ref
 
 from .arguments import check_message, sendable
-from .core.deferred import DEFERRERS
+from .core.owed import DEFERRERS
 from .messages import ErrorMessage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .core.deferred import Owed
+    from .core.owed import Owed
     from .messages import Message
 
 __all__ = ["DeferredReply"]

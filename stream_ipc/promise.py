@@ -8,7 +8,7 @@ from __future__ import annotations
 from operator import attrgetter
 
 from .arguments import check_timeout
-from .core.deferred import DEFERRERS
+from .core.owed import DEFERRERS
 from .messages import Message
 
 TYPE_CHECKING = False
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any, Generic, TypeVar
 
-    from .core.deferred import Owed
+    from .core.owed import Owed
     from .core.pending import Pending, Requester
 
     M_co = TypeVar("M_co", bound=Message, covariant=True)

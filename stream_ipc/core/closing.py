@@ -106,7 +106,7 @@ class Closing:
         assert conversation.reason is not None
         conversation.dispatcher.inbox.clear()
         conversation.dispatcher.kept.end()
-        conversation.dispatcher.responder.deferred.drop()
+        conversation.dispatcher.responder.owed.drop()
         conversation.replies.fail_all(conversation.reason)
 
     def _tell(self) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ..handlers import Handler
     from ..messages import Message
-    from .deferred import Owed
+    from .owed import Owed
 
 __all__ = ["Answer", "Delivery", "Failure", "Opening", "take_out"]
 

@@ -55,7 +55,7 @@ class Port:
         self._loop = loop
         self._todo = loop.todo
         self._dispatcher = dispatcher
-        self._deferred = dispatcher.responder.deferred
+        self._owed = dispatcher.responder.owed
         self._inbox: deque[Any] = dispatcher.inbox
         self.watched: dict[int, int] = {}
         self._poll_due = math.inf
@@ -259,7 +259,7 @@ class Port:
 
     def limit_reading(self) -> None:
         """Stop reading if the inbox is long; called before each turn while something is in it."""
-        if len(self._inbox) + len(self._deferred) > _INBOX_SMALL or self._loop.starving or self.paused:
+        if len(self._inbox) + len(self._owed) > _INBOX_SMALL or self._loop.starving or self.paused:
             self.update_reading()
 
     def update_reading(self) -> None:
@@ -275,10 +275,10 @@ class Port:
             else:
                 paused = len(inbox) > INBOX_COUNT or size > INBOX_BYTES
         dispatcher = self._dispatcher
-        deferred = len(self._deferred)
-        if deferred + len(inbox) > INBOX_COUNT and deferred and not paused:
+        owed = len(self._owed)
+        if owed and owed + len(inbox) > INBOX_COUNT and not paused:
             # Whoever asks goes on when it has replies, but not if what they wait for may come from there.
-            paused = deferred + len(inbox) > INBOX_COUNT_HARD or not (self._loop.starving or dispatcher.awaits_replies)
+            paused = owed + len(inbox) > INBOX_COUNT_HARD or not (self._loop.starving or dispatcher.awaits_replies)
         self._set_paused(paused)
 
     def _set_paused(self, paused: bool) -> None:

@@ -11,9 +11,9 @@ from ..errors import FrameTooLargeError, InvalidStreamError, SerializationError,
 from ..handlers import HandlerList, name_of
 from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..registry import type_info
-from .deferred import DeferredReplies, Owed, find_deferrer
 from .flow_control import HIGH_WATER
 from .items import Answer, take_out
+from .owed import Owed, OwedReplies, find_deferrer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Responder:
 
     Attributes:
         on_request: Handlers of requests.
-        deferred: Replies that handlers have put off.
+        owed: Replies that handlers have put off.
         port: Moves the bytes; set by ``bind``.
     """
 
@@ -51,7 +51,7 @@ class Responder:
         self.on_request: HandlerList = HandlerList("on_request", of_messages=True)
         self._conversation = conversation
         self._dispatcher = dispatcher
-        self.deferred: DeferredReplies = DeferredReplies(self)
+        self.owed: OwedReplies = OwedReplies(self)
         self._inbox: deque[Any] = dispatcher.inbox
         self._session = session
 
@@ -178,11 +178,11 @@ class Responder:
             The error that is sent if that cannot be.
         """
         try:
-            self.deferred.begin(owed)
+            self.owed.begin(owed)
         except RuntimeError as exc:
             return ErrorMessage("Error in dispatch", exc)
         if not self._conversation.is_open:
-            self.deferred.drop()
+            self.owed.drop()
         return None
 
     def _send_error(self, id: Any, text: str) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .pending import Pending
     from .responder import Responder
 
-__all__ = ["DEFERRERS", "DeferredReplies", "Owed", "find_deferrer"]
+__all__ = ["DEFERRERS", "Owed", "OwedReplies", "find_deferrer"]
 
 
 # What a handler of requests may return in place of a reply: by class, a function that is called with it and an Owed, which
@@ -76,7 +76,7 @@ class Owed:
         self.loop: Loop = loop
         self._promise: Any = None
         self._responder: Responder | None = responder
-        self.call_later: Any = None  # made by DeferredReplies.begin: it is a cycle
+        self.call_later: Any = None  # made by OwedReplies.begin: it is a cycle
         self._sending = False
 
     @property
@@ -105,7 +105,7 @@ class Owed:
         loop = self.loop
         if self._sending:
             return
-        if responder is None or self not in responder.deferred.table:
+        if responder is None or self not in responder.owed.table:
             loop.later.pop(self, None)
             return
         reply = self.reply
@@ -124,12 +124,12 @@ class Owed:
 
             responder.send_reply(self.id, reply)
             self.was_open = responder.is_writable
-            responder.deferred.remove(self)
+            responder.owed.remove(self)
         except BaseException:
             if channel.outbox.last is last:
                 self._sending = False
             else:
-                responder.deferred.remove(self)
+                responder.owed.remove(self)
             raise
         finally:
             loop.thread = outer
@@ -156,11 +156,11 @@ class Owed:
         self.loop.later.pop(self, None)
 
 
-class DeferredReplies:
-    """Those that one conversation owes.
+class OwedReplies:
+    """The replies that one conversation owes.
 
     Attributes:
-        table: All that are not sent.
+        table: Those that are not sent.
     """
 
     def __init__(self, responder: Responder) -> None:
