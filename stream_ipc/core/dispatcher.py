@@ -22,7 +22,7 @@ from ..errors import (
 )
 from ..handlers import HandlerList
 from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
-from ..transports.channel import End
+from ..transports.channel import EndOfStream
 from .hold import Hold
 from .items import Answer, Delivery, Failure, Opening, take_out
 from .kept import Kept
@@ -75,7 +75,7 @@ class Dispatcher:
             Delivery: self._resume,
             Opening: self._open,
             Failure: self._stream_failed,
-            End: self._end,
+            EndOfStream: self._end,
         }
 
     def bind(self) -> None:
@@ -104,7 +104,7 @@ class Dispatcher:
         if not self._conversation.is_open or not self.inbox:
             return False
         first = self.inbox[0]
-        if type(first) is End:
+        if type(first) is EndOfStream:
             return not self._conversation.writes_on()
         return type(first) is not RequestEnvelope or not self.responder.is_full()
 
@@ -366,7 +366,7 @@ class Dispatcher:
                 log.error("on_exception handler of %r failed", self._session, exc_info=True)
         return keep
 
-    def _end(self, item: End) -> int | None:
+    def _end(self, item: EndOfStream) -> int | None:
         """Close behind the last message."""
         if self._conversation.writes_on():
             return None

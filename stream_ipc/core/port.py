@@ -9,7 +9,7 @@ import math
 
 from ..errors import InvalidStreamError, StreamClosedError
 from ..interruptions import interruption_in, pass_on
-from ..transports.channel import POLL_INTERVAL, End
+from ..transports.channel import POLL_INTERVAL, EndOfStream
 from .items import Failure
 from .poller import READ, WRITE
 
@@ -357,7 +357,7 @@ class Port:
             ended = self.channel.ended
             self.drain()
             last = self._inbox[-1] if self._inbox else None
-            if ended is None and type(last) is End:  # the failed write tells more than the end of what was read
+            if ended is None and type(last) is EndOfStream:  # the failed write tells more than the end of what was read
                 # atomic: no calls
                 last.error = error
                 self.channel.ended = error
@@ -365,7 +365,7 @@ class Port:
 
     def end(self, error: StreamClosedError) -> None:
         """Put the end into the inbox, if it is not there yet."""
-        end = End(error)
+        end = EndOfStream(error)
         # atomic: no calls
         if self.channel.ended is None:
             self.channel.ended = error

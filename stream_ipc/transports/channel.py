@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from ..wire.codec import Decoded
 
     # What stands in an inbox: what was decoded, and the end behind it.
-    Received = Union[Decoded, "End"]
+    Received = Union[Decoded, "EndOfStream"]
 
     # Descriptors to read from, a descriptor to write to, and seconds until the next poll without an event.
     Interest = tuple[Sequence[int], int | None, float | None]
 
 
-__all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "End", "Ending"]
+__all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "EndOfStream", "Ending"]
 
 DRAIN_READS = 64  # reads of one input at the end: 4 MiB, more than a pipe or socket buffer holds
 
@@ -31,7 +31,7 @@ DRAIN_READS = 64  # reads of one input at the end: 4 MiB, more than a pipe or so
 POLL_INTERVAL = 0.01
 
 
-class End:
+class EndOfStream:
     """Stands in an inbox behind the last message: nothing more will come."""
 
     __slots__ = ("error",)
@@ -89,7 +89,7 @@ class Channel:
         outbox: What knows ``queued_bytes`` and ``last`` without a function call: an ``Outbox``, or the channel itself.
         last: Another object after each message that was queued or written, if the channel knows.
         writing: A write is under way, so that what a finalizer or a signal handler sends meanwhile is only queued.
-        ended: Why nothing more will come, once an ``End`` was put into the inbox.
+        ended: Why nothing more will come, once an ``EndOfStream`` was put into the inbox.
         is_unfinished: Whether a message has begun to arrive.
         is_broken: Whether nothing can be written any more.
     """
@@ -131,7 +131,7 @@ class Channel:
         raise NotImplementedError
 
     def read(self, fd: int, inbox: deque[Received]) -> None:
-        """Append what can be read now to the inbox: messages, errors that stand for messages, an ``End``.
+        """Append what can be read now to the inbox: messages, errors that stand for messages, an ``EndOfStream``.
 
         Args:
             fd: Which descriptor is ready; -1 if it is time to poll without one.

@@ -11,7 +11,7 @@ from itertools import chain, starmap
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
 from ..messages import Message, put_in_envelope
-from .channel import DRAIN_READS, POLL_INTERVAL, Channel, End
+from .channel import DRAIN_READS, POLL_INTERVAL, Channel, EndOfStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class ForeignChannel(Channel):
             # The list goes from receive() into the inbox inside one call, so no interruption can come in between.
             inbox.extend(chain.from_iterable(starmap(self._transport.receive, [()])))
         except StreamClosedError as exc:
-            end = End(exc)
+            end = EndOfStream(exc)
             # atomic: no calls
             self.ended = exc
             inbox += (end,)

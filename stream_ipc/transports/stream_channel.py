@@ -13,7 +13,7 @@ from ..interruptions import interruption_in
 from ..messages import NOTIFICATION
 from ..wire.codec import MessageDecoder, MessageEncoder
 from ..wire.framing import START
-from .channel import DRAIN_READS, POLL_INTERVAL, Channel, End
+from .channel import DRAIN_READS, POLL_INTERVAL, Channel, EndOfStream
 from .descriptors import describe_stream, has_hung_up, wait_readable, wait_writable
 from .ends import Ends
 from .inputs import Input, TextInput
@@ -259,7 +259,7 @@ class StreamChannel(Channel):
     def put_end(self, inbox: deque[Received]) -> None:
         """Append the end to the inbox, once."""
         error = self.ended_error()
-        end = End(error)
+        end = EndOfStream(error)
         # atomic: no calls
         if self.ended is None:
             self.ended = error

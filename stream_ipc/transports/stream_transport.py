@@ -9,7 +9,7 @@ from collections import deque
 
 from ..messages import take_out_of_envelope
 from ..wire.codec import MessageEncoder
-from .channel import End
+from .channel import EndOfStream
 from .descriptors import wait_readable
 from .message_transport import MessageTransport
 from .objects import open_read_end, open_write_end
@@ -184,7 +184,7 @@ class StreamTransport(MessageTransport):
         for fd, source in tuple(channel.inputs.items()):
             if not source.end.shared or wait_readable((fd,), 0):
                 channel.read(fd, inbox)
-        if inbox and isinstance(inbox[-1], End):
+        if inbox and isinstance(inbox[-1], EndOfStream):
             inbox.pop()
         if not inbox and channel.ended is not None:
             raise channel.ended.with_traceback(None)  # or each call would make it longer
