@@ -100,7 +100,7 @@ class Session(Handling):
     @property
     def process(self) -> subprocess.Popen[Any] | None:
         """The ``Popen`` of the child process at the other end, or None."""
-        return getattr(self._conversation.channel, "process", None)
+        return self._conversation.channel.process  # type: ignore[no-any-return]
 
     @property
     def socket(self) -> socket.socket | None:

@@ -354,7 +354,7 @@ class Conversation:
     def short(self, reason: BaseException) -> str:
         """Return a reason in a few words: without what its text repeats of the name, and what a child has written."""
         text = describe(reason).partition(": ")[2]
-        process = getattr(self.channel, "process", None)
+        process = self.channel.process
         if process is not None:
             _, found, rest = text.partition(f"(pid {process.pid}) ")
             text = rest if found else text

@@ -97,6 +97,6 @@ def flush_bound(seconds: float | None, conversations: Iterable[Conversation]) ->
     """
     if seconds is None:
         return FLUSH_BOUND
-    if any([getattr(conversation.channel, "process", None) is not None for conversation in conversations]):
+    if any([conversation.channel.process is not None for conversation in conversations]):
         return min(seconds, max(FLUSH_BOUND, seconds / 2))
     return seconds

@@ -92,6 +92,7 @@ class Channel:
         ended: Why nothing more will come, once an ``EndOfStream`` was put into the inbox.
         is_unfinished: Whether a message has begun to arrive.
         is_broken: Whether nothing can be written any more.
+        process: The ``Popen`` of the child at the other end, or None.
     """
 
     on_change: Callable[[], None]
@@ -107,6 +108,7 @@ class Channel:
     ended: StreamClosedError | None = None
     is_unfinished: bool = False
     is_broken: bool = False
+    process: Any = None
 
     @property
     def transport(self) -> Any:

@@ -221,6 +221,11 @@ class _End:
         self._restore = os.get_blocking(self.fd)
         os.set_blocking(self.fd, False)
 
+    @property
+    def family(self) -> str:
+        """The name of its socket's family; empty if it is no socket."""
+        return getattr(getattr(self.socket, "family", None), "name", "")
+
     def _socket_flags(self) -> int:
         # For a socket whose flags are not this process's to change.
         flag: int = sys.modules["socket"].MSG_DONTWAIT if self.shared else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..clock import monotonic
 from ..wire.codec import NO_TEXT
 from ..wire.framing import START
+from .channel import POLL_INTERVAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .channel import Channel, Received
     from .descriptors import ReadEnd
 
-__all__ = ["Input", "TextInput"]
+__all__ = ["Input", "TextInput", "sooner"]
 
 _LARGE_READ = 256 * 1024
 
@@ -61,6 +62,16 @@ class Input:
     def is_ahead(self) -> bool:
         """Whether there is something to decode though the descriptor may not become readable."""
         return self._data is not None or self._count is not None or self.end.pending
+
+    @property
+    def poll_in(self) -> float | None:
+        """Seconds until the next poll without an event; None if the descriptor tells."""
+        if self.is_ahead:
+            return 0.0
+        return None if self.end.watched else POLL_INTERVAL
+
+    def flush_due(self, inbox: deque[Received]) -> None:
+        """Append what the decoder has held back for long enough: of frames, nothing."""
 
     def read(self, inbox: deque[Received]) -> None:
         """Read once, and append what is complete to the inbox.
@@ -152,17 +163,15 @@ class TextInput(Input):
 
     @property
     def poll_in(self) -> float | None:
-        """Seconds until an unfinished line comes as it is; None if there is none."""
         if self.ended or not self.decoder.is_unfinished:
             self.due = None
-            return None
+            return super().poll_in
         now = monotonic()
         if self.due is None:
             self.due = now + LINE_DELAY
-        return max(0.0, self.due - now)
+        return sooner(super().poll_in, max(0.0, self.due - now))
 
     def flush_due(self, inbox: deque[Received]) -> None:
-        """Append an unfinished line if its time is over."""
         if self.due is not None and monotonic() >= self.due:
             self.flush(inbox)
 
@@ -185,3 +194,8 @@ class TextInput(Input):
         self.decoder.state = NO_TEXT
         self.ended = True
         self.error = error
+
+
+def sooner(seconds: float | None, others: float | None) -> float | None:
+    """Return the smaller of two times that may be None."""
+    return others if seconds is None else seconds if others is None else min(seconds, others)

@@ -68,6 +68,7 @@ class _ObjectEnd:
     growable: bool = False
     shared = False
     socket: Any = None
+    family = ""
     error: BaseException | None = None
     wants_write = False
     wants_read = False

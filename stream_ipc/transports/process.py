@@ -15,9 +15,10 @@ from ..messages import LogMessage
 from ..wire.codec import TextDecoder
 from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
 from .descriptors import ReadEnd, WriteEnd, close_streams, wait_readable
+from .inputs import sooner
 from .process_end import ProcessEnding
 from .spawn import check_popen
-from .stream_channel import StreamChannel, sooner
+from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from ..wire.framing import START
 from .channel import DRAIN_READS, POLL_INTERVAL, Channel, EndOfStream
 from .descriptors import describe_stream, has_hung_up, wait_readable, wait_writable
 from .ends import Ends
-from .inputs import Input, TextInput
+from .inputs import Input, TextInput, sooner
 from .outbox import Outbox
 
 TYPE_CHECKING = False
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .channel import Ending, Interest, Received
 
 __all__ = ["StreamChannel"]
+
+_TCP = ("AF_INET", "AF_INET6")
 
 
 class StreamChannel(Channel):
@@ -183,19 +185,14 @@ class StreamChannel(Channel):
         for fd, source in self.inputs.items():
             if source.end.wants_write:
                 write_fd = source.end.fd
-            if source.is_ahead:
-                poll_in = 0.0
             if source.end.watched:
                 reads.append(fd)
-            elif poll_in is None:
-                poll_in = POLL_INTERVAL
-            if isinstance(source, TextInput):
-                poll_in = sooner(poll_in, source.poll_in)
+            poll_in = sooner(poll_in, source.poll_in)
         if self.outbox.blocked and not output.wants_read:
             if output.watched:
                 write_fd = output.poll_fd
-            elif poll_in is None:
-                poll_in = POLL_INTERVAL
+            else:
+                poll_in = sooner(poll_in, POLL_INTERVAL)
         return reads, write_fd, poll_in
 
     def read(self, fd: int, inbox: deque[Received]) -> None:
@@ -224,8 +221,7 @@ class StreamChannel(Channel):
         for number, source in tuple(self.inputs.items()):
             if source.is_ahead or not source.end.watched:
                 self.read(number, inbox)
-            if isinstance(source, TextInput):
-                source.flush_due(inbox)
+            source.flush_due(inbox)
         if self.outbox.blocked and not self.outbox.end.watched:
             self.outbox.flush()
         self.on_change()
@@ -270,9 +266,8 @@ class StreamChannel(Channel):
     def ended_error(self) -> StreamClosedError:
         """Return why nothing more will come."""
         where = f" {self._last.where}" if self._last is not None and self._last.where else ""
-        sock, cause = (None, None) if self._last is None else (self._last.end.socket, self._last.error)
-        local = sock is not None and getattr(sock.family, "name", "") == "AF_UNIX"
-        if cause is None or (local and isinstance(cause, ConnectionResetError)):  # it closed, and had not read all
+        family, cause = ("", None) if self._last is None else (self._last.end.family, self._last.error)
+        if cause is None or (family == "AF_UNIX" and isinstance(cause, ConnectionResetError)):  # it had not read all
             error = StreamClosedError(f"the other side closed the stream{where} ({self.describe()})")
         else:
             error = StreamClosedError(f"the connection was lost{where} ({self.describe()}): {_text(cause)}")
@@ -331,12 +326,12 @@ class StreamChannel(Channel):
         super().look_for_hangup(inbox)
 
     def look_for_lost_host(self, inbox: deque[Received]) -> None:
-        sock = self.socket
-        if sock is None or getattr(sock.family, "name", "") not in ("AF_INET", "AF_INET6"):
+        end = self.outbox.end
+        if end.family not in _TCP:
             return
         from .sockets import has_vanished
 
-        if has_vanished(sock):
+        if has_vanished(end.socket):
             self.drain(inbox)
             lost = TimeoutError(errno.ETIMEDOUT, "the other host does not answer any more")
             self.outbox.drop(lost)
@@ -359,14 +354,11 @@ class StreamChannel(Channel):
     def before_close(self) -> Ending | None:
         """End the conversation with the other side before the streams are closed; returns what is left to do."""
         end = self.outbox.end
-        sock = end.socket
-        if self.outbox.error is not None or sock is None or end.shared or end.find_invalid() is not None:
-            return None
-        if getattr(sock.family, "name", "") not in ("AF_INET", "AF_INET6"):
+        if self.outbox.error is not None or end.family not in _TCP or end.shared or end.find_invalid() is not None:
             return None
         from .lingering import linger
 
-        return linger(sock)
+        return linger(end.socket)
 
     def release(self) -> None:
         self._drop()
@@ -388,11 +380,6 @@ class StreamChannel(Channel):
     def connected(self, how: str) -> None:
         """Say what its socket is connected to, in a few words for ``describe``."""
         self._name = f"{how} {self.describe()}"
-
-
-def sooner(seconds: float | None, others: float | None) -> float | None:
-    """Return the smaller of two times that may be None."""
-    return others if seconds is None else seconds if others is None else min(seconds, others)
 
 
 def _text(error: BaseException) -> str:
