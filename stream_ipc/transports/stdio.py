@@ -49,20 +49,20 @@ class StdioChannel(StreamChannel):
         if _active is not None:
             raise RuntimeError("this process's stdin and stdout are in use by another session; close it first")
         _flush()
-        self._wire_in = self._wire_out = self._stderr = -1
+        self._copies: dict[int, int] = {}  # of the standard descriptors that are taken over
         self._buffered: list[Any] = []  # what is to be block-buffered again
         try:
-            self._wire_in = _private_copy(0, "stdin", sys.__stdin__)
-            self._wire_out = _private_copy(1, "stdout", sys.__stdout__)
-            if _is_stderr(self._wire_in, self._wire_out):
-                self._stderr = _private_copy(2, "stderr", sys.__stderr__)
-            _take_over(self._stderr >= 0)
+            self._copies[0] = _private_copy(0, "stdin", sys.__stdin__)
+            self._copies[1] = _private_copy(1, "stdout", sys.__stdout__)
+            if _is_stderr(*self._copies.values()):
+                self._copies[2] = _private_copy(2, "stderr", sys.__stderr__)
+            _take_over(2 in self._copies)
             self._buffer_lines()
             ahead = _read_ahead()
             # Shared: both are other processes' open files too, so their flags stay as they are.
-            reader = ReadEnd(self._wire_in, shared=True)
+            reader = ReadEnd(self._copies[0], shared=True)
             reader.ahead = ahead
-            writer = WriteEnd(self._wire_out, shared=True)
+            writer = WriteEnd(self._copies[1], shared=True)
             super().__init__(writer, [reader], serializer, max_frame_size, "stdio")
         except BaseException:
             self._restore()
@@ -85,9 +85,9 @@ class StdioChannel(StreamChannel):
         global _active
         _active = None
         super().abandon()
-        fd, self._stderr = self._stderr, -1
-        if fd >= 0:
-            os.close(fd)
+        copy = self._copies.pop(2, -1)  # the others are the wire, and are closed with it
+        if copy >= 0:
+            os.close(copy)
 
     def _buffer_lines(self) -> None:
         """Let each line that is printed leave at once, though descriptor 1 is no terminal."""
@@ -106,18 +106,12 @@ class StdioChannel(StreamChannel):
             except (OSError, ValueError) as exc:
                 pass_on(exc)
             del self._buffered[-1]
-        if self._stderr >= 0:
-            os.dup2(self._stderr, 2)
-            fd, self._stderr = self._stderr, -1
-            os.close(fd)
-        if self._wire_in >= 0:
-            os.dup2(self._wire_in, 0)
-            fd, self._wire_in = self._wire_in, -1
-            os.close(fd)
-        if self._wire_out >= 0:
-            os.dup2(self._wire_out, 1)
-            fd, self._wire_out = self._wire_out, -1
-            os.close(fd)
+        for number, copy in tuple(self._copies.items()):
+            os.dup2(copy, number)
+            # atomic: no calls
+            del self._copies[number]
+
+            os.close(copy)
 
 
 def _is_stderr(*wire: int) -> bool:
