@@ -15,14 +15,17 @@ __all__ = ["Until", "wait_for", "within"]
 
 
 class Until:
-    """A condition in the form that ``Loop.run`` waits for."""
+    """A condition in the form that ``Loop.run`` waits for.
 
-    __slots__ = ("_condition",)
+    Attributes:
+        needs_no_session: Whether it may come to hold though nothing is open.
+    """
 
-    needs_no_session = False
+    __slots__ = ("_condition", "needs_no_session")
 
-    def __init__(self, condition: Callable[[], bool]) -> None:
+    def __init__(self, condition: Callable[[], bool], needs_no_session: bool = False) -> None:
         self._condition = condition
+        self.needs_no_session: bool = needs_no_session
 
     @property
     def settled(self) -> bool:

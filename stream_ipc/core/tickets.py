@@ -73,12 +73,6 @@ class Ticket(Pending):
             crew.settling.pop(self, None)
 
 
-class _WaitingAlone(Until):
-    __slots__ = ()
-
-    needs_no_session = True
-
-
 class Desk:
     """Makes tickets, and is their promises' ``Requester`` (see ``pending.py``), as a conversation is for its own requests.
 
@@ -139,7 +133,7 @@ class Desk:
 
     def run_until(self, condition: Callable[[], bool]) -> None:
         """Turn until a condition holds."""
-        self.loop.run(_WaitingAlone(condition))
+        self.loop.run(Until(condition, needs_no_session=True))
 
     def conversation_of(self, ticket: Ticket) -> Conversation | None:
         """Return what a task was sent over, if a worker has it."""
