@@ -16,7 +16,7 @@ from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, 
 from .interruptions import interruption_in
 from .messages import Message
 from .peer import loop_of
-from .workers import Place, Worker, make_worker
+from .workers import Slot, Worker, make_worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,12 +74,12 @@ class Crew:
         self._on_session = on_session
         self._hello = hello
         self._start_timeout = start_timeout
-        self._places = [Place(command) for command in commands]
+        self._slots = [Slot(command) for command in commands]
         self.size: int = len(commands)
         self._workers: dict[Worker, None] = {}
         self._free: dict[Worker, None] = {}  # those that can be given a task
         self._clogged: dict[Worker, None] = {}  # those that have to read first
-        self._searched = 0.0  # when a free place was last searched for
+        self._searched = 0.0  # when a free slot was last searched for
         self.settling: dict[Ticket, BaseException] = {}
         self._returning: dict[Ticket, None] = {}  # on the way back into the queue
         self._deaths = 0  # since the last answer of any worker
@@ -102,7 +102,7 @@ class Crew:
     @property
     def can_give(self) -> bool:
         """Whether a worker is free, or can be started sooner or later."""
-        return bool(self._free) or len(self._workers) < len(self._places)
+        return bool(self._free) or len(self._workers) < len(self._slots)
 
     # -- giving tasks to workers
 
@@ -110,7 +110,7 @@ class Crew:
         """Give queued tasks to workers that are free, and start workers for the rest. An interrupted call is made again.
 
         Args:
-            strict: Raise what is wrong with the arguments for new workers. Otherwise their place counts a death.
+            strict: Raise what is wrong with the arguments for new workers. Otherwise their slot counts a death.
         """
         queue = self.queue
         free = self._free
@@ -133,7 +133,7 @@ class Crew:
                 self._find_free(worker)
         if not self._untidy:
             later.pop(self, None)
-        if queue and len(self._workers) < len(self._places):
+        if queue and len(self._workers) < len(self._slots):
             self._set_timer()
 
     def _give_to(self, worker: Worker, ticket: Ticket) -> None:
@@ -250,7 +250,7 @@ class Crew:
         self._deaths = 0
         if not worker.answered:
             worker.answered = True
-            worker.place.deaths = 0
+            worker.slot.deaths = 0
             worker.due = None
         if can_take:
             self._free[worker] = None
@@ -291,34 +291,34 @@ class Crew:
 
     def _start(self, strict: bool) -> bool:
         """Start a worker if one is needed and can be started now; returns whether to look for one again."""
-        if len(self._workers) >= len(self._places):
+        if len(self._workers) >= len(self._slots):
             return False
         now = self._searched = self.desk.loop.clock()
         coming = [worker for worker in self._workers if not worker.ready]
         if len(coming) >= len(self.queue):
             return False
-        for place in self._places:
-            if place.worker is None and place.start_at <= now:
+        for slot in self._slots:
+            if slot.worker is None and slot.start_at <= now:
                 break
         else:
             return False
         create = partial(self._peer.create_command_session, **self._options)
         try:
-            if place.session is None:
-                for place.session in map(create, (place.command,)):  # stored before a signal is looked at
+            if slot.session is None:
+                for slot.session in map(create, (slot.command,)):  # stored before a signal is looked at
                     break
         except Exception as exc:
             if interruption_in(exc) is not None or (strict and isinstance(exc, (TypeError, ValueError))):
                 raise
             error = StreamClosedError(f"a worker could not be started: {describe(exc)}")
             error.__cause__ = exc
-            self._note_death(place, error)
+            self._note_death(slot, error)
             return bool(self.queue)
-        return self._set_up(place)
+        return self._set_up(slot)
 
-    def _set_up(self, place: Place) -> bool:
-        """Make a worker of the session that was made for a place; returns whether to look for one again."""
-        worker = make_worker(place, self._workers, self._in_flight, self._tasks_per_worker)
+    def _set_up(self, slot: Slot) -> bool:
+        """Make a worker of the session that was made for a slot; returns whether to look for one again."""
+        worker = make_worker(slot, self._workers, self._in_flight, self._tasks_per_worker)
         session = worker.session
         try:
             session.on_close(lambda session: self._worker_closed(worker))
@@ -374,24 +374,24 @@ class Crew:
             ticket.fail(worker.conversation.closed_error())
         self._free.pop(worker, None)
         self._clogged.pop(worker, None)
-        place = worker.place
-        if place.worker is worker:
+        slot = worker.slot
+        if slot.worker is worker:
             # atomic: no calls
-            place.worker = place.session = None
+            slot.worker = slot.session = None
 
             if not worker.answered and not worker.retired and not self.closed:
-                self._note_death(place, worker.conversation.reason)
+                self._note_death(slot, worker.conversation.reason)
         self._workers.pop(worker, None)
         self.give()
 
-    def _note_death(self, place: Place, reason: StreamClosedError | None) -> None:
+    def _note_death(self, slot: Slot, reason: StreamClosedError | None) -> None:
         """Take note that a worker came to nothing."""
-        place.deaths += 1
-        place.start_at = self.desk.loop.clock() + min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(place.deaths - 1, 10))
+        slot.deaths += 1
+        slot.start_at = self.desk.loop.clock() + min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(slot.deaths - 1, 10))
         self._deaths += 1
-        if any(place.worker is not None and not place.deaths for place in self._places):
+        if any(slot.worker is not None and not slot.deaths for slot in self._slots):
             return  # that one has not failed yet: it is slow to come up, or busy
-        if self._deaths >= max(_DEATHS, 3 * len(self._places)):
+        if self._deaths >= max(_DEATHS, 3 * len(self._slots)):
             text = f"{self._deaths} workers in a row ended before they had answered anything; the last one: {reason}"
             self._fail_queued(StreamClosedError(text))
 
@@ -409,7 +409,7 @@ class Crew:
         if self.queue:
             # The others were seen: they wait for something else.
             searched = self._searched
-            times += [place.start_at for place in self._places if place.worker is None and place.start_at > searched]
+            times += [slot.start_at for slot in self._slots if slot.worker is None and slot.start_at > searched]
         self.desk.set_timer(min(times, default=None))
 
     def check(self) -> None:
@@ -419,9 +419,9 @@ class Crew:
             return
         asked = self._untidy
         now = self.desk.loop.clock()
-        for place in self._places:
-            if place.session is not None and place.worker is None:
-                self._set_up(place)
+        for slot in self._slots:
+            if slot.session is not None and slot.worker is None:
+                self._set_up(slot)
         self._requeue()
         for ticket, error in tuple(self.settling.items()):
             ticket.fail(error)
@@ -450,9 +450,9 @@ class Crew:
 
     def close_workers(self) -> list[Session]:
         """Fail everything, and end the workers without waiting for it; returns their sessions."""
-        for place in self._places:
-            if place.session is not None and place.worker is None:
-                make_worker(place, self._workers, self._in_flight, self._tasks_per_worker)
+        for slot in self._slots:
+            if slot.session is not None and slot.worker is None:
+                make_worker(slot, self._workers, self._in_flight, self._tasks_per_worker)
         workers = tuple(self._workers)
         self._close("this side closed the worker pool")
         for worker in workers:

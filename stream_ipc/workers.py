@@ -1,4 +1,4 @@
-"""The workers of a pool, and the places where they run.
+"""The workers of a pool, and the slots in which they run.
 
 Knows sessions and processes. Must not know tasks.
 """
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from .session import Session
     from .transports.spawn import Command
 
-__all__ = ["Place", "Worker", "make_worker"]
+__all__ = ["Slot", "Worker", "make_worker"]
 
 _MUCH = 512 * 1024  # bytes; whoever has not read so many gets no further task
 
 
-class Place:
+class Slot:
     """Where one worker at a time runs.
 
     Attributes:
@@ -51,7 +51,7 @@ class Worker:
         most: How many it is given in all at most; None for no limit.
 
     Attributes:
-        place: Where it runs.
+        slot: Where it runs.
         session: The session with it.
         conversation: What is behind that.
         running: The tasks that it has.
@@ -62,8 +62,8 @@ class Worker:
         due: When it must have given a sign of life; None for not at all.
     """
 
-    def __init__(self, place: Place, session: Session, in_flight: int, most: int | None) -> None:
-        self.place = place
+    def __init__(self, slot: Slot, session: Session, in_flight: int, most: int | None) -> None:
+        self.slot = slot
         self.session = session
         self.conversation: Conversation = conversation_of(session)
         self._in_flight = in_flight
@@ -95,13 +95,13 @@ class Worker:
         _kill_group(self.session.process)
 
 
-def make_worker(place: Place, workers: dict[Worker, None], in_flight: int, most: int | None) -> Worker:
-    """Make a worker of the session that was made for a place, and enter it there and in a dict."""
-    assert place.session is not None
-    worker = Worker(place, place.session, in_flight, most)
+def make_worker(slot: Slot, workers: dict[Worker, None], in_flight: int, most: int | None) -> Worker:
+    """Make a worker of the session that was made for a slot, and enter it there and in a dict."""
+    assert slot.session is not None
+    worker = Worker(slot, slot.session, in_flight, most)
     # atomic: no calls
     workers[worker] = None
-    place.worker = worker
+    slot.worker = worker
 
     return worker
 
