@@ -1,14 +1,16 @@
 """The workers of a pool: which of them has which task, which are to be started, which have died.
 
-Knows the peer and sessions as users do. Of the core it knows the desk and its loop, which makes tickets of tasks and calls
-it when a time has come, and of a worker's conversation how a task is sent, the table of what is pending, how much is queued
-to be written, whether that can be, and how it ends without waiting for the child.
+Knows the peer and sessions as users do. Of the core it knows the desk, which makes tickets of tasks; the loop, which calls
+it when a time has come; and the conversations of workers, over which tasks are sent. Must not know processes.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from functools import partial
+from itertools import filterfalse
+from operator import attrgetter
 
 from . import log
 from .core.tickets import Desk
@@ -35,9 +37,13 @@ _CLOGGED_INTERVAL = 0.05  # seconds between two polls of whether a clogged worke
 # So many in a row at least, without an answer of any worker, fail what is queued, unless somewhere a first one still runs.
 _DEATHS = 5
 
+_is_settled = attrgetter("settled")
+
 
 class Crew:
-    """The workers of one pool, and what they have to do. The owner of its desk.
+    """The workers of one pool, and what they have to do.
+
+    Owns the workers, the slots in which they run, the queue, and the desk.
 
     Args:
         peer: What drives it.
@@ -47,8 +53,8 @@ class Crew:
 
     Attributes:
         size: How many workers there are at most.
-        queue: Tasks that no worker has.
-        busy: Tasks that workers have.
+        queue: Tickets of tasks that no worker has.
+        busy: Those of tasks that workers have.
         settling: Errors that an interruption may have kept from being told.
         closed: Whether nothing can be added any more.
         desk: Makes the tickets of tasks.
@@ -103,6 +109,16 @@ class Crew:
     def can_give(self) -> bool:
         """Whether a worker is free, or can be started sooner or later."""
         return bool(self._free) or len(self._workers) < len(self._slots)
+
+    @property
+    def pending(self) -> int:
+        """How many tasks are queued or with workers."""
+        return len([ticket for ticket in self.queue if ticket.is_wanted]) + len([*filterfalse(_is_settled, self.busy)])
+
+    def finish(self) -> None:
+        """Turn until all tasks have settled."""
+        if not self.closed and not self.desk.loop.forked:
+            self.desk.run_until(lambda: all(map(_is_settled, self.busy)) and all(map(_is_settled, self.queue)))
 
     # -- giving tasks to workers
 
@@ -439,27 +455,37 @@ class Crew:
 
     def on_time(self, now: float) -> None:
         """Start workers, or give them up: a time has come."""
-        if now > 0:
+        if now > -math.inf:  # or the loop only asks when that is
             self.check()
 
     go_on = check  # what an interruption has left
 
-    def close(self) -> None:
-        """Fail what is queued: the peer closes."""
-        self._close("this side closed the peer of the worker pool")
+    def close(self, text: str = "this side closed the peer of the worker pool") -> None:
+        """Fail what is queued; the text says why."""
+        self.closed = True
+        self.desk.close()
+        self._fail_queued(StreamClosedError(text))
 
-    def close_workers(self) -> list[Session]:
-        """Fail everything, and end the workers without waiting for it; returns their sessions."""
+    def close_workers(self, seconds: float | None) -> None:
+        """Fail everything, and end the workers side by side.
+
+        Args:
+            seconds: How long that may take; None for the usual bounds.
+        """
+        loop = self.desk.loop
+        others = tuple(loop.endings.all)
         for slot in self._slots:
             if slot.session is not None and slot.worker is None:
                 make_worker(slot, self._workers, self._in_flight, self._tasks_per_worker)
         workers = tuple(self._workers)
-        self._close("this side closed the worker pool")
+        self.close("this side closed the worker pool")
         for worker in workers:
             self._close_worker(worker, "this side closed the worker pool")
-        return [worker.session for worker in workers]
-
-    def _close(self, text: str) -> None:
-        self.closed = True
-        self.desk.close()
-        self._fail_queued(StreamClosedError(text))
+        if seconds is not None:
+            due = loop.clock() + seconds
+            for worker in workers:
+                worker.conversation.hurry(due)
+        # Side by side; session.close() would do it one by one, and hurry each anew.
+        loop.endings.wait([ending for ending in loop.endings.all if ending not in others], background=False)
+        for worker in workers:
+            worker.session.close()

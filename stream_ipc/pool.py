@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from operator import attrgetter
 
 from .arguments import DEFAULT, POOLS, USUAL, check_expect, check_message, check_timeout, close_bound, sendable
 from .crew import Crew
@@ -15,7 +14,6 @@ from .interruptions import interruption_in
 from .messages import Message
 from .peer import IpcPeer
 from .promise import ResponsePromise, pending_of, request
-from .session import conversation_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
     M = TypeVar("M", bound=Message)
 
 __all__ = ["WorkerPool"]
-
-_is_settled = attrgetter("settled")
-
 
 class WorkerPool:
     """Gives tasks to worker processes, and replaces those that die.
@@ -142,9 +137,8 @@ class WorkerPool:
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         try:
-            crew = self._crew
-            if kind is None and not crew.closed and not crew.desk.loop.forked:
-                crew.desk.run_until(lambda: all(map(_is_settled, crew.busy)) and all(map(_is_settled, crew.queue)))
+            if kind is None:
+                self._crew.finish()
         finally:
             self.close()
 
@@ -156,8 +150,7 @@ class WorkerPool:
     @property
     def pending(self) -> int:
         """How many tasks are queued or with workers."""
-        queued = [ticket for ticket in self._crew.queue if ticket.is_wanted]
-        return len(queued) + len([ticket for ticket in self._crew.busy if not ticket.settled])
+        return self._crew.pending
 
     if TYPE_CHECKING:
 
@@ -328,17 +321,7 @@ class WorkerPool:
             return
         outer = loop.enter()
         try:
-            endings = loop.endings
-            others = tuple(endings.all)
-            sessions = self._crew.close_workers()
-            if seconds is not None:
-                due = loop.clock() + seconds
-                for session in sessions:
-                    conversation_of(session).hurry(due)
-            # Side by side; session.close() would do it one by one, and hurry each anew.
-            endings.wait([ending for ending in endings.all if ending not in others], background=False)
-            for session in sessions:
-                session.close()
+            self._crew.close_workers(seconds)
         finally:
             loop.thread = outer
 
