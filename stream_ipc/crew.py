@@ -155,7 +155,7 @@ class Crew:
     def _give_to(self, worker: Worker, ticket: Ticket) -> None:
         running = worker.running
         conversation = worker.conversation
-        last = conversation.channel.outbox.last
+        last = conversation.outbox.last
         is_last = len(running) + 1 >= self._in_flight or worker.given + 1 == self._tasks_per_worker
         try:
             # atomic: no calls
@@ -192,7 +192,7 @@ class Crew:
         if ticket.worker is not worker:
             return
         replies = worker.conversation.replies
-        if worker.conversation.channel.outbox.last is last:  # it was not sent
+        if worker.conversation.outbox.last is last:  # it was not sent
             replies.remove(ticket)
             self._take_back(ticket, worker)
         elif ticket not in replies:  # it may have it, and must not go on with it

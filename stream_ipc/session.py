@@ -65,7 +65,7 @@ class Session(Handling):
             why = "" if reason is None else f" ({conversation.short(reason)})"
             return (
                 f"<Session {conversation.name} {conversation.state}{why} pending={len(conversation.replies)}"
-                f" inbox={len(conversation.dispatcher.inbox)} queued={conversation.channel.queued_bytes}>"
+                f" inbox={len(conversation.dispatcher.inbox)} queued={conversation.outbox.queued_bytes}>"
             )
         except Exception:  # half made
             return "<Session>"
@@ -134,7 +134,7 @@ class Session(Handling):
 
         Because the other side has not read what was sent before.
         """
-        return self._conversation.channel.queued_bytes
+        return self._conversation.outbox.queued_bytes  # type: ignore[no-any-return]
 
     # -- sending
 

@@ -78,7 +78,7 @@ class Worker:
     @property
     def is_clogged(self) -> bool:
         """Whether it has to read first: giving it a task might have to wait for that."""
-        return self.conversation.channel.queued_bytes > _MUCH and self.conversation.is_writable
+        return self.conversation.outbox.queued_bytes > _MUCH and self.conversation.is_writable
 
     def can_take(self, leaving: int = 0) -> bool:
         """Return whether it can be given a task, once so many have left it."""
@@ -86,7 +86,7 @@ class Worker:
             self.ready
             and len(self.running) - leaving < self._in_flight
             and self.given != self._most
-            and self.conversation.channel.queued_bytes <= _MUCH
+            and self.conversation.outbox.queued_bytes <= _MUCH
             and self.conversation.is_writable
         )
 

@@ -476,7 +476,7 @@ def last_sent(session: Session) -> Any:
 
 def is_broken(session: Session) -> bool:
     """Whether a write of a session has failed, so that nothing can be written any more."""
-    return bool(session._conversation.channel.is_broken)
+    return bool(session._conversation.outbox.is_broken)
 
 
 def socket_of(session: Session) -> Any:

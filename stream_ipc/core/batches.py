@@ -23,18 +23,19 @@ __all__ = ["Batches"]
 class Batches:
     """The batches of one conversation, which may be one inside the other.
 
-    Owns which are under way, and whether the channel is corked: it is while there are any.
+    Owns which are under way, and whether the outbox is corked: it is while there are any.
     """
 
     def __init__(self, loop: Loop, port: Port) -> None:
         self._loop = loop
         self._port = port
+        self._outbox = port.channel.outbox
         self._under_way: dict[object, None] = {}
 
     @property
     def queued_bytes(self) -> int:
         """How many bytes were gathered, or wait for another reason."""
-        return self._port.channel.queued_bytes
+        return self._outbox.queued_bytes  # type: ignore[no-any-return]
 
     @contextmanager
     def batch(self, session: S) -> Iterator[S]:
@@ -44,7 +45,7 @@ class Batches:
         batch = object()
         loop.corked[self] = None  # first: a turn uncorks it if an interruption comes next
         loop.has_chores = True
-        self._port.channel.corked = True
+        self._outbox.cork(True)
         try:
             self._under_way[batch] = None
             yield session
@@ -59,7 +60,7 @@ class Batches:
     def _uncork(self) -> None:
         """Write what was gathered, if no batch is under way any more; raises as ``Port.write``."""
         if not self._under_way:
-            self._port.channel.corked = False
+            self._outbox.cork(False)
             self._port.write()
             if not self._under_way:
                 self._loop.corked.pop(self, None)  # last: until then the next turn does it again
@@ -69,5 +70,5 @@ class Batches:
         if self.queued_bytes:
             self._port.flush()
         if not self._under_way:  # an interruption has come before the end of the last one
-            self._port.channel.corked = False
+            self._outbox.cork(False)
             self._loop.corked.pop(self, None)

@@ -32,21 +32,21 @@ def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
     for target in targets:
         if not target.is_open:  # a handler of another has closed it
             continue
-        if target.channel.queued_bytes > HIGH_WATER:
+        if target.outbox.queued_bytes > HIGH_WATER:
             stuck.append(target)
         else:
             taken += _send_to(target, message, frames[target.channel.share])
     if stuck:
         limit = None if timeout is None else loop.clock() + timeout
-        room = Until(lambda: all([c.channel.queued_bytes <= HIGH_WATER or not c.is_writable for c in stuck]))
+        room = Until(lambda: all([c.outbox.queued_bytes <= HIGH_WATER or not c.is_writable for c in stuck]))
         loop.run(room, limit, dispatch=False)
         for target in stuck:
-            if target.is_writable and target.channel.queued_bytes > HIGH_WATER:
+            if target.is_writable and target.outbox.queued_bytes > HIGH_WATER:
                 write_queued(target, limit)
     for target in stuck:
         if not target.is_open:
             continue
-        if target.is_writable and target.channel.queued_bytes > HIGH_WATER:
+        if target.is_writable and target.outbox.queued_bytes > HIGH_WATER:
             target.dispatcher.report(stuck_error(target, timeout))
         else:
             taken += _send_to(target, message, frames[target.channel.share])

@@ -52,6 +52,7 @@ class Conversation:
         is_open: Whether the state is ``OPEN``.
         reason: Why it is closed, or None.
         due: When closing has to be done, by the loop's clock; None for the usual bounds.
+        outbox: What is queued to be written.
         dispatcher: Works off its inbox.
         port: Moves its bytes.
         batches: Gather what is sent.
@@ -66,6 +67,7 @@ class Conversation:
     def __init__(self, loop: Loop, channel: Channel, peer: Any, session: Any) -> None:
         self.loop = loop
         self.channel = channel
+        self.outbox: Any = channel.outbox
         self.peer = peer
         self.session = session
         self.state: str = OPEN
@@ -244,7 +246,7 @@ class Conversation:
 
     def writes_on(self) -> bool:
         """Return whether an ended stream is kept a while: the other side may still read, though it writes no more."""
-        if not self.channel.queued_bytes:
+        if not self.outbox.queued_bytes:
             return False
         now = self.loop.clock()
         if self._writes_until is None:
@@ -298,15 +300,15 @@ class Conversation:
 
     def _flush_bounded(self) -> None:
         """Begin to close: write what is queued, within a short bound."""
-        channel = self.channel
+        outbox = self.outbox
         loop = self.loop
         if self._closing is not None:
             return
         try:
             self.begin_close()
             seconds = flush_bound(None if self.due is None else self.due - loop.clock(), [self])
-            if channel.queued_bytes and not channel.writing and seconds > 0:
-                loop.run(Until(lambda: not channel.queued_bytes), loop.clock() + seconds, dispatch=False)
+            if outbox.queued_bytes and not outbox.writing and seconds > 0:
+                loop.run(Until(lambda: not outbox.queued_bytes), loop.clock() + seconds, dispatch=False)
         except BaseException:  # an interruption: the next turn goes on with closing
             loop.repairs[self] = None
             raise

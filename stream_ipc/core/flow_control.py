@@ -26,26 +26,26 @@ FLUSH_BOUND = 1.0  # seconds that closing gives to what is still queued
 
 def make_room(conversation: Conversation, timeout: float | None) -> None:
     """Wait until the queue is below the mark, reading but not dispatching meanwhile."""
-    channel = conversation.channel
-    if channel.writing:  # what comes in the middle of a write cannot wait for its end
+    outbox = conversation.outbox
+    if outbox.writing:  # what comes in the middle of a write cannot wait for its end
         return
     loop = conversation.loop
     limit = None if timeout is None else loop.clock() + timeout
     conversation.port.check()
     conversation.port.look_for_end()
-    loop.run(Until(lambda: channel.queued_bytes <= HIGH_WATER or not conversation.is_writable), limit, dispatch=False)
-    if channel.queued_bytes > HIGH_WATER and conversation.is_writable:
+    loop.run(Until(lambda: outbox.queued_bytes <= HIGH_WATER or not conversation.is_writable), limit, dispatch=False)
+    if outbox.queued_bytes > HIGH_WATER and conversation.is_writable:
         write_queued(conversation, limit)
     if not conversation.is_writable:
         raise conversation.closed_error()
-    if channel.queued_bytes > HIGH_WATER:
+    if outbox.queued_bytes > HIGH_WATER:
         raise stuck_error(conversation, timeout)
 
 
 def stuck_error(conversation: Conversation, timeout: float | None) -> RequestTimeoutError:
     """Return the error for a message that could not leave."""
     return RequestTimeoutError(
-        f"the message was not sent: {conversation.channel.queued_bytes} bytes are queued ({conversation.name}), and the"
+        f"the message was not sent: {conversation.outbox.queued_bytes} bytes are queued ({conversation.name}), and the"
         f" other side has not read them{within(timeout)}; is it ticking?",
         timeout=timeout,
     )
@@ -58,30 +58,30 @@ def flush(conversation: Conversation, timeout: float | None) -> None:
     try:
         if conversation.reason is not None:
             raise conversation.closed_error()
-        channel = conversation.channel
+        outbox = conversation.outbox
         conversation.port.look_for_end()
         if conversation.port.invalid is not None:
             raise conversation.closed_error()
         conversation.port.write()
-        if channel.is_broken:
+        if outbox.is_broken:
             raise conversation.closed_error()
-        if not channel.queued_bytes:
+        if not outbox.queued_bytes:
             return
-        if channel.writing:
+        if outbox.writing:
             raise RuntimeError(
                 f"flush() was called in the middle of a write of the same session ({conversation.name}), by a signal"
                 " handler or a finalizer; nothing more can be written until it returns"
             )
         limit = None if timeout is None else loop.clock() + timeout
-        loop.run(Until(lambda: not channel.queued_bytes or not conversation.is_writable), limit, dispatch=False)
-        if channel.queued_bytes and conversation.is_writable:
+        loop.run(Until(lambda: not outbox.queued_bytes or not conversation.is_writable), limit, dispatch=False)
+        if outbox.queued_bytes and conversation.is_writable:
             conversation.port.look_for_end()
             write_queued(conversation, limit)
-        if channel.is_broken or (channel.queued_bytes and not conversation.is_writable):
+        if outbox.is_broken or (outbox.queued_bytes and not conversation.is_writable):
             raise conversation.closed_error()
-        if channel.queued_bytes:
+        if outbox.queued_bytes:
             raise TimeoutError(
-                f"{channel.queued_bytes} bytes are still queued ({conversation.name}): the other side has not read"
+                f"{outbox.queued_bytes} bytes are still queued ({conversation.name}): the other side has not read"
                 f" them{within(timeout)}; is it ticking?"
             )
     finally:

@@ -93,11 +93,11 @@ def _write_on(port: Port, times: int) -> None:
     port.write()
     channel = port.channel
     for _ in range(times):
-        queued = channel.queued_bytes
+        queued = channel.outbox.queued_bytes
         if not queued or not channel.wait(_PAUSE, True):
             break
         port.write()
-        if channel.queued_bytes >= queued:
+        if channel.outbox.queued_bytes >= queued:
             break
 
 

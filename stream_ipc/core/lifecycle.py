@@ -88,7 +88,7 @@ def _begin_close(loop: Loop) -> None:
 
 
 def _write_queued(loop: Loop, seconds: float) -> None:
-    done = Until(lambda: not any([conversation.channel.queued_bytes for conversation in loop.conversations]))
+    done = Until(lambda: not any([conversation.outbox.queued_bytes for conversation in loop.conversations]))
     if seconds > 0:
         loop.run(done, loop.clock() + seconds, dispatch=False)
 
@@ -135,7 +135,7 @@ def _close_side_by_side() -> None:
     left = [loop for loop in loops if _try(loop, partial(_begin_close, loop))]
     due = monotonic() + FLUSH_BOUND
     while left and monotonic() < due:
-        left = [loop for loop in left if any([c.channel.queued_bytes for c in loop.conversations])]
+        left = [loop for loop in left if any([c.outbox.queued_bytes for c in loop.conversations])]
         left = [loop for loop in left if _try(loop, partial(_write_queued, loop, _EXIT_TURN))]
     for loop in loops:
         _try(loop, partial(_close, tuple(loop.conversations), handlers=False))

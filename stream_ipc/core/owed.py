@@ -114,9 +114,9 @@ class Owed:
             if reply is None:
                 loop.later.pop(self, None)
                 return
-        channel = responder.port.channel
+        outbox = responder.port.channel.outbox
         outer = loop.enter()
-        last = channel.outbox.last
+        last = outbox.last
         try:
             # atomic: no calls
             self._sending = True
@@ -126,7 +126,7 @@ class Owed:
             self.was_open = responder.is_writable
             responder.owed.remove(self)
         except BaseException:
-            if channel.outbox.last is last:
+            if outbox.last is last:
                 self._sending = False
             else:
                 responder.owed.remove(self)

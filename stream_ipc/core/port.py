@@ -150,7 +150,7 @@ class Port:
             repairs[self] = None  # again: watching has taken it out
             if not self.failing:
                 self.flush()
-                if self.channel.is_broken and self.channel.ended is None and self.channel.find_invalid() is None:
+                if self.channel.outbox.is_broken and self.channel.ended is None and self.channel.find_invalid() is None:
                     self.write_failed(self.channel.broken_error())
             self._loop.todo[self._dispatcher] = None
         repairs.pop(self, None)
@@ -178,7 +178,7 @@ class Port:
             self._read_by(channel.look_for_lost_host)
             if self.paused:  # then nothing else tells of its end
                 self._read_by(channel.look_for_hangup)
-        if channel.queued_bytes and not channel.corked:
+        if channel.outbox.queued_bytes and not channel.outbox.corked:
             self.flush()
         if self._poll_due < math.inf:  # by a clock that may stand still
             self.poll()
@@ -270,7 +270,7 @@ class Port:
         inbox = self._inbox
         if inbox:
             size = self.channel.received_bytes - self.dispatched_bytes
-            if self._loop.starving or self.channel.queued_bytes:
+            if self._loop.starving or self.channel.outbox.queued_bytes:
                 paused = size > INBOX_BYTES_HARD or len(inbox) > INBOX_COUNT_HARD
             else:
                 paused = len(inbox) > INBOX_COUNT or size > INBOX_BYTES
@@ -330,7 +330,7 @@ class Port:
         except BaseException as exc:
             self._loop.repairs[self] = None
             self.failed(exc)
-        if not self.channel.queued_bytes:
+        if not self.channel.outbox.queued_bytes:
             self._loop.progress += 1
             if self._inbox:
                 self._loop.todo[self._dispatcher] = None  # requests may have waited for this

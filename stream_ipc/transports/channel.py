@@ -82,32 +82,23 @@ class Channel:
         on_change: To be called when ``interest`` answers differently than before; set by the port.
         volatile: ``on_change`` is never called, so ``interest`` is to be asked on every turn.
         share: Channels with the same (not None) value take each other's frames, so that a message is encoded once.
-        corked: While true, small frames may be gathered before they are written.
         received_bytes: How many bytes have been received in all.
         text_bytes: How many of these came from a stream for text.
-        queued_bytes: How many bytes wait to be written.
-        outbox: What knows ``queued_bytes`` and ``last`` without a function call: an ``Outbox``, or the channel itself.
-        last: Another object after each message that was queued or written, if the channel knows.
-        writing: A write is under way, so that what a finalizer or a signal handler sends meanwhile is only queued.
+        outbox: What is queued to be written: an ``Outbox``, or what has the same ``queued_bytes``, ``last``, ``writing``,
+            ``corked``, ``is_broken`` and ``cork``.
         ended: Why nothing more will come, once an ``EndOfStream`` was put into the inbox.
         is_unfinished: Whether a message has begun to arrive.
-        is_broken: Whether nothing can be written any more.
         process: The ``Popen`` of the child at the other end, or None.
     """
 
     on_change: Callable[[], None]
     volatile = False
     share: Any = None
-    corked = False
     received_bytes: int = 0
     text_bytes: int = 0
-    queued_bytes: int = 0
-    last: Any = None
     outbox: Any = None
-    writing: bool = False
     ended: StreamClosedError | None = None
     is_unfinished: bool = False
-    is_broken: bool = False
     process: Any = None
 
     @property

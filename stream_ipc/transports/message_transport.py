@@ -109,6 +109,9 @@ class ForeignChannel(Channel):
     """
 
     volatile = True
+    last: Any = None  # not known
+    writing: bool = False
+    corked: bool = False
     ended: StreamClosedError | None = None
 
     def __init__(self, transport: Any) -> None:
@@ -119,7 +122,7 @@ class ForeignChannel(Channel):
                 text = f"{type(transport).__name__} is no transport: it has no method {name}()"
                 raise TypeError(f"{text}; derive it from MessageTransport")
         self._transport = transport
-        self.outbox = self
+        self.outbox: Any = self
         self.received_bytes: int = 0
         self._dropped = False
         self._closed = False
@@ -190,7 +193,7 @@ class ForeignChannel(Channel):
             flush()
 
     @property
-    def queued_bytes(self) -> int:  # type: ignore[override]
+    def queued_bytes(self) -> int:
         if self._dropped:
             return 0
         try:
@@ -203,8 +206,11 @@ class ForeignChannel(Channel):
         return queued if isinstance(queued, int) else 1  # something, of unknown size
 
     @property
-    def is_broken(self) -> bool:  # type: ignore[override]
+    def is_broken(self) -> bool:
         return self._dropped
+
+    def cork(self, corked: bool) -> None:
+        """Do nothing: it is for the transport to gather what is sent."""
 
     def drop_output(self) -> None:
         self._dropped = True

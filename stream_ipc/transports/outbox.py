@@ -194,6 +194,11 @@ class Outbox:
         self.corked = corked
         self._update_held()
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self.error is not None
+
     def _update_held(self) -> None:
         self.held = self.blocked or self.corked or self.error is not None
 

@@ -162,7 +162,7 @@ class ProcessChannel(StreamChannel):
 
     def resume(self, inbox: deque[Received]) -> None:
         super().resume(inbox)
-        if self._dead and (self.ended is None or not self.is_broken):
+        if self._dead and (self.ended is None or not self.outbox.is_broken):
             self._died(inbox)
 
     def framed_ended(self, inbox: deque[Received]) -> None:

@@ -108,29 +108,9 @@ class StreamChannel(Channel):
             return "closed"
         if not self._framed:
             return "ended"  # nothing more will come
-        return "open" if self.outbox.error is None else "broken"  # nothing more can be written
+        return "broken" if self.outbox.is_broken else "open"  # nothing more can be written
 
     # -- sending
-
-    @property
-    def queued_bytes(self) -> int:  # type: ignore[override]
-        return self.outbox.queued_bytes
-
-    @property
-    def is_broken(self) -> bool:  # type: ignore[override]
-        return self.outbox.error is not None
-
-    @property
-    def writing(self) -> bool:  # type: ignore[override]
-        return self.outbox.writing
-
-    @property
-    def corked(self) -> bool:
-        return self.outbox.corked
-
-    @corked.setter
-    def corked(self, corked: bool) -> None:
-        self.outbox.cork(corked)
 
     def post(self, kind: int, id: Any, message: Message) -> None:
         self.outbox.put(self.encoder.encode(kind, id, message))

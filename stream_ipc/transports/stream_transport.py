@@ -108,7 +108,7 @@ class StreamTransport(MessageTransport):
     def __repr__(self) -> str:
         try:
             channel = self._channel
-            return f"<{type(self).__name__} {channel.describe()} {channel.state_text} queued={channel.queued_bytes}>"
+            return f"<{type(self).__name__} {channel.describe()} {channel.state_text} queued={channel.outbox.queued_bytes}>"
         except Exception:  # half made
             return f"<{type(self).__name__}>"
 
@@ -125,7 +125,7 @@ class StreamTransport(MessageTransport):
     @property
     def queued_bytes(self) -> int:
         """How many bytes wait to be written."""
-        return self._channel.queued_bytes
+        return self._channel.outbox.queued_bytes
 
     @property
     def received_bytes(self) -> int:
