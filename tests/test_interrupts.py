@@ -15,6 +15,7 @@ from stream_ipc import (
     ErrorMessage,
     IpcPeer,
     Message,
+    MessageTransport,
     PickleMessageSerializer,
     RemoteError,
     ResponseEnvelope,
@@ -663,6 +664,37 @@ def test_interrupted_batch_loses_nothing(kind: Type[BaseException]) -> None:
             texts = values(raw.messages())  # nothing is held back any more
             assert texts[-1] == "end" and texts[:-1] == list("012")[: len(texts) - 1]
             assert len(texts) - 1 >= len(done)
+
+    at_every_place(scenario, kind)
+
+
+@BOTH
+@pytest.mark.slow
+def test_interrupted_failures_leave_a_session_that_reads_on_or_ends(kind: Type[BaseException]) -> None:
+    class Flaky(MessageTransport):
+        failures = 2  # the second comes so soon that reading is held up
+
+        def send(self, message: Message) -> None: ...
+
+        def read_fds(self) -> List[int]:
+            return []
+
+        def receive(self) -> List[Message]:
+            self.failures -= 1
+            if self.failures >= 0:
+                raise RuntimeError("flaky")
+            return [Note("works")] if self.failures == -1 else []
+
+        def close(self) -> None: ...
+
+    def scenario(run: Run) -> None:
+        with IpcPeer(timeout=20) as peer:
+            session = peer.create_session(Flaky())
+            session.on_exception(lambda error: False)
+            got: List[Message] = []
+            session.on_message(got.append)
+            run.until(lambda: got or not session.is_open, lambda: peer.tick(0.01))
+            assert got == [Note("works")] or run.raised  # what interrupts the report ends the session
 
     at_every_place(scenario, kind)
 

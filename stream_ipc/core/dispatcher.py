@@ -23,7 +23,6 @@ from ..errors import (
 from ..handlers import HandlerList
 from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..transports.channel import EndOfStream
-from .hold import Hold
 from .items import Answer, Delivery, Failure, Opening, take_out
 from .kept import Kept
 from .responder import Responder
@@ -85,7 +84,6 @@ class Dispatcher:
         self._channel = conversation.channel
         self._replies = conversation.replies
         self.port: Port = conversation.port
-        self._hold = Hold(conversation.loop, conversation.port)
         self.responder.bind()
 
     @property
@@ -328,17 +326,15 @@ class Dispatcher:
         reason = StreamClosedError(f"the stream failed ({self._conversation.name}): {text}")
         reason.__cause__ = error
         keep = False
-        take_out(self.inbox, item)
         try:
+            take_out(self.inbox, item)
             # Not what still cannot be used: it would be reported again at once.
             keep = self.report(error) and not (isinstance(error, InvalidStreamError) and self._channel.find_invalid())
         finally:  # also if a handler was interrupted
-            self.port.failing = False
-            if keep and type(item) is Failure:
-                self._hold.go_on()
-            elif keep:
-                self.port.rearm()
-            elif self._conversation.is_open:
+            self._loop.repairs[self.port] = None  # first: after a further interruption the next turn finds out what is left
+            if type(item) is Failure:
+                self.port.failure_reported(keep)
+            if not keep and self._conversation.is_open:
                 self._channel.drop_output()
                 self.port.end(reason)
 

@@ -34,6 +34,8 @@ INBOX_BYTES = 4 * 1024 * 1024
 INBOX_BYTES_HARD = 256 * 1024 * 1024
 INBOX_COUNT_HARD = 500_000
 
+FAILURE_INTERVAL = 0.01  # seconds from one failure of a stream to the next, if handlers keep it open
+
 
 class Port:
     """Watches a channel for one conversation, and moves its bytes.
@@ -46,7 +48,7 @@ class Port:
         paused: Whether it is not read from because the inbox is long.
         dispatched_bytes: ``received_bytes`` of the channel when the inbox was last empty.
         watched: What each watched descriptor is watched for; 0 if that is not known.
-        failing: Whether a failure stands in the inbox. The channel is left alone until it is reported.
+        failing: Whether a failure stands in the inbox, or was just reported. The channel is left alone meanwhile.
     """
 
     def __init__(self, loop: Loop, channel: Channel, dispatcher: Dispatcher) -> None:
@@ -59,6 +61,8 @@ class Port:
         self._inbox: deque[Any] = dispatcher.inbox
         self.watched: dict[int, int] = {}
         self._poll_due = math.inf
+        self._resume_due = math.inf  # when reading goes on after a failure
+        self._pace_due = -math.inf  # a failure that is reported sooner holds up reading until then
         self.paused: bool = False
         self._reading = False  # a call is reading, so that a message's constructor may be at work
         self.dispatched_bytes: int = 0
@@ -107,14 +111,21 @@ class Port:
         else:
             loop.set_polled(self, None)
             self._poll_due = loop.clock() + seconds
-        loop.set_timer(self, self._poll_due)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._loop.set_timer(self, min(self._poll_due, self._resume_due))
 
     def on_time(self, now: float) -> None:
-        """Poll, if it is time."""
-        if now < self._poll_due:
-            self._loop.set_timer(self, self._poll_due)
-        else:
+        """Poll, or read on after a failure, if it is time."""
+        if now >= self._resume_due:
+            self.failing = False
+            self._resume_due = math.inf
+            self.rearm()
+        elif now >= self._poll_due:
             self.poll()
+        else:
+            self._set_timer()
 
     def _watch(self, wanted: dict[int, int]) -> None:
         loop = self._loop
@@ -145,6 +156,8 @@ class Port:
         repairs = self._loop.repairs
         self.watched = dict.fromkeys(self.watched, 0)
         if not self._closed:
+            if self._resume_due == math.inf and not any([type(item) is Failure for item in self._inbox]):
+                self.failing = False
             self.channel.resume(self._inbox)
             self.rearm()
             repairs[self] = None  # again: watching has taken it out
@@ -301,6 +314,18 @@ class Port:
 
         self._loop.mark(self._dispatcher)
         self.rearm()
+
+    def failure_reported(self, keep: bool) -> None:
+        """Take note that a failure was reported; if the stream is kept, read on, but not at once if this lasts."""
+        self.failing = False
+        if keep:
+            now = self._loop.clock()
+            due, self._pace_due = self._pace_due, max(now, self._pace_due) + FAILURE_INTERVAL
+            if now < due:
+                self._resume_due = due
+                self._set_timer()
+                self.failing = True
+            self.rearm()
 
     # -- writing
 
