@@ -34,7 +34,8 @@ __all__ = ["Crew"]
 
 _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
 _CLOGGED_INTERVAL = 0.05  # seconds between two polls of whether a clogged worker has read
-# So many in a row at least, without an answer of any worker, fail what is queued, unless somewhere a first one still runs.
+# At least so many deaths in a row, with no answer in between, fail what is queued; not while a worker runs in whose slot
+# none has died.
 _DEATHS = 5
 
 _is_settled = attrgetter("settled")
@@ -246,7 +247,7 @@ class Crew:
             self.desk.set_polled(_CLOGGED_INTERVAL)
 
     def poll(self) -> None:
-        """Have ``check`` called if a worker has read much: called by the loop now and then while one is to."""
+        """Have ``check`` called if a clogged worker has read. The loop calls this while there is one."""
         for worker in tuple(self._clogged):
             if not worker.is_clogged:
                 self._leave_to_check()

@@ -53,7 +53,7 @@ class Mapped:
         self._ordered = ordered
         self._under_way: dict[ResponsePromise[Any], None] = {}
         self._ready: deque[ResponsePromise[Any]] = deque()
-        self._end: BaseException | None = None  # what has ended the input
+        self._end: BaseException | None = None  # what is raised once all is yielded: the input has ended
 
     def __iter__(self) -> Mapped:
         return self

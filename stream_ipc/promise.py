@@ -1,6 +1,6 @@
 """The reply to a request, before and after it has come.
 
-Knows who has sent a request, and waits for its reply: a conversation or a pool.
+Knows the requester, which turns until the reply is there: a conversation, or the desk of a pool.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Slot", "Worker", "make_worker"]
 
-_MUCH = 512 * 1024  # bytes; whoever has not read so many gets no further task
+_MUCH = 512 * 1024  # bytes; a worker that has more to read gets no further task
 
 
 class Slot:

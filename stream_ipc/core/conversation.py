@@ -245,7 +245,10 @@ class Conversation:
     # -- closing
 
     def writes_on(self) -> bool:
-        """Return whether an ended stream is kept a while: the other side may still read, though it writes no more."""
+        """Return whether an ended stream is kept a while: the other side may still read, though it writes no more.
+
+        The first call begins that while.
+        """
         if not self.outbox.queued_bytes:
             return False
         now = self.loop.clock()

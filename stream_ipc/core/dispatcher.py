@@ -163,9 +163,9 @@ class Dispatcher:
         return count
 
     def _goes_on(self, count: int) -> bool:
-        """Whether replies that stand next are settled on the way, which runs no handler.
+        """Return whether to settle the replies that stand next, too, which runs no handler.
 
-        With many requests under way, whoever waits for one after the other waits once for all of these.
+        With many requests under way, a program that waits for one after the other turns once for all of these.
         """
         inbox = self.inbox
         return type(inbox[0]) is ResponseEnvelope if inbox and count % _AHEAD else False
@@ -280,7 +280,7 @@ class Dispatcher:
         self._deliver(delivery, message, handlers)
 
     def _undecodable(self, item: Any, error: SerializationError) -> None:
-        """Tell of a payload that is no message: whoever sent it, whoever waits for it, or the handlers."""
+        """Tell of a payload that is no message: the requester, the promise that waits for it, or the handlers."""
         size = "a message" if error.payload_size is None else f"a message of {error.payload_size} bytes"
         log.debug("session %s: %s was refused: %s", self._conversation.name, size, error)
         if error.request_id is not None:
@@ -299,7 +299,7 @@ class Dispatcher:
         return 0
 
     def _open(self, item: Opening) -> int:
-        """Give the session to whoever asked for it."""
+        """Give the session to its ``on_session`` function."""
         function, session, inbox = item.function, self._session, self.inbox
         if not inbox or inbox[0] is not item:
             return 0  # a turn beneath has gone on with it

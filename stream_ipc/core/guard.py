@@ -13,7 +13,7 @@ __all__ = ["Guard"]
 class Guard:
     """Refuses calls from where they do not belong.
 
-    Owns: which thread is inside.
+    Owns which thread is inside.
 
     Attributes:
         thread: The thread that is inside a call, or None.

@@ -18,7 +18,7 @@ _CHECKED_AT_ONCE = 16  # conversations in one check, so that it costs the same w
 
 
 class Inspection:
-    """Checks conversations in turn, and at all listeners.
+    """Checks some conversations at a time, in turn, and all listeners and pools.
 
     Owns whose turn it is.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kept", "Wanted"]
 
-# What nobody fetches is kept up to so much for each conversation; the oldest go first.
+# So much is kept for each conversation; the oldest go first.
 KEPT_COUNT = 1000
 KEPT_BYTES = 4 * 1024 * 1024
 

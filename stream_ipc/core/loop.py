@@ -61,7 +61,7 @@ class Loop(Guard):
         endings: What is left to be done after something was closed.
         repairs: Tasks that an interruption may have left with work.
         later: Tasks whose ``go_on`` the next turn calls.
-        pools: What has no descriptor of its own: it is checked now and then, and closed with the loop.
+        pools: Users of a ``Desk``, which have no descriptor: they are checked now and then, and closed with the loop.
         corked: Batches that gather what is sent until the next turn.
         paused: Ports that are not read from because their inbox is long.
         dispatched: How many messages have been dispatched in all.
@@ -282,7 +282,7 @@ class Loop(Guard):
                 self._update_embedding()
 
     def on_ready(self, fd: int, events: int) -> None:
-        """Get rid of a descriptor that nobody owns."""
+        """Get rid of a descriptor that has no owner."""
         if not self.closing:  # by another thread, at exit
             self.poller.rebuild()
 

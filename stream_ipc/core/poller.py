@@ -36,7 +36,7 @@ class Poller:
 
     Attributes:
         owners: The owner of each watched descriptor.
-        on_rebuild: Called when whoever watches ``fileno`` has to watch it again, though it is the same number.
+        on_rebuild: Called when ``fileno`` has to be watched again, though it is the same number.
         poll: Waits at most so many seconds (0: not at all) and returns (descriptor, events) of each that is ready. Bits
             other than READ and WRITE mean that it is hung up or broken: reading and writing will both tell more.
     """
@@ -112,7 +112,7 @@ class Poller:
         self.owners.pop(fd, None)
 
     def rebuild(self) -> None:
-        """Make a new set, without a descriptor that is reported though nobody owns it. There is no other way to lose one.
+        """Make a new set, without a descriptor that is reported though it has no owner. There is no other way to lose one.
 
         Its number was closed while another number (a ``dup``, a forked process) keeps the open file, and epoll goes on
         reporting it.

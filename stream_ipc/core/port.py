@@ -290,7 +290,7 @@ class Port:
         dispatcher = self._dispatcher
         owed = len(self._owed)
         if owed and owed + len(inbox) > INBOX_COUNT and not paused:
-            # Whoever asks goes on when it has replies, but not if what they wait for may come from there.
+            # The other side asks less once it has replies. But these may wait for something that it is still to send.
             paused = owed + len(inbox) > INBOX_COUNT_HARD or not (self._loop.starving or dispatcher.awaits_replies)
         self._set_paused(paused)
 

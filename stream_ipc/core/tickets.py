@@ -145,13 +145,13 @@ class Desk:
         if ticket.settled:
             return False
         error = IpcError(f"task {ticket.id} was cancelled by this side")
-        # What a worker that has it answers is for nobody, but says that the worker is free.
-        nobody = self._make(self, ticket.message, ticket.timeout, ticket.expect)
-        nobody.id = ticket.id
-        nobody.settled = moment = next_moment()
+        # What a worker that has it answers settles this one, which says that the worker is free.
+        stand_in = self._make(self, ticket.message, ticket.timeout, ticket.expect)
+        stand_in.id = ticket.id
+        stand_in.settled = moment = next_moment()
         if ticket not in self._cancels:
             self.loop.repairs[self] = None
-            self._cancels[ticket] = (nobody, error, moment)
+            self._cancels[ticket] = (stand_in, error, moment)
         self.repair()
         return True
 
@@ -160,13 +160,13 @@ class Desk:
         later = self.loop.later
         busy = self.crew.busy
         cancels = self._cancels
-        for ticket, (nobody, error, moment) in tuple(cancels.items()):
+        for ticket, (stand_in, error, moment) in tuple(cancels.items()):
             worker = ticket.worker
             if worker is not None and not ticket.settled:
                 replies = worker.conversation.replies
                 replies.remove(ticket)
-                if nobody not in replies:
-                    replies.enter(nobody, ticket.deadline)
+                if stand_in not in replies:
+                    replies.enter(stand_in, ticket.deadline)
             # atomic: no calls
             if not ticket.settled:
                 ticket.outcome = error
@@ -174,8 +174,8 @@ class Desk:
                 if ticket.callbacks is not None:
                     later[ticket] = None
                 if worker is not None and ticket.worker is worker:
-                    nobody.worker = worker
-                    worker.running[nobody] = busy[nobody] = None
+                    stand_in.worker = worker
+                    worker.running[stand_in] = busy[stand_in] = None
                     ticket.worker = None
                     del worker.running[ticket]
                     del busy[ticket]

@@ -26,7 +26,7 @@ class Waker:
 
     Attributes:
         fd: The end to be watched for reading.
-        called: Whether ``wake`` was called; whoever has taken note sets it back.
+        called: Whether ``wake`` was called; the loop sets it back.
     """
 
     _pipe: Any = ()  # of one whose making was interrupted at once
@@ -48,7 +48,7 @@ class Waker:
             raise
 
     def wake(self) -> None:
-        """Make whoever waits return, or whoever waits next. Neither blocks nor raises."""
+        """Make the wait that is under way return, or the next one. Neither blocks nor raises."""
         self.called = True  # first: a wait looks at this before it begins
         if len(self._pipe) == 2:
             with self._lock:
@@ -61,7 +61,7 @@ class Waker:
                         pass_on(exc)
 
     def on_ready(self, fd: int, events: int) -> None:
-        """Empty the pipe. ``wake`` has set ``called`` before it wrote, and whoever waited may have set it back."""
+        """Empty the pipe. ``called`` stays: ``wake`` has set it before it wrote, and the loop may have set it back."""
         try:
             while True:
                 if len(os.read(self.fd, 4096)) < 4096:
@@ -70,7 +70,7 @@ class Waker:
             pass
 
     def check(self) -> None:
-        """Do nothing: its number can only belong to somebody else if that one has closed it."""
+        """Do nothing: a pipe that another part of the program has closed cannot be mended."""
 
     def close(self) -> None:
         """Close the pipe. An interrupted call can be made again."""
@@ -83,7 +83,7 @@ class Waker:
             self.abandon()
 
     def abandon(self) -> None:
-        """Close the pipe in a forked process, where whoever held the lock does not run."""
+        """Close the pipe in a forked process, where a thread that held the lock does not run."""
         while self._pipe:
             # atomic: no calls
             fd = self._pipe[-1]

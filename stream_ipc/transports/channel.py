@@ -46,7 +46,7 @@ class Ending:
     Attributes:
         background: It is left to ticks, and waited for at the end of the peer only.
         messages: What is to be given to ``take``: the last words of the other side.
-        take: Called with these until none is left, takes the first away and does something with it; set by whoever can.
+        take: Set by the core, which gives messages to handlers. Called with these until none is left; takes out the first.
     """
 
     background = False
@@ -81,7 +81,7 @@ class Channel:
     Attributes:
         on_change: To be called when ``interest`` answers differently than before; set by the port.
         volatile: ``on_change`` is never called, so ``interest`` is to be asked on every turn.
-        share: Channels with the same (not None) value take each other's frames, so that a message is encoded once.
+        share: Channels with the same value take each other's frames, so that a message is encoded once; None: with none.
         received_bytes: How many bytes have been received in all.
         text_bytes: How many of these came from a stream for text.
         outbox: What is queued to be written: an ``Outbox``, or what has the same ``queued_bytes``, ``last``, ``writing``,

@@ -79,7 +79,7 @@ def _reap(process: subprocess.Popen[Any]) -> None:
 
 
 def is_lost(process: subprocess.Popen[Any]) -> bool:
-    """Return whether nobody can say any more how a process ended; to be asked before ``poll``, which says 0 then.
+    """Return whether it cannot be found out any more how a process ended. Ask before ``poll``, which says 0 then.
 
     So it is if SIGCHLD is ignored, or if something else in this program waits for any child.
     """

@@ -177,8 +177,8 @@ class _End:
         self._identity = (status.st_dev, status.st_ino)
         self.mode: int = status.st_mode
         self.is_terminal: bool = stat.S_ISCHR(self.mode) and os.isatty(self.fd)
-        # Descriptors 0 to 2 and terminals are shared with whoever started this process; not so the other end of a
-        # pseudo-terminal, which whoever made it has alone.
+        # Descriptors 0 to 2 and terminals are shared with the process that started this one. The master of a
+        # pseudo-terminal is not: only the process that made it has it.
         self.is_pty_master: bool = self.is_terminal and status.st_rdev == _PTY_MASTER
         self.shared: bool = shared or self.fd <= 2 or (self.is_terminal and not self.is_pty_master)
         self._restore: bool | None = None

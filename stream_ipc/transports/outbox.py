@@ -42,8 +42,7 @@ class Outbox:
         held: Whether a frame that is put in is not to be written at once: the queue is blocked, corked, or has failed.
         blocked: Whether the stream did not take everything, so that its descriptor is to be waited for.
         corked: Whether small frames are gathered.
-        writing: Whether a write is under way: what is put in meanwhile, by a finalizer or a signal handler, is written by
-            whoever is beneath.
+        writing: Whether a write is under way: it also writes what a finalizer or a signal handler puts in meanwhile.
         error: Why nothing can be written any more.
     """
 
