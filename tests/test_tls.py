@@ -400,6 +400,20 @@ def test_peer_without_a_timeout_has_one_for_strangers(server_side, host):
             assert 0 < peer.next_deadline() <= 30
 
 
+def test_each_handshake_has_the_timeout_that_the_peer_had_then(peer, listener):
+    clock = set_clock(peer, ShiftedClock())
+    with raw_client(listener.address):
+        tick_until(lambda: "handshakes=1" in repr(listener), peer)
+        peer.timeout = 5
+        with raw_client(listener.address) as sock:
+            tick_until(lambda: "handshakes=2" in repr(listener), peer)
+            assert 0 < peer.next_deadline() <= 5
+            clock.shift += 6
+            peer.tick(0)
+            assert "handshakes=1" in repr(listener)
+            assert sock.recv(1) == b""
+
+
 @pytest.mark.slow
 def test_a_crowd_that_stalls(peer, host, listener, client_side):
     clock = set_clock(peer, ShiftedClock())

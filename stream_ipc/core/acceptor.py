@@ -195,9 +195,8 @@ class Acceptor:
     def on_time(self, now: float) -> None:
         """Drop handshakes that take too long; accept again after a pause."""
         for handshake in tuple(self._handshakes.values()):
-            if handshake.due > now:
-                break
-            self._drop_unless_ready(handshake, "it took too long")
+            if handshake.due <= now:
+                self._drop_unless_ready(handshake, "it took too long")
         if self._paused_until is not None and now >= self._paused_until:
             self.check()
             if self.closed:
@@ -212,10 +211,7 @@ class Acceptor:
 
     def _set_timer(self) -> None:
         due = math.inf if self._paused_until is None else self._paused_until
-        for handshake in self._handshakes.values():
-            due = min(due, handshake.due)
-            break
-        self.loop.set_timer(self, due)
+        self.loop.set_timer(self, min([due, *[handshake.due for handshake in self._handshakes.values()]]))
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS):
