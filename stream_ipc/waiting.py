@@ -153,7 +153,7 @@ class _Waiting:
     def _turn_all(self) -> None:
         # Each loop has its own clock and poller; their descriptors can be waited for together.
         for loop in self._loops:
-            if not loop.closing:
+            if not loop.closing or loop.forked:  # in a fork it refuses
                 loop.run(self, 0)
         self._loops = [loop for loop in self._loops if not loop.closing]
         if self.settled or not self._loops:

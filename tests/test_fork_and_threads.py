@@ -3,6 +3,7 @@
 import gc
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from typing import Any, Callable, List
 
 import pytest
 
-from stream_ipc import IpcPeer, Message, StreamClosedError
+from stream_ipc import IpcPeer, Message, StreamClosedError, as_completed, gather
 from tests.helpers import Gate, RawPeer, child, framed, run_python, shared_write_end, tick_until, unframe, values
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import listing
@@ -37,6 +38,22 @@ def in_fork(function: Callable[[], str]) -> str:
         text = reader.read().decode()
     os.waitpid(pid, 0)
     return text
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("wait", [gather, lambda promises: next(as_completed(promises))], ids=["gather", "as_completed"])
+def test_waiting_for_the_replies_of_two_peers_is_refused_in_a_fork(peer: IpcPeer, wait: Callable[..., Any]) -> None:
+    with IpcPeer() as other:
+        promises = [each.create_session_pair()[0].request(Ping()) for each in (peer, other)]
+
+        def use() -> str:
+            signal.alarm(10)  # ends it: the call must not turn for ever
+            wait(promises)
+            return "it has waited"
+
+        assert in_fork(use).startswith("RuntimeError: this IpcPeer belongs to the process that made it")
+        for promise in promises:
+            promise.cancel()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
