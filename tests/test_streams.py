@@ -620,6 +620,21 @@ def test_receive_tells_a_closed_descriptor_from_the_end_of_the_stream() -> None:
     os.close(read2)
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_closing_the_transport_of_a_session_is_noticed(peer: IpcPeer, given: bool) -> None:
+    a, b = socket.socketpair()
+    with b:
+        transport = StreamTransport(a, [a], PickleMessageSerializer())
+        session = peer.create_session(transport) if given else peer.create_stream_session(a, a)
+        errors: List[Any] = []
+        session.on_exception(errors.append)
+        promise = session.request(Ping())
+        session.transport.close()
+        with pytest.raises(StreamClosedError, match="was closed while a session was using it"):
+            promise.wait(20)
+        assert [type(error) for error in errors] == [InvalidStreamError] and not session.is_open
+
+
 def test_receive_after_the_end_does_not_make_its_error_longer() -> None:
     (read, write), (read2, write2) = os.pipe(), os.pipe()
     transport = StreamTransport(write2, [read], PickleMessageSerializer())

@@ -298,6 +298,8 @@ class StreamChannel(Channel):
             self.framed_ended(inbox)
 
     def find_invalid(self) -> str | None:
+        if self._ends.released:  # through its StreamTransport
+            return f"its transport ({self._name}) was closed while a session was using it; close the session instead"
         return self._ends.find_invalid()
 
     def look_for_hangup(self, inbox: deque[Received]) -> None:
