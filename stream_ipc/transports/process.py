@@ -79,7 +79,6 @@ class ProcessChannel(StreamChannel):
         self._unknown = False  # its exit status is lost
         self._ask_at = 0.0  # no sooner is the system asked whether it lives
         self._status_due: float | None = None  # set while an ended stdout waits for the exit status
-        self._lost: list[StreamClosedError] = []  # errors on their way, whose text lacks its last words
         self._ending: Ending | None = None
         ends: list[Any] = []
         try:
@@ -203,13 +202,7 @@ class ProcessChannel(StreamChannel):
         junk = self._junk.strip()
         return f"; the last that it printed to its stdout:\n{junk}" if junk else ""
 
-    def broken_error(self) -> StreamClosedError:
-        error = StreamClosedError(self._broken_text())
-        if self.ended is None:
-            self._lost.append(error)
-        return error
-
-    def _broken_text(self) -> str:
+    def broken_text(self) -> str:
         # A child that is dying closes its stdin first; its status is there a moment later.
         due = monotonic() + _DYING_GRACE
         while self._exit_status() is None:
@@ -219,13 +212,10 @@ class ProcessChannel(StreamChannel):
             time.sleep(0.001)
         return self._death_text()
 
-    def drain(self, inbox: deque[Received]) -> None:
-        super().drain(inbox)
-        if self._lost and self._text is not None:
+    def complete_errors(self, inbox: deque[Received]) -> None:
+        if self._text is not None:
             self._text.flush(inbox)
-        for error in self._lost:
-            error.args = (self._broken_text(),)  # its last words are known only now
-        self._lost.clear()
+        super().complete_errors(inbox)
 
     # -- ending
 

@@ -73,7 +73,6 @@ class TlsChannel(StreamChannel):
         reader = TlsReadEnd(sock)
         try:
             reader.output = self._writer = TlsWriteEnd(sock)
-            self._lost: list[Any] = []  # errors on their way, for which the other side's last words are still to come
             super().__init__(self._writer, [reader], serializer, max_frame_size)
             self.connected("TLS")
         except BaseException:
@@ -92,18 +91,9 @@ class TlsChannel(StreamChannel):
         finally:
             self.on_change()
 
-    def broken_error(self) -> Any:
-        error = super().broken_error()
-        self._lost.append(error)
-        return error
-
-    def drain(self, inbox: deque[Received]) -> None:
-        super().drain(inbox)
-        cause = None if self.ended is None else self.ended.__cause__
-        for error in self._lost:
-            if cause is not None:  # often why it refused
-                error.args = (f"{error}; {cause}",)
-        self._lost.clear()
+    def broken_text(self) -> str:
+        cause = None if self.ended is None else self.ended.__cause__  # often why it refused
+        return super().broken_text() if cause is None else f"{super().broken_text()}; {cause}"
 
     def before_close(self) -> Ending | None:
         if self.outbox.error is None:

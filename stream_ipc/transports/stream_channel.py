@@ -62,6 +62,7 @@ class StreamChannel(Channel):
         self._framed = 0  # framed inputs that have not ended
         self.received_bytes: int = 0
         self._last: Input | None = None  # the framed input that ended last
+        self._early: list[StreamClosedError] = []  # of writes, made before the other side's last words were read
         self._ends = Ends()
         self._name = name
         self._transport: Any = None  # none until somebody asks for a StreamTransport
@@ -147,13 +148,19 @@ class StreamChannel(Channel):
         raise self.broken_error() from self.outbox.error
 
     def broken_error(self) -> StreamClosedError:
-        """Return the error for a message that cannot be written any more."""
+        error = StreamClosedError(self.broken_text())
+        if self.ended is None:
+            self._early.append(error)
+        return error
+
+    def broken_text(self) -> str:
+        """Return why nothing can be written any more."""
         end = self.outbox.end
         if end.error is not None:
-            return StreamClosedError(f"{describe_stream(end.stream)} cannot be written: {_text(end.error)}")
+            return f"{describe_stream(end.stream)} cannot be written: {_text(end.error)}"
         if isinstance(self.outbox.error, StreamClosedError):  # it was not the other side
-            return StreamClosedError(str(self.outbox.error))
-        return StreamClosedError(f"the other side no longer reads ({self.describe()}): {self.outbox.error}")
+            return str(self.outbox.error)
+        return f"the other side no longer reads ({self.describe()}): {self.outbox.error}"
 
     # -- receiving
 
@@ -274,6 +281,14 @@ class StreamChannel(Channel):
                     break
                 if self.received_bytes == before:
                     break
+        if self._early:
+            self.complete_errors(inbox)
+
+    def complete_errors(self, inbox: deque[Received]) -> None:
+        """Put the other side's last words, which are read now, into the errors of failed writes."""
+        for error in self._early:
+            error.args = (self.broken_text(),)
+        self._early.clear()
 
     @property
     def is_unfinished(self) -> bool:  # type: ignore[override]
