@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from ..errors import InvalidStreamError, StreamClosedError
-from ..interruptions import interruption_in, pass_on
+from ..interruptions import pass_on
 from ..transports.channel import POLL_INTERVAL, EndOfStream
 from .items import Failure
 from .poller import READ, WRITE
@@ -240,9 +240,7 @@ class Port:
         """
         if not isinstance(exc, Exception):
             raise exc
-        interruption = interruption_in(exc)
-        if interruption is not None:
-            raise interruption
+        pass_on(exc)
         self.fail(exc)
 
     def drain(self) -> None:
@@ -251,7 +249,8 @@ class Port:
 
     def look_for_end(self) -> None:
         """Ask whether the other side is gone, where only asking tells at once."""
-        self._read_by(self.channel.look_for_end)
+        if self.channel.hides_end:
+            self._read_by(self.channel.look_for_end)
 
     def _read_by(self, method: Callable[[deque[Any]], None]) -> None:
         if self._reading or self._closed or self.failing or self.channel.ended is not None:

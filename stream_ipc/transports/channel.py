@@ -88,6 +88,7 @@ class Channel:
             ``corked``, ``is_broken`` and ``cork``.
         ended: Why nothing more will come, once an ``EndOfStream`` was put into the inbox.
         is_unfinished: Whether a message has begun to arrive.
+        hides_end: Whether only ``look_for_end`` tells at once that the other side is gone.
         process: The ``Popen`` of the child at the other end, or None.
     """
 
@@ -99,6 +100,7 @@ class Channel:
     outbox: Any = None
     ended: StreamClosedError | None = None
     is_unfinished: bool = False
+    hides_end: bool = False
     process: Any = None
 
     @property

@@ -57,6 +57,7 @@ class ProcessChannel(StreamChannel):
         ValueError: The Popen is unsuitable; the text says what to pass.
     """
 
+    hides_end = True  # a child may be dead while others hold its pipes
     _pidfd: int = -1
 
     def __init__(
