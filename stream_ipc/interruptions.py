@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
     from typing import Any
 
-__all__ = ["interruption_in", "pass_on"]
+__all__ = ["interruption_in", "pass_on", "pass_on_own"]
 
 _PACKAGE = __name__.rpartition(".")[0]
 
@@ -54,6 +54,19 @@ def pass_on(error: BaseException) -> None:
     interruption = interruption_in(error)
     if interruption is not None:
         raise interruption
+
+
+def pass_on_own(error: BaseException) -> None:
+    """Raise the exception of a signal handler that came where it was caught; return if users' code that was called has it.
+
+    For each ``except Exception`` around a handler's call. A signal is looked at when a call has returned, too: that of a
+    function in C, and before 3.11 of any.
+    """
+    here = below = error.__traceback__
+    while here is not None and below is not None and below.tb_frame is here.tb_frame:
+        below = below.tb_next
+    if below is not None and below.tb_frame.f_code in _handler_codes():
+        raise error
 
 
 def _is_dealt_with(catcher: FrameType) -> bool:

@@ -1,5 +1,6 @@
 """Exceptions that come at any moment: out of handlers, out of plug-ins, out of signal handlers."""
 
+import collections
 import functools
 import inspect
 import os
@@ -757,6 +758,49 @@ def test_exception_on_the_way_to_a_handler_leaves_the_message(raw: RawPeer, coun
         sys.settrace(None)
     tick_until(lambda: len(got) == 2 * count, raw.session.peer)
     assert got == [(name, text) for text in ("1", "2") for name in range(count)]
+
+
+class Question(Message):
+    """Has a hash."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"), [("on_close", "list.append"), ("on_exception", "list.append"), ("on_request", "__getitem__")]
+)
+def test_exception_as_a_handler_in_c_has_returned_is_not_taken_for_the_handlers(
+    peer: IpcPeer, kind: str, place: str
+) -> None:
+    a, b = peer.create_session_pair()
+    seen: List[Any] = []
+    if kind == "on_close":
+        a.on_close(seen.append)
+        act: Callable[[], Any] = a.close
+    elif kind == "on_exception":
+        a.on_exception(seen.append)
+        act = functools.partial(a._conversation.dispatcher.report, SerializationError("found"))
+    else:
+        b.on_request(collections.defaultdict(lambda: Pong("there")).__getitem__)
+        promise = a.request(Question())
+        act = functools.partial(peer.tick, PATIENCE)
+
+    def ring(frame: Any, event: str, arg: Any = None) -> None:
+        if event == "c_return" and frame.f_code.co_name in ("go_on", "report", "serve") and place in arg.__qualname__:
+            sys.setprofile(None)
+            raise AlarmError
+
+    old: Any = signal.signal(signal.SIGUSR1, ring)  # type: ignore[arg-type]
+    sys.setprofile(ring)
+    try:
+        with pytest.raises(AlarmError):
+            act()
+    finally:
+        sys.setprofile(None)
+        signal.signal(signal.SIGUSR1, old)
+    if kind == "on_request":
+        with pytest.raises(RemoteError, match="AlarmError"):
+            promise.wait()
+    else:
+        assert len(seen) == 1
 
 
 # -- with real signals

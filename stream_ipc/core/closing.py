@@ -11,7 +11,7 @@ from functools import partial
 from .. import log
 from ..clock import monotonic
 from ..handlers import Handler
-from ..interruptions import pass_on
+from ..interruptions import pass_on, pass_on_own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class Closing:
                 del steps[0]  # entered once, even if it closes the session again or is interrupted
 
                 function(session)
-            except Exception:
+            except Exception as exc:
+                pass_on_own(exc)
                 log.error("on_close handler of %r failed", session, exc_info=True)
         self._conversation.loop.repairs.pop(self._conversation, None)
 
@@ -155,7 +156,8 @@ def _deliver_late(conversation: Conversation, messages: deque[Any]) -> None:
                 del messages[0]
 
             handler.function(*arguments)
-        except Exception:
+        except Exception as exc:
+            pass_on_own(exc)
             log.error("on_message handler of %r failed", session, exc_info=True)
     if not taken:
         del messages[0]

@@ -21,6 +21,7 @@ from ..errors import (
     describe,
 )
 from ..handlers import HandlerList
+from ..interruptions import pass_on_own
 from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..transports.channel import EndOfStream
 from .items import Answer, Delivery, Failure, Opening, take_out
@@ -355,10 +356,11 @@ class Dispatcher:
         for handler in handlers:
             if not handler.active:
                 continue
+            arguments = (error, self._session) if handler.takes_both else (error,)
             try:
-                arguments = (error, self._session) if handler.takes_both else (error,)
                 keep = handler.function(*arguments) is False or keep
-            except Exception:
+            except Exception as exc:
+                pass_on_own(exc)
                 log.error("on_exception handler of %r failed", self._session, exc_info=True)
         return keep
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from .. import log
 from ..errors import FrameTooLargeError, InvalidStreamError, SerializationError, StreamClosedError, article
 from ..handlers import HandlerList, name_of
+from ..interruptions import pass_on_own
 from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..registry import type_info
 from .flow_control import HIGH_WATER
@@ -99,6 +100,7 @@ class Responder:
 
                     reply = function(*arguments)
                 except Exception as exc:
+                    pass_on_own(exc)
                     reply = ErrorMessage("Error in dispatch", exc)
                     self._log_error_reply(item.id, exc)
                 if reply is not None:
