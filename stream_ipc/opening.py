@@ -5,6 +5,9 @@ Checks what users pass, opens it, and hands the session to the loop of the peer.
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import starmap
+
 from . import log
 from .arguments import DEFAULT, PIPE, check_timeout
 from .core.conversation import Conversation
@@ -66,7 +69,7 @@ class SessionOpener:
         """
         from .transports.stdio import StdioChannel
 
-        return _add_session(self, lambda: StdioChannel(self.serializer, self.max_frame_size))
+        return _add_session(self, partial(StdioChannel, self.serializer, self.max_frame_size))
 
     def create_process_session(self, process: subprocess.Popen[Any]) -> Session:
         """Attach to a ``subprocess.Popen``.
@@ -82,7 +85,7 @@ class SessionOpener:
         """
         from .transports.process import ProcessChannel
 
-        return _add_session(self, lambda: ProcessChannel(process, False, self.serializer, self.max_frame_size))
+        return _add_session(self, partial(ProcessChannel, process, False, self.serializer, self.max_frame_size))
 
     def create_command_session(
         self,
@@ -133,13 +136,15 @@ class SessionOpener:
         from .transports.spawn import leads_group, spawn
 
         group = leads_group(popen)
-        process = spawn(command, cwd, env, stderr, popen)
+        process: Any = None
         try:
+            for process in starmap(spawn, ((command, cwd, env, stderr, popen),)):  # stored before a signal is looked at
+                break
             log.debug("%s started", process_name(process))
             more = group, "pipesize" not in popen
-            return _add_session(self, lambda: ProcessChannel(process, True, self.serializer, self.max_frame_size, *more))
+            return _add_session(self, partial(ProcessChannel, process, True, self.serializer, self.max_frame_size, *more))
         except BaseException:
-            if not any([session.process is process for session in self.sessions]):  # nobody has it yet
+            if process is not None and not any([session.process is process for session in self.sessions]):  # nobody has it
                 kill(process)
             raise
 
@@ -173,7 +178,7 @@ class SessionOpener:
         reads = (read,) if read2 is None else (read, read2)
         if any([is_tls(stream) for stream in (write, *reads)]):
             raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
-        return _add_session(self, lambda: stream_channel(write, reads, self.serializer, self.max_frame_size))
+        return _add_session(self, partial(stream_channel, write, reads, self.serializer, self.max_frame_size))
 
     def create_socket_session(self, sock: socket.socket) -> Session:
         """Talk over a connected stream socket, also an ``ssl.SSLSocket``.
@@ -349,10 +354,12 @@ def _add_session(
     loop = peer._loop
     loop.check_open()
     outer = loop.enter()
-    channel = conversation = None
+    channel: Any = None
+    conversation = None
     try:
-        channel = made = make()
-        session = Session(lambda session: Conversation(loop, made, peer, session))
+        for channel in starmap(make, ((),)):  # stored before a signal is looked at
+            break
+        session = Session(lambda session: Conversation(loop, channel, peer, session))
         conversation = conversation_of(session)
         loop.add(conversation)
         if on_session is not None:
@@ -374,7 +381,7 @@ def _add_socket(
     peer: SessionOpener, sock: socket.socket, name: str = "", on_session: Callable[[Session], Any] | None = None
 ) -> Session:
     """Add a session over a connected socket."""
-    return _add_session(peer, lambda: socket_channel(sock, name, peer.serializer, peer.max_frame_size), on_session)
+    return _add_session(peer, partial(socket_channel, sock, name, peer.serializer, peer.max_frame_size), on_session)
 
 
 def _close_untaken(peer: SessionOpener, *sockets: socket.socket) -> None:
