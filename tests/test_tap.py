@@ -657,9 +657,17 @@ SHORT_GRACE = (
 )
 
 
+@pytest.fixture
+def no_ignored_hangup():
+    """Children inherit what is ignored, and nohup ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.slow
-def test_a_worker_that_ignores_the_signal_is_killed(number):
+def test_a_worker_that_ignores_the_signal_is_killed(number, no_ignored_hangup):
     with tapped("hang", code=SHORT_GRACE) as process:
         assert len(process.stdout.read()) == 10  # its pid
         process.send_signal(number)
