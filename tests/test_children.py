@@ -430,7 +430,7 @@ IGNORES = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
         ("", "", None, 0),
         ("", "pass", 1, -signal.SIGTERM),
         (IGNORES, IGNORES, 0.6, -signal.SIGKILL),
-        (IGNORES, "", 0, -signal.SIGKILL),
+        (IGNORES, "pass", 0, -signal.SIGKILL),
     ],
 )
 @pytest.mark.slow
