@@ -187,7 +187,7 @@ DEFERRERS[ResponsePromise] = _pass_on
 
 
 def first_settled(promises: Iterable[ResponsePromise[Any]]) -> ResponsePromise[Any] | None:
-    """Return the first that has settled, or None; raises ``AttributeError`` at what is no promise."""
+    """Return the first that has settled, or None."""
     for promise in promises:
         if promise._pending.settled:
             return promise

@@ -41,8 +41,78 @@ class _Reference(Base):
         __ne__ = object.__ne__
 
 
-class _Waiting:
-    """Waits for some of many promises, on any number of peers.
+class _Loops:
+    """Turns the loops of many promises, any number of them, at most for a time.
+
+    Attributes:
+        given: The promises.
+    """
+
+    def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
+        check_timeout(timeout)
+        self.given: list[ResponsePromise[Any]] = list(promises)
+        if not all([issubclass(cls, ResponsePromise) for cls in {*map(type, self.given)}]):
+            given = next(given for given in self.given if not isinstance(given, ResponsePromise))
+            raise TypeError(f"gather() and as_completed() take promises of request(), not {given!r:.100}")
+        self._loops: list[Loop] = []
+        self._limit: float | None = None
+        self._clock: Callable[[], float] | None = None
+        if timeout is not None and self.given:
+            self._clock = requester_of(self.given[0]).loop.clock
+            self._limit = self._clock() + timeout
+
+    def concern(self, promises: Iterable[ResponsePromise[Any]]) -> None:
+        """Turn the loops of these promises from now on."""
+        self._loops = list({requester.loop for requester in map(requester_of, promises)})
+
+    def run(self, until: Any, promises: Iterable[ResponsePromise[Any]]) -> bool:
+        """Turn until something has settled.
+
+        Args:
+            until: What that is, with an attribute ``settled``.
+            promises: Those that are waited for: what is there already counts even if the time is over.
+
+        Returns:
+            Whether it has; if not, the time is over.
+        """
+        while not until.settled:
+            if len(self._loops) == 1:
+                self._loops[0].run(until, self._limit)
+            else:
+                self._turn_all(until)  # a peer that is closed has settled its promises
+            if self._limit is not None and self._clock is not None and self._clock() >= self._limit:
+                if not until.settled:
+                    left = tuple(promises)
+                    take_replies(zip(map(requester_of, left), map(pending_of, left)), self._limit)
+                return bool(until.settled)
+        return True
+
+    def _turn_all(self, until: Any) -> None:
+        # Each loop has its own clock and poller; their descriptors can be waited for together.
+        for loop in self._loops:
+            if not loop.closing or loop.forked:  # in a fork it refuses
+                loop.run(until, 0)
+        self._loops = [loop for loop in self._loops if not loop.closing]
+        if until.settled or not self._loops:
+            return
+        wait = 0.05
+        if self._limit is not None and self._clock is not None:
+            wait = min(wait, max(0.0, self._limit - self._clock()))
+        for loop in self._loops:  # some of their transports may have no descriptor
+            due = loop.next_deadline()
+            if due is not None:
+                wait = min(wait, due)
+        try:
+            fds = [loop.fileno() for loop in self._loops]
+        except OSError as exc:  # this program's selector has no descriptor
+            pass_on(exc)
+            self._loops[0].tick(min(wait, 0.01))
+        else:
+            wait_readable(fds, wait)
+
+
+class _Next(_Loops):
+    """Waits for the next of many promises.
 
     Nothing is registered before there is something to wait for, and then once for each session and not for each promise:
     ``next(as_completed(pending))`` in a loop is to cost next to nothing for what is only looked at. What is registered are
@@ -51,48 +121,32 @@ class _Waiting:
     Attributes:
         first: The first promise of those that had settled before the call, or None.
         queue: Promises that have settled, in that order; those that had settled before the call are in the order given.
-        settled: Whether enough have settled; what a loop's ``run`` looks at.
+        settled: Whether one is in the queue; what a loop's ``run`` looks at.
         needs_no_session: Whether to wait though nothing is open.
     """
 
     def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
-        check_timeout(timeout)
-        self._given: list[ResponsePromise[Any]] = list(promises)
-        self.first: ResponsePromise[Any] | None = self._find_settled()
+        super().__init__(promises, timeout)
+        self.first: ResponsePromise[Any] | None = first_settled(self.given)
         self._left: dict[ResponsePromise[Any], None] | None = None  # made when it is needed
         self._began = next_moment()
-        self._loops: list[Loop] = []
         self._watched: list[tuple[set[ref[Any]], ref[Any]]] = []
         self._watching = False  # all of them
         self.queue: dict[ResponsePromise[Any], None] = {}
         self.needs_no_session = False
-        self._wanted = 0
-        self._limit: float | None = None
-        self._clock: Callable[[], float] | None = None
-        if timeout is not None and self._given:
-            self._clock = requester_of(self._given[0]).loop.clock
-            self._limit = self._clock() + timeout
 
     @property
     def left(self) -> dict[ResponsePromise[Any], None]:
         """The promises that are not in the queue yet, nor were taken."""
         if self._left is None:
-            if not all([issubclass(cls, ResponsePromise) for cls in {*map(type, self._given)}]):
-                raise _no_promise(next(given for given in self._given if not isinstance(given, ResponsePromise)))
-            self._left = dict.fromkeys(self._given)
+            self._left = dict.fromkeys(self.given)
         return self._left
 
     @property
     def settled(self) -> bool:
-        if len(self.queue) >= self._wanted:
+        if self.queue:
             return True
         return self._left is not None and not self._left  # a function of the user's has taken the last of them
-
-    def _find_settled(self) -> ResponsePromise[Any] | None:
-        try:
-            return first_settled(self._given)
-        except AttributeError:
-            raise _no_promise(next(given for given in self._given if not isinstance(given, ResponsePromise))) from None
 
     def note(self, promise: Any) -> None:
         """Take note that a promise has settled. An interrupted call can be made again."""
@@ -114,7 +168,7 @@ class _Waiting:
             watchers.add(watcher)
         for promise in sorted(all_settled(given), key=self._order):
             self.note(promise)
-        self._loops = list({requester.loop for requester in requesters})
+        self.concern(given)
         self._watching = True
         self.needs_no_session = any([requester.needs_no_session for requester in requesters])
 
@@ -129,53 +183,15 @@ class _Waiting:
             watchers.discard(watcher)
             del self._watched[-1]
 
-    def until(self, wanted: int) -> bool:
-        """Turn until that many are in the queue.
+    def wait(self) -> bool:
+        """Turn until one is in the queue.
 
         Returns:
-            Whether they are; if not, the time is over.
+            Whether one is; if not, the time is over.
         """
-        self._wanted = wanted
         if not self.settled and not self._watching:
             self._watch()
-        while not self.settled:
-            if len(self._loops) == 1:
-                self._loops[0].run(self, self._limit)
-            else:
-                self._turn_all()  # a peer that is closed has settled its promises
-            if self._limit is not None and self._clock is not None and self._clock() >= self._limit:
-                if not self.settled:
-                    left = tuple(self.left)
-                    take_replies(zip(map(requester_of, left), map(pending_of, left)), self._limit)
-                return self.settled
-        return True
-
-    def _turn_all(self) -> None:
-        # Each loop has its own clock and poller; their descriptors can be waited for together.
-        for loop in self._loops:
-            if not loop.closing or loop.forked:  # in a fork it refuses
-                loop.run(self, 0)
-        self._loops = [loop for loop in self._loops if not loop.closing]
-        if self.settled or not self._loops:
-            return
-        wait = 0.05
-        if self._limit is not None and self._clock is not None:
-            wait = min(wait, max(0.0, self._limit - self._clock()))
-        for loop in self._loops:  # some of their transports may have no descriptor
-            due = loop.next_deadline()
-            if due is not None:
-                wait = min(wait, due)
-        try:
-            fds = [loop.fileno() for loop in self._loops]
-        except OSError as exc:  # this program's selector has no descriptor
-            pass_on(exc)
-            self._loops[0].tick(min(wait, 0.01))
-        else:
-            wait_readable(fds, wait)
-
-
-def _no_promise(given: Any) -> TypeError:
-    return TypeError(f"gather() and as_completed() take promises of request(), not {given!r:.100}")
+        return self.run(self, self.left)
 
 
 def _too_few(left: int, count: int, timeout: float | None) -> TimeoutError:
@@ -224,14 +240,14 @@ def gather(
         for session, reply in zip(sessions, gather(promises)):
             print(session.name, reply)
     """
-    given = list(promises)
-    waiting = _Waiting(given, timeout)
-    count = len(waiting.left)
-    try:
-        if not waiting.until(count):
-            raise _too_few(len(waiting.left), count, timeout)
-    finally:
-        waiting.unwatch()
+    loops = _Loops(promises, timeout)
+    given = loops.given
+    loops.concern(given)
+    for pending in map(pending_of, given):
+        if not pending.settled and not loops.run(pending, given):
+            left = {promise for promise in given if not promise.settled}
+            if left:
+                raise _too_few(len(left), len({*given}), timeout)
     return [_outcome(promise) if return_exceptions else promise.wait() for promise in given]
 
 
@@ -280,7 +296,7 @@ class _AsCompleted:
 
     def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
         self._timeout = timeout
-        self._waiting = _Waiting(promises, timeout)
+        self._waiting = _Next(promises, timeout)
         self._taken = 0
 
     def __iter__(self) -> _AsCompleted:
@@ -302,7 +318,7 @@ class _AsCompleted:
                 waiting.unwatch()
                 raise StopIteration
             try:
-                found = waiting.until(1)
+                found = waiting.wait()
             except StopIteration as exc:
                 raise stray_stop(exc) from exc
             if not found:
