@@ -12,9 +12,9 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable
+    from typing import Any, Callable
 
-__all__ = ["PidCounterRequestIdGenerator", "PidHrtimeRequestIdGenerator"]
+__all__ = ["PidCounterRequestIdGenerator", "PidHrtimeRequestIdGenerator", "needs_check"]
 
 
 class PidCounterRequestIdGenerator:
@@ -37,6 +37,11 @@ class PidCounterRequestIdGenerator:
     def generate(self) -> str:
         """Return the next id."""
         return self._next()
+
+
+def needs_check(generator: Any) -> bool:
+    """Return whether an id that it makes may be of a wrong type, too long or in use."""
+    return type(generator) is not PidCounterRequestIdGenerator or generator.generate is not generator._next
 
 
 class PidHrtimeRequestIdGenerator:

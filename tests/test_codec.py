@@ -333,7 +333,9 @@ def test_a_payload_read_directly() -> None:
 class Noting(Text):
     """Notes the buffers that it is given, without keeping one, and says so."""
 
-    keeps_payload = False
+    @property
+    def reader(self) -> Any:
+        return self.deserialize
 
     def __init__(self) -> None:
         self.ids: List[int] = []
@@ -643,8 +645,9 @@ def test_a_serialize_that_is_set_on_the_instance() -> None:
 
 def test_an_override_of_both() -> None:
     class Both(Text):
-        def serialize_parts(self, kind: int, id: Any, message: Message) -> List[bytes]:
-            return [b"a", b"b" * 50_000]
+        @property
+        def writers(self) -> Any:
+            return {LogMessage: lambda kind, id, message: [b"a", b"b" * 50_000]}
 
     assert b"".join(encoded(Both(), LogMessage("x"))) == frame(b"a" + b"b" * 50_000)
 

@@ -95,6 +95,10 @@ class IntMode(enum.IntFlag):
     W = 2
 
 
+def parts_of(serializer: PickleMessageSerializer, message: Message, kind: int = 0, id: Any = None) -> Any:
+    return serializer.writers[type(message)](kind, id, message)
+
+
 def travel(message: Any, serializer: PickleMessageSerializer = S) -> Any:
     return serializer.deserialize(serializer.serialize(message))
 
@@ -297,7 +301,7 @@ def test_nothing_of_the_payload_is_held() -> None:
 def test_chunks_refer_to_large_bytes_and_copy_a_large_bytearray() -> None:
     large, changing, text = b"x" * 100_000, bytearray(b"y" * 100_000), "z" * 100_000
     message = Box([large, changing, text, "small"])
-    chunks = S.serialize_parts(0, None, message)
+    chunks = parts_of(S, message)
     assert isinstance(chunks, list)
     assert any(chunk is large for chunk in chunks)
     assert all(type(chunk) is bytes for chunk in chunks)
@@ -305,8 +309,8 @@ def test_chunks_refer_to_large_bytes_and_copy_a_large_bytearray() -> None:
     changing[:] = b"!" * 100_000
     assert b"".join(chunks) == payload
     assert S.deserialize(payload).value[1] == bytearray(b"y" * 100_000)  # type: ignore[attr-defined]
-    again = S.serialize_parts(0, None, Box("small"))
-    S.serialize_parts(0, None, Box("other"))
+    again = parts_of(S, Box("small"))
+    parts_of(S, Box("other"))
     assert type(again) is bytes
     assert S.deserialize(again) == Box("small")
 
@@ -1903,7 +1907,7 @@ def test_an_annotation_does_not_say_what_a_field_holds() -> None:
                 S.serialize(message)
     odd: Any = dataclass(type("Odd", (Message,), {"__annotations__": {"a": []}}))  # an annotation that has no hash
     assert travel(odd(1)) == odd(1)
-    parts = S.serialize_parts(0, None, Text(large))  # type: ignore[arg-type]
+    parts = parts_of(S, Text(large))  # type: ignore[arg-type]
     assert any(part is large for part in parts)
 
 
@@ -2042,7 +2046,7 @@ def test_unsafe_is_plain_pickle() -> None:
         assert pickle.loads(payload).value.__class__ is type(value)
         for form in (payload, bytearray(payload), memoryview(payload)):
             assert repr(UNSAFE.deserialize(form)) == repr(message)
-        assert UNSAFE.serialize_parts(0, None, message) == payload
+        assert parts_of(UNSAFE, message) == payload
     back = travel(RequestEnvelope("1", Box(2)), UNSAFE)
     assert back == RequestEnvelope("1", Box(2))
 
@@ -2112,7 +2116,7 @@ def test_a_class_of_which_one_message_was_large_writes_large_texts_without_a_cop
     serializer = PickleMessageSerializer()
     large = Page("ä" * 100_000)
     for _ in range(3):
-        parts = serializer.serialize_parts(1, "7", large)
+        parts = parts_of(serializer, large, 1, "7")
         assert isinstance(parts, list)
         assert "ä".encode() * 100_000 in parts
         assert serializer.deserialize(b"".join(parts)) == RequestEnvelope("7", large)

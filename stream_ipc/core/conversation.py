@@ -22,7 +22,6 @@ from .replies import Replies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from ..transports.channel import Channel
@@ -75,7 +74,6 @@ class Conversation:
         self.reason: StreamClosedError | None = None
         self.due: float | None = None
         self.name: str = channel.describe()
-        self._generate: Callable[[], Any] = peer.id_generator.generate
         self.replies: Replies = Replies(self.name, peer.id_generator, self._silence_hint)
         self.on_close: HandlerList = HandlerList("on_close", most=1)
         self.dispatcher: Dispatcher = Dispatcher(self, session)
@@ -124,12 +122,9 @@ class Conversation:
         try:
             # Before the send: the reply may be there at once.
             if pending is None:
-                generate = self._generate
-                pending = replies.add(promise, generate(), expect, timeout, deadline)
+                pending = replies.add(promise, expect, timeout, deadline)
             else:
                 replies.enter(pending, deadline)
-            if not self.is_open:  # the generator has closed it
-                raise self.closed_error()
             if deadline is not None and deadline < replies.due:  # behind what may turn, which finds it out anew
                 loop.set_timer(self, deadline)
                 replies.due = deadline

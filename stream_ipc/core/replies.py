@@ -6,10 +6,12 @@ Knows promises only as objects that may be dropped, and messages. Must not know 
 from __future__ import annotations
 
 import math
+from functools import partial
 from weakref import ref
 
 from .. import log
 from ..errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article, printable
+from ..ids import needs_check
 from ..interruptions import interruption_in
 from ..messages import MAX_ID_LENGTH, ErrorMessage
 from .pending import Pending, next_moment
@@ -47,6 +49,8 @@ class Replies:
         self.due: float = math.inf
         self.watchers: set[ref[Any]] = set()
         self._ids = ids
+        generate: Callable[[], Any] = ids.generate
+        self._new_id: Callable[[], str] = partial(self._checked, generate) if needs_check(ids) else generate
         self._hint = hint
         self._table: dict[str, Pending] = {}
         self._sweep_at = _SWEPT
@@ -55,8 +59,8 @@ class Replies:
         self._sweep()
         return len(self._table)
 
-    def add(self, promise: Any, id: Any, expect: type, timeout: float | None, deadline: float | None) -> Pending:
-        """Enter a request.
+    def add(self, promise: Any, expect: type, timeout: float | None, deadline: float | None) -> Pending:
+        """Make an id for a request, and enter it.
 
         Raises:
             ValueError: The id cannot be used.
@@ -64,10 +68,9 @@ class Replies:
         table = self._table
         if len(table) > self._sweep_at:
             self._sweep()
-        if type(id) is not str or len(id) > MAX_ID_LENGTH or id in table:
-            raise self._bad_id(id)
+        new_id = self._new_id
         pending = Pending(promise)
-        pending.id = id
+        pending.id = id = new_id()
         pending.expect = expect
         pending.timeout = timeout
         pending.deadline = deadline
@@ -83,15 +86,22 @@ class Replies:
         Raises:
             ValueError: Its id cannot be used.
         """
-        id = pending.id
-        if type(id) is not str or len(id) > MAX_ID_LENGTH or id in self._table:
-            raise self._bad_id(id)
+        self._check(pending.id)
         pending.deadline = deadline
-        self._table[id] = pending
+        self._table[pending.id] = pending
         return pending
 
     def __contains__(self, pending: Pending) -> bool:
         return self._table.get(pending.id) is pending
+
+    def _checked(self, generate: Callable[[], Any]) -> str:
+        id = generate()
+        self._check(id)
+        return id  # type: ignore[no-any-return]
+
+    def _check(self, id: Any) -> None:
+        if type(id) is not str or len(id) > MAX_ID_LENGTH or id in self._table:
+            raise self._bad_id(id)
 
     def _bad_id(self, id: Any) -> ValueError:
         name = type(self._ids).__name__

@@ -85,9 +85,6 @@ class PickleMessageSerializer:
             Both sides must use the same.
     """
 
-    # deserialize() keeps nothing of what it is given, so that a large buffer can be used again; see wire/codec.py.
-    keeps_payload = False
-
     def __init__(self, *, unsafe: bool = False) -> None:
         self._unsafe = unsafe
 
@@ -101,33 +98,30 @@ class PickleMessageSerializer:
             SerializationError: Something in the message cannot travel; the text
                 names the field.
         """
-        payload = self.serialize_parts(*take_out_of_envelope(message))
+        kind, id, message = take_out_of_envelope(message)
+        try:
+            payload = self.writers[type(message)](kind, id, message)
+        except Exception as exc:
+            raise self.failure(message, exc) from exc
         return payload if isinstance(payload, bytes) else b"".join(payload)
 
-    def serialize_parts(self, kind: int, id: Any, message: Message) -> Parts:
-        """Turn a message without its envelope into its payload.
+    @property
+    def writers(self) -> dict[type, Write]:
+        """By class of message, what turns it and the kind and id of its envelope into the payload.
 
-        Args:
-            kind: Of the envelope: ``NOTIFICATION``, ``REQUEST`` or
-                ``RESPONSE``.
-            id: Of the envelope, or None.
-            message: The message.
-
-        Returns:
-            A list of buffers if there are bytes objects over 64 KiB: these are
-            not copied into it.
-
-        Raises:
-            SerializationError: As ``serialize``.
+        That is a list of buffers if there are bytes objects over 64 KiB: these
+        are not copied into it. For ``serialize`` without a call in between; see
+        wire/codec.py.
         """
-        if self._unsafe:
-            return _plain_dumps(put_in_envelope(kind, id, message))
-        try:
-            return _writers[type(message)](kind, id, message)
-        except Exception as exc:
-            from .pickle_explain import explain
+        return _plain_writers if self._unsafe else _writers
 
-            raise explain(message, exc) from exc
+    def failure(self, message: Message, exc: Exception) -> SerializationError:
+        """Return the error for what a writer has raised, or raise that if it says all."""
+        if self._unsafe:
+            return SerializationError(f"{type(message).__name__} cannot be pickled: {describe(exc)}")
+        from .pickle_explain import explain
+
+        return explain(message, exc)
 
     def deserialize(self, payload: Payload) -> Message:
         """Turn a payload into its message.
@@ -136,31 +130,15 @@ class PickleMessageSerializer:
             SerializationError: The payload is no message; see
                 ``MessageSerializer.deserialize``.
         """
-        if self._unsafe:
-            return _plain_loads(payload)
-        if type(payload) is not bytes and type(payload) is not bytearray:
-            payload = bytes(payload)
-        # STACK_GLOBAL, and READONLY_BUFFER, which makes a memoryview; GLOBAL and INST, which read two lines; EXT1 to EXT4,
-        # which ask for a class only if one is registered, and take it from the cache without asking.
-        if (
-            0x93 in payload
-            or 0x98 in payload
-            or (0x0A in payload and _may_have_lines(payload))
-            or _extensions
-            or _extension_cache
-        ):
-            root = _load_objects(payload)
-        else:
-            try:
-                root = loads(payload)
-            except Exception as exc:
-                raise _no_pickle(payload, exc) from exc
-        try:
-            shape = root[2]
-            read = _readers[shape] if type(shape) is str else _read_root  # the hash of a deep tuple has no end
-        except (IndexError, KeyError, TypeError):
-            read = _read_root
-        return read(root)
+        return self.reader(payload if type(payload) is bytes or type(payload) is bytearray else bytes(payload))
+
+    @property
+    def reader(self) -> Callable[[bytes | bytearray], Message]:
+        """What turns bytes into their message and keeps nothing of them.
+
+        For ``deserialize`` without a call in between; see wire/codec.py.
+        """
+        return _plain_loads if self._unsafe else _read
 
 
 # -- writing
@@ -237,6 +215,30 @@ def _write(root: tuple[Any, ...], message: Message) -> Parts:
 
 
 # -- loading
+
+
+def _read(payload: bytes | bytearray) -> Message:
+    # STACK_GLOBAL, and READONLY_BUFFER, which makes a memoryview; GLOBAL and INST, which read two lines; EXT1 to EXT4,
+    # which ask for a class only if one is registered, and take it from the cache without asking.
+    if (
+        0x93 in payload
+        or 0x98 in payload
+        or (0x0A in payload and _may_have_lines(payload))
+        or _extensions
+        or _extension_cache
+    ):
+        root = _load_objects(payload)
+    else:
+        try:
+            root = loads(payload)
+        except Exception as exc:
+            raise _no_pickle(payload, exc) from exc
+    try:
+        shape = root[2]
+        read = _readers[shape] if type(shape) is str else _read_root  # the hash of a deep tuple has no end
+    except (IndexError, KeyError, TypeError):
+        read = _read_root
+    return read(root)
 
 
 def _may_have_lines(payload: bytes | bytearray) -> bool:
@@ -433,11 +435,17 @@ def _reader_of(info: TypeInfo) -> Read:
 # -- unsafe=True
 
 
-def _plain_dumps(message: Message) -> bytes:
-    try:
-        return pickle.dumps(message, 5)
-    except Exception as exc:
-        raise SerializationError(f"{type(message).__name__} cannot be pickled: {describe(exc)}") from exc
+class _PlainWriters(dict):  # type: ignore[type-arg]
+    def __missing__(self, cls: type) -> Write:
+        self[cls] = _plain_dumps
+        return _plain_dumps
+
+
+_plain_writers: dict[type, Write] = _PlainWriters()
+
+
+def _plain_dumps(kind: int, id: Any, message: Message) -> bytes:
+    return pickle.dumps(put_in_envelope(kind, id, message), 5)
 
 
 def _plain_loads(payload: Payload) -> Message:

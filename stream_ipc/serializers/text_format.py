@@ -343,9 +343,6 @@ class TextSerializer:
         " namespace=); its own error handlers or its stderr may say more"
     )
 
-    # deserialize() keeps nothing of what it is given, so that a large buffer can be used again; see wire/codec.py.
-    keeps_payload = False
-
     _formats: tuple[TextFormat, TextFormat]  # for the present and for the older release of the original
 
     def __init_subclass__(cls, formats: tuple[TextFormat, TextFormat] | None = None, **kwargs: Any) -> None:
@@ -420,3 +417,8 @@ class TextSerializer:
         if not isinstance(message, Message):
             _refuse("payload", message)
         return message
+
+    @property
+    def reader(self) -> Callable[[Payload], Message]:
+        """What does the same as ``deserialize``; see wire/codec.py."""
+        return self.deserialize

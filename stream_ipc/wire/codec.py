@@ -68,6 +68,18 @@ def _is_own(serializer: Any, method: str, feature: str) -> Any:
     return None
 
 
+class _Writers(dict):  # type: ignore[type-arg]
+    """What turns a message into its payload is the same for all classes."""
+
+    def __init__(self, write: Callable[[int, Any, Message], Any]) -> None:
+        super().__init__()
+        self._write = write
+
+    def __missing__(self, cls: type) -> Callable[[int, Any, Message], Any]:
+        self[cls] = self._write
+        return self._write
+
+
 class MessageEncoder:
     """Turns messages into frames."""
 
@@ -80,9 +92,9 @@ class MessageEncoder:
                 raise TypeError(f"{type(serializer).__name__} is no serializer: it has no method {name}()")
         # Without an envelope that is made for one call only, and the payload may be several buffers, so that large bytes
         # need not be copied.
-        self._parted = _is_own(serializer, "serialize", "serialize_parts") is not None
-        self._serialize: Callable[[int, Any, Message], Any]
-        self._serialize = serializer.serialize_parts if self._parted else self._serialize_whole  # type: ignore[attr-defined]
+        self._parted = _is_own(serializer, "serialize", "writers") is not None
+        self._writers: dict[type, Callable[[int, Any, Message], Any]]
+        self._writers = serializer.writers if self._parted else _Writers(self._serialize_whole)  # type: ignore[attr-defined]
 
     def encode(self, kind: int, id: Any, message: Message) -> list[Any]:
         """Return the frame of a message, as a list of buffers that nobody changes any more.
@@ -91,9 +103,8 @@ class MessageEncoder:
             SerializationError: The message cannot travel.
             FrameTooLargeError: Its payload is over ``max_frame_size``.
         """
-        serialize = self._serialize
         try:
-            payload = serialize(kind, id, message)
+            payload = self._writers[type(message)](kind, id, message)
         except Exception as exc:
             raise self._failure(message, exc) from exc
         if type(payload) is bytes:
@@ -107,6 +118,9 @@ class MessageEncoder:
 
     def _failure(self, message: Message, exc: Exception) -> SerializationError:
         pass_on(exc)
+        if self._parted:
+            failure: SerializationError = self.serializer.failure(message, exc)  # type: ignore[attr-defined]
+            return failure
         if isinstance(exc, SerializationError):
             raise exc  # with its own cause
         return SerializationError(
@@ -169,9 +183,9 @@ class MessageDecoder(FrameDecoder):
     def __init__(
         self, serializer: MessageSerializer, max_frame_size: int, note: Callable[[str], Any] | None = None
     ) -> None:
-        self._reuses = _is_own(serializer, "deserialize", "keeps_payload") is False
-        # One of ours returns messages and nothing else.
-        super().__init__(max_frame_size, serializer.deserialize if self._reuses else self._make_checked)
+        # One of ours returns messages and nothing else, and keeps nothing of a payload, whose buffer can be used again.
+        self._reuses = _is_own(serializer, "deserialize", "reader") is not None
+        super().__init__(max_frame_size, serializer.reader if self._reuses else self._make_checked)  # type: ignore[attr-defined]
         self._serializer = serializer
         self._note = note
         self._idle = False
