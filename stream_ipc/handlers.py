@@ -49,7 +49,7 @@ class HandlerList:
         of_messages: Whether the first is a message.
 
     Attributes:
-        by_class: The handlers for each class that ``of`` was called for; emptied by each change.
+        by_class: The handlers, if any, for each class that ``of`` was called for; emptied by each change.
     """
 
     def __init__(self, event: str, most: int = 2, of_messages: bool = False) -> None:
@@ -134,7 +134,7 @@ class HandlerList:
         except KeyError:
             handlers = self._handlers
             found = tuple(h for h in handlers if h.types is None or issubclass(cls, h.types))
-            if self._handlers is handlers:  # a signal handler may have registered another
+            if found and self._handlers is handlers:  # a signal handler may have registered another
                 self.by_class[cls] = found
             return found
 

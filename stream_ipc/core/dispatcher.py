@@ -42,7 +42,6 @@ __all__ = ["Dispatcher"]
 
 _AHEAD = 64  # replies that a wait settles behind its own at most
 
-
 class Dispatcher:
     """Works off the inbox of one conversation.
 
@@ -66,7 +65,9 @@ class Dispatcher:
         self._conversation = conversation
         self._session = session
         self._by_class = self.on_message.by_class
-        self._scanned = 0  # how much of the inbox settle_replies has seen
+        self._scanned = 0  # how much of the inbox settle_replies has seen, as long as the last of that stands where it was
+        self._last_scanned: Any = None
+        self._waiting = self.kept.waiting
         # What is neither a reply nor a notification, and what to do with it. An action returns how many messages that was;
         # None to stop, because it has to wait.
         self._actions: dict[type, Callable[[Any], int | None]] = {
@@ -120,9 +121,10 @@ class Dispatcher:
         """
         loop = self._loop
         inbox = self.inbox
+        conversation = self._conversation
+        by_class = self._by_class
         count = 0
-        self._scanned = 0
-        if not self._conversation.is_open:
+        if not conversation.is_open:
             inbox.clear()  # of what a read that was under way has brought
         while inbox:
             item = inbox[0]
@@ -132,13 +134,18 @@ class Dispatcher:
                 if inbox and inbox[0] is item:
                     del inbox[0]
                 count += 1
-                if told and not self._conversation.is_open:  # a done callback has closed it, or forked
+                # Replies in a row are settled at once, which runs no handler and spares a turn for each.
+                if (told or not count % _AHEAD) and (
+                    not conversation.is_open or (until is not None and until.settled)
+                ):
                     break
+            elif until is not None and until.settled:
+                break
             else:
                 if not goal:
                     goal = loop.dispatched + len(inbox) + 1  # a failure is followed by the end
-                if cls in self._by_class:
-                    self._deliver(item, item, self._by_class[cls])
+                if cls in by_class and not self._waiting:
+                    self._deliver(item, item, by_class[cls])
                     count += 1
                 else:
                     action = self._actions.get(cls)
@@ -147,14 +154,12 @@ class Dispatcher:
                         return count
                     count += done
                 loop.dispatched += 1
-                if not self._conversation.is_open:
+                if not conversation.is_open:
                     if loop.forked:  # a handler has forked, and this is the copy
                         raise loop.refusal()
                     inbox.clear()  # of what a handler or an interruption has left behind the end
                 if loop.dispatched >= goal:
                     break
-            if until is not None and until.settled and not (inbox and self._goes_on(count)):
-                break
         if not inbox:
             loop.todo.pop(self, None)
             port = self.port
@@ -163,25 +168,19 @@ class Dispatcher:
                 port.update_reading()
         return count
 
-    def _goes_on(self, count: int) -> bool:
-        """Return whether to settle the replies that stand next, too, which runs no handler.
-
-        With many requests under way, a program that waits for one after the other turns once for all of these.
-        """
-        inbox = self.inbox
-        return type(inbox[0]) is ResponseEnvelope if inbox and count % _AHEAD else False
-
     def put_back(self, item: Any) -> None:
         """Have an item dispatched next that was taken out before."""
         self.inbox.appendleft(item)
-        self._scanned = 0
         self._loop.todo[self] = None
 
     def settle_replies(self) -> int:
         """Settle the replies in the inbox before their turn: handlers are nested too deeply to run another."""
         inbox = self.inbox
         # From the right, where a deque is quick, and only what came since the last time: the inbox may be long.
-        found = [(i, inbox[i]) for i in range(len(inbox) - 1, self._scanned - 1, -1) if _is_reply(inbox[i])]
+        start = self._scanned
+        if start > len(inbox) or (start and inbox[start - 1] is not self._last_scanned):
+            start = 0
+        found = [(i, inbox[i]) for i in range(len(inbox) - 1, start - 1, -1) if _is_reply(inbox[i])]
         rest = len(inbox) - len(found)
         for _, item in reversed(found):
             if type(item) is ResponseEnvelope:
@@ -194,6 +193,7 @@ class Dispatcher:
             else:
                 rest = -1
         self._scanned = rest if len(inbox) == rest else 0
+        self._last_scanned = inbox[-1] if self._scanned else None
         if self._channel.ended is not None:
             self._replies.fail_all(self._channel.ended)  # the rest of the end has to wait for its turn
         return len(found)
@@ -201,7 +201,7 @@ class Dispatcher:
     def _arrive(self, item: Any) -> int:
         """Dispatch a notification of a class that is new here, or an error that stands for a message."""
         if isinstance(item, Message):
-            self._deliver(item, item, self.on_message.of(type(item)))
+            self._deliver_or_keep(item, item)
         elif isinstance(item, SerializationError):
             self._undecodable(item, item)
         elif isinstance(item, Exception):
@@ -215,6 +215,12 @@ class Dispatcher:
             self._undecodable(item, error)
         return 1
 
+    def _deliver_or_keep(self, item: Any, message: Message) -> None:
+        handlers = self.on_message.of(type(message))
+        if not handlers or self._waiting:
+            item = self.kept.keep(item, message, handlers)
+        self._deliver(item, message, handlers)
+
     def _deliver(self, item: Any, message: Message, handlers: tuple[Handler, ...]) -> None:
         """Give a message to its handlers.
 
@@ -225,14 +231,11 @@ class Dispatcher:
         """
         inbox = self.inbox
         error: Exception | None = None
-        if (not handlers or self.kept.waiting) and type(item) is not Delivery:
-            item = self.kept.keep(item, message, handlers)
-        left = len(handlers)
         for handler in handlers:
-            left -= 1
+            handlers = handlers[1:]
             if not handler.active:
                 continue
-            following = Delivery(message, handlers[-left:]) if left else None
+            following = Delivery(message, handlers) if handlers else None
             if not inbox or inbox[0] is not item:
                 break  # a turn beneath has gone on with it
             try:
@@ -276,7 +279,6 @@ class Dispatcher:
         delivery = Delivery(message, handlers)
         for entry.unseen in map(self.inbox.appendleft, (delivery,)):  # None; stored before a signal is looked at
             break
-        self._scanned = 0
         self._loop.mark(self)
         self._deliver(delivery, message, handlers)
 
@@ -293,7 +295,7 @@ class Dispatcher:
             self._replies.fail(error.response_id, error)
             take_out(self.inbox, item)
         else:
-            self._deliver(item, ErrorMessage(str(error)), self.on_message.of(ErrorMessage))
+            self._deliver_or_keep(item, ErrorMessage(str(error)))
 
     def _resume(self, item: Delivery) -> int:
         self._deliver(item, item.message, item.handlers)

@@ -107,16 +107,15 @@ class PickleMessageSerializer:
 
     @property
     def writers(self) -> dict[type, Write]:
-        """By class of message, what turns it and the kind and id of its envelope into the payload.
+        """What turns a kind, an id and a message into a payload, by class.
 
-        That is a list of buffers if there are bytes objects over 64 KiB: these
-        are not copied into it. For ``serialize`` without a call in between; see
-        wire/codec.py.
+        The payload is a list of buffers if there are bytes objects over 64 KiB:
+        these are not copied into it. ``serialize`` without a call in between.
         """
         return _plain_writers if self._unsafe else _writers
 
     def failure(self, message: Message, exc: Exception) -> SerializationError:
-        """Return the error for what a writer has raised, or raise that if it says all."""
+        """Return the error for what a writer has raised, or raise that."""
         if self._unsafe:
             return SerializationError(f"{type(message).__name__} cannot be pickled: {describe(exc)}")
         from .pickle_explain import explain
@@ -136,7 +135,7 @@ class PickleMessageSerializer:
     def reader(self) -> Callable[[bytes | bytearray], Message]:
         """What turns bytes into their message and keeps nothing of them.
 
-        For ``deserialize`` without a call in between; see wire/codec.py.
+        ``deserialize`` without a call in between.
         """
         return _plain_loads if self._unsafe else _read
 
