@@ -5,6 +5,7 @@ Knows promises, and the conversations of their requests.
 
 from __future__ import annotations
 
+from collections import deque
 from weakref import ref
 
 from .arguments import check_timeout
@@ -111,89 +112,6 @@ class _Loops:
             wait_readable(fds, wait)
 
 
-class _Next(_Loops):
-    """Waits for the next of many promises.
-
-    Nothing is registered before there is something to wait for, and then once for each session and not for each promise:
-    ``next(as_completed(pending))`` in a loop is to cost next to nothing for what is only looked at. What is registered are
-    weak references, so that an iterator that is dropped leaves nothing behind.
-
-    Attributes:
-        first: The first promise of those that had settled before the call, or None.
-        queue: Promises that have settled, in that order; those that had settled before the call are in the order given.
-        settled: Whether one is in the queue; what a loop's ``run`` looks at.
-        needs_no_session: Whether to wait though nothing is open.
-    """
-
-    def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
-        super().__init__(promises, timeout)
-        self.first: ResponsePromise[Any] | None = first_settled(self.given)
-        self._left: dict[ResponsePromise[Any], None] | None = None  # made when it is needed
-        self._began = next_moment()
-        self._watched: list[tuple[set[ref[Any]], ref[Any]]] = []
-        self._watching = False  # all of them
-        self.queue: dict[ResponsePromise[Any], None] = {}
-        self.needs_no_session = False
-
-    @property
-    def left(self) -> dict[ResponsePromise[Any], None]:
-        """The promises that are not in the queue yet, nor were taken."""
-        if self._left is None:
-            self._left = dict.fromkeys(self.given)
-        return self._left
-
-    @property
-    def settled(self) -> bool:
-        if self.queue:
-            return True
-        return self._left is not None and not self._left  # a function of the user's has taken the last of them
-
-    def note(self, promise: Any) -> None:
-        """Take note that a promise has settled. An interrupted call can be made again."""
-        left = self._left
-        # atomic: no calls
-        if left is not None and promise in left:
-            self.queue[promise] = None
-            del left[promise]
-
-    def _watch(self) -> None:
-        """Be told of each promise that settles from now on, and find those that have settled."""
-        self.unwatch()
-        given = tuple(self.left)  # a signal handler may turn, and so change it
-        requesters = set(map(requester_of, given))
-        for requester in requesters:
-            watchers = requester.replies.watchers
-            watcher = _Reference(self, watchers.discard)
-            self._watched.append((watchers, watcher))
-            watchers.add(watcher)
-        for promise in sorted(all_settled(given), key=self._order):
-            self.note(promise)
-        self.concern(given)
-        self._watching = True
-        self.needs_no_session = any([requester.needs_no_session for requester in requesters])
-
-    def _order(self, promise: ResponsePromise[Any]) -> int:
-        return max(int(pending_of(promise).settled), self._began)
-
-    def unwatch(self) -> None:
-        """Be told no more, so that nothing stays behind. What comes next begins anew."""
-        self._watching = False
-        while self._watched:
-            watchers, watcher = self._watched[-1]
-            watchers.discard(watcher)
-            del self._watched[-1]
-
-    def wait(self) -> bool:
-        """Turn until one is in the queue.
-
-        Returns:
-            Whether one is; if not, the time is over.
-        """
-        if not self.settled and not self._watching:
-            self._watch()
-        return self.run(self, self.left)
-
-
 def _too_few(left: int, count: int, timeout: float | None) -> TimeoutError:
     return TimeoutError(f"{left} of {count} requests got no reply within {timeout} s; they are still pending")
 
@@ -291,43 +209,114 @@ def as_completed(
     return _AsCompleted(promises, timeout)
 
 
-class _AsCompleted:
-    """An iterator and no generator: a handler's error comes out of ``next()``, and the next ``next()`` goes on."""
+class _AsCompleted(_Loops):
+    """Yields promises as they settle.
+
+    An iterator and no generator: a handler's error comes out of ``next()``, and the next ``next()`` goes on.
+
+    Nothing is registered before there is something to wait for, and then once for each session and not for each promise:
+    ``next(as_completed(pending))`` in a loop is to cost next to nothing for what is only looked at. What is registered are
+    weak references, so that an iterator that is dropped leaves nothing behind.
+
+    Attributes:
+        settled: Whether one has settled that was not taken yet; what a loop's ``run`` looks at.
+        needs_no_session: Whether to wait though nothing is open.
+    """
 
     def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
+        super().__init__(promises, timeout)
+        self.needs_no_session = False
         self._timeout = timeout
-        self._waiting = _Next(promises, timeout)
+        self._began = next_moment()
+        self._first: ResponsePromise[Any] | None = first_settled(self.given)  # maybe nobody asks for another
         self._taken = 0
+        self._rest: dict[ResponsePromise[Any], None] | None = None  # made when it is needed
+        # Promises that have settled, in that order; those that had settled before the call are in the order given.
+        self._queue: deque[ResponsePromise[Any]] = deque()
+        self._watched: list[tuple[set[ref[Any]], ref[Any]]] = []
+        self._watching = False  # all of them
 
     def __iter__(self) -> _AsCompleted:
         return self
 
     def __next__(self) -> ResponsePromise[Any]:
-        waiting = self._waiting
-        promise = waiting.first
-        if promise is not None and not self._taken:  # maybe nobody asks for another
+        first = self._first
+        if first is not None and not self._taken:
             self._taken = 1
-            return promise
-        if promise is not None:
-            waiting.left.pop(promise, None)
-            waiting.first = None
-        queue = waiting.queue
+            return first
+        if first is not None:
+            self._left.pop(first, None)
+            self._first = None
+        queue = self._queue
         while True:  # again if what was there was taken, by a handler that has called next() meanwhile
-            left = len(waiting.left) + len(queue)
-            if not left:
-                waiting.unwatch()
+            count = len(self._left) + len(queue)
+            if not count:
+                self._unwatch()
                 raise StopIteration
             try:
-                found = waiting.wait()
+                found = self._wait()
             except StopIteration as exc:
                 raise stray_stop(exc) from exc
             if not found:
-                waiting.unwatch()
-                raise _too_few(left, left + self._taken, self._timeout)
-            promise = next(iter(queue), None)
-            if promise is not None:
-                break
+                self._unwatch()
+                raise _too_few(count, count + self._taken, self._timeout)
+            # atomic: no calls
+            if queue:
+                promise = queue[0]
+                del queue[0]
+                self._taken += 1
+                return promise
+
+    @property
+    def settled(self) -> bool:
+        if self._queue:
+            return True
+        return self._rest is not None and not self._rest  # a function of the user's has taken the last of them
+
+    @property
+    def _left(self) -> dict[ResponsePromise[Any], None]:
+        """The promises that are not in the queue yet, nor were taken."""
+        if self._rest is None:
+            self._rest = dict.fromkeys(self.given)
+        return self._rest
+
+    def note(self, promise: Any) -> None:
+        """Take note that a promise has settled. An interrupted call can be made again."""
+        left = self._rest
         # atomic: no calls
-        del queue[promise]
-        self._taken += 1
-        return promise
+        if left is not None and promise in left:
+            self._queue += (promise,)
+            del left[promise]
+
+    def _wait(self) -> bool:
+        """Turn until one is in the queue; returns whether one is."""
+        if not self.settled and not self._watching:
+            self._watch()
+        return self.run(self, self._left)
+
+    def _watch(self) -> None:
+        """Be told of each promise that settles from now on, and find those that have settled."""
+        self._unwatch()
+        given = tuple(self._left)  # a signal handler may turn, and so change it
+        requesters = set(map(requester_of, given))
+        for requester in requesters:
+            watchers = requester.replies.watchers
+            watcher = _Reference(self, watchers.discard)
+            self._watched.append((watchers, watcher))
+            watchers.add(watcher)
+        for promise in sorted(all_settled(given), key=self._order):
+            self.note(promise)
+        self.concern(given)
+        self._watching = True
+        self.needs_no_session = any([requester.needs_no_session for requester in requesters])
+
+    def _order(self, promise: ResponsePromise[Any]) -> int:
+        return max(int(pending_of(promise).settled), self._began)
+
+    def _unwatch(self) -> None:
+        """Be told no more, so that nothing stays behind. What comes next begins anew."""
+        self._watching = False
+        while self._watched:
+            watchers, watcher = self._watched[-1]
+            watchers.discard(watcher)
+            del self._watched[-1]
