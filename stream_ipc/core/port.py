@@ -130,6 +130,7 @@ class Port:
     def _watch(self, wanted: dict[int, int]) -> None:
         loop = self._loop
         watched = self.watched
+        has_more = self in loop.repairs  # something else was left undone before
         loop.repairs[self] = None
         self.watched = dict.fromkeys((*watched, *wanted), 0)  # unknown, until all is done
         for fd in watched:
@@ -147,7 +148,8 @@ class Port:
                 self.fail(InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}"))
                 return
         self.watched = wanted
-        loop.repairs.pop(self, None)
+        if not has_more:
+            loop.repairs.pop(self, None)
         if self._closed:  # by a signal handler
             self.close()
 
@@ -160,7 +162,6 @@ class Port:
                 self.failing = False
             self.channel.resume(self._inbox)
             self.rearm()
-            repairs[self] = None  # again: watching has taken it out
             if not self.failing:
                 self.flush()
                 if self.channel.outbox.is_broken and self.channel.ended is None and self.channel.find_invalid() is None:
