@@ -59,7 +59,7 @@ class Session(Handling):
     def __repr__(self) -> str:
         try:
             conversation = self._conversation
-            reason = conversation.reason or conversation.channel.ended
+            reason = conversation.reason or conversation.channel.inputs.ended
             if conversation.state is FORKED:
                 reason = None
             why = "" if reason is None else f" ({conversation.short(reason)})"

@@ -465,7 +465,7 @@ def drop_queued(session: Session) -> None:
 
 def received_bytes(session: Session) -> int:
     """Return how much a session has read in all."""
-    count: int = session._conversation.channel.received_bytes
+    count: int = session._conversation.channel.inputs.received_bytes
     return count
 
 
@@ -487,7 +487,7 @@ def socket_of(session: Session) -> Any:
 def replace_socket(session: Session, sock: Any) -> None:
     """Let a session read and write another object than its socket."""
     channel: Any = session._conversation.channel
-    for end in (channel.outbox.end, *[source.end for source in channel.inputs.values()]):
+    for end in (channel.outbox.end, *[source.end for source in channel.inputs.by_fd.values()]):
         end.socket = sock
 
 

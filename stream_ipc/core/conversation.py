@@ -86,7 +86,7 @@ class Conversation:
     @property
     def is_writable(self) -> bool:
         """Whether it is open and its stream has neither ended nor been closed by its owner."""
-        return self.is_open and self.channel.ended is None and self.port.invalid is None
+        return self.is_open and self.channel.inputs.ended is None and self.port.invalid is None
 
     def closed_error(self) -> StreamClosedError | InvalidStreamError | RuntimeError:
         """Return the error for a call that comes too late, or in a forked process."""
@@ -94,7 +94,7 @@ class Conversation:
             return self.loop.refusal()
         if self.is_open and self.port.invalid is not None:
             return InvalidStreamError(str(self.port.invalid))
-        reason = self.reason or self.channel.ended
+        reason = self.reason or self.channel.inputs.ended
         text = f"is being closed ({self.name})" if reason is None else f"is closed: {reason}"
         error = StreamClosedError(f"the session {text}")
         error.__cause__ = None if reason is None else reason.__cause__
@@ -139,7 +139,7 @@ class Conversation:
                 if ticket is None:
                     pending.settled = 1  # nobody will ever see it
                 replies.remove(pending)
-            self.port.post_failed(exc)
+            self.port.note_write_error(exc)
             raise
         return pending  # type: ignore[no-any-return]
 
@@ -155,7 +155,7 @@ class Conversation:
             self.channel.post(NOTIFICATION, None, message)
         except BaseException as exc:
             self.loop.repairs[self.port] = None
-            self.port.post_failed(exc)
+            self.port.note_write_error(exc)
             raise
 
     def send_frame(self, frame: Any) -> None:
@@ -164,7 +164,7 @@ class Conversation:
             self.channel.post_frame(frame)
         except BaseException as exc:
             self.loop.repairs[self.port] = None
-            self.port.post_failed(exc)
+            self.port.note_write_error(exc)
             raise
 
     # -- waiting
@@ -230,7 +230,7 @@ class Conversation:
                 "; handlers that wait are nested so deeply that requests which came meanwhile had to wait: the reply may"
                 " depend on one of them"
             )
-        if channel.received_bytes > channel.text_bytes:
+        if channel.inputs.received_bytes > channel.inputs.text_bytes:
             return hint
         return (
             "; nothing has ever come from the other side (is it ticking, does it use the same serializer, does it know the"

@@ -84,6 +84,7 @@ class Dispatcher:
         conversation = self._conversation
         self._loop = conversation.loop
         self._channel = conversation.channel
+        self._inputs = conversation.channel.inputs
         self._replies = conversation.replies
         self.port: Port = conversation.port
         self.responder.bind()
@@ -163,7 +164,7 @@ class Dispatcher:
         if not inbox:
             loop.todo.pop(self, None)
             port = self.port
-            port.dispatched_bytes = self._channel.received_bytes
+            port.dispatched_bytes = self._inputs.received_bytes
             if port.paused:
                 port.update_reading()
         return count
@@ -194,8 +195,8 @@ class Dispatcher:
                 rest = -1
         self._scanned = rest if len(inbox) == rest else 0
         self._last_scanned = inbox[-1] if self._scanned else None
-        if self._channel.ended is not None:
-            self._replies.fail_all(self._channel.ended)  # the rest of the end has to wait for its turn
+        if self._inputs.ended is not None:
+            self._replies.fail_all(self._inputs.ended)  # the rest of the end has to wait for its turn
         return len(found)
 
     def _arrive(self, item: Any) -> int:

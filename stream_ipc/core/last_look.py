@@ -94,7 +94,7 @@ def _write_on(port: Port, times: int) -> None:
     channel = port.channel
     for _ in range(times):
         queued = channel.outbox.queued_bytes
-        if not queued or not channel.wait(_PAUSE, True):
+        if not queued or not channel.wait_writable(_PAUSE):
             break
         port.write()
         if channel.outbox.queued_bytes >= queued:
@@ -113,13 +113,13 @@ def _read(conversation: Conversation, limit: float | None) -> None:
 
 def _read_on(port: Port, times: int) -> None:
     port.drain()
-    channel = port.channel
+    inputs = port.channel.inputs
     for _ in range(times):
-        if port.failing or not channel.is_unfinished or not channel.wait(_PAUSE):
+        if port.failing or not inputs.is_unfinished or not inputs.wait(_PAUSE):
             break
-        before = channel.received_bytes
+        before = inputs.received_bytes
         port.drain()
-        if channel.received_bytes == before:
+        if inputs.received_bytes == before:
             break
 
 

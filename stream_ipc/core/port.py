@@ -9,7 +9,7 @@ import math
 
 from ..errors import InvalidStreamError, StreamClosedError
 from ..interruptions import pass_on
-from ..transports.channel import POLL_INTERVAL, EndOfStream
+from ..transports.channel import POLL_INTERVAL
 from .items import Failure
 from .poller import READ, WRITE
 
@@ -46,7 +46,7 @@ class Port:
     Attributes:
         channel: The channel.
         paused: Whether it is not read from because the inbox is long.
-        dispatched_bytes: ``received_bytes`` of the channel when the inbox was last empty.
+        dispatched_bytes: ``received_bytes`` of the inputs when the inbox was last empty.
         watched: What each watched descriptor is watched for; 0 if that is not known.
         failing: Whether a failure stands in the inbox, or was just reported. The channel is left alone meanwhile.
     """
@@ -57,6 +57,7 @@ class Port:
         self._loop = loop
         self._todo = loop.todo
         self._dispatcher = dispatcher
+        self._inputs = channel.inputs
         self._owed = dispatcher.responder.owed
         self._inbox: deque[Any] = dispatcher.inbox
         self.watched: dict[int, int] = {}
@@ -88,11 +89,11 @@ class Port:
             reads, write_fd, poll_in = self.channel.interest()
         except Exception as exc:  # of somebody's own transport
             self._loop.repairs[self] = None
-            self.failed(exc)
+            self.report_failure(exc)
             return
         if self._closed:  # somebody's own transport has closed its session
             return
-        if self.paused or self.failing or self.channel.ended is not None:
+        if self.paused or self.failing or self._inputs.ended is not None:
             poll_in = None
             reads = ()
         wanted = dict.fromkeys(reads, READ)
@@ -145,7 +146,7 @@ class Port:
                 loop.watch(fd, events, self)
             except OSError as exc:
                 pass_on(exc)
-                self.fail(InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}"))
+                self.report_failure(InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}"))
                 return
         self.watched = wanted
         if not has_more:
@@ -160,12 +161,12 @@ class Port:
         if not self._closed:
             if self._resume_due == math.inf and not any([type(item) is Failure for item in self._inbox]):
                 self.failing = False
-            self.channel.resume(self._inbox)
+            self._inputs.resume(self._inbox)
             self.rearm()
             if not self.failing:
                 self.flush()
-                if self.channel.outbox.is_broken and self.channel.ended is None and self.channel.find_invalid() is None:
-                    self.write_failed(self.channel.broken_error())
+                if self.channel.outbox.is_broken and self._inputs.ended is None and self.channel.find_invalid() is None:
+                    self.note_write_error(self.channel.broken_error())
             self._loop.todo[self._dispatcher] = None
         repairs.pop(self, None)
 
@@ -182,17 +183,16 @@ class Port:
         """Look for what no poller tells: a stream that its owner closed, and what interruptions have left."""
         if self._closed or self.failing or self._reading:
             return
-        channel = self.channel
-        if channel.ended is None:
-            text = channel.find_invalid()
+        outbox = self.channel.outbox
+        if self._inputs.ended is None:
+            text = self.channel.find_invalid()
             if text is not None:
-                self.fail(InvalidStreamError(text))
+                self.report_failure(InvalidStreamError(text))
                 return
-            channel.trim()
-            self._read_by(channel.look_for_lost_host)
+            self._read_by(self._inputs.check)
             if self.paused:  # then nothing else tells of its end
-                self._read_by(channel.look_for_hangup)
-        if channel.outbox.queued_bytes and not channel.outbox.corked:
+                self._read_by(self._inputs.look_for_hangup)
+        if outbox.queued_bytes and not outbox.corked:
             self.flush()
         if self._poll_due < math.inf:  # by a clock that may stand still
             self.poll()
@@ -213,48 +213,40 @@ class Port:
             return
         try:
             self._reading = True
-            self.channel.read(fd, self._inbox)
+            self._inputs.by_fd.get(fd, self._inputs).read(self._inbox)
         except BaseException as exc:
             # atomic: no calls
             self._reading = False
             self._loop.repairs[self] = None  # what was read may not be decoded yet, and nothing else would tell
 
-            self.failed(exc)
+            self.report_failure(exc)
         finally:
             self._reading = False
         self._todo[self._dispatcher] = None
 
     def poll(self) -> None:
-        """Read though no descriptor is ready."""
+        """Read though no descriptor is ready, and write to a stream that has none."""
         if self._closed:
             return
         if self.channel.volatile:
             self.rearm()  # its answers may be others now
-            if self._closed:
-                return
+        if self.channel.polls_output:
+            self.flush()
+        if self._closed:
+            return
         self.on_ready(-1, READ)
-
-    def failed(self, exc: BaseException) -> None:
-        """Take note of what the channel has raised; passes on what a signal handler has raised.
-
-        The caller has entered the port into ``repairs`` before: another interruption may come at once.
-        """
-        if not isinstance(exc, Exception):
-            raise exc
-        pass_on(exc)
-        self.fail(exc)
 
     def drain(self) -> None:
         """Read what is there now, as much as a pipe or socket can hold: this is the last look."""
-        self._read_by(self.channel.drain)
+        self._read_by(self._inputs.drain)
 
     def look_for_end(self) -> None:
         """Ask whether the other side is gone, where only asking tells at once."""
-        if self.channel.hides_end:
-            self._read_by(self.channel.look_for_end)
+        if self._inputs.hides_end:
+            self._read_by(self._inputs.look_for_end)
 
     def _read_by(self, method: Callable[[deque[Any]], None]) -> None:
-        if self._reading or self._closed or self.failing or self.channel.ended is not None:
+        if self._reading or self._closed or self.failing or self._inputs.ended is not None:
             return
         try:
             self._reading = True
@@ -264,7 +256,7 @@ class Port:
             self._reading = False
             self._loop.repairs[self] = None
 
-            self.failed(exc)
+            self.report_failure(exc)
         finally:
             self._reading = False
         if self._inbox:
@@ -282,7 +274,7 @@ class Port:
         paused = False
         inbox = self._inbox
         if inbox:
-            size = self.channel.received_bytes - self.dispatched_bytes
+            size = self._inputs.received_bytes - self.dispatched_bytes
             if self._loop.starving or self.channel.outbox.queued_bytes:
                 paused = size > INBOX_BYTES_HARD or len(inbox) > INBOX_COUNT_HARD
             else:
@@ -303,11 +295,17 @@ class Port:
                 self._loop.paused.pop(self, None)
             self.rearm()
 
-    def fail(self, error: Exception) -> None:
-        """Report that the stream has failed, once what had arrived is dispatched."""
+    def report_failure(self, exc: BaseException) -> None:
+        """Report that the stream has failed, once what had arrived is dispatched; raises what a signal handler has raised.
+
+        Who has caught the exception has entered the port into ``repairs`` before: another interruption may come at once.
+        """
+        if not isinstance(exc, Exception):
+            raise exc
+        pass_on(exc)
         if self.failing or self._closed:
             return
-        failure = Failure(error)
+        failure = Failure(exc)
         # atomic: no calls
         self.failing = True
         self._inbox += (failure,)
@@ -341,7 +339,7 @@ class Port:
         try:
             self.channel.flush()
         except (StreamClosedError, InvalidStreamError) as exc:
-            self.write_failed(exc)
+            self.note_write_error(exc)
             raise
 
     def flush(self) -> None:
@@ -354,7 +352,7 @@ class Port:
             pass  # it is reported already
         except BaseException as exc:
             self._loop.repairs[self] = None
-            self.failed(exc)
+            self.report_failure(exc)
         if not self.channel.outbox.queued_bytes:
             self._loop.progress += 1
             if self._inbox:
@@ -362,39 +360,26 @@ class Port:
         if self.paused:
             self.update_reading()
 
-    def post_failed(self, exc: BaseException) -> None:
-        """Take note of what ``post`` or ``post_frame`` of the channel has raised.
+    def note_write_error(self, exc: BaseException) -> None:
+        """Take note of what ``flush``, ``post`` or ``post_frame`` of the channel has raised.
 
-        If that was an interruption, the message may be queued, and nobody would write it. The caller has entered the port
-        into ``repairs`` for this, before another interruption could come.
+        If nothing can be written any more, what the other side had written before is still read, and then it ends. After
+        an interruption the message may be queued: for this the caller has entered the port into ``repairs`` before.
         """
-        if isinstance(exc, (StreamClosedError, InvalidStreamError)):
-            self.write_failed(exc)
-
-    def write_failed(self, error: StreamClosedError | InvalidStreamError) -> None:
-        """Take note that nothing can be written any more. What the other side had written before is still read."""
-        if isinstance(error, InvalidStreamError):
-            self.fail(error)
-        elif not self._closed:
+        if isinstance(exc, InvalidStreamError):
+            self.report_failure(exc)
+        elif isinstance(exc, StreamClosedError) and not self._closed:
             self.channel.drop_output()
             if self._reading:  # by a call beneath this one, which goes on to the end
                 return
-            ended = self.channel.ended
+            was_open = self._inputs.ended is None
             self.drain()
-            last = self._inbox[-1] if self._inbox else None
-            if ended is None and type(last) is EndOfStream:  # the failed write tells more than the end of what was read
-                # atomic: no calls
-                last.error = error
-                self.channel.ended = error
-            self.end(error)
+            if was_open:
+                self._inputs.correct_end(self._inbox, exc)  # the failed write tells more than the end of what was read
+            self.end(exc)
 
     def end(self, error: StreamClosedError) -> None:
         """Put the end into the inbox, if it is not there yet."""
-        end = EndOfStream(error)
-        # atomic: no calls
-        if self.channel.ended is None:
-            self.channel.ended = error
-            self._inbox += (end,)
-
+        self._inputs.put_end(self._inbox, error)
         self._loop.mark(self._dispatcher)
         self.rearm()

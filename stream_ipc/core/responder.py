@@ -70,7 +70,7 @@ class Responder:
 
     def is_full(self) -> bool:
         """Return whether a reply would only add to a long queue that the other side still reads."""
-        return self._outbox.queued_bytes > HIGH_WATER and self._channel.ended is None
+        return self._outbox.queued_bytes > HIGH_WATER and self._channel.inputs.ended is None
 
     def serve(self, item: RequestEnvelope) -> int | None:
         """Ask the handlers of a request, and send the reply."""
@@ -163,11 +163,11 @@ class Responder:
 
     def _takes_another(self, exc: BaseException) -> bool:
         """Take note of what sending a reply has raised; returns whether another can be sent in its place."""
-        self.port.post_failed(exc)
+        self.port.note_write_error(exc)
         if isinstance(exc, (FrameTooLargeError, SerializationError)):
             return True
         if not isinstance(exc, (StreamClosedError, InvalidStreamError)):  # of which the port has taken note
-            self.port.failed(exc)
+            self.port.report_failure(exc)
         return False
 
     def _log_error_reply(self, id: Any, exc: BaseException) -> None:

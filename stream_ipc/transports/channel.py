@@ -1,4 +1,4 @@
-"""``Channel``: what the core needs of a transport, whatever it is; and what is left to do once one is closed.
+"""``Channel`` and ``Inputs``: what the core needs of a transport, whatever it is; and what is left once one is closed.
 
 Knows messages and errors. Must not know sessions, peers or any particular kind of stream.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Interest = tuple[Sequence[int], int | None, float | None]
 
 
-__all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "EndOfStream", "Ending"]
+__all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "EndOfStream", "Ending", "Inputs"]
 
 DRAIN_READS = 64  # reads of one input at the end: 4 MiB, more than a pipe or socket buffer holds
 
@@ -75,6 +75,73 @@ class Ending:
         """Close what is held and leave the rest undone: in a fork, or where nobody closes the peer."""
 
 
+class Inputs:
+    """What a channel is read by.
+
+    Owns how much was read, and why nothing more will come.
+
+    Attributes:
+        by_fd: What reads each descriptor that has something of its own to read: ``read(inbox)``, as here.
+        received_bytes: How many bytes have been received in all.
+        text_bytes: How many of these came from a stream for text.
+        ended: Why nothing more will come, once an ``EndOfStream`` was put into the inbox.
+        is_unfinished: Whether a message has begun to arrive.
+        hides_end: Whether only ``look_for_end`` tells at once that the other side is gone.
+    """
+
+    is_unfinished: bool = False
+    hides_end = False
+
+    def __init__(self) -> None:
+        self.by_fd: dict[int, Any] = {}
+        self.received_bytes: int = 0
+        self.text_bytes: int = 0
+        self.ended: StreamClosedError | None = None
+
+    def read(self, inbox: deque[Received]) -> None:
+        """Append what can be read now to the inbox: messages, errors that stand for messages, an ``EndOfStream``.
+
+        Called when a descriptor is ready that is not in ``by_fd``, and when it is time to poll.
+        """
+        raise NotImplementedError
+
+    def drain(self, inbox: deque[Received]) -> None:
+        """Read what is there now, as much as a pipe or socket can hold."""
+
+    def resume(self, inbox: deque[Received]) -> None:
+        """Do what an interrupted call has left undone."""
+
+    def put_end(self, inbox: deque[Received], error: StreamClosedError) -> None:
+        """Append the end to the inbox, once."""
+        end = EndOfStream(error)
+        # atomic: no calls
+        if self.ended is None:
+            self.ended = error
+            inbox += (end,)
+
+    def correct_end(self, inbox: deque[Received], error: StreamClosedError) -> None:
+        """Have the end that was just put say something else."""
+        last = inbox[-1] if inbox else None
+        if type(last) is EndOfStream:
+            # atomic: no calls
+            last.error = error
+            self.ended = error
+
+    def look_for_hangup(self, inbox: deque[Received]) -> None:
+        """Ask whether the other side is gone, as ``look_for_end`` does, of a stream that is not read now."""
+        self.look_for_end(inbox)
+
+    def look_for_end(self, inbox: deque[Received]) -> None:
+        """Ask whether the other side is gone, where only asking tells at once, and put that into the inbox."""
+
+    def check(self, inbox: deque[Received]) -> None:
+        """Look for an end that the system has not told of yet, and give memory back. Called now and then."""
+
+    def wait(self, seconds: float) -> bool:
+        """Block until something can be read; returns whether it can."""
+        return False
+
+
 class Channel:
     """What the core needs of a transport, whatever it is.
 
@@ -82,31 +149,22 @@ class Channel:
         on_change: To be called when ``interest`` answers differently than before; set by the port.
         volatile: ``on_change`` is never called, so ``interest`` is to be asked on every turn.
         share: Channels with the same value take each other's frames, so that a message is encoded once; None: with none.
-        received_bytes: How many bytes have been received in all.
-        text_bytes: How many of these came from a stream for text.
+        transport: The transport as its user knows it.
+        inputs: What it is read by.
         outbox: What is queued to be written: an ``Outbox``, or what has the same ``queued_bytes``, ``last``, ``writing``,
             ``corked``, ``is_broken`` and ``cork``.
-        ended: Why nothing more will come, once an ``EndOfStream`` was put into the inbox.
-        is_unfinished: Whether a message has begun to arrive.
-        hides_end: Whether only ``look_for_end`` tells at once that the other side is gone.
+        polls_output: Whether what is queued can be written only by trying, as ``interest`` has found last.
         process: The ``Popen`` of the child at the other end, or None.
     """
 
     on_change: Callable[[], None]
     volatile = False
     share: Any = None
-    received_bytes: int = 0
-    text_bytes: int = 0
+    transport: Any
+    inputs: Inputs
     outbox: Any = None
-    ended: StreamClosedError | None = None
-    is_unfinished: bool = False
-    hides_end: bool = False
+    polls_output: bool = False
     process: Any = None
-
-    @property
-    def transport(self) -> Any:
-        """The transport as its user knows it."""
-        raise NotImplementedError
 
     @property
     def socket(self) -> Any:
@@ -125,15 +183,6 @@ class Channel:
         """Send an encoded frame, or queue it whole."""
         raise NotImplementedError
 
-    def read(self, fd: int, inbox: deque[Received]) -> None:
-        """Append what can be read now to the inbox: messages, errors that stand for messages, an ``EndOfStream``.
-
-        Args:
-            fd: Which descriptor is ready; -1 if it is time to poll without one.
-            inbox: Where it goes.
-        """
-        raise NotImplementedError
-
     def interest(self) -> Interest:
         """Return what to wait for: descriptors to read from, one to write to, seconds until the next poll."""
         raise NotImplementedError
@@ -141,22 +190,9 @@ class Channel:
     def flush(self) -> None:
         """Write what the stream takes now of what is queued."""
 
-    def drain(self, inbox: deque[Received]) -> None:
-        """Read what is there now, as much as a pipe or socket can hold."""
-
-    def wait(self, seconds: float, write: bool = False) -> bool:
-        """Block until something can be read, or written; returns whether it can."""
+    def wait_writable(self, seconds: float) -> bool:
+        """Block until something can be written; returns whether it can."""
         return False
-
-    def look_for_hangup(self, inbox: deque[Received]) -> None:
-        """Ask whether the other side is gone, as ``look_for_end`` does, of a stream that is not read now."""
-        self.look_for_end(inbox)
-
-    def look_for_end(self, inbox: deque[Received]) -> None:
-        """Ask whether the other side is gone, where only asking tells at once, and put that into the inbox."""
-
-    def resume(self, inbox: deque[Received]) -> None:
-        """Do what an interrupted call has left undone."""
 
     def drop_output(self) -> None:
         """Drop what is queued: it can never be written."""
@@ -168,12 +204,6 @@ class Channel:
     def find_invalid(self) -> str | None:
         """Return what is wrong with a stream that its owner closed or replaced, or None."""
         return None
-
-    def look_for_lost_host(self, inbox: deque[Received]) -> None:
-        """End if the other host has vanished and the system has not said so yet. Called now and then."""
-
-    def trim(self) -> None:
-        """Give memory back that is only kept to be quick. Called now and then."""
 
     def closed_text(self) -> str:
         """Return why this side closed, for the errors of what was pending."""

@@ -50,29 +50,27 @@ _PTY_MASTER = os.makedev(5, 2) if sys.platform.startswith("linux") else -1
 def wait_readable(fds: Sequence[int], seconds: float) -> bool:
     """Block until one of some descriptors is readable, hung up or broken, or the time is over."""
     if hasattr(select, "poll"):
-        poller = select.poll()
-        for fd in fds:
-            poller.register(fd, select.POLLIN)
-        return bool(poller.poll(math.ceil(seconds * 1000)))
+        return _poll(fds, select.POLLIN, seconds)
     return bool(select.select(fds, [], [], seconds)[0])  # gevent's
 
 
 def wait_writable(fd: int, seconds: float) -> bool:
     """Block until a descriptor is writable, hung up or broken, or the time is over."""
     if hasattr(select, "poll"):
-        poller = select.poll()
-        poller.register(fd, select.POLLOUT)
-        return bool(poller.poll(math.ceil(seconds * 1000)))
+        return _poll([fd], select.POLLOUT, seconds)
     return bool(select.select([], [fd], [], seconds)[1])
 
 
-def has_hung_up(fd: int) -> bool:
+def has_hung_up(fds: Sequence[int]) -> bool:
     """Return whether the other side of a descriptor has closed it altogether, whatever is still to be read."""
-    if not hasattr(select, "poll"):  # gevent's
-        return False
+    return hasattr(select, "poll") and _poll(fds, 0, 0)  # a hang-up is always told; gevent has no poll
+
+
+def _poll(fds: Sequence[int], events: int, seconds: float) -> bool:
     poller = select.poll()
-    poller.register(fd, 0)  # a hang-up is always told
-    return bool(poller.poll(0))
+    for fd in fds:
+        poller.register(fd, events)
+    return bool(poller.poll(math.ceil(seconds * 1000)))
 
 
 def describe_stream(stream: Any) -> str:
@@ -144,8 +142,6 @@ class _End:
         shared: Whether other processes use the same open file.
         socket: The socket object through which it is used, if it is a socket.
         error: Why the stream ended, if the descriptor does not tell.
-        wants_write: Reading has to wait until the descriptor is writable (TLS).
-        wants_read: Writing has to wait until something can be read (TLS).
         growable: Whether this is a pipe that may be made larger, and was not yet.
     """
 
@@ -154,8 +150,6 @@ class _End:
     _grown: bool = False
     watched = True
     error: BaseException | None = None
-    wants_write = False
-    wants_read = False
 
     def __init__(self, stream: Any, shared: bool = False) -> None:
         self.prepare(stream)
@@ -313,11 +307,9 @@ class ReadEnd(_End):
         reads: Iterating it once reads once: at most ``READ_SIZE`` bytes, empty at the end of the stream. Raises
             ``BlockingIOError`` if nothing is there.
         ahead: What a buffered file object had read before it came here.
-        retry: What a read had to wait for has happened (TLS).
     """
 
     forbidden_mode: int = os.O_WRONLY
-    retry = False
     reads: Iterator[bytes]
 
     def open(self) -> None:

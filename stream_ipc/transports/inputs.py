@@ -1,14 +1,18 @@
-"""One stream that is read: bytes into what a decoder makes of them.
+"""What a channel over streams reads: each stream, bytes into what a decoder makes of them, and the end of all.
 
-Knows the end that is read and the decoder. Must not know what an error of the stream means.
+Knows ends that are read, decoders, and the channel that they belong to. Must not know how anything is written.
 """
 
 from __future__ import annotations
 
+import errno
+
 from ..clock import monotonic
-from ..wire.codec import NO_TEXT
+from ..errors import InvalidStreamError, StreamClosedError
+from ..interruptions import interruption_in
 from ..wire.framing import START
-from .channel import POLL_INTERVAL
+from .channel import DRAIN_READS, POLL_INTERVAL, Inputs
+from .descriptors import has_hung_up, wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,10 +20,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..wire.codec import MessageDecoder, TextDecoder
-    from .channel import Channel, Received
+    from .channel import Received
     from .descriptors import ReadEnd
 
-__all__ = ["Input", "TextInput", "sooner"]
+__all__ = ["TCP", "Input", "StreamInputs", "TextInput", "error_text", "sooner"]
+
+TCP = ("AF_INET", "AF_INET6")
 
 _LARGE_READ = 256 * 1024
 
@@ -35,7 +41,7 @@ class Input:
     Args:
         end: The end that is read.
         decoder: What makes messages of the bytes; its state is the decoder's.
-        channel: Whose ``received_bytes`` counts what is read.
+        inputs: Which counts what is read, and is told of an error and of the end.
 
     Attributes:
         ended: Whether the stream has ended, so that what the decoder held back is in the inbox.
@@ -44,13 +50,13 @@ class Input:
     """
 
     __slots__ = (
-        "_channel", "_count", "_data", "_reads", "decoder", "end", "ended", "error", "where",
+        "_count", "_data", "_reads", "decoder", "end", "ended", "error", "inputs", "where",
     )  # fmt: skip
 
-    def __init__(self, end: ReadEnd, decoder: MessageDecoder | TextDecoder, channel: Channel) -> None:
+    def __init__(self, end: ReadEnd, decoder: MessageDecoder | TextDecoder, inputs: StreamInputs) -> None:
         self.end: ReadEnd = end
         self.decoder: Any = decoder
-        self._channel = channel
+        self.inputs: StreamInputs = inputs
         self.ended: bool = False
         self.where: str = ""
         self.error: BaseException | None = None
@@ -70,27 +76,26 @@ class Input:
             return 0.0
         return None if self.end.watched else POLL_INTERVAL
 
-    def flush_due(self, inbox: deque[Received]) -> None:
-        """Append what the decoder has held back for long enough: of frames, nothing."""
+    def flush(self, inbox: deque[Received], if_due: bool = False) -> None:
+        """Append what is not finished as it is, or only if it has waited long enough: of frames, nothing."""
 
     def read(self, inbox: deque[Received]) -> None:
-        """Read once, and append what is complete to the inbox.
-
-        Raises:
-            BlockingIOError: Nothing is there.
-            OSError: The stream has failed.
-            ValueError: It was closed.
-        """
+        """Read once, and append what is complete to the inbox."""
         decoder = self.decoder
         if self._data is None:
-            if decoder.state is not START and self._is_large():
-                self._read_large(inbox)
+            try:
+                if decoder.state is not START and self._is_large():
+                    if self._read_large(inbox):
+                        return
+                else:
+                    for self._data in self._reads:
+                        break
+            except (OSError, ValueError) as exc:
+                self.inputs.read_failed(self, inbox, exc)
                 return
-            for self._data in self._reads:
-                break
         data = self._data
         if not data:
-            self.finish(inbox)
+            self.inputs.end_input(self, inbox)
             return
         items, state = decoder.decode(data)
         size = len(data)
@@ -98,7 +103,7 @@ class Input:
         inbox += items
         decoder.state = state
         self._data = None
-        self._channel.received_bytes += size
+        self.inputs.received_bytes += size
 
     def _is_large(self) -> bool:
         """Return whether what comes next is read straight into an unfinished payload."""
@@ -106,8 +111,8 @@ class Input:
             return True
         return not self.decoder.is_text and self.decoder.wants_room and self.end.reads_into is not None
 
-    def _read_large(self, inbox: deque[Received]) -> None:
-        """Read straight into an unfinished payload."""
+    def _read_large(self, inbox: deque[Received]) -> bool:
+        """Read straight into an unfinished payload; returns False at the end of the stream."""
         decoder = self.decoder
         if self._count is None:
             view = decoder.room(_LARGE_READ)
@@ -118,14 +123,14 @@ class Input:
                 view.release()
         count = self._count
         if not count:
-            self.finish(inbox)
-            return
+            return False
         items, state = decoder.advance(count)
         # atomic: no calls
         inbox += items
         decoder.state = state
         self._count = None
-        self._channel.received_bytes += count
+        self.inputs.received_bytes += count
+        return True
 
     def finish(self, inbox: deque[Received], error: BaseException | None = None) -> None:
         """Append what the decoder has held back: the stream has ended."""
@@ -148,18 +153,18 @@ class TextInput(Input):
 
     __slots__ = ("due",)
 
-    def __init__(self, end: ReadEnd, decoder: TextDecoder, channel: Channel) -> None:
-        super().__init__(end, decoder, channel)
+    def __init__(self, end: ReadEnd, decoder: TextDecoder, inputs: StreamInputs) -> None:
+        super().__init__(end, decoder, inputs)
         self.due: float | None = None
 
     def read(self, inbox: deque[Received]) -> None:
-        channel = self._channel
-        before, count = channel.received_bytes, len(inbox)
+        inputs = self.inputs
+        before, count = inputs.received_bytes, len(inbox)
         super().read(inbox)
-        channel.text_bytes += channel.received_bytes - before
+        inputs.text_bytes += inputs.received_bytes - before
         if len(inbox) != count:
             self.due = None  # another line has begun
-        channel.on_change()
+        inputs.on_change()
 
     @property
     def poll_in(self) -> float | None:
@@ -171,13 +176,8 @@ class TextInput(Input):
             self.due = now + LINE_DELAY
         return sooner(super().poll_in, max(0.0, self.due - now))
 
-    def flush_due(self, inbox: deque[Received]) -> None:
-        if self.due is not None and monotonic() >= self.due:
-            self.flush(inbox)
-
-    def flush(self, inbox: deque[Received]) -> None:
-        """Append an unfinished line as it is."""
-        if self.ended:
+    def flush(self, inbox: deque[Received], if_due: bool = False) -> None:
+        if self.ended or (if_due and (self.due is None or monotonic() < self.due)):
             return
         items, state = self.decoder.flush()
         # atomic: no calls
@@ -185,17 +185,180 @@ class TextInput(Input):
         self.decoder.state = state
         self.due = None
 
-    def finish(self, inbox: deque[Received], error: BaseException | None = None) -> None:
-        if self.ended:
+
+class StreamInputs(Inputs):
+    """The streams that a channel reads, framed or of text.
+
+    Owns which of them have not ended, and how the framed ones did.
+
+    Args:
+        channel: Whose streams these are.
+
+    Attributes:
+        framed: How many of those in ``by_fd``, which have not ended, are framed. The channel ends with the last.
+        where: Where in a frame the one that ended last did so; may be empty.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        super().__init__()
+        self.by_fd: dict[int, Input] = {}
+        self.framed: int = 0
+        self.where: str = ""
+        self.channel: Any = channel
+        self._last: Input | None = None  # the framed one that ended last
+
+    def add(self, source: Input) -> None:
+        """Read one more stream."""
+        self.by_fd[source.end.fd] = source
+        if not source.decoder.is_text:
+            self.framed += 1
+
+    def on_change(self) -> None:
+        """Have the channel look again what is to be waited for."""
+        self.channel.on_change()
+
+    @property
+    def is_unfinished(self) -> bool:  # type: ignore[override]
+        return any([not source.decoder.is_text and source.decoder.state is not START for source in self.by_fd.values()])
+
+    def interest(self) -> tuple[list[int], float | None]:
+        """Return what to wait for: descriptors to read from, and seconds until the next poll."""
+        poll_in = None
+        for source in self.by_fd.values():
+            poll_in = sooner(poll_in, source.poll_in)
+        return self._fds(), poll_in
+
+    def _fds(self) -> list[int]:
+        return [fd for fd, source in self.by_fd.items() if source.end.watched]
+
+    # -- reading
+
+    def read(self, inbox: deque[Received]) -> None:
+        for source in tuple(self.by_fd.values()):
+            if source.is_ahead or not source.end.watched:
+                source.read(inbox)
+            source.flush(inbox, if_due=True)
+        self.on_change()
+
+    def drain(self, inbox: deque[Received]) -> None:
+        for fd, source in tuple(self.by_fd.items()):
+            for _ in range(DRAIN_READS):
+                if fd not in self.by_fd or not (source.is_ahead or not source.end.watched or wait_readable((fd,), 0)):
+                    break
+                before = self.received_bytes
+                try:
+                    source.read(inbox)
+                except InvalidStreamError:
+                    break
+                if self.received_bytes == before:
+                    break
+        if self.channel.early:
+            self.flush(inbox)
+            self.channel.complete_errors()
+
+    def flush(self, inbox: deque[Received]) -> None:
+        """Append lines of text that are not finished as they are."""
+        for source in tuple(self.by_fd.values()):
+            source.flush(inbox)
+
+    def wait(self, seconds: float) -> bool:
+        fds = self._fds()
+        return bool(fds) and wait_readable(fds, seconds)
+
+    def note_text(self, text: str) -> None:
+        """Take note of text between frames. An interrupted read calls it again."""
+
+    # -- the end of one, and of all
+
+    def read_failed(self, source: Input, inbox: deque[Received], exc: Exception) -> None:
+        """End an input with what reading it has raised, unless that says something else."""
+        if source.end.fd not in self.by_fd:  # the channel was closed, and somebody reads on
+            raise exc
+        if isinstance(exc, BlockingIOError):
+            self.on_change()  # TLS may have to wait for something else
             return
-        items, _ = self.decoder.finish()
+        if interruption_in(exc) is exc:
+            raise exc
+        text = self.channel.find_invalid()
+        if text is not None:
+            raise InvalidStreamError(text) from exc
+        self.end_input(source, inbox, source.end.error or exc)
+
+    def end_input(self, source: Input, inbox: deque[Received], error: BaseException | None = None) -> None:
+        """Read an input no more: its stream has ended."""
+        source.finish(inbox, error)
         # atomic: no calls
-        inbox += items
-        self.decoder.state = NO_TEXT
-        self.ended = True
-        self.error = error
+        if source.end.fd not in self.by_fd:
+            return
+        by_fd = {**self.by_fd}  # another dict: a signal handler may turn while somebody goes through this one
+        del by_fd[source.end.fd]
+        self.by_fd = by_fd
+        if not source.decoder.is_text:
+            self.framed -= 1
+            self._last = source
+            self.where = source.where
+
+        if not self.framed:
+            self.framed_ended(inbox)
+        self.on_change()
+
+    def framed_ended(self, inbox: deque[Received]) -> None:
+        """Do what is to be done once the last framed input has ended."""
+        self.put_end(inbox)
+
+    def put_end(self, inbox: deque[Received], error: StreamClosedError | None = None) -> None:
+        if self.ended is None:
+            self.flush(inbox)  # before it is asked for its last words
+        super().put_end(inbox, error or self.ended_error())
+        self.on_change()
+
+    def ended_error(self) -> StreamClosedError:
+        """Return why nothing more will come."""
+        where = self.where and f" {self.where}"
+        family, cause = ("", None) if self._last is None else (self._last.end.family, self._last.error)
+        if cause is None or (family == "AF_UNIX" and isinstance(cause, ConnectionResetError)):  # it had not read all
+            error = StreamClosedError(f"the other side closed the stream{where} ({self.channel.describe()})")
+        else:
+            error = StreamClosedError(f"the connection was lost{where} ({self.channel.describe()}): {error_text(cause)}")
+        error.__cause__ = cause
+        return error
+
+    def resume(self, inbox: deque[Received]) -> None:
+        for source in tuple(self.by_fd.values()):
+            if source.ended:
+                self.end_input(source, inbox)
+        if not self.framed and self.ended is None:
+            self.framed_ended(inbox)
+
+    def check(self, inbox: deque[Received]) -> None:
+        for source in tuple(self.by_fd.values()):
+            source.decoder.trim()
+        outbox = self.channel.outbox
+        if outbox.end.family in TCP:
+            from .sockets import has_vanished
+
+            if has_vanished(outbox.end.socket):
+                self.drain(inbox)
+                lost = TimeoutError(errno.ETIMEDOUT, "the other host does not answer any more")
+                outbox.drop(lost)
+                for source in tuple(self.by_fd.values()):
+                    self.end_input(source, inbox, lost)
+
+    def look_for_hangup(self, inbox: deque[Received]) -> None:
+        if has_hung_up(self._fds()):
+            self.drain(inbox)
+        super().look_for_hangup(inbox)
+
+    def drop(self) -> None:
+        """Read none of them any more."""
+        self.by_fd = {}
 
 
 def sooner(seconds: float | None, others: float | None) -> float | None:
     """Return the smaller of two times that may be None."""
     return others if seconds is None else seconds if others is None else min(seconds, others)
+
+
+def error_text(error: BaseException) -> str:
+    """Return what an error of a stream says."""
+    return str(error) if isinstance(error, OSError) else repr(error)

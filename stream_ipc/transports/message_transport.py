@@ -11,7 +11,7 @@ from itertools import chain, starmap
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
 from ..messages import Message, put_in_envelope
-from .channel import DRAIN_READS, POLL_INTERVAL, Channel, EndOfStream
+from .channel import DRAIN_READS, POLL_INTERVAL, Channel, Inputs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,6 +101,32 @@ class MessageTransport(ABC):
         """
 
 
+class ForeignInputs(Inputs):
+    """Reads a ``MessageTransport``, or what has its methods."""
+
+    def __init__(self, transport: Any) -> None:
+        super().__init__()
+        self.received_bytes: int = 0
+        self.closed: bool = False  # then nothing is asked of it any more
+        self._transport = transport
+
+    def read(self, inbox: deque[Received]) -> None:
+        before = len(inbox)
+        try:
+            # The list goes from receive() into the inbox inside one call, so no interruption can come in between.
+            inbox.extend(chain.from_iterable(starmap(self._transport.receive, [()])))
+        except StreamClosedError as exc:
+            self.put_end(inbox, exc)
+        self.received_bytes += max(0, len(inbox) - before)  # at least so many; fewer if receive() has turned
+
+    def drain(self, inbox: deque[Received]) -> None:
+        for _ in range(DRAIN_READS):
+            before = len(inbox)
+            self.read(inbox)
+            if self.ended is not None or self.closed or len(inbox) == before:
+                break
+
+
 class ForeignChannel(Channel):
     """Makes a channel of a ``MessageTransport``, or of any object with its abstract methods.
 
@@ -112,7 +138,6 @@ class ForeignChannel(Channel):
     last: Any = None  # not known
     writing: bool = False
     corked: bool = False
-    ended: StreamClosedError | None = None
 
     def __init__(self, transport: Any) -> None:
         for name in ("send", "receive", "read_fds", "close"):
@@ -121,80 +146,45 @@ class ForeignChannel(Channel):
             if not callable(getattr(transport, name, None)):
                 text = f"{type(transport).__name__} is no transport: it has no method {name}()"
                 raise TypeError(f"{text}; derive it from MessageTransport")
-        self._transport = transport
+        self.transport: Any = transport
         self.outbox: Any = self
-        self.received_bytes: int = 0
-        self._dropped = False
-        self._closed = False
-
-    @property
-    def transport(self) -> Any:
-        return self._transport
+        self.inputs: ForeignInputs = ForeignInputs(transport)
+        self.is_broken: bool = False
 
     def _asked(self, name: str) -> Any:
         # A property in MessageTransport; a method in somebody's own class is as good.
-        value = getattr(self._transport, name, None)
+        value = getattr(self.transport, name, None)
         return value() if callable(value) else value
 
     def post(self, kind: int, id: Any, message: Message) -> None:
-        if self._closed:  # by a method of its own that was asked how much is queued
+        if self.inputs.closed:  # by a method of its own that was asked how much is queued
             raise StreamClosedError(self.closed_text())
-        self._transport.send(put_in_envelope(kind, id, message))
+        self.transport.send(put_in_envelope(kind, id, message))
 
     def interest(self) -> Interest:
         poll_in: float | None = None
         write_fd = None
+        self.polls_output: bool = False
         reads: tuple[int, ...] = ()
-        if self.ended is None:
-            reads = tuple(self._transport.read_fds())
+        if self.inputs.ended is None:
+            reads = tuple(self.transport.read_fds())
             if not reads:
                 poll_in = POLL_INTERVAL
-        if not self._dropped and self._asked("wants_write"):
+        if not self.is_broken and self._asked("wants_write"):
             write_fd = self._asked("write_fd")
-            if write_fd is None:
+            self.polls_output = write_fd is None
+            if self.polls_output:
                 poll_in = POLL_INTERVAL
         return reads, write_fd, poll_in
 
-    def read(self, fd: int, inbox: deque[Received]) -> None:
-        if fd < 0:
-            self._flush_unwatched()
-        if self._closed:
-            return
-        before = len(inbox)
-        try:
-            # The list goes from receive() into the inbox inside one call, so no interruption can come in between.
-            inbox.extend(chain.from_iterable(starmap(self._transport.receive, [()])))
-        except StreamClosedError as exc:
-            end = EndOfStream(exc)
-            # atomic: no calls
-            self.ended = exc
-            inbox += (end,)
-        self.received_bytes += max(0, len(inbox) - before)  # at least so many; fewer if receive() has turned
-
-    def _flush_unwatched(self) -> None:
-        try:
-            asked = self._asked("wants_write") and self._asked("write_fd") is None
-        except Exception as exc:
-            pass_on(exc)
-            return  # the port learns of it when it asks what to watch
-        if asked and not self._dropped:
-            self.flush()
-
-    def drain(self, inbox: deque[Received]) -> None:
-        for _ in range(DRAIN_READS):
-            before = len(inbox)
-            self.read(-1, inbox)
-            if self.ended is not None or len(inbox) == before:
-                break
-
     def flush(self) -> None:
-        flush = getattr(self._transport, "flush", None)
+        flush = getattr(self.transport, "flush", None)
         if flush is not None:
             flush()
 
     @property
     def queued_bytes(self) -> int:
-        if self._dropped:
+        if self.is_broken:
             return 0
         try:
             if not self._asked("wants_write"):
@@ -205,18 +195,14 @@ class ForeignChannel(Channel):
             return 0  # the port learns of it when it asks what to watch
         return queued if isinstance(queued, int) else 1  # something, of unknown size
 
-    @property
-    def is_broken(self) -> bool:
-        return self._dropped
-
     def cork(self, corked: bool) -> None:
         """Do nothing: it is for the transport to gather what is sent."""
 
     def drop_output(self) -> None:
-        self._dropped = True
+        self.is_broken = True
 
     def close(self) -> Ending | None:
-        if not self._closed:
-            self._closed = True
-            self._transport.close()
+        if not self.inputs.closed:
+            self.inputs.closed = True
+            self.transport.close()
         return None

@@ -70,8 +70,6 @@ class _ObjectEnd:
     socket: Any = None
     family = ""
     error: BaseException | None = None
-    wants_write = False
-    wants_read = False
     pending = False
     ahead = b""
 

@@ -15,7 +15,7 @@ from ..messages import LogMessage
 from ..wire.codec import TextDecoder
 from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
 from .descriptors import ReadEnd, WriteEnd, close_streams, wait_readable
-from .inputs import sooner
+from .inputs import StreamInputs, TextInput, sooner
 from .process_end import ProcessEnding
 from .spawn import check_popen
 from .stream_channel import StreamChannel
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..protocols import MessageSerializer
-    from .channel import Ending, Interest, Received
+    from .channel import Ending, Received
 
 __all__ = ["ProcessChannel"]
 
@@ -40,10 +40,141 @@ _DYING_GRACE = 0.05
 _TAIL = 2000  # characters of stderr that are kept for error texts
 
 
-class ProcessChannel(StreamChannel):
-    """Messages over the stdin and stdout of a child process, and text from its stderr.
+class ProcessInputs(StreamInputs):
+    """What a child process writes, and its death.
 
     Owns the pidfd, and what is known of the child's death.
+    """
+
+    hides_end = True  # a child may be dead while others hold its pipes
+    pidfd: int = -1
+
+    def __init__(self, channel: Any) -> None:
+        super().__init__(channel)
+        self.unknown: bool = False  # its exit status is lost
+        self._process: subprocess.Popen[Any] = channel.process
+        self._tail = ""  # of stderr
+        self._junk = ""  # of what was printed to stdout between frames
+        self.dead: bool = False  # or nobody asks any more
+        self._ask_at = 0.0  # no sooner is the system asked whether it lives
+        self._status_due: float | None = None  # set while an ended stdout waits for the exit status
+
+    def __del__(self) -> None:
+        """Close what is left of a channel that an interruption has lost before anybody got it."""
+        if self.pidfd >= 0:
+            self.close_pidfd()
+
+    # -- its death
+
+    def open_pidfd(self) -> None:
+        """Have the system tell when it dies."""
+        if hasattr(os, "pidfd_open"):
+            try:
+                for self.pidfd in map(os.pidfd_open, (self._process.pid,)):  # stored before a signal is looked at
+                    break
+            except OSError as exc:  # an old kernel, or it was reaped already: poll() tells
+                pass_on(exc)
+
+    def close_pidfd(self) -> None:
+        """Ask no more whether it lives."""
+        # atomic: no calls
+        fd = self.pidfd
+        self.pidfd = -1
+
+        if fd >= 0:
+            self.dead = True
+            os.close(fd)
+
+    def interest(self) -> tuple[list[int], float | None]:
+        reads, poll_in = super().interest()
+        if self.dead:
+            return reads, poll_in
+        if self.pidfd >= 0:
+            reads = [*reads, self.pidfd]
+        if self._status_due is not None or self.pidfd < 0:
+            poll_in = sooner(poll_in, DEATH_INTERVAL)
+        return reads, poll_in
+
+    def read(self, inbox: deque[Received]) -> None:
+        super().read(inbox)
+        now = monotonic()
+        if self.pidfd < 0 and now < self._ask_at:
+            return  # waitid() for each child in every turn is expensive
+        self._ask_at = now + DEATH_INTERVAL
+        self.look_for_end(inbox)
+        if not self.dead and self._status_due is not None and now >= self._status_due:
+            self.drain(inbox)
+            self.put_end(inbox)
+
+    def exit_status(self) -> int | None:
+        """Return the exit status if it is dead, otherwise None."""
+        if is_lost(self._process):
+            self.unknown = True
+        return poll(self._process)
+
+    def look_for_end(self, inbox: deque[Received]) -> None:
+        if self.ended is not None or self.dead or (self.pidfd >= 0 and not wait_readable((self.pidfd,), 0)):
+            return
+        if self.exit_status() is not None:
+            self._died(inbox)
+
+    def _died(self, inbox: deque[Received]) -> None:
+        """Read what it had written, whoever may still hold its pipes: then this is the end."""
+        self.dead = True
+        self.drain(inbox)
+        self.put_end(inbox)
+        if self.ended is not None:
+            self.channel.outbox.drop(self.ended)  # nobody will read it, though a grandchild may hold the pipe
+
+    def resume(self, inbox: deque[Received]) -> None:
+        super().resume(inbox)
+        if self.dead and (self.ended is None or not self.channel.outbox.is_broken):
+            self._died(inbox)
+
+    def framed_ended(self, inbox: deque[Received]) -> None:
+        if self.ended is not None:
+            return
+        if self.dead or self.exit_status() is not None:
+            self._died(inbox)
+        elif self._status_due is None:
+            self._status_due = monotonic() + STATUS_GRACE
+
+    # -- texts
+
+    def note_stderr(self, text: str) -> None:
+        """Take note of what it has written to stderr. An interrupted read calls it again."""
+        self._tail = (self._tail + text)[-_TAIL:]
+
+    def note_text(self, text: str) -> None:
+        self._junk = (self._junk + text)[-_TAIL:]
+
+    def ended_error(self) -> StreamClosedError:
+        error = StreamClosedError(self.death_text())
+        error.__cause__ = super().ended_error().__cause__
+        return error
+
+    def death_text(self) -> str:
+        """Return how it died, or that it still runs, and its last words."""
+        state = exit_text(self._process, self.unknown)
+        text = f"{process_name(self._process)} {state}"
+        if state == "is still running":
+            text = f"{process_name(self._process)} closed its stdout but {state}"
+        if self.where:
+            text += f" {self.where}"
+        return text + self.tail_text()
+
+    def tail_text(self) -> str:
+        """Return its last words; may be empty."""
+        tail = self._tail.strip()
+        if tail:
+            return f"; the end of its stderr:\n{tail}"
+        # Not every program has the sense to complain on stderr: PHP without a php.ini does not.
+        junk = self._junk.strip()
+        return f"; the last that it printed to its stdout:\n{junk}" if junk else ""
+
+
+class ProcessChannel(StreamChannel):
+    """Messages over the stdin and stdout of a child process, and text from its stderr.
 
     Args:
         process: A ``Popen`` with ``stdin=PIPE, stdout=PIPE``.
@@ -57,8 +188,8 @@ class ProcessChannel(StreamChannel):
         ValueError: The Popen is unsuitable; the text says what to pass.
     """
 
-    hides_end = True  # a child may be dead while others hold its pipes
-    _pidfd: int = -1
+    inputs: ProcessInputs
+    inputs_class: type[StreamInputs] = ProcessInputs
 
     def __init__(
         self,
@@ -73,13 +204,7 @@ class ProcessChannel(StreamChannel):
         self.process = process
         self._owned = owned
         self._group = group
-        self._text: Any = None  # its stderr
-        self._tail = ""  # of stderr
-        self._junk = ""  # of what was printed to stdout between frames
-        self._dead = False
-        self._unknown = False  # its exit status is lost
-        self._ask_at = 0.0  # no sooner is the system asked whether it lives
-        self._status_due: float | None = None  # set while an ended stdout waits for the exit status
+        self._text: TextInput | None = None  # its stderr
         self._ending: Ending | None = None
         ends: list[Any] = []
         try:
@@ -88,170 +213,52 @@ class ProcessChannel(StreamChannel):
             ends[0].growable = ends[1].growable = growable
             super().__init__(ends[1], ends[:1], serializer, max_frame_size, f"pid {process.pid}")
             if process.stderr is not None and not process.stderr.closed:
-                end = ReadEnd(process.stderr)
-                ends.append(end)
-                self.add_input(end, TextDecoder(LogMessage.LEVEL_STDERR, self._note_stderr))
-                self._text = self.inputs[end.fd]
+                ends.append(ReadEnd(process.stderr))
+                decoder = TextDecoder(LogMessage.LEVEL_STDERR, self.inputs.note_stderr)
+                self._text = TextInput(ends[2], decoder, self.inputs)
+                self.add_input(self._text)
         except BaseException:
             for end in ends:
                 end.release()
             raise
-        if hasattr(os, "pidfd_open"):
-            try:
-                for self._pidfd in map(os.pidfd_open, (process.pid,)):  # stored before a signal is looked at
-                    break
-            except OSError as exc:  # an old kernel, or it was reaped already: poll() tells
-                pass_on(exc)
-
-    def __del__(self) -> None:
-        """Close what is left of a channel that an interruption has lost before anybody got it."""
-        if self._pidfd >= 0:
-            self._close_pidfd()
-
-    # -- its death
-
-    def interest(self) -> Interest:
-        reads, write_fd, poll_in = super().interest()
-        if self._dead:
-            return reads, write_fd, poll_in
-        if self._pidfd >= 0:
-            reads = [*reads, self._pidfd]
-        if self._status_due is not None or self._pidfd < 0:
-            poll_in = sooner(poll_in, DEATH_INTERVAL)
-        return reads, write_fd, poll_in
-
-    def poll(self, fd: int, inbox: deque[Received]) -> None:
-        super().poll(fd, inbox)
-        if self.ended is not None or self._dead:
-            return
-        if fd < 0 <= self._pidfd and self._status_due is None:
-            return  # it is about something else
-        now = monotonic()
-        if self._pidfd < 0 and self._status_due is None and now < self._ask_at:
-            return  # waitid() for each child in every turn is expensive
-        self._ask_at = now + DEATH_INTERVAL
-        if self._exit_status() is not None:
-            self._died(inbox)
-        elif self._status_due is not None and now >= self._status_due:
-            self.drain(inbox)
-            self.put_end(inbox)
-
-    def _exit_status(self) -> int | None:
-        if is_lost(self.process):
-            self._unknown = True
-        return poll(self.process)
-
-    def look_for_end(self, inbox: deque[Received]) -> None:
-        if self.ended is not None or self._dead or (self._pidfd >= 0 and not wait_readable((self._pidfd,), 0)):
-            return
-        if self._exit_status() is not None:
-            self._died(inbox)
-
-    def _died(self, inbox: deque[Received]) -> None:
-        """Read what it had written, whoever may still hold its pipes: then this is the end."""
-        self._dead = True
-        self.drain(inbox)
-        self.put_end(inbox)
-        if self.ended is not None:
-            self.outbox.drop(self.ended)  # nobody will read it, though a grandchild may hold the pipe
-
-    def put_end(self, inbox: deque[Received]) -> None:
-        if self._text is not None and self.ended is None:
-            self._text.flush(inbox)
-        super().put_end(inbox)
-
-    def resume(self, inbox: deque[Received]) -> None:
-        super().resume(inbox)
-        if self._dead and (self.ended is None or not self.outbox.is_broken):
-            self._died(inbox)
-
-    def framed_ended(self, inbox: deque[Received]) -> None:
-        if self.ended is not None:
-            return
-        if self._dead or self._exit_status() is not None:
-            self._died(inbox)
-        elif self._status_due is None:
-            self._status_due = monotonic() + STATUS_GRACE
-
-    # -- texts
-
-    def _note_stderr(self, text: str) -> None:
-        self._tail = (self._tail + text)[-_TAIL:]
-
-    def note_text(self, text: str) -> None:
-        self._junk = (self._junk + text)[-_TAIL:]
-
-    def ended_error(self) -> StreamClosedError:
-        error = StreamClosedError(self._death_text())
-        error.__cause__ = super().ended_error().__cause__
-        return error
-
-    def _death_text(self) -> str:
-        state = exit_text(self.process, self._unknown)
-        text = f"{process_name(self.process)} {state}"
-        if state == "is still running":
-            text = f"{process_name(self.process)} closed its stdout but {state}"
-        if self.where:
-            text += f" {self.where}"
-        return text + self._tail_text()
-
-    def _tail_text(self) -> str:
-        tail = self._tail.strip()
-        if tail:
-            return f"; the end of its stderr:\n{tail}"
-        # Not every program has the sense to complain on stderr: PHP without a php.ini does not.
-        junk = self._junk.strip()
-        return f"; the last that it printed to its stdout:\n{junk}" if junk else ""
+        self.inputs.open_pidfd()
 
     def broken_text(self) -> str:
         # A child that is dying closes its stdin first; its status is there a moment later.
         due = monotonic() + _DYING_GRACE
-        while self._exit_status() is None:
+        while self.inputs.exit_status() is None:
             if monotonic() >= due:
                 text = f"{process_name(self.process)} no longer reads its stdin: {self.outbox.error}"
-                return text + self._tail_text()
+                return text + self.inputs.tail_text()
             time.sleep(0.001)
-        return self._death_text()
-
-    def complete_errors(self, inbox: deque[Received]) -> None:
-        if self._text is not None:
-            self._text.flush(inbox)
-        super().complete_errors(inbox)
+        return self.inputs.death_text()
 
     # -- ending
 
     def close(self) -> Ending | None:
         if not self._owned:
-            self._close_pidfd()
+            self.inputs.close_pidfd()
             return super().close()
         super().release()
         stdin = self.process.stdin
         if stdin is not None:
             close_streams([(stdin, -1)])
         if self._ending is None:
-            ending = ProcessEnding(self.process, self._text, self._pidfd, self._unknown, self._group)
+            inputs = self.inputs
+            ending = ProcessEnding(self.process, self._text, inputs.pidfd, inputs.unknown, self._group)
             # atomic: no calls
             self._ending = ending
-            self._pidfd = -1
-            self._dead = True
+            inputs.pidfd = -1
+            inputs.dead = True
         return self._ending
 
     def release(self) -> None:
-        self._close_pidfd()
+        self.inputs.close_pidfd()
         super().release()
 
     def abandon(self) -> None:
-        self._close_pidfd()
+        self.inputs.close_pidfd()
         super().abandon()
-
-    def _close_pidfd(self) -> None:
-        # atomic: no calls
-        fd = self._pidfd
-        self._pidfd = -1
-
-        if fd >= 0:
-            self._dead = True
-            os.close(fd)
 
     def details(self) -> str:
         return f": {'started' if self._owned else 'attached to'} {process_name(self.process)}"

@@ -150,7 +150,7 @@ class ProcessEnding(Ending):
                     text.read(self.messages)
         except BlockingIOError:
             if text is not None:
-                text.flush_due(self.messages)
+                text.flush(self.messages, if_due=True)
         except (OSError, ValueError) as exc:
             pass_on(exc)
             return True

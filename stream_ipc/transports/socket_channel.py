@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from ..interruptions import pass_on
+from .inputs import Input
 from .stream_channel import StreamChannel
 from .stream_transport import stream_channel
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..protocols import MessageSerializer
-    from .channel import Ending, Received
+    from .channel import Ending, Interest, Received
 
 __all__ = ["TlsChannel", "check_socket", "is_tls", "socket_channel"]
 
@@ -64,13 +65,27 @@ def socket_channel(sock: socket.socket, name: str, serializer: MessageSerializer
     return channel
 
 
+class TlsInput(Input):
+    """What is read of an ``ssl.SSLSocket``."""
+
+    __slots__ = ()
+
+    def read(self, inbox: deque[Received]) -> None:
+        try:
+            super().read(inbox)
+        finally:
+            self.inputs.on_change()  # a direction may have to wait for the other, or no longer
+
+
 class TlsChannel(StreamChannel):
     """A channel over an ``ssl.SSLSocket``."""
+
+    input_class: type[Input] = TlsInput
 
     def __init__(self, sock: Any, serializer: MessageSerializer, max_frame_size: int) -> None:
         from .tls import TlsReadEnd, TlsWriteEnd
 
-        reader = TlsReadEnd(sock)
+        reader = self._reader = TlsReadEnd(sock)
         try:
             reader.output = self._writer = TlsWriteEnd(sock)
             super().__init__(self._writer, [reader], serializer, max_frame_size)
@@ -79,20 +94,25 @@ class TlsChannel(StreamChannel):
             reader.release()
             raise
 
-    def read(self, fd: int, inbox: deque[Received]) -> None:
-        try:
-            super().read(fd, inbox)
-        finally:
-            self.on_change()  # a direction may have to wait for the other, or no longer
+    def interest(self) -> Interest:
+        reads, write_fd, poll_in = super().interest()
+        if self._reader.wants_write:
+            write_fd = self._reader.fd
+        elif self._writer.wants_read:
+            write_fd = None
+        return reads, write_fd, poll_in
 
     def flush(self) -> None:
+        if self._reader.wants_write:  # it could not read because it has to write first
+            self._reader.wants_write = False
+            self._reader.retry = True
         try:
             super().flush()
         finally:
             self.on_change()
 
     def broken_text(self) -> str:
-        cause = None if self.ended is None else self.ended.__cause__  # often why it refused
+        cause = None if self.inputs.ended is None else self.inputs.ended.__cause__  # often why it refused
         return super().broken_text() if cause is None else f"{super().broken_text()}; {cause}"
 
     def before_close(self) -> Ending | None:

@@ -1,44 +1,37 @@
 """``StreamChannel``: messages over streams, any number of inputs and one output.
 
 Knows ends of streams, frames and messages. Must not know sessions or processes. Errors of the operating system are
-turned into errors of ours here and nowhere else.
+turned into errors of ours here and in ``inputs``, and nowhere else.
 """
 
 from __future__ import annotations
-
-import errno
 
 from ..errors import InvalidStreamError, StreamClosedError
 from ..interruptions import interruption_in
 from ..messages import NOTIFICATION
 from ..wire.codec import MessageDecoder, MessageEncoder
-from ..wire.framing import START
-from .channel import DRAIN_READS, POLL_INTERVAL, Channel, EndOfStream
-from .descriptors import describe_stream, has_hung_up, wait_readable, wait_writable
+from .channel import POLL_INTERVAL, Channel
+from .descriptors import describe_stream, wait_writable
 from .ends import Ends
-from .inputs import Input, TextInput, sooner
+from .inputs import TCP, Input, StreamInputs, error_text, sooner
 from .outbox import Outbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Sequence
     from typing import Any
 
     from ..messages import Message
     from ..protocols import MessageSerializer
-    from ..wire.codec import TextDecoder
-    from .channel import Ending, Interest, Received
+    from .channel import Ending, Interest
 
 __all__ = ["StreamChannel"]
-
-_TCP = ("AF_INET", "AF_INET6")
 
 
 class StreamChannel(Channel):
     """One output and any number of inputs, framed or of text.
 
-    Its ends own the streams, its outbox what is queued, its inputs what is not decoded.
+    Its ends own the streams, its outbox what is queued, its inputs all that is read.
 
     Args:
         output: The end that is written.
@@ -46,9 +39,14 @@ class StreamChannel(Channel):
         serializer: What turns messages into payloads.
         max_frame_size: The largest payload in bytes, both ways.
         name: What ``describe`` says; by default the descriptors.
+
+    Attributes:
+        early: Errors of writes, made before the other side's last words were read.
     """
 
-    ended: StreamClosedError | None = None
+    inputs: StreamInputs
+    inputs_class: type[StreamInputs] = StreamInputs
+    input_class: type[Input] = Input
 
     def __init__(
         self, output: Any, reads: Sequence[Any], serializer: MessageSerializer, max_frame_size: int, name: str = ""
@@ -57,57 +55,36 @@ class StreamChannel(Channel):
         self.max_frame_size = max_frame_size
         self.encoder: MessageEncoder = MessageEncoder(serializer, max_frame_size)
         self.share: Any = (id(serializer), max_frame_size)  # it may have no hash
-        self.outbox: Outbox = Outbox(output, self._write_failed, self._changed)
-        self.inputs: dict[int, Input] = {}
-        self._framed = 0  # framed inputs that have not ended
-        self.received_bytes: int = 0
-        self._last: Input | None = None  # the framed input that ended last
-        self._early: list[StreamClosedError] = []  # of writes, made before the other side's last words were read
+        self.inputs = self.inputs_class(self)
+        self.outbox: Outbox = Outbox(output, self._write_failed, self.inputs.on_change)
+        self.early: list[StreamClosedError] = []
         self._ends = Ends()
         self._name = name
-        self._transport: Any = None  # none until somebody asks for a StreamTransport
+        self.transport: Any = self  # until somebody asks for a StreamTransport
         for end in reads:
-            self.add_input(end, MessageDecoder(serializer, max_frame_size, self.note_text))
+            decoder = MessageDecoder(serializer, max_frame_size, self.inputs.note_text)
+            self.add_input(self.input_class(end, decoder, self.inputs))
         self._ends.add(output)
 
-    def add_input(self, end: Any, decoder: MessageDecoder | TextDecoder) -> None:
-        """Read from one more end."""
-        self._ends.add(end)
-        self.inputs[end.fd] = TextInput(end, decoder, self) if decoder.is_text else Input(end, decoder, self)  # type: ignore[arg-type]
-        if not decoder.is_text:
-            self._framed += 1
-
-    @property
-    def transport(self) -> Any:
-        return self if self._transport is None else self._transport
-
-    def adopt(self, transport: Any) -> None:
-        """Take note of the transport that people know it by."""
-        self._transport = transport
+    def add_input(self, source: Input) -> None:
+        """Read one more stream."""
+        self._ends.add(source.end)
+        self.inputs.add(source)
 
     @property
     def socket(self) -> Any:
-        """The socket that it talks over, or None."""
         end = self.outbox.end
         return end.socket if end.socket is end.stream else None
 
-    @property
-    def wants_write(self) -> bool:
-        """Whether something is to be written that the stream did not take, be it TLS's own."""
-        return self.outbox.blocked or any([source.end.wants_write for source in self.inputs.values()])
-
     def on_change(self) -> None:
         """Do nothing: replaced by the port."""
-
-    def _changed(self) -> None:
-        self.on_change()
 
     @property
     def state_text(self) -> str:
         """What it is doing, in a word."""
         if self._ends.released:
             return "closed"
-        if not self._framed:
+        if not self.inputs.framed:
             return "ended"  # nothing more will come
         return "broken" if self.outbox.is_broken else "open"  # nothing more can be written
 
@@ -123,11 +100,6 @@ class StreamChannel(Channel):
         self.outbox.put(frame)
 
     def flush(self) -> None:
-        for source in self.inputs.values():
-            if source.end.wants_write:  # TLS could not read because it has to write first
-                source.end.wants_write = False
-                source.end.retry = True
-                self.on_change()
         self.outbox.flush()
 
     def drop_output(self) -> None:
@@ -149,196 +121,41 @@ class StreamChannel(Channel):
 
     def broken_error(self) -> StreamClosedError:
         error = StreamClosedError(self.broken_text())
-        if self.ended is None:
-            self._early.append(error)
+        if self.inputs.ended is None:
+            self.early.append(error)
         return error
 
     def broken_text(self) -> str:
         """Return why nothing can be written any more."""
         end = self.outbox.end
         if end.error is not None:
-            return f"{describe_stream(end.stream)} cannot be written: {_text(end.error)}"
+            return f"{describe_stream(end.stream)} cannot be written: {error_text(end.error)}"
         if isinstance(self.outbox.error, StreamClosedError):  # it was not the other side
             return str(self.outbox.error)
         return f"the other side no longer reads ({self.describe()}): {self.outbox.error}"
 
-    # -- receiving
+    def complete_errors(self) -> None:
+        """Put the other side's last words, which are read now, into the errors of failed writes."""
+        for error in self.early:
+            error.args = (self.broken_text(),)
+        self.early.clear()
 
     def interest(self) -> Interest:
+        reads, poll_in = self.inputs.interest()
         output = self.outbox.end
-        write_fd = None
-        poll_in = None
-        reads = []
-        for fd, source in self.inputs.items():
-            if source.end.wants_write:
-                write_fd = source.end.fd
-            if source.end.watched:
-                reads.append(fd)
-            poll_in = sooner(poll_in, source.poll_in)
-        if self.outbox.blocked and not output.wants_read:
-            if output.watched:
-                write_fd = output.poll_fd
-            else:
-                poll_in = sooner(poll_in, POLL_INTERVAL)
-        return reads, write_fd, poll_in
+        self.polls_output: bool = self.outbox.blocked and not output.watched
+        if self.polls_output:
+            poll_in = sooner(poll_in, POLL_INTERVAL)
+        return reads, output.poll_fd if self.outbox.blocked and output.watched else None, poll_in
 
-    def read(self, fd: int, inbox: deque[Received]) -> None:
-        try:
-            source = self.inputs[fd]
-        except KeyError:
-            self.poll(fd, inbox)
-            return
-        try:
-            source.read(inbox)
-        except BlockingIOError:
-            self.on_change()  # TLS may have to wait for something else
-            return
-        except (OSError, ValueError) as exc:
-            self._read_failed(source, inbox, exc)
-        if source.ended:
-            self._input_ended(source, inbox)
-
-    def poll(self, fd: int, inbox: deque[Received]) -> None:
-        """Read what no descriptor tells of, and write to a stream that has none.
-
-        Args:
-            fd: A descriptor that is no input's, or -1 if it is time to poll.
-            inbox: Where what is read goes.
-        """
-        for number, source in tuple(self.inputs.items()):
-            if source.is_ahead or not source.end.watched:
-                self.read(number, inbox)
-            source.flush_due(inbox)
-        if self.outbox.blocked and not self.outbox.end.watched:
-            self.outbox.flush()
-        self.on_change()
-
-    def _read_failed(self, source: Input, inbox: deque[Received], exc: Exception) -> None:
-        if interruption_in(exc) is exc:
-            raise exc
-        text = self.find_invalid()
-        if text is not None:
-            raise InvalidStreamError(text) from exc
-        source.finish(inbox, source.end.error or exc)
-
-    def _input_ended(self, source: Input, inbox: deque[Received]) -> None:
-        # atomic: no calls
-        if source.end.fd in self.inputs:
-            inputs = {**self.inputs}  # another dict: a signal handler may turn while somebody goes through this one
-            del inputs[source.end.fd]
-            self.inputs = inputs
-            if not source.decoder.is_text:
-                self._framed -= 1
-                self._last = source
-
-        if not self._framed:
-            self.framed_ended(inbox)
-        self.on_change()
-
-    def framed_ended(self, inbox: deque[Received]) -> None:
-        """Do what is to be done once the last framed input has ended."""
-        self.put_end(inbox)
-
-    def put_end(self, inbox: deque[Received]) -> None:
-        """Append the end to the inbox, once."""
-        error = self.ended_error()
-        end = EndOfStream(error)
-        # atomic: no calls
-        if self.ended is None:
-            self.ended = error
-            inbox += (end,)
-
-        self.on_change()
-
-    def ended_error(self) -> StreamClosedError:
-        """Return why nothing more will come."""
-        where = f" {self._last.where}" if self._last is not None and self._last.where else ""
-        family, cause = ("", None) if self._last is None else (self._last.end.family, self._last.error)
-        if cause is None or (family == "AF_UNIX" and isinstance(cause, ConnectionResetError)):  # it had not read all
-            error = StreamClosedError(f"the other side closed the stream{where} ({self.describe()})")
-        else:
-            error = StreamClosedError(f"the connection was lost{where} ({self.describe()}): {_text(cause)}")
-        error.__cause__ = cause
-        return error
-
-    @property
-    def where(self) -> str:
-        """Where in a frame the last framed input ended; may be empty."""
-        return self._last.where if self._last is not None else ""
-
-    def note_text(self, text: str) -> None:
-        """Take note of text that is no message. An interrupted read calls it again."""
-
-    def drain(self, inbox: deque[Received]) -> None:
-        for fd, source in tuple(self.inputs.items()):
-            for _ in range(DRAIN_READS):
-                if fd not in self.inputs or not (source.is_ahead or self._is_readable(source)):
-                    break
-                before = self.received_bytes
-                try:
-                    self.read(fd, inbox)
-                except InvalidStreamError:
-                    break
-                if self.received_bytes == before:
-                    break
-        if self._early:
-            self.complete_errors(inbox)
-
-    def complete_errors(self, inbox: deque[Received]) -> None:
-        """Put the other side's last words, which are read now, into the errors of failed writes."""
-        for error in self._early:
-            error.args = (self.broken_text(),)
-        self._early.clear()
-
-    @property
-    def is_unfinished(self) -> bool:  # type: ignore[override]
-        return any([not source.decoder.is_text and source.decoder.state is not START for source in self.inputs.values()])
-
-    def wait(self, seconds: float, write: bool = False) -> bool:
-        if write:
-            output = self.outbox.end
-            return bool(output.watched) and wait_writable(output.poll_fd, seconds)
-        fds = [fd for fd, source in self.inputs.items() if source.end.watched]
-        return bool(fds) and wait_readable(fds, seconds)
-
-    @staticmethod
-    def _is_readable(source: Input) -> bool:
-        return not source.end.watched or wait_readable((source.end.fd,), 0)
-
-    def resume(self, inbox: deque[Received]) -> None:
-        for source in tuple(self.inputs.values()):
-            if source.ended:
-                self._input_ended(source, inbox)
-        if not self._framed and self.ended is None:
-            self.framed_ended(inbox)
+    def wait_writable(self, seconds: float) -> bool:
+        output = self.outbox.end
+        return bool(output.watched) and wait_writable(output.poll_fd, seconds)
 
     def find_invalid(self) -> str | None:
         if self._ends.released:  # through its StreamTransport
             return f"its transport ({self._name}) was closed while a session was using it; close the session instead"
         return self._ends.find_invalid()
-
-    def look_for_hangup(self, inbox: deque[Received]) -> None:
-        if any([source.end.watched and has_hung_up(source.end.fd) for source in self.inputs.values()]):
-            self.drain(inbox)
-        super().look_for_hangup(inbox)
-
-    def look_for_lost_host(self, inbox: deque[Received]) -> None:
-        end = self.outbox.end
-        if end.family not in _TCP:
-            return
-        from .sockets import has_vanished
-
-        if has_vanished(end.socket):
-            self.drain(inbox)
-            lost = TimeoutError(errno.ETIMEDOUT, "the other host does not answer any more")
-            self.outbox.drop(lost)
-            for source in tuple(self.inputs.values()):
-                source.finish(inbox, lost)
-                self._input_ended(source, inbox)
-
-    def trim(self) -> None:
-        for source in self.inputs.values():
-            source.decoder.trim()
 
     # -- ending
 
@@ -351,7 +168,7 @@ class StreamChannel(Channel):
     def before_close(self) -> Ending | None:
         """End the conversation with the other side before the streams are closed; returns what is left to do."""
         end = self.outbox.end
-        if self.outbox.error is not None or end.family not in _TCP or end.shared or end.find_invalid() is not None:
+        if self.outbox.error is not None or end.family not in TCP or end.shared or end.find_invalid() is not None:
             return None
         from .lingering import linger
 
@@ -363,7 +180,7 @@ class StreamChannel(Channel):
 
     def _drop(self) -> None:
         self._name = self.describe()
-        self.inputs = {}
+        self.inputs.drop()
         self.outbox.drop(StreamClosedError(f"this side closed the stream ({self._name})"))
 
     def abandon(self) -> None:
@@ -377,7 +194,3 @@ class StreamChannel(Channel):
     def connected(self, how: str) -> None:
         """Say what its socket is connected to, in a few words for ``describe``."""
         self._name = f"{how} {self.describe()}"
-
-
-def _text(error: BaseException) -> str:
-    return str(error) if isinstance(error, OSError) else repr(error)

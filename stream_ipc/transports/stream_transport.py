@@ -103,7 +103,7 @@ class StreamTransport(MessageTransport):
     ) -> None:
         MessageEncoder(serializer, max_frame_size)  # checks them before anything is opened
         self._channel = stream_channel(write, reads, serializer, max_frame_size)
-        self._channel.adopt(self)
+        self._channel.transport = self
 
     def __repr__(self) -> str:
         try:
@@ -130,12 +130,12 @@ class StreamTransport(MessageTransport):
     @property
     def received_bytes(self) -> int:
         """How many bytes have been received in all."""
-        return self._channel.received_bytes
+        return self._channel.inputs.received_bytes
 
     @property
     def wants_write(self) -> bool:
         """Whether something is queued that the stream did not take."""
-        return self._channel.wants_write
+        return self._channel.outbox.blocked or self.write_fd is not None
 
     @property
     def write_fd(self) -> int | None:
@@ -179,15 +179,15 @@ class StreamTransport(MessageTransport):
         Raises:
             StreamClosedError: All inputs have ended.
         """
-        channel = self._channel
+        inputs = self._channel.inputs
         inbox: deque[Any] = deque()
-        for fd, source in tuple(channel.inputs.items()):
+        for fd, source in tuple(inputs.by_fd.items()):
             if not source.end.shared or wait_readable((fd,), 0):
-                channel.read(fd, inbox)
+                source.read(inbox)
         if inbox and isinstance(inbox[-1], EndOfStream):
             inbox.pop()
-        if not inbox and channel.ended is not None:
-            raise channel.ended.with_traceback(None)  # or each call would make it longer
+        if not inbox and inputs.ended is not None:
+            raise inputs.ended.with_traceback(None)  # or each call would make it longer
         return list(inbox)
 
     def close(self) -> None:
@@ -208,5 +208,5 @@ def transport_of(channel: Channel) -> Any:
     if isinstance(channel, StreamChannel) and channel.transport is channel:
         transport = StreamTransport.__new__(StreamTransport)
         transport._channel = channel
-        channel.adopt(transport)
+        channel.transport = transport
     return channel.transport

@@ -69,13 +69,14 @@ class TlsReadEnd(ReadEnd):
     """The end of an ``ssl.SSLSocket`` that is read; its handshake is made by the first read or write."""
 
     reads_into: Any = None
+    wants_write: bool = False  # reading has to wait until the descriptor is writable
 
     def __init__(self, sock: Any) -> None:
         self._suppress = sock.suppress_ragged_eofs
         self.output: TlsWriteEnd | None = None
         self._parts: list[bytes] = []
         self._ended = False
-        self.retry = False  # set once what the read had to wait for has happened
+        self.retry: bool = False  # set once what the read had to wait for has happened
         super().__init__(sock)
         sock.suppress_ragged_eofs = False
         self.reads: Iterator[bytes] = self
@@ -93,7 +94,7 @@ class TlsReadEnd(ReadEnd):
 
     def _read(self, parts: list[bytes]) -> None:
         """Read some records, the end included."""
-        self.retry: bool = False
+        self.retry = False
         if self.output is not None:
             self.output.wants_read = False
         while not self._ended and sum(map(len, parts)) < _READ:
@@ -151,6 +152,8 @@ def _has_ended(sock: Any) -> bool:
 
 class TlsWriteEnd(WriteEnd):
     """The end of an ``ssl.SSLSocket`` that is written."""
+
+    wants_read: bool = False  # writing has to wait until something can be read
 
     def __init__(self, sock: Any) -> None:
         super().__init__(sock)
