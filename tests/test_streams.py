@@ -1348,3 +1348,14 @@ def test_object_that_takes_nothing_now_is_asked_again_later(peer: IpcPeer, says:
     stream.full = False
     tick_until(lambda: not session.queued_bytes, peer)
     assert stream.written == framed(Note("a"))
+
+
+def test_object_that_takes_nothing_now_is_asked_as_often_once_the_other_has_ended(peer: IpcPeer) -> None:
+    stream = TakesNothing(None)
+    session = peer.create_stream_session(stream, io.BytesIO())  # type: ignore[arg-type]
+    session.notify(Note("a"))
+    for _ in range(3):
+        peer.tick(0)
+    assert session.is_open and session.queued_bytes
+    due = peer.next_deadline()
+    assert due is not None and due <= 0.01

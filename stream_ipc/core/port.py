@@ -94,7 +94,7 @@ class Port:
         if self._closed:  # somebody's own transport has closed its session
             return
         if self.paused or self.failing or self._inputs.ended is not None:
-            poll_in = None
+            poll_in = POLL_INTERVAL if self.channel.polls_output and not self.failing else None
             reads = ()
         wanted = dict.fromkeys(reads, READ)
         if write_fd is not None:  # also when the other side has stopped writing: it may still read
@@ -230,9 +230,9 @@ class Port:
             return
         if self.channel.volatile:
             self.rearm()  # its answers may be others now
-        if self.channel.polls_output:
+        if self.channel.polls_output and not self.failing:
             self.flush()
-        if self._closed:
+        if self._closed or self.paused or self.failing or self._inputs.ended is not None:
             return
         self.on_ready(-1, READ)
 
