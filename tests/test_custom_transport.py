@@ -359,6 +359,24 @@ def test_send_that_raises_while_replying_and_broadcasting(peer: IpcPeer) -> None
     assert all("here" in str(error) for error in errors) and good.is_open and session.is_open
 
 
+def test_the_other_side_is_gone_when_a_polled_flush_says_so(peer: IpcPeer) -> None:
+    class Gone(Memory):
+        wants_write = True
+
+        def flush(self) -> None:
+            raise StreamClosedError("nobody reads")
+
+    transport = Gone()
+    transport.incoming.append(Note("last words"))
+    session = peer.create_session(transport)
+    failures: List[Exception] = []
+    notes: List[Note] = []
+    session.on_exception(failures.append)
+    session.on_message(notes.append)
+    tick_until(lambda: not session.is_open, peer)
+    assert not failures and notes == [Note("last words")] and str(session.reason) == "nobody reads"
+
+
 @pytest.mark.parametrize("what", ["read_fds", "close", "wants_write", "flush"])
 def test_other_methods_that_raise_do_not_harm_other_sessions(peer: IpcPeer, what: str) -> None:
     class Broken(Memory):
