@@ -96,7 +96,7 @@ class TlsChannel(StreamChannel):
 
     def interest(self) -> Interest:
         reads, write_fd, poll_in = super().interest()
-        if self._reader.wants_write:
+        if self._reader.wants_write and self.inputs.by_fd:
             write_fd = self._reader.fd
         elif self._writer.wants_read:
             write_fd = None
