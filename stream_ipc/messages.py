@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .errors import SerializationError
+
 __all__ = [
     "MAX_ID_LENGTH",
     "NOTIFICATION",
@@ -24,6 +26,7 @@ __all__ = [
     "Message",
     "RequestEnvelope",
     "ResponseEnvelope",
+    "add_id",
     "put_in_envelope",
     "take_out_of_envelope",
 ]
@@ -174,3 +177,13 @@ def take_out_of_envelope(message: Any) -> tuple[int, Any, Message]:
     if type(message) is ResponseEnvelope:
         return RESPONSE, message.id, message.response
     return NOTIFICATION, None, message
+
+
+def add_id(error: SerializationError, kind: Any, id: Any) -> SerializationError:
+    """Say in an error whose request or response it is about, if that is an envelope with a valid id; returns the error."""
+    if type(id) is str and len(id) <= MAX_ID_LENGTH:
+        if kind == REQUEST:
+            error.request_id = id
+        elif kind == RESPONSE:
+            error.response_id = id
+    return error

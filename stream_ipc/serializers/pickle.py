@@ -28,6 +28,7 @@ from ..messages import (
     Message,
     RequestEnvelope,
     ResponseEnvelope,
+    add_id,
     put_in_envelope,
     take_out_of_envelope,
 )
@@ -326,7 +327,7 @@ def _load_with(resolver: Resolver, payload: bytes | bytearray) -> Any:
         if 0x98 in payload and 0x96 in payload:  # READONLY_BUFFER and BYTEARRAY8 make a memoryview, and name nothing
             refuse_views(root[3:])
     except SerializationError as exc:
-        _add_id(exc, *root[:2])
+        add_id(exc, *root[:2])
         raise
     return root
 
@@ -351,19 +352,9 @@ def _add_id_of_head(error: SerializationError, payload: Any) -> None:
     head = re.match(rb"\x80\x05\x95.{8}\(K([\x01\x02])\x8c(.)(.*)", bytes(payload[:300]), re.DOTALL)
     if head is not None and len(head[3]) >= head[2][0]:
         try:
-            _add_id(error, head[1][0], head[3][: head[2][0]].decode())
+            add_id(error, head[1][0], head[3][: head[2][0]].decode())
         except UnicodeDecodeError:
             pass
-
-
-def _add_id(error: SerializationError, kind: Any, id: Any) -> SerializationError:
-    """Say in an error whose request or response it is about, if it is an envelope with a valid id."""
-    if type(id) is str and len(id) <= MAX_ID_LENGTH:
-        if kind == REQUEST:
-            error.request_id = id
-        elif kind == RESPONSE:
-            error.response_id = id
-    return error
 
 
 # -- from a root to its message
@@ -389,7 +380,7 @@ def _read_root(root: Any) -> Message:
             _readers[shape] = _reader_of(info) if info.fields else _read_root
         message: Message = info.build(fields)
     except SerializationError as exc:
-        _add_id(exc, kind, id)
+        add_id(exc, kind, id)
         raise
     return put_in_envelope(kind, id, message)
 
@@ -426,7 +417,7 @@ def _reader_of(info: TypeInfo) -> Read:
             "        return envelope",
         ]
     lines.append("    return read_root(root)")
-    names = {"read_root": _read_root, "add_id": _add_id, "new": object.__new__}
+    names = {"read_root": _read_root, "add_id": add_id, "new": object.__new__}
     envelopes = {"request": RequestEnvelope, "response": ResponseEnvelope}
     return compile_function(lines, {"cls": info.cls, "refused": info.refused, **names, **envelopes})
 

@@ -14,7 +14,18 @@ import re
 from .. import registry
 from ..errors import SerializationError, article, describe, printable
 from ..interruptions import interruption_in, pass_on
-from ..messages import MAX_ID_LENGTH, ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
+from ..messages import (
+    MAX_ID_LENGTH,
+    NOTIFICATION,
+    REQUEST,
+    RESPONSE,
+    ErrorMessage,
+    LogMessage,
+    Message,
+    RequestEnvelope,
+    ResponseEnvelope,
+    add_id,
+)
 from .compiling import call_of_class, compile_function
 
 TYPE_CHECKING = False
@@ -317,17 +328,13 @@ def other_format(payload: Any, own: str) -> str:
     return "" if found == own else f"; it looks like {found}: do both sides use the same serializer?"
 
 
-def _add_id(error: SerializationError, name: Any, identity: Any) -> None:
-    """Say in an error which request or response it is about, if the class and the id are those of an envelope."""
+def _kind_of(name: Any) -> int:
+    """Return the kind that a class is the envelope of."""
     try:
         cls = find_class(name).cls
     except SerializationError:
-        return
-    if cls in ENVELOPES and type(identity) is str and len(identity) <= MAX_ID_LENGTH:
-        if cls is RequestEnvelope:
-            error.request_id = identity
-        else:
-            error.response_id = identity
+        return NOTIFICATION
+    return REQUEST if cls is RequestEnvelope else RESPONSE if cls is ResponseEnvelope else NOTIFICATION
 
 
 # --- the serializer -------------------------------------------------------------------------------------------
@@ -410,7 +417,8 @@ class TextSerializer:
                 exc.__traceback__ = None  # it holds all that was read so far
             error = exc if isinstance(exc, SerializationError) else SerializationError(self._format.reason(exc))
             error.args = (str(error) + other_format(payload, self._format.name),)
-            _add_id(error, *self._format.salvage(payload))
+            name, id = self._format.salvage(payload)
+            add_id(error, _kind_of(name), id)
             if error is exc:
                 raise
             raise error from exc
