@@ -4,6 +4,7 @@ import importlib.util
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import Any, Callable, List
 
 import pytest
 
-from stream_ipc import IpcPeer, ResponsePromise, as_completed, gather
+from stream_ipc import IpcPeer, ResponsePromise, StreamClosedError, as_completed, gather
 from tests.helpers import (
     FakeClock,
     RawPeer,
@@ -295,3 +296,22 @@ print("done")
 def test_nothing_hangs_while_freezegun_has_stopped_the_clock(how: str) -> None:
     done = run_python(FROZEN, how, strict=False, timeout=50)
     assert done.stdout == "done\n", done.stdout + done.stderr
+
+
+def test_asking_when_to_tick_does_not_begin_the_while_that_an_ended_stream_is_kept_for_what_is_queued(raw: RawPeer) -> None:
+    peer = raw.session.peer
+    clock = set_clock(peer, FakeClock())
+    raw.session.notify(Note(data=b"x" * 700_000))
+    raw.sock.shutdown(socket.SHUT_WR)
+    with pytest.raises(StreamClosedError):
+        raw.session.flush(0)  # reads the end, and dispatches nothing
+    assert peer.next_deadline() == 0.0
+    clock.now += 100
+    peer.tick()
+    assert raw.session.is_open
+    raw.read()
+    peer.tick()
+    assert raw.session.queued_bytes and raw.session.is_open
+    clock.now += 100
+    peer.tick()
+    assert not raw.session.is_open

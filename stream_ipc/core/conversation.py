@@ -239,18 +239,18 @@ class Conversation:
 
     # -- closing
 
+    @property
     def writes_on(self) -> bool:
-        """Return whether an ended stream is kept a while: the other side may still read, though it writes no more.
+        """Whether an ended stream is kept for what is queued: the other side may still read, though it writes no more."""
+        until = self._writes_until
+        return until is not None and self.outbox.queued_bytes > 0 and self.loop.clock() < until
 
-        The first call begins that while.
-        """
-        if not self.outbox.queued_bytes:
-            return False
-        now = self.loop.clock()
-        if self._writes_until is None:
-            self._writes_until = now + FLUSH_BOUND
-            self.loop.set_timer(self, min(self._writes_until, self.replies.due))
-        return now < self._writes_until
+    def write_on(self) -> None:
+        """Begin the while that an ended stream is kept, unless it has begun or nothing is queued."""
+        if self._writes_until is None and self.outbox.queued_bytes:
+            until = self.loop.clock() + FLUSH_BOUND
+            self.loop.set_timer(self, min(until, self.replies.due))
+            self._writes_until = until  # last, so that an interrupted call is made again
 
     def close(self, release: bool = False, seconds: float | None = None) -> None:
         """Close, or release the streams to their owner; see ``Session.close`` and ``IpcPeer.remove_session``.

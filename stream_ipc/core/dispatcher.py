@@ -106,7 +106,7 @@ class Dispatcher:
             return False
         first = self.inbox[0]
         if type(first) is EndOfStream:
-            return not self._conversation.writes_on()
+            return not self._conversation.writes_on
         return type(first) is not RequestEnvelope or not self.responder.is_full()
 
     def step(self, goal: int, until: Any) -> int:
@@ -369,7 +369,8 @@ class Dispatcher:
 
     def _end(self, item: EndOfStream) -> int | None:
         """Close behind the last message."""
-        if self._conversation.writes_on():
+        self._conversation.write_on()
+        if self._conversation.writes_on:
             return None
         self._conversation.close_now(item.error)
         return 0
