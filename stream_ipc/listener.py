@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from .core.acceptor import Acceptor
 from .core.conditions import wait_for
 from .interruptions import pass_on
-from .transports.sockets import Place, check_address, connect, describe_address, is_unix, listen, named, other_user
+from .transports.addresses import Place, check_address, describe_address, is_unix, named
+from .transports.sockets import connect, listen, other_user
 
 if TYPE_CHECKING:
     import ssl

@@ -17,8 +17,9 @@ import pytest
 
 from stream_ipc import IpcPeer
 from stream_ipc.transports import lingering, sockets
+from stream_ipc.transports.addresses import describe_address
 from stream_ipc.transports.lingering import linger, stop_writing
-from stream_ipc.transports.sockets import connect, describe_address, listen, other_user, tune
+from stream_ipc.transports.sockets import connect, listen, other_user, tune
 from tests.helpers import InterruptAt, Interruption
 from tests.os_helpers import listing
 
@@ -308,7 +309,8 @@ import gevent.monkey
 gevent.monkey.patch_all()
 import os, select, socket, tempfile, time
 from stream_ipc.transports.lingering import linger
-from stream_ipc.transports.sockets import connect, describe_address, listen, other_user, tune
+from stream_ipc.transports.addresses import describe_address
+from stream_ipc.transports.sockets import connect, listen, other_user, tune
 
 assert socket.socket.__module__.startswith("gevent")
 def wait_for(fd, events, limit):

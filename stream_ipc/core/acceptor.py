@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..interruptions import pass_on
+from ..transports.addresses import describe_address, is_unix
 from ..transports.channel import POLL_INTERVAL
 from ..transports.lingering import stop_writing
 from ..transports.shield import Shield
-from ..transports.sockets import describe_address, is_unix, other_user, tune
+from ..transports.sockets import other_user, tune
 from .poller import READ, Poller
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from ..transports.sockets import Place, SocketFile
+    from ..transports.addresses import Place
+    from ..transports.sockets import SocketFile
     from .loop import Loop
 
 __all__ = ["Acceptor"]

@@ -39,7 +39,8 @@ def check_socket(sock: Any) -> str:
     """
     import socket
 
-    from .sockets import describe_address, tune
+    from .addresses import describe_address
+    from .sockets import tune
 
     if not isinstance(sock, socket.socket):
         raise TypeError(f"create_socket_session() takes a socket, not {sock!r:.100}")
