@@ -1,21 +1,16 @@
-"""Connections: accepted by a ``Listener`` inside ticks, and made by ``IpcPeer.connect``.
+"""``Listener``, as users see an acceptor, and the opening of one at the address that they pass.
 
-Knows sockets and TLS handshakes. Must not know messages; a session is made by the peer.
+Knows sockets. Must not know messages; a session is made by the peer.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .core.acceptor import Acceptor
-from .core.conditions import wait_for
 from .interruptions import pass_on
-from .transports.addresses import Place, check_address, describe_address, is_unix, named
-from .transports.sockets import connect, listen, other_user
+from .transports.addresses import check_address, named
+from .transports.sockets import listen
 
 if TYPE_CHECKING:
     import ssl
@@ -23,7 +18,7 @@ if TYPE_CHECKING:
 
     from .core.loop import Loop
 
-__all__ = ["Listener", "open_connection", "open_listener"]
+__all__ = ["Listener", "open_listener"]
 
 
 class Listener:
@@ -102,7 +97,9 @@ def open_listener(
     """
     place = check_address(address)
     if context is not None:
-        _check_context(context, True)
+        from .transports.tls import check_context
+
+        check_context(context, True)
     sock, found, file = listen(place, context is not None)
     acceptor: Acceptor | None = None
     try:
@@ -119,118 +116,4 @@ def open_listener(
         if isinstance(exc, OSError):
             pass_on(exc)
             raise named(exc, f"cannot listen at {place!r}") from exc
-        raise
-
-
-def open_connection(
-    loop: Loop,
-    address: Any,
-    context: ssl.SSLContext | None,
-    server_hostname: str | None,
-    timeout: float | None,
-) -> tuple[socket.socket, str]:
-    """Connect to an address; see ``IpcPeer.connect``.
-
-    Returns:
-        The socket, and what it is connected to in a few words.
-    """
-    place = check_address(address)
-    if context is not None:
-        _check_context(context, False)
-    elif server_hostname is not None:
-        raise ValueError("server_hostname is for TLS; pass an ssl_context too")
-    limit = None if timeout is None else loop.clock() + timeout
-    late = f"cannot connect to {place!r} within {timeout} s"
-    try:
-        sock = connect(place, context is not None, limit, loop.clock, partial(wait_for, loop))
-        try:
-            if is_unix(place):
-                _check_owner(sock, place)
-            if context is not None:
-                late = f"the TLS handshake with {place!r} was not over within {timeout} s; does the other side speak TLS?"
-                sock = _shake_hands(loop, sock, place, context, server_hostname, limit)
-            if loop.closing:
-                raise _closed_meanwhile(place)
-            return sock, f"to {describe_address(place)}"
-        except BaseException:
-            sock.close()
-            raise
-    except TimeoutError as exc:
-        pass_on(exc)
-        if exc.errno is not None:  # the system's own
-            raise
-        if loop.closing:
-            raise _closed_meanwhile(place) from None
-        raise TimeoutError(late) from exc
-
-
-def _closed_meanwhile(place: Place) -> RuntimeError:
-    return RuntimeError(f"this IpcPeer was closed while it was connecting to {place!r}")
-
-
-def _check_context(context: Any, server_side: bool) -> None:
-    import ssl
-
-    if not isinstance(context, ssl.SSLContext):
-        raise TypeError(f"ssl_context must be an ssl.SSLContext, not {context!r:.100}")
-    if context.protocol == (ssl.PROTOCOL_TLS_CLIENT if server_side else ssl.PROTOCOL_TLS_SERVER):
-        wanted, given = ("SERVER", "CLIENT") if server_side else ("CLIENT", "SERVER")
-        raise ValueError(f"ssl_context is a PROTOCOL_TLS_{given} one; this side needs PROTOCOL_TLS_{wanted}")
-
-
-def _check_owner(sock: socket.socket, place: Place) -> None:
-    # The user that it ran as when it began to listen: mostly root, if it has given up these rights since. Root may do as it
-    # likes anyway, so it is only another user that must not get what is meant for a listener of ours.
-    user = other_user(sock)
-    if user:
-        raise PermissionError(
-            errno.EACCES,
-            f"refusing to connect to {place!r}: user {user} listens there, and this process runs as {os.geteuid()}",
-        )
-
-
-def _shake_hands(
-    loop: Loop,
-    sock: socket.socket,
-    place: Place,
-    context: ssl.SSLContext,
-    server_hostname: str | None,
-    limit: float | None,
-) -> socket.socket:
-    import ssl
-
-    from .transports.tls import handshake, wrap
-
-    if server_hostname is None and not isinstance(place, str):
-        server_hostname = place[0]
-    try:
-        tls = wrap(context, sock, False, server_hostname)
-    except OSError as exc:
-        raise named(exc, f"cannot connect to {place!r}") from exc
-    except ValueError as exc:
-        raise ValueError(f"cannot connect to {place!r}: {exc}") from exc
-    try:
-        while True:
-            events = handshake(tls)
-            if not events:
-                return tls
-            if not wait_for(loop, tls.fileno(), events, limit):
-                raise TimeoutError
-            events = 0  # see the end of Loop.run's loop
-    except ssl.SSLError as exc:
-        tls.close()
-        text = f"the TLS handshake with {place!r} failed: {exc.strerror or exc}"
-        error = type(exc)(exc.errno, text)
-        for name in ("reason", "library", "verify_code", "verify_message"):
-            if hasattr(exc, name):
-                setattr(error, name, getattr(exc, name))
-        raise error from exc
-    except OSError as exc:
-        tls.close()
-        pass_on(exc)
-        if isinstance(exc, TimeoutError) and exc.errno is None:
-            raise
-        raise named(exc, f"the TLS handshake with {place!r} failed") from exc
-    except BaseException:
-        tls.close()
         raise

@@ -271,7 +271,7 @@ class SessionOpener:
             check_timeout(timeout)
         loop = self._loop
         loop.check_open()
-        from .listener import open_connection
+        from .core.connecting import open_connection
 
         outer = loop.enter()
         try:

@@ -430,10 +430,10 @@ def deadline_of(promise: "ResponsePromise[Any]") -> Optional[float]:
 
 def patch_wait_for(monkeypatch: Any, peer: IpcPeer, wrap: Callable[..., Any]) -> None:
     """Replace how a peer waits for a descriptor that is no session's by ``wrap(real, fd, events, limit)``."""
-    from stream_ipc import listener
+    from stream_ipc.core import connecting
 
-    real = listener.wait_for
-    monkeypatch.setattr(listener, "wait_for", lambda loop, *arguments: wrap(functools.partial(real, loop), *arguments))
+    real = connecting.wait_for
+    monkeypatch.setattr(connecting, "wait_for", lambda loop, *arguments: wrap(functools.partial(real, loop), *arguments))
 
 
 def read_without_dispatching(peer: IpcPeer) -> None:

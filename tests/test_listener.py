@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import stream_ipc.core.connecting
 import stream_ipc.listener
 from stream_ipc import IpcPeer, LogMessage, Session, StreamClosedError
 from tests.helpers import (
@@ -696,7 +697,7 @@ def test_other_users_are_refused(peer, host, monkeypatch, caplog):
 
 
 def test_listener_of_another_user_is_not_talked_to(peer, host, path, monkeypatch):
-    monkeypatch.setattr(stream_ipc.listener, "other_user", lambda sock: 4711)
+    monkeypatch.setattr(stream_ipc.core.connecting, "other_user", lambda sock: 4711)
     with peer.listen(path, host):
         with pytest.raises(PermissionError) as caught:
             peer.connect(path)
@@ -705,7 +706,8 @@ def test_listener_of_another_user_is_not_talked_to(peer, host, path, monkeypatch
 
 USERS = """
 import os, signal, sys
-import logging, stream_ipc.listener, stream_ipc.serializers.pickle, encodings.idna  # another user may not see the files
+import logging, encodings.idna, stream_ipc.serializers.pickle  # another user may not see the files
+import stream_ipc.listener, stream_ipc.core.connecting
 from stream_ipc import IpcPeer, LogMessage
 IpcPeer().close()
 path, listens_as, serves_as, connects_as = sys.argv[1], *map(int, sys.argv[2:])
@@ -1157,6 +1159,7 @@ def test_messages_from_many_clients(peer, host, path):
 def test_nothing_is_imported_before_it_is_used():
     code = (
         "import sys, stream_ipc; names = ('ssl', 'socket', 'stream_ipc.listener', 'stream_ipc.transports.tls');"
+        " names += ('stream_ipc.core.connecting',);"
         " print([n for n in names if n in sys.modules]);"
         " peer = stream_ipc.IpcPeer(); peer.listen(('127.0.0.1', 0), print).close(); peer.close();"
         " print([n for n in names if n in sys.modules]); print(stream_ipc.Listener.__name__)"

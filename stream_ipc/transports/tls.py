@@ -23,13 +23,22 @@ from .shield import Shield
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["TlsReadEnd", "TlsWriteEnd", "handshake", "wrap"]
+__all__ = ["TlsReadEnd", "TlsWriteEnd", "check_context", "handshake", "wrap"]
 
 _RECORD = 16 * 1024  # what one call of OpenSSL reads at most
 _READ = 4 * _RECORD  # bytes of one read
 _WRITE = 64 * 1024  # bytes of one write
 
 POLLIN, POLLOUT = 1, 4
+
+
+def check_context(context: Any, server_side: bool) -> None:
+    """Raise ``TypeError`` for what is no context for TLS, and ``ValueError`` for one of the other side."""
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"ssl_context must be an ssl.SSLContext, not {context!r:.100}")
+    if context.protocol == (ssl.PROTOCOL_TLS_CLIENT if server_side else ssl.PROTOCOL_TLS_SERVER):
+        wanted, given = ("SERVER", "CLIENT") if server_side else ("CLIENT", "SERVER")
+        raise ValueError(f"ssl_context is a PROTOCOL_TLS_{given} one; this side needs PROTOCOL_TLS_{wanted}")
 
 
 def wrap(
