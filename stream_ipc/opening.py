@@ -69,7 +69,7 @@ class SessionOpener:
         """
         from .transports.stdio import StdioChannel
 
-        return _add_session(self, partial(StdioChannel, self.serializer, self.max_frame_size))
+        return _add_session(self, "stdio", partial(StdioChannel, self.serializer, self.max_frame_size))
 
     def create_process_session(self, process: subprocess.Popen[Any]) -> Session:
         """Attach to a ``subprocess.Popen``.
@@ -85,7 +85,7 @@ class SessionOpener:
         """
         from .transports.process import ProcessChannel
 
-        return _add_session(self, partial(ProcessChannel, process, False, self.serializer, self.max_frame_size))
+        return _add_session(self, process, partial(ProcessChannel, process, False, self.serializer, self.max_frame_size))
 
     def create_command_session(
         self,
@@ -142,7 +142,8 @@ class SessionOpener:
                 break
             log.debug("%s started", process_name(process))
             more = group, "pipesize" not in popen
-            return _add_session(self, partial(ProcessChannel, process, True, self.serializer, self.max_frame_size, *more))
+            make = partial(ProcessChannel, process, True, self.serializer, self.max_frame_size, *more)
+            return _add_session(self, process, make)
         except BaseException:
             if process is not None and not any([session.process is process for session in self.sessions]):  # nobody has it
                 kill(process)
@@ -178,7 +179,8 @@ class SessionOpener:
         reads = (read,) if read2 is None else (read, read2)
         if any([is_tls(stream) for stream in (write, *reads)]):
             raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
-        return _add_session(self, partial(stream_channel, write, reads, self.serializer, self.max_frame_size))
+        make = partial(stream_channel, write, reads, self.serializer, self.max_frame_size)
+        return _add_session(self, (write, *reads), make)
 
     def create_socket_session(self, sock: socket.socket) -> Session:
         """Talk over a connected stream socket, also an ``ssl.SSLSocket``.
@@ -203,7 +205,7 @@ class SessionOpener:
         Raises:
             TypeError: It lacks a method.
         """
-        return _add_session(self, lambda: channel_of(transport) or ForeignChannel(transport))
+        return _add_session(self, transport, lambda: channel_of(transport) or ForeignChannel(transport))
 
     def create_session_pair(self) -> tuple[Session, Session]:
         """Return two connected sessions of this peer, for tests.
@@ -348,9 +350,12 @@ class SessionOpener:
 
 
 def _add_session(
-    peer: SessionOpener, make: Callable[[], Channel], on_session: Callable[[Session], Any] | None = None
+    peer: SessionOpener, given: Any, make: Callable[[], Channel], on_session: Callable[[Session], Any] | None = None
 ) -> Session:
-    """Add a session to a peer, over the channel that a function makes, to be handed to ``on_session`` first of all."""
+    """Add a session to a peer, over the channel that a function makes of what was given.
+
+    It is handed to ``on_session`` first of all.
+    """
     loop = peer._loop
     loop.check_open()
     outer = loop.enter()
@@ -359,6 +364,8 @@ def _add_session(
     try:
         for channel in starmap(make, ((),)):  # stored before a signal is looked at
             break
+        else:
+            raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
         session = Session(lambda session: Conversation(loop, channel, peer, session))
         conversation = conversation_of(session)
         loop.add(conversation)
@@ -381,7 +388,7 @@ def _add_socket(
     peer: SessionOpener, sock: socket.socket, name: str = "", on_session: Callable[[Session], Any] | None = None
 ) -> Session:
     """Add a session over a connected socket."""
-    return _add_session(peer, partial(socket_channel, sock, name, peer.serializer, peer.max_frame_size), on_session)
+    return _add_session(peer, sock, partial(socket_channel, sock, name, peer.serializer, peer.max_frame_size), on_session)
 
 
 def _close_untaken(peer: SessionOpener, *sockets: socket.socket) -> None:

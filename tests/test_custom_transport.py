@@ -161,6 +161,16 @@ def test_object_that_lacks_a_method_is_refused(peer: IpcPeer, missing: str) -> N
     assert peer.sessions == ()
 
 
+@pytest.mark.parametrize("name", ["send", "receive", "read_fds", "close"])
+def test_object_whose_attribute_raises_stop_iteration_is_named(peer: IpcPeer, name: str) -> None:
+    def stop(self: Any) -> Any:
+        raise StopIteration
+
+    with pytest.raises(RuntimeError, match=r"Stopping object .*StopIteration"):
+        peer.create_session(type("Stopping", (Memory,), {name: property(stop)})())
+    assert peer.sessions == ()
+
+
 def test_base_class_has_defaults_for_what_is_optional() -> None:
     transport = Memory()
     assert not transport.wants_write and transport.write_fd is None
@@ -304,6 +314,15 @@ def test_receive_that_raises_something_else(peer: IpcPeer, kind: Type[Exception]
             promise.wait()
         assert not session.is_open and memory.closed == 1
     assert [type(error) for error in errors] == [kind]
+
+
+def test_receive_that_raises_stop_iteration_has_failed(peer: IpcPeer) -> None:
+    memory = Memory()
+    session = peer.create_session(memory)
+    memory.incoming += [Note("before"), StopIteration(), Note("behind")]
+    assert session.receive(5) == Note("before")
+    with pytest.raises(StreamClosedError, match=r"Memory\.receive\(\) raised StopIteration"):
+        session.receive(5)
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Interruption])

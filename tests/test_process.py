@@ -1121,3 +1121,13 @@ def test_an_interruption_while_a_child_is_being_ended_closes_no_descriptor_twice
         b.close()
         assert len(os.listdir("/dev/fd")) <= before, interrupt.where
     assert number > 50
+
+
+def test_an_argument_that_raises_stop_iteration_is_an_error(peer: IpcPeer) -> None:
+    class Stopping:
+        def __fspath__(self) -> str:
+            raise StopIteration
+
+    with pytest.raises(RuntimeError, match=r"subprocess\.Popen raised StopIteration"):
+        peer.create_command_session(script(""), executable=Stopping())
+    assert not peer.sessions

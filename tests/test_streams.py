@@ -1359,3 +1359,48 @@ def test_object_that_takes_nothing_now_is_asked_as_often_once_the_other_has_ende
     assert session.is_open and session.queued_bytes
     due = peer.next_deadline()
     assert due is not None and due <= 0.01
+
+
+class Stopping(io.FileIO):
+    """A stream of which one method, or attribute, raises StopIteration."""
+
+    stops = ""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == object.__getattribute__(self, "stops"):
+            raise StopIteration(name)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize(("name", "place"), [("flush", 0), ("fileno", 0), ("fileno", 1), ("fileno", 2)])
+def test_a_stream_that_raises_stop_iteration_while_it_is_opened_is_named(peer: IpcPeer, name: str, place: int) -> None:
+    # The loops that store what was opened would take it for their own end, and the streams behind it for not given.
+    (read, write), (read2, write2) = os.pipe(), os.pipe()
+    streams = [Stopping(write, "w"), Stopping(read), Stopping(read2)]
+    try:
+        streams[place].stops = name
+        with pytest.raises(InvalidStreamError, match=f"name={streams[place].name} .*StopIteration"):
+            peer.create_stream_session(*streams)
+        streams[place].stops = ""
+        assert not peer.sessions and not any(stream.closed for stream in streams)
+        assert all(os.get_blocking(stream.fileno()) for stream in streams)
+    finally:
+        for stream in streams:
+            stream.stops = ""
+            stream.close()
+        os.close(write2)
+
+
+@pytest.mark.parametrize("method", ["read", "write"])
+def test_an_object_that_raises_stop_iteration_has_failed(peer: IpcPeer, method: str) -> None:
+    def stop(data: Any) -> Any:
+        raise StopIteration
+
+    stream = TakesNothing(None)
+    setattr(stream, method, stop)
+    session = peer.create_stream_session(stream, stream)  # type: ignore[arg-type]
+    if method == "write":
+        with pytest.raises(StreamClosedError, match="StopIteration"):
+            session.notify(Note("a"))
+    tick_until(lambda: not session.is_open, peer)
+    assert "StopIteration" in str(session.reason)

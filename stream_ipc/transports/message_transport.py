@@ -6,7 +6,7 @@ Knows messages and channels. Must not know streams. What a transport raises is l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from itertools import chain, starmap
+from itertools import chain, compress, starmap
 
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
@@ -114,7 +114,10 @@ class ForeignInputs(Inputs):
         before = len(inbox)
         try:
             # The list goes from receive() into the inbox inside one call, so no interruption can come in between.
-            inbox.extend(chain.from_iterable(starmap(self._transport.receive, [()])))
+            unused = iter((True,))
+            inbox.extend(chain.from_iterable(compress(starmap(self._transport.receive, [()]), unused)))
+            for _ in unused:
+                raise RuntimeError(f"{type(self._transport).__name__}.receive() raised StopIteration")
         except StreamClosedError as exc:
             self.put_end(inbox, exc)
         self.received_bytes += max(0, len(inbox) - before)  # at least so many; fewer if receive() has turned

@@ -56,9 +56,10 @@ def _open(kind: type, kind_without: type, stream: Any) -> Any:
         return stream
     if isinstance(stream, bool):
         raise InvalidStreamError(f"{stream} is no stream; pass a file object, a socket or the number of a descriptor")
-    for end in map(kind if _has_descriptor(stream) else kind_without, (stream,)):  # stored before a signal is looked at
-        break
-    return end
+    for has_descriptor in map(_has_descriptor, (stream,)):
+        for end in map(kind if has_descriptor else kind_without, (stream,)):  # stored before a signal is looked at
+            return end
+    raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: a method of it raised StopIteration")
 
 
 class _ObjectEnd:
@@ -121,6 +122,8 @@ class ObjectReadEnd(_ObjectEnd):
             try:
                 for self._data in map(self.method, (READ_SIZE,)):  # stored before a signal is looked at
                     break
+                else:
+                    raise RuntimeError("read() raised StopIteration")
             except BlockingIOError:
                 raise
             except Exception as exc:
@@ -161,6 +164,8 @@ class ObjectWriteEnd(_ObjectEnd):
             try:
                 for self._taken in map(self.method, (piece,)):  # stored before a signal is looked at
                     break
+                else:
+                    raise RuntimeError("write() raised StopIteration")
             except BlockingIOError:
                 raise
             except Exception as exc:

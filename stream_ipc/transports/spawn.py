@@ -124,7 +124,8 @@ def spawn(
             start: Any = partial(subprocess.Popen, **options)
             for process in map(start, (list(command),)):  # stored before a signal is looked at
                 break
-            assert process is not None
+            else:
+                raise RuntimeError("an argument for subprocess.Popen raised StopIteration")
             for mode in ("w", "r", "r")[: len(ours)]:
                 for file in map(io.FileIO, (ours[0],), (mode,)):  # stored before a signal is looked at
                     # atomic: no calls
