@@ -1,16 +1,13 @@
 """The workers of a pool: which of them has which task, which are to be started, which have died.
 
-Knows the peer and sessions as users do. Of the core it knows the desk, which makes tickets of tasks; the loop, which calls
-it when a time has come; and the conversations of workers, over which tasks are sent. Must not know processes.
+Knows the peer and sessions as users do. Of the core it knows the desk, which has the tasks; the loop, which calls it when a
+time has come; and the conversations of workers, over which tasks are sent. Must not know processes.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from functools import partial
-from itertools import filterfalse
-from operator import attrgetter
 
 from . import log
 from .core.tickets import Desk
@@ -38,13 +35,12 @@ _CLOGGED_INTERVAL = 0.05  # seconds between two polls of whether a clogged worke
 # none has died.
 _DEATHS = 5
 
-_is_settled = attrgetter("settled")
-
 
 class Crew:
-    """The workers of one pool, and what they have to do.
+    """The workers of one pool, which of them has which task, and when another is started.
 
-    Owns the workers, the slots in which they run, the queue, and the desk.
+    Owns the workers, the slots in which they run, and the desk. Is called by the loop: ``on_time``, ``poll``, ``check``,
+    ``close``, and ``go_on`` in the turn after it was put into ``later``.
 
     Args:
         peer: What drives it.
@@ -54,11 +50,8 @@ class Crew:
 
     Attributes:
         size: How many workers there are at most.
-        queue: Tickets of tasks that no worker has.
-        busy: Those of tasks that workers have.
-        settling: Errors that an interruption may have kept from being told.
         closed: Whether nothing can be added any more.
-        desk: Makes the tickets of tasks.
+        desk: Has the tasks.
     """
 
     def __init__(
@@ -87,14 +80,13 @@ class Crew:
         self._free: dict[Worker, None] = {}  # those that can be given a task
         self._clogged: dict[Worker, None] = {}  # those that have to read first
         self._searched = 0.0  # when a free slot was last searched for
-        self.settling: dict[Ticket, BaseException] = {}
-        self._returning: dict[Ticket, None] = {}  # on the way back into the queue
         self._deaths = 0  # since the last answer of any worker
         self._untidy = 0  # how often check() was asked for since the last one
-        self.queue: deque[Ticket] = deque()
-        self.busy: dict[Ticket, None] = {}
         self.closed: bool = False
-        self.desk: Desk = Desk(loop_of(peer), peer, "worker pool", self)
+        self._loop = loop_of(peer)
+        self.desk: Desk = Desk(self._loop, peer, "worker pool", self)
+        self._queue = self.desk.queue
+        self._loop.pools[self] = None
 
     @property
     def sessions(self) -> list[Session]:
@@ -104,22 +96,17 @@ class Crew:
     @property
     def waits(self) -> bool:
         """Whether something will happen though nothing is open."""
-        return bool(self.queue)
+        return bool(self._queue)
 
     @property
     def can_give(self) -> bool:
         """Whether a worker is free, or can be started sooner or later."""
         return bool(self._free) or len(self._workers) < len(self._slots)
 
-    @property
-    def pending(self) -> int:
-        """How many tasks are queued or with workers."""
-        return len([ticket for ticket in self.queue if ticket.is_wanted]) + len([*filterfalse(_is_settled, self.busy)])
-
     def finish(self) -> None:
         """Turn until all tasks have settled."""
-        if not self.closed and not self.desk.loop.forked:
-            self.desk.run_until(lambda: all(map(_is_settled, self.busy)) and all(map(_is_settled, self.queue)))
+        if not self.closed and not self._loop.forked:
+            self.desk.finish()
 
     # -- giving tasks to workers
 
@@ -129,9 +116,9 @@ class Crew:
         Args:
             strict: Raise what is wrong with the arguments for new workers. Otherwise their slot counts a death.
         """
-        queue = self.queue
+        queue = self._queue
         free = self._free
-        later = self.desk.loop.later
+        later = self._loop.later
         later[self] = None
         while queue and not self.closed:
             ticket = queue[0]
@@ -160,10 +147,10 @@ class Crew:
         is_last = len(running) + 1 >= self._in_flight or worker.given + 1 == self._tasks_per_worker
         try:
             # atomic: no calls
-            del self.queue[0]
+            del self._queue[0]
             ticket.worker = worker
             running[ticket] = None
-            self.busy[ticket] = None
+            self.desk.busy[ticket] = None
             worker.given += 1
             if is_last:
                 del self._free[worker]
@@ -171,7 +158,7 @@ class Crew:
             conversation.request(None, ticket.message, ticket.timeout, ticket.expect, ticket)
         except (StreamClosedError, InvalidStreamError):
             self._free.pop(worker, None)  # it is dead, or its stream is; its end is on the way
-            self._take_back(ticket, worker)
+            self.desk.take_back(ticket, worker)
         except RequestTimeoutError as exc:  # it does not read
             ticket.fail(exc)
         except Exception as exc:  # the task cannot travel
@@ -179,8 +166,8 @@ class Crew:
                 self._undo(worker, ticket, last)
                 raise
             worker.given -= 1
-            self.settling[ticket] = exc
-            self._take_off(ticket, worker)
+            self.desk.settling[ticket] = exc
+            self.desk.take_off(ticket, worker)
             self._find_free(worker)
             ticket.fail(exc)
         except BaseException:
@@ -195,43 +182,16 @@ class Crew:
         replies = worker.conversation.replies
         if worker.conversation.outbox.last is last:  # it was not sent
             replies.remove(ticket)
-            self._take_back(ticket, worker)
+            self.desk.take_back(ticket, worker)
         elif ticket not in replies:  # it may have it, and must not go on with it
             self._kill(worker, "this side was interrupted while it sent a task")
-            self._take_back(ticket, worker)
+            self.desk.take_back(ticket, worker)
 
     def _leave_to_check(self) -> None:
         """Have ``check`` called in the next turn."""
         # atomic: no calls
         self._untidy += 1
-        self.desk.loop.later[self] = None
-
-    def _take_off(self, ticket: Ticket, worker: Worker) -> None:
-        # atomic: no calls
-        ticket.worker = None
-        if ticket in worker.running:
-            del worker.running[ticket]
-        if ticket in self.busy:
-            del self.busy[ticket]
-
-    def _take_back(self, ticket: Ticket, worker: Worker) -> None:
-        """Queue a task again, before all others."""
-        # atomic: no calls
-        if ticket in worker.running:
-            del worker.running[ticket]
-            del self.busy[ticket]
-            worker.given -= 1
-            self._returning[ticket] = None
-            ticket.worker = ticket.deadline = None
-
-        self._requeue()
-
-    def _requeue(self) -> None:
-        """Put what was taken back into the queue. An interrupted call can be made again."""
-        for ticket in tuple(self._returning):
-            if ticket not in self.queue:
-                self.queue.appendleft(ticket)
-            self._returning.pop(ticket, None)
+        self._loop.later[self] = None
 
     def _find_free(self, worker: Worker) -> None:
         """Note whether a worker can be given a task, and if not, do what helps."""
@@ -244,7 +204,7 @@ class Crew:
             self._close_worker(worker, "this side replaces the worker, which has done its share of tasks")
         elif worker.is_clogged:
             self._clogged[worker] = None
-            self.desk.set_polled(_CLOGGED_INTERVAL)
+            self._loop.set_polled(self, _CLOGGED_INTERVAL)
 
     def poll(self) -> None:
         """Have ``check`` called if a clogged worker has read. The loop calls this while there is one."""
@@ -253,17 +213,17 @@ class Crew:
                 self._leave_to_check()
                 self._clogged.pop(worker, None)
         if not self._clogged:
-            self.desk.set_polled(None)
+            self._loop.set_polled(self, None)
 
     def returned(self, ticket: Ticket) -> None:
         """Take note that a worker has answered. What an interruption leaves is done by ``check``."""
-        worker: Worker = ticket.worker
+        worker: Worker = ticket.worker  # type: ignore[assignment]
         can_take = worker.can_take(1)
         # atomic: no calls
         if ticket.worker is worker:  # a signal handler may have cancelled it
             ticket.worker = None
             del worker.running[ticket]
-            del self.busy[ticket]
+            del self.desk.busy[ticket]
         self._deaths = 0
         if not worker.answered:
             worker.answered = True
@@ -274,8 +234,8 @@ class Crew:
 
         if not can_take:
             self._leave_to_check()  # it may be replaced behind this reply
-        elif self.queue:
-            self.desk.loop.later[self] = None  # for turns inside done callbacks
+        elif self._queue:
+            self._loop.later[self] = None  # for turns inside done callbacks
 
     def failed(self, ticket: Ticket, error: BaseException) -> bool:
         """Take note that a worker has not answered, or answered with an error.
@@ -283,20 +243,20 @@ class Crew:
         Returns:
             Whether the task fails with that.
         """
-        worker: Worker = ticket.worker
+        worker: Worker = ticket.worker  # type: ignore[assignment]
         if isinstance(error, StreamClosedError):
             worker.conversation.replies.remove(ticket)  # first: from now on this is called no more
             self._free.pop(worker, None)
             if not self.closed and ticket.tries < self._retries and not ticket.settled:
                 ticket.tries += 1
-                self._take_back(ticket, worker)
+                self.desk.take_back(ticket, worker)
                 return False
-            self.settling[ticket] = error
-            self._take_off(ticket, worker)
+            self.desk.settling[ticket] = error
+            self.desk.take_off(ticket, worker)
         elif isinstance(error, RequestTimeoutError):
             self._leave_to_check()
-            self.settling[ticket] = error
-            self._take_off(ticket, worker)
+            self.desk.settling[ticket] = error
+            self.desk.take_off(ticket, worker)
             worker.conversation.replies.remove(ticket)
             worker.retired = True  # it came up, and is busy
             self._kill(worker, f"the worker was killed, because a task took longer than {ticket.timeout} s")
@@ -310,9 +270,9 @@ class Crew:
         """Start a worker if one is needed and can be started now; returns whether to look for one again."""
         if len(self._workers) >= len(self._slots):
             return False
-        now = self._searched = self.desk.loop.clock()
+        now = self._searched = self._loop.clock()
         coming = [worker for worker in self._workers if not worker.ready]
-        if len(coming) >= len(self.queue):
+        if len(coming) >= len(self._queue):
             return False
         for slot in self._slots:
             if slot.worker is None and slot.start_at <= now:
@@ -330,7 +290,7 @@ class Crew:
             error = StreamClosedError(f"a worker could not be started: {describe(exc)}")
             error.__cause__ = exc
             self._note_death(slot, error)
-            return bool(self.queue)
+            return bool(self._queue)
         return self._set_up(slot)
 
     def _set_up(self, slot: Slot) -> bool:
@@ -340,7 +300,7 @@ class Crew:
         try:
             session.on_close(lambda session: self._worker_closed(worker))
             if self._start_timeout is not None:
-                worker.due = self.desk.loop.clock() + self._start_timeout
+                worker.due = self._loop.clock() + self._start_timeout
                 self._set_timer()
             if self._hello is not None or worker.due is not None:
                 self._await_sign(worker)
@@ -352,7 +312,7 @@ class Crew:
                 raise
             log.error("on_session of a worker pool failed", exc_info=True)
             self._kill(worker, f"on_session failed: {describe(exc)}")
-            return bool(self.queue)
+            return bool(self._queue)
         except BaseException:
             self._kill(worker, "its start was interrupted")
             raise
@@ -404,44 +364,35 @@ class Crew:
     def _note_death(self, slot: Slot, reason: StreamClosedError | None) -> None:
         """Take note that a worker came to nothing."""
         slot.deaths += 1
-        slot.start_at = self.desk.loop.clock() + min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(slot.deaths - 1, 10))
+        slot.start_at = self._loop.clock() + min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(slot.deaths - 1, 10))
         self._deaths += 1
         if any(slot.worker is not None and not slot.deaths for slot in self._slots):
             return  # that one has not failed yet: it is slow to come up, or busy
         if self._deaths >= max(_DEATHS, 3 * len(self._slots)):
             text = f"{self._deaths} workers in a row ended before they had answered anything; the last one: {reason}"
-            self._fail_queued(StreamClosedError(text))
-
-    def _fail_queued(self, error: StreamClosedError) -> None:
-        for ticket in tuple(self.queue):  # but not what done callbacks submit
-            if ticket in self.queue:  # nor what was cancelled, or given to a worker since
-                self.settling[ticket] = error
-                self.queue.remove(ticket)
-                ticket.fail(error)
+            self.desk.fail_queued(StreamClosedError(text))
 
     # -- what the loop calls
 
     def _set_timer(self) -> None:
         times = [worker.due for worker in self._workers if worker.due is not None]
-        if self.queue:
+        if self._queue:
             # The others were seen: they wait for something else.
             searched = self._searched
             times += [slot.start_at for slot in self._slots if slot.worker is None and slot.start_at > searched]
-        self.desk.set_timer(min(times, default=None))
+        self._loop.set_timer(self, min(times, default=None))
 
     def check(self) -> None:
         """Do what is due, and what an interruption has left."""
-        if self.desk.loop.starving:  # inside of a call that runs no handlers
+        if self._loop.starving:  # inside of a call that runs no handlers
             self._leave_to_check()
             return
         asked = self._untidy
-        now = self.desk.loop.clock()
+        now = self._loop.clock()
         for slot in self._slots:
             if slot.session is not None and slot.worker is None:
                 self._set_up(slot)
-        self._requeue()
-        for ticket, error in tuple(self.settling.items()):
-            ticket.fail(error)
+        self.desk.go_on()
         for worker in tuple(self._workers):
             if not worker.session.is_open:
                 self._worker_closed(worker)
@@ -464,8 +415,11 @@ class Crew:
     def close(self, text: str = "this side closed the peer of the worker pool") -> None:
         """Fail what is queued; the text says why."""
         self.closed = True
-        self.desk.close()
-        self._fail_queued(StreamClosedError(text))
+        self._loop.pools.pop(self, None)
+        self._loop.set_timer(self, None)
+        self._loop.set_polled(self, None)
+        self._loop.later.pop(self, None)
+        self.desk.fail_queued(StreamClosedError(text))
 
     def close_workers(self, seconds: float | None) -> None:
         """Fail everything, and end the workers side by side.
@@ -473,7 +427,7 @@ class Crew:
         Args:
             seconds: How long that may take; None for the usual bounds.
         """
-        loop = self.desk.loop
+        loop = self._loop
         others = tuple(loop.endings.all)
         for slot in self._slots:
             if slot.session is not None and slot.worker is None:

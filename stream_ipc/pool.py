@@ -150,7 +150,7 @@ class WorkerPool:
     @property
     def pending(self) -> int:
         """How many tasks are queued or with workers."""
-        return self._crew.pending
+        return self._crew.desk.pending
 
     if TYPE_CHECKING:
 
@@ -189,7 +189,7 @@ class WorkerPool:
         """
         promise = self._make("submit", message, expect, timeout)
         ticket = pending_of(promise)
-        self._crew.queue.append(ticket)
+        self._crew.desk.queue.append(ticket)
         self._give(promise)
         return promise
 
@@ -299,7 +299,7 @@ class WorkerPool:
         return Mapped(
             source,
             lambda task: self._make("map", task, expect, timeout),
-            self._crew.queue,
+            self._crew.desk.queue,
             self._give,
             self._crew.desk.run_until,
             ordered,

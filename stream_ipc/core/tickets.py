@@ -1,9 +1,12 @@
 """Tasks of a pool: requests whose promise is there before they are sent, and which may be sent more than once.
 
-Knows pending requests, conversations and the loop. Must not know what workers are.
+Knows pending requests, conversations and the loop. Must not know what workers are, nor who chooses one: see ``Crew``.
 """
 
 from __future__ import annotations
+
+from collections import deque
+from operator import attrgetter
 
 from ..errors import IpcError
 from .conditions import Until
@@ -13,14 +16,35 @@ from .pending import Pending, next_moment
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
     from weakref import ref
 
     from ..messages import Message
     from .conversation import Conversation
     from .loop import Loop
 
+    class Crew(Protocol):
+        """Does the tasks of a desk."""
+
+        def give(self) -> Any:
+            """Give tickets out of the queue to workers, as far as these are free."""
+
+        def returned(self, ticket: Ticket, /) -> None:
+            """Take note that a reply to what a worker has is there."""
+
+        def failed(self, ticket: Ticket, error: BaseException, /) -> bool:
+            """Take note of an error in place of a reply; returns whether that is final."""
+
+    class Holder(Protocol):
+        """A worker, as far as a ticket knows it: what it is talked to over, what it has, how many it was given in all."""
+
+        conversation: Conversation
+        running: dict[Ticket, None]
+        given: int
+
 __all__ = ["Desk", "Ticket"]
+
+_is_settled = attrgetter("settled")
 
 
 class Ticket(Pending):
@@ -29,8 +53,7 @@ class Ticket(Pending):
     Attributes:
         owner: The desk that has made it.
         message: The task.
-        worker: Who has it, an object with a ``conversation`` and the dict ``running``, where it is; None while it is queued
-            and once it has settled.
+        worker: Who has it; None while it is queued and once it has settled.
         tries: How often it was begun and came to nothing.
         optional: It need not be begun if its promise was dropped.
     """
@@ -41,7 +64,7 @@ class Ticket(Pending):
 
     owner: Desk
     message: Message
-    worker: Any
+    worker: Holder | None
     tries: int
     optional: bool
 
@@ -57,50 +80,56 @@ class Ticket(Pending):
 
     def tell(self) -> None:
         """Give it back to its owner, and call the functions that watch it. An interrupted call can be made again."""
-        crew = self.owner.crew
+        desk = self.owner
         if self.worker is not None:
-            crew.returned(self)
-        if self.watchers or self.callbacks is not None or self.owner.watchers:
+            desk.crew.returned(self)
+        if self.watchers or self.callbacks is not None or desk.watchers:
             Pending.tell(self)
-        if crew.queue:
-            crew.give()
+        if desk.queue:
+            desk.crew.give()
 
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it is tried again. An interrupted call can be made again."""
-        crew = self.owner.crew
-        if self.worker is None or crew.failed(self, error):
+        desk = self.owner
+        if self.worker is None or desk.crew.failed(self, error):
             Pending.fail(self, error)
-            crew.settling.pop(self, None)
+            desk.settling.pop(self, None)
 
 
 class Desk:
     """Makes tickets, and is their promises' ``Requester`` (see ``pending.py``), as a conversation is for its own requests.
 
+    Owns the tickets that have not settled.
+
     Args:
         loop: What drives it.
         peer: Whose ``id_generator`` it uses.
         name: What texts call it.
-        crew: Has the deque ``queue``, where tickets go, the dict ``busy`` of those that workers have, and ``give()``, which
-            gives tickets out. Gets them back: ``returned(ticket)`` when a reply is there, ``failed(ticket, error)``, which
-            says whether that is final; its dict ``settling`` has the final errors that are still to be told. Is called by
-            the loop: ``on_time``, ``poll``, ``close``, ``go_on`` (in the turn after it was put into ``later``),
-            and asked whether it ``waits`` for something though nothing is open.
+        crew: Does the tasks.
+
+    Attributes:
+        queue: Tickets of tasks that no worker has. Whoever makes one puts it there.
+        busy: Those of tasks that workers have.
+        settling: Final errors that an interruption may have kept from being told.
     """
 
     needs_no_session: bool = True
 
-    def __init__(self, loop: Loop, peer: Any, name: str, crew: Any) -> None:
+    def __init__(self, loop: Loop, peer: Any, name: str, crew: Crew) -> None:
         self.loop = loop
         self.name = name
         self.crew = crew
+        self.queue: deque[Ticket] = deque()
+        self.busy: dict[Ticket, None] = {}
+        self.settling: dict[Ticket, BaseException] = {}
+        self._returning: dict[Ticket, None] = {}  # on the way back into the queue
         self.replies = self
         self.watchers: set[ref[Any]] = set()  # of all its promises
         self._peer = peer
         self._cancels: dict[Ticket, tuple[Ticket, BaseException, int]] = {}  # which have begun
-        loop.pools[crew] = None
 
     def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Ticket:
-        """Make the ticket of a task, whose outcome is for the promise. Whoever calls puts it into the queue."""
+        """Make the ticket of a task, whose outcome is for the promise."""
         ticket = self._make(promise, message, timeout, expect)
         ticket.id = self._peer.id_generator.generate()
         return ticket
@@ -135,6 +164,57 @@ class Desk:
         """Turn until a condition holds."""
         self.loop.run(Until(condition, needs_no_session=True))
 
+    @property
+    def pending(self) -> int:
+        """How many tasks are queued or with workers."""
+        wanted = [ticket for ticket in self.queue if ticket.is_wanted]
+        return len(wanted) + len([ticket for ticket in self.busy if not ticket.settled])
+
+    def finish(self) -> None:
+        """Turn until all tasks have settled."""
+        self.run_until(lambda: all(map(_is_settled, self.busy)) and all(map(_is_settled, self.queue)))
+
+    def take_off(self, ticket: Ticket, worker: Holder) -> None:
+        """Take note that a worker has a task no longer."""
+        # atomic: no calls
+        ticket.worker = None
+        if ticket in worker.running:
+            del worker.running[ticket]
+        if ticket in self.busy:
+            del self.busy[ticket]
+
+    def take_back(self, ticket: Ticket, worker: Holder) -> None:
+        """Queue a task that a worker has again, before all others. An interrupted call is made good by ``go_on``."""
+        # atomic: no calls
+        if ticket in worker.running:
+            del worker.running[ticket]
+            del self.busy[ticket]
+            worker.given -= 1
+            self._returning[ticket] = None
+            ticket.worker = ticket.deadline = None
+
+        self._requeue()
+
+    def _requeue(self) -> None:
+        for ticket in tuple(self._returning):
+            if ticket not in self.queue:
+                self.queue.appendleft(ticket)
+            self._returning.pop(ticket, None)
+
+    def fail_queued(self, error: BaseException) -> None:
+        """Fail what is queued."""
+        for ticket in tuple(self.queue):  # but not what done callbacks submit
+            if ticket in self.queue:  # nor what was cancelled, or given to a worker since
+                self.settling[ticket] = error
+                self.queue.remove(ticket)
+                ticket.fail(error)
+
+    def go_on(self) -> None:
+        """Do what an interruption has left. An interrupted call can be made again."""
+        self._requeue()
+        for ticket, error in tuple(self.settling.items()):
+            ticket.fail(error)
+
     def conversation_of(self, ticket: Ticket) -> Conversation | None:
         """Return what a task was sent over, if a worker has it."""
         worker = ticket.worker
@@ -158,7 +238,7 @@ class Desk:
     def repair(self) -> None:
         """Cancel what is to be cancelled. An interrupted call is made again, before anything is dispatched."""
         later = self.loop.later
-        busy = self.crew.busy
+        busy = self.busy
         cancels = self._cancels
         for ticket, (stand_in, error, moment) in tuple(cancels.items()):
             worker = ticket.worker
@@ -183,18 +263,3 @@ class Desk:
             Pending.tell(ticket)
             cancels.pop(ticket, None)
         self.loop.repairs.pop(self, None)
-
-    def set_timer(self, when: float | None) -> None:
-        """Have the crew's ``on_time`` called when the clock has come so far."""
-        self.loop.set_timer(self.crew, when)
-
-    def set_polled(self, interval: float | None) -> None:
-        """Have the crew's ``poll`` called in every turn, and so often while waiting; None for not at all."""
-        self.loop.set_polled(self.crew, interval)
-
-    def close(self) -> None:
-        """Have the loop call the crew no more."""
-        self.loop.pools.pop(self.crew, None)
-        self.loop.set_timer(self.crew, None)
-        self.loop.set_polled(self.crew, None)
-        self.loop.later.pop(self.crew, None)
