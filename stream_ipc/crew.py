@@ -336,9 +336,9 @@ class Crew:
 
     def _kill(self, worker: Worker, text: str) -> None:
         """Kill a worker that cannot be asked to end: it may be busy for ever."""
-        self._free.pop(worker, None)
-        worker.kill()
+        worker.conversation.hurry(self._loop.clock())
         self._close_worker(worker, text)
+        self._loop.endings.step(deliver=False)
 
     def _close_worker(self, worker: Worker, text: str) -> None:
         """Close a worker's session. Its process is ended and reaped by ticks."""

@@ -1,19 +1,14 @@
 """The workers of a pool, and the slots in which they run.
 
-Knows sessions and processes. Must not know tasks.
+Knows sessions. Must not know tasks.
 """
 
 from __future__ import annotations
-
-import os
-import signal
 
 from .session import conversation_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from .core.conversation import Conversation
     from .core.tickets import Ticket
     from .session import Session
@@ -90,10 +85,6 @@ class Worker:
             and self.conversation.is_writable
         )
 
-    def kill(self) -> None:
-        """Send SIGKILL to it."""
-        _kill_group(self.session.process)
-
 
 def make_worker(slot: Slot, workers: dict[Worker, None], in_flight: int, most: int | None) -> Worker:
     """Make a worker of the session that was made for a slot, and enter it there and in a dict."""
@@ -104,16 +95,3 @@ def make_worker(slot: Slot, workers: dict[Worker, None], in_flight: int, most: i
     slot.worker = worker
 
     return worker
-
-
-def _kill_group(process: Any) -> None:
-    """Send SIGKILL to a process that was not reaped, and to its group if it leads one."""
-    if process is None or process.returncode is not None:
-        return
-    try:
-        if os.getpgid(process.pid) == process.pid:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-    except (ProcessLookupError, PermissionError):
-        pass

@@ -91,6 +91,7 @@ class Closing:
             if self.ending is not None:
                 self.ending.take = partial(_deliver_late, self._conversation)
                 self._conversation.loop.add_ending(self.ending)
+                self.hurry()
         except Exception as exc:
             pass_on(exc)
             log.error("closing the streams of %r failed", self._conversation.session, exc_info=True)
