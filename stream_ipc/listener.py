@@ -70,13 +70,8 @@ class Listener:
             RuntimeError: Another thread is using the peer.
         """
         acceptor = self._acceptor
-        if acceptor.closed:
-            return
-        outer = acceptor.loop.enter()
-        try:
-            acceptor.close()
-        finally:
-            acceptor.loop.thread = outer
+        if not acceptor.closed:
+            acceptor.loop.inside(acceptor.close)
 
 
 def open_listener(

@@ -205,11 +205,7 @@ class IpcPeer(SessionOpener):
         if type(message) not in sendable:
             check_message("broadcast", message)
         loop = self._loop
-        outer = loop.enter()
-        try:
-            return broadcast(loop, message, self.timeout)
-        finally:
-            loop.thread = outer
+        return loop.inside(broadcast, loop, message, self.timeout)
 
     # -- inside another loop
 
@@ -249,11 +245,7 @@ class IpcPeer(SessionOpener):
         loop = self._loop
         if loop.closing and not loop.forked:
             return None
-        outer = loop.enter()
-        try:
-            return loop.next_deadline()
-        finally:
-            loop.thread = outer
+        return loop.inside(loop.next_deadline)
 
     # -- closing
 
@@ -294,13 +286,8 @@ class IpcPeer(SessionOpener):
         """
         seconds = close_bound(timeout)
         loop = self._loop
-        if loop.closed:
-            return
-        outer = loop.enter()
-        try:
-            close_loop(loop, seconds)
-        finally:
-            loop.thread = outer
+        if not loop.closed:
+            loop.inside(close_loop, loop, seconds)
 
 
 def loop_of(peer: IpcPeer) -> Loop:

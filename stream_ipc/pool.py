@@ -317,13 +317,8 @@ class WorkerPool:
         """
         seconds = close_bound(timeout)
         loop = self._crew.desk.loop
-        if loop.forked:
-            return
-        outer = loop.enter()
-        try:
-            self._crew.close_workers(seconds)
-        finally:
-            loop.thread = outer
+        if not loop.forked:
+            loop.inside(self._crew.close_workers, seconds)
 
 
 def _check_number(name: str, value: Any, least: int, *others: Any) -> None:

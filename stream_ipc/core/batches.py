@@ -51,11 +51,7 @@ class Batches:
             yield session
         finally:
             self._under_way.pop(batch, None)
-            outer = loop.enter()
-            try:
-                self._uncork()
-            finally:
-                loop.thread = outer
+            loop.inside(self._uncork)
 
     def _uncork(self) -> None:
         """Write what was gathered, if no batch is under way any more; raises as ``Port.write``."""

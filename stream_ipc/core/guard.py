@@ -7,6 +7,13 @@ from __future__ import annotations
 
 from _thread import get_ident
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
 __all__ = ["Guard"]
 
 
@@ -41,6 +48,14 @@ class Guard:
                 return outer
 
         raise self.refusal()
+
+    def inside(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function inside. No context manager, which a signal handler could keep from leaving."""
+        outer = self.enter()
+        try:
+            return function(*arguments)
+        finally:
+            self.thread = outer
 
     def check_entry(self) -> None:
         """Raise what ``enter`` would raise, for a call that need not be entered."""

@@ -103,12 +103,7 @@ def _write_on(port: Port, times: int) -> None:
 
 def _read(conversation: Conversation, limit: float | None) -> None:
     """Read what is there, and if the look comes late, the rest of a message that has begun to arrive."""
-    loop = conversation.loop
-    outer = loop.enter()
-    try:
-        _read_on(conversation.port, _times(conversation, limit))
-    finally:
-        loop.thread = outer
+    conversation.loop.inside(_read_on, conversation.port, _times(conversation, limit))
 
 
 def _read_on(port: Port, times: int) -> None:

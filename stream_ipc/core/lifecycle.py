@@ -167,11 +167,7 @@ def _kill(loops: Iterable[Loop]) -> list[Ending]:
 
 def _try(loop: Loop, step: Callable[[], Any], when: str = "at exit") -> bool:
     try:
-        outer = loop.enter()
-        try:
-            step()
-        finally:
-            loop.thread = outer
+        loop.inside(step)
     except Exception:
         log.error("closing %r %s failed", loop, when, exc_info=True)
         return False
