@@ -103,11 +103,6 @@ class Crew:
         """Whether a worker is free, or can be started sooner or later."""
         return bool(self._free) or len(self._workers) < len(self._slots)
 
-    def finish(self) -> None:
-        """Turn until all tasks have settled."""
-        if not self.closed and not self._loop.forked:
-            self.desk.finish()
-
     # -- giving tasks to workers
 
     def give(self, strict: bool = False) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
 from .arguments import DEFAULT, POOLS, USUAL, check_expect, check_message, check_timeout, close_bound, sendable
 from .crew import Crew
@@ -137,8 +138,8 @@ class WorkerPool:
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         try:
-            if kind is None:
-                self._crew.finish()
+            if kind is None and not self._crew.closed and not self._crew.desk.loop.forked:
+                self._crew.desk.finish()
         finally:
             self.close()
 
@@ -187,13 +188,13 @@ class WorkerPool:
             RuntimeError: The pool is closed, another thread is using the peer,
                 or this is a fork.
         """
-        promise = self._make("submit", message, expect, timeout)
+        promise = self._make("submit", expect, timeout, message)
         ticket = pending_of(promise)
         self._crew.desk.queue.append(ticket)
         self._give(promise)
         return promise
 
-    def _make(self, method: str, message: Message, expect: type[Any], timeout: float | None) -> ResponsePromise[Any]:
+    def _make(self, method: str, expect: type[Any], timeout: float | None, message: Message) -> ResponsePromise[Any]:
         """Make the promise of a task that is not queued yet."""
         if type(message) not in sendable:
             check_message(method, message)
@@ -296,15 +297,8 @@ class WorkerPool:
         source = iter(messages)
         from .pool_map import Mapped
 
-        return Mapped(
-            source,
-            lambda task: self._make("map", task, expect, timeout),
-            self._crew.desk.queue,
-            self._give,
-            self._crew.desk.run_until,
-            ordered,
-            ahead,
-        )
+        make = partial(self._make, "map", expect, timeout)
+        return Mapped(source, make, self._give, self._crew.desk, ordered, ahead)
 
     def close(self, timeout: float | None = USUAL) -> None:
         """End the workers, side by side. What is queued or with workers fails.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from .core.tickets import Desk
     from .promise import ResponsePromise
 
 __all__ = ["Mapped"]
@@ -25,10 +26,9 @@ class Mapped:
 
     Args:
         source: The tasks.
-        make: Makes the promise of one.
-        queue: Where its ticket goes then.
+        make: Makes the promise of one, whose ticket goes into the queue then.
         give: Called with the promise after that; gives what is queued to workers.
-        run_until: Turns until a function returns true.
+        desk: Has the queue.
         ordered: Whether replies come in the order of the tasks.
         ahead: How many tasks are submitted and not yielded at most.
     """
@@ -37,18 +37,16 @@ class Mapped:
         self,
         source: Iterator[Any],
         make: Callable[[Any], Any],
-        queue: deque[Any],
         give: Callable[[Any], Any],
-        run_until: Callable[..., Any],
+        desk: Desk,
         ordered: bool,
         ahead: int,
     ) -> None:
         self._source = source
         self._make = make
-        self._queue = queue
         self._give = give
         self._task: Any = None  # what was read and is not submitted
-        self._run_until = run_until
+        self._desk = desk
         self._ahead = ahead
         self._ordered = ordered
         self._under_way: dict[ResponsePromise[Any], None] = {}
@@ -92,7 +90,7 @@ class Mapped:
             break
         pending = pending_of(promise)
         if not pending.settled:
-            self._run_until(lambda: pending.settled)
+            self._desk.run_until(lambda: pending.settled)
         return promise
 
     def _await_any(self) -> Any:
@@ -102,13 +100,13 @@ class Mapped:
         while ready and ready[0] not in under_way:  # it came to nothing
             del ready[0]
         if not ready:
-            self._run_until(lambda: ready or not under_way)
+            self._desk.run_until(lambda: bool(ready) or not under_way)
         return ready[0] if ready else None
 
     def _submit(self) -> None:
         """Submit as many tasks as may be under way."""
         under_way = self._under_way
-        queue = self._queue
+        queue = self._desk.queue
         while self._end is None and len(under_way) < self._ahead:
             promise: Any = None
             try:

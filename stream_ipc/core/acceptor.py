@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..interruptions import pass_on
-from ..transports.addresses import describe_address, is_unix
+from ..transports.addresses import describe_address
 from ..transports.channel import POLL_INTERVAL
 from ..transports.lingering import stop_writing
 from ..transports.shield import Shield
@@ -253,14 +253,14 @@ class Acceptor:
 
     def _take(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        if is_unix(self.place):
+        if isinstance(self.place, str):
             user = other_user(sock)
             if user is not None:
                 log.error("%r refused a connection from user %d; this process runs as %d", self, user, os.geteuid())
                 sock.close()
                 return
         tune(sock)
-        name = f"at {self.place!r}" if is_unix(self.place) else f"from {describe_address(sock.getpeername())}"
+        name = f"at {self.place!r}" if isinstance(self.place, str) else f"from {describe_address(sock.getpeername())}"
         if self._context is None:
             self._hand_over(sock, name)
             return

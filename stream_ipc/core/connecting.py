@@ -10,7 +10,7 @@ import os
 from functools import partial
 
 from ..interruptions import pass_on
-from ..transports.addresses import check_address, describe_address, is_unix, named
+from ..transports.addresses import check_address, describe_address, named
 from ..transports.sockets import connect, other_user
 from .conditions import wait_for
 
@@ -50,7 +50,7 @@ def open_connection(
     try:
         sock = connect(place, context is not None, limit, loop.clock, partial(wait_for, loop))
         try:
-            if is_unix(place):
+            if isinstance(place, str):
                 _check_owner(sock, place)
             if context is not None:
                 late = f"the TLS handshake with {place!r} was not over within {timeout} s; does the other side speak TLS?"

@@ -24,16 +24,13 @@ if TYPE_CHECKING:
     from .loop import Loop
 
     class Crew(Protocol):
-        """Does the tasks of a desk."""
+        """Does the tasks of a desk: gives them to workers, and hears of a reply, or of an error, which may not be final."""
 
-        def give(self) -> Any:
-            """Give tickets out of the queue to workers, as far as these are free."""
+        def give(self) -> Any: ...
 
-        def returned(self, ticket: Ticket, /) -> None:
-            """Take note that a reply to what a worker has is there."""
+        def returned(self, ticket: Ticket, /) -> None: ...
 
-        def failed(self, ticket: Ticket, error: BaseException, /) -> bool:
-            """Take note of an error in place of a reply; returns whether that is final."""
+        def failed(self, ticket: Ticket, error: BaseException, /) -> bool: ...
 
     class Holder(Protocol):
         """A worker, as far as a ticket knows it: what it is talked to over, what it has, how many it was given in all."""

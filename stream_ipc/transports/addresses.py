@@ -15,17 +15,12 @@ from typing import Any, Union
 
 from ..interruptions import pass_on
 
-__all__ = ["Address", "Place", "check_address", "describe_address", "is_unix", "named", "resolve"]
+__all__ = ["Address", "Place", "check_address", "describe_address", "named", "resolve"]
 
 Address = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]", "tuple[str, int]"]
-Place = Union[str, "tuple[str, int]"]  # an address that was checked
+Place = Union[str, "tuple[str, int]"]  # an address that was checked: the path of a Unix socket, or a host and a port
 
 _MAX_PATH = 107 if sys.platform.startswith("linux") else 103  # bytes of a Unix socket's path
-
-
-def is_unix(place: Place) -> bool:
-    """Tell whether a checked address is a path, and not a host and a port."""
-    return isinstance(place, str)
 
 
 def check_address(address: Any) -> Place:
