@@ -14,17 +14,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "RUN",
-    "FieldInfo",
-    "attributes",
-    "constructor_of",
-    "fields_of",
-    "is_named_tuple",
-    "is_pydantic",
-    "obstacle",
-    "required_fields",
-    "source",
-]
+    "RUN", "FieldInfo", "attributes", "constructor_of", "fields_of", "is_named_tuple", "is_pydantic", "obstacle",
+    "required_fields", "source",
+]  # fmt: skip
 
 # What a module is called that was not imported but run: by python, by multiprocessing, by runpy.run_path().
 RUN = ("__main__", "__mp_main__", "<run_path>")

@@ -429,12 +429,11 @@ class Crew:
                 make_worker(slot, self._workers, self._in_flight, self._tasks_per_worker)
         workers = tuple(self._workers)
         self.close("this side closed the worker pool")
+        due = None if seconds is None else loop.clock() + seconds
         for worker in workers:
-            self._close_worker(worker, "this side closed the worker pool")
-        if seconds is not None:
-            due = loop.clock() + seconds
-            for worker in workers:
+            if due is not None:
                 worker.conversation.hurry(due)
+            self._close_worker(worker, "this side closed the worker pool")
         # Side by side; session.close() would do it one by one, and hurry each anew.
         loop.endings.wait([ending for ending in loop.endings.all if ending not in others], background=False)
         for worker in workers:

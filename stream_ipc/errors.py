@@ -28,18 +28,9 @@ if TYPE_CHECKING:
     from .session import Session
 
 __all__ = [
-    "FrameTooLargeError",
-    "InvalidStreamError",
-    "IpcError",
-    "RemoteError",
-    "RequestTimeoutError",
-    "SerializationError",
-    "StreamClosedError",
-    "UnexpectedReplyError",
-    "article",
-    "describe",
-    "printable",
-]
+    "FrameTooLargeError", "InvalidStreamError", "IpcError", "RemoteError", "RequestTimeoutError", "SerializationError",
+    "StreamClosedError", "UnexpectedReplyError", "article", "describe", "printable",
+]  # fmt: skip
 
 
 class IpcError(Exception):

@@ -17,19 +17,9 @@ if TYPE_CHECKING:
     from .errors import SerializationError
 
 __all__ = [
-    "MAX_ID_LENGTH",
-    "NOTIFICATION",
-    "REQUEST",
-    "RESPONSE",
-    "ErrorMessage",
-    "LogMessage",
-    "Message",
-    "RequestEnvelope",
-    "ResponseEnvelope",
-    "add_id",
-    "put_in_envelope",
-    "take_out_of_envelope",
-]
+    "MAX_ID_LENGTH", "NOTIFICATION", "REQUEST", "RESPONSE", "ErrorMessage", "LogMessage", "Message", "RequestEnvelope",
+    "ResponseEnvelope", "add_id", "put_in_envelope", "take_out_of_envelope",
+]  # fmt: skip
 
 NOTIFICATION, REQUEST, RESPONSE = 0, 1, 2  # the kinds of what travels
 MAX_ID_LENGTH = 128  # characters of the id of a request

@@ -204,8 +204,7 @@ class IpcPeer(SessionOpener):
         """
         if type(message) not in sendable:
             check_message("broadcast", message)
-        loop = self._loop
-        return loop.inside(broadcast, loop, message, self.timeout)
+        return self._loop.inside(broadcast, self._loop, message, self.timeout)
 
     # -- inside another loop
 

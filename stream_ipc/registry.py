@@ -20,16 +20,9 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 __all__ = [
-    "FieldInfo",
-    "TypeInfo",
-    "by_class",
-    "clear_on_change",
-    "lookup",
-    "not_registered",
-    "register",
-    "register_type",
+    "FieldInfo", "TypeInfo", "by_class", "clear_on_change", "lookup", "not_registered", "register", "register_type",
     "type_info",
-]
+]  # fmt: skip
 
 # Plain data in every format, so that converters would never be asked.
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)

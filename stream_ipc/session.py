@@ -5,16 +5,7 @@ Checks what users pass, and hands it on to the conversation behind it. Must not 
 
 from __future__ import annotations
 
-from .arguments import (
-    DEFAULT,
-    USUAL,
-    check_expect,
-    check_message,
-    check_timeout,
-    close_bound,
-    expectable,
-    sendable,
-)
+from .arguments import DEFAULT, USUAL, check_expect, check_message, check_timeout, close_bound, expectable, sendable
 from .core.conversation import CLOSED, FORKED, Conversation
 from .core.flow_control import flush
 from .core.receiving import receive

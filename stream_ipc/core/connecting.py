@@ -46,6 +46,7 @@ def open_connection(
     elif server_hostname is not None:
         raise ValueError("server_hostname is for TLS; pass an ssl_context too")
     limit = None if timeout is None else loop.clock() + timeout
+    closed = RuntimeError(f"this IpcPeer was closed while it was connecting to {place!r}")
     late = f"cannot connect to {place!r} within {timeout} s"
     try:
         sock = connect(place, context is not None, limit, loop.clock, partial(wait_for, loop))
@@ -56,7 +57,7 @@ def open_connection(
                 late = f"the TLS handshake with {place!r} was not over within {timeout} s; does the other side speak TLS?"
                 sock = _shake_hands(loop, sock, place, context, server_hostname, limit)
             if loop.closing:
-                raise _closed_meanwhile(place)
+                raise closed
             return sock, f"to {describe_address(place)}"
         except BaseException:
             sock.close()
@@ -66,12 +67,8 @@ def open_connection(
         if exc.errno is not None:  # the system's own
             raise
         if loop.closing:
-            raise _closed_meanwhile(place) from None
+            raise closed from None
         raise TimeoutError(late) from exc
-
-
-def _closed_meanwhile(place: Place) -> RuntimeError:
-    return RuntimeError(f"this IpcPeer was closed while it was connecting to {place!r}")
 
 
 def _check_owner(sock: socket.socket, place: Place) -> None:

@@ -13,13 +13,7 @@ from __future__ import annotations
 from collections import deque
 
 from .. import log
-from ..errors import (
-    InvalidStreamError,
-    IpcError,
-    SerializationError,
-    StreamClosedError,
-    describe,
-)
+from ..errors import InvalidStreamError, IpcError, SerializationError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..interruptions import pass_on_own
 from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope

@@ -164,8 +164,7 @@ class Desk:
     @property
     def pending(self) -> int:
         """How many tasks are queued or with workers."""
-        wanted = [ticket for ticket in self.queue if ticket.is_wanted]
-        return len(wanted) + len([ticket for ticket in self.busy if not ticket.settled])
+        return sum([ticket.is_wanted for ticket in self.queue]) + sum([not ticket.settled for ticket in self.busy])
 
     def finish(self) -> None:
         """Turn until all tasks have settled."""

@@ -26,21 +26,9 @@ if TYPE_CHECKING:
     Build = Callable[["Handle", "Resolver"], Any]
 
 __all__ = [
-    "ADVICE",
-    "ATOMS",
-    "GLOBAL",
-    "SEPARATOR",
-    "Builder",
-    "Handle",
-    "ObjectPickler",
-    "Resolver",
-    "build",
-    "class_and_fields",
-    "enum_key",
-    "refuse_views",
-    "shape_of",
-    "take_apart",
-]
+    "ADVICE", "ATOMS", "GLOBAL", "SEPARATOR", "Builder", "Handle", "ObjectPickler", "Resolver", "build",
+    "class_and_fields", "enum_key", "refuse_views", "shape_of", "take_apart",
+]  # fmt: skip
 
 GLOBAL = ("stream_ipc.serializers.pickle", "build")  # the one global that a payload may name
 

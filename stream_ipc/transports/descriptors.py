@@ -30,16 +30,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "READ_SIZE",
-    "ReadEnd",
-    "WriteEnd",
-    "close_copies",
-    "close_streams",
-    "describe_stream",
-    "is_socket",
-    "wait_readable",
-    "wait_writable",
-]
+    "READ_SIZE", "ReadEnd", "WriteEnd", "close_copies", "close_streams", "describe_stream", "is_socket",
+    "wait_readable", "wait_writable",
+]  # fmt: skip
 
 # With more, a buffer is mapped and unmapped for every read, which makes small round trips slower.
 READ_SIZE = 64 * 1024

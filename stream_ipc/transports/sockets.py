@@ -31,9 +31,6 @@ _RETRY = 0.01  # how often a Unix socket whose queue is full is tried again, in 
 _LOCK_GRACE = 1.0  # how long the lock of a folder is waited for, in seconds
 
 
-# -- connections
-
-
 # Seconds of silence before the first probe, seconds between probes, and probes that may stay unanswered. A host that
 # vanished is noticed within two minutes. The first option has another name on macOS.
 _KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 5))
