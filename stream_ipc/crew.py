@@ -333,7 +333,7 @@ class Crew:
         """Kill a worker that cannot be asked to end: it may be busy for ever."""
         worker.conversation.hurry(self._loop.clock())
         self._close_worker(worker, text)
-        self._loop.endings.step(deliver=False)
+        self._loop.teardowns.step(deliver=False)
 
     def _close_worker(self, worker: Worker, text: str) -> None:
         """Close a worker's session. Its process is ended and reaped by ticks."""
@@ -423,7 +423,7 @@ class Crew:
             seconds: How long that may take; None for the usual bounds.
         """
         loop = self._loop
-        others = tuple(loop.endings.all)
+        others = tuple(loop.teardowns.all)
         for slot in self._slots:
             if slot.session is not None and slot.worker is None:
                 make_worker(slot, self._workers, self._in_flight, self._tasks_per_worker)
@@ -435,6 +435,6 @@ class Crew:
                 worker.conversation.hurry(due)
             self._close_worker(worker, "this side closed the worker pool")
         # Side by side; session.close() would do it one by one, and hurry each anew.
-        loop.endings.wait([ending for ending in loop.endings.all if ending not in others], background=False)
+        loop.teardowns.wait([teardown for teardown in loop.teardowns.all if teardown not in others], background=False)
         for worker in workers:
             worker.session.close()

@@ -372,18 +372,18 @@ UNRAISABLE = ("__del__",)
 # Where each limit is kept, and by which name.
 _LIMITS = {
     "check interval": ["stream_ipc.core.inspection.CHECK_INTERVAL"],
-    "death interval": ["stream_ipc.transports.process.DEATH_INTERVAL", "stream_ipc.transports.process_end.DEATH_INTERVAL"],
+    "death interval": [f"stream_ipc.transports.{module}.DEATH_INTERVAL" for module in ("process", "process_teardown")],
     "depth": [f"stream_ipc.core.{module}.MAX_DEPTH" for module in ("loop", "conversation")],
-    "exit grace": ["stream_ipc.transports.process_end.EXIT_GRACE"],
+    "exit grace": ["stream_ipc.transports.process_teardown.EXIT_GRACE"],
     "flush bound": [f"stream_ipc.core.{module}.FLUSH_BOUND" for module in ("conversation", "flow_control", "lifecycle")],
     "inbox bytes": ["stream_ipc.core.port.INBOX_BYTES"],
     "inbox bytes hard": ["stream_ipc.core.port.INBOX_BYTES_HARD"],
     "inbox count": ["stream_ipc.core.port.INBOX_COUNT"],
     "inbox count hard": ["stream_ipc.core.port.INBOX_COUNT_HARD"],
-    "kill grace": ["stream_ipc.transports.process_end.KILL_GRACE"],
+    "kill grace": ["stream_ipc.transports.process_teardown.KILL_GRACE"],
     "listener pause": ["stream_ipc.core.acceptor.PAUSE"],
     "lock grace": ["stream_ipc.transports.sockets._LOCK_GRACE"],
-    "terminate grace": ["stream_ipc.transports.process_end.TERMINATE_GRACE"],
+    "terminate grace": ["stream_ipc.transports.process_teardown.TERMINATE_GRACE"],
 }
 
 
@@ -453,9 +453,9 @@ def nothing_in_a_batch(peer: IpcPeer) -> bool:
     return not peer._loop.corked
 
 
-def nothing_is_ending(peer: IpcPeer) -> bool:
+def nothing_is_torn_down(peer: IpcPeer) -> bool:
     """Whether nothing of a session that was closed is still waited for."""
-    return not peer._loop.endings.all
+    return not peer._loop.teardowns.all
 
 
 def drop_queued(session: Session) -> None:

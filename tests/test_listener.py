@@ -28,7 +28,7 @@ from tests.helpers import (
     Gate,
     is_settled,
     listening_fd,
-    nothing_is_ending,
+    nothing_is_torn_down,
     now,
     patch_wait_for,
     run_python,
@@ -145,7 +145,7 @@ def test_closing_while_the_other_side_talks_loses_nothing(host, tmp_path, addres
             server.notify(Note("comes too late"))
         tick_until(lambda: not server.is_open, here, there)
         assert [note.text for note in host.notes] == ["first", *range(100)]
-        tick_until(lambda: nothing_is_ending(there), there)
+        tick_until(lambda: nothing_is_torn_down(there), there)
 
 
 @pytest.mark.slow

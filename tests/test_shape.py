@@ -28,7 +28,7 @@ LAYERS = [
     ["transports"],
     ["handlers", "arguments"],
     ["core.conditions", "core.guard", "core.items", "core.poller", "core.timers", "core.waker"],
-    ["core.embedding", "core.endings", "core.inspection"],
+    ["core.embedding", "core.teardowns", "core.inspection"],
     ["core.loop"],
     ["core"],  # what is left of it
     ["promise", "handling", "session", "listener", "deferred"],
@@ -611,7 +611,7 @@ def code_objects(code):
 
 # Loops whose try has nothing to undo: it answers an error of the system, or a value that is wrong.
 NOTHING_TO_UNDO = {
-    "ProcessEnding._has_ended", "TypeInfo._build_open", "Waker.on_ready", "Walk.text", "_Direction.run",
+    "ProcessTeardown._has_ended", "TypeInfo._build_open", "Waker.on_ready", "Walk.text", "_Direction.run",
     "_Watcher.catch_up", "_shake_hands", "read_php",
 }  # fmt: skip
 

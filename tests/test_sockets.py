@@ -176,17 +176,17 @@ def test_what_was_written_arrives_though_input_is_unread() -> None:
     with other:
         other.sendall(b"x" * 100_000)
         one.sendall(b"last words")
-        ending = linger(one)
+        teardown = linger(one)
         one.close()
-        assert ending is not None
-        assert len(ending.fds()) == 1
-        assert ending.step() is not None
+        assert teardown is not None
+        assert len(teardown.fds()) == 1
+        assert teardown.step() is not None
         other.sendall(b"more")
-        assert ending.step() is not None
+        assert teardown.step() is not None
         assert drain(other) == b"last words"
-    assert ending.step() is None
-    assert ending.fds() == []
-    ending.abandon()
+    assert teardown.step() is None
+    assert teardown.fds() == []
+    teardown.abandon()
 
 
 def test_a_lingering_close_that_an_interruption_loses_is_closed() -> None:
@@ -219,13 +219,13 @@ def test_a_lingering_close_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -
     with one, other:
         other.sendall(b"x")
         select.select([one], [], [], 10)
-        ending = linger(one)
-        assert ending is not None
-        assert ending.step() is not None
+        teardown = linger(one)
+        assert teardown is not None
+        assert teardown.step() is not None
         now = time.monotonic()
         monkeypatch.setattr(lingering, "monotonic", lambda: now + 2)
-        assert ending.step() is None
-        assert ending.fds() == []
+        assert teardown.step() is None
+        assert teardown.fds() == []
 
 
 def test_nothing_lingers_where_the_other_side_is_quiet_or_gone() -> None:
@@ -250,10 +250,10 @@ def test_no_socket_object_is_needed_to_linger() -> None:
     with one, other:
         other.sendall(b"x")
         select.select([one], [], [], 10)
-        ending = linger(Wrapped(one))  # type: ignore[arg-type]
-        assert ending is not None
-        ending.abandon()
-        assert ending.fds() == []
+        teardown = linger(Wrapped(one))  # type: ignore[arg-type]
+        assert teardown is not None
+        teardown.abandon()
+        assert teardown.fds() == []
 
 
 # --- users ----------------------------------------------------------------------------------------------------
@@ -331,13 +331,13 @@ with tempfile.TemporaryDirectory() as folder:
         while not wait_for(one.fileno(), select.POLLIN, None):
             pass
         if file is None:
-            ending = linger(one)
+            teardown = linger(one)
             one.close()
-            assert ending.step() is not None
+            assert teardown.step() is not None
             assert other.recv(100) == b"last words" and other.recv(100) == b""
             other.close()
-            while ending.step() is not None:
-                wait_for(ending.fds()[0], select.POLLIN, None)
+            while teardown.step() is not None:
+                wait_for(teardown.fds()[0], select.POLLIN, None)
         print(describe_address(place))
 """
 

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..transports.channel import Ending
+    from ..transports.channel import Teardown
     from .conversation import Conversation
 
 __all__ = ["Closing"]
@@ -35,12 +35,12 @@ class Closing:
         blocks: Wait for a child to end before the ``on_close`` handlers run, so that they run after its last words.
 
     Attributes:
-        ending: What is left to be done after the streams were closed, or None.
+        teardown: What is left to be done after the streams were closed, or None.
         blocks: See above. An interrupted wait is left to turns.
     """
 
     def __init__(self, conversation: Conversation, release: bool, blocks: bool) -> None:
-        self.ending: Ending | None = None
+        self.teardown: Teardown | None = None
         self.blocks = blocks
         self._conversation = conversation
         last = self._release if release else self._close
@@ -86,11 +86,11 @@ class Closing:
 
     def _close(self) -> None:
         try:
-            if self.ending is None:
-                self.ending = self._conversation.channel.close()
-            if self.ending is not None:
-                self.ending.take = partial(_deliver_late, self._conversation)
-                self._conversation.loop.add_ending(self.ending)
+            if self.teardown is None:
+                self.teardown = self._conversation.channel.close()
+            if self.teardown is not None:
+                self.teardown.take = partial(_deliver_late, self._conversation)
+                self._conversation.loop.add_teardown(self.teardown)
                 self.hurry()
         except Exception as exc:
             pass_on(exc)
@@ -123,15 +123,15 @@ class Closing:
     def wait(self) -> None:
         """Block until a child has ended. What is done in the background is left to turns."""
         self.hurry()
-        if self.ending is not None and not self.ending.background:
-            self._conversation.loop.endings.wait([self.ending])
-        self.ending = None
+        if self.teardown is not None and not self.teardown.background:
+            self._conversation.loop.teardowns.wait([self.teardown])
+        self.teardown = None
 
     def hurry(self) -> None:
         """Have what is left done by the time that the conversation knows."""
         loop, due = self._conversation.loop, self._conversation.due
-        if self.ending is not None and due is not None:
-            self.ending.hurry(monotonic() + due - loop.clock())
+        if self.teardown is not None and due is not None:
+            self.teardown.hurry(monotonic() + due - loop.clock())
 
 
 def _ignore(session: Any) -> None:

@@ -264,7 +264,7 @@ class Conversation:
         if loop.forked:
             self.state = CLOSED
             return
-        if closing is not None and closing.is_done and closing.ending is None:
+        if closing is not None and closing.is_done and closing.teardown is None:
             return
         outer = loop.enter()
         try:

@@ -16,16 +16,16 @@ from ..clock import monotonic
 from ..errors import StreamClosedError
 from .conditions import Until
 from .conversation import Conversation
-from .endings import wait_for_endings
 from .flow_control import FLUSH_BOUND, flush_bound
 from .loop import Loop
+from .teardowns import wait_for_teardowns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from ..transports.channel import Ending
+    from ..transports.channel import Teardown
 
 __all__ = ["adopt", "close_loop", "drop_loop"]
 
@@ -72,9 +72,9 @@ def _closing(loop: Loop) -> list[Conversation]:
 
 def _wait(loop: Loop, due: float | None, background: bool = True) -> None:
     if due is not None:
-        for ending in loop.endings.all:
-            ending.hurry(due)
-    loop.endings.wait(background=background)
+        for teardown in loop.teardowns.all:
+            teardown.hurry(due)
+    loop.teardowns.wait(background=background)
 
 
 def _begin_close(loop: Loop) -> None:
@@ -108,10 +108,10 @@ def drop_loop(loop: Loop, owner: str) -> None:
     for listener in tuple(loop.listeners):
         listener.close()
     for conversation in tuple(loop.conversations):
-        ending = conversation.channel.close()
-        if ending is not None:
-            ending.abandon()
-    loop.endings.abandon()
+        teardown = conversation.channel.close()
+        if teardown is not None:
+            teardown.abandon()
+    loop.teardowns.abandon()
     loop.close()
 
 
@@ -140,7 +140,7 @@ def _close_side_by_side() -> None:
     for loop in loops:
         _try(loop, partial(_close, tuple(loop.conversations), handlers=False))
     try:
-        wait_for_endings([ending for loop in loops for ending in loop.endings.all])
+        wait_for_teardowns([teardown for loop in loops for teardown in loop.teardowns.all])
     except Exception:
         log.error("ending children at exit failed", exc_info=True)
     for loop in loops:
@@ -154,15 +154,15 @@ def _cut_short(loops: Iterable[Loop]) -> None:
         for loop in loops:
             _try(loop, partial(_close, (*loop.conversations, *_closing(loop)), handlers=False), "after an interruption")
     finally:
-        wait_for_endings(_kill(loops), deliver=False)
+        wait_for_teardowns(_kill(loops), deliver=False)
 
 
-def _kill(loops: Iterable[Loop]) -> list[Ending]:
-    endings = [ending for loop in loops for ending in loop.endings.all]
-    for ending in endings:
-        ending.hurry(monotonic())
-        ending.step()
-    return endings
+def _kill(loops: Iterable[Loop]) -> list[Teardown]:
+    teardowns = [teardown for loop in loops for teardown in loop.teardowns.all]
+    for teardown in teardowns:
+        teardown.hurry(monotonic())
+        teardown.step()
+    return teardowns
 
 
 def _try(loop: Loop, step: Callable[[], Any], when: str = "at exit") -> bool:
@@ -187,7 +187,7 @@ def _abandon(loop: Loop) -> None:
         conversation.abandon()
     for listener in tuple(loop.listeners):
         listener.abandon()
-    loop.endings.abandon()
+    loop.teardowns.abandon()
     loop.close()
 
 

@@ -21,10 +21,10 @@ from ..clock import real_clock
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
 from .embedding import Embedding
-from .endings import ENDING_INTERVAL, Endings
 from .guard import Guard
 from .inspection import Inspection
 from .poller import READ, Poller
+from .teardowns import TEARDOWN_INTERVAL, Teardowns
 from .timers import Timers
 from .waker import Waker
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..transports.channel import Ending
+    from ..transports.channel import Teardown
     from .batches import Batches
     from .conversation import Conversation
     from .dispatcher import Dispatcher
@@ -58,7 +58,7 @@ class Loop(Guard):
         conversations: The open ones, in the order in which they were made.
         listeners: The open ones.
         todo: Dispatchers with something to dispatch, in turn.
-        endings: What is left to be done after something was closed.
+        teardowns: What is left to be done after something was closed.
         repairs: Tasks that an interruption may have left with work.
         later: Tasks whose ``go_on`` the next turn calls.
         pools: Users of a ``Desk``, which have no descriptor: they are checked now and then, and closed with the loop.
@@ -95,7 +95,7 @@ class Loop(Guard):
         self._timers = Timers()
         self._inspection = Inspection(self)
         self._polled: dict[Any, float] = {}  # tasks without a descriptor, and how often they are polled
-        self.endings: Endings = Endings()
+        self.teardowns: Teardowns = Teardowns()
         self._embedding: Embedding | None = None  # once fileno() was asked for
         self.wakeups: int = 0
         self.waker: Waker = Waker()
@@ -160,15 +160,15 @@ class Loop(Guard):
             self._polled[task] = interval
             self.has_chores = True
 
-    def add_ending(self, ending: Ending) -> None:
+    def add_teardown(self, teardown: Teardown) -> None:
         """Take in what is left to be done after something was closed: turns do it, step by step."""
-        self.endings.add(ending)
+        self.teardowns.add(teardown)
         self.has_chores = True
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is open, so that nothing can happen."""
-        if self.conversations or self.endings.all or self.repairs or self.listeners or self.later:
+        if self.conversations or self.teardowns.all or self.repairs or self.listeners or self.later:
             return False
         return not any([pool.waits for pool in self.pools])
 
@@ -316,8 +316,8 @@ class Loop(Guard):
             dispatcher.port.limit_reading()
             if not starving and wait and dispatcher.has_work:
                 wait = 0
-        if self.endings.all:
-            wait = min(wait, ENDING_INTERVAL)
+        if self.teardowns.all:
+            wait = min(wait, TEARDOWN_INTERVAL)
         return min(wait, *self._polled.values(), wait)
 
     def _update_paused(self) -> None:
@@ -339,9 +339,9 @@ class Loop(Guard):
     def _do_chores(self) -> None:
         for task in tuple(self._polled):
             task.poll()
-        if self.endings.all:
-            self.endings.step(deliver=not self.starving)
-        self.has_chores = bool(self._polled or self.endings.all or self.corked or not self.conversations)
+        if self.teardowns.all:
+            self.teardowns.step(deliver=not self.starving)
+        self.has_chores = bool(self._polled or self.teardowns.all or self.corked or not self.conversations)
 
     def _on_time(self, now: float, idle: bool) -> None:
         """Do what is due by the clock, and check streams now and then, also if the clock stands still."""
@@ -366,8 +366,8 @@ class Loop(Guard):
         if any([batches.queued_bytes for batches in self.corked]):
             return 0.0  # a turn lets out what was gathered
         wait = min(self._polled.values(), default=math.inf)
-        if self.endings.all:
-            wait = min(wait, ENDING_INTERVAL)
+        if self.teardowns.all:
+            wait = min(wait, TEARDOWN_INTERVAL)
         wait = min(wait, self._timers.next() - self.clock())
         return None if wait == math.inf else max(0.0, wait)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Interest = tuple[Sequence[int], int | None, float | None]
 
 
-__all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "EndOfStream", "Ending", "Inputs"]
+__all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "EndOfStream", "Inputs", "Teardown"]
 
 DRAIN_READS = 64  # reads of one input at the end: 4 MiB, more than a pipe or socket buffer holds
 
@@ -40,7 +40,7 @@ class EndOfStream:
         self.error: StreamClosedError = error
 
 
-class Ending:
+class Teardown:
     """What is left to be done after a channel was closed, in steps that do not block.
 
     Attributes:
@@ -209,7 +209,7 @@ class Channel:
         """Return why this side closed, for the errors of what was pending."""
         return f"this side closed the session ({self.describe()})"
 
-    def close(self) -> Ending | None:
+    def close(self) -> Teardown | None:
         """Release the streams and close them. An interrupted call can be made again.
 
         Returns:

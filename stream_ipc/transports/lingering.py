@@ -10,7 +10,7 @@ import socket
 
 from ..clock import monotonic
 from ..interruptions import pass_on
-from .channel import Ending
+from .channel import Teardown
 
 __all__ = ["linger", "stop_writing"]
 
@@ -40,7 +40,7 @@ def stop_writing(sock: socket.socket) -> bool:
     return heard
 
 
-class LingeringClose(Ending):
+class LingeringClose(Teardown):
     """Keeps a connection until the other side has read to its end and closes it, for a limited time.
 
     Closing with unread input sends RST, which discards data that the other side has not read.
@@ -93,7 +93,7 @@ class LingeringClose(Ending):
             os.close(fd)
 
 
-def linger(sock: socket.socket) -> Ending | None:
+def linger(sock: socket.socket) -> Teardown | None:
     """End the writing side of a TCP socket that is closed next.
 
     Returns:

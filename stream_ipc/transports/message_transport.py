@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any, Protocol
 
-    from .channel import Ending, Interest, Received
+    from .channel import Interest, Received, Teardown
 
     class Transport(Protocol):
         """What an object must have to be carried by a ``ForeignChannel``, derived from ``MessageTransport`` or not."""
@@ -204,7 +204,7 @@ class ForeignChannel(Channel):
     def drop_output(self) -> None:
         self.is_broken = True
 
-    def close(self) -> Ending | None:
+    def close(self) -> Teardown | None:
         if not self.inputs.closed:
             self.inputs.closed = True
             self.transport.close()

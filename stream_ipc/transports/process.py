@@ -1,6 +1,6 @@
 """A child process: its stdio as a channel, what its death means.
 
-Knows processes. Must not know sessions or peers. Starting one is in ``spawn``, ending it in ``process_end``.
+Knows processes. Must not know sessions or peers. Starting one is in ``spawn``, ending it in ``process_teardown``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..wire.codec import TextDecoder
 from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
 from .descriptors import ReadEnd, WriteEnd, close_streams, wait_readable
 from .inputs import StreamInputs, TextInput, sooner
-from .process_end import ProcessEnding
+from .process_teardown import ProcessTeardown
 from .spawn import check_popen
 from .stream_channel import StreamChannel
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..protocols import MessageSerializer
-    from .channel import Ending, Received
+    from .channel import Received, Teardown
 
 __all__ = ["ProcessChannel"]
 
@@ -205,7 +205,7 @@ class ProcessChannel(StreamChannel):
         self._owned = owned
         self._group = group
         self._text: TextInput | None = None  # its stderr
-        self._ending: Ending | None = None
+        self._teardown: Teardown | None = None
         ends: list[Any] = []
         try:
             ends.append(ReadEnd(process.stdout))
@@ -235,7 +235,7 @@ class ProcessChannel(StreamChannel):
 
     # -- ending
 
-    def close(self) -> Ending | None:
+    def close(self) -> Teardown | None:
         if not self._owned:
             self.inputs.close_pidfd()
             return super().close()
@@ -243,14 +243,14 @@ class ProcessChannel(StreamChannel):
         stdin = self.process.stdin
         if stdin is not None:
             close_streams([(stdin, -1)])
-        if self._ending is None:
+        if self._teardown is None:
             inputs = self.inputs
-            ending = ProcessEnding(self.process, self._text, inputs.pidfd, inputs.unknown, self._group)
+            teardown = ProcessTeardown(self.process, self._text, inputs.pidfd, inputs.unknown, self._group)
             # atomic: no calls
-            self._ending = ending
+            self._teardown = teardown
             inputs.pidfd = -1
             inputs.dead = True
-        return self._ending
+        return self._teardown
 
     def release(self) -> None:
         self.inputs.close_pidfd()

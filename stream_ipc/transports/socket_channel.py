@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..protocols import MessageSerializer
-    from .channel import Ending, Interest, Received
+    from .channel import Interest, Received, Teardown
 
 __all__ = ["TlsChannel", "check_socket", "is_tls", "socket_channel"]
 
@@ -116,7 +116,7 @@ class TlsChannel(StreamChannel):
         cause = None if self.inputs.ended is None else self.inputs.ended.__cause__  # often why it refused
         return super().broken_text() if cause is None else f"{super().broken_text()}; {cause}"
 
-    def before_close(self) -> Ending | None:
+    def before_close(self) -> Teardown | None:
         if self.outbox.error is None:
             self._writer.say_goodbye()
         return super().before_close()

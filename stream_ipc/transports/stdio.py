@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..protocols import MessageSerializer
-    from .channel import Ending
+    from .channel import Teardown
 
 __all__ = ["StdioChannel"]
 
@@ -69,7 +69,7 @@ class StdioChannel(StreamChannel):
             raise
         _active = self
 
-    def close(self) -> Ending | None:
+    def close(self) -> Teardown | None:
         self.release()
         return None
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..messages import Message
     from ..protocols import MessageSerializer
-    from .channel import Ending, Interest
+    from .channel import Interest, Teardown
 
 __all__ = ["StreamChannel"]
 
@@ -159,13 +159,13 @@ class StreamChannel(Channel):
 
     # -- ending
 
-    def close(self) -> Ending | None:
-        ending = None if self._ends.released else self.before_close()
+    def close(self) -> Teardown | None:
+        teardown = None if self._ends.released else self.before_close()
         self._drop()
         self._ends.close()
-        return ending
+        return teardown
 
-    def before_close(self) -> Ending | None:
+    def before_close(self) -> Teardown | None:
         """End the conversation with the other side before the streams are closed; returns what is left to do."""
         end = self.outbox.end
         if self.outbox.error is not None or end.family not in TCP or end.shared or end.find_invalid() is not None:

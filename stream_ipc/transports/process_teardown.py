@@ -12,7 +12,7 @@ from collections import deque
 from .. import log
 from ..clock import monotonic
 from ..interruptions import pass_on
-from .channel import Ending
+from .channel import Teardown
 from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
 from .descriptors import READ_SIZE, close_streams
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .inputs import TextInput
 
-__all__ = ["ProcessEnding"]
+__all__ = ["ProcessTeardown"]
 
 # Seconds that a child has, one after the other: to exit once its stdin is closed, after SIGTERM, after SIGKILL.
 EXIT_GRACE = 2.0
@@ -33,7 +33,7 @@ KILL_GRACE = 2.0
 _MESSAGES_MAX = 4096  # lines of stderr that wait to be delivered; more are not read
 
 
-class ProcessEnding(Ending):
+class ProcessTeardown(Teardown):
     """Ends a process whose stdin was closed, and reads its output all the while.
 
     Owns its streams and its pidfd, which are closed at the end, and what it writes to stderr until that is delivered.
