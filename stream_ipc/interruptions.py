@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
     from typing import Any
 
-__all__ = ["interruption_in", "pass_on", "pass_on_own"]
+__all__ = ["interruption_in", "pass_on", "pass_on_lack_of_stack", "pass_on_own"]
 
 _PACKAGE = __name__.rpartition(".")[0]
 
@@ -67,6 +67,23 @@ def pass_on_own(error: BaseException) -> None:
         below = below.tb_next
     if below is not None and below.tb_frame.f_code in _handler_codes():
         raise error
+
+
+def pass_on_lack_of_stack(error: BaseException | None) -> None:
+    """Raise the ``RecursionError`` that an error was made of, if that is due to how deep the stack is here.
+
+    What recurses without end where there is room is at fault itself.
+    """
+    seen: set[int] = set()
+    while error is not None and not isinstance(error, RecursionError) and id(error) not in seen:
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    if isinstance(error, RecursionError):
+        frame: FrameType | None = sys._getframe()
+        for _ in range(sys.getrecursionlimit() // 2):
+            frame = None if frame is None else frame.f_back
+        if frame is not None:
+            raise error
 
 
 def _is_dealt_with(catcher: FrameType) -> bool:

@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any, Callable, List, Optional, Tuple, Type
 
 import pytest
@@ -15,8 +16,10 @@ import pytest
 from stream_ipc import (
     ErrorMessage,
     IpcPeer,
+    JsonMessageSerializer,
     Message,
     MessageTransport,
+    PhpMessageSerializer,
     PickleMessageSerializer,
     RemoteError,
     ResponseEnvelope,
@@ -1066,3 +1069,60 @@ def test_interrupted_failure_of_a_write_still_ends_the_session(kind: Type[BaseEx
         if not interrupted.hit:
             break
     assert number > 20
+
+
+# -- where the caller has left little stack
+
+
+def down_to(depth: int) -> int:
+    return 0 if depth == 0 else 1 + down_to(depth - 1)
+
+
+@dataclass
+class Deep(Message):
+    number: int
+
+    def __post_init__(self) -> None:
+        self.number = down_to(self.number)
+
+
+@pytest.mark.parametrize("name", ["pickle", "json", "php"])
+def test_what_is_read_where_the_stack_is_nearly_full_is_read_again(name: str) -> None:
+    serializers = {"pickle": PickleMessageSerializer, "json": JsonMessageSerializer, "php": PhpMessageSerializer}
+    got: List[Message] = []
+
+    def tick_at_each_depth() -> None:
+        try:
+            tick_at_each_depth()
+        except RecursionError:
+            pass
+        try:
+            peer.tick()
+        except RecursionError:
+            refused.append(len(got))
+
+    refused: List[int] = []
+    with IpcPeer(serializers[name]()) as peer:
+        a, b = peer.create_session_pair()
+        b.on_message(lambda message: got.append(message))  # a call in C would not need room
+        b.on_exception(lambda error: got.append(ErrorMessage(str(error))))
+        for _ in range(3):
+            a.notify(Deep(40))
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(len(inspect.stack(0)) + 250)
+        try:
+            tick_at_each_depth()
+        finally:
+            sys.setrecursionlimit(limit)
+        assert refused and b.is_open
+        assert [getattr(message, "number", message) for message in got] == [40, 40, 40]
+
+
+def test_a_recursion_without_end_is_an_error_of_the_message() -> None:
+    with IpcPeer() as peer:
+        a, b = peer.create_session_pair()
+        message = Deep(1)
+        message.number = 2 * sys.getrecursionlimit()
+        a.notify(message)
+        assert "RecursionError" in str(b.receive(PATIENCE, expect=ErrorMessage))
+        assert b.is_open

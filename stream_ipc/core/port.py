@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from ..errors import InvalidStreamError, StreamClosedError
-from ..interruptions import pass_on
+from ..interruptions import pass_on, pass_on_lack_of_stack
 from ..transports.channel import POLL_INTERVAL
 from .items import Failure
 from .poller import READ, WRITE
@@ -303,6 +303,7 @@ class Port:
         if not isinstance(exc, Exception):
             raise exc
         pass_on(exc)
+        pass_on_lack_of_stack(exc)  # of the caller: a turn that has more room goes on
         if self.failing or self._closed:
             return
         failure = Failure(exc)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 
 from ..errors import FrameTooLargeError, IpcError, SerializationError, article, describe
-from ..interruptions import pass_on
+from ..interruptions import pass_on, pass_on_lack_of_stack
 from ..messages import LogMessage, Message, put_in_envelope, text_message
 from .framing import LARGE, MAX_FRAME_SIZE, FrameDecoder, frame_header
 
@@ -206,6 +206,7 @@ class MessageDecoder(FrameDecoder):
 
     def failed(self, payload: bytes | bytearray, exc: Exception) -> SerializationError:
         pass_on(exc)
+        pass_on_lack_of_stack(exc)  # nothing is wrong with the payload: a turn that has more room decodes it
         if isinstance(exc, SerializationError):
             error = exc
         else:
