@@ -848,6 +848,16 @@ def few_descriptors() -> Iterator[Any]:
         os.close(spare.pop())
 
 
+def test_the_end_of_a_child_takes_no_descriptor(peer: IpcPeer, few_descriptors: Any) -> None:
+    session = peer.create_command_session(role("echo"))
+    session.request(Ping()).wait()
+    session.process.kill()
+    await_death(session.process)  # all of its descriptors are ready at once
+    few_descriptors(0)
+    with pytest.raises(StreamClosedError, match="SIGKILL"):
+        session.receive(PATIENCE)
+
+
 def test_running_out_of_descriptors_while_spawning_leaks_none(peer: IpcPeer, few_descriptors: Any) -> None:
     other = peer.create_command_session(["cat"])
     failed = started = 0

@@ -284,7 +284,7 @@ class Loop(Guard):
     def on_ready(self, fd: int, events: int) -> None:
         """Get rid of a descriptor that has no owner."""
         if not self.closing:  # by another thread, at exit
-            self.poller.rebuild()
+            self.poller.lose(fd)
 
     def _take_turns(self, until: Any) -> int:
         """Let dispatchers work off their inboxes in turn, until ``until`` has settled.

@@ -60,6 +60,7 @@ class Poller:
                 self._selector.close()
                 raise
         self._is_apart = False  # an interruption has left the two with different sets
+        self._reported: set[int] = set()  # without an owner
         self._choose()
 
     def _choose(self) -> None:
@@ -110,6 +111,20 @@ class Poller:
         except (KeyError, ValueError, OSError) as exc:
             pass_on(exc)
         self.owners.pop(fd, None)
+
+    def lose(self, fd: int) -> None:
+        """Get rid of a descriptor that is reported though it has no owner, if that happens again.
+
+        At first it may be only that its owner has let it go since, as all those of a child are when one tells of its end.
+        """
+        if fd not in self._reported:
+            self._reported.add(fd)
+            return
+        try:
+            self.rebuild()
+            self._reported.clear()
+        except OSError as exc:  # out of descriptors: it is reported again
+            pass_on(exc)
 
     def rebuild(self) -> None:
         """Make a new set, without a descriptor that is reported though it has no owner. There is no other way to lose one.
