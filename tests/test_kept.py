@@ -107,6 +107,20 @@ def test_nested_calls_get_one_each(raw: RawPeer) -> None:
     assert got == [Ping(1)]
 
 
+def test_a_handler_does_not_receive_what_it_is_called_with(raw: RawPeer) -> None:
+    got: List[Message] = []
+
+    @raw.session.on_message
+    def nested(note: Note) -> None:
+        if note.text == "a":
+            got.append(raw.session.receive(20))
+
+    raw.write(framed(Note("a")), framed(Note("b")), framed(Note("c")))
+    assert raw.session.receive(20) == Note("a")  # as a tick would have called it
+    assert got == [Note("b")]
+    assert raw.session.receive(20) == Note("c")
+
+
 def test_kept_messages_outlive_the_session(raw: RawPeer) -> None:
     raw.write(framed(Note("last")))
     raw.session.tick(20)

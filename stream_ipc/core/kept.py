@@ -52,14 +52,16 @@ class Entry:
         message: The message.
         size: About how many bytes it takes.
         unseen: Whether no handler was there for it, so that those that have come since are to see it; otherwise None.
+        wanted: The call that it came for. While that waits no other takes it, such as one of a handler that is getting it.
     """
 
-    __slots__ = ("message", "size", "unseen")
+    __slots__ = ("message", "size", "unseen", "wanted")
 
-    def __init__(self, message: Message, size: int, unseen: bool | None) -> None:
+    def __init__(self, message: Message, size: int, unseen: bool | None, wanted: Wanted | None = None) -> None:
         self.message: Message = message
         self.size: int = size
         self.unseen: bool | None = unseen
+        self.wanted: Wanted | None = wanted
 
 
 class Kept:
@@ -86,9 +88,9 @@ class Kept:
         self._told = False
 
     def find(self, expect: type) -> Entry | None:
-        """Return the oldest message of a class."""
+        """Return the oldest message of a class that no other call is about to return."""
         for entry in self.entries:
-            if isinstance(entry.message, expect):
+            if isinstance(entry.message, expect) and entry.wanted not in self.waiting:
                 return entry
         return None
 
@@ -113,7 +115,7 @@ class Kept:
         wanted = self._find_wanted(message)
         if wanted is None and (handlers or is_text(message)):
             return item
-        entry = Entry(message, 0, None) if wanted is not None else Entry(message, _weigh(message), True)
+        entry = Entry(message, _weigh(message), True) if wanted is None else Entry(message, 0, None, wanted)
         delivery = Delivery(message, handlers)
         inbox = self._inbox
         if inbox and inbox[0] is item:
