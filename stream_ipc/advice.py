@@ -67,13 +67,15 @@ _CONVERSIONS = _by_class({
 
 # What stays in its process, whatever is done to it.
 _STAYS = _by_class({
-    "each process has its own": "_thread.lock _thread.RLock threading.Thread threading.Event threading.Condition",
-    "send its address": "socket.socket _socket.socket",
+    "each process has its own": "stream_ipc.peer.IpcPeer stream_ipc.pool.WorkerPool "
+    "_thread.lock _thread.RLock threading.Thread threading.Event threading.Condition",
+    "send its address": "stream_ipc.listener.Listener socket.socket _socket.socket",
     "send its arguments": "functools.partial",
     "send its items": "async_generator",
-    "send its name": "function method builtin_function_or_method module type",
+    "send its name": "function method builtin_function_or_method module type stream_ipc.session.Session",
     "send its path or its content": "_io._IOBase _io.TextIOWrapper",
     "send its pid": "subprocess.Popen",
+    "send its reply": "stream_ipc.deferred.DeferredReply stream_ipc.promise.ResponsePromise",
     "send its result": "coroutine",
     "send its text": "frame traceback code",
 })  # fmt: skip
@@ -127,6 +129,8 @@ def advice(cls: type) -> str:
         return f"convert it with {conversion}" + (f", or call {converter_line(cls)}" if own else "")
     if issubclass(cls, BaseException):
         return f"send an ErrorMessage with its text, or call {converter_line(cls)}"
+    if f"{cls.__module__}.{cls.__name__}" == "stream_ipc.messages.Message":
+        return "derive a class from it, with a field for whatever is to be said"
     if cls.__module__.partition(".")[0] in sys.stdlib_module_names or obstacle(cls):
         return f"on both sides call {converter_line(cls)}"
     return "derive it from Message or register it with register_type()"

@@ -27,7 +27,7 @@ from typing import Any, Dict, Generic, Iterator, List, NamedTuple, TypeVar
 
 import pytest
 
-from stream_ipc import registry
+from stream_ipc import IpcPeer, ResponsePromise, Session, registry
 from stream_ipc.advice import advice, converter_line
 from stream_ipc.classes import source
 from stream_ipc.errors import SerializationError
@@ -465,6 +465,10 @@ ADVICE: List[Any] = [
     (type(threading.Lock()), "it belongs to this process: each process has its own"),
     (threading.Thread, "it belongs to this process: each process has its own"),
     (functools.partial, "it belongs to this process: send its arguments instead"),
+    (Session, "it belongs to this process: send its name instead"),
+    (IpcPeer, "it belongs to this process: each process has its own"),
+    (ResponsePromise, "it belongs to this process: send its reply instead"),
+    (Message, "derive a class from it"),
     (types.CoroutineType, "it belongs to this process: send its result instead"),
     (Failure, "send an ErrorMessage with its text, or call register_type(Failure, encode=lambda e: list(e.args), "),
     (WithReduce, "on both sides call register_type(WithReduce, encode=lambda obj: {'x': obj.x}, decode=lambda"),
