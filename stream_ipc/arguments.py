@@ -12,11 +12,11 @@ from .messages import Message, RequestEnvelope, ResponseEnvelope
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
 __all__ = [
     "DEFAULT", "PIPE", "POOLS", "USUAL", "check_expect", "check_message", "check_plugin", "check_timeout", "close_bound",
-    "expectable", "sendable",
+    "expectable", "refuse_copy", "sendable",
 ]  # fmt: skip
 
 
@@ -62,6 +62,12 @@ def check_message(method: str, message: Any) -> None:
             f"{method}() takes a Message, not {article(cls)}; derive a class from Message that has a field for it"
         )
     sendable.add(cls)
+
+
+def refuse_copy(thing: object) -> NoReturn:
+    """Raise ``TypeError`` for ``copy.copy``, ``pickle`` and the like: a copy would close what the original is using."""
+    what = article(type(thing))
+    raise TypeError(f"{what} cannot be copied or pickled: it belongs to this process; make another where one is needed")
 
 
 def check_expect(expect: Any, name: str = "expect") -> None:

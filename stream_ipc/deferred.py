@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from weakref import ref
 
-from .arguments import check_message, sendable
+from .arguments import check_message, refuse_copy, sendable
 from .core.owed import DEFERRERS
 from .messages import ErrorMessage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from .core.owed import Owed
     from .messages import Message
 
@@ -54,6 +56,9 @@ class DeferredReply:
             return f"<DeferredReply {state}{'' if self._owed is None else f' for request {self._owed.id:.128}'}>"
         except Exception:  # half made, or an id of another kind
             return "<DeferredReply>"
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy(self)
 
     @property
     def done(self) -> bool:

@@ -5,8 +5,9 @@ Knows sockets. Must not know messages; a session is made by the peer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from .arguments import refuse_copy
 from .core.acceptor import Acceptor
 from .interruptions import pass_on
 from .transports.addresses import check_address, named
@@ -38,6 +39,9 @@ class Listener:
             return repr(self._acceptor)
         except Exception:  # half made
             return "<Listener>"
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy(self)
 
     def __enter__(self) -> Listener:
         return self

@@ -9,7 +9,17 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-from .arguments import DEFAULT, POOLS, USUAL, check_expect, check_message, check_timeout, close_bound, sendable
+from .arguments import (
+    DEFAULT,
+    POOLS,
+    USUAL,
+    check_expect,
+    check_message,
+    check_timeout,
+    close_bound,
+    refuse_copy,
+    sendable,
+)
 from .crew import Crew
 from .interruptions import interruption_in
 from .messages import Message
@@ -19,7 +29,7 @@ from .promise import ResponsePromise, pending_of, request
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any, TypeVar, overload
+    from typing import Any, NoReturn, TypeVar, overload
 
     from .session import Session
     from .transports.spawn import Command, Items
@@ -132,6 +142,9 @@ class WorkerPool:
             return f"<WorkerPool {state} workers={len(self.workers)}/{self._crew.size} pending={self.pending}>"
         except Exception:  # half made
             return "<WorkerPool>"
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy(self)
 
     def __enter__(self) -> WorkerPool:
         return self

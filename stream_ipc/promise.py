@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from operator import attrgetter
 
-from .arguments import check_timeout
+from .arguments import check_timeout, refuse_copy
 from .core.owed import DEFERRERS
 from .messages import Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any, Generic, TypeVar
+    from typing import Any, Generic, NoReturn, TypeVar
 
     from .core.owed import Owed
     from .core.pending import Pending, Requester
@@ -62,6 +62,9 @@ class ResponsePromise(Generic[M_co]):
             return f"<ResponsePromise {pending.id} {state}>"
         except Exception:  # half made
             return "<ResponsePromise>"
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy(self)
 
     @property
     def id(self) -> str:

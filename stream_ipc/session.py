@@ -5,7 +5,17 @@ Checks what users pass, and hands it on to the conversation behind it. Must not 
 
 from __future__ import annotations
 
-from .arguments import DEFAULT, USUAL, check_expect, check_message, check_timeout, close_bound, expectable, sendable
+from .arguments import (
+    DEFAULT,
+    USUAL,
+    check_expect,
+    check_message,
+    check_timeout,
+    close_bound,
+    expectable,
+    refuse_copy,
+    sendable,
+)
 from .core.conversation import CLOSED, FORKED, Conversation
 from .core.flow_control import flush
 from .core.receiving import receive
@@ -20,7 +30,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
     from contextlib import AbstractContextManager
-    from typing import Any, TypeVar, overload
+    from typing import Any, NoReturn, TypeVar, overload
 
     from .errors import StreamClosedError
     from .peer import IpcPeer
@@ -60,6 +70,9 @@ class Session(Handling):
             )
         except Exception:  # half made
             return "<Session>"
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy(self)
 
     def __enter__(self) -> Session:
         return self

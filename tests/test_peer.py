@@ -1,8 +1,10 @@
 """IpcPeer: making sessions over all kinds of streams, broadcast, removing, closing."""
 
+import copy
 import dataclasses
 import gc
 import os
+import pickle
 import resource
 import socket
 import subprocess
@@ -12,6 +14,7 @@ from typing import Any, Callable, List
 import pytest
 
 from stream_ipc import (
+    DeferredReply,
     FrameTooLargeError,
     InvalidStreamError,
     IpcPeer,
@@ -25,6 +28,7 @@ from stream_ipc import (
     Session,
     StreamClosedError,
     StreamTransport,
+    WorkerPool,
 )
 from tests.helpers import (
     CpuMeter,
@@ -680,3 +684,16 @@ def test_tick_does_not_go_on_with_what_comes_meanwhile(peer: IpcPeer) -> None:
             raw.write(framed(Note()))
         assert 2 <= peer.tick() <= 2 * 64
         assert count < 200
+
+
+def test_nothing_that_is_open_is_copied(peer: IpcPeer, tmp_path: Any) -> None:
+    session, other = peer.create_session_pair()
+    with peer.listen(str(tmp_path / "s"), print) as listener, WorkerPool(peer, ["cat"]) as pool:
+        for thing in (peer, session, session.request(Ping()), DeferredReply(), listener, pool):
+            for function in (copy.copy, copy.deepcopy, pickle.dumps, lambda thing: pickle.dumps(thing, 0)):
+                with pytest.raises(TypeError, match=f"a[n]? {type(thing).__name__} cannot be copied or pickled"):
+                    function(thing)
+        gc.collect()  # a copy that was dropped has closed the original
+        assert listener.is_open
+        session.notify(Note("works"))
+        assert other.receive(20, expect=Note) == Note("works")
