@@ -11,6 +11,7 @@ from itertools import starmap
 from . import log
 from .arguments import DEFAULT, PIPE, check_timeout
 from .core.conversation import Conversation
+from .core.inspection import refuse_taken
 from .session import Session, conversation_of
 from .transports.message_transport import ForeignChannel
 from .transports.socket_channel import check_socket, is_tls, socket_channel
@@ -366,6 +367,8 @@ def _add_session(
             break
         else:
             raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
+        if not isinstance(channel, ForeignChannel):
+            refuse_taken(loop, channel)
         session = Session(lambda session: Conversation(loop, channel, peer, session))
         conversation = conversation_of(session)
         loop.add(conversation)

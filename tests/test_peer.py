@@ -697,3 +697,29 @@ def test_nothing_that_is_open_is_copied(peer: IpcPeer, tmp_path: Any) -> None:
         assert listener.is_open
         session.notify(Note("works"))
         assert other.receive(20, expect=Note) == Note("works")
+
+
+def test_a_stream_belongs_to_one_session(peer: IpcPeer) -> None:
+    ours, theirs = socket.socketpair()
+    session, other = peer.create_socket_session(ours), peer.create_socket_session(theirs)
+    (read, far_write), (far_read, write) = os.pipe(), os.pipe()
+    session2 = peer.create_stream_session(write, read)
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    session3 = peer.create_process_session(process)
+    for again in (
+        lambda: peer.create_socket_session(ours),
+        lambda: peer.create_stream_session(write, read),
+        lambda: peer.create_stream_session(write, ours),
+        lambda: peer.create_process_session(process),
+    ):
+        with pytest.raises(InvalidStreamError, match="belongs to another session"):
+            again()
+    assert peer.sessions == (session, other, session2, session3)
+    other.notify(Note("works"))
+    assert session.receive(20, expect=Note) == Note("works")
+    peer.remove_session(session)
+    assert peer.create_socket_session(ours).is_open
+    for fd in (far_read, far_write):
+        os.close(fd)
+    session3.close()
+    process.wait(20)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 
+from ..errors import InvalidStreamError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..transports.channel import Channel
     from .loop import Loop
 
-__all__ = ["Inspection"]
+__all__ = ["Inspection", "refuse_taken"]
 
 CHECK_INTERVAL = 0.5  # seconds between two checks
 _CHECKED_AT_ONCE = 16  # conversations in one check, so that it costs the same with one or a thousand
@@ -45,3 +48,14 @@ class Inspection:
             listener.check()
         for pool in tuple(self._loop.pools):
             pool.check()
+
+
+def refuse_taken(loop: Loop, channel: Channel) -> None:
+    """Raise ``InvalidStreamError`` for a channel whose stream another task reads: each would get a part of what comes."""
+    for fd in channel.interest()[0]:
+        owner = loop.poller.owners.get(fd)
+        if owner is not None:
+            owner.check()  # its stream may be closed, and the number a new one's
+            if loop.poller.owners.get(fd) is owner:
+                text = f"descriptor {fd} belongs to another session of this peer"
+                raise InvalidStreamError(f"{text}; use that one, or call remove_session() with it first")
