@@ -70,12 +70,15 @@ def refuse_copy(thing: object) -> NoReturn:
     raise TypeError(f"{what} cannot be copied or pickled: it belongs to this process; make another where one is needed")
 
 
-def check_expect(expect: Any, name: str = "expect") -> None:
-    """Raise ``TypeError`` for what is no message class."""
-    if not isinstance(expect, type) or not issubclass(expect, Message):
+def check_expect(expect: Any, name: str = "expect") -> Any:
+    """Return a message class, also of ``Box[int]``; raise ``TypeError`` for anything else."""
+    origin = getattr(expect, "__origin__", None)
+    cls = origin if isinstance(origin, type) else expect
+    if not isinstance(cls, type) or not issubclass(cls, Message):
         raise TypeError(f"{name} must be a message class, not {expect!r:.100}")
-    if type(expect) is type:  # another metaclass may take it for something else
-        expectable.add(expect)
+    if type(cls) is type:  # another metaclass may take it for something else
+        expectable.add(cls)
+    return cls
 
 
 def check_plugin(kind: str, plugin: Any, *names: str) -> None:

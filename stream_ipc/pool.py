@@ -119,7 +119,7 @@ class WorkerPool:
             check_timeout(timeout)
         check_timeout(start_timeout)
         if hello is not None:
-            check_expect(hello, "hello")
+            hello = check_expect(hello, "hello")
         if on_session is not None and not callable(on_session):
             raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
         from .transports.spawn import check_command
@@ -212,7 +212,7 @@ class WorkerPool:
         if type(message) not in sendable:
             check_message(method, message)
         if expect is not Message:
-            check_expect(expect)
+            expect = check_expect(expect)
         if timeout is POOLS:
             timeout = self._peer.timeout if self._timeout is DEFAULT else self._timeout
         else:
@@ -301,7 +301,7 @@ class WorkerPool:
             for word, reply in zip(words, replies):
                 print(word, reply.result)
         """
-        check_expect(expect)
+        expect = check_expect(expect)
         _check_number("ahead", ahead, 1, None)
         if timeout is not POOLS:
             check_timeout(timeout)

@@ -191,7 +191,7 @@ class Session(Handling):
             check_message("request", message)
         try:
             if expect not in expectable:
-                check_expect(expect)
+                expect = check_expect(expect)
         except TypeError:  # also of what has no hash
             check_expect(expect)
             raise
@@ -302,7 +302,7 @@ class Session(Handling):
         """
         check_timeout(timeout)
         if expect is not Message:
-            check_expect(expect)
+            expect = check_expect(expect)
         kept = self._conversation.dispatcher.kept
         while True:  # again if a signal handler has turned, so that others stand there now
             entry = receive(self._conversation, timeout, expect)

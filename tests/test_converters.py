@@ -27,7 +27,7 @@ from typing import Any, Dict, Generic, Iterator, List, NamedTuple, TypeVar
 
 import pytest
 
-from stream_ipc import IpcPeer, ResponsePromise, Session, registry
+from stream_ipc import IpcPeer, ResponsePromise, Session, UnexpectedReplyError, registry
 from stream_ipc.advice import advice, converter_line
 from stream_ipc.classes import source
 from stream_ipc.errors import SerializationError
@@ -701,6 +701,20 @@ def test_generic_messages_travel(serializer: Any) -> None:
                 back = serializer.deserialize(serializer.serialize(maker([inner[int](5)])))
                 assert (type(back.x[0]), back.x[0].x) == (inner, 5)
             assert not hasattr(back, "__orig_class__")
+
+
+def test_a_generic_class_may_be_expected_with_its_parameters() -> None:
+    with IpcPeer() as peer:
+        a, b = peer.create_session_pair()
+        b.on_request(lambda tray: tray)
+        assert a.request(Tray(5), expect=Tray[int]).wait().x == 5
+        with pytest.raises(UnexpectedReplyError):
+            a.request(Tray(5), expect=Plate[int]).wait()
+        a.notify(Plate(1))
+        a.notify(Tray(2))
+        assert b.receive(20, expect=Tray[int]).x == 2
+        with pytest.raises(TypeError, match=r"a message class, not .*Bag\[int\]"):
+            a.request(Tray(5), expect=Bag[int])  # type: ignore[type-var]
 
 
 # --- enums as messages ----------------------------------------------------------------------------------------
