@@ -1404,3 +1404,11 @@ def test_an_object_that_raises_stop_iteration_has_failed(peer: IpcPeer, method: 
             session.notify(Note("a"))
     tick_until(lambda: not session.is_open, peer)
     assert "StopIteration" in str(session.reason)
+
+
+@pytest.mark.parametrize("says", [-1, 10_000, "three", b"abc"])
+def test_object_that_does_not_say_how_much_it_took_is_to_blame(peer: IpcPeer, says: Any) -> None:
+    stream = TakesNothing(says)
+    session = peer.create_stream_session(stream, stream)  # type: ignore[arg-type]
+    with pytest.raises(StreamClosedError, match=r"TakesNothing.* cannot be written: write\(\) returned .*; it must return"):
+        session.notify(Note("a"))

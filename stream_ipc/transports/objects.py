@@ -179,7 +179,8 @@ class ObjectWriteEnd(_ObjectEnd):
             raise BlockingIOError
         if not isinstance(taken, int) or not 0 <= taken <= size:
             self._taken = None
-            raise OSError(f"{describe_stream(self.stream)}.write() returned {taken!r:.50} for {size} bytes")
+            text = f"write() returned {taken!r:.50} for {size} bytes; it must return how many it took, or None"
+            raise self._failed(OSError(text))
         # atomic: no calls
         self._taken = None
         return taken
