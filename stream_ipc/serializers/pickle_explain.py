@@ -8,7 +8,8 @@ from __future__ import annotations
 from itertools import chain
 
 from .. import registry
-from ..errors import SerializationError, describe
+from ..errors import SerializationError, article, describe
+from ..messages import Message
 from .pickle_objects import ATOMS, enum_key
 from .values import reducer_of
 
@@ -21,6 +22,10 @@ __all__ = ["explain"]
 
 def explain(message: Any, exc: Exception) -> SerializationError:
     """Return the error to raise for a message for which the pickler has raised ``exc``, or raise that if it says all."""
+    if not isinstance(message, Message):
+        return SerializationError(
+            f"{article(type(message))} cannot be sent by itself: only messages can; derive a class from Message"
+        )
     if isinstance(exc, RecursionError):
         return SerializationError(f"{type(message).__name__} cannot be sent: it contains itself or is nested too deeply")
     try:
