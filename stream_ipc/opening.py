@@ -11,7 +11,7 @@ from itertools import starmap
 from . import log
 from .arguments import DEFAULT, PIPE, check_timeout
 from .core.conversation import Conversation
-from .core.inspection import refuse_taken
+from .core.inspection import refuse_streams, refuse_transport
 from .session import Session, conversation_of
 from .transports.message_transport import ForeignChannel
 from .transports.socket_channel import check_socket, is_tls, socket_channel
@@ -205,6 +205,7 @@ class SessionOpener:
 
         Raises:
             TypeError: It lacks a method.
+            InvalidStreamError: A session of this peer talks over it.
         """
         return _add_session(self, transport, lambda: channel_of(transport) or ForeignChannel(transport))
 
@@ -353,22 +354,20 @@ class SessionOpener:
 def _add_session(
     peer: SessionOpener, given: Any, make: Callable[[], Channel], on_session: Callable[[Session], Any] | None = None
 ) -> Session:
-    """Add a session to a peer, over the channel that a function makes of what was given.
-
-    It is handed to ``on_session`` first of all.
-    """
+    """Add a session to a peer, over the channel that a function makes of what was given; ``on_session`` gets it first."""
     loop = peer._loop
     loop.check_open()
     outer = loop.enter()
     channel: Any = None
     conversation = None
     try:
+        refuse_transport(loop, given)
         for channel in starmap(make, ((),)):  # stored before a signal is looked at
             break
         else:
             raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
         if not isinstance(channel, ForeignChannel):
-            refuse_taken(loop, channel)
+            refuse_streams(loop, channel)
         session = Session(lambda session: Conversation(loop, channel, peer, session))
         conversation = conversation_of(session)
         loop.add(conversation)

@@ -11,6 +11,7 @@ import pytest
 from stream_ipc import (
     ErrorMessage,
     FrameTooLargeError,
+    InvalidStreamError,
     IpcPeer,
     LogMessage,
     Message,
@@ -941,3 +942,20 @@ def test_a_failure_that_lasts_is_not_reported_without_end(peer: IpcPeer, has_des
     clock.now += 0.0101
     assert session.receive(0) == LogMessage("at last")
     assert session.is_open and len(seen) == 9
+
+
+@pytest.mark.parametrize("of_streams", [False, True])
+def test_a_transport_that_a_session_talks_over_is_refused(peer: IpcPeer, of_streams: bool) -> None:
+    one, two = os.pipe(), os.pipe()
+    transport: Any = StreamTransport(one[1], [two[0]], PickleMessageSerializer()) if of_streams else Memory()
+    session = peer.create_session(transport)
+    with pytest.raises(InvalidStreamError, match="belongs to another session of this peer"):
+        peer.create_session(transport)
+    assert peer.sessions == (session,)
+    session.notify(Note("still works"))
+    assert not session.queued_bytes and session.is_open
+    peer.remove_session(session)
+    if not of_streams:
+        assert peer.create_session(transport).is_open
+    for fd in (*one, *two):
+        os.close(fd)
