@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import importlib
 import inspect
 import os
@@ -318,6 +319,7 @@ class Alarms:
             raise self.kind
 
     def __enter__(self) -> "Alarms":
+        gc.collect()  # or an alarm may come in a weak reference's callback of what other tests have left, where it is lost
         self._old: Any = signal.signal(signal.SIGALRM, self._ring)
         signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
         return self
