@@ -46,8 +46,8 @@ def _await(conversation: Conversation, wanted: Wanted, limit: float | None) -> b
     waiting = conversation.dispatcher.kept.waiting
     try:
         waiting.append(wanted)
-        if conversation.dispatcher.kept.find(wanted.expect) is not None:  # a signal handler has turned meanwhile
-            return True
+        if conversation.dispatcher.kept.find(wanted.expect) is not None or not conversation.is_open:
+            return True  # a signal handler has turned, or closed the session, meanwhile
         conversation.loop.run(wanted, limit)
         if not wanted.settled and conversation.is_open:
             take_notification(conversation, wanted, limit)
