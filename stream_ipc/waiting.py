@@ -220,12 +220,10 @@ class _AsCompleted(_Loops):
 
     Attributes:
         settled: Whether one has settled that was not taken yet; what a loop's ``run`` looks at.
-        needs_no_session: Whether to wait though nothing is open.
     """
 
     def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
         super().__init__(promises, timeout)
-        self.needs_no_session = False
         self._timeout = timeout
         self._began = next_moment()
         self._first: ResponsePromise[Any] | None = first_settled(self.given)  # maybe nobody asks for another
@@ -298,8 +296,7 @@ class _AsCompleted(_Loops):
         """Be told of each promise that settles from now on, and find those that have settled."""
         self._unwatch()
         given = tuple(self._left)  # a signal handler may turn, and so change it
-        requesters = set(map(requester_of, given))
-        for requester in requesters:
+        for requester in set(map(requester_of, given)):
             watchers = requester.replies.watchers
             watcher = _Reference(self, watchers.discard)
             self._watched.append((watchers, watcher))
@@ -308,7 +305,6 @@ class _AsCompleted(_Loops):
             self.note(promise)
         self.concern(given)
         self._watching = True
-        self.needs_no_session = any([requester.needs_no_session for requester in requesters])
 
     def _order(self, promise: ResponsePromise[Any]) -> int:
         return max(int(pending_of(promise).settled), self._began)

@@ -1,6 +1,6 @@
 """What ``Loop.run`` may be told to wait for, besides promises.
 
-A condition is anything with the attributes ``settled`` and ``needs_no_session``. Knows the loop.
+A condition is anything with an attribute ``settled``. Knows the loop.
 """
 
 from __future__ import annotations
@@ -15,17 +15,12 @@ __all__ = ["Until", "wait_for", "within"]
 
 
 class Until:
-    """A condition in the form that ``Loop.run`` waits for.
+    """A condition in the form that ``Loop.run`` waits for."""
 
-    Attributes:
-        needs_no_session: Whether it may come to hold though nothing is open.
-    """
+    __slots__ = ("_condition",)
 
-    __slots__ = ("_condition", "needs_no_session")
-
-    def __init__(self, condition: Callable[[], bool], needs_no_session: bool = False) -> None:
+    def __init__(self, condition: Callable[[], bool]) -> None:
         self._condition = condition
-        self.needs_no_session: bool = needs_no_session
 
     @property
     def settled(self) -> bool:
@@ -38,10 +33,7 @@ class _Awaited:
 
     Attributes:
         settled: Whether it is ready.
-        needs_no_session: The wait makes sense though there is no conversation.
     """
-
-    needs_no_session = True
 
     def __init__(self) -> None:
         self.settled = False

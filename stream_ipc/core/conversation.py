@@ -58,10 +58,7 @@ class Conversation:
         replies: Its pending requests.
         on_close: Handlers of its end.
         name: What texts call it.
-        needs_no_session: Whether its requests may settle though nothing is open.
     """
-
-    needs_no_session: bool = False
 
     def __init__(self, loop: Loop, channel: Channel, peer: Any, session: Any) -> None:
         self.loop = loop

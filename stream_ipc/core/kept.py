@@ -38,8 +38,6 @@ class Wanted:
         settled: Whether there is one, or there will never be.
     """
 
-    needs_no_session = False
-
     def __init__(self, expect: type) -> None:
         self.expect = expect
         self.settled = False

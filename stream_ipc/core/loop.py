@@ -251,7 +251,7 @@ class Loop(Guard):
                     last_look = limit <= now
                     wait = 0
                 if todo or self.has_chores:
-                    if until is not None and not (self.conversations or until.needs_no_session):
+                    if until is not None and until.settled:  # a signal handler may have closed its session
                         return count
                     wait = self._prepare(wait, starving)
                 if until is None and self.waker.called:

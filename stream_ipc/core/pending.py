@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         """Who has sent a request: a conversation, or the desk of a pool."""
 
         loop: Loop
-        needs_no_session: bool  # whether its requests may settle though nothing is open
         replies: Any  # with ``watchers`` of all requests, and ``cancel(pending)``
 
         def request(self, promise: Any, message: Message, timeout: float | None, expect: type, /) -> Any: ...
@@ -62,7 +61,6 @@ class Pending(Base):
 
     __slots__ = ("callbacks", "deadline", "expect", "id", "loop", "outcome", "owner", "settled", "timeout", "watchers")
 
-    needs_no_session = False
     if not TYPE_CHECKING:
         __hash__ = object.__hash__  # that of a weak reference asks what it refers to
         __eq__ = object.__eq__

@@ -57,8 +57,6 @@ class Ticket(Pending):
 
     __slots__ = ("message", "optional", "tries", "worker")
 
-    needs_no_session = True  # it settles though nothing is open: a worker is still to be started
-
     owner: Desk
     message: Message
     worker: Holder | None
@@ -110,8 +108,6 @@ class Desk:
         settling: Final errors that an interruption may have kept from being told.
     """
 
-    needs_no_session: bool = True
-
     def __init__(self, loop: Loop, peer: Any, name: str, crew: Crew) -> None:
         self.loop = loop
         self.name = name
@@ -159,7 +155,7 @@ class Desk:
 
     def run_until(self, condition: Callable[[], bool]) -> None:
         """Turn until a condition holds."""
-        self.loop.run(Until(condition, needs_no_session=True))
+        self.loop.run(Until(condition))
 
     @property
     def pending(self) -> int:
