@@ -120,7 +120,7 @@ class Mapped:
                 ticket: Any = pending_of(promise)
                 ticket.optional = True
                 if not self._ordered:
-                    ticket.watch(ticket.owner.loop, self._ready.append)
+                    ticket.watch(self._ready.append)
                 # atomic: no calls
                 queue += (ticket,)
                 under_way[promise] = None

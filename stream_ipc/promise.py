@@ -44,10 +44,9 @@ class ResponsePromise(Generic[M_co]):
     outlives its session: what is settled stays so.
     """
 
-    __slots__ = ("__weakref__", "_pending", "_requester")
+    __slots__ = ("__weakref__", "_pending")
 
     if TYPE_CHECKING:
-        _requester: Requester
         _pending: Pending
 
     def __repr__(self) -> str:
@@ -88,7 +87,7 @@ class ResponsePromise(Generic[M_co]):
         Never blocks and runs no handlers.
         """
         pending = self._pending
-        if not pending.settled and pending.deadline is not None and self._requester.loop.clock() >= pending.deadline:
+        if not pending.settled and pending.deadline is not None and pending.requester.loop.clock() >= pending.deadline:
             # A reply may lie in the stream: then wait() would still find it.
             return True
         return pending.settled != 0
@@ -122,7 +121,7 @@ class ResponsePromise(Generic[M_co]):
         if not pending.settled:
             if timeout is not None:
                 check_timeout(timeout)
-            self._requester.wait(pending, timeout)
+            pending.requester.wait(pending, timeout)
         outcome = pending.outcome
         if isinstance(outcome, BaseException):
             raise outcome.with_traceback(None)
@@ -151,9 +150,9 @@ class ResponsePromise(Generic[M_co]):
         """
         if not callable(function):
             raise TypeError(f"add_done_callback() takes a function, not {function!r:.100}")
-        loop = self._requester.loop
-        loop.check_entry()
-        self._pending.call_back(loop, function, self)
+        pending = self._pending
+        pending.requester.loop.check_entry()
+        pending.call_back(function, self)
 
     def cancel(self) -> bool:
         """Give the request up; a late reply is discarded.
@@ -167,8 +166,9 @@ class ResponsePromise(Generic[M_co]):
         Raises:
             RuntimeError: Another thread is using the peer, or this is a fork.
         """
-        self._requester.loop.check_entry()
-        cancelled: bool = self._requester.replies.cancel(self._pending)
+        pending = self._pending
+        pending.requester.loop.check_entry()
+        cancelled: bool = pending.requester.replies.cancel(pending)
         return cancelled
 
 
@@ -177,13 +177,12 @@ def request(
 ) -> ResponsePromise[M_co]:
     """Send a request; returns its promise."""
     promise: ResponsePromise[M_co] = _new(ResponsePromise)
-    promise._requester = requester
     promise._pending = requester.request(promise, message, timeout, expect)
     return promise
 
 
 def _pass_on(promise: ResponsePromise[Any], owed: Owed) -> None:
-    owed.follow(promise._pending, promise, promise._requester.loop)
+    owed.follow(promise._pending, promise)
 
 
 DEFERRERS[ResponsePromise] = _pass_on
@@ -207,5 +206,5 @@ def stray_stop(exc: StopIteration) -> RuntimeError:
     return RuntimeError("a handler has raised StopIteration, which would have ended this iterator")
 
 
-requester_of: Callable[[Any], Any] = attrgetter("_requester")
+requester_of: Callable[[Any], Any] = attrgetter("_pending.requester")
 pending_of: Callable[[Any], Any] = attrgetter("_pending")

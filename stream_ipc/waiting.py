@@ -83,8 +83,7 @@ class _Loops:
                 self._turn_all(until)  # a peer that is closed has settled its promises
             if self._limit is not None and self._clock is not None and self._clock() >= self._limit:
                 if not until.settled:
-                    left = tuple(promises)
-                    take_replies(zip(map(requester_of, left), map(pending_of, left)), self._limit)
+                    take_replies(map(pending_of, tuple(promises)), self._limit)
                 return bool(until.settled)
         return True
 

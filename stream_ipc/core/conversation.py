@@ -71,7 +71,7 @@ class Conversation:
         self.reason: StreamClosedError | None = None
         self.due: float | None = None
         self.name: str = channel.describe()
-        self.replies: Replies = Replies(self.name, peer.id_generator, self._silence_hint)
+        self.replies: Replies = Replies(self, self._silence_hint)
         self.on_close: HandlerList = HandlerList("on_close", most=1)
         self.dispatcher: Dispatcher = Dispatcher(self, session)
         self.port: Port = Port(loop, channel, self.dispatcher)
@@ -181,7 +181,7 @@ class Conversation:
         loop.run(pending, limit)
         if pending.settled:
             return
-        take_replies([(self, pending)], limit)
+        take_replies([pending], limit)
         if pending.settled:
             return
         if pending.deadline is not None and loop.clock() >= pending.deadline:

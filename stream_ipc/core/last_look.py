@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .conversation import Conversation
     from .kept import Wanted
-    from .pending import Pending, Requester
+    from .pending import Pending
     from .port import Port
 
 __all__ = ["read_replies", "take_notification", "take_replies", "write_queued"]
@@ -27,16 +27,16 @@ _TIMES = 128  # so that a last look takes at most so many pauses
 _PAUSE = 0.01  # seconds that the other side may take from one time to the next
 
 
-def take_replies(requests: Iterable[tuple[Requester, Pending]], limit: float | None) -> None:
+def take_replies(requests: Iterable[Pending], limit: float | None) -> None:
     """Take the replies that had come in time though this process could not read them.
 
     Args:
-        requests: What is waited for, and who has sent it.
+        requests: What is waited for.
         limit: Until when, by the loops' clock.
     """
     waiting: dict[Conversation, list[Pending]] = {}
-    for requester, pending in requests:
-        conversation = requester.conversation_of(pending)
+    for pending in requests:
+        conversation = pending.requester.conversation_of(pending)
         if conversation is not None:
             waiting.setdefault(conversation, []).append(pending)
     for conversation, sent in waiting.items():

@@ -84,7 +84,7 @@ class Owed:
         """Whether the requester can still get it."""
         return self._responder is not None and self._responder.is_writable
 
-    def follow(self, pending: Pending, promise: Any, loop: Loop) -> None:
+    def follow(self, pending: Pending, promise: Any) -> None:
         """Pass on the outcome of a request. An interrupted call can be made again."""
         self.pending = pending
         if pending.settled:
@@ -93,8 +93,8 @@ class Owed:
         self._promise = promise  # which stays alive until then
         pending.unwatch(self.call_later)
         pending.unwatch(self._settled)
-        pending.watch(loop, self.call_later)
-        pending.watch(loop, self._settled)
+        pending.watch(self.call_later)
+        pending.watch(self._settled)
 
     def _settled(self, promise: Any) -> None:
         self.go_on()

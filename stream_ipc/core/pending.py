@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         """Who has sent a request: a conversation, or the desk of a pool."""
 
         loop: Loop
-        replies: Any  # with ``watchers`` of all requests, and ``cancel(pending)``
+        replies: Any  # with ``cancel(pending)``, and ``watchers``: weak references to what is to note each that settles
 
         def request(self, promise: Any, message: Message, timeout: float | None, expect: type, /) -> Any: ...
 
@@ -53,13 +53,12 @@ class Pending(Base):
         deadline: When the reply must be there, in the time of the loop's clock; None for no limit.
         settled: 0 until the outcome is known; then the moment at which it became known, by ``next_moment``.
         outcome: The reply, or the error in its place; None until it has settled.
-        owner: Has the set ``watchers`` of what watches all its requests.
+        requester: Who has sent it.
         watchers: Functions that are called with the promise when it settles, or None.
         callbacks: The same, of users, each with the promise, which they keep alive; not there unless there are watchers.
-        loop: The loop that calls these.
     """
 
-    __slots__ = ("callbacks", "deadline", "expect", "id", "loop", "outcome", "owner", "settled", "timeout", "watchers")
+    __slots__ = ("callbacks", "deadline", "expect", "id", "outcome", "requester", "settled", "timeout", "watchers")
 
     if not TYPE_CHECKING:
         __hash__ = object.__hash__  # that of a weak reference asks what it refers to
@@ -74,8 +73,7 @@ class Pending(Base):
     outcome: Any
     watchers: list[Callable[[Any], Any]] | None
     callbacks: list[tuple[Callable[[Any], Any], Any]] | None
-    loop: Loop
-    owner: Any
+    requester: Requester
 
     @property
     def is_dropped(self) -> bool:
@@ -87,7 +85,7 @@ class Pending(Base):
         if not self.settled:
             self.outcome = error
             self.settled = next_moment()
-        if self.watchers is not None or self.owner.watchers:
+        if self.watchers is not None or self.requester.replies.watchers:
             self.tell()
 
     def tell(self) -> None:
@@ -98,9 +96,10 @@ class Pending(Base):
         watchers = self.watchers
         watched = watchers is not None and (len(watchers) > 0 or self.callbacks is not None)
         if watched:
-            self.loop.later[self] = None
+            self.requester.loop.later[self] = None
         promise = self()
-        for reference in self.owner.watchers.copy():  # the garbage collector may change the set, but not while it is copied
+        # A copy, because the garbage collector may change the set, but not while it is copied.
+        for reference in self.requester.replies.watchers.copy():
             waiting = reference()
             if waiting is not None:
                 waiting.note(promise)
@@ -119,7 +118,7 @@ class Pending(Base):
 
     def go_on(self) -> None:
         """Call the users' functions that watch it, unless none may run now: then a later turn does."""
-        loop = self.loop
+        loop = self.requester.loop
         if self.watchers:
             self.tell()
             return
@@ -139,17 +138,15 @@ class Pending(Base):
         self.watchers = None
         loop.later.pop(self, None)
 
-    def watch(self, loop: Loop, watcher: Callable[[Any], Any]) -> None:
-        """Have a function called with the promise when it settles, by that loop at the latest."""
-        self.loop = loop
+    def watch(self, watcher: Callable[[Any], Any]) -> None:
+        """Have a function called with the promise when it settles, by the requester's loop at the latest."""
         if self.watchers is None:
             self.callbacks = None
             self.watchers = []
         self.watchers.append(watcher)
 
-    def call_back(self, loop: Loop, function: Callable[[Any], Any], promise: Any) -> None:
+    def call_back(self, function: Callable[[Any], Any], promise: Any) -> None:
         """Have a user's function called with the promise, which stays alive until then: when it settles, or now."""
-        self.loop = loop
         if self.watchers is None:
             self.callbacks = None
             self.watchers = []

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..messages import Message
+    from .conversation import Conversation
 
 __all__ = ["Replies"]
 
@@ -35,8 +36,7 @@ class Replies:
     costs nothing for its deadline as long as it is answered.
 
     Args:
-        name: What texts call the conversation.
-        ids: What makes the ids, for error texts.
+        conversation: Who sends the requests.
         hint: Returns what a timeout's text ends with.
 
     Attributes:
@@ -44,11 +44,12 @@ class Replies:
         watchers: Weak references to what has a method ``note``, which gets each promise that settles.
     """
 
-    def __init__(self, name: str, ids: Any, hint: Callable[[], str]) -> None:
-        self.name = name
+    def __init__(self, conversation: Conversation, hint: Callable[[], str]) -> None:
         self.due: float = math.inf
         self.watchers: set[ref[Any]] = set()
-        self._ids = ids
+        self._conversation = conversation
+        self._name = conversation.name
+        self._ids = ids = conversation.peer.id_generator
         generate: Callable[[], Any] = ids.generate
         self._new_id: Callable[[], str] = partial(self._checked, generate) if needs_check(ids) else generate
         self._hint = hint
@@ -75,7 +76,7 @@ class Replies:
         pending.timeout = timeout
         pending.deadline = deadline
         pending.settled = 0
-        pending.owner = self
+        pending.requester = self._conversation
         pending.outcome = pending.watchers = None
         table[id] = pending
         return pending
@@ -144,7 +145,7 @@ class Replies:
         except TypeError:  # unhashable, from a serializer that does not check
             pending = None
         if pending is None:
-            log.debug("session %s: late reply to request %.128r dropped: nobody waits for it", self.name, id)
+            log.debug("session %s: late reply to request %.128r dropped: nobody waits for it", self._name, id)
             return False
         error: Exception | None = None
         try:
@@ -171,7 +172,7 @@ class Replies:
         if isinstance(reply, ErrorMessage):
             return RemoteError(printable(str(reply)))
         text = f"the reply to request {pending.id} is {article(type(reply))}, and the request expected"
-        return UnexpectedReplyError(f"{text} {article(pending.expect)} ({self.name})", reply)
+        return UnexpectedReplyError(f"{text} {article(pending.expect)} ({self._name})", reply)
 
     def fail(self, id: Any, error: BaseException) -> None:
         """Take an error in place of a reply."""
@@ -220,7 +221,7 @@ class Replies:
         error = IpcError(f"request {pending.id} was cancelled by this side")
         moment = next_moment()
         if pending.watchers is not None:
-            pending.loop.later[pending] = None
+            self._conversation.loop.later[pending] = None
         # atomic: no calls
         cancelled = not pending.settled  # a signal handler may have turned
         if cancelled:
@@ -234,7 +235,7 @@ class Replies:
 
     def silence(self, pending: Pending, timeout: float | None) -> str:
         """Return the text of a timeout."""
-        return f"no reply to request {pending.id} within {timeout} s ({self.name})"
+        return f"no reply to request {pending.id} within {timeout} s ({self._name})"
 
     def time_out(self, pending: Pending) -> None:
         """Fail a request because no reply came in time."""

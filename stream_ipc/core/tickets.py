@@ -48,7 +48,7 @@ class Ticket(Pending):
     """A task and, once it has settled, its outcome.
 
     Attributes:
-        owner: The desk that has made it.
+        requester: The desk that has made it.
         message: The task.
         worker: Who has it; None while it is queued and once it has settled.
         tries: How often it was begun and came to nothing.
@@ -57,7 +57,7 @@ class Ticket(Pending):
 
     __slots__ = ("message", "optional", "tries", "worker")
 
-    owner: Desk
+    requester: Desk
     message: Message
     worker: Holder | None
     tries: int
@@ -74,8 +74,8 @@ class Ticket(Pending):
         return not self.settled and not (self.optional and self() is None)
 
     def tell(self) -> None:
-        """Give it back to its owner, and call the functions that watch it. An interrupted call can be made again."""
-        desk = self.owner
+        """Give it back to its desk, and call the functions that watch it. An interrupted call can be made again."""
+        desk = self.requester
         if self.worker is not None:
             desk.crew.returned(self)
         if self.watchers or self.callbacks is not None or desk.watchers:
@@ -85,7 +85,7 @@ class Ticket(Pending):
 
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it is tried again. An interrupted call can be made again."""
-        desk = self.owner
+        desk = self.requester
         if self.worker is None or desk.crew.failed(self, error):
             Pending.fail(self, error)
             desk.settling.pop(self, None)
@@ -136,7 +136,7 @@ class Desk:
         ticket.watchers = []  # so that it is told in any case
         ticket.optional = False
         ticket.settled = ticket.tries = 0
-        ticket.owner = self
+        ticket.requester = self
         return ticket
 
     def wait(self, ticket: Ticket, timeout: float | None) -> None:
@@ -149,7 +149,7 @@ class Desk:
         limit = None if timeout is None else loop.clock() + timeout
         loop.run(ticket, limit)
         if not ticket.settled:
-            take_replies([(self, ticket)], limit)
+            take_replies([ticket], limit)
         if not ticket.settled:
             raise TimeoutError(f"no reply to task {ticket.id} within {timeout} s ({self.name}); it is still pending")
 
