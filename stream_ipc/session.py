@@ -16,7 +16,7 @@ from .arguments import (
     refuse_copy,
     sendable,
 )
-from .core.conversation import CLOSED, FORKED, Conversation
+from .core.conversation import Conversation
 from .core.flow_control import flush
 from .core.receiving import receive
 from .handling import Handling
@@ -61,11 +61,10 @@ class Session(Handling):
         try:
             conversation = self._conversation
             reason = conversation.reason or conversation.channel.inputs.ended
-            if conversation.state is FORKED:
-                reason = None
-            why = "" if reason is None else f" ({conversation.short(reason)})"
+            state = conversation.state
+            why = "" if reason is None or state == "forked" else f" ({conversation.short(reason)})"
             return (
-                f"<Session {conversation.name} {conversation.state}{why} pending={len(conversation.replies)}"
+                f"<Session {conversation.name} {state}{why} pending={len(conversation.replies)}"
                 f" inbox={len(conversation.dispatcher.inbox)} queued={conversation.outbox.queued_bytes}>"
             )
         except Exception:  # half made
@@ -333,7 +332,7 @@ class Session(Handling):
         conversation = self._conversation
         if timeout is not None and timeout != 0:
             check_timeout(timeout)
-        if conversation.state is CLOSED:
+        if conversation.reason is not None:
             conversation.close()  # what an interruption has left
             raise conversation.closed_error()
         return conversation.loop.tick(timeout)

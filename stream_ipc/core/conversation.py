@@ -28,17 +28,13 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .pending import Pending
 
-__all__ = ["CLOSED", "CLOSING", "FORKED", "OPEN", "Conversation"]
-
-# What a conversation is doing. Texts and no enum, whose class takes long to make.
-OPEN, CLOSING, CLOSED = "open", "closing", "closed"
-FORKED = "forked"  # this is the copy in a forked process
+__all__ = ["Conversation"]
 
 
 class Conversation:
     """One conversation.
 
-    Owns its state and the reason why it is closed.
+    Owns whether it is open, and the reason why it is closed.
 
     Args:
         loop: What drives it.
@@ -47,9 +43,8 @@ class Conversation:
         session: What handlers get.
 
     Attributes:
-        state: ``OPEN``, ``CLOSING``, ``CLOSED`` or ``FORKED``.
-        is_open: Whether the state is ``OPEN``.
-        reason: Why it is closed, or None.
+        is_open: Whether closing has not begun yet.
+        reason: Why it is closed, or None; also of the copy in a forked process.
         due: When closing has to be done, by the loop's clock; None for the usual bounds.
         outbox: What is queued to be written.
         dispatcher: Works off its inbox.
@@ -66,7 +61,6 @@ class Conversation:
         self.outbox: Any = channel.outbox
         self.peer = peer
         self.session = session
-        self.state: str = OPEN
         self.is_open: bool = True
         self.reason: StreamClosedError | None = None
         self.due: float | None = None
@@ -79,6 +73,15 @@ class Conversation:
         self.batches: Batches = Batches(loop, self.port)
         self._closing: Closing | None = None
         self._writes_until: float | None = None  # how long an ended stream is kept for what is still to be written
+
+    @property
+    def state(self) -> str:
+        """What it is doing, in a word."""
+        if self.is_open:
+            return "open"
+        if self.reason is None:
+            return "closing"
+        return "closed" if self._closing is not None else "forked"
 
     @property
     def is_writable(self) -> bool:
@@ -202,7 +205,7 @@ class Conversation:
         if self._writes_until is not None and now >= self._writes_until:
             loop.mark(self.dispatcher)
         replies = self.replies
-        if now >= replies.due and self.state is OPEN:
+        if now >= replies.due and self.is_open:
             arrived = read_replies(self, replies.due)
             if replies.expire(now, arrived):
                 loop.progress += 1
@@ -258,10 +261,7 @@ class Conversation:
         """
         loop = self.loop
         closing = self._closing
-        if loop.forked:
-            self.state = CLOSED
-            return
-        if closing is not None and closing.is_done and closing.teardown is None:
+        if loop.forked or (closing is not None and closing.is_done and closing.teardown is None):
             return
         outer = loop.enter()
         try:
@@ -285,11 +285,8 @@ class Conversation:
 
     def begin_close(self) -> None:
         """Stop taking messages; write what is queued as far as it goes."""
-        if self.state is OPEN:
-            # atomic: no calls
-            self.state = CLOSING
+        if self.is_open:
             self.is_open = False
-
             self.port.look_for_end()
             self.port.flush()
 
@@ -323,7 +320,6 @@ class Conversation:
             closing = Closing(self, release, blocks)
             self.loop.repairs[self] = None
             # atomic: no calls
-            self.state = CLOSED
             self.is_open = False
             self.reason = reason
             self._closing = closing
@@ -340,9 +336,8 @@ class Conversation:
     def abandon(self) -> None:
         """Close the copies of the descriptors in a forked process."""
         reason = StreamClosedError("this is a forked copy of the session; make a new IpcPeer in this process")
-        if self.state is not CLOSED:
+        if self._closing is None:
             # atomic: no calls
-            self.state = FORKED
             self.is_open = False
             self.reason = reason
 
