@@ -17,7 +17,6 @@ from .dispatcher import Dispatcher
 from .flow_control import FLUSH_BOUND, HIGH_WATER, flush_bound, make_room
 from .last_look import read_replies, take_replies
 from .loop import MAX_DEPTH
-from .port import Port
 from .replies import Replies
 
 TYPE_CHECKING = False
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from ..transports.channel import Channel
     from .loop import Loop
     from .pending import Pending
+    from .port import Port
 
 __all__ = ["Conversation"]
 
@@ -68,8 +68,7 @@ class Conversation:
         self.replies: Replies = Replies(self, self._silence_hint)
         self.on_close: HandlerList = HandlerList("on_close", most=1)
         self.dispatcher: Dispatcher = Dispatcher(self, session)
-        self.port: Port = Port(loop, channel, self.dispatcher)
-        self.dispatcher.bind()
+        self.port: Port = self.dispatcher.port
         self.batches: Batches = Batches(loop, self.port)
         self._closing: Closing | None = None
         self._writes_until: float | None = None  # how long an ended stream is kept for what is still to be written

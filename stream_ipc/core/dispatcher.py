@@ -20,6 +20,7 @@ from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..transports.channel import EndOfStream
 from .items import Answer, Delivery, Failure, Opening, take_out
 from .kept import Kept
+from .port import Port
 from .responder import Responder
 
 TYPE_CHECKING = False
@@ -30,22 +31,26 @@ if TYPE_CHECKING:
     from ..handlers import Handler
     from .conversation import Conversation
     from .kept import Entry
-    from .port import Port
 
 __all__ = ["Dispatcher"]
 
 _AHEAD = 64  # replies that a wait settles behind its own at most
+
 
 class Dispatcher:
     """Works off the inbox of one conversation.
 
     Owns the inbox, and the handlers of notifications and failures.
 
+    Args:
+        conversation: Has its loop, its channel and its replies by now, and lacks what is made here.
+        session: What handlers get.
+
     Attributes:
         inbox: Messages, errors that stand for messages, and other items, in order.
         on_message: Handlers of notifications.
         on_exception: Handlers of failures of the stream.
-        port: Moves the bytes; set by the conversation.
+        port: Moves the bytes.
         kept: Notifications for calls of ``receive``.
         responder: Answers requests.
     """
@@ -55,9 +60,14 @@ class Dispatcher:
         self.on_message: HandlerList = HandlerList("on_message", of_messages=True)
         self.on_exception: HandlerList = HandlerList("on_exception")
         self.kept: Kept = Kept(conversation.name, self.inbox)
-        self.responder: Responder = Responder(conversation, self, session)
         self._conversation = conversation
         self._session = session
+        self._loop = conversation.loop
+        self._channel = conversation.channel
+        self._inputs = conversation.channel.inputs
+        self._replies = conversation.replies
+        self.responder: Responder = Responder(conversation, self, session)
+        self.port: Port = Port(self._loop, self._channel, self)
         self._by_class = self.on_message.by_class
         self._scanned = 0  # how much of the inbox settle_replies has seen, as long as the last of that stands where it was
         self._last_scanned: Any = None
@@ -72,16 +82,6 @@ class Dispatcher:
             Failure: self._stream_failed,
             EndOfStream: self._end,
         }
-
-    def bind(self) -> None:
-        """Look up what is asked for with each message, once the conversation is complete."""
-        conversation = self._conversation
-        self._loop = conversation.loop
-        self._channel = conversation.channel
-        self._inputs = conversation.channel.inputs
-        self._replies = conversation.replies
-        self.port: Port = conversation.port
-        self.responder.bind()
 
     @property
     def awaits_replies(self) -> bool:

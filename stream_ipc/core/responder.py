@@ -38,14 +38,13 @@ class Responder:
     Owns the handlers of requests.
 
     Args:
-        conversation: Whose requests; complete once ``bind`` is called.
-        dispatcher: Has the inbox in which requests stand.
+        conversation: Whose requests.
+        dispatcher: Has the inbox in which requests stand, and the port.
         session: What handlers get.
 
     Attributes:
         on_request: Handlers of requests.
         owed: Replies that handlers have put off.
-        port: Moves the bytes; set by ``bind``.
     """
 
     def __init__(self, conversation: Conversation, dispatcher: Dispatcher, session: Any) -> None:
@@ -55,13 +54,14 @@ class Responder:
         self.owed: OwedReplies = OwedReplies(self)
         self._inbox: deque[Any] = dispatcher.inbox
         self._session = session
+        self._loop = conversation.loop
+        self._channel = conversation.channel
+        self._outbox = conversation.channel.outbox
 
-    def bind(self) -> None:
-        """Look up what is asked for with each message, once the conversation is complete."""
-        self._loop = self._conversation.loop
-        self._channel = self._conversation.channel
-        self._outbox = self._channel.outbox
-        self.port: Port = self._conversation.port
+    @property
+    def port(self) -> Port:
+        """What moves the bytes."""
+        return self._dispatcher.port
 
     @property
     def is_writable(self) -> bool:
