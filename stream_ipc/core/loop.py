@@ -63,7 +63,6 @@ class Loop(Guard):
         later: Tasks whose ``go_on`` the next turn calls.
         pools: Users of a ``Desk``, which have no descriptor: they are checked now and then, and closed with the loop.
         corked: Batches that gather what is sent until the next turn.
-        paused: Ports that are not read from because their inbox is long.
         dispatched: How many messages have been dispatched in all.
         depth: How many dispatches are under way, one inside the other.
         starving: Whether a wait is under way that does not dispatch.
@@ -86,7 +85,6 @@ class Loop(Guard):
         self.later: dict[Any, Any] = {}
         self.pools: dict[Any, None] = {}
         self.corked: dict[Batches, None] = {}
-        self.paused: dict[Any, None] = {}
         self.dispatched: int = 0
         self.depth: int = 0
         self.starving: bool = False
@@ -123,7 +121,6 @@ class Loop(Guard):
 
     def remove_port(self, port: Any) -> None:
         """Remove a port, whose descriptors are no longer watched."""
-        self.paused.pop(port, None)
         self._polled.pop(port, None)
         self._timers.set(port, None)
 
@@ -321,8 +318,9 @@ class Loop(Guard):
         return min(wait, *self._polled.values(), wait)
 
     def _update_paused(self) -> None:
-        for port in tuple(self.paused):
-            port.update_reading()
+        for conversation in tuple(self.conversations):
+            if conversation.port.paused:
+                conversation.port.update_reading()
 
     def _repair(self) -> None:
         for task in tuple(self.repairs):

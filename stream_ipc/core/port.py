@@ -289,10 +289,6 @@ class Port:
     def _set_paused(self, paused: bool) -> None:
         if paused != self.paused:
             self.paused = paused
-            if paused:
-                self._loop.paused[self] = None
-            else:
-                self._loop.paused.pop(self, None)
             self.rearm()
 
     def report_failure(self, exc: BaseException) -> None:
