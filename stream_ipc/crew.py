@@ -15,7 +15,7 @@ from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, 
 from .interruptions import interruption_in
 from .messages import Message
 from .peer import loop_of
-from .workers import Slot, Worker, make_worker
+from .workers import Slot, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ class Crew:
 
     def _set_up(self, slot: Slot) -> bool:
         """Make a worker of the session that was made for a slot; returns whether to look for one again."""
-        worker = make_worker(slot, self._workers, self._in_flight, self._tasks_per_worker)
+        worker = self._make_worker(slot, slot.session)
         session = worker.session
         try:
             session.on_close(lambda session: self._worker_closed(worker))
@@ -315,6 +315,15 @@ class Crew:
             worker.ready = True
             self._find_free(worker)
         return True
+
+    def _make_worker(self, slot: Slot, session: Any) -> Worker:
+        """Make a worker of the session that was made for a slot."""
+        worker = Worker(slot, session, self._in_flight, self._tasks_per_worker)
+        # atomic: no calls
+        self._workers[worker] = None
+        slot.worker = worker
+
+        return worker
 
     def _await_sign(self, worker: Worker) -> None:
         sign: Any = Message if self._hello is None else self._hello
@@ -411,8 +420,7 @@ class Crew:
         """Fail what is queued; the text says why."""
         self.closed = True
         self._loop.pools.pop(self, None)
-        self._loop.set_timer(self, None)
-        self._loop.set_polled(self, None)
+        self._loop.call_no_more(self)
         self._loop.later.pop(self, None)
         self.desk.fail_queued(StreamClosedError(text))
 
@@ -426,7 +434,7 @@ class Crew:
         others = tuple(loop.teardowns.all)
         for slot in self._slots:
             if slot.session is not None and slot.worker is None:
-                make_worker(slot, self._workers, self._in_flight, self._tasks_per_worker)
+                self._make_worker(slot, slot.session)
         workers = tuple(self._workers)
         self.close("this side closed the worker pool")
         due = None if seconds is None else loop.clock() + seconds

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .session import Session
     from .transports.spawn import Command
 
-__all__ = ["Slot", "Worker", "make_worker"]
+__all__ = ["Slot", "Worker"]
 
 _MUCH = 512 * 1024  # bytes; a worker that has more to read gets no further task
 
@@ -84,14 +84,3 @@ class Worker:
             and self.conversation.outbox.queued_bytes <= _MUCH
             and self.conversation.is_writable
         )
-
-
-def make_worker(slot: Slot, workers: dict[Worker, None], in_flight: int, most: int | None) -> Worker:
-    """Make a worker of the session that was made for a slot, and enter it there and in a dict."""
-    assert slot.session is not None
-    worker = Worker(slot, slot.session, in_flight, most)
-    # atomic: no calls
-    workers[worker] = None
-    slot.worker = worker
-
-    return worker

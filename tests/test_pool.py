@@ -32,7 +32,6 @@ from stream_ipc import (
     as_completed,
     crew,
     gather,
-    workers,
 )
 from stream_ipc.core import tickets
 from stream_ipc.core.conversation import Conversation
@@ -755,7 +754,7 @@ def test_interrupted_cancel_is_gone_on_with_by_the_next_turn(peer: IpcPeer, monk
 
 def test_interrupted_start_leaves_no_session_that_is_nobodys(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     with WorkerPool(peer, worker(), 1) as pool:
-        once(monkeypatch, workers, "Worker")
+        once(monkeypatch, crew, "Worker")
         with pytest.raises(KeyboardInterrupt):
             pool.submit(Ping(1))
         promise = pool.submit(Ping(2))
@@ -765,7 +764,7 @@ def test_interrupted_start_leaves_no_session_that_is_nobodys(peer: IpcPeer, monk
 
 def test_closing_ends_the_worker_of_an_interrupted_start(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = WorkerPool(peer, worker(), 1)
-    once(monkeypatch, workers, "Worker")
+    once(monkeypatch, crew, "Worker")
     with pytest.raises(KeyboardInterrupt):
         pool.submit(Ping(1))
     pool.close()

@@ -136,8 +136,7 @@ class Acceptor:
         loop = self.loop
         if self._file is not None:
             self._file.remove()
-        loop.set_timer(self, None)
-        loop.set_polled(self, None)
+        loop.call_no_more(self)
         if self._fd >= 0:
             loop.unwatch(self._fd, self)
         self._close_descriptors()

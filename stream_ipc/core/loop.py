@@ -119,11 +119,6 @@ class Loop(Guard):
         self.todo.pop(conversation.dispatcher, None)
         self._timers.set(conversation, None)
 
-    def remove_port(self, port: Any) -> None:
-        """Remove a port, whose descriptors are no longer watched."""
-        self._polled.pop(port, None)
-        self._timers.set(port, None)
-
     def watch(self, fd: int, events: int, owner: Any) -> None:
         """Watch a descriptor for a task, or watch it for other events than before.
 
@@ -156,6 +151,11 @@ class Loop(Guard):
         else:
             self._polled[task] = interval
             self.has_chores = True
+
+    def call_no_more(self, task: Any) -> None:
+        """Have neither ``on_time`` nor ``poll`` of a task called any more."""
+        self._polled.pop(task, None)
+        self._timers.set(task, None)
 
     def add_teardown(self, teardown: Teardown) -> None:
         """Take in what is left to be done after something was closed: turns do it, step by step."""

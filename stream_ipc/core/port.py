@@ -176,7 +176,7 @@ class Port:
         for fd in tuple(self.watched):
             self._loop.unwatch(fd, self)
         self.watched = {}
-        self._loop.remove_port(self)
+        self._loop.call_no_more(self)
         self._loop.repairs.pop(self, None)
 
     def check(self) -> None:
