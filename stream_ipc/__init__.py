@@ -100,10 +100,10 @@ from .transports.message_transport import MessageTransport
 from .transports.stream_transport import StreamTransport
 from .waiting import as_completed, gather
 
-# Here and elsewhere without an import: typing takes 4 ms, which no program needs that does not check types.
+# Here and elsewhere without an import: typing is slow to import, and only type checkers need it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, List
+    from typing import Any
 
     from .listener import Listener
     from .pool import WorkerPool
@@ -134,7 +134,7 @@ _LAZY = {
 }
 
 
-def __dir__() -> List[str]:
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})  # help() finds only what dir() names
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_ID_LENGTH", "NOTIFICATION", "REQUEST", "RESPONSE", "ErrorMessage", "LogMessage", "Message", "RequestEnvelope",
-    "ResponseEnvelope", "add_id", "put_in_envelope", "take_out_of_envelope",
+    "ResponseEnvelope", "add_id", "is_text", "put_in_envelope", "take_out_of_envelope", "text_message",
 ]  # fmt: skip
 
 NOTIFICATION, REQUEST, RESPONSE = 0, 1, 2  # the kinds of what travels

@@ -176,7 +176,6 @@ class SessionOpener:
             ValueError: One of them is an ``ssl.SSLSocket``; see
                 ``create_socket_session``.
         """
-        self._loop.check_open()
         reads = (read,) if read2 is None else (read, read2)
         if any([is_tls(stream) for stream in (write, *reads)]):
             raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
@@ -193,7 +192,6 @@ class SessionOpener:
             TypeError: It is no socket.
             ValueError: It is no stream socket, or not connected.
         """
-        self._loop.check_open()
         return _add_socket(self, sock, check_socket(sock))
 
     def create_session(self, transport: Transport) -> Session:
@@ -220,7 +218,6 @@ class SessionOpener:
             worker.on_request(work)
             assert parent.request(TaskRequest("a")).wait() == TaskResponse("A")
         """
-        self._loop.check_open()
         import socket
 
         a, b = socket.socketpair()

@@ -67,7 +67,7 @@ class Mapped:
             try:
                 promise = self._await_first() if self._ordered else self._await_any()
             except StopIteration as exc:
-                raise stray_stop(exc) from exc
+                raise stray_stop() from exc
             if promise in under_way:
                 break
         error = reply = None
@@ -130,5 +130,5 @@ class Mapped:
             except Exception as exc:  # raised once everything before it is yielded
                 pass_on(exc)
                 under_way.pop(promise, None)
-                self._end = stray_stop(exc) if isinstance(exc, StopIteration) else exc
+                self._end = stray_stop() if isinstance(exc, StopIteration) else exc
                 break

@@ -13,7 +13,7 @@ from .messages import Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Any, Generic, NoReturn, TypeVar
 
     from .core.owed import Owed
@@ -32,7 +32,7 @@ else:
             return cls
 
 
-__all__ = ["ResponsePromise", "all_settled", "first_settled", "pending_of", "request", "requester_of", "stray_stop"]
+__all__ = ["ResponsePromise", "is_settled", "pending_of", "request", "requester_of", "stray_stop"]
 
 _new = object.__new__  # without the call of an __init__
 
@@ -188,23 +188,12 @@ def _pass_on(promise: ResponsePromise[Any], owed: Owed) -> None:
 DEFERRERS[ResponsePromise] = _pass_on
 
 
-def first_settled(promises: Iterable[ResponsePromise[Any]]) -> ResponsePromise[Any] | None:
-    """Return the first that has settled, or None."""
-    for promise in promises:
-        if promise._pending.settled:
-            return promise
-    return None
-
-
-def all_settled(promises: Iterable[ResponsePromise[Any]]) -> list[ResponsePromise[Any]]:
-    """Return those that have settled."""
-    return [promise for promise in promises if promise._pending.settled]
-
-
-def stray_stop(exc: StopIteration) -> RuntimeError:
+def stray_stop() -> RuntimeError:
     """Return the error for a handler's ``StopIteration`` that would end an iterator without a word."""
     return RuntimeError("a handler has raised StopIteration, which would have ended this iterator")
 
 
-requester_of: Callable[[Any], Any] = attrgetter("_pending.requester")
+# In C, because calls that wait for many promises ask all of them again and again.
+is_settled: Callable[[Any], Any] = attrgetter("_pending.settled")
 pending_of: Callable[[Any], Any] = attrgetter("_pending")
+requester_of: Callable[[Any], Any] = attrgetter("_pending.requester")

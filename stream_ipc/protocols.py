@@ -6,13 +6,13 @@ because ``typing`` is slow to import.
 
 from __future__ import annotations
 
-from typing import Protocol, Union
+from typing import Protocol
 
 from .messages import Message
 
 __all__ = ["MessageSerializer", "Payload", "RequestIdGenerator"]
 
-Payload = Union[bytes, bytearray, memoryview]
+Payload = bytes | bytearray | memoryview
 
 
 class MessageSerializer(Protocol):

@@ -67,7 +67,7 @@ class TypeInfo:
         self.encode = encode
         self.decode = decode
         self.is_enum: bool = encode is None and issubclass(cls, enum.Enum)
-        self.names: tuple[str, ...] | None = None  # None: not looked into yet
+        self.names: tuple[str, ...] | None = None
         self._file = file  # that defines it
         self._open = False  # rebuilt from whatever attributes came
         self._fields: tuple[FieldInfo, ...] = ()

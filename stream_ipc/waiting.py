@@ -12,7 +12,7 @@ from .arguments import check_timeout
 from .core.last_look import take_replies
 from .core.pending import next_moment
 from .interruptions import pass_on
-from .promise import ResponsePromise, all_settled, first_settled, pending_of, requester_of, stray_stop
+from .promise import ResponsePromise, is_settled, pending_of, requester_of, stray_stop
 from .transports.descriptors import wait_readable
 
 TYPE_CHECKING = False
@@ -225,7 +225,7 @@ class _AsCompleted(_Loops):
         super().__init__(promises, timeout)
         self._timeout = timeout
         self._began = next_moment()
-        self._first: ResponsePromise[Any] | None = first_settled(self.given)  # maybe nobody asks for another
+        self._first = next(filter(is_settled, self.given), None)  # maybe nobody asks for another
         self._taken = 0
         self._rest: dict[ResponsePromise[Any], None] | None = None  # made when it is needed
         # Promises that have settled, in that order; those that had settled before the call are in the order given.
@@ -253,7 +253,7 @@ class _AsCompleted(_Loops):
             try:
                 found = self._wait()
             except StopIteration as exc:
-                raise stray_stop(exc) from exc
+                raise stray_stop() from exc
             if not found:
                 self._unwatch()
                 raise _too_few(count, count + self._taken, self._timeout)
@@ -300,13 +300,13 @@ class _AsCompleted(_Loops):
             watcher = _Reference(self, watchers.discard)
             self._watched.append((watchers, watcher))
             watchers.add(watcher)
-        for promise in sorted(all_settled(given), key=self._order):
+        for promise in sorted(filter(is_settled, given), key=self._order):
             self.note(promise)
         self.concern(given)
         self._watching = True
 
     def _order(self, promise: ResponsePromise[Any]) -> int:
-        return max(int(pending_of(promise).settled), self._began)
+        return max(int(is_settled(promise)), self._began)
 
     def _unwatch(self) -> None:
         """Be told no more, so that nothing stays behind. What comes next begins anew."""
