@@ -6,9 +6,7 @@ Knows conversations. Must not know how a message is encoded.
 from __future__ import annotations
 
 from ..errors import FrameTooLargeError
-from .conditions import Until
-from .flow_control import HIGH_WATER, stuck_error
-from .last_look import write_queued
+from .flow_control import await_room, stuck_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,25 +28,16 @@ def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
     stuck = []
     taken = 0
     for target in targets:
-        if not target.is_open:  # a handler of another has closed it
-            continue
-        if target.outbox.queued_bytes > HIGH_WATER:
+        if target.is_stuck:
             stuck.append(target)
-        else:
+        elif target.is_open:  # a handler of another may have closed it
             taken += _send_to(target, message, frames[target.channel.share])
     if stuck:
-        limit = None if timeout is None else loop.clock() + timeout
-        room = Until(lambda: all([c.outbox.queued_bytes <= HIGH_WATER or not c.is_writable for c in stuck]))
-        loop.run(room, limit, dispatch=False)
-        for target in stuck:
-            if target.is_writable and target.outbox.queued_bytes > HIGH_WATER:
-                write_queued(target, limit)
+        await_room(loop, stuck, timeout)
     for target in stuck:
-        if not target.is_open:
-            continue
-        if target.is_writable and target.outbox.queued_bytes > HIGH_WATER:
+        if target.is_stuck:
             target.dispatcher.report(stuck_error(target, timeout))
-        else:
+        elif target.is_open:
             taken += _send_to(target, message, frames[target.channel.share])
     return taken
 

@@ -87,6 +87,11 @@ class Conversation:
         """Whether it is open and its stream has neither ended nor been closed by its owner."""
         return self.is_open and self.channel.inputs.ended is None and self.port.invalid is None
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a send has to wait for room in the queue."""
+        return self.outbox.queued_bytes > HIGH_WATER and self.is_writable
+
     def closed_error(self) -> StreamClosedError | InvalidStreamError | RuntimeError:
         """Return the error for a call that comes too late, or in a forked process."""
         if self.loop.forked:

@@ -11,11 +11,12 @@ from .last_look import write_queued
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from .conversation import Conversation
+    from .loop import Loop
 
-__all__ = ["FLUSH_BOUND", "HIGH_WATER", "flush", "flush_bound", "make_room", "stuck_error"]
+__all__ = ["FLUSH_BOUND", "HIGH_WATER", "await_room", "flush", "flush_bound", "make_room", "stuck_error"]
 
 # Above this many queued bytes a send waits until the queue is below it again, and requests of this conversation wait in
 # the inbox, because their replies would only add to the queue.
@@ -26,20 +27,24 @@ FLUSH_BOUND = 1.0  # seconds that closing gives to what is still queued
 
 def make_room(conversation: Conversation, timeout: float | None) -> None:
     """Wait until the queue is below the mark, reading but not dispatching meanwhile."""
-    outbox = conversation.outbox
-    if outbox.writing:  # what comes in the middle of a write cannot wait for its end
+    if conversation.outbox.writing:  # what comes in the middle of a write cannot wait for its end
         return
-    loop = conversation.loop
-    limit = None if timeout is None else loop.clock() + timeout
     conversation.port.check()
     conversation.port.look_for_end()
-    loop.run(Until(lambda: outbox.queued_bytes <= HIGH_WATER or not conversation.is_writable), limit, dispatch=False)
-    if outbox.queued_bytes > HIGH_WATER and conversation.is_writable:
-        write_queued(conversation, limit)
+    await_room(conversation.loop, [conversation], timeout)
+    if conversation.is_stuck:
+        raise stuck_error(conversation, timeout)
     if not conversation.is_writable:
         raise conversation.closed_error()
-    if outbox.queued_bytes > HIGH_WATER:
-        raise stuck_error(conversation, timeout)
+
+
+def await_room(loop: Loop, stuck: Collection[Conversation], timeout: float | None) -> None:
+    """Wait until none of these is stuck any more, or the time is over."""
+    limit = None if timeout is None else loop.clock() + timeout
+    loop.run(Until(lambda: not any([conversation.is_stuck for conversation in stuck])), limit, dispatch=False)
+    for conversation in stuck:
+        if conversation.is_stuck:
+            write_queued(conversation, limit)
 
 
 def stuck_error(conversation: Conversation, timeout: float | None) -> RequestTimeoutError:

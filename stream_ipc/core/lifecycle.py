@@ -49,25 +49,25 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
         seconds: How long all of it may take; None for the usual bounds.
     """
     due = None if seconds is None else monotonic() + seconds
-    conversations = (*loop.conversations, *_closing(loop))
+    conversations = _unclosed(loop)
     _begin_close(loop)
     try:
         _write_queued(loop, flush_bound(seconds, conversations))
     finally:
         _close(conversations, handlers=False)
-        _close((*loop.conversations, *_closing(loop)), handlers=False)
+        _close(_unclosed(loop), handlers=False)
         _wait(loop, due, background=False)  # before the on_close handlers, which run after a child's last words
         try:
             _close(conversations)
         finally:  # an on_close handler may have been interrupted
-            _close(_closing(loop))
+            _close(_unclosed(loop))
             _wait(loop, due)
             loop.close()
 
 
-def _closing(loop: Loop) -> list[Conversation]:
-    """Return the conversations whose closing has begun and is not done."""
-    return [task for task in loop.repairs if isinstance(task, Conversation)]
+def _unclosed(loop: Loop) -> list[Conversation]:
+    """Return the open conversations, and those whose closing has begun and is not done."""
+    return [*loop.conversations, *[task for task in loop.repairs if isinstance(task, Conversation)]]
 
 
 def _wait(loop: Loop, due: float | None, background: bool = True) -> None:
@@ -152,7 +152,7 @@ def _cut_short(loops: Iterable[Loop]) -> None:
     try:
         _kill(loops)  # before anything else: another interruption may come
         for loop in loops:
-            _try(loop, partial(_close, (*loop.conversations, *_closing(loop)), handlers=False), "after an interruption")
+            _try(loop, partial(_close, _unclosed(loop), handlers=False), "after an interruption")
     finally:
         wait_for_teardowns(_kill(loops), deliver=False)
 
@@ -183,7 +183,7 @@ def _after_fork() -> None:
 def _abandon(loop: Loop) -> None:
     """Close this process's copies of all descriptors and touch nothing else: it is a fork of the owner."""
     loop.forked = True
-    for conversation in (*loop.conversations, *_closing(loop)):
+    for conversation in _unclosed(loop):
         conversation.abandon()
     for listener in tuple(loop.listeners):
         listener.abandon()
