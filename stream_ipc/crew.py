@@ -50,6 +50,7 @@ class Crew:
 
     Attributes:
         size: How many workers there are at most.
+        in_flight: How many tasks one has at a time at most.
         closed: Whether nothing can be added any more.
         desk: Has the tasks.
     """
@@ -70,7 +71,7 @@ class Crew:
         self._options = options
         self._retries = retries
         self._tasks_per_worker = tasks_per_worker
-        self._in_flight = in_flight
+        self.in_flight: int = in_flight
         self._on_session = on_session
         self._hello = hello
         self._start_timeout = start_timeout
@@ -139,7 +140,7 @@ class Crew:
         running = worker.running
         conversation = worker.conversation
         last = conversation.outbox.last
-        is_last = len(running) + 1 >= self._in_flight or worker.given + 1 == self._tasks_per_worker
+        is_last = len(running) + 1 >= self.in_flight or worker.given + 1 == self._tasks_per_worker
         try:
             # atomic: no calls
             del self._queue[0]
@@ -318,7 +319,7 @@ class Crew:
 
     def _make_worker(self, slot: Slot, session: Any) -> Worker:
         """Make a worker of the session that was made for a slot."""
-        worker = Worker(slot, session, self._in_flight, self._tasks_per_worker)
+        worker = Worker(slot, session, self.in_flight, self._tasks_per_worker)
         # atomic: no calls
         self._workers[worker] = None
         slot.worker = worker

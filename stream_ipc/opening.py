@@ -335,17 +335,8 @@ class SessionOpener:
             raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
         from .listener import open_listener
 
-        outer = loop.enter()
-        try:
-            return open_listener(
-                loop,
-                address,
-                lambda sock, name: _add_socket(self, sock, name, on_session),
-                lambda: self.timeout,
-                ssl_context,
-            )
-        finally:
-            loop.thread = outer
+        take = partial(_add_socket, self, on_session=on_session)
+        return loop.inside(open_listener, loop, address, take, lambda: self.timeout, ssl_context)
 
 
 def _add_session(

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerPool"]
 
+
 class WorkerPool:
     """Gives tasks to worker processes, and replaces those that die.
 
@@ -130,7 +131,6 @@ class WorkerPool:
             size = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._peer = peer
         self._timeout = timeout
-        self._in_flight = in_flight
         commands = [commands[n % len(commands)] for n in range(size)]
         self._crew = Crew(
             peer, commands, options, retries, tasks_per_worker, in_flight, on_session, hello, start_timeout
@@ -231,16 +231,12 @@ class WorkerPool:
         crew = self._crew
         if not crew.can_give:
             return
-        loop = crew.desk.loop
-        outer = loop.enter()
         try:
-            crew.give(strict=True)
+            crew.desk.loop.inside(crew.give, True)
         except Exception as exc:  # no worker can be started with these arguments
             if interruption_in(exc) is None:
                 promise.cancel()
             raise
-        finally:
-            loop.thread = outer
 
     if TYPE_CHECKING:
 
@@ -306,7 +302,7 @@ class WorkerPool:
         if timeout is not POOLS:
             check_timeout(timeout)
         if ahead is None:
-            ahead = 2 * self._crew.size * self._in_flight
+            ahead = 2 * self._crew.size * self._crew.in_flight
         source = iter(messages)
         from .pool_map import Mapped
 

@@ -256,7 +256,7 @@ class Session(Handling):
             StreamClosedError: The other side is gone.
         """
         check_timeout(timeout)
-        flush(self._conversation, timeout)
+        self._conversation.loop.inside(flush, self._conversation, timeout)
 
     # -- receiving
 
@@ -302,9 +302,10 @@ class Session(Handling):
         check_timeout(timeout)
         if expect is not Message:
             expect = check_expect(expect)
-        kept = self._conversation.dispatcher.kept
+        conversation = self._conversation
+        kept = conversation.dispatcher.kept
         while True:  # again if a signal handler has turned, so that others stand there now
-            entry = receive(self._conversation, timeout, expect)
+            entry = conversation.loop.inside(receive, conversation, timeout, expect)
             index = kept.index(entry)
             # atomic: no calls
             if kept.entries[index : index + 1] == [entry]:

@@ -5,10 +5,12 @@ Knows promises, and the conversations of their requests.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from weakref import ref
 
 from .arguments import check_timeout
+from .clock import monotonic
 from .core.last_look import take_replies
 from .core.pending import next_moment
 from .interruptions import pass_on
@@ -56,11 +58,8 @@ class _Loops:
             given = next(given for given in self.given if not isinstance(given, ResponsePromise))
             raise TypeError(f"gather() and as_completed() take promises of request(), not {given!r:.100}")
         self._loops: list[Loop] = []
-        self._limit: float | None = None
-        self._clock: Callable[[], float] | None = None
-        if timeout is not None and self.given:
-            self._clock = requester_of(self.given[0]).loop.clock
-            self._limit = self._clock() + timeout
+        self._clock: Callable[[], float] = requester_of(self.given[0]).loop.clock if self.given else monotonic
+        self._limit: float = math.inf if timeout is None else self._clock() + timeout
 
     def concern(self, promises: Iterable[ResponsePromise[Any]]) -> None:
         """Turn the loops of these promises from now on."""
@@ -81,7 +80,7 @@ class _Loops:
                 self._loops[0].run(until, self._limit)
             else:
                 self._turn_all(until)  # a peer that is closed has settled its promises
-            if self._limit is not None and self._clock is not None and self._clock() >= self._limit:
+            if self._clock() >= self._limit:
                 if not until.settled:
                     take_replies(map(pending_of, tuple(promises)), self._limit)
                 return bool(until.settled)
@@ -95,9 +94,7 @@ class _Loops:
         self._loops = [loop for loop in self._loops if not loop.closing]
         if until.settled or not self._loops:
             return
-        wait = 0.05
-        if self._limit is not None and self._clock is not None:
-            wait = min(wait, max(0.0, self._limit - self._clock()))
+        wait = min(0.05, max(0.0, self._limit - self._clock()))
         for loop in self._loops:  # some of their transports may have no descriptor
             due = loop.next_deadline()
             if due is not None:

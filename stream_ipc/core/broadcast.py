@@ -67,7 +67,7 @@ def _encode_for(targets: list[Conversation], message: Message) -> dict[Any, Any]
 
 def _send_to(target: Conversation, message: Message, frame: Any) -> int:
     try:
-        if target.port.failing and target.port.invalid is not None:
+        if target.port.invalid is not None:
             raise target.closed_error()
         if frame is None:
             target.notify(message)

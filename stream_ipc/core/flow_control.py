@@ -59,38 +59,34 @@ def stuck_error(conversation: Conversation, timeout: float | None) -> RequestTim
 def flush(conversation: Conversation, timeout: float | None) -> None:
     """Write until nothing is queued."""
     loop = conversation.loop
-    outer = loop.enter()
-    try:
-        if conversation.reason is not None:
-            raise conversation.closed_error()
-        outbox = conversation.outbox
+    if conversation.reason is not None:
+        raise conversation.closed_error()
+    outbox = conversation.outbox
+    conversation.port.look_for_end()
+    if conversation.port.invalid is not None:
+        raise conversation.closed_error()
+    conversation.port.write()
+    if outbox.is_broken:
+        raise conversation.closed_error()
+    if not outbox.queued_bytes:
+        return
+    if outbox.writing:
+        raise RuntimeError(
+            f"flush() was called in the middle of a write of the same session ({conversation.name}), by a signal"
+            " handler or a finalizer; nothing more can be written until it returns"
+        )
+    limit = None if timeout is None else loop.clock() + timeout
+    loop.run(Until(lambda: not outbox.queued_bytes or not conversation.is_writable), limit, dispatch=False)
+    if outbox.queued_bytes and conversation.is_writable:
         conversation.port.look_for_end()
-        if conversation.port.invalid is not None:
-            raise conversation.closed_error()
-        conversation.port.write()
-        if outbox.is_broken:
-            raise conversation.closed_error()
-        if not outbox.queued_bytes:
-            return
-        if outbox.writing:
-            raise RuntimeError(
-                f"flush() was called in the middle of a write of the same session ({conversation.name}), by a signal"
-                " handler or a finalizer; nothing more can be written until it returns"
-            )
-        limit = None if timeout is None else loop.clock() + timeout
-        loop.run(Until(lambda: not outbox.queued_bytes or not conversation.is_writable), limit, dispatch=False)
-        if outbox.queued_bytes and conversation.is_writable:
-            conversation.port.look_for_end()
-            write_queued(conversation, limit)
-        if outbox.is_broken or (outbox.queued_bytes and not conversation.is_writable):
-            raise conversation.closed_error()
-        if outbox.queued_bytes:
-            raise TimeoutError(
-                f"{outbox.queued_bytes} bytes are still queued ({conversation.name}): the other side has not read"
-                f" them{within(timeout)}; is it ticking?"
-            )
-    finally:
-        loop.thread = outer
+        write_queued(conversation, limit)
+    if outbox.is_broken or (outbox.queued_bytes and not conversation.is_writable):
+        raise conversation.closed_error()
+    if outbox.queued_bytes:
+        raise TimeoutError(
+            f"{outbox.queued_bytes} bytes are still queued ({conversation.name}): the other side has not read"
+            f" them{within(timeout)}; is it ticking?"
+        )
 
 
 def flush_bound(seconds: float | None, conversations: Iterable[Conversation]) -> float:

@@ -20,25 +20,18 @@ __all__ = ["receive"]
 
 def receive(conversation: Conversation, timeout: float | None, expect: type) -> Entry:
     """Turn until a notification arrives, and return it; it stays kept."""
-    loop = conversation.loop
     kept = conversation.dispatcher.kept
-    outer = loop.enter()
-    try:
-        limit = None if timeout is None else loop.clock() + timeout
-        while True:
-            entry = kept.find(expect)
-            if entry is not None:
-                conversation.dispatcher.offer(entry)
-                if entry in kept.entries:  # no handler has taken it by a receive() of its own
-                    return entry
-                continue
-            if not conversation.is_open:
-                raise conversation.closed_error()
-            if not _await(conversation, Wanted(expect), limit):
-                raise TimeoutError(f"no notification{_of(expect)}{within(timeout)} ({conversation.name})")
-            entry = None  # see the end of Loop.run's loop
-    finally:
-        loop.thread = outer
+    limit = None if timeout is None else conversation.loop.clock() + timeout
+    while True:
+        entry = kept.find(expect)
+        if entry is not None:
+            conversation.dispatcher.offer(entry)
+            if entry in kept.entries:  # no handler has taken it by a receive() of its own
+                return entry
+        elif not conversation.is_open:
+            raise conversation.closed_error()
+        elif not _await(conversation, Wanted(expect), limit):
+            raise TimeoutError(f"no notification{_of(expect)}{within(timeout)} ({conversation.name})")
 
 
 def _await(conversation: Conversation, wanted: Wanted, limit: float | None) -> bool:

@@ -92,7 +92,7 @@ class Ticket(Pending):
 
 
 class Desk:
-    """Makes tickets, and is their promises' ``Requester`` (see ``pending.py``), as a conversation is for its own requests.
+    """Makes tickets, and is their ``Requester`` (see ``pending.py``), as a conversation is that of its own requests.
 
     Owns the tickets that have not settled.
 
