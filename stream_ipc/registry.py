@@ -46,10 +46,6 @@ class TypeInfo:
         is_enum: Whether it travels as the name of a member.
         encode: Turns an instance into other data, or None; see ``register_type``.
         decode: The reverse, or None.
-        names: The declared fields; None until the class has been looked into, and something that no instance's fields
-            equal if it is rebuilt from its attributes or has converters.
-        values: Takes an instance apart: ``{field name: value}`` in the order of declaration. The dict may be the
-            instance's own: do not change it.
     """
 
     def __init__(
@@ -67,13 +63,9 @@ class TypeInfo:
         self.encode = encode
         self.decode = decode
         self.is_enum: bool = encode is None and issubclass(cls, enum.Enum)
-        self.names: tuple[str, ...] | None = None
         self._file = file  # that defines it
+        self._fields: tuple[FieldInfo, ...] | None = None  # not looked into yet
         self._open = False  # rebuilt from whatever attributes came
-        self._fields: tuple[FieldInfo, ...] = ()
-        if encode is not None:
-            self.names = _NO_NAMES
-            self.values = self._encoded_values  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         return f"<TypeInfo {self.wire_name}>"
@@ -81,18 +73,26 @@ class TypeInfo:
     @property
     def fields(self) -> tuple[FieldInfo, ...]:
         """The declared fields; empty for a class that is rebuilt from its attributes or has converters."""
-        if self.names is None:
-            self._inspect()
+        if self._fields is None:
+            self._open = self.encode is None and not constructor_of(self.cls)
+            self._fields = () if self.encode is not None else fields_of(self.cls)
         return self._fields
 
     def values(self, obj: Any) -> dict[str, Any]:
-        """Take an instance apart. Replaced by a function made for the class at the first call.
+        """Take an instance apart: ``{field name: value}`` in the order of declaration.
 
         Raises:
             SerializationError: It has no value for a field, or ``encode`` failed.
         """
-        self._inspect()
-        return self.values(obj)
+        if self.encode is not None:
+            return {"value": self._encoded(obj)}
+        fields = self.fields
+        if self._open:
+            return attributes(obj)
+        try:
+            return {f.name: getattr(obj, f.name) for f in fields}
+        except AttributeError as exc:
+            raise SerializationError(f"{type(obj).__name__} cannot be sent: it has no value for a field: {exc}") from exc
 
     def build(self, values: dict[str, Any]) -> Any:
         """Build an instance with the class's constructor, or its ``decode``.
@@ -103,21 +103,33 @@ class TypeInfo:
         Raises:
             SerializationError: A required field is missing, or the constructor refused the values.
         """
+        if self.decode is not None:
+            return self._decoded(values)
+        fields = self.fields
+        if self._open:
+            return self._build_open(values)
+        known: dict[str, Any] = {}
         try:
-            if tuple(values) == self.names:  # exactly the fields in their order, and looked into before
-                return self.cls(**values)
+            known = {f.parameter: values[f.name] for f in fields if f.name in values}
+            return self.cls(**known)
         except Exception as exc:
+            required = required_fields(self.cls)
+            missing = [f.name for f in fields if f.parameter not in known and f.name in required]
+            if missing:
+                raise SerializationError(
+                    f"{self.wire_name} cannot be built: required field {missing[0]!r} was not sent; give it a default"
+                    " or update the sender"
+                ) from exc
             raise self.refused(exc) from exc
-        return self._build_slowly(values)
 
     def refused(self, exc: Exception) -> SerializationError:
         """Return the error about a constructor that has raised another one."""
         return SerializationError(f"{self.wire_name} cannot be built from the values received: {describe(exc)}")
 
-    def _encoded_values(self, obj: Any) -> dict[str, Any]:
+    def _encoded(self, obj: Any) -> Any:
         assert self.encode is not None
         try:
-            return {"value": self.encode(obj)}
+            return self.encode(obj)
         except Exception as exc:
             raise SerializationError(
                 f"{article(self.cls)} cannot be sent: the encode of its register_type() failed: {describe(exc)}"
@@ -138,27 +150,6 @@ class TypeInfo:
             )
         return obj
 
-    def _build_slowly(self, values: dict[str, Any]) -> Any:
-        if self.decode is not None:
-            return self._decoded(values)
-        if self.names is None:
-            self._inspect()
-        if self._open:
-            return self._build_open(values)
-        known: dict[str, Any] = {}
-        try:
-            known = {f.parameter: values[f.name] for f in self._fields if f.name in values}
-            return self.cls(**known)
-        except Exception as exc:
-            required = required_fields(self.cls)
-            missing = [f.name for f in self._fields if f.parameter not in known and f.name in required]
-            if missing:
-                raise SerializationError(
-                    f"{self.wire_name} cannot be built: required field {missing[0]!r} was not sent; give it a default"
-                    " or update the sender"
-                ) from exc
-            raise self.refused(exc) from exc
-
     def _build_open(self, values: dict[str, Any]) -> Any:
         try:
             obj: Any = object.__new__(self.cls)
@@ -175,35 +166,8 @@ class TypeInfo:
         except Exception as exc:
             raise self.refused(exc) from exc
 
-    def _inspect(self) -> None:
-        fields = self._fields = fields_of(self.cls)
-        names = tuple([f.name for f in fields])
-        self._open = not constructor_of(self.cls)
-        self.values = attributes if self._open else _values_of(names)  # type: ignore[assignment,method-assign]
-        # The quick way of build() is for those whose parameters are called as the fields are.
-        self.names = _NO_NAMES if self._open or names != tuple([f.parameter for f in fields]) else names
-
-
-_NO_NAMES = ("",)  # no fields are called so, which keeps build() off its quick way
 
 _BOTH_SIDES = "; call register_type() with the same encode and decode on both sides"
-
-
-def _values_of(names: tuple[str, ...]) -> Callable[[Any], dict[str, Any]]:
-    def values(obj: Any) -> dict[str, Any]:
-        # The instance's own dict if it holds just the fields: a new one would be four times as slow.
-        try:
-            own: dict[str, Any] = obj.__dict__
-            if tuple(own) == names:
-                return own
-        except AttributeError:  # __slots__
-            pass
-        try:
-            return {name: getattr(obj, name) for name in names}
-        except AttributeError as exc:
-            raise SerializationError(f"{type(obj).__name__} cannot be sent: it has no value for a field: {exc}") from exc
-
-    return values
 
 
 def register(
