@@ -84,8 +84,7 @@ class IpcPeer(SessionOpener):
     def __repr__(self) -> str:
         try:
             loop = self._loop
-            state = "open" if not loop.closing else "closed" if loop.closed else "closing"
-            state = "forked" if loop.forked else state
+            state = "forked" if loop.forked else "closed" if loop.closed else "closing" if loop.closing else "open"
             return (
                 f"<IpcPeer {state} sessions={len(loop.conversations)} listeners={len(loop.listeners)}"
                 f" serializer={type(self.serializer).__name__}>"

@@ -48,10 +48,6 @@ class Session(Handling):
     closed, everything that would send or receive raises ``StreamClosedError``,
     whose text says why. Calls from another thread while one is inside the peer,
     or in a forked copy of the process, are a ``RuntimeError``.
-
-    Attributes:
-        name: What texts and logs call it: ``pid 4242``, ``stdio``, ``to
-            127.0.0.1:80 fd 7``, ``fd 5/6``.
     """
 
     def __init__(self, make: Callable[[Session], Conversation]) -> None:
@@ -81,7 +77,10 @@ class Session(Handling):
 
     @property
     def name(self) -> str:
-        """What texts and logs call it."""
+        """What texts and logs call it.
+
+        ``pid 4242``, ``stdio``, ``to 127.0.0.1:80 fd 7``, ``fd 5/6``.
+        """
         return self._conversation.name
 
     # -- what it is

@@ -43,9 +43,10 @@ class Closing:
         self.teardown: Teardown | None = None
         self.blocks = blocks
         self._conversation = conversation
-        last = self._release if release else self._close
+        self._close_or_release: Any = conversation.channel.release if release else conversation.channel.close
         handlers = conversation.on_close.of(type(conversation.session))
-        self._steps: deque[Any] = deque([self._detach, last, self._fail_pending, self._tell, self._wait, *handlers])
+        steps = (self._detach, self._close_channel, self._fail_pending, self._tell, self._wait)
+        self._steps: deque[Any] = deque([*steps, *handlers])
 
     @property
     def is_done(self) -> bool:
@@ -69,12 +70,12 @@ class Closing:
                 continue
             if not handlers:
                 return
-            function = step.function if step.active else _ignore
             try:
                 # atomic: no calls
                 del steps[0]  # entered once, even if it closes the session again or is interrupted
 
-                function(session)
+                if step.active:
+                    step.function(session)
             except Exception as exc:
                 pass_on_own(exc)
                 log.error("on_close handler of %r failed", session, exc_info=True)
@@ -84,24 +85,17 @@ class Closing:
         self._conversation.port.close()
         self._conversation.loop.remove(self._conversation)
 
-    def _close(self) -> None:
+    def _close_channel(self) -> None:
         try:
             if self.teardown is None:
-                self.teardown = self._conversation.channel.close()
+                self.teardown = self._close_or_release()
             if self.teardown is not None:
                 self.teardown.take = partial(_deliver_late, self._conversation)
                 self._conversation.loop.add_teardown(self.teardown)
                 self.hurry()
         except Exception as exc:
             pass_on(exc)
-            log.error("closing the streams of %r failed", self._conversation.session, exc_info=True)
-
-    def _release(self) -> None:
-        try:
-            self._conversation.channel.release()
-        except Exception as exc:
-            pass_on(exc)
-            log.error("releasing the streams of %r failed", self._conversation.session, exc_info=True)
+            log.error("closing or releasing the streams of %r failed", self._conversation.session, exc_info=True)
 
     def _fail_pending(self) -> None:
         conversation = self._conversation
@@ -132,10 +126,6 @@ class Closing:
         loop, due = self._conversation.loop, self._conversation.due
         if self.teardown is not None and due is not None:
             self.teardown.hurry(monotonic() + due - loop.clock())
-
-
-def _ignore(session: Any) -> None:
-    """Stand in for a handler that was unregistered."""
 
 
 def _deliver_late(conversation: Conversation, messages: deque[Any]) -> None:

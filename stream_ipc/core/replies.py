@@ -81,7 +81,7 @@ class Replies:
         table[id] = pending
         return pending
 
-    def enter(self, pending: Pending, deadline: float | None) -> Pending:
+    def enter(self, pending: Pending, deadline: float | None) -> None:
         """Enter a request that was made before.
 
         Raises:
@@ -90,7 +90,6 @@ class Replies:
         self._check(pending.id)
         pending.deadline = deadline
         self._table[pending.id] = pending
-        return pending
 
     def __contains__(self, pending: Pending) -> bool:
         return self._table.get(pending.id) is pending

@@ -108,7 +108,7 @@ class Responder:
                 taken = True  # it is; see the end of Loop.run's loop
             if not isinstance(reply, Message) or type(reply) in _ENVELOPES:
                 if reply is None:
-                    reply = _no_reply(cls)
+                    reply = ErrorMessage(f"Unhandled request: {type_info(cls).wire_name}")
                 elif find_deferrer(reply) is not None:
                     reply = Owed(self, self._loop, item.id, reply)
                 else:
@@ -202,10 +202,6 @@ class Responder:
                     return
                 error = exc
         log.error("%r: no reply to request %.128r could be sent: %s", self._session, id, error)
-
-
-def _no_reply(cls: type) -> ErrorMessage:
-    return ErrorMessage(f"Unhandled request: {type_info(cls).wire_name}")
 
 
 def _wrong_reply(function: Any, reply: Any) -> ErrorMessage:
