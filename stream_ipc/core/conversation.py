@@ -199,10 +199,6 @@ class Conversation:
         else:
             raise TimeoutError(f"{self.replies.silence(pending, timeout)}; it is still pending")
 
-    def conversation_of(self, pending: Pending) -> Conversation:
-        """Return this: what has sent its requests."""
-        return self
-
     def on_time(self, now: float) -> None:
         """Fail the requests whose deadline has passed, and close if an ended stream was written to long enough."""
         loop = self.loop

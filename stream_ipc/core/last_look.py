@@ -36,9 +36,8 @@ def take_replies(requests: Iterable[Pending], limit: float | None) -> None:
     """
     waiting: dict[Conversation, list[Pending]] = {}
     for pending in requests:
-        conversation = pending.requester.conversation_of(pending)
-        if conversation is not None:
-            waiting.setdefault(conversation, []).append(pending)
+        if pending.conversation is not None:
+            waiting.setdefault(pending.conversation, []).append(pending)
     for conversation, sent in waiting.items():
         if conversation.is_open:
             _take_replies(conversation, sent, limit)

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
         def wait(self, pending: Any, timeout: float | None, /) -> None: ...
 
-        def conversation_of(self, pending: Any, /) -> Conversation | None: ...
-
     Base = ref[Any]
 else:
     Base = ref
@@ -74,6 +72,11 @@ class Pending(Base):
     watchers: list[Callable[[Any], Any]] | None
     callbacks: list[tuple[Callable[[Any], Any], Any]] | None
     requester: Requester
+
+    @property
+    def conversation(self) -> Conversation | None:
+        """What it was sent over, if it was sent."""
+        return self.requester  # type: ignore[return-value]
 
     @property
     def is_dropped(self) -> bool:

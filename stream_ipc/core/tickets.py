@@ -6,7 +6,6 @@ Knows pending requests, conversations and the loop. Must not know what workers a
 from __future__ import annotations
 
 from collections import deque
-from operator import attrgetter
 
 from ..errors import IpcError
 from .conditions import Until
@@ -41,9 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Desk", "Ticket"]
 
-_is_settled = attrgetter("settled")
-
-
 class Ticket(Pending):
     """A task and, once it has settled, its outcome.
 
@@ -67,6 +63,11 @@ class Ticket(Pending):
     def is_dropped(self) -> bool:
         """Never: the worker that has it is to come back, whoever waits for the outcome."""
         return False
+
+    @property
+    def conversation(self) -> Conversation | None:
+        worker = self.worker
+        return None if worker is None else worker.conversation
 
     @property
     def is_wanted(self) -> bool:
@@ -164,7 +165,7 @@ class Desk:
 
     def finish(self) -> None:
         """Turn until all tasks have settled."""
-        self.run_until(lambda: all(map(_is_settled, self.busy)) and all(map(_is_settled, self.queue)))
+        self.run_until(lambda: not self.pending)
 
     def take_off(self, ticket: Ticket, worker: Holder) -> None:
         """Take note that a worker has a task no longer."""
@@ -206,11 +207,6 @@ class Desk:
         self._requeue()
         for ticket, error in tuple(self.settling.items()):
             ticket.fail(error)
-
-    def conversation_of(self, ticket: Ticket) -> Conversation | None:
-        """Return what a task was sent over, if a worker has it."""
-        worker = ticket.worker
-        return None if worker is None else worker.conversation
 
     def cancel(self, ticket: Ticket) -> bool:
         """Give a task up; returns whether it was still pending. A worker that has it goes on, and comes back as usual."""
