@@ -31,8 +31,8 @@ __all__ = ["Crew"]
 
 _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
 _CLOGGED_INTERVAL = 0.05  # seconds between two polls of whether a clogged worker has read
-# At least so many deaths in a row, with no answer in between, fail what is queued; not while a worker runs in whose slot
-# none has died.
+# So many deaths in a row at least, with no answer in between, fail what is queued, unless a worker still runs that did not
+# have to replace another.
 _DEATHS = 5
 
 

@@ -49,8 +49,8 @@ class WorkerPool:
 
     A worker that dies is replaced, and its tasks are given to others. If
     workers die again and again before any has answered something, what is
-    queued fails with ``StreamClosedError``; not while one runs in whose place
-    none has died.
+    queued fails with ``StreamClosedError``, unless a worker still runs that did
+    not have to replace another.
 
     Args:
         peer: What drives it.

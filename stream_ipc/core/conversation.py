@@ -120,7 +120,7 @@ class Conversation:
         if timeout is not None:
             clock = loop.clock
             deadline = clock() + timeout
-        if self.channel.outbox.queued_bytes > HIGH_WATER:
+        if self.outbox.queued_bytes > HIGH_WATER:
             make_room(self, timeout)
         pending: Any = ticket
         try:
@@ -129,7 +129,8 @@ class Conversation:
                 pending = replies.add(promise, expect, timeout, deadline)
             else:
                 replies.enter(pending, deadline)
-            if deadline is not None and deadline < replies.due:  # behind what may turn, which finds it out anew
+            # Behind the id generator, which may turn: a turn finds out anew what is due.
+            if deadline is not None and deadline < replies.due:
                 loop.set_timer(self, deadline)
                 replies.due = deadline
             if self.port.paused:
@@ -153,7 +154,7 @@ class Conversation:
             self.loop.check_entry()
         if not self.is_open:
             raise self.closed_error()
-        if self.channel.outbox.queued_bytes > HIGH_WATER:
+        if self.outbox.queued_bytes > HIGH_WATER:
             make_room(self, self.peer.timeout)
         try:
             self.channel.post(NOTIFICATION, None, message)

@@ -65,7 +65,8 @@ class Entry:
 class Kept:
     """The notifications of one conversation that ``receive`` has not returned yet.
 
-    Owns these, and who waits for more. Only ``Session.receive`` takes an entry out: 3.10 can lose what a function returns.
+    Owns these, and the calls that wait for more. Only ``Session.receive`` takes an entry out: 3.10 can lose what a function
+    returns.
 
     Args:
         name: What texts call the conversation.

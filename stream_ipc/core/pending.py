@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .loop import Loop
 
     class Requester(Protocol):
-        """Who has sent a request: a conversation, or the desk of a pool."""
+        """What has sent a request: a conversation, or the desk of a pool."""
 
         loop: Loop
         replies: Any  # with ``cancel(pending)``, and ``watchers``: weak references to what is to note each that settles
@@ -51,7 +51,7 @@ class Pending(Base):
         deadline: When the reply must be there, in the time of the loop's clock; None for no limit.
         settled: 0 until the outcome is known; then the moment at which it became known, by ``next_moment``.
         outcome: The reply, or the error in its place; None until it has settled.
-        requester: Who has sent it.
+        requester: What has sent it.
         watchers: Functions that are called with the promise when it settles, or None.
         callbacks: The same, of users, each with the promise, which they keep alive; not there unless there are watchers.
     """

@@ -87,11 +87,11 @@ class Port:
             return
         try:
             reads, write_fd, poll_in = self.channel.interest()
-        except Exception as exc:  # of somebody's own transport
+        except Exception as exc:  # of a user's transport
             self._loop.repairs[self] = None
             self.report_failure(exc)
             return
-        if self._closed:  # somebody's own transport has closed its session
+        if self._closed:  # a user's transport has closed its session
             return
         if self.paused or self.failing or self._inputs.ended is not None:
             poll_in = POLL_INTERVAL if self.channel.polls_output and not self.failing else None
@@ -294,7 +294,7 @@ class Port:
     def report_failure(self, exc: BaseException) -> None:
         """Report that the stream has failed, once what had arrived is dispatched; raises what a signal handler has raised.
 
-        Who has caught the exception has entered the port into ``repairs`` before: another interruption may come at once.
+        The caller has entered the port into ``repairs`` before, because another interruption may come at once.
         """
         if not isinstance(exc, Exception):
             raise exc
@@ -361,7 +361,7 @@ class Port:
         """Take note of what ``flush``, ``post`` or ``post_frame`` of the channel has raised.
 
         If nothing can be written any more, what the other side had written before is still read, and then it ends. After
-        an interruption the message may be queued: for this the caller has entered the port into ``repairs`` before.
+        an interruption the message may be queued, so the caller has entered the port into ``repairs`` before.
         """
         if isinstance(exc, InvalidStreamError):
             self.report_failure(exc)

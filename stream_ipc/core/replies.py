@@ -36,7 +36,7 @@ class Replies:
     costs nothing for its deadline as long as it is answered.
 
     Args:
-        conversation: Who sends the requests.
+        conversation: What sends the requests.
         hint: Returns what a timeout's text ends with.
 
     Attributes:
@@ -124,7 +124,7 @@ class Replies:
                 self.remove(pending)
 
     def _sweep(self) -> None:
-        """Take out the requests whose promises are gone, and with these what a late reply would look for.
+        """Take out the requests whose promises are gone. A late reply finds none, and is dropped.
 
         The weak references call no function of ours for this: the exception of a signal handler would be ignored in it.
         """

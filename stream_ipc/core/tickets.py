@@ -46,7 +46,7 @@ class Ticket(Pending):
     Attributes:
         requester: The desk that has made it.
         message: The task.
-        worker: Who has it; None while it is queued and once it has settled.
+        worker: What has it; None while it is queued and once it has settled.
         tries: How often it was begun and came to nothing.
         optional: It need not be begun if its promise was dropped.
     """
@@ -104,7 +104,7 @@ class Desk:
         crew: Does the tasks.
 
     Attributes:
-        queue: Tickets of tasks that no worker has. Whoever makes one puts it there.
+        queue: Tickets of tasks that no worker has. What makes one puts it there.
         busy: Those of tasks that workers have.
         settling: Final errors that an interruption may have kept from being told.
     """
