@@ -1,4 +1,4 @@
-"""Checks of what users pass, and defaults of it.
+"""Checks of what users pass, and defaults of it; and what all that they hold in their hands have in common.
 
 Knows messages. Must not know sessions.
 """
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 __all__ = [
-    "DEFAULT", "PIPE", "POOLS", "USUAL", "check_expect", "check_message", "check_plugin", "check_timeout", "close_bound",
-    "expectable", "refuse_copy", "sendable",
+    "DEFAULT", "PIPE", "POOLS", "USUAL", "Facade", "check_expect", "check_message", "check_plugin", "check_timeout",
+    "close_bound", "expectable", "sendable",
 ]  # fmt: skip
 
 
@@ -44,6 +44,16 @@ DEFAULT: Any = _Default("the peer's")
 POOLS: Any = _Default("the pool's")
 USUAL: Any = _Default("a few seconds")
 
+class Facade:
+    """What users hold in their hands: neither copied nor pickled, because a copy would close what the original is using."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> NoReturn:
+        what = article(type(self))
+        raise TypeError(f"{what} cannot be copied or pickled: it belongs to this process; make another where one is needed")
+
+
 # Message classes that have been sent before, which need no closer look.
 sendable: set[type] = set()
 # The same of classes that have been expected.
@@ -62,12 +72,6 @@ def check_message(method: str, message: Any) -> None:
             f"{method}() takes a Message, not {article(cls)}; derive a class from Message that has a field for it"
         )
     sendable.add(cls)
-
-
-def refuse_copy(thing: object) -> NoReturn:
-    """Raise ``TypeError`` for ``copy.copy``, ``pickle`` and the like: a copy would close what the original is using."""
-    what = article(type(thing))
-    raise TypeError(f"{what} cannot be copied or pickled: it belongs to this process; make another where one is needed")
 
 
 def check_expect(expect: Any, name: str = "expect") -> Any:

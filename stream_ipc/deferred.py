@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from weakref import ref
 
-from .arguments import check_message, refuse_copy, sendable
+from .arguments import Facade, check_message, sendable
 from .core.owed import DEFERRERS
 from .messages import ErrorMessage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
-
     from .core.owed import Owed
     from .messages import Message
 
 __all__ = ["DeferredReply"]
 
 
-class DeferredReply:
+class DeferredReply(Facade):
     """Stands for a reply that is made later.
 
     Return one from an ``on_request`` handler, and keep it to settle it. The
@@ -56,9 +54,6 @@ class DeferredReply:
             return f"<DeferredReply {state}{'' if self._owed is None else f' for request {self._owed.id:.128}'}>"
         except Exception:  # half made, or an id of another kind
             return "<DeferredReply>"
-
-    def __reduce__(self) -> NoReturn:
-        refuse_copy(self)
 
     @property
     def done(self) -> bool:

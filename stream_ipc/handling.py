@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 
+from .arguments import Facade
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Handling"]
 
 
-class Handling:
+class Handling(Facade):
     """The part of ``Session`` that registers handlers."""
 
     if TYPE_CHECKING:

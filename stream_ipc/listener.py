@@ -5,9 +5,9 @@ Knows sockets. Must not know messages; a session is made by the peer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from .arguments import refuse_copy
+from .arguments import Facade
 from .core.acceptor import Acceptor
 from .interruptions import pass_on
 from .transports.addresses import check_address, named
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Listener", "open_listener"]
 
 
-class Listener:
+class Listener(Facade):
     """Accepts connections while its peer ticks.
 
     Made by ``IpcPeer.listen``, and closed with its peer at the latest. A
@@ -39,9 +39,6 @@ class Listener:
             return repr(self._acceptor)
         except Exception:  # half made
             return "<Listener>"
-
-    def __reduce__(self) -> NoReturn:
-        refuse_copy(self)
 
     def __enter__(self) -> Listener:
         return self

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import starmap
 
 from . import log
-from .arguments import DEFAULT, PIPE, check_timeout
+from .arguments import DEFAULT, PIPE, Facade, check_timeout
 from .core.conversation import Conversation
 from .core.inspection import refuse_streams, refuse_transport
 from .session import Session, conversation_of
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["SessionOpener"]
 
 
-class SessionOpener:
+class SessionOpener(Facade):
     """The part of ``IpcPeer`` that opens sessions."""
 
     if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from .arguments import USUAL, check_message, check_plugin, check_timeout, close_bound, refuse_copy, sendable
+from .arguments import USUAL, check_message, check_plugin, check_timeout, close_bound, sendable
 from .core.broadcast import broadcast
 from .core.lifecycle import adopt, close_loop, drop_loop
 from .core.loop import Loop
@@ -20,8 +20,6 @@ from .wire.codec import check_max_frame_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
-
     from .messages import Message
     from .protocols import MessageSerializer, RequestIdGenerator
 
@@ -91,9 +89,6 @@ class IpcPeer(SessionOpener):
             )
         except Exception:  # half made
             return "<IpcPeer>"
-
-    def __reduce__(self) -> NoReturn:
-        refuse_copy(self)
 
     def __enter__(self) -> IpcPeer:
         return self

@@ -13,11 +13,11 @@ from .arguments import (
     DEFAULT,
     POOLS,
     USUAL,
+    Facade,
     check_expect,
     check_message,
     check_timeout,
     close_bound,
-    refuse_copy,
     sendable,
 )
 from .crew import Crew
@@ -29,7 +29,7 @@ from .promise import ResponsePromise, pending_of, request
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any, NoReturn, TypeVar, overload
+    from typing import Any, TypeVar, overload
 
     from .session import Session
     from .transports.spawn import Command, Items
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["WorkerPool"]
 
 
-class WorkerPool:
+class WorkerPool(Facade):
     """Gives tasks to worker processes, and replaces those that die.
 
     They are started when they are needed. The peer's ticks and waits drive it;
@@ -142,9 +142,6 @@ class WorkerPool:
             return f"<WorkerPool {state} workers={len(self.workers)}/{self._crew.size} pending={self.pending}>"
         except Exception:  # half made
             return "<WorkerPool>"
-
-    def __reduce__(self) -> NoReturn:
-        refuse_copy(self)
 
     def __enter__(self) -> WorkerPool:
         return self

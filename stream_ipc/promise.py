@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from operator import attrgetter
 
-from .arguments import check_timeout, refuse_copy
+from .arguments import Facade, check_timeout
 from .core.owed import DEFERRERS
 from .messages import Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Generic, NoReturn, TypeVar
+    from typing import Any, Generic, TypeVar
 
     from .core.owed import Owed
     from .core.pending import Pending, Requester
@@ -37,7 +37,7 @@ __all__ = ["ResponsePromise", "is_settled", "pending_of", "request", "requester_
 _new = object.__new__  # without the call of an __init__
 
 
-class ResponsePromise(Generic[M_co]):
+class ResponsePromise(Facade, Generic[M_co]):
     """The reply to a request, as ``Session.request`` returns it.
 
     Dropping it is fine: nothing stays behind, and a late reply is discarded. It
@@ -61,9 +61,6 @@ class ResponsePromise(Generic[M_co]):
             return f"<ResponsePromise {pending.id} {state}>"
         except Exception:  # half made
             return "<ResponsePromise>"
-
-    def __reduce__(self) -> NoReturn:
-        refuse_copy(self)
 
     @property
     def id(self) -> str:

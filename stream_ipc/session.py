@@ -13,7 +13,6 @@ from .arguments import (
     check_timeout,
     close_bound,
     expectable,
-    refuse_copy,
     sendable,
 )
 from .core.conversation import Conversation
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
     from contextlib import AbstractContextManager
-    from typing import Any, NoReturn, TypeVar, overload
+    from typing import Any, TypeVar, overload
 
     from .errors import StreamClosedError
     from .peer import IpcPeer
@@ -65,9 +64,6 @@ class Session(Handling):
             )
         except Exception:  # half made
             return "<Session>"
-
-    def __reduce__(self) -> NoReturn:
-        refuse_copy(self)
 
     def __enter__(self) -> Session:
         return self
