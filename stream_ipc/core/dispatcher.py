@@ -18,7 +18,7 @@ from ..handlers import HandlerList
 from ..interruptions import pass_on_own
 from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..transports.channel import EndOfStream
-from .items import Answer, Delivery, Failure, Opening, take_out
+from .items import Answer, Delivery, Failure, Opening, reply_id, take_out
 from .kept import Kept
 from .port import Port
 from .responder import Responder
@@ -175,7 +175,7 @@ class Dispatcher:
         start = self._scanned
         if start > len(inbox) or (start and inbox[start - 1] is not self._last_scanned):
             start = 0
-        found = [(i, inbox[i]) for i in range(len(inbox) - 1, start - 1, -1) if _is_reply(inbox[i])]
+        found = [(i, inbox[i]) for i in range(len(inbox) - 1, start - 1, -1) if reply_id(inbox[i]) is not None]
         rest = len(inbox) - len(found)
         for _, item in reversed(found):
             if type(item) is ResponseEnvelope:
@@ -368,7 +368,3 @@ class Dispatcher:
             return None
         self._conversation.close_now(item.error)
         return 0
-
-
-def _is_reply(item: Any) -> bool:
-    return type(item) is ResponseEnvelope or (isinstance(item, SerializationError) and item.response_id is not None)

@@ -5,6 +5,9 @@ Must not know what becomes of it. ``EndOfStream``, which channels put there them
 
 from __future__ import annotations
 
+from ..errors import SerializationError
+from ..messages import ResponseEnvelope
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from ..messages import Message
     from .owed import Owed
 
-__all__ = ["Answer", "Delivery", "Failure", "Opening", "take_out"]
+__all__ = ["Answer", "Delivery", "Failure", "Opening", "reply_id", "take_out"]
 
 
 class Answer:
@@ -54,6 +57,13 @@ class Opening:
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function: Callable[[Any], Any] = function
+
+
+def reply_id(item: Any) -> Any:
+    """Return the id of the request that an item is the reply to, also if it could not be decoded; None if it is none."""
+    if type(item) is ResponseEnvelope:
+        return item.id
+    return item.response_id if isinstance(item, SerializationError) else None
 
 
 def take_out(inbox: deque[Any], item: Any) -> None:

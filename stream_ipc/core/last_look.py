@@ -7,8 +7,8 @@ the other side does.
 
 from __future__ import annotations
 
-from ..errors import InvalidStreamError, SerializationError, StreamClosedError
-from ..messages import ResponseEnvelope
+from ..errors import InvalidStreamError, StreamClosedError
+from .items import reply_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,15 +58,8 @@ def _take_replies(conversation: Conversation, sent: list[Pending], limit: float 
 def read_replies(conversation: Conversation, limit: float | None) -> set[Any]:
     """Read what is there; returns the ids of the replies that stand in the inbox then."""
     _read(conversation, limit)
-    found = set()
-    for item in tuple(conversation.dispatcher.inbox):
-        if type(item) is ResponseEnvelope:
-            id: Any = item.id
-        else:
-            id = item.response_id if isinstance(item, SerializationError) else None
-        if isinstance(id, str):
-            found.add(id)
-    return found
+    ids = map(reply_id, tuple(conversation.dispatcher.inbox))
+    return {id for id in ids if isinstance(id, str)}
 
 
 def take_notification(conversation: Conversation, wanted: Wanted, limit: float | None) -> None:
