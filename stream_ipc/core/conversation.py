@@ -194,9 +194,6 @@ class Conversation:
             return
         if pending.deadline is not None and loop.clock() >= pending.deadline:
             self.replies.time_out(pending)
-        elif timeout is None:
-            text = f"request {pending.id} has no reply yet, and its session is just ending"
-            raise TimeoutError(f"{text} ({self.name}); wait again later")
         else:
             raise TimeoutError(f"{self.replies.silence(pending, timeout)}; it is still pending")
 
