@@ -44,6 +44,7 @@ DEFAULT: Any = _Default("the peer's")
 POOLS: Any = _Default("the pool's")
 USUAL: Any = _Default("a few seconds")
 
+
 class Facade:
     """What users hold in their hands: neither copied nor pickled, because a copy would close what the original is using."""
 

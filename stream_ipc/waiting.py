@@ -32,6 +32,8 @@ else:
 
 __all__ = ["as_completed", "gather"]
 
+_CHECK = 0.05  # seconds between two turns of several loops, at most: some things are only looked at in turns
+
 
 class _Reference(Base):
     """A weak reference that a set can drop when what it refers to is gone, also if it was never put there."""
@@ -94,7 +96,7 @@ class _Loops:
         self._loops = [loop for loop in self._loops if not loop.closing]
         if until.settled or not self._loops:
             return
-        wait = min(0.05, max(0.0, self._limit - self._clock()))
+        wait = min(_CHECK, max(0.0, self._limit - self._clock()))
         for loop in self._loops:  # some of their transports may have no descriptor
             due = loop.next_deadline()
             if due is not None:

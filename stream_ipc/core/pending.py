@@ -75,7 +75,7 @@ class Pending(Base):
 
     @property
     def conversation(self) -> Conversation | None:
-        """What it was sent over, if it was sent."""
+        """What it was sent over, if it was: a conversation sends its own requests."""
         return self.requester  # type: ignore[return-value]
 
     @property

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Desk", "Ticket"]
 
+
 class Ticket(Pending):
     """A task and, once it has settled, its outcome.
 
