@@ -1,4 +1,4 @@
-"""Checks of what users pass, and defaults of it; and what all that they hold in their hands have in common.
+"""Checks of what users pass, defaults of it, and the base of the classes that they get.
 
 Knows messages. Must not know sessions.
 """

@@ -276,7 +276,7 @@ class Loop(Guard):
                 self.starving = starved
                 self._update_paused()
             if self._embedding is not None:
-                self._update_embedding()
+                self._embedding.set_awake(self._is_busy())
 
     def on_ready(self, fd: int, events: int) -> None:
         """Get rid of a descriptor that has no owner."""
@@ -354,12 +354,12 @@ class Loop(Guard):
         if self._embedding is None:
             self._embedding = Embedding(self.poller)
         self._embedding.open()
-        self._update_embedding()
+        self._embedding.set_awake(self._is_busy())
         return self._embedding.fileno()
 
     def next_deadline(self) -> float | None:
         """Return seconds until a turn is due though ``fileno`` is not readable; None if none is."""
-        if self.repairs or self.later or self.poller.has_always or self._has_work():
+        if self._is_busy() or self.poller.has_always:
             return 0.0
         if any([batches.queued_bytes for batches in self.corked]):
             return 0.0  # a turn lets out what was gathered
@@ -369,18 +369,15 @@ class Loop(Guard):
         wait = min(wait, self._timers.next() - self.clock())
         return None if wait == math.inf else max(0.0, wait)
 
-    def _has_work(self) -> bool:
-        return any([dispatcher.has_work for dispatcher in self.todo])
+    def _is_busy(self) -> bool:
+        """Whether a turn has something to do, whatever the descriptors and the clock say."""
+        return bool(self.repairs or self.later) or any([dispatcher.has_work for dispatcher in self.todo])
 
     def mark(self, dispatcher: Dispatcher) -> None:
         """Note, maybe outside of ``run``, that a dispatcher has something to do."""
         self.todo[dispatcher] = None
         if self._embedding is not None:
-            self._update_embedding()
-
-    def _update_embedding(self) -> None:
-        if self._embedding is not None and not self.forked:
-            self._embedding.set_awake(bool(self.repairs or self.later) or self._has_work())
+            self._embedding.set_awake(self._is_busy())
 
     # -- closing
 
