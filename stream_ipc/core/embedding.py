@@ -30,14 +30,14 @@ class Embedding:
         self._is_open = False
         self._awake = False
 
-    def open(self) -> None:
-        """Make the descriptor, unless it is there. An interrupted call can be made again.
+    def fileno(self) -> int:
+        """Return the descriptor. Makes it at the first call; an interrupted one can be made again.
 
         Raises:
             OSError: This program's selector has no descriptor.
         """
-        if self._is_open:
-            return
+        if self._outer is not None and self._is_open:
+            return self._outer.fileno()
         self._inner.fileno()  # or there is none
         if self._pipe is None:
             for self._pipe in starmap(os.pipe, [()]):  # stored before a signal is looked at
@@ -50,17 +50,13 @@ class Embedding:
         self.watch_poller()
         self._outer.watch(self._pipe[0], READ, None)
         self._is_open = True
+        return self._outer.fileno()
 
     def watch_poller(self) -> None:
         """Watch the loop's poller, whose descriptor may be new."""
         if self._outer is not None:
             self._outer.unwatch(self._inner.fileno())  # of an old one under the same number
             self._outer.watch(self._inner.fileno(), READ, None)
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-        assert self._outer is not None
-        return self._outer.fileno()
 
     def set_awake(self, awake: bool) -> None:
         """Keep a byte in the pipe just while an inbox has work, because then no descriptor may be ready."""

@@ -1,6 +1,7 @@
 """What stands in an inbox beside messages: work that has its turn behind what arrived before it.
 
-Knows messages. Must not know what becomes of an item. ``EndOfStream``, which channels put there themselves, is in ``transports/channel.py``.
+Knows messages. Must not know what becomes of an item. ``EndOfStream``, which channels put there themselves, is in
+``transports/channel.py``.
 """
 
 from __future__ import annotations

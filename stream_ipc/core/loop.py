@@ -353,9 +353,9 @@ class Loop(Guard):
         """Return a descriptor that is readable while a turn has something to do."""
         if self._embedding is None:
             self._embedding = Embedding(self.poller)
-        self._embedding.open()
+        fd = self._embedding.fileno()
         self._embedding.set_awake(self._is_busy())
-        return self._embedding.fileno()
+        return fd
 
     def next_deadline(self) -> float | None:
         """Return seconds until a turn is due though ``fileno`` is not readable; None if none is."""
