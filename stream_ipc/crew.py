@@ -79,7 +79,6 @@ class Crew:
         self.size: int = len(commands)
         self._workers: dict[Worker, None] = {}
         self._free: dict[Worker, None] = {}  # those that can be given a task
-        self._clogged: dict[Worker, None] = {}  # those that have to read first
         self._searched = 0.0  # when a free slot was last searched for
         self._deaths = 0  # since the last answer of any worker
         self._untidy = 0  # how often check() was asked for since the last one
@@ -199,16 +198,14 @@ class Crew:
             worker.retired = True
             self._close_worker(worker, "this side replaces the worker, which has done its share of tasks")
         elif worker.is_clogged:
-            self._clogged[worker] = None
             self._loop.set_polled(self, _CLOGGED_INTERVAL)
 
     def poll(self) -> None:
         """Have ``check`` called if a clogged worker has read. The loop calls this while there is one."""
-        for worker in tuple(self._clogged):
-            if not worker.is_clogged:
-                self._leave_to_check()
-                self._clogged.pop(worker, None)
-        if not self._clogged:
+        workers = tuple(self._workers)
+        if any([worker not in self._free and worker.can_take() for worker in workers]):
+            self._leave_to_check()
+        if not any([worker.is_clogged for worker in workers]):
             self._loop.set_polled(self, None)
 
     def returned(self, ticket: Ticket) -> None:
@@ -355,7 +352,6 @@ class Crew:
         for ticket in tuple(worker.running):  # which an interruption has left
             ticket.fail(worker.conversation.closed_error())
         self._free.pop(worker, None)
-        self._clogged.pop(worker, None)
         slot = worker.slot
         if slot.worker is worker:
             # atomic: no calls
