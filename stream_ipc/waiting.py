@@ -164,13 +164,13 @@ def gather(
             left = {promise for promise in given if not promise.settled}
             if left:
                 raise _too_few(len(left), len({*given}), timeout)
-    return [_outcome(promise) if return_exceptions else promise.wait() for promise in given]
-
-
-def _outcome(promise: ResponsePromise[Any]) -> Any:
-    """Return the reply, or the error in its place."""
-    outcome = pending_of(promise).outcome
-    return outcome.with_traceback(None) if isinstance(outcome, BaseException) else outcome
+    outcomes = [pending.outcome for pending in map(pending_of, given)]
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            outcome.__traceback__ = None
+            if not return_exceptions:
+                raise outcome
+    return outcomes
 
 
 def as_completed(
