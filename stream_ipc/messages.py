@@ -9,12 +9,11 @@ import enum
 from dataclasses import InitVar, dataclass, field
 
 from . import registry
+from .errors import SerializationError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-    from .errors import SerializationError
 
 __all__ = [
     "MAX_ID_LENGTH", "NOTIFICATION", "REQUEST", "RESPONSE", "ErrorMessage", "LogMessage", "Message", "RequestEnvelope",
@@ -161,11 +160,18 @@ def put_in_envelope(kind: int, id: Any, message: Message) -> Message:
 
 
 def take_out_of_envelope(message: Any) -> tuple[int, Any, Message]:
-    """Return the kind, the id (None for a notification) and the message."""
-    if type(message) is RequestEnvelope:
-        return REQUEST, message.id, message.request
-    if type(message) is ResponseEnvelope:
-        return RESPONSE, message.id, message.response
+    """Return the kind, the id (None for a notification) and the message.
+
+    Raises:
+        SerializationError: An envelope lacks one of them.
+    """
+    try:
+        if type(message) is RequestEnvelope:
+            return REQUEST, message.id, message.request
+        if type(message) is ResponseEnvelope:
+            return RESPONSE, message.id, message.response
+    except AttributeError as exc:
+        raise SerializationError(f"an envelope cannot be sent: {exc}") from exc
     return NOTIFICATION, None, message
 
 

@@ -666,6 +666,14 @@ def test_what_is_no_message_cannot_be_sent() -> None:
     assert travel(Box(1)) == Box(1)
 
 
+@pytest.mark.parametrize("name", ["id", "request"])
+def test_an_envelope_without_a_value(name: str) -> None:
+    envelope = RequestEnvelope("1", LogMessage("x"))
+    delattr(envelope, name)
+    with pytest.raises(SerializationError, match=f"an envelope cannot be sent: .*'{name}'"):
+        S.serialize(envelope)
+
+
 def test_a_field_without_a_value_is_named() -> None:
     log = LogMessage("x")
     del log.message
