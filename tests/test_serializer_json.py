@@ -16,11 +16,17 @@ from typing import Any, Dict, List, NamedTuple, Optional, Union
 import pytest
 
 from stream_ipc.errors import SerializationError
-from stream_ipc.messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
+from stream_ipc.messages import (
+    ErrorMessage,
+    LogMessage,
+    Message,
+    RequestEnvelope,
+    ResponseEnvelope,
+    take_out_of_envelope,
+)
 from stream_ipc.registry import register_type
 from stream_ipc.serializers import json as module
 from stream_ipc.serializers.json import JsonMessageSerializer
-from stream_ipc.serializers.text_explain import Walk
 from stream_ipc.serializers.text_format import MAX_DEPTH, plain_type
 
 from . import php_messages as php
@@ -278,7 +284,7 @@ def test_random_round_trips() -> None:
             data = serializer.serialize(message)
             assert same(vars(serializer.deserialize(data)), vars(message))
             # The slow way writes the same, and any JSON reader reads it.
-            assert Walk(serializer._format).text(message) == serializer._messages[type(message)](message, 1, set())
+            assert serializer._format.walked(*take_out_of_envelope(message)) == data
             json.loads(data)
 
 
@@ -485,6 +491,16 @@ def test_envelopes_hold_messages(content: Any) -> None:
         assert (caught.value.request_id, caught.value.response_id) == (("7", None) if key == "request" else (None, "7"))
 
 
+def test_a_field_that_is_called_as_the_class_is() -> None:
+    @dataclass
+    class Odd(Message, wire_name="test.json.Odd"):
+        name: int = field(default=1, metadata={"wire_name": "__class"})
+
+    for message in (Odd(), RequestEnvelope("1", Odd()), AnyMessage([Odd()])):
+        with pytest.raises(SerializationError, match="^.*: an attribute cannot be called '__class'"):
+            S.serialize(message)
+
+
 def test_a_field_without_a_value() -> None:
     message = LogMessage("x")
     del message.message
@@ -622,10 +638,11 @@ def test_errors_of_constructors_are_decode_errors(error: Any) -> None:
 
 
 def test_memory_error_of_the_scanner_is_a_decode_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(text: str, decoder: Any) -> Any:
-        raise MemoryError
+    class Exhausted:
+        def raw_decode(self, text: str) -> Any:
+            raise MemoryError
 
-    monkeypatch.setattr(module, "_whole", exhausted)
+    monkeypatch.setattr(module, "_decoder", Exhausted())
     with pytest.raises(SerializationError, match="memory"):
         S.deserialize(b"{}")
 

@@ -225,15 +225,6 @@ def _depth(payload: bytes) -> int:
     return max(accumulate(array("b", marks.translate(_STEPS))), default=0)
 
 
-def _whole(text: str, decoder: json.JSONDecoder) -> Any:
-    """Read a text that holds one value and nothing else but white space around it."""
-    start = 0 if text[:1] not in _SPACE else len(text) - len(text.lstrip(_SPACE))
-    value, end = decoder.raw_decode(text, start)
-    if end != len(text) and text[end:].strip(_SPACE):
-        raise SerializationError(f"payload is not JSON: something follows the value at character {end}")
-    return value
-
-
 # --- the format -----------------------------------------------------------------------------------------------
 
 
@@ -332,7 +323,7 @@ class _Json(TextFormat):
         return self.attribute(field.wire_name)
 
     def read(self, payload: Payload) -> Any:
-        text = str(payload, "utf-8")
+        text = str(payload, "utf-8").strip(_SPACE)
         decoder = _decoder
         if len(text) <= 2 * MAX_DEPTH:  # more levels take at least two characters each
             escapes = "\\u" in text
@@ -346,20 +337,23 @@ class _Json(TextFormat):
         if escapes and _SURROGATE.search(text) is not None:
             # The scanner lets lone ones pass. Pairs become one character, so that what cannot be encoded again is
             # alone. Only payloads with such escapes pay for being read twice.
-            json.dumps(_whole(text, _plain_decoder), ensure_ascii=False).encode()
+            json.dumps(_plain_decoder.raw_decode(text)[0], ensure_ascii=False).encode()
+        is_built = True
         try:
-            return _whole(text, decoder)
+            value, end = decoder.raw_decode(text)
         except (_UnknownClass, TypeError):  # TypeError: the name of a class is a list or dict
-            pass
-        value = _whole(text, _plain_decoder)
-        return _from_outside(value) if type(value) in (list, dict) else value
+            value, end = _plain_decoder.raw_decode(text)
+            is_built = False
+        if end != len(text):
+            raise SerializationError(f"payload is not JSON: something follows the value at character {end}")
+        return value if is_built else _from_outside([value])[0]
 
     def salvage(self, payload: Payload) -> tuple[Any, Any]:
         try:
             # All known senders write the class and the id first. There may not be enough memory to read the rest.
             match = _HEAD.match(str(bytes(payload[:HEAD_SIZE]), "utf-8", "replace"))
             if match is None:
-                data = _whole(str(payload, "utf-8", "replace"), _plain_decoder)
+                data, _ = _plain_decoder.raw_decode(str(payload, "utf-8", "replace").strip(_SPACE))
                 name, identity = data["__class"], data["id"]
             else:
                 name, identity = match.group(1).replace("\\\\", "\\"), json.loads(match.group(2))

@@ -25,6 +25,8 @@ from ..messages import (
     RequestEnvelope,
     ResponseEnvelope,
     add_id,
+    put_in_envelope,
+    take_out_of_envelope,
 )
 from .compiling import call_of_class, compile_function
 
@@ -39,10 +41,11 @@ if TYPE_CHECKING:
 
     Builder = Callable[[dict[Any, Any]], Any]
     Encoder = Callable[[Any, int, set[int]], str]  # (value, depth, ids of the objects so far)
+    Write = Callable[[int, Any, Message], bytes]
 
 __all__ = [
-    "ENVELOPES", "HEAD_SIZE", "INT_MAX", "INT_MIN", "MAX_DEPTH", "TOO_DEEP", "TextFormat",
-    "TextSerializer", "Unfit", "builder", "find_class", "other_format", "plain_type", "shown", "wire_name",
+    "ENVELOPES", "HEAD_SIZE", "INT_MAX", "INT_MIN", "MAX_DEPTH", "TOO_DEEP", "TextFormat", "TextSerializer", "Unfit",
+    "builder", "compile_builder", "find_class", "other_format", "plain_type", "shown", "wire_name",
 ]  # fmt: skip
 
 MAX_DEPTH = 511  # the original's JSON writes 512 levels but reads 511; what it could not read is not written here
@@ -164,7 +167,7 @@ class TextFormat(dict[type, "Encoder"]):
     start: Callable[[TypeInfo, int], str]  # returns what an object with so many attributes begins with; "}" ends it
     attribute: Callable[[Any], str]  # returns what stands before an attribute of that name, or raises Unfit
     field: Callable[[FieldInfo, TypeInfo], str]  # returns what stands before a field
-    encode: Callable[[str], bytes]  # makes a payload of a text that is not ASCII
+    encode: Callable[[str], bytes]  # makes a payload of a text
     read: Callable[[Payload], Any]  # returns the value of a payload, or raises anything
     # Returns the class name and the id of an envelope whose content is bad; None for what cannot be read.
     salvage: Callable[[Payload], tuple[Any, Any]]
@@ -173,9 +176,9 @@ class TextFormat(dict[type, "Encoder"]):
         super().__init__()
         self.old = old
         self.scalars = scalars
-        self.messages: _Messages = _Messages(self)  # the same, but for classes of messages only
+        self.writers: _Writers = _Writers(self)
         registry.clear_on_change(self)
-        registry.clear_on_change(self.messages)
+        registry.clear_on_change(self.writers)
 
     def info(self, cls: type) -> TypeInfo:
         """Return the entry of a class that is no plain data, or raise SerializationError."""
@@ -196,9 +199,15 @@ class TextFormat(dict[type, "Encoder"]):
                 info = self.info(cls)
             except SerializationError:
                 raise Unfit from None
+            if cls in ENVELOPES:  # inside another message
+                raise Unfit
             made = self.enum_encoder(info) if info.is_enum else self._compile(info)
         self[cls] = made
         return made
+
+    def walked(self, kind: int, id: Any, message: Message) -> bytes:
+        """Return the payload of a message that the functions cannot write, or raise SerializationError."""
+        return self.encode(self.walk(self).text(put_in_envelope(kind, id, message)))
 
     def _compile(self, info: TypeInfo) -> Encoder:
         lines = ["def made(value, depth, seen):", f"    if depth > {MAX_DEPTH}: raise Unfit", *self.guard]
@@ -209,13 +218,9 @@ class TextFormat(dict[type, "Encoder"]):
                 "    return start(info, len(values)) + ''.join(parts) + '}'",
             ]
         else:
-            is_envelope = info.cls in ENVELOPES
-            if is_envelope:
-                lines.append(f"    if type(value.id) is not str or len(value.id) > {MAX_ID_LENGTH}: raise Unfit")
             text = _braces(self.start(info, len(info.fields)))
             for i, f in enumerate(info.fields):
-                content = "messages[type(v)](v, depth + 1, seen)" if is_envelope and f.name != "id" else _CONTENT
-                lines += [f"    v = value.{f.name}", f"    t{i} = {content}"]
+                lines += [f"    v = value.{f.name}", f"    t{i} = {_CONTENT}"]
                 text += f"{_braces(self.field(f, info))}{{t{i}}}"
             lines.append(f"    return f{text + '}}'!r}")
         names = {
@@ -223,25 +228,56 @@ class TextFormat(dict[type, "Encoder"]):
             "attribute": self.attribute,
             "encoders": self,
             "info": info,
-            "messages": self.messages,
             "scalars": self.scalars,
             "start": self.start,
         }
         return compile_function(lines, names)
 
 
-class _Messages(dict[type, "Encoder"]):
-    """Map each class of messages to its function; every other class is unfit."""
+class _Writers(dict[type, "Write"]):
+    """Map each class to what turns a kind, an id and a message into a payload, made when the class is first met."""
 
     def __init__(self, format: TextFormat) -> None:
         super().__init__()
         self._format = format
 
-    def __missing__(self, cls: type) -> Encoder:
-        if not issubclass(cls, Message):
-            raise Unfit
-        made = self[cls] = self._format[cls]
-        return made
+    def __missing__(self, cls: type) -> Write:
+        if cls in registry.by_class and cls not in ENVELOPES and issubclass(cls, Message):
+            try:
+                made = self[cls] = _writer_of(self._format, self._format[cls])
+                return made
+            except Exception as exc:
+                pass_on(exc)
+        return self._format.walked  # which says what is wrong
+
+
+def _writer_of(format: TextFormat, encode: Encoder) -> Write:
+    write, finish, walked = format.scalars[str], format.encode, format.walked
+    heads = {}  # by kind: what stands before an envelope's id, and before its content
+    for kind, cls in ((REQUEST, RequestEnvelope), (RESPONSE, ResponseEnvelope)):
+        info = registry.type_info(cls)
+        id_field, content = info.fields
+        heads[kind] = (format.start(info, 2) + format.field(id_field, info), format.field(content, info))
+
+    def made(kind: int, id: Any, message: Message) -> bytes:
+        try:
+            if kind == NOTIFICATION:
+                text = encode(message, 1, set())
+            elif type(id) is str and len(id) <= MAX_ID_LENGTH:
+                before, between = heads[kind]
+                text = f"{before}{write(id)}{between}{encode(message, 2, set())}}}"
+            else:
+                raise Unfit
+            return text.encode() if text.isascii() else finish(text)
+        except MemoryError:
+            raise
+        except Exception as exc:
+            # An object that occurs twice, a field without a value, a lone surrogate; RecursionError: a cycle, or only
+            # a deep message on a full stack. Left before the walk, so that its error is not shown as one about this.
+            pass_on(exc)
+        return walked(kind, id, message)
+
+    return made
 
 
 def _braces(text: str) -> str:
@@ -278,7 +314,23 @@ def builder(
     lines = ["def made(data):", "    try:", "        pass"]
     lines += [f"        v{i} = data[{key!r}]" for i, key in enumerate(keys)]
     lines += ["    except KeyError:", "        return otherwise(data)"]
-    lines += ["    " + re.sub(r"\bv\b", f"v{i}", code) for i, code in enumerate(codes) if code]
+    return compile_builder(lines, info, conversions, {"otherwise": otherwise})
+
+
+def compile_builder(
+    lines: list[str], info: TypeInfo, conversions: dict[str, str], names: dict[str, Any]
+) -> Callable[..., Any]:
+    """Compile a function that builds an instance of a class with fields.
+
+    Args:
+        lines: The source, up to where ``v0``, ``v1``, ... are the values of the fields, as they were read.
+        info: The class.
+        conversions: See :func:`builder`.
+        names: What the lines see.
+    """
+    values = [f"v{i}" for i in range(len(info.fields))]
+    codes = [conversions.get(plain_type(f.annotation), "") for f in info.fields]
+    lines = lines + ["    " + re.sub(r"\bv\b", value, code) for value, code in zip(values, codes) if code]
     if info.cls in ENVELOPES:
         lines += [
             f"    if type(v0) is not str or len(v0) > {MAX_ID_LENGTH}: raise bad_id()",
@@ -286,19 +338,12 @@ def builder(
         ]
     lines += [
         "    try:",
-        f"        return {call_of_class(info, [f'v{i}' for i in range(len(keys))])}",
+        f"        return {call_of_class(info, values)}",
         "    except Exception as exc:",
         "        raise refused(exc) from exc",
     ]
-    names = {
-        "Message": Message,
-        "bad_id": _bad_id,
-        "cls": info.cls,
-        "otherwise": otherwise,
-        "refuse": _refuse,
-        "refused": info.refused,
-    }
-    return compile_function(lines, names)
+    own = {"Message": Message, "bad_id": _bad_id, "cls": info.cls, "refuse": _refuse, "refused": info.refused}
+    return compile_function(lines, {**own, **names})
 
 
 def _bad_id() -> SerializationError:
@@ -361,7 +406,6 @@ class TextSerializer:
         if namespace not in ("StreamIpc", "PhpStreamIpc"):
             raise ValueError(f"namespace must be 'StreamIpc' or 'PhpStreamIpc', not {namespace!r}")
         self._format = self._formats[namespace == "PhpStreamIpc"]
-        self._messages = self._format.messages
         self._read = self._format.read
 
     def __repr__(self) -> str:
@@ -383,17 +427,16 @@ class TextSerializer:
                 the text names the field, as in ``TaskRequest.items[3].name: set
                 cannot travel in JSON``.
         """
-        try:
-            text = self._messages[type(message)](message, 1, set())
-            return text.encode() if text.isascii() else self._format.encode(text)
-        except MemoryError:
-            raise
-        except Exception as exc:
-            # An object that occurs twice, a field without a value, a lone surrogate; RecursionError: a cycle, or only
-            # a deep message on a full stack. Left before the walk, so that its error is not shown as one about this.
-            pass_on(exc)
-        text = self._format.walk(self._format).text(message)
-        return text.encode() if text.isascii() else self._format.encode(text)
+        kind, id, content = take_out_of_envelope(message)
+        return self._format.writers[type(content)](kind, id, content)
+
+    @property
+    def writers(self) -> dict[type, Write]:
+        """What turns a kind, an id and a message into a payload, by class.
+
+        ``serialize`` without a call in between, and without an envelope.
+        """
+        return self._format.writers
 
     def deserialize(self, payload: Payload) -> Message:
         """Turn a payload into its message.

@@ -53,8 +53,8 @@ def check_max_frame_size(size: int) -> int:
     return size
 
 
-def _is_own(serializer: Any, method: str, feature: str) -> Any:
-    """Return an optional feature of a serializer, unless the method that it belongs to was overridden since.
+def _offers(serializer: Any, feature: str, method: str) -> bool:
+    """Return whether a serializer has an optional feature, and the method that it belongs to was not overridden since.
 
     That is so in a class that overrides the method and inherits the feature, and for an object whose own method somebody
     has replaced.
@@ -62,14 +62,14 @@ def _is_own(serializer: Any, method: str, feature: str) -> Any:
     if method not in getattr(serializer, "__dict__", ()):
         for cls in type(serializer).__mro__:
             if feature in vars(cls):
-                return vars(cls)[feature]
+                return True
             if method in vars(cls):
                 break
-    return None
+    return False
 
 
 class _Writers(dict):  # type: ignore[type-arg]
-    """What turns a message into its payload is the same for all classes."""
+    """Maps each class to the same function."""
 
     def __init__(self, write: Callable[[int, Any, Message], Any]) -> None:
         super().__init__()
@@ -90,11 +90,10 @@ class MessageEncoder:
         for name in ("serialize", "deserialize"):
             if not callable(getattr(serializer, name, None)):
                 raise TypeError(f"{type(serializer).__name__} is no serializer: it has no method {name}()")
-        # Without an envelope that is made for one call only, and the payload may be several buffers, so that large bytes
-        # need not be copied.
-        self._parted = _is_own(serializer, "serialize", "writers") is not None
+        # Those of a serializer need no envelope, and may return a list of buffers so that large bytes are not copied.
+        offers = _offers(serializer, "writers", "serialize")
         self._writers: dict[type, Callable[[int, Any, Message], Any]]
-        self._writers = serializer.writers if self._parted else _Writers(self._serialize_whole)  # type: ignore[attr-defined]
+        self._writers = serializer.writers if offers else _Writers(self._serialize)  # type: ignore[attr-defined]
 
     def encode(self, kind: int, id: Any, message: Message) -> list[Any]:
         """Return the frame of a message, as a list of buffers that nobody changes any more.
@@ -113,12 +112,17 @@ class MessageEncoder:
                 return [frame_header(size) + payload]
         return self._frame(message, payload)
 
-    def _serialize_whole(self, kind: int, id: Any, message: Message) -> Any:
-        return self.serializer.serialize(put_in_envelope(kind, id, message))
+    def _serialize(self, kind: int, id: Any, message: Message) -> bytes:
+        payload = self.serializer.serialize(put_in_envelope(kind, id, message))
+        if not isinstance(payload, (bytes, bytearray, memoryview)):
+            raise SerializationError(
+                f"{type(self.serializer).__name__}.serialize() returned {article(type(payload))}, not bytes"
+            )
+        return bytes(payload)
 
     def _failure(self, message: Message, exc: Exception) -> SerializationError:
         pass_on(exc)
-        if self._parted:
+        if _offers(self.serializer, "failure", "serialize"):
             failure: SerializationError = self.serializer.failure(message, exc)  # type: ignore[attr-defined]
             return failure
         if isinstance(exc, SerializationError):
@@ -127,16 +131,8 @@ class MessageEncoder:
             f"{type(self.serializer).__name__} could not serialize {type(message).__name__}: {describe(exc)}"
         )
 
-    def _frame(self, message: Message, payload: Any) -> list[Any]:
-        chunks: list[Any]
-        if type(payload) is list and self._parted:
-            chunks = payload
-        elif isinstance(payload, (bytes, bytearray, memoryview)):
-            chunks = [bytes(payload)]
-        else:
-            raise SerializationError(
-                f"{type(self.serializer).__name__}.serialize() returned {article(type(payload))}, not bytes"
-            )
+    def _frame(self, message: Message, payload: bytes | list[Any]) -> list[Any]:
+        chunks: list[Any] = payload if type(payload) is list else [payload]
         size = sum(map(len, chunks))
         if size > self.max_frame_size:
             raise FrameTooLargeError(
@@ -184,7 +180,7 @@ class MessageDecoder(FrameDecoder):
         self, serializer: MessageSerializer, max_frame_size: int, note: Callable[[str], Any] | None = None
     ) -> None:
         # One of ours returns messages and nothing else, and keeps nothing of a payload, whose buffer can be used again.
-        self._reuses = _is_own(serializer, "deserialize", "reader") is not None
+        self._reuses = _offers(serializer, "reader", "deserialize")
         super().__init__(max_frame_size, serializer.reader if self._reuses else self._make_checked)  # type: ignore[attr-defined]
         self._serializer = serializer
         self._note = note
