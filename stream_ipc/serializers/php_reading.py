@@ -15,9 +15,19 @@ import re
 from .. import registry
 from ..errors import SerializationError
 from ..messages import Message
-from .compiling import compile_function
 from .php_form import ARRAY, BOOL, ENUM, FLOAT, INT, NULL, OBJECT, REF, STRING, TOKEN, bare, decoded, key_of, raw, unraw
-from .text_format import ENVELOPES, HEAD_SIZE, INT_MAX, INT_MIN, MAX_DEPTH, builder, find_class, shown, wire_name
+from .text_format import (
+    ENVELOPES,
+    HEAD_SIZE,
+    INT_MAX,
+    INT_MIN,
+    MAX_DEPTH,
+    builder,
+    compile_builder,
+    find_class,
+    shown,
+    wire_name,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,7 +177,7 @@ class _QuickWays(dict[str, "Quick | None"]):
         if head != f'O:{len(name)}:"{name}":{len(cls.names)}:{{':
             return None  # and not kept: there is no end of such heads
         is_message = issubclass(info.cls, Message) and info.cls not in ENVELOPES
-        made = self[head] = _quick_message(cls) if is_message and 0 < len(cls.names) <= _QUICK_FIELDS else None
+        made = self[head] = _quick_message(info, cls.keys) if is_message and 0 < len(cls.names) <= _QUICK_FIELDS else None
         return made
 
 
@@ -175,17 +185,16 @@ _quick_ways = _QuickWays()
 registry.clear_on_change(_quick_ways)
 
 
-def _quick_message(cls: _Class) -> Quick:
-    pattern = "".join([re.escape(key) + _QUICK_VALUE for key in cls.keys])
-    count = len(cls.names)
-    groups = ", ".join(f"n{i}, t{i}, i{i}, d{i}, b{i}" for i in range(count))
+def _quick_message(info: TypeInfo, keys: list[str]) -> Quick:
+    pattern = "".join([re.escape(key) + _QUICK_VALUE for key in keys])
+    groups = ", ".join(f"n{i}, t{i}, i{i}, d{i}, b{i}" for i in range(len(keys)))
     lines = [
         "def made(text, start, end):",
         "    found = fullmatch(text, start, end)",
         "    if found is None: return None",
         f"    {groups} = found.groups()",
     ]
-    for i in range(count):
+    for i in range(len(keys)):
         lines += [
             f"    if t{i} is not None:",
             f"        if len(t{i}) != int(n{i}): return None",
@@ -194,9 +203,8 @@ def _quick_message(cls: _Class) -> Quick:
             f"    elif b{i} is not None: v{i} = b{i} == '1'",
             f"    else: v{i} = None if d{i} is None else float(d{i})",
         ]
-    lines.append(f"    return build({{{', '.join(f'{name!r}: v{i}' for i, name in enumerate(cls.names))}}})")
     fullmatch = re.compile(pattern + r"\}").fullmatch
-    return compile_function(lines, {"build": cls.build, "fullmatch": fullmatch, "decoded": decoded})
+    return compile_builder(lines, info, _CONVERSIONS, {"fullmatch": fullmatch, "decoded": decoded})
 
 
 def _enum_case(name: str, case: str) -> Any:
