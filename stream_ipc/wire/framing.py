@@ -103,18 +103,17 @@ class FrameDecoder:
         """Return what ends in the next bytes of the stream, in order, and the state behind them."""
         items: list[Any] = []
         state = self.state
-        if state is not START and state[0]:
-            data = state[0] + data
-            state = _behind_junk(state[5])
         at = 0
         end = len(data)
         make = self.make
         while True:
             if state is START:
-                while at != end:
+                while True:
                     try:
                         number, size = _unpack_from(data, at)
-                    except struct.error:  # an unfinished header
+                    except struct.error:  # an unfinished header, or nothing
+                        if at == end:
+                            return items, state
                         break
                     start = at + HEADER_SIZE
                     stop = start + size
@@ -125,10 +124,15 @@ class FrameDecoder:
                     except Exception as exc:
                         items.append(self.failed(data[start:stop], exc))
                     at = stop
-                else:
-                    return items, state
+                    if at == end:
+                        return items, state
             elif at == end:
                 return items, state
+            elif state[0]:  # the beginning of this data's first header
+                data = state[0] + data
+                end = len(data)
+                state = _behind_junk(state[5])
+                continue
             state, at = self._pass(data, at, state, items)
 
     def _pass(self, data: bytes, at: int, state: State, items: list[Any]) -> tuple[State, int]:
