@@ -163,16 +163,19 @@ def take_out_of_envelope(message: Any) -> tuple[int, Any, Message]:
     """Return the kind, the id (None for a notification) and the message.
 
     Raises:
-        SerializationError: An envelope lacks one of them.
+        SerializationError: An envelope lacks one of them, or its id is not valid.
     """
+    cls = type(message)
+    if cls is not RequestEnvelope and cls is not ResponseEnvelope:
+        return NOTIFICATION, None, message
     try:
-        if type(message) is RequestEnvelope:
-            return REQUEST, message.id, message.request
-        if type(message) is ResponseEnvelope:
-            return RESPONSE, message.id, message.response
+        kind, content = (REQUEST, message.request) if cls is RequestEnvelope else (RESPONSE, message.response)
+        id = message.id
     except AttributeError as exc:
         raise SerializationError(f"an envelope cannot be sent: {exc}") from exc
-    return NOTIFICATION, None, message
+    if type(id) is not str or len(id) > MAX_ID_LENGTH:
+        raise SerializationError(f"{cls.__name__}: an envelope's id must be a str of at most {MAX_ID_LENGTH} characters")
+    return kind, id, content
 
 
 def add_id(error: SerializationError, kind: Any, id: Any) -> SerializationError:

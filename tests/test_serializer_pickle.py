@@ -1681,7 +1681,7 @@ def test_a_payload_that_cannot_be_loaded_tells_its_id() -> None:
             error = refused(broken)
             assert (error.request_id, error.response_id)[kind - 1] == "17.4"
             assert (error.request_id, error.response_id)[2 - kind] is None
-        long = S.serialize(type(envelope)("x" * 129, message))[:-1]
+        long = parts_of(S, message, kind, "x" * 129)[:-1]
         for broken in (payload[:10], payload[:18], long, payload.replace(b"17.4", b"\xff\xff\xff\xff")):
             error = refused(broken)
             assert (error.request_id, error.response_id) == (None, None)
@@ -1934,15 +1934,11 @@ def test_attrs_classes_whose_parameters_have_other_names(kw_only: bool) -> None:
             assert travel(message) == message
 
 
-def test_an_id_that_is_no_text_is_the_picklers() -> None:
-    @dataclass
-    class Numbered(Message, wire_name="test.Numbered"):
-        number: int
-
-    assert pickle.loads(S.serialize(RequestEnvelope(7, Numbered(1))))[:2] == (1, 7)  # type: ignore[arg-type]
-    for id in (Unregistered(), Unregistered, print):
-        with pytest.raises(SerializationError, match="Unregistered|print|builtin"):
-            S.serialize(RequestEnvelope(id, Numbered(1)))  # type: ignore[arg-type]
+@pytest.mark.parametrize("id", [7, None, "x" * 129, Unregistered, print], ids=repr)
+def test_an_id_that_no_envelope_may_have_is_refused_at_the_sender(id: Any) -> None:
+    for envelope in (RequestEnvelope(id, LogMessage("x")), ResponseEnvelope(id, LogMessage("x"))):
+        with pytest.raises(SerializationError, match="Envelope: an envelope's id must be a str of at most 128 characters"):
+            S.serialize(envelope)
 
 
 def test_an_error_names_the_field_behind_values_that_are_taken_apart() -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copyreg
 import pickle
 from _pickle import dumps, loads  # and no others: the loads in Python takes an unfinished line for one
+from collections import defaultdict
 from io import BytesIO
 
 from .. import registry
@@ -99,19 +100,20 @@ class PickleMessageSerializer:
             SerializationError: Something in the message cannot travel; the text
                 names the field.
         """
-        kind, id, message = take_out_of_envelope(message)
+        kind, id, content = take_out_of_envelope(message)
         try:
-            payload = self.writers[type(message)](kind, id, message)
+            payload = self.writers[type(content)](kind, id, content)
         except Exception as exc:
-            raise self.failure(message, exc) from exc
+            raise self.failure(content, exc) from exc
         return payload if isinstance(payload, bytes) else b"".join(payload)
 
     @property
     def writers(self) -> dict[type, Write]:
         """What turns a kind, an id and a message into a payload, by class.
 
-        The payload is a list of buffers if there are bytes objects over 64 KiB:
-        these are not copied into it. ``serialize`` without a call in between.
+        ``serialize`` without an envelope; the id must be one that an envelope
+        may have. The payload is a list of buffers if there are bytes objects
+        over 64 KiB: these are not copied into it.
         """
         return _plain_writers if self._unsafe else _writers
 
@@ -184,7 +186,7 @@ def _writer_of(info: TypeInfo) -> Write:
     lines = [
         "def made(kind, id, message):",
         *(f"    {value} = message.{field.name}" for field, value in zip(info.fields, values)),
-        f"    if {' and '.join([f'type({value}) in plain' for value in ('id', *values)])}:",
+        f"    if {' and '.join([f'type({value}) in plain' for value in values])}:",
         f"        payload = dumps({root}, 5)",
         f"        return payload if len(payload) < {_LARGE} else write_large({root}, message)",
         f"    return write({root}, message)",
@@ -425,17 +427,11 @@ def _reader_of(info: TypeInfo) -> Read:
 # -- unsafe=True
 
 
-class _PlainWriters(dict):  # type: ignore[type-arg]
-    def __missing__(self, cls: type) -> Write:
-        self[cls] = _plain_dumps
-        return _plain_dumps
-
-
-_plain_writers: dict[type, Write] = _PlainWriters()
-
-
 def _plain_dumps(kind: int, id: Any, message: Message) -> bytes:
     return pickle.dumps(put_in_envelope(kind, id, message), 5)
+
+
+_plain_writers: dict[type, Write] = defaultdict(lambda: _plain_dumps)
 
 
 def _plain_loads(payload: Payload) -> Message:

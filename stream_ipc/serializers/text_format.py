@@ -263,11 +263,9 @@ def _writer_of(format: TextFormat, encode: Encoder) -> Write:
         try:
             if kind == NOTIFICATION:
                 text = encode(message, 1, set())
-            elif type(id) is str and len(id) <= MAX_ID_LENGTH:
+            else:
                 before, between = heads[kind]
                 text = f"{before}{write(id)}{between}{encode(message, 2, set())}}}"
-            else:
-                raise Unfit
             return text.encode() if text.isascii() else finish(text)
         except MemoryError:
             raise
@@ -434,7 +432,8 @@ class TextSerializer:
     def writers(self) -> dict[type, Write]:
         """What turns a kind, an id and a message into a payload, by class.
 
-        ``serialize`` without a call in between, and without an envelope.
+        ``serialize`` without an envelope; the id must be one that an envelope
+        may have.
         """
         return self._format.writers
 

@@ -7,6 +7,7 @@ object in its place among the messages, so that order is kept and nothing that s
 from __future__ import annotations
 
 import codecs
+from collections import defaultdict
 
 from ..errors import FrameTooLargeError, IpcError, SerializationError, article, describe
 from ..interruptions import pass_on, pass_on_lack_of_stack
@@ -68,18 +69,6 @@ def _offers(serializer: Any, feature: str, method: str) -> bool:
     return False
 
 
-class _Writers(dict):  # type: ignore[type-arg]
-    """Maps each class to the same function."""
-
-    def __init__(self, write: Callable[[int, Any, Message], Any]) -> None:
-        super().__init__()
-        self._write = write
-
-    def __missing__(self, cls: type) -> Callable[[int, Any, Message], Any]:
-        self[cls] = self._write
-        return self._write
-
-
 class MessageEncoder:
     """Turns messages into frames."""
 
@@ -93,7 +82,7 @@ class MessageEncoder:
         # Those of a serializer need no envelope, and may return a list of buffers so that large bytes are not copied.
         offers = _offers(serializer, "writers", "serialize")
         self._writers: dict[type, Callable[[int, Any, Message], Any]]
-        self._writers = serializer.writers if offers else _Writers(self._serialize)  # type: ignore[attr-defined]
+        self._writers = serializer.writers if offers else defaultdict(lambda: self._serialize)  # type: ignore[attr-defined]
 
     def encode(self, kind: int, id: Any, message: Message) -> list[Any]:
         """Return the frame of a message, as a list of buffers that nobody changes any more.
