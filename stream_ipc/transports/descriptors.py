@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "READ_SIZE", "ReadEnd", "WriteEnd", "close_copies", "close_streams", "describe_stream", "is_socket",
-    "wait_readable", "wait_writable",
+    "READ_SIZE", "ReadEnd", "WriteEnd", "close_copies", "close_streams", "describe_stream", "has_hung_up",
+    "is_socket", "wait_readable", "wait_writable",
 ]  # fmt: skip
 
 # With more, a buffer is mapped and unmapped for every read, which makes small round trips slower.
@@ -162,21 +162,21 @@ class _End:
             what, needed = ("written", "read") if self.forbidden_mode == os.O_WRONLY else ("read", "written")
             raise InvalidStreamError(f"{describe_stream(stream)} can only be {what}, and here it is to be {needed}")
         self._identity = (status.st_dev, status.st_ino)
-        self.mode: int = status.st_mode
-        self.is_terminal: bool = stat.S_ISCHR(self.mode) and os.isatty(self.fd)
+        self._mode: int = status.st_mode
+        self._is_terminal: bool = stat.S_ISCHR(self._mode) and os.isatty(self.fd)
         # Descriptors 0 to 2 and terminals are shared with the process that started this one. The master of a
         # pseudo-terminal is not: only the process that made it has it.
-        self.is_pty_master: bool = self.is_terminal and status.st_rdev == _PTY_MASTER
-        self.shared: bool = shared or self.fd <= 2 or (self.is_terminal and not self.is_pty_master)
+        self._is_pty_master: bool = self._is_terminal and status.st_rdev == _PTY_MASTER
+        self.shared: bool = shared or self.fd <= 2 or (self._is_terminal and not self._is_pty_master)
         self._restore: bool | None = None
         try:
             if is_socket(stream):
                 self._timeout = stream.gettimeout()
                 self.socket = stream
                 stream.setblocking(False)
-            elif stat.S_ISSOCK(self.mode):
+            elif stat.S_ISSOCK(self._mode):
                 self._make_socket()
-            elif not self.shared and not stat.S_ISREG(self.mode):
+            elif not self.shared and not stat.S_ISREG(self._mode):
                 self._set_nonblocking()
             self.open()
         except BaseException:
@@ -358,9 +358,9 @@ class WriteEnd(_End):
                 raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {exc}") from exc
 
     def open(self) -> None:
-        if self.socket is None and self.shared and not stat.S_ISREG(self.mode):
+        if self.socket is None and self.shared and not stat.S_ISREG(self._mode):
             self._reopen()
-        if not self.shared and stat.S_ISFIFO(self.mode):
+        if not self.shared and stat.S_ISFIFO(self._mode):
             _warn_of_sigpipe()
 
     def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
@@ -374,7 +374,7 @@ class WriteEnd(_End):
             return map(sock.send, buffers, repeat(flags))
         if self._own_fd >= 0:
             return map(os.write, repeat(self._own_fd), buffers)
-        if self.shared and not stat.S_ISREG(self.mode):
+        if self.shared and not stat.S_ISREG(self._mode):
             return map(os.write, repeat(self.fd), map(self._cut, buffers))
         return map(os.write, repeat(self.fd), buffers)
 
@@ -385,7 +385,7 @@ class WriteEnd(_End):
 
     def _reopen(self) -> None:
         # The same pipe or terminal as an open file of this process's own, whose O_NONBLOCK nobody else sees.
-        if not stat.S_ISFIFO(self.mode) and (not self.is_terminal or self.is_pty_master):
+        if not stat.S_ISFIFO(self._mode) and (not self._is_terminal or self._is_pty_master):
             return
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         for path in (f"/proc/self/fd/{self.fd}", None):  # a pipe has no other name
@@ -400,7 +400,7 @@ class WriteEnd(_End):
         # A pipe that is writable takes PIPE_BUF bytes without blocking, a terminal just one.
         if not wait_writable(self.fd, 0):
             raise BlockingIOError
-        return memoryview(buffer)[: 1 if self.is_terminal else PIPE_BUF]
+        return memoryview(buffer)[: 1 if self._is_terminal else PIPE_BUF]
 
     def abandon(self) -> None:
         # atomic: no calls

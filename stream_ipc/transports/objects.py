@@ -63,7 +63,10 @@ def _open(kind: type, kind_without: type, stream: Any) -> Any:
 
 
 class _ObjectEnd:
-    """A stream that has no descriptor, and methods that do not block; see ``IpcPeer.create_stream_session``."""
+    """A stream that has no descriptor, and methods that do not block; see ``IpcPeer.create_stream_session``.
+
+    Owns what the method has returned until that is taken.
+    """
 
     watched = False
     growable: bool = False
@@ -78,8 +81,10 @@ class _ObjectEnd:
         self.stream = stream
         self.fd: int = -next(_numbers)
         target = getattr(stream, "buffer", None) if isinstance(stream, io.TextIOBase) else stream
-        self.method: Any = getattr(target, method, None)
-        if not callable(self.method):
+        self._name = method
+        self._method: Any = getattr(target, method, None)
+        self._result: Any = None
+        if not callable(self._method):
             raise InvalidStreamError(
                 f"{describe_stream(stream)} cannot be used as a stream: it has neither a descriptor nor a method"
                 f" {method}() for bytes; pass an open file object, socket or descriptor"
@@ -98,8 +103,21 @@ class _ObjectEnd:
 
     abandon = release
 
+    def _call(self, argument: Any) -> None:
+        """Call the method once, unless an interrupted call has left a result."""
+        if self._result is None:
+            try:
+                for self._result in map(self._method, (argument,)):  # stored before a signal is looked at
+                    break
+                else:
+                    raise RuntimeError(f"{self._name}() raised StopIteration")
+            except BlockingIOError:
+                raise
+            except Exception as exc:
+                raise self._failed(exc) from exc
+
     def _failed(self, exc: Exception) -> OSError:
-        """Return what the caller knows how to deal with, for what a method of the stream has raised."""
+        """Return what the caller knows how to deal with, for a fault of the stream."""
         self.error = exc
         return exc if isinstance(exc, OSError) else OSError(f"{describe_stream(self.stream)}: {exc!r}")
 
@@ -112,37 +130,24 @@ class ObjectReadEnd(_ObjectEnd):
     def __init__(self, stream: Any) -> None:
         super().__init__(stream, "read")
         self.reads: Iterator[bytes] = self
-        self._data: Any = None
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        if self._data is None:
-            try:
-                for self._data in map(self.method, (READ_SIZE,)):  # stored before a signal is looked at
-                    break
-                else:
-                    raise RuntimeError("read() raised StopIteration")
-            except BlockingIOError:
-                raise
-            except Exception as exc:
-                raise self._failed(exc) from exc
-        if self._data is None:
+        self._call(READ_SIZE)
+        if self._result is None:
             raise BlockingIOError
-        if not isinstance(self._data, bytes):
-            self._data = _as_bytes(self._data, self.stream)
+        if not isinstance(self._result, bytes):
+            try:
+                self._result = bytes(memoryview(self._result))
+            except TypeError as exc:
+                text = f"{describe_stream(self.stream)}.read() returned {self._result!r:.50}; it must return bytes, or None"
+                raise self._failed(OSError(text)) from exc
         # atomic: no calls
-        result = self._data
-        self._data = None
-        return result
-
-
-def _as_bytes(data: Any, stream: Any) -> bytes:
-    try:
-        return bytes(memoryview(data))
-    except TypeError as exc:
-        raise OSError(f"{describe_stream(stream)}.read() returned {data!r:.50}; it must return bytes, or None") from exc
+        data: bytes = self._result
+        self._result = None
+        return data
 
 
 class ObjectWriteEnd(_ObjectEnd):
@@ -152,7 +157,6 @@ class ObjectWriteEnd(_ObjectEnd):
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream, "write")
-        self._taken: Any = None
 
     def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
         """Return what writes once when it is iterated: some of the next buffer; the item is how much."""
@@ -160,29 +164,20 @@ class ObjectWriteEnd(_ObjectEnd):
 
     def _write(self, buffer: Any) -> int:
         piece = bytes(memoryview(buffer)[:READ_SIZE])
-        if self._taken is None:  # otherwise an interrupted call has written
-            try:
-                for self._taken in map(self.method, (piece,)):  # stored before a signal is looked at
-                    break
-                else:
-                    raise RuntimeError("write() raised StopIteration")
-            except BlockingIOError:
-                raise
-            except Exception as exc:
-                raise self._failed(exc) from exc
+        self._call(piece)
         return len(piece)
 
     def _check(self, size: int) -> int:
-        taken = self._taken
+        taken = self._result
         if taken is None or (taken == 0 and isinstance(taken, int)):
-            self._taken = None
+            self._result = None
             raise BlockingIOError
         if not isinstance(taken, int) or not 0 <= taken <= size:
-            self._taken = None
+            self._result = None
             text = f"write() returned {taken!r:.50} for {size} bytes; it must return how many it took, or None"
             raise self._failed(OSError(text))
         # atomic: no calls
-        self._taken = None
+        self._result = None
         return taken
 
 
