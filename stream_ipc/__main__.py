@@ -105,7 +105,7 @@ def _tap(options: argparse.Namespace, command: list[str], parser: argparse.Argum
 
 
 def _decode(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from .tap.relay import decode
+    from .tap.report import decode
 
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:

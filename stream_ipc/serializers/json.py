@@ -1,4 +1,4 @@
-"""Write and read messages as the JSON of the PHP original.
+"""Messages as the JSON of the PHP original.
 
 Knows messages, the registry and JSON. Must not know frames or streams, and must not build anything but what the
 registry has.
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["JsonMessageSerializer"]
 
 
-# --- scalars --------------------------------------------------------------------------------------------------
+# -- scalars
 
 
 def _int(value: int) -> str:
@@ -79,7 +79,7 @@ def _old_text(value: str) -> str:
     return _NOT_ASCII.sub(_escape, encode_basestring(value).replace("/", "\\/"))
 
 
-# --- reading --------------------------------------------------------------------------------------------------
+# -- reading
 
 
 class _UnknownClass(Exception):
@@ -87,11 +87,7 @@ class _UnknownClass(Exception):
 
 
 class _Builders(dict[str, "Builder"]):
-    """Map each wire name to the function that builds an instance, made when the name is first met."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        registry.clear_on_change(self)
+    """Maps each wire name to the function that builds an instance, made when the name is first met."""
 
     def __missing__(self, name: str) -> Builder:
         made: Builder
@@ -145,6 +141,7 @@ def _member_of(info: TypeInfo) -> Builder:
 
 
 _builders = _Builders()
+registry.clear_on_change(_builders)
 
 
 def _object(data: dict[str, Any]) -> Any:
@@ -225,7 +222,7 @@ def _depth(payload: bytes) -> int:
     return max(accumulate(array("b", marks.translate(_STEPS))), default=0)
 
 
-# --- the format -----------------------------------------------------------------------------------------------
+# -- the format
 
 
 class _Json(TextFormat):

@@ -1,7 +1,6 @@
-"""Write and read messages in the format of PHP's ``serialize()``.
+"""Messages in the format of PHP's ``serialize()``: writing them, and the serializer. Reading is in ``php_reading.py``.
 
-Knows messages, the registry and that format. Must not know frames or streams, and must not build anything but what
-the registry has, and PHP's own value classes. Reading is in ``php_reading.py``.
+Knows messages, the registry and that format. Must not know frames or streams.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def _class_name(info: TypeInfo, old: bool) -> str:
 
 
 class _PhpWalk(Walk):
-    """Number the values, and refer to an object that was written before."""
+    """Numbers the values, and refers to an object that was written before."""
 
     def __init__(self, format: TextFormat) -> None:
         super().__init__(format)

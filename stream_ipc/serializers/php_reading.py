@@ -1,4 +1,4 @@
-"""Read PHP's ``serialize()`` format, and translate names to it.
+"""Reading PHP's ``serialize()`` format, and what a property is called in it.
 
 Knows messages, the registry and that format. Must not build anything but what the registry has, and PHP's own value
 classes.
@@ -77,7 +77,7 @@ _SHORTEST_ITEM = len("i:0;N;")
 
 
 class _Class:
-    """Say how the objects of one class are built."""
+    """How the objects of one class are built."""
 
     __slots__ = ("build", "keys", "names")
 
@@ -91,7 +91,7 @@ _NOTHING = _Class(lambda data: None, [])  # as which any class is read when noth
 
 
 class _Classes(dict[str, _Class]):
-    """Map each raw class name to how its objects are built, made when the name is first met."""
+    """Maps each raw class name to how its objects are built, made when the name is first met."""
 
     def __missing__(self, name: str) -> _Class:
         made = self[name] = self._make(unraw(name))
@@ -162,7 +162,7 @@ _ENVELOPES_ID = re.compile(f"({'|'.join(map(re.escape, _ENVELOPES))})" + r'([0-9
 
 
 class _QuickWays(dict[str, "Quick | None"]):
-    """Map what stands before a message's first property to the quick way to read it, or to None."""
+    """Maps what stands before a message's first property to the quick way to read it, or to None."""
 
     def __missing__(self, head: str) -> Quick | None:
         found = _HEAD.fullmatch(head)

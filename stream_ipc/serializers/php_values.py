@@ -1,4 +1,4 @@
-"""Take PHP's own value classes apart and build them: ``stdClass``, ``DateTime`` and ``DateTimeImmutable``.
+"""PHP's own value classes, taken apart and built again: ``stdClass``, ``DateTime`` and ``DateTimeImmutable``.
 
 Knows these classes and the standard library. Must not know how values are written. Imported when the first such value
 is met.
@@ -41,7 +41,7 @@ _ABBREVIATIONS = {
 
 
 class _Value(TypeInfo):
-    """Stand for a class of PHP's where the registry has none."""
+    """Stands for a class of PHP's where the registry has none."""
 
     def __init__(
         self, cls: type, wire_name: str, values: Callable[[Any], dict[str, Any]], build: Callable[[Any], Any]

@@ -1,8 +1,7 @@
-"""Write messages without recursion, and explain what in them cannot be written.
+"""Writing messages without recursion, and explaining what in them cannot be written.
 
-Knows messages, the registry and the :class:`~.text_format.TextFormat`. This is for what the functions of a format give
-up: an own stack instead of recursion also writes a message of 511 levels where the interpreter's stack
-has less left, and knows the path to the field that is at fault.
+Knows messages, the registry and a ``TextFormat``. This is for what the functions of a format give up: with a stack of its
+own it also writes a message of 511 levels where the interpreter's has less left, and knows the path to what is at fault.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = ["Walk"]
 
 
 class Walk:
-    """Write one message, or raise the error that names what is wrong in it.
+    """Writes one message, or raises the error that names what is wrong in it.
 
     A step is what leads from a value to one in it, as in ``.items`` or ``[3]``.
     """

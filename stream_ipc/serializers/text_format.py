@@ -1,10 +1,9 @@
-"""Hold what the serializers of JSON and of PHP's format have in common.
+"""What the serializers of JSON and of PHP's format have in common.
 
 Knows messages, the registry, and Python's annotations as far as their text goes. Must not know either format, and
 must not evaluate an annotation: what a class body says of a field's type may be any text.
 
-Each format is a :class:`TextFormat`, with a :class:`~.text_explain.Walk` for what it cannot write quickly; users see the
-:class:`TextSerializer`.
+Each format is a ``TextFormat``, with a ``Walk`` for what it cannot write quickly; users see a ``TextSerializer``.
 """
 
 from __future__ import annotations
@@ -58,10 +57,10 @@ ENVELOPES = (RequestEnvelope, ResponseEnvelope)
 
 
 class Unfit(Exception):
-    """Signal that a value cannot be written; the text says why, if that is known where it is raised."""
+    """A value cannot be written; the text says why, if that is known where it is raised."""
 
 
-# --- names ----------------------------------------------------------------------------------------------------
+# -- names
 
 
 # The older release of the original has PhpStreamIpc where the present one has StreamIpc.
@@ -103,7 +102,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# --- annotations ----------------------------------------------------------------------------------------------
+# -- annotations
 
 _OPTIONAL = re.compile(
     r"Optional\[(.*)\]|Union\[(.*),None(?:Type)?\]|Union\[None(?:Type)?,(.*)\]|(.*)\|None|None\|(.*)|(.*)"
@@ -134,16 +133,16 @@ def plain_type(annotation: Any) -> str:
     return "" if name is None else _KINDS.get(name[1], "")
 
 
-# --- writing --------------------------------------------------------------------------------------------------
+# -- writing
 
 _CONTENT = "scalars[t](v) if (t := type(v)) in scalars else encoders[t](v, depth + 1, seen)"
 
 
 class TextFormat(dict[type, "Encoder"]):
-    """Map each class to the function that writes its instances, made when the class is first met; read payloads.
+    """Maps each class to the function that writes its instances, made when the class is first met; reads payloads.
 
-    Such a function raises :class:`Unfit`, or anything else, for what it cannot write; then the walk writes it or
-    explains it. What the functions and the walk have in common, a subclass says once.
+    Such a function raises ``Unfit``, or anything else, for what it cannot write; then the walk writes it or explains it.
+    What the functions and the walk have in common, a subclass says once.
 
     Args:
         old: Whether it writes to the older release of the original.
@@ -235,7 +234,7 @@ class TextFormat(dict[type, "Encoder"]):
 
 
 class _Writers(dict[type, "Write"]):
-    """Map each class to what turns a kind, an id and a message into a payload, made when the class is first met."""
+    """Maps each class to what turns a kind, an id and a message into a payload, made when the class is first met."""
 
     def __init__(self, format: TextFormat) -> None:
         super().__init__()
@@ -282,7 +281,7 @@ def _braces(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-# --- reading --------------------------------------------------------------------------------------------------
+# -- reading
 
 
 def builder(
@@ -293,7 +292,7 @@ def builder(
     Args:
         info: The class.
         keys: For each field, the key that it should have in the dict.
-        conversions: By :func:`plain_type`, the source of a statement that changes the value ``v``.
+        conversions: By ``plain_type``, the source of a statement that changes the value ``v``.
         rename: Returns the same dict with such keys, if some of them are missing.
     """
     codes = [conversions.get(plain_type(f.annotation), "") for f in info.fields]
@@ -323,7 +322,7 @@ def compile_builder(
     Args:
         lines: The source, up to where ``v0``, ``v1``, ... are the values of the fields, as they were read.
         info: The class.
-        conversions: See :func:`builder`.
+        conversions: See ``builder``.
         names: What the lines see.
     """
     values = [f"v{i}" for i in range(len(info.fields))]
@@ -380,11 +379,11 @@ def _kind_of(name: Any) -> int:
     return REQUEST if cls is RequestEnvelope else RESPONSE if cls is ResponseEnvelope else NOTIFICATION
 
 
-# --- the serializer -------------------------------------------------------------------------------------------
+# -- the serializer
 
 
 class TextSerializer:
-    """Turn messages into payloads of a format and back."""
+    """Turns messages into payloads of a format and back."""
 
     # For the text of a request that got no reply.
     silence_hint = (

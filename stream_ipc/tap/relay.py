@@ -22,14 +22,14 @@ import subprocess
 import threading
 import time
 from collections import deque
-from typing import Callable, Sequence, TextIO
+from typing import Callable, Sequence
 
 from .files import Log
 from .report import Report, Skimmer
 from .trace import Trace
 from .tree import escaped
 
-__all__ = ["GRACE", "Tap", "decode"]
+__all__ = ["GRACE", "Tap"]
 
 TO_WORKER, TO_PARENT, TEXT = "->", "<-", "stderr"
 _TRACKS = {TO_WORKER: "-> to the worker", TO_PARENT: "<- from the worker", TEXT: "stderr"}
@@ -309,19 +309,3 @@ def _enlarge(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     except (AttributeError, OSError):
         pass  # not Linux, or more than this user may have
-
-
-def decode(read: Callable[[int], bytes], format: str, log: TextIO, coloured: bool) -> bool:
-    """Write what a ``Report`` says of a captured stream to a log; return whether the stream ends with a whole frame."""
-    report = Report(log.write, format, False, coloured)
-    skimmer = report.direction("--", "--")
-    while True:
-        data = read(_READ_SIZE)
-        if not data:
-            break
-        skimmer.feed(data)
-    text = skimmer.end()
-    if text:
-        report.note("--", f"the stream ends {text}")
-    report.end()
-    return not text

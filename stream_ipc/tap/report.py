@@ -7,17 +7,18 @@ so that watching costs the same for a long one.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, TextIO
 
 from ..errors import FrameTooLargeError
 from ..wire.framing import HEADER_SIZE, START, FrameDecoder, Junk
 from .payloads import look
 from .trace import Trace
 
-__all__ = ["HEAD_SIZE", "Report", "Skimmer"]
+__all__ = ["HEAD_SIZE", "Report", "Skimmer", "decode"]
 
 HEAD_SIZE = 4096  # bytes of a payload that are looked at
 
+_READ_SIZE = 64 * 1024
 _SHORT = 60  # characters of junk in a line
 _LONG = 500  # characters of it in a trace
 _UNANSWERED = 100_000  # requests that are remembered until they are answered
@@ -266,3 +267,19 @@ def _duration(seconds: float) -> str:
     if seconds < 0.001:
         return f"{seconds * 1e6:.0f} us"
     return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def decode(read: Callable[[int], bytes], format: str, log: TextIO, coloured: bool) -> bool:
+    """Write what a ``Report`` says of a captured stream to a log; return whether the stream ends with a whole frame."""
+    report = Report(log.write, format, False, coloured)
+    skimmer = report.direction("--", "--")
+    while True:
+        data = read(_READ_SIZE)
+        if not data:
+            break
+        skimmer.feed(data)
+    text = skimmer.end()
+    if text:
+        report.note("--", f"the stream ends {text}")
+    report.end()
+    return not text
