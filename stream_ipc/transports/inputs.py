@@ -29,7 +29,7 @@ TCP = ("AF_INET", "AF_INET6")
 
 _LARGE_READ = 256 * 1024
 
-LINE_DELAY = 0.2  # seconds that an unfinished line of text may take to be finished
+_LINE_DELAY = 0.2  # seconds that an unfinished line of text may take to be finished
 
 
 class Input:
@@ -173,7 +173,7 @@ class TextInput(Input):
             return super().poll_in
         now = monotonic()
         if self.due is None:
-            self.due = now + LINE_DELAY
+            self.due = now + _LINE_DELAY
         return sooner(super().poll_in, max(0.0, self.due - now))
 
     def flush(self, inbox: deque[Received], if_due: bool = False) -> None:

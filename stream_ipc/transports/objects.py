@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-__all__ = ["ObjectReadEnd", "ObjectWriteEnd", "open_read_end", "open_write_end"]
+__all__ = ["open_read_end", "open_write_end"]
 
 _BUFFERS = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.BufferedRWPair)  # they pass bytes on as they are
 

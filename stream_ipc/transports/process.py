@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["ProcessChannel"]
 
 # Seconds that a child whose stdout has ended has for its exit status to appear. It dies a moment after its pipes do.
-STATUS_GRACE = 0.25
+_STATUS_GRACE = 0.25
 
 # The same for one that no longer reads its stdin: the call that has found this out waits so long.
 _DYING_GRACE = 0.05
@@ -137,7 +137,7 @@ class ProcessInputs(StreamInputs):
         if self.dead or self.exit_status() is not None:
             self._died(inbox)
         elif self._status_due is None:
-            self._status_due = monotonic() + STATUS_GRACE
+            self._status_due = monotonic() + _STATUS_GRACE
 
     # -- texts
 
@@ -165,7 +165,7 @@ class ProcessInputs(StreamInputs):
 
     def tail_text(self) -> str:
         """Return its last words; may be empty."""
-        tail = self._tail.strip()
+        tail = self._tail.strip().replace("\r\n", "\n")
         if tail:
             return f"; the end of its stderr:\n{tail}"
         # Not every program has the sense to complain on stderr: PHP without a php.ini does not.

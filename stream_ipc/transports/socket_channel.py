@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..protocols import MessageSerializer
     from .channel import Interest, Received, Teardown
 
-__all__ = ["TlsChannel", "check_socket", "is_tls", "socket_channel"]
+__all__ = ["check_socket", "is_tls", "socket_channel"]
 
 
 def is_tls(stream: Any) -> bool:

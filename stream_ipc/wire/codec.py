@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     # What a TextDecoder remembers: the bytes of an unfinished line, and whether a piece of it was returned already.
     TextState = tuple[bytes, bool]
 
-__all__ = [
-    "NO_TEXT", "MessageDecoder", "MessageEncoder", "TextDecoder", "check_max_frame_size", "decode_text",
-]  # fmt: skip
+__all__ = ["MessageDecoder", "MessageEncoder", "TextDecoder", "check_max_frame_size", "decode_text"]
 
 # The buffer of a large payload is kept for the next one up to this size: a new one costs a page fault for each 4 KiB.
 _SPARE_MAX = 4 * 1024 * 1024
@@ -151,9 +149,6 @@ def decode_text(data: bytes, final: bool = False) -> tuple[str, bytes]:
     return text, data[used:]
 
 
-NO_TEXT: TextState = (b"", False)
-
-
 class MessageDecoder(FrameDecoder):
     """Turns the bytes of one stream into messages.
 
@@ -242,7 +237,7 @@ class TextDecoder:
     def __init__(self, level: str, note: Callable[[str], Any]) -> None:
         self._level = level
         self._note = note
-        self.state: TextState = NO_TEXT
+        self.state: TextState = (b"", False)
 
     @property
     def is_unfinished(self) -> bool:
@@ -252,35 +247,30 @@ class TextDecoder:
     def decode(self, data: bytes) -> tuple[list[Any], TextState]:
         """Return the messages of ``data``, and the state behind them."""
         held, begun = self.state
-        *lines, rest = (held + data).split(b"\n")
+        data = held + data
+        *lines, rest = data.split(b"\n")
         texts: list[str] = []
-        said: list[str] = []  # the same with line ends
         for line in lines:
-            count = len(texts)
             line, begun = self._cut(texts, line, begun)
             if line[-1:] == b"\r":
                 line = line[:-1]
             if line or not begun:
                 texts.append(decode_text(line, final=True)[0])
-            said += (*texts[count:], "\n")
             begun = False
-        count = len(texts)
         rest, begun = self._cut(texts, rest, begun)
-        said += texts[count:]
+        said, _ = decode_text(data[: len(data) - len(rest)], final=True)
         return self._messages(texts, said), (rest, begun)
 
     def flush(self) -> tuple[list[Any], TextState]:
         """Return an unfinished line as it is, and the state behind it."""
         held, begun = self.state
         text, held = decode_text(held)
-        texts = [text] if text else []
-        return self._messages(texts, texts), (held, begun or bool(text))
+        return self._messages([text] if text else [], text), (held, begun or bool(text))
 
     def finish(self) -> tuple[list[Any], str]:
         """Return what is left at the end of the stream."""
-        text = decode_text(self.state[0], final=True)[0]
-        texts = [text] if text else []
-        return self._messages(texts, texts), ""
+        text, _ = decode_text(self.state[0], final=True)
+        return self._messages([text] if text else [], text), ""
 
     def trim(self) -> None:
         """Do nothing: no buffer is kept."""
@@ -294,7 +284,7 @@ class TextDecoder:
             begun = True
         return line, begun
 
-    def _messages(self, texts: list[str], said: list[str]) -> list[Any]:
+    def _messages(self, texts: list[str], said: str) -> list[Any]:
         if said:
-            self._note("".join(said))
+            self._note(said)
         return [text_message(text, self._level) for text in texts]
