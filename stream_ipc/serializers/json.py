@@ -33,6 +33,7 @@ from .text_format import (
     Unfit,
     builder,
     find_class,
+    member_of,
     shown,
     wire_name,
 )
@@ -124,18 +125,16 @@ def _without_class(data: dict[str, Any]) -> dict[str, Any]:
 
 def _member_of(info: TypeInfo) -> Builder:
     cls: Any = info.cls
-    advice = "add it to the enum on this side too"
 
     def build(data: dict[str, Any]) -> Any:
         name, value = data.get("name"), data.get("value")
-        if type(name) is str and name in cls.__members__:
-            return cls.__members__[name]
-        if type(value) is int and issubclass(cls, enum.Flag):  # a combination of flags is no member
+        if type(value) is int and issubclass(cls, enum.Flag) and (type(name) is not str or name not in cls.__members__):
             try:
-                return cls(value)
+                return cls(value)  # a combination of flags is no member
             except Exception as exc:
-                raise SerializationError(f"{info.wire_name} has no value {value}; {advice}") from exc
-        raise SerializationError(f"{info.wire_name} has no member {shown(name)}; {advice}")
+                text = f"{info.wire_name} has no value {value}; add it to the enum on this side too"
+                raise SerializationError(text) from exc
+        return member_of(info, name)
 
     return build
 

@@ -25,7 +25,7 @@ from .text_format import (
     builder,
     compile_builder,
     find_class,
-    shown,
+    member_of,
     wire_name,
 )
 
@@ -207,16 +207,6 @@ def _quick_message(info: TypeInfo, keys: list[str]) -> Quick:
     return compile_builder(lines, info, _CONVERSIONS, {"fullmatch": fullmatch, "decoded": decoded})
 
 
-def _enum_case(name: str, case: str) -> Any:
-    info = find_class(unraw(name), _ADVICE)
-    cls: Any = info.cls
-    member = cls.__members__.get(unraw(case)) if info.is_enum else None
-    if member is None:
-        text = f"{info.wire_name} has no member {shown(unraw(case))}; add it to the enum on this side too"
-        raise SerializationError(text)
-    return member
-
-
 def _bad(position: int, what: str) -> NoReturn:
     raise SerializationError(f"payload is not in PHP's format: {what} at byte {position}")
 
@@ -309,7 +299,7 @@ def _parse(text: str, find: Callable[[str], _Class], root: list[Any]) -> Any:
             elif kind == ENUM:
                 if len(found[15]) + 1 + len(found[16]) != int(found[14]):
                     _bad(found.start(), "an enum case of another length than it says")
-                value = _enum_case(found[15], found[16])
+                value = member_of(find_class(unraw(found[15]), _ADVICE), unraw(found[16]))
             else:
                 index = int(found[kind]) - 1
                 if not 0 <= index < len(numbered):

@@ -310,7 +310,7 @@ class Resolver:
             value.clear()
             value.update(items)
         # Keys first: a key that is a handle is replaced, so the dict is filled anew.
-        elif any(type(k) not in ATOMS for k in value):
+        elif not ATOMS.issuperset(map(type, value)):
             pairs = [(self.item(k), self.item(v)) for k, v in value.items()]
             value.clear()
             value.update(pairs)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENVELOPES", "HEAD_SIZE", "INT_MAX", "INT_MIN", "MAX_DEPTH", "TOO_DEEP", "TextFormat", "TextSerializer", "Unfit",
-    "builder", "compile_builder", "find_class", "other_format", "plain_type", "shown", "wire_name",
+    "builder", "compile_builder", "find_class", "member_of", "other_format", "plain_type", "shown", "wire_name",
 ]  # fmt: skip
 
 MAX_DEPTH = 511  # the original's JSON writes 512 levels but reads 511; what it could not read is not written here
@@ -90,6 +90,20 @@ def find_class(name: Any, advice: str = "") -> TypeInfo:
         return registry.type_info(_OLD_NAMES[name])
     advice = advice or "import a class with this wire_name on this side too"
     raise SerializationError(f"Unknown class: {printable(name[:200])} ({advice})")
+
+
+def member_of(info: TypeInfo, name: Any) -> Any:
+    """Return the member of an enum whose name was read.
+
+    Raises:
+        SerializationError: There is none.
+    """
+    cls: Any = info.cls
+    member = cls.__members__.get(name) if info.is_enum and type(name) is str else None
+    if member is None:
+        text = f"{info.wire_name} has no member {shown(name)}; add it to the enum on this side too"
+        raise SerializationError(text)
+    return member
 
 
 def shown(value: Any) -> str:

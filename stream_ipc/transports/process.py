@@ -155,10 +155,9 @@ class ProcessInputs(StreamInputs):
 
     def death_text(self) -> str:
         """Return how it died, or that it still runs, and its last words."""
-        state = exit_text(self._process, self.unknown)
-        text = f"{process_name(self._process)} {state}"
-        if state == "is still running":
-            text = f"{process_name(self._process)} closed its stdout but {state}"
+        state = exit_text(self._process, self.unknown)  # which asks the system
+        closed = "closed its stdout but " if self._process.returncode is None else ""
+        text = f"{process_name(self._process)} {closed}{state}"
         if self.where:
             text += f" {self.where}"
         return text + self.tail_text()
