@@ -44,6 +44,7 @@ class Input:
         inputs: Which counts what is read, and is told of an error and of the end.
 
     Attributes:
+        framed: Whether it has frames; otherwise it is of text.
         ended: Whether the stream has ended, so that what the decoder held back is in the inbox.
         where: Where in a frame it ended; may be empty.
         error: The error with which it ended.
@@ -52,6 +53,8 @@ class Input:
     __slots__ = (
         "_count", "_data", "_reads", "decoder", "end", "ended", "error", "inputs", "where",
     )  # fmt: skip
+
+    framed = True
 
     def __init__(self, end: ReadEnd, decoder: MessageDecoder | TextDecoder, inputs: StreamInputs) -> None:
         self.end: ReadEnd = end
@@ -109,7 +112,7 @@ class Input:
         """Return whether what comes next is read straight into an unfinished payload."""
         if self._count is not None:
             return True
-        return not self.decoder.is_text and self.decoder.wants_room and self.end.reads_into is not None
+        return self.framed and self.decoder.wants_room and self.end.reads_into is not None
 
     def _read_large(self, inbox: deque[Received]) -> bool:
         """Read straight into an unfinished payload; returns False at the end of the stream."""
@@ -152,6 +155,8 @@ class TextInput(Input):
     """
 
     __slots__ = ("due",)
+
+    framed = False
 
     def __init__(self, end: ReadEnd, decoder: TextDecoder, inputs: StreamInputs) -> None:
         super().__init__(end, decoder, inputs)
@@ -210,7 +215,7 @@ class StreamInputs(Inputs):
     def add(self, source: Input) -> None:
         """Read one more stream."""
         self.by_fd[source.end.fd] = source
-        if not source.decoder.is_text:
+        if source.framed:
             self.framed += 1
 
     def on_change(self) -> None:
@@ -219,7 +224,7 @@ class StreamInputs(Inputs):
 
     @property
     def is_unfinished(self) -> bool:  # type: ignore[override]
-        return any([not source.decoder.is_text and source.decoder.state is not START for source in self.by_fd.values()])
+        return any([source.framed and source.decoder.state is not START for source in self.by_fd.values()])
 
     def interest(self) -> tuple[list[int], float | None]:
         """Return what to wait for: descriptors to read from, and seconds until the next poll."""
@@ -293,7 +298,7 @@ class StreamInputs(Inputs):
         by_fd = {**self.by_fd}  # another dict: a signal handler may turn while somebody goes through this one
         del by_fd[source.end.fd]
         self.by_fd = by_fd
-        if not source.decoder.is_text:
+        if source.framed:
             self.framed -= 1
             self._last = source
             self.where = source.where

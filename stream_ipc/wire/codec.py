@@ -158,8 +158,6 @@ class MessageDecoder(FrameDecoder):
         note: Called with text that belongs to no frame, when its message is made.
     """
 
-    is_text = False
-
     def __init__(
         self, serializer: MessageSerializer, max_frame_size: int, note: Callable[[str], Any] | None = None
     ) -> None:
@@ -231,8 +229,6 @@ class TextDecoder:
     Attributes:
         state: The bytes of an unfinished line, and whether a piece of it was returned already.
     """
-
-    is_text = True
 
     def __init__(self, level: str, note: Callable[[str], Any]) -> None:
         self._level = level
