@@ -10,7 +10,15 @@ from typing import Any, Callable, Iterable, List, Tuple, Union
 import pytest
 
 from stream_ipc.errors import FrameTooLargeError, IpcError, SerializationError, article
-from stream_ipc.messages import NOTIFICATION, ErrorMessage, LogMessage, Message, take_out_of_envelope
+from stream_ipc.messages import (
+    NOTIFICATION,
+    ErrorMessage,
+    LogMessage,
+    Message,
+    RequestEnvelope,
+    ResponseEnvelope,
+    take_out_of_envelope,
+)
 from stream_ipc.serializers.json import JsonMessageSerializer
 from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.pickle import PickleMessageSerializer
@@ -604,12 +612,26 @@ def test_the_limit() -> None:
     assert encoded(PICKLE, Large([b"x" * 70_000, b"y" * 70_000]), 150_000)
 
 
-def test_an_override_of_serialize_counts_although_the_base_has_chunks() -> None:
-    class Compressed(PickleMessageSerializer):
+@pytest.mark.parametrize("serializer", [JSON, PHP, PICKLE], ids=repr)
+def test_a_frame_holds_what_serialize_returns(serializer: Any) -> None:
+    message = LogMessage("é")
+    for sent in (message, RequestEnvelope("é", message), ResponseEnvelope("1", message)):
+        assert b"".join(encoded(serializer, sent)) == frame(serializer.serialize(sent))
+    for sent in (Large(Large), RequestEnvelope("1", Large(Large))):  # a class cannot travel
+        with pytest.raises(SerializationError, match=r"Large\.\w+: ") as framed:
+            encoded(serializer, sent)
+        with pytest.raises(SerializationError) as plain:
+            serializer.serialize(sent)
+        assert str(framed.value) == str(plain.value)
+
+
+@pytest.mark.parametrize("base", [JsonMessageSerializer, PhpMessageSerializer, PickleMessageSerializer])
+def test_an_override_of_serialize_counts_although_the_base_has_writers(base: Any) -> None:
+    class Compressed(base):  # type: ignore[misc]
         def serialize(self, message: Message) -> bytes:
             return zlib.compress(super().serialize(message))
 
-        def deserialize(self, payload: Any) -> Message:
+        def deserialize(self, payload: Any) -> Any:
             return super().deserialize(zlib.decompress(payload))
 
     data = b"".join(encoded(Compressed(), LogMessage("x" * 1000)))
