@@ -236,15 +236,8 @@ class TextFormat(dict[type, "Encoder"]):
                 lines += [f"    v = value.{f.name}", f"    t{i} = {_CONTENT}"]
                 text += f"{_braces(self.field(f, info))}{{t{i}}}"
             lines.append(f"    return f{text + '}}'!r}")
-        names = {
-            "Unfit": Unfit,
-            "attribute": self.attribute,
-            "encoders": self,
-            "info": info,
-            "scalars": self.scalars,
-            "start": self.start,
-        }
-        return compile_function(lines, names)
+        names = {"Unfit": Unfit, "encoders": self, "scalars": self.scalars}
+        return compile_function(lines, {"info": info, "start": self.start, "attribute": self.attribute, **names})
 
 
 class _Writers(dict[type, "Write"]):
@@ -309,18 +302,19 @@ def builder(
         conversions: By ``plain_type``, the source of a statement that changes the value ``v``.
         rename: Returns the same dict with such keys, if some of them are missing.
     """
-    codes = [conversions.get(plain_type(f.annotation), "") for f in info.fields]
-    functions = [compile_function(["def made(v):", f"    {code or 'pass'}", "    return v"], {}) for code in codes]
+    lines = ["def made(values):"]
+    for f in info.fields:
+        code = conversions.get(plain_type(f.annotation))
+        if code is not None:
+            place = f"values[{f.name!r}]"
+            lines += [f"    if {f.name!r} in values:", f"        v = {place}", f"        {code}", f"        {place} = v"]
+    convert = compile_function([*lines, "    return values"], {})
 
     def otherwise(data: dict[Any, Any]) -> Any:
         # Not every field was sent: the registry knows the defaults.
         if rename is not None:
             data = rename(data)
-        values = {}
-        for f, key, function in zip(info.fields, keys, functions, strict=True):
-            if key in data:
-                values[f.name] = function(data[key])
-        return info.build(values)
+        return info.build(convert({f.name: data[key] for f, key in zip(info.fields, keys, strict=True) if key in data}))
 
     lines = ["def made(data):", "    try:", "        pass"]
     lines += [f"        v{i} = data[{key!r}]" for i, key in enumerate(keys)]
