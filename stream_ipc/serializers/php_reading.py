@@ -79,15 +79,16 @@ _SHORTEST_ITEM = len("i:0;N;")
 class _Class:
     """How the objects of one class are built."""
 
-    __slots__ = ("build", "keys", "names")
+    __slots__ = ("build", "info", "keys", "names")
 
-    def __init__(self, build: Builder, names: list[str]) -> None:
+    def __init__(self, info: TypeInfo | None, build: Builder, names: list[str]) -> None:
+        self.info = info
         self.build = build
         self.names = names
         self.keys = [f's:{len(name)}:"{name}";' for name in names]  # as they are expected, one after the other
 
 
-_NOTHING = _Class(lambda data: None, [])  # as which any class is read when nothing is to be built
+_NOTHING = _Class(None, lambda data: None, [])  # as which any class is read when nothing is to be built
 
 
 class _Classes(dict[str, _Class]):
@@ -110,7 +111,7 @@ class _Classes(dict[str, _Class]):
         if info.is_enum:
             raise SerializationError(f"{info.wire_name} is an enum, but came as an object")
         if not info.fields:
-            return _Class(lambda data: info.build({unraw(bare(key)): v for key, v in data.items()}), [])
+            return _Class(info, lambda data: info.build({unraw(bare(key)): v for key, v in data.items()}), [])
         keys = [raw(mangled(f, info, old=False)) for f in info.fields]
         names = [raw(f.wire_name) for f in info.fields]
 
@@ -119,7 +120,7 @@ class _Classes(dict[str, _Class]):
             others = {bare(key): v for key, v in data.items() if key not in keys}
             return {**{key: others[name] for key, name in zip(keys, names, strict=True) if name in others}, **data}
 
-        return _Class(builder(info, keys, _CONVERSIONS, rename), keys)
+        return _Class(info, builder(info, keys, _CONVERSIONS, rename), keys)
 
 
 _VALUES = ("stdClass", "DateTime", "DateTimeImmutable")
@@ -170,12 +171,12 @@ class _QuickWays(dict[str, "Quick | None"]):
             return None
         name = found[2]
         try:
-            info = find_class(unraw(name))
             cls = _classes[name]
         except SerializationError:
             return None
         if head != f'O:{len(name)}:"{name}":{len(cls.names)}:{{':
             return None  # and not kept: there is no end of such heads
+        info: Any = cls.info
         is_message = issubclass(info.cls, Message) and info.cls not in ENVELOPES
         made = self[head] = _quick_message(info, cls.keys) if is_message and 0 < len(cls.names) <= _QUICK_FIELDS else None
         return made
