@@ -491,6 +491,14 @@ def test_envelopes_hold_messages(content: Any) -> None:
         assert (caught.value.request_id, caught.value.response_id) == (("7", None) if key == "request" else (None, "7"))
 
 
+@pytest.mark.parametrize("envelope", [RequestEnvelope, ResponseEnvelope])
+def test_the_path_into_an_envelope_that_a_message_holds(envelope: Any) -> None:
+    message = AnyMessage([envelope("1", AnyMessage({1}))])
+    for sent in (message, envelope("2", message)):
+        with pytest.raises(SerializationError, match=r"^AnyMessage\.value\[0\]\.re\w+\.value: set cannot travel"):
+            S.serialize(sent)
+
+
 def test_a_field_that_is_called_as_the_class_is() -> None:
     @dataclass
     class Odd(Message, wire_name="test.json.Odd"):

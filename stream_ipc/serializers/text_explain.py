@@ -140,7 +140,7 @@ class Walk:
                 self._fail(step, "has no value")
             self._check_text(step, f.wire_name)
             content = getattr(value, f.name)
-            if info.cls in ENVELOPES and f.name != "id":
+            if info.cls in ENVELOPES and f.name != "id" and len(self._path) == 1:
                 step = type(content).__name__  # the path begins anew with the message
             yield self._made("", self._format.field, f, info), step, content
 

@@ -143,9 +143,9 @@ class ForeignChannel(Channel):
     corked: bool = False
 
     def __init__(self, transport: Any) -> None:
+        if isinstance(transport, type):
+            raise TypeError(f"{transport!r} is a class; pass an instance")
         for name in ("send", "receive", "read_fds", "close"):
-            if isinstance(transport, type):
-                raise TypeError(f"{transport!r} is a class; pass an instance")
             if not callable(getattr(transport, name, None)):
                 text = f"{type(transport).__name__} is no transport: it has no method {name}()"
                 raise TypeError(f"{text}; derive it from MessageTransport")
