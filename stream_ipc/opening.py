@@ -15,7 +15,8 @@ from .core.inspection import refuse_streams, refuse_transport
 from .session import Session, conversation_of
 from .transports.message_transport import ForeignChannel
 from .transports.socket_channel import check_socket, is_tls, socket_channel
-from .transports.stream_transport import channel_of, stream_channel
+from .transports.stream_channel import open_channel
+from .transports.stream_transport import channel_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from .transports.addresses import Address
     from .transports.channel import Channel
     from .transports.message_transport import Transport
+    from .transports.objects import ReadStream, WriteStream
     from .transports.spawn import Command, Path, PopenOptions
-    from .transports.stream_transport import ReadStream, WriteStream
 
 __all__ = ["SessionOpener"]
 
@@ -179,7 +180,7 @@ class SessionOpener(Facade):
         reads = (read,) if read2 is None else (read, read2)
         if any([is_tls(stream) for stream in (write, *reads)]):
             raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
-        make = partial(stream_channel, write, reads, self.serializer, self.max_frame_size)
+        make = partial(open_channel, write, reads, self.serializer, self.max_frame_size)
         return _add_session(self, (write, *reads), make)
 
     def create_socket_session(self, sock: socket.socket) -> Session:

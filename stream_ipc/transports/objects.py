@@ -15,7 +15,27 @@ from .descriptors import READ_SIZE, ReadEnd, WriteEnd, describe_stream, is_socke
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any, Protocol
+
+    from ..protocols import Payload
+
+    class HasFileno(Protocol):
+        """A file object or a socket."""
+
+        def fileno(self) -> int: ...
+
+    class HasRead(Protocol):
+        """A stream without a descriptor; ``read`` does not block, and returns None if nothing is there."""
+
+        def read(self, size: int, /) -> Payload | None: ...
+
+    class HasWrite(Protocol):
+        """A stream without a descriptor; ``write`` does not block, and returns how many bytes it took, or None."""
+
+        def write(self, data: bytes, /) -> int | None: ...
+
+    ReadStream = int | HasFileno | HasRead
+    WriteStream = int | HasFileno | HasWrite
 
 __all__ = ["open_read_end", "open_write_end"]
 

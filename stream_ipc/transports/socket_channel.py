@@ -9,8 +9,7 @@ import sys
 
 from ..interruptions import pass_on
 from .inputs import Input
-from .stream_channel import StreamChannel
-from .stream_transport import stream_channel
+from .stream_channel import StreamChannel, open_channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def socket_channel(sock: socket.socket, name: str, serializer: MessageSerializer
     if is_tls(sock):
         channel: StreamChannel = TlsChannel(sock, serializer, max_frame_size)
     else:
-        channel = stream_channel(sock, (sock,), serializer, max_frame_size)
+        channel = open_channel(sock, (sock,), serializer, max_frame_size)
     if name:
         channel.connected(name)
     return channel

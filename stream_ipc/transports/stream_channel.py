@@ -14,6 +14,7 @@ from .channel import POLL_INTERVAL, Channel
 from .descriptors import describe_stream, wait_writable
 from .ends import Ends
 from .inputs import TCP, Input, StreamInputs, error_text, sooner
+from .objects import open_read_end, open_write_end
 from .outbox import Outbox
 
 TYPE_CHECKING = False
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from ..messages import Message
     from ..protocols import MessageSerializer
     from .channel import Interest, Teardown
+    from .objects import ReadStream, WriteStream
 
-__all__ = ["StreamChannel"]
+__all__ = ["StreamChannel", "open_channel"]
 
 
 class StreamChannel(Channel):
@@ -194,3 +196,22 @@ class StreamChannel(Channel):
     def connected(self, how: str) -> None:
         """Say what its socket is connected to, in a few words for ``describe``."""
         self._name = f"{how} {self.describe()}"
+
+
+def open_channel(
+    write: WriteStream, reads: Sequence[ReadStream], serializer: MessageSerializer, max_frame_size: int
+) -> StreamChannel:
+    """Open what a user has passed as streams, and return a channel over them.
+
+    Raises:
+        InvalidStreamError: A stream cannot be used. All stay open, as they were.
+    """
+    ends: list[Any] = []
+    try:
+        ends += map(open_read_end, reads)  # stored before a signal is looked at
+        ends += map(open_write_end, (write,))
+        return StreamChannel(ends[-1], ends[:-1], serializer, max_frame_size)
+    except BaseException:
+        for end in reversed(ends):
+            end.release()
+        raise

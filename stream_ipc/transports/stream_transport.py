@@ -1,6 +1,6 @@
-"""``StreamTransport``, as users see a channel over streams, and the opening of what they pass as a stream.
+"""``StreamTransport``: a channel over streams as users see it.
 
-Knows channels over streams, and what a user may pass as a stream. Must not know sessions or processes.
+Knows channels over streams. Must not know sessions or processes.
 """
 
 from __future__ import annotations
@@ -12,58 +12,21 @@ from ..wire.codec import MessageEncoder
 from .channel import EndOfStream
 from .descriptors import wait_readable
 from .message_transport import MessageTransport
-from .objects import open_read_end, open_write_end
-from .stream_channel import StreamChannel
+from .stream_channel import StreamChannel, open_channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any, Protocol
+    from typing import Any
 
     from ..messages import Message
-    from ..protocols import MessageSerializer, Payload
+    from ..protocols import MessageSerializer
     from .channel import Channel
+    from .objects import ReadStream, WriteStream
 
-    class HasFileno(Protocol):
-        """A file object or a socket."""
-
-        def fileno(self) -> int: ...
-
-    class HasRead(Protocol):
-        """A stream without a descriptor; ``read`` does not block, and returns None if nothing is there."""
-
-        def read(self, size: int, /) -> Payload | None: ...
-
-    class HasWrite(Protocol):
-        """A stream without a descriptor; ``write`` does not block, and returns how many bytes it took, or None."""
-
-        def write(self, data: bytes, /) -> int | None: ...
-
-    ReadStream = int | HasFileno | HasRead
-    WriteStream = int | HasFileno | HasWrite
-
-__all__ = ["DEFAULT_MAX_FRAME_SIZE", "StreamTransport", "channel_of", "stream_channel", "transport_of"]
+__all__ = ["DEFAULT_MAX_FRAME_SIZE", "StreamTransport", "channel_of", "transport_of"]
 
 DEFAULT_MAX_FRAME_SIZE = 64 * 1024 * 1024
-
-
-def stream_channel(
-    write: WriteStream, reads: Sequence[ReadStream], serializer: MessageSerializer, max_frame_size: int
-) -> StreamChannel:
-    """Return a channel over streams.
-
-    Raises:
-        InvalidStreamError: A stream cannot be used. All stay open, as they were.
-    """
-    ends: list[Any] = []
-    try:
-        ends += map(open_read_end, reads)  # stored before a signal is looked at
-        ends += map(open_write_end, (write,))
-        return StreamChannel(ends[-1], ends[:-1], serializer, max_frame_size)
-    except BaseException:
-        for end in reversed(ends):
-            end.release()
-        raise
 
 
 class StreamTransport(MessageTransport):
@@ -102,7 +65,7 @@ class StreamTransport(MessageTransport):
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     ) -> None:
         MessageEncoder(serializer, max_frame_size)  # checks them before anything is opened
-        self._channel = stream_channel(write, reads, serializer, max_frame_size)
+        self._channel = open_channel(write, reads, serializer, max_frame_size)
         self._channel.transport = self
 
     def __repr__(self) -> str:
