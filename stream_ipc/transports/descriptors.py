@@ -213,6 +213,11 @@ class _End:
         """The name of its socket's family; empty if it is no socket."""
         return getattr(getattr(self.socket, "family", None), "name", "")
 
+    @property
+    def is_tcp(self) -> bool:
+        """Whether it is a TCP socket."""
+        return self.family in ("AF_INET", "AF_INET6")
+
     def _socket_flags(self) -> int:
         # For a socket whose flags are not this process's to change.
         flag: int = sys.modules["socket"].MSG_DONTWAIT if self.shared else 0

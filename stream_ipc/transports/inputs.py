@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from .channel import Received
     from .descriptors import ReadEnd
 
-__all__ = ["TCP", "Input", "StreamInputs", "TextInput", "error_text", "sooner"]
-
-TCP = ("AF_INET", "AF_INET6")
+__all__ = ["Input", "StreamInputs", "TextInput", "error_text", "sooner"]
 
 _LARGE_READ = 256 * 1024
 
@@ -339,7 +337,7 @@ class StreamInputs(Inputs):
         for source in tuple(self.by_fd.values()):
             source.decoder.trim()
         outbox = self.channel.outbox
-        if outbox.end.family in TCP:
+        if outbox.end.is_tcp:
             from .sockets import has_vanished
 
             if has_vanished(outbox.end.socket):

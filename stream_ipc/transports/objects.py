@@ -93,6 +93,7 @@ class _ObjectEnd:
     shared = False
     socket: Any = None
     family = ""
+    is_tcp = False
     error: BaseException | None = None
     pending = False
     ahead = b""

@@ -13,7 +13,7 @@ from ..wire.codec import MessageDecoder, MessageEncoder
 from .channel import POLL_INTERVAL, Channel
 from .descriptors import describe_stream, wait_writable
 from .ends import Ends
-from .inputs import TCP, Input, StreamInputs, error_text, sooner
+from .inputs import Input, StreamInputs, error_text, sooner
 from .objects import open_read_end, open_write_end
 from .outbox import Outbox
 
@@ -170,7 +170,7 @@ class StreamChannel(Channel):
     def before_close(self) -> Teardown | None:
         """End the conversation with the other side before the streams are closed; returns what is left to do."""
         end = self.outbox.end
-        if self.outbox.error is not None or end.family not in TCP or end.shared or end.find_invalid() is not None:
+        if self.outbox.error is not None or not end.is_tcp or end.shared or end.find_invalid() is not None:
             return None
         from .lingering import linger
 
