@@ -15,7 +15,7 @@ import json
 import re
 from array import array
 from itertools import accumulate
-from json.encoder import encode_basestring
+from json.encoder import encode_basestring, encode_basestring_ascii
 from math import isfinite
 
 from .. import registry
@@ -64,20 +64,10 @@ def _float(value: float) -> str:
     raise Unfit(f"{value!r} cannot travel in JSON; send it as text")
 
 
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
-
-
-def _escape(match: Any) -> str:
-    code = ord(match.group())
-    if code < 0x10000:
-        return f"\\u{code:04x}"
-    code -= 0x10000
-    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
-
-
 def _old_text(value: str) -> str:
     value.encode()  # refuses lone surrogates
-    return _NOT_ASCII.sub(_escape, encode_basestring(value).replace("/", "\\/"))
+    parts = [encode_basestring_ascii(part)[1:-1] for part in value.split("\x7f")]  # which it would escape
+    return '"' + "\x7f".join(parts).replace("/", "\\/") + '"'
 
 
 # -- reading
