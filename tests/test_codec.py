@@ -12,6 +12,7 @@ import pytest
 from stream_ipc.errors import FrameTooLargeError, IpcError, SerializationError, article
 from stream_ipc.messages import (
     NOTIFICATION,
+    REQUEST,
     ErrorMessage,
     LogMessage,
     Message,
@@ -24,7 +25,7 @@ from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.pickle import PickleMessageSerializer
 from stream_ipc.wire.codec import MessageDecoder, MessageEncoder, check_max_frame_size, decode_text
 from stream_ipc.wire.framing import HEADER_SIZE, MAGIC, MAX_FRAME_SIZE, frame_header
-from tests.helpers import frame, missing_bytes
+from tests.helpers import InterruptAt, InterruptionError, frame, missing_bytes, places_apart
 
 LIMIT = 1024 * 1024
 PICKLE = PickleMessageSerializer()
@@ -705,3 +706,31 @@ def test_a_round_trip_of_many_messages_in_any_pieces() -> None:
     for size in (1, 7, 4096, 65536, len(data)):
         step = size if size > 1 else 997
         assert decode([data[i : i + step] for i in range(0, len(data), step)], PICKLE) == (messages, "")
+
+
+@pytest.mark.parametrize("serializer", [JSON, PHP, PICKLE], ids=repr)
+def test_an_interruption_of_what_finds_out_an_error_is_not_taken_for_one(serializer: Any) -> None:
+    encoder, decoder = MessageEncoder(serializer, LIMIT), MessageDecoder(serializer, LIMIT)
+    unsent = Large([LogMessage("x"), {"key": (Large,)}])
+    broken = frame(serializer.serialize(RequestEnvelope("7", LogMessage("x" * 300)))[:-1])
+
+    def fail() -> None:
+        with pytest.raises(SerializationError):
+            encoder.encode(REQUEST, "7", unsent)
+        (error,), _ = decoder.decode(broken)
+        assert error.request_id == "7"
+
+    fail()
+    number = 1 - places_apart()
+    while True:
+        number += places_apart()
+        error = InterruptionError()
+        with InterruptAt(number, error) as interrupt:
+            try:
+                fail()
+            except InterruptionError as exc:
+                assert exc is error, interrupt.where
+            else:
+                assert not interrupt.hit, interrupt.where
+                break
+    assert number > 20

@@ -14,6 +14,7 @@ import re
 
 from .. import registry
 from ..errors import SerializationError
+from ..interruptions import pass_on
 from ..messages import Message
 from .php_form import ARRAY, BOOL, ENUM, FLOAT, INT, NULL, OBJECT, REF, STRING, TOKEN, bare, decoded, key_of, raw, unraw
 from .text_format import (
@@ -419,8 +420,8 @@ def salvage(payload: Payload) -> tuple[Any, Any]:
             if head[end : end + 2] == '";':
                 return registry.type_info(_ENVELOPES[found[1]][0]).wire_name, unraw(head[found.end() : end])
         _parse(str(payload, "latin-1"), lambda name: _NOTHING, root)
-    except Exception:  # there is one error to report already
-        pass
+    except Exception as exc:  # there is one error to report already
+        pass_on(exc)
     if not root:
         return None, None
     identity = root[1].get("id")

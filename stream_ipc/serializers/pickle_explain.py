@@ -9,6 +9,7 @@ from itertools import chain
 
 from .. import registry
 from ..errors import SerializationError, article, describe
+from ..interruptions import pass_on
 from ..messages import Message
 from .pickle_objects import ATOMS, enum_key
 from .values import reducer_of
@@ -30,7 +31,8 @@ def explain(message: Any, exc: Exception) -> SerializationError:
         return SerializationError(f"{type(message).__name__} cannot be sent: it contains itself or is nested too deeply")
     try:
         found = _find(message, type(message).__name__, {})
-    except Exception:  # a message whose own attributes fail: the first error tells more
+    except Exception as error:  # a message whose own attributes fail: the first error tells more
+        pass_on(error)
         found = None
     if found is not None:
         return SerializationError(f"{found[0]}: {found[1]}")
@@ -56,6 +58,7 @@ def _find(value: Any, path: str, seen: dict[int, Any]) -> tuple[str, str] | None
         try:
             parts = _parts(cls, value, path)
         except Exception as exc:
+            pass_on(exc)
             return path, str(exc) if isinstance(exc, SerializationError) else describe(exc)
     for inner_path, item in parts:
         found = _find(item, inner_path, seen)
