@@ -1,6 +1,7 @@
 """Exceptions that come at any moment: out of handlers, out of plug-ins, out of signal handlers."""
 
 import collections
+import contextlib
 import functools
 import inspect
 import os
@@ -31,6 +32,9 @@ from stream_ipc import (
     gather,
 )
 from stream_ipc.core.dispatcher import Dispatcher
+from stream_ipc.transports.objects import open_read_end, open_write_end
+from stream_ipc.transports.sockets import listen
+from stream_ipc.transports.spawn import spawn
 from tests.helpers import (
     PATIENCE,
     Alarm,
@@ -1126,3 +1130,41 @@ def test_a_recursion_without_end_is_an_error_of_the_message() -> None:
         a.notify(message)
         assert "RecursionError" in str(b.receive(PATIENCE, expect=ErrorMessage))
         assert b.is_open
+
+
+# -- an alarm that is an OSError, as the system's own errors are
+
+
+def open_a_stream() -> None:
+    read, write = os.pipe()
+    with open(read, "rb", buffering=0) as file, open(write, "wb", buffering=0) as other:
+        for opened in (open_read_end(file), open_write_end(other)):
+            opened.release()
+
+
+def listen_at_any_port() -> None:
+    listen(("localhost", 0), secure=False)[0].close()
+
+
+def start_with_a_stderr() -> None:
+    with open(os.devnull, "wb") as file, contextlib.suppress(FileNotFoundError):
+        spawn(["/there/is/no/such/program"], None, None, file, {})
+
+
+@pytest.mark.filterwarnings("ignore:unclosed")
+@pytest.mark.parametrize("function", [open_a_stream, listen_at_any_port, start_with_a_stderr])
+def test_an_alarm_is_not_taken_for_an_error_of_the_system(function: Callable[[], None]) -> None:
+    function()
+    number = 1 - places_apart()
+    while True:
+        number += places_apart()
+        error = TimeoutError("alarm")
+        with InterruptAt(number, error) as interrupt:
+            try:
+                function()
+            except TimeoutError as exc:
+                assert exc is error, interrupt.where
+            else:
+                assert not interrupt.hit, interrupt.where
+                break
+    assert number > 10

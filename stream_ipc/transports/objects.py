@@ -10,6 +10,7 @@ from functools import partial
 from itertools import count
 
 from ..errors import InvalidStreamError
+from ..interruptions import pass_on
 from .descriptors import READ_SIZE, ReadEnd, WriteEnd, describe_stream, is_socket
 
 TYPE_CHECKING = False
@@ -58,8 +59,9 @@ def _has_descriptor(stream: Any) -> bool:
         fd = stream.fileno()
     except (AttributeError, io.UnsupportedOperation):
         return False
-    except (OSError, ValueError):  # a closed file object has none any more
-        return getattr(stream, "closed", False) is True
+    except (OSError, ValueError) as exc:
+        pass_on(exc)
+        return getattr(stream, "closed", False) is True  # then it has none any more
     buffered = getattr(stream, "buffer", stream) if isinstance(stream, io.TextIOBase) else stream
     if isinstance(buffered, io.BufferedIOBase) and not isinstance(buffered, _BUFFERS):
         return False

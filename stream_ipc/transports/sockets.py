@@ -224,6 +224,7 @@ def listen(place: Place, secure: bool) -> tuple[socket.socket, Place, SocketFile
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
         except OSError as exc:  # out of descriptors, or the system has no such family
+            pass_on(exc)
             error = error or exc
             continue
         try:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import starmap
 
-from ..interruptions import pass_on
+from ..interruptions import interruption_in, pass_on
 from .children import kill
 from .descriptors import close_streams, describe_stream
 
@@ -185,11 +185,16 @@ def _find_child(error: BaseException, pipes: Sequence[int]) -> subprocess.Popen[
     while traceback is not None:
         found = traceback.tb_frame.f_locals.get("self")
         if isinstance(found, subprocess.Popen) and getattr(found, "returncode", 0) is None:
-            if found.pid is None and hasattr(os, "waitid"):  # not stored yet, or not started
+            if found.pid is None and hasattr(os, "waitid") and not _is_of_system(error):  # not stored yet, or not started
                 found.pid = _find_pid(pipes)
             return None if found.pid is None else found
         traceback = traceback.tb_next
     return None
+
+
+def _is_of_system(error: BaseException) -> bool:
+    """Return whether the system has refused to start a process, so that there is none."""
+    return isinstance(error, OSError) and interruption_in(error) is None
 
 
 def _find_pid(pipes: Sequence[int]) -> int | None:
@@ -300,6 +305,7 @@ def _check_stderr(stderr: Any) -> int | None:
         try:
             fd = stderr.fileno()
         except (OSError, ValueError) as exc:  # closed, or one of a notebook or a test runner
+            pass_on(exc)
             raise ValueError(f"{wanted} {describe_stream(stderr)}: it has no descriptor ({exc})") from exc
     if isinstance(fd, bool) or not isinstance(fd, int):
         raise TypeError(f"{wanted} {stderr!r:.200}")
@@ -307,6 +313,7 @@ def _check_stderr(stderr: Any) -> int | None:
         try:
             os.fstat(fd)
         except (OSError, OverflowError) as exc:
+            pass_on(exc)
             raise ValueError(f"{wanted} {describe_stream(stderr)}: {exc}") from exc
     return int(fd)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from ..interruptions import pass_on
 from ..messages import take_out_of_envelope
 from ..wire.codec import MessageEncoder
 from .channel import EndOfStream
@@ -72,7 +73,8 @@ class StreamTransport(MessageTransport):
         try:
             channel = self._channel
             return f"<{type(self).__name__} {channel.describe()} {channel.state_text} queued={channel.outbox.queued_bytes}>"
-        except Exception:  # half made
+        except Exception as exc:  # half made
+            pass_on(exc)
             return f"<{type(self).__name__}>"
 
     @property
