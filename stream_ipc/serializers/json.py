@@ -21,6 +21,7 @@ from math import isfinite
 from .. import registry
 from ..errors import SerializationError, article
 from ..interruptions import pass_on
+from ..messages import NOTIFICATION, REQUEST, RESPONSE
 from .text_explain import Walk
 from .text_format import (
     HEAD_SIZE,
@@ -33,6 +34,7 @@ from .text_format import (
     Unfit,
     builder,
     find_class,
+    kind_of,
     member_of,
     shown,
     wire_name,
@@ -185,9 +187,9 @@ _SPACE = " \t\n\r"
 _LONE = re.compile("[\ud800-\udfff]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _HEAD = re.compile(
-    r'\s*\{\s*"__class"\s*:\s*"((?:Php)?StreamIpc\\\\Envelope\\\\(?:Request|Response)Envelope)"\s*,'
+    r'\s*\{\s*"__class"\s*:\s*"(?:Php)?StreamIpc\\\\Envelope\\\\(Request|Response)Envelope"\s*,'
     r'\s*"id"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.){0,768}")'
-)
+).match
 
 # What has no 19 digits in a row has no int beyond 64 bits. To look for them so is quicker than a regular expression,
 # and spares the scanner a call of _parse_int for each int.
@@ -334,21 +336,21 @@ class _Json(TextFormat):
             raise SerializationError(f"payload is not JSON: something follows the value at character {end}")
         return value if is_built else _from_outside([value])[0]
 
-    def salvage(self, payload: Payload) -> tuple[Any, Any]:
+    def salvage(self, payload: Payload) -> tuple[int, Any]:
         try:
             # All known senders write the class and the id first. There may not be enough memory to read the rest.
-            match = _HEAD.match(str(bytes(payload[:HEAD_SIZE]), "utf-8", "replace"))
-            if match is None:
+            head = _HEAD(str(bytes(payload[:HEAD_SIZE]), "utf-8", "replace"))
+            if head is None:
                 data, _ = _plain_decoder.raw_decode(str(payload, "utf-8", "replace").strip(_SPACE))
-                name, identity = data["__class"], data["id"]
+                kind, identity = kind_of(data["__class"]), data["id"]
             else:
-                name, identity = match.group(1).replace("\\\\", "\\"), json.loads(match.group(2))
+                kind, identity = REQUEST if head[1] == "Request" else RESPONSE, json.loads(head[2])
         except Exception as exc:  # no buffer, or released, or no JSON: there is one error to report already
             pass_on(exc)
-            return None, None
+            return NOTIFICATION, None
         if type(identity) is str and _LONE.search(identity):
-            return None, None  # it would fail once more where it is answered
-        return name, identity
+            return NOTIFICATION, None  # it would fail once more where it is answered
+        return kind, identity
 
     def reason(self, exc: Exception) -> str:
         if isinstance(exc, RecursionError):

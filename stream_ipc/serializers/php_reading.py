@@ -15,7 +15,7 @@ import re
 from .. import registry
 from ..errors import SerializationError
 from ..interruptions import pass_on
-from ..messages import Message
+from ..messages import NOTIFICATION, REQUEST, RESPONSE, Message, RequestEnvelope
 from .php_form import ARRAY, BOOL, ENUM, FLOAT, INT, NULL, OBJECT, REF, STRING, TOKEN, bare, decoded, key_of, raw, unraw
 from .text_format import (
     ENVELOPES,
@@ -26,6 +26,7 @@ from .text_format import (
     builder,
     compile_builder,
     find_class,
+    kind_of,
     member_of,
     wire_name,
 )
@@ -408,8 +409,8 @@ def read(payload: Payload) -> Any:
     return _parse(text, _classes.__getitem__, []) if message is None else message
 
 
-def salvage(payload: Payload) -> tuple[Any, Any]:
-    """Return the class name and the id of an envelope whose content is bad; None for what cannot be read."""
+def salvage(payload: Payload) -> tuple[int, Any]:
+    """Return the kind and the id of an envelope whose content is bad; a notification's if these cannot be read."""
     root: list[Any] = []
     try:
         # All known senders write the id first. There may not be enough memory to read the rest.
@@ -418,11 +419,12 @@ def salvage(payload: Payload) -> tuple[Any, Any]:
         if found is not None:
             end = found.end() + int(found[2])
             if head[end : end + 2] == '";':
-                return registry.type_info(_ENVELOPES[found[1]][0]).wire_name, unraw(head[found.end() : end])
+                kind = REQUEST if _ENVELOPES[found[1]][0] is RequestEnvelope else RESPONSE
+                return kind, unraw(head[found.end() : end])
         _parse(str(payload, "latin-1"), lambda name: _NOTHING, root)
     except Exception as exc:  # there is one error to report already
         pass_on(exc)
     if not root:
-        return None, None
+        return NOTIFICATION, None
     identity = root[1].get("id")
-    return unraw(root[0]), identity.decode("utf-8", "surrogateescape") if type(identity) is bytes else identity
+    return kind_of(unraw(root[0])), identity.decode("utf-8", "surrogateescape") if type(identity) is bytes else identity

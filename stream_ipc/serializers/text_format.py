@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENVELOPES", "HEAD_SIZE", "INT_MAX", "INT_MIN", "MAX_DEPTH", "TOO_DEEP", "TextFormat", "TextSerializer", "Unfit",
-    "builder", "compile_builder", "find_class", "member_of", "other_format", "plain_type", "shown", "wire_name",
+    "builder", "compile_builder", "find_class", "kind_of", "member_of", "other_format", "plain_type", "shown", "wire_name",
 ]  # fmt: skip
 
 MAX_DEPTH = 511  # the original's JSON writes 512 levels but reads 511; what it could not read is not written here
@@ -182,8 +182,7 @@ class TextFormat(dict[type, "Encoder"]):
     field: Callable[[FieldInfo, TypeInfo], str]  # returns what stands before a field
     encode: Callable[[str], bytes]  # makes a payload of a text
     read: Callable[[Payload], Any]  # returns the value of a payload, or raises anything
-    # Returns the class name and the id of an envelope whose content is bad; None for what cannot be read.
-    salvage: Callable[[Payload], tuple[Any, Any]]
+    salvage: Callable[[Payload], tuple[int, Any]]  # returns the kind and the id of what could not be read, if it has them
 
     def __init__(self, old: bool, scalars: dict[type, Callable[[Any], str]]) -> None:
         super().__init__()
@@ -378,8 +377,8 @@ def other_format(payload: Any, own: str) -> str:
     return "" if found == own else f"; it looks like {found}: do both sides use the same serializer?"
 
 
-def _kind_of(name: Any) -> int:
-    """Return the kind that a class is the envelope of."""
+def kind_of(name: Any) -> int:
+    """Return the kind that the class of a name is the envelope of."""
     try:
         cls = find_class(name).cls
     except SerializationError:
@@ -466,8 +465,7 @@ class TextSerializer:
                 exc.__traceback__ = None  # it holds all that was read so far
             error = exc if isinstance(exc, SerializationError) else SerializationError(self._format.reason(exc))
             error.args = (str(error) + other_format(payload, self._format.name),)
-            name, id = self._format.salvage(payload)
-            add_id(error, _kind_of(name), id)
+            add_id(error, *self._format.salvage(payload))
             if error is exc:
                 raise
             raise error from exc
