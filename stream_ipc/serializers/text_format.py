@@ -217,7 +217,7 @@ class TextFormat(dict[type, "Encoder"]):
         self[cls] = made
         return made
 
-    def walked(self, kind: int, id: Any, message: Message) -> bytes:
+    def write_by_walk(self, kind: int, id: Any, message: Message) -> bytes:
         """Return the payload of a message that the functions cannot write, or raise SerializationError."""
         return self.encode(self.walk(self).text(put_in_envelope(kind, id, message)))
 
@@ -253,11 +253,11 @@ class _Writers(dict[type, "Write"]):
                 return made
             except Exception as exc:
                 pass_on(exc)
-        return self._format.walked  # which says what is wrong
+        return self._format.write_by_walk  # which says what is wrong
 
 
 def _writer_of(format: TextFormat, encode: Encoder) -> Write:
-    write, finish, walked = format.scalars[str], format.encode, format.walked
+    write, finish, write_by_walk = format.scalars[str], format.encode, format.write_by_walk
     heads = {}  # by kind: what stands before an envelope's id, and before its content
     for kind, cls in ((REQUEST, RequestEnvelope), (RESPONSE, ResponseEnvelope)):
         info = registry.type_info(cls)
@@ -278,7 +278,7 @@ def _writer_of(format: TextFormat, encode: Encoder) -> Write:
             # An object that occurs twice, a field without a value, a lone surrogate; RecursionError: a cycle, or only
             # a deep message on a full stack. Left before the walk, so that its error is not shown as one about this.
             pass_on(exc)
-        return walked(kind, id, message)
+        return write_by_walk(kind, id, message)
 
     return made
 
