@@ -87,6 +87,29 @@ def test_flush_says_that_the_child_is_dead_each_time(dead: Session, timeout: Any
     assert dead.peer.broadcast(Note()) == 0
 
 
+@pytest.mark.parametrize("how", ["notify", "request"])
+def test_sending_says_that_the_child_is_dead(dead: Session, how: str) -> None:
+    send = {"notify": lambda: dead.notify(Note()), "request": lambda: dead.request(Ping())}[how]
+    for _ in range(3):
+        fails_at_once(send)
+    assert dead.queued_bytes == 0
+
+
+@pytest.mark.matrix
+def test_sending_says_that_the_child_is_dead_though_its_pipe_has_room(peer: IpcPeer) -> None:
+    for how in (lambda s: s.notify(Note()), lambda s: s.request(Ping()), lambda s: s.request(Ping(), timeout=None)):
+        session = peer.create_command_session(program(UP.format(grandchild=True)), start_new_session=True)
+        process = session.process
+        assert process is not None and session.receive(20) == Note("up")
+        process.kill()
+        await_death(process)
+        try:
+            for _ in range(3):
+                fails_at_once(lambda how=how, session=session: how(session))
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 @pytest.mark.matrix
 def test_a_program_that_notifies_a_dead_child_without_ticking_keeps_no_errors(dead: Session) -> None:
     errors: List[Any] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from ..clock import monotonic
+from ..clock import monotonic, real_clock
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
 from ..messages import LogMessage
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections import deque
     from typing import Any
 
+    from ..messages import Message
     from ..protocols import MessageSerializer
     from .channel import Received, Teardown
 
@@ -36,6 +37,9 @@ _STATUS_GRACE = 0.25
 
 # The same for one that no longer reads its stdin: the call that has found this out waits so long.
 _DYING_GRACE = 0.05
+
+# A send asks no more often than this whether the child lives, in seconds: each question is a system call.
+_ASK_INTERVAL = 0.0001
 
 _TAIL = 2000  # characters of stderr that are kept for error texts
 
@@ -113,9 +117,7 @@ class ProcessInputs(StreamInputs):
         return poll(self._process)
 
     def look_for_end(self, inbox: deque[Received]) -> None:
-        if self.ended is not None or self.dead or (self.pidfd >= 0 and not wait_readable((self.pidfd,), 0)):
-            return
-        if self.exit_status() is not None:
+        if self.ended is None and _has_died(self):
             self._died(inbox)
 
     def _died(self, inbox: deque[Received]) -> None:
@@ -172,6 +174,13 @@ class ProcessInputs(StreamInputs):
         return f"; the last that it printed to its stdout:\n{junk}" if junk else ""
 
 
+def _has_died(inputs: ProcessInputs) -> bool:
+    """Return whether the child is dead and that is not known yet."""
+    if inputs.dead or (inputs.pidfd >= 0 and not wait_readable((inputs.pidfd,), 0)):
+        return False
+    return inputs.exit_status() is not None
+
+
 class ProcessChannel(StreamChannel):
     """Messages over the stdin and stdout of a child process, and text from its stderr.
 
@@ -205,6 +214,8 @@ class ProcessChannel(StreamChannel):
         self._group = group
         self._text: TextInput | None = None  # its stderr
         self._teardown: Teardown | None = None
+        self._ask_at = 0.0  # no sooner does a send ask whether it lives
+        self._clock = real_clock()
         ends: list[Any] = []
         try:
             ends.append(ReadEnd(process.stdout))
@@ -221,6 +232,14 @@ class ProcessChannel(StreamChannel):
                 end.release()
             raise
         self.inputs.open_pidfd()
+
+    def post(self, kind: int, id: Any, message: Message) -> None:
+        now = self._clock()
+        if now >= self._ask_at:
+            self._ask_at = now + _ASK_INTERVAL
+            if _has_died(self.inputs):  # a grandchild may hold its stdin, so that it could still be written
+                raise self.broken_error()
+        self.outbox.put(self.encoder.encode(kind, id, message))  # as super() does
 
     def broken_text(self) -> str:
         # A child that is dying closes its stdin first; its status is there a moment later.
