@@ -707,6 +707,27 @@ def test_a_device_that_kqueue_refuses_is_always_ready(
         assert ["cannot be waited for" in str(error) for error in errors[1]] == [True] * (refused == stat.S_IFIFO)
 
 
+@pytest.mark.parametrize("name", ["SelectSelector", "PollSelector"])
+def test_a_closed_descriptor_ends_its_session_alone_with_each_selector(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delattr(select, "epoll", raising=False)
+    monkeypatch.setattr(selectors, "DefaultSelector", getattr(selectors, name))
+    with IpcPeer(timeout=20) as peer:
+        session, first, second, out = two_inputs(peer)
+        a, b = peer.create_session_pair()
+        b.on_request(lambda message: message)
+        errors: List[BaseException] = []
+        session.on_exception(errors.append)
+        peer.tick()
+        os.close(session.transport.read_fds()[0])
+        assert a.request(Note()).wait() == Note()
+        tick_until(lambda: not session.is_open, peer)
+        assert [type(error) for error in errors] == [InvalidStreamError]
+        for fd in (first, second, out):
+            os.close(fd)
+
+
 def test_a_second_input_is_framed_too_and_both_have_to_end(peer: IpcPeer) -> None:
     session, first, second, out = two_inputs(peer)
     notes, closed = collect(session, Note), ended(session)
