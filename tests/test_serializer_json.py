@@ -483,6 +483,8 @@ def test_the_longest_id() -> None:
 def test_envelopes_hold_messages(content: Any) -> None:
     with pytest.raises(SerializationError, match="must hold a Message"):
         S.serialize(RequestEnvelope("1", content))
+    with pytest.raises(SerializationError, match="^RequestEnvelope: an envelope must hold"):
+        S.serialize(ResponseEnvelope("0", RequestEnvelope("1", content)))
     inside = S.serialize(AnyMessage(content))[len('{"__class":"App\\\\Message\\\\AnyMessage","value":') : -1]
     for key in ("request", "response"):
         name = b"StreamIpc\\\\Envelope\\\\" + key.title().encode() + b"Envelope"

@@ -648,6 +648,8 @@ def test_bad_ids(identity: Any) -> None:
 def test_envelopes_hold_messages(content: Any) -> None:
     with pytest.raises(SerializationError, match="must hold a Message"):
         S.serialize(ResponseEnvelope("1", content))
+    with pytest.raises(SerializationError, match="^ResponseEnvelope: an envelope must hold"):
+        S.serialize(RequestEnvelope("0", ResponseEnvelope("1", content)))
     data = S.serialize(ResponseEnvelope("7", LogMessage("x")))
     start = data.index(b"O:28")
     with pytest.raises(SerializationError, match="content of an envelope") as caught:

@@ -151,7 +151,8 @@ class Walk:
             yield self._made("", self._format.attribute, name), f".{name}", v
 
     def _error(self, step: str, problem: str) -> SerializationError:
-        path = [*self._path[self._start :], step]
+        begins_anew = step and step[0] not in ".["  # with a class
+        path = [step] if begins_anew else [*self._path[self._start :], step]
         if problem == TOO_DEEP:
             del path[3:]  # all of it would be a page
         return SerializationError(f"{''.join(path)}: {problem}")
