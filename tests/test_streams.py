@@ -728,6 +728,23 @@ def test_a_closed_descriptor_ends_its_session_alone_with_each_selector(
             os.close(fd)
 
 
+def test_a_socket_that_is_made_blocking_again_blocks_no_call() -> None:
+    with IpcPeer(timeout=0.1) as peer:
+        ours, theirs = socket.socketpair()
+        session = peer.create_socket_session(ours)
+        peer.tick()
+        ours.setblocking(True)
+        with pytest.raises(RequestTimeoutError):
+            while True:
+                session.notify(Note("x", b"x" * 100_000))
+        theirs.sendall(frame_of(Note("in")))
+        assert session.receive(20) == Note("in")
+        with pytest.raises(TimeoutError):
+            session.receive(0)
+        theirs.close()
+        session.close(timeout=0)
+
+
 def test_a_second_input_is_framed_too_and_both_have_to_end(peer: IpcPeer) -> None:
     session, first, second, out = two_inputs(peer)
     notes, closed = collect(session, Note), ended(session)

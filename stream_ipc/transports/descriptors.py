@@ -219,8 +219,8 @@ class _End:
         return self.family in ("AF_INET", "AF_INET6")
 
     def _socket_flags(self) -> int:
-        # For a socket whose flags are not this process's to change.
-        flag: int = sys.modules["socket"].MSG_DONTWAIT if self.shared else 0
+        # For a socket whose flags are not this process's to change, or that somebody makes blocking again.
+        flag: int = sys.modules["socket"].MSG_DONTWAIT
         return flag
 
     def find_invalid(self) -> str | None:
