@@ -19,7 +19,7 @@ from .transports.descriptors import wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, Literal, TypeVar, overload
 
     from .core.loop import Loop
@@ -56,12 +56,13 @@ class _Loops:
     def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
         check_timeout(timeout)
         self.given: list[ResponsePromise[Any]] = list(promises)
-        if not all([issubclass(cls, ResponsePromise) for cls in {*map(type, self.given)}]):
-            given = next(given for given in self.given if not isinstance(given, ResponsePromise))
-            raise TypeError(f"gather() and as_completed() take promises of request(), not {given!r:.100}")
+        self._look()
         self._loops: list[Loop] = []
         self._clock: Callable[[], float] = requester_of(self.given[0]).loop.clock if self.given else monotonic
         self._limit: float = math.inf if timeout is None else self._clock() + timeout
+
+    def _look(self) -> None:
+        _check(self.given)
 
     def concern(self, promises: Iterable[ResponsePromise[Any]]) -> None:
         """Turn the loops of these promises from now on."""
@@ -108,6 +109,12 @@ class _Loops:
             self._loops[0].tick(min(wait, 0.01))
         else:
             wait_readable(fds, wait)
+
+
+def _check(given: Sequence[object]) -> None:
+    if not all([issubclass(cls, ResponsePromise) for cls in {*map(type, given)}]):
+        wrong = next(one for one in given if not isinstance(one, ResponsePromise))
+        raise TypeError(f"gather() and as_completed() take promises of request(), not {wrong!r:.100}")
 
 
 def _too_few(left: int, count: int, timeout: float | None) -> TimeoutError:
@@ -224,13 +231,22 @@ class _AsCompleted(_Loops):
         super().__init__(promises, timeout)
         self._timeout = timeout
         self._began = next_moment()
-        self._first = next(filter(is_settled, self.given), None)  # maybe nobody asks for another
         self._taken = 0
         self._rest: dict[ResponsePromise[Any], None] | None = None  # made when it is needed
         # Promises that have settled, in that order; those that had settled before the call are in the order given.
         self._queue: deque[ResponsePromise[Any]] = deque()
         self._watched: list[tuple[set[ref[Any]], ref[Any]]] = []
         self._watching = False  # all of them
+
+    def _look(self) -> None:
+        # Maybe nobody asks for another than the first, so what is behind it is not looked at yet.
+        try:
+            first = next(filter(is_settled, self.given), None)
+        except AttributeError:
+            _check(self.given)
+            raise
+        self._first: ResponsePromise[Any] | None = first
+        _check(self.given if first is None else (first,))
 
     def __iter__(self) -> _AsCompleted:
         return self
@@ -273,6 +289,7 @@ class _AsCompleted(_Loops):
     def _left(self) -> dict[ResponsePromise[Any], None]:
         """The promises that are not in the queue yet, nor were taken."""
         if self._rest is None:
+            _check(self.given)
             self._rest = dict.fromkeys(self.given)
         return self._rest
 

@@ -275,6 +275,24 @@ def test_gather_takes_promises_only(bad: Any) -> None:
         as_completed(bad)
 
 
+def test_as_completed_looks_no_further_than_the_first_that_has_settled(peer: IpcPeer) -> None:
+    # next(as_completed(pending)) in a loop looks at all that are left each time.
+    a, b = peer.create_session_pair()
+    b.on_request(lambda message: message)
+    open_, settled = a.request(Ping(), timeout=None), a.request(Ping())
+    assert gather([settled]) == [Ping()]
+    rest: Any = ["no promise"]
+    each = as_completed([settled, *rest])
+    assert next(each) is settled
+    with pytest.raises(TypeError, match="take promises of request"):
+        next(each)
+    a.close()
+    with pytest.raises(TypeError, match="take promises of request"):
+        as_completed([*rest, open_, settled])
+    with pytest.raises(TypeError, match="take promises of request"):
+        gather([settled, *rest])
+
+
 def test_gather_inside_a_handler(peer: IpcPeer) -> None:
     a, b = peer.create_session_pair()
     a.on_request(lambda ping: Pong(ping.value))
