@@ -1168,3 +1168,26 @@ def test_an_alarm_is_not_taken_for_an_error_of_the_system(function: Callable[[],
                 assert not interrupt.hit, interrupt.where
                 break
     assert number > 10
+
+
+# A socket that an interruption loses before anybody has it is closed when it is collected, with this warning.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupted_connect_takes_no_descriptor_away_from_a_later_session() -> None:
+    number = 1 - places_apart()
+    while True:
+        number += places_apart()
+        with IpcPeer(timeout=20) as peer, IpcPeer() as other:
+            listener = other.listen(("127.0.0.1", 0), lambda session: None)
+            with InterruptAt(number, Interruption()) as interrupt:
+                try:
+                    peer.connect(listener.address)
+                except Interruption:
+                    pass
+            # No tick in between: the new sockets have the numbers of those that are closed now.
+            pairs = [peer.create_session_pair() for _ in range(3)]
+            for a, b in pairs:
+                b.on_request(lambda message: message)
+                assert a.request(Note()).wait() == Note(), interrupt.where
+        if not interrupt.hit:
+            break
+    assert number > 100

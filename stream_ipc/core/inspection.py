@@ -64,7 +64,8 @@ def refuse_streams(loop: Loop, channel: Channel) -> None:
     """Raise ``InvalidStreamError`` for a channel whose stream another task reads: each would get a part of what comes."""
     for fd in channel.interest()[0]:
         owner = loop.poller.owners.get(fd)
-        if owner is not None:
+        # Any other owner is what an interrupted call has left: its descriptor is closed, and the number a new one's.
+        if owner is not None and any([conversation.port is owner for conversation in loop.conversations]):
             owner.check()  # its stream may be closed, and the number a new one's
             if loop.poller.owners.get(fd) is owner:
                 raise InvalidStreamError(f"descriptor {fd} {_TAKEN}")
