@@ -6,6 +6,7 @@ Knows processes. Must not know sessions or peers. Starting one is in ``spawn``, 
 from __future__ import annotations
 
 import os
+import select
 import time
 
 from ..clock import monotonic, real_clock
@@ -14,7 +15,7 @@ from ..interruptions import pass_on
 from ..messages import LogMessage
 from ..wire.codec import TextDecoder
 from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
-from .descriptors import ReadEnd, WriteEnd, close_streams, wait_readable
+from .descriptors import ReadEnd, WriteEnd, close_streams
 from .inputs import StreamInputs, TextInput, sooner
 from .process_teardown import ProcessTeardown
 from .spawn import check_popen
@@ -24,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
     from collections import deque
+    from collections.abc import Callable
     from typing import Any
 
     from ..messages import Message
@@ -62,6 +64,7 @@ class ProcessInputs(StreamInputs):
         self.dead: bool = False  # or nobody asks any more
         self._ask_at = 0.0  # no sooner is the system asked whether it lives
         self._status_due: float | None = None  # set while an ended stdout waits for the exit status
+        self.may_be_dead: Callable[[int], Any] = _always  # takes how long to wait, in milliseconds: 0
 
     def __del__(self) -> None:
         """Close what is left of a channel that an interruption has lost before anybody got it."""
@@ -78,12 +81,17 @@ class ProcessInputs(StreamInputs):
                     break
             except OSError as exc:  # an old kernel, or it was reaped already: poll() tells
                 pass_on(exc)
+            else:
+                poller = select.poll()
+                poller.register(self.pidfd, select.POLLIN)
+                self.may_be_dead = poller.poll
 
     def close_pidfd(self) -> None:
         """Ask no more whether it lives."""
         # atomic: no calls
         fd = self.pidfd
         self.pidfd = -1
+        self.may_be_dead = _always  # the number may be another file's
 
         if fd >= 0:
             self.dead = True
@@ -117,7 +125,7 @@ class ProcessInputs(StreamInputs):
         return poll(self._process)
 
     def look_for_end(self, inbox: deque[Received]) -> None:
-        if self.ended is None and _has_died(self):
+        if self.ended is None and self.may_be_dead(0) and _has_died(self):
             self._died(inbox)
 
     def _died(self, inbox: deque[Received]) -> None:
@@ -174,11 +182,13 @@ class ProcessInputs(StreamInputs):
         return f"; the last that it printed to its stdout:\n{junk}" if junk else ""
 
 
+def _always(wait: int) -> bool:
+    return True
+
+
 def _has_died(inputs: ProcessInputs) -> bool:
     """Return whether the child is dead and that is not known yet."""
-    if inputs.dead or (inputs.pidfd >= 0 and not wait_readable((inputs.pidfd,), 0)):
-        return False
-    return inputs.exit_status() is not None
+    return not inputs.dead and inputs.exit_status() is not None
 
 
 class ProcessChannel(StreamChannel):
@@ -237,7 +247,8 @@ class ProcessChannel(StreamChannel):
         now = self._clock()
         if now >= self._ask_at:
             self._ask_at = now + _ASK_INTERVAL
-            if _has_died(self.inputs):  # a grandchild may hold its stdin, so that it could still be written
+            # It could still be written to while a grandchild holds its stdin.
+            if self.inputs.may_be_dead(0) and _has_died(self.inputs):
                 raise self.broken_error()
         self.outbox.put(self.encoder.encode(kind, id, message))  # as super() does
 
