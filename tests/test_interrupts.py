@@ -7,6 +7,7 @@ import inspect
 import os
 import random
 import signal
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from stream_ipc import (
     SerializationError,
     Session,
     StreamClosedError,
+    StreamTransport,
     as_completed,
     gather,
 )
@@ -453,6 +455,20 @@ def test_interrupted_tick_loses_no_message_and_repeats_none(kind: Type[BaseExcep
                 assert reply.response == Pong(reply.id) or "Interruption" in str(reply.response), reply
             assert [outcome(promise) for promise in promises] == [Pong("0"), RemoteError]
             assert no_pending(raw.session)
+
+    at_every_place(scenario, kind)
+
+
+@BOTH
+def test_an_interrupted_session_that_only_writes_stays_open(kind: Type[BaseException]) -> None:
+    def scenario(run: Run) -> None:
+        ours, theirs = socket.socketpair()
+        with IpcPeer(timeout=20) as peer, theirs:
+            session = peer.create_session(StreamTransport(ours, [], PickleMessageSerializer()))
+            run.once(lambda: (session.notify(Note("1")), peer.tick()))
+            for _ in range(3):
+                peer.tick()
+            assert session.is_open, session.reason
 
     at_every_place(scenario, kind)
 

@@ -198,23 +198,16 @@ class StreamInputs(Inputs):
         channel: Whose streams these are.
 
     Attributes:
-        framed: How many of those in ``by_fd``, which have not ended, are framed. The channel ends with the last.
+        by_fd: Those that have not ended. The channel ends with the last one that is framed.
         where: Where in a frame the one that ended last did so; may be empty.
     """
 
     def __init__(self, channel: Any) -> None:
         super().__init__()
         self.by_fd: dict[int, Input] = {}
-        self.framed: int = 0
         self.where: str = ""
         self.channel: Any = channel
         self._last: Input | None = None  # the framed one that ended last
-
-    def add(self, source: Input) -> None:
-        """Read one more stream."""
-        self.by_fd[source.end.fd] = source
-        if source.framed:
-            self.framed += 1
 
     def on_change(self) -> None:
         """Have the channel look again what is to be waited for."""
@@ -297,13 +290,16 @@ class StreamInputs(Inputs):
         del by_fd[source.end.fd]
         self.by_fd = by_fd
         if source.framed:
-            self.framed -= 1
             self._last = source
             self.where = source.where
 
-        if not self.framed:
+        if self._have_ended():
             self.framed_ended(inbox)
         self.on_change()
+
+    def _have_ended(self) -> bool:
+        """Return whether the last framed one has ended; where there never was one, no end will come."""
+        return self._last is not None and not any([source.framed for source in self.by_fd.values()])
 
     def framed_ended(self, inbox: deque[Received]) -> None:
         """Do what is to be done once the last framed input has ended."""
@@ -330,7 +326,7 @@ class StreamInputs(Inputs):
         for source in tuple(self.by_fd.values()):
             if source.ended:
                 self.end_input(source, inbox)
-        if not self.framed and self.ended is None:
+        if self.ended is None and self._have_ended():
             self.framed_ended(inbox)
 
     def check(self, inbox: deque[Received]) -> None:
@@ -354,6 +350,8 @@ class StreamInputs(Inputs):
 
     def drop(self) -> None:
         """Read none of them any more."""
+        # atomic: no calls
+        self._last = None  # this is no end
         self.by_fd = {}
 
 

@@ -71,7 +71,7 @@ class StreamChannel(Channel):
     def add_input(self, source: Input) -> None:
         """Read one more stream."""
         self._ends.add(source.end)
-        self.inputs.add(source)
+        self.inputs.by_fd[source.end.fd] = source
 
     @property
     def socket(self) -> Any:
@@ -86,7 +86,7 @@ class StreamChannel(Channel):
         """What it is doing, in a word."""
         if self._ends.released:
             return "closed"
-        if not self.inputs.framed:
+        if self.inputs.ended is not None:
             return "ended"  # nothing more will come
         return "broken" if self.outbox.is_broken else "open"  # nothing more can be written
 
