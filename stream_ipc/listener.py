@@ -5,17 +5,17 @@ Knows sockets. Must not know messages; a session is made by the peer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from .arguments import Facade
 from .core.acceptor import Acceptor
 from .interruptions import pass_on
-from .transports.addresses import check_address, named
+from .transports.addresses import check_address, explained
 from .transports.sockets import listen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
+    from typing import Any
 
     from .core.loop import Loop
 
@@ -111,5 +111,5 @@ def open_listener(
                 file.remove()
         if isinstance(exc, OSError):
             pass_on(exc)
-            raise named(exc, f"cannot listen at {place!r}") from exc
+            raise explained(exc, f"cannot listen at {place!r}") from exc
         raise

@@ -12,7 +12,6 @@ import errno
 import logging  # noqa: F401 - for log.py: nothing can be imported once there are no descriptors left
 import math
 import os
-from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..interruptions import pass_on
@@ -23,10 +22,12 @@ from ..transports.shield import Shield
 from ..transports.sockets import other_user, tune
 from .poller import READ, Poller
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     import ssl
     from collections.abc import Callable
+    from typing import Any
 
     from ..transports.addresses import Place
     from ..transports.sockets import SocketFile

@@ -10,7 +10,7 @@ import os
 from functools import partial
 
 from ..interruptions import pass_on
-from ..transports.addresses import check_address, describe_address, named
+from ..transports.addresses import check_address, describe_address, explained
 from ..transports.sockets import connect, other_user
 from .conditions import wait_for
 
@@ -99,7 +99,7 @@ def _shake_hands(
     try:
         tls = wrap(context, sock, False, server_hostname)
     except OSError as exc:
-        raise named(exc, f"cannot connect to {place!r}") from exc
+        raise explained(exc, f"cannot connect to {place!r}") from exc
     except ValueError as exc:
         raise ValueError(f"cannot connect to {place!r}: {exc}") from exc
     try:
@@ -123,7 +123,7 @@ def _shake_hands(
         pass_on(exc)
         if isinstance(exc, TimeoutError) and exc.errno is None:
             raise
-        raise named(exc, f"the TLS handshake with {place!r} failed") from exc
+        raise explained(exc, f"the TLS handshake with {place!r} failed") from exc
     except BaseException:
         tls.close()
         raise

@@ -11,14 +11,17 @@ import errno
 import os
 import socket
 import sys
-from typing import Any, Union
 
 from ..interruptions import pass_on
 
-__all__ = ["Address", "Place", "check_address", "describe_address", "named", "resolve"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-Address = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]", "tuple[str, int]"]
-Place = Union[str, "tuple[str, int]"]  # an address that was checked: the path of a Unix socket, or a host and a port
+    Address = str | bytes | os.PathLike[str] | os.PathLike[bytes] | tuple[str, int]
+    Place = str | tuple[str, int]  # an address that was checked: the path of a Unix socket, or a host and a port
+
+__all__ = ["check_address", "describe_address", "explained", "resolve"]
 
 _MAX_PATH = 107 if sys.platform.startswith("linux") else 103  # bytes of a Unix socket's path
 
@@ -101,7 +104,7 @@ def resolve(host: str, port: int, secure: bool, verb: str) -> list[tuple[int, An
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as exc:
-        raise named(exc, f"cannot {verb} {(host, port)!r}: the host {host!r} does not resolve") from exc
+        raise explained(exc, f"cannot {verb} {(host, port)!r}: the host {host!r} does not resolve") from exc
     except ValueError as exc:  # UnicodeError: a name that cannot be one
         raise ValueError(f"cannot {verb} {(host, port)!r}: {host!r:.200} is no name of a host: {exc}") from exc
     found = list(dict.fromkeys((int(family), sockaddr) for family, _, _, _, sockaddr in infos))
@@ -122,7 +125,7 @@ def _is_loopback(family: int, sockaddr: Any) -> bool:
     return packed == bytes(15) + b"\x01" or packed[:13] == bytes(10) + b"\xff\xff\x7f"
 
 
-def named(exc: OSError, text: str) -> OSError:
+def explained(exc: OSError, text: str) -> OSError:
     """Return an error of the same kind whose text says what could not be done; raises what a signal handler has raised."""
     pass_on(exc)
     text = f"{text}: {exc.strerror or exc}"

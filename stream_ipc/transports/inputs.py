@@ -48,9 +48,7 @@ class Input:
         error: The error with which it ended.
     """
 
-    __slots__ = (
-        "_count", "_data", "_reads", "decoder", "end", "ended", "error", "inputs", "where",
-    )  # fmt: skip
+    __slots__ = ("_count", "_data", "_reads", "decoder", "end", "ended", "error", "inputs", "where")
 
     framed = True
 

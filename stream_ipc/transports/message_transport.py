@@ -106,7 +106,7 @@ class ForeignInputs(Inputs):
 
     def __init__(self, transport: Any) -> None:
         super().__init__()
-        self.received_bytes: int = 0
+        self.received_bytes: int = 0  # again: a type checker asks each class that stores it
         self.closed: bool = False  # then nothing is asked of it any more
         self._transport = transport
 

@@ -16,15 +16,21 @@ import struct
 import sys
 import time
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Optional
 
 from ..clock import monotonic
 from ..interruptions import pass_on
-from .addresses import Place, named, resolve
+from .addresses import explained, resolve
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from .addresses import Place
+
+    WaitFor = Callable[[int, int, float | None], bool]  # (descriptor or -1, events, until when) -> is it ready?
 
 __all__ = ["SocketFile", "connect", "has_vanished", "listen", "other_user", "tune"]
-
-WaitFor = Callable[[int, int, Optional[float]], bool]  # (descriptor or -1, events, until when) -> is it ready?
 
 _BACKLOG = 4096  # the system cuts it down to its own limit
 _RETRY = 0.01  # how often a Unix socket whose queue is full is tried again, in seconds
@@ -140,7 +146,7 @@ def connect(
     assert first is not None
     if isinstance(first, TimeoutError) and first.errno is None:
         raise first
-    raise named(first, f"cannot connect to {place!r}") from first
+    raise explained(first, f"cannot connect to {place!r}") from first
 
 
 def _connect(
@@ -217,7 +223,7 @@ def listen(place: Place, secure: bool) -> tuple[socket.socket, Place, SocketFile
         try:
             sock, file = _listen_unix(place)
         except OSError as exc:
-            raise named(exc, f"cannot listen at {place!r}") from exc
+            raise explained(exc, f"cannot listen at {place!r}") from exc
         return sock, place, file
     error: OSError | None = None
     for family, sockaddr in resolve(*place, secure, "listen at"):
@@ -241,7 +247,7 @@ def listen(place: Place, secure: bool) -> tuple[socket.socket, Place, SocketFile
             sock.close()
             raise
     assert error is not None
-    raise named(error, f"cannot listen at {place!r}") from error
+    raise explained(error, f"cannot listen at {place!r}") from error
 
 
 def _listen_unix(path: str) -> tuple[socket.socket, SocketFile]:

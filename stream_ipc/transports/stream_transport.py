@@ -130,7 +130,7 @@ class StreamTransport(MessageTransport):
     def read_fds(self) -> Sequence[int]:
         """Return the descriptors to wait for.
 
-        None if something can be read that these do not show.
+        Empty if something can be read that these do not show.
         """
         reads, _, poll_in = self._channel.interest()
         return tuple(reads) if poll_in is None else ()

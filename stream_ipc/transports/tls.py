@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any
 
 from ..interruptions import pass_on
 from .descriptors import ReadEnd, WriteEnd
 from .shield import Shield
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 __all__ = ["TlsReadEnd", "TlsWriteEnd", "check_context", "handshake", "wrap"]
 
@@ -29,7 +30,7 @@ _RECORD = 16 * 1024  # what one call of OpenSSL reads at most
 _READ = 4 * _RECORD  # bytes of one read
 _WRITE = 64 * 1024  # bytes of one write
 
-POLLIN, POLLOUT = 1, 4
+_POLLIN, _POLLOUT = 1, 4
 
 
 def check_context(context: Any, server_side: bool) -> None:
@@ -68,9 +69,9 @@ def handshake(sock: ssl.SSLSocket) -> int:
         with Shield():
             sock.do_handshake()
     except ssl.SSLWantReadError:
-        return POLLIN
+        return _POLLIN
     except ssl.SSLWantWriteError:
-        return POLLOUT
+        return _POLLOUT
     return 0
 
 
