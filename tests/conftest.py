@@ -145,6 +145,7 @@ def nothing_is_left() -> Iterator[None]:
 def children_find_the_package() -> Iterator[None]:
     path = os.environ.get("PYTHONPATH")
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONUNBUFFERED", raising=False)  # what they print waits in their buffers
         patch.setenv("PYTHONPATH", ROOT + (os.pathsep + path if path else ""))
         patch.syspath_prepend(ROOT)
         sys.modules.setdefault("tests", __import__("tests"))

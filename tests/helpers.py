@@ -32,7 +32,7 @@ MAGIC = b"\xf3\x4a\x9d\xe2"
 
 # How long a test waits for what must happen. Far more than it takes, because the machine may be busy with something
 # else; a test that waits that long has failed.
-PATIENCE = 20.0
+PATIENCE = 25.0
 
 Ticking = Union[IpcPeer, Session]
 
@@ -360,9 +360,9 @@ def after(imports: str, code: str) -> str:
     return f"import gc\ngc.disable()\n{imports}\ngc.enable()\ngc.freeze()\ndel gc\n{code}"
 
 
-def child(role: str, *args: object) -> List[str]:
+def role(name: str, *args: object) -> List[str]:
     """The command that plays a role of ``tests.child``."""
-    return [sys.executable, "-S", "-c", after("from tests.child import main", "main()"), role, *map(str, args)]
+    return [sys.executable, "-S", "-c", after("from tests.child import main", "main()"), name, *map(str, args)]
 
 
 # -- what reaches inside the package: nothing else in the tests does
@@ -582,7 +582,3 @@ def socket_peers(peer_a: IpcPeer, peer_b: IpcPeer) -> Tuple[Session, Session]:
     """Two connected sessions of two peers."""
     a, b = socket.socketpair()
     return peer_a.create_socket_session(a), peer_b.create_socket_session(b)
-
-
-def expect_none(value: Optional[object]) -> None:
-    assert value is None, value

@@ -15,21 +15,14 @@ import time
 from typing import Any, Callable, List, Optional
 
 import stream_ipc
-from stream_ipc import IpcPeer, LogMessage, Session
-from tests.helpers import after, child
-
-PATIENCE = 25.0
+from stream_ipc import LogMessage, Session
+from tests.helpers import PATIENCE, after
 
 _IMPORTS = """
 import os, signal, sys, time
 from tests.messages import *
 from tests.child import serve
 """
-
-
-def role(name: str, *args: Any) -> List[str]:
-    """The command that plays a role of ``tests.child``."""
-    return child(name, *args)
 
 
 def program(code: str, *args: Any) -> List[str]:
@@ -44,18 +37,6 @@ def program(code: str, *args: Any) -> List[str]:
 def script(code: str, *args: Any) -> List[str]:
     """The same without the library, which starts faster yet."""
     return [sys.executable, "-S", "-c", "import os, signal, sys, time\n" + textwrap.dedent(code), *map(str, args)]
-
-
-def tick_until(condition: Callable[[], Any], *peers: IpcPeer, seconds: float = PATIENCE) -> Any:
-    """Tick all peers until the condition holds, and return what it gave."""
-    limit = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < limit, f"nothing came of it within {seconds} s"
-        for peer in peers:
-            peer.tick(0.01 if len(peers) == 1 else 0)
 
 
 def await_death(process: "subprocess.Popen[Any]") -> None:

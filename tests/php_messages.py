@@ -172,3 +172,16 @@ def same(a: Any, b: Any) -> bool:
         elif a != b:
             return False
     return True
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def a_cycle() -> Any:
+    value: Dict[str, Any] = {"x": []}
+    value["x"].append(value)
+    return value

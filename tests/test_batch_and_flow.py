@@ -14,12 +14,12 @@ from tests.helpers import (
     CpuMeter,
     HurryingClock,
     RawPeer,
-    child,
     framed,
     no_pending,
     received_bytes,
     reply_bytes,
     request_bytes,
+    role,
     set_clock,
     set_limit,
     socket_peers,
@@ -380,7 +380,7 @@ def test_two_sessions_of_one_peer_flood_each_other(peer: IpcPeer) -> None:
 def test_two_processes_flood_each_other(peer: IpcPeer, small: bool) -> None:
     count, size = (300, 3000) if small else (200, 32768)
     process = subprocess.Popen(
-        child("flood_and_report", str(count), str(size)), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        role("flood_and_report", str(count), str(size)), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
         if small:

@@ -17,20 +17,9 @@ from typing import Any, Iterator, List
 import pytest
 
 from stream_ipc import IpcPeer, LogMessage, Session, StreamClosedError
-from tests.helpers import InterruptAt, Interruption, InterruptionError, set_limit
+from tests.helpers import InterruptAt, Interruption, InterruptionError, role, set_limit, tick_until
 from tests.messages import Note, Ping, Pong
-from tests.os_helpers import (
-    await_death,
-    ended,
-    kill,
-    listing,
-    log_texts,
-    program,
-    read_to_end,
-    role,
-    script,
-    tick_until,
-)
+from tests.os_helpers import await_death, ended, kill, listing, log_texts, program, read_to_end, script
 
 # -- a dead child is reported as such
 

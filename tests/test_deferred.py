@@ -25,12 +25,12 @@ from tests.helpers import (
     FakeClock,
     HurryingClock,
     RawPeer,
-    child,
     framed,
     is_settled,
     no_pending,
     reply_bytes,
     request_bytes,
+    role,
     set_clock,
     set_limit,
     socket_peers,
@@ -250,7 +250,7 @@ def test_promise_that_was_awaited_and_one_for_several_requests(peer: IpcPeer) ->
 @pytest.mark.slow
 def test_worker_that_dies_and_worker_that_takes_too_long(peer: IpcPeer) -> None:
     client, front = peer.create_session_pair()
-    worker = peer.create_command_session(child("work"))
+    worker = peer.create_command_session(role("work"))
     front.on_request(lambda ping: worker.request(ping, 0.1 if ping.value[0] == "system" else 20))
     with pytest.raises(RemoteError, match="RequestTimeoutError: no reply to request .* within 0.1 s"):
         client.request(Ping(("system", "sleep 2"))).wait()
@@ -747,7 +747,7 @@ def test_done_callback_of_a_reply_that_overtakes_a_request_which_has_to_wait(raw
 
 
 def test_thousands_of_done_callbacks_that_wait_do_not_exhaust_the_stack(peer: IpcPeer) -> None:
-    a = peer.create_command_session(child("echo"))
+    a = peer.create_command_session(role("echo"))
     got: List[Any] = []
 
     def wait(promise: Any) -> None:
@@ -808,7 +808,7 @@ def test_requester_that_is_gone_is_noticed_though_it_is_owed_so_much_that_it_is_
             session = raw.session
         tick_until(lambda: not session.is_open, peer, seconds=20)
     else:
-        session = peer.create_command_session(child("asks", "500"))
+        session = peer.create_command_session(role("asks", "500"))
         session.on_request(keep)
         tick_until(lambda: len(kept) > 50, peer)
         assert session.process is not None

@@ -14,20 +14,9 @@ import pytest
 
 from stream_ipc import IpcError, IpcPeer, StreamClosedError
 
+from .helpers import PATIENCE, role, tick_until
 from .messages import Note, Ping, Pong
-from .os_helpers import (
-    PATIENCE,
-    await_death,
-    collect,
-    ended,
-    kill,
-    log_texts,
-    program,
-    read_exactly,
-    read_to_end,
-    role,
-    tick_until,
-)
+from .os_helpers import await_death, collect, ended, kill, log_texts, program, read_exactly, read_to_end
 
 PIPE = subprocess.PIPE
 LARGE = 3_000_000  # more than a pipe or a socket holds, by far
@@ -41,12 +30,6 @@ LEAVING = {
     "with": ("session.peer.close()", 0),
     "collected": ("del session; import gc; gc.collect()", 0),
 }
-
-
-@pytest.fixture(autouse=True)
-def buffered_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What children print waits in their buffers, whatever the environment of the tests says."""
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 
 
 @pytest.mark.matrix

@@ -13,7 +13,7 @@ from typing import Any, Callable, List
 import pytest
 
 from stream_ipc import IpcPeer, Message, StreamClosedError, as_completed, gather
-from tests.helpers import Gate, RawPeer, child, framed, run_python, shared_write_end, tick_until, unframe, values
+from tests.helpers import Gate, RawPeer, framed, role, run_python, shared_write_end, tick_until, unframe, values
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import listing
 
@@ -183,12 +183,12 @@ def test_exit_of_a_forked_process_flushes_and_ends_nothing(way: str) -> None:
 import os, socket, sys, gc, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 from stream_ipc import IpcPeer
-from tests.helpers import child
+from tests.helpers import role
 from tests.messages import Note, Ping, Pong
 peer = IpcPeer(timeout=20)
 left, right = socket.socketpair()
 session = peer.create_socket_session(left)
-command = peer.create_command_session(child("echo"))
+command = peer.create_command_session(role("echo"))
 session.notify(Note(data=b"x" * 700000))
 queued = session.queued_bytes
 assert queued
@@ -399,12 +399,12 @@ def test_end_of_the_interpreter_with_everything_open_is_silent() -> None:
         """
 import warnings
 from stream_ipc import IpcPeer
-from tests.helpers import child
+from tests.helpers import role
 from tests.messages import Note, Ping, Pong
 peer = IpcPeer()
 a, b = peer.create_session_pair()
 b.on_request(lambda ping: Pong(ping.value))
-command = peer.create_command_session(child("echo"))
+command = peer.create_command_session(role("echo"))
 assert command.request(Ping(1), expect=Pong).wait().value == 1
 promise = a.request(Ping())
 fd = peer.fileno()
@@ -481,7 +481,7 @@ def test_end_of_the_interpreter_when_the_other_side_is_gone_is_silent() -> None:
 
 
 def test_sys_exit_in_a_handler_ends_the_process_with_its_status_and_answers(peer: IpcPeer) -> None:
-    session = peer.create_command_session(child("exit_in_handler"))
+    session = peer.create_command_session(role("exit_in_handler"))
     seen: List[Any] = []
     session.on_message(lambda message: seen.append(message))
     promise = session.request(Ping(7))

@@ -13,9 +13,9 @@ import pytest
 
 from stream_ipc import IpcPeer
 from tests import test_tls
-from tests.helpers import child, tick_until
+from tests.helpers import PATIENCE, role, tick_until
 from tests.messages import Ping, Pong
-from tests.os_helpers import PATIENCE, Gate, listing, program, role, script
+from tests.os_helpers import Gate, listing, program, script
 from tests.test_fork_and_threads import in_fork
 
 certificates, client_side, server_side = test_tls.certificates, test_tls.client_side, test_tls.server_side  # fixtures
@@ -39,7 +39,7 @@ def echo(session: Any) -> None:
 
 def test_a_command_and_its_pidfd(peer: IpcPeer) -> None:
     before = listing()
-    session = peer.create_command_session(child("echo"))
+    session = peer.create_command_session(role("echo"))
     assert session.request(Ping(1), expect=Pong).wait().value == 1
     assert len(listing()) >= len(before) + 4
     assert left_in_fork(before) == []
@@ -210,7 +210,7 @@ def test_a_slave_that_forks(peer: IpcPeer, stderr: int, tmp_path: Path) -> None:
 def test_preexec_fn_runs_in_such_a_copy(peer: IpcPeer) -> None:
     a, b = peer.create_session_pair()
     echo(b)
-    first = peer.create_command_session(child("echo"))
-    second = peer.create_command_session(child("echo"), preexec_fn=lambda: None)
+    first = peer.create_command_session(role("echo"))
+    second = peer.create_command_session(role("echo"), preexec_fn=lambda: None)
     for session in (a, first, second):
         assert session.request(Ping(7), expect=Pong).wait().value == 7

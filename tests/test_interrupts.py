@@ -46,7 +46,6 @@ from tests.helpers import (
     Interruption,
     InterruptionError,
     RawPeer,
-    child,
     frame,
     framed,
     is_broken,
@@ -54,6 +53,7 @@ from tests.helpers import (
     places_apart,
     reply_bytes,
     request_bytes,
+    role,
     seeds,
     span,
     tick_until,
@@ -141,7 +141,7 @@ def test_interruption_of_an_on_close_handler(peer: IpcPeer, kind: Type[BaseExcep
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_child_is_reaped_though_an_on_close_handler_was_interrupted(peer: IpcPeer, kind: Type[BaseException]) -> None:
-    session = peer.create_command_session(child("echo"))
+    session = peer.create_command_session(role("echo"))
     session.on_request(lambda ping: Pong())
 
     @session.on_close
@@ -882,7 +882,7 @@ def test_signals_during_a_session_pair_lose_nothing(peer: IpcPeer, kind: Type[Ba
 @BOTH_ALARMS
 def test_signals_in_both_processes_lose_nothing(peer: IpcPeer, kind: Type[BaseException]) -> None:
     skip_rare_loss(kind)
-    with peer.create_command_session(child("alarmed", kind.__name__)) as session:
+    with peer.create_command_session(role("alarmed", kind.__name__)) as session:
         sent: List[str] = []
         maybe: List[str] = []
         with Alarms(True, kind) as alarms:

@@ -17,12 +17,12 @@ from tests.helpers import (
     CpuMeter,
     FakeClock,
     RawPeer,
-    child,
     deadline_of,
     framed,
     is_settled,
     no_pending,
     reply_bytes,
+    role,
     seeds,
     set_clock,
     tick_until,
@@ -283,7 +283,7 @@ def test_from_another_thread_or_after_a_fork() -> None:
 
 
 def test_select_loop_carries_a_conversation_and_its_deadlines(peer: IpcPeer) -> None:
-    session = peer.create_command_session(child("echo"))
+    session = peer.create_command_session(role("echo"))
     with RawPeer(peer) as deaf:
         replies = [session.request(Ping(index), expect=Pong) for index in range(20)]
         overdue = [deaf.session.request(Ping(), timeout=0.01 * index) for index in range(10)]
@@ -308,10 +308,10 @@ def test_select_loop_carries_a_conversation_and_its_deadlines(peer: IpcPeer) -> 
 def test_fileno_tells_of_children_that_come_after_one_that_has_died(peer: IpcPeer, run: int) -> None:
     peer.fileno()
     for _ in range(3):
-        dying = peer.create_command_session(child("work"))
+        dying = peer.create_command_session(role("work"))
         with pytest.raises(StreamClosedError):
             dying.request(Ping(("exit", 3))).wait()
-        session = peer.create_command_session(child("echo"))
+        session = peer.create_command_session(role("echo"))
         promise = session.request(Ping("here"), expect=Pong)
         while not promise.done:
             assert select.select([peer.fileno()], [], [], 20)[0]

@@ -10,7 +10,7 @@ import pytest
 from stream_ipc import IpcPeer, LogMessage, Session
 from stream_ipc.transports import pipes
 
-from .os_helpers import PATIENCE, tick_until
+from .helpers import PATIENCE, tick_until
 
 fcntl = pytest.importorskip("fcntl")
 pytestmark = pytest.mark.skipif(not hasattr(fcntl, "F_GETPIPE_SZ"), reason="the size of a pipe is fixed here")

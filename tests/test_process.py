@@ -15,13 +15,24 @@ from typing import Any, Iterator, List
 
 import pytest
 
-from stream_ipc import IpcPeer, LogMessage, PickleMessageSerializer, RemoteError, RequestEnvelope, StreamClosedError
+from stream_ipc import IpcPeer, LogMessage, RemoteError, RequestEnvelope, StreamClosedError
 from stream_ipc.wire.framing import frame_header
 
-from .helpers import InterruptAt, Interruption, limit, patch_process, places_apart, poll_process, set_limit
+from .helpers import (
+    PATIENCE,
+    InterruptAt,
+    Interruption,
+    framed,
+    limit,
+    patch_process,
+    places_apart,
+    poll_process,
+    role,
+    set_limit,
+    tick_until,
+)
 from .messages import Note, Ping, Pong
 from .os_helpers import (
-    PATIENCE,
     Gate,
     await_death,
     collect,
@@ -33,9 +44,7 @@ from .os_helpers import (
     program,
     read_exactly,
     read_to_end,
-    role,
     script,
-    tick_until,
 )
 
 PIPE = subprocess.PIPE
@@ -46,11 +55,6 @@ def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests of which signal ends a child need not wait as long as users do."""
     set_limit("exit grace", 0.1, monkeypatch)
     set_limit("terminate grace", 0.2, monkeypatch)
-
-
-def frame_of(message: Any) -> bytes:
-    payload = PickleMessageSerializer().serialize(message)
-    return frame_header(len(payload)) + payload
 
 
 # -- starting
@@ -132,7 +136,7 @@ def test_no_shell_sees_the_command(peer: IpcPeer) -> None:
 def test_stderr_is_text_and_never_frames(peer: IpcPeer) -> None:
     session = peer.create_command_session(role("work"))
     text, notes = log_texts(session, "stderr"), collect(session, Note)
-    forged = frame_of(Note("forged"))
+    forged = framed(Note("forged"))
     session.request(Ping(["stderr", b"before " + forged + b" after\n"])).wait()
     tick_until(lambda: text().endswith("after\n"), peer)
     assert text() == (b"before " + forged + b" after\n").decode("utf-8", "backslashreplace")
@@ -380,7 +384,7 @@ def test_as_much_as_a_pipe_holds_survives_the_death(peer: IpcPeer) -> None:
         os.write(2, b"%d" % count)
         os.kill(os.getpid(), 9)
     """
-    session = peer.create_command_session(script(code, frame_of(Note("n")).hex()))
+    session = peer.create_command_session(script(code, framed(Note("n")).hex()))
     notes, text, closed = collect(session, Note), log_texts(session, "stderr"), ended(session)
     assert session.process is not None
     await_death(session.process)
@@ -398,7 +402,7 @@ def test_half_a_frame_is_left_behind(peer: IpcPeer, size: int) -> None:
     """
     frame = frame_header(100_000) + b"x"
     half, zeros = frame[:size], max(0, size - len(frame))
-    session = peer.create_command_session(script(code, frame_of(Note("whole")).hex(), half.hex(), zeros))
+    session = peer.create_command_session(script(code, framed(Note("whole")).hex(), half.hex(), zeros))
     promise, notes = session.request(Ping(), timeout=None), collect(session, Note)
     with pytest.raises(StreamClosedError, match="SIGKILL") as caught:
         promise.wait(PATIENCE)
@@ -425,7 +429,7 @@ def test_a_child_that_closes_its_stdin_but_lives(peer: IpcPeer, tmp_path: pathli
             os.write(1, bytes.fromhex(sys.argv[2]))
             gate.read()
         """
-        session = peer.create_command_session(script(code, gate.path, frame_of(Note("closed")).hex()))
+        session = peer.create_command_session(script(code, gate.path, framed(Note("closed")).hex()))
         assert session.receive(PATIENCE) == Note("closed")
         with pytest.raises(StreamClosedError, match="no longer reads"):
             session.request(Ping()).wait()
@@ -442,7 +446,7 @@ def test_a_child_that_closes_its_stdout_but_lives(peer: IpcPeer) -> None:
             pass
         os._exit(7)
     """
-    session = peer.create_command_session(script(code, frame_of(Note("last")).hex()))
+    session = peer.create_command_session(script(code, framed(Note("last")).hex()))
     process, notes = session.process, collect(session, Note)
     assert process is not None
     start = time.monotonic()
@@ -600,7 +604,7 @@ def test_a_death_is_told_though_its_stdout_was_closed_by_its_owner(peer: IpcPeer
     session.on_exception(errors.append)
     promise = session.request(Ping(), timeout=None)
     assert process.stdout is not None
-    read_exactly(process.stdout.fileno(), len(frame_of(RequestEnvelope(promise.id, Ping()))))
+    read_exactly(process.stdout.fileno(), len(framed(RequestEnvelope(promise.id, Ping()))))
     process.kill()
     await_death(process)
     process.stdout.close()
@@ -717,7 +721,7 @@ def test_what_is_queued_reaches_the_child_that_is_closed(peer: IpcPeer, tmp_path
     note = Note("large", b"z" * 1_000_000)
     session.notify(note)
     session.close()
-    assert target.read_bytes() == frame_of(note)
+    assert target.read_bytes() == framed(note)
 
 
 @pytest.mark.slow

@@ -27,12 +27,12 @@ from tests.helpers import (
     CpuMeter,
     FakeClock,
     RawPeer,
-    child,
     framed,
     is_settled,
     no_pending,
     reply_bytes,
     request_bytes,
+    role,
     set_clock,
     socket_peers,
     tick_until,
@@ -187,7 +187,7 @@ def test_replies_of_promises_that_are_gone_are_gone_with_the_next(peer: IpcPeer)
 
 
 def test_error_says_how_a_child_died(peer: IpcPeer) -> None:
-    with peer.create_command_session(child("work")) as session:
+    with peer.create_command_session(role("work")) as session:
         with pytest.raises(StreamClosedError, match="7"):
             session.request(Ping(["exit", 7])).wait()
 
@@ -425,7 +425,7 @@ def test_gather_over_several_peers_when_one_is_closed() -> None:
 
 def test_gather_over_two_children_of_two_peers() -> None:
     with IpcPeer(timeout=20) as one, IpcPeer(timeout=20) as two:
-        sessions = [peer.create_command_session(child("echo")) for peer in (one, two)]
+        sessions = [peer.create_command_session(role("echo")) for peer in (one, two)]
         promises = [session.request(Ping(index), expect=Pong) for session in sessions for index in range(20)]
         assert [reply.value for reply in gather(promises)] == list(range(20)) * 2
 

@@ -42,12 +42,6 @@ from tests.messages import Note, Ping, Pong
 ENOUGH = 4
 
 
-@pytest.fixture
-def peer() -> Iterator[IpcPeer]:
-    with IpcPeer(timeout=20) as made:
-        yield made
-
-
 def at_every_place(scenario: Callable[[int], CallAt]) -> None:
     """Run a scenario with a call at its first place, at its second, and so on until there is no further.
 

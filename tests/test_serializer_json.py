@@ -30,7 +30,19 @@ from stream_ipc.serializers.json import JsonMessageSerializer
 from stream_ipc.serializers.text_format import MAX_DEPTH, plain_type
 
 from . import php_messages as php
-from .php_messages import VECTORS, AnyMessage, Point, StdClass, Suit, TaskRequest, TaskResponse, same, to_python
+from .php_messages import (
+    VECTORS,
+    AnyMessage,
+    Point,
+    StdClass,
+    Suit,
+    TaskRequest,
+    TaskResponse,
+    a_cycle,
+    nested,
+    same,
+    to_python,
+)
 
 S = JsonMessageSerializer()
 OLD = JsonMessageSerializer(namespace="PhpStreamIpc")
@@ -57,13 +69,6 @@ def payload(message_class: str, **fields: Any) -> bytes:
 
 def any_payload(value: str) -> bytes:
     return b'{"__class":"App\\\\Message\\\\AnyMessage","value":' + value.encode("utf-8", "surrogatepass") + b"}"
-
-
-def nested(levels: int) -> Any:
-    value: Any = 1
-    for _ in range(levels):
-        value = [value]
-    return value
 
 
 # --- the vectors ----------------------------------------------------------------------------------------------
@@ -375,12 +380,6 @@ class Unregistered:
 class BrokenRepr:
     def __repr__(self) -> str:
         raise RuntimeError
-
-
-def a_cycle() -> Any:
-    value: Dict[str, Any] = {"x": []}
-    value["x"].append(value)
-    return value
 
 
 @pytest.mark.parametrize(

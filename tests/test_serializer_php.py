@@ -19,7 +19,7 @@ from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.text_format import MAX_DEPTH
 
 from . import php_messages as php
-from .php_messages import VECTORS, AnyMessage, Point, StdClass, Suit, TaskRequest, same
+from .php_messages import VECTORS, AnyMessage, Point, StdClass, Suit, TaskRequest, a_cycle, nested, same
 
 S = PhpMessageSerializer()
 OLD = PhpMessageSerializer(namespace="PhpStreamIpc")
@@ -67,13 +67,6 @@ def written(value: Any) -> bytes:
     start = b'O:22:"App\\Message\\AnyMessage":1:{s:5:"value";'
     assert data.startswith(start) and data.endswith(b"}")
     return data[len(start) : -1]
-
-
-def nested(levels: int) -> Any:
-    value: Any = 1
-    for _ in range(levels):
-        value = [value]
-    return value
 
 
 # --- the vectors ----------------------------------------------------------------------------------------------
@@ -715,12 +708,6 @@ class TextSubclass(str):
 
 class DictSubclass(Dict[str, Any]):
     pass
-
-
-def a_cycle() -> Any:
-    value: Dict[str, Any] = {"x": []}
-    value["x"].append(value)
-    return value
 
 
 @pytest.mark.parametrize(

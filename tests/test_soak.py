@@ -24,9 +24,9 @@ from stream_ipc import (
     as_completed,
 )
 
-from .helpers import span
+from .helpers import PATIENCE, role, span, tick_until
 from .messages import Note, Ping, Pong
-from .os_helpers import PATIENCE, listing, role, tick_until
+from .os_helpers import listing
 
 SECONDS = float(os.environ.get("STREAM_IPC_SOAK", span(4.0)))
 SEED = int(os.environ.get("STREAM_IPC_SEED", str(random.SystemRandom().randrange(1 << 31))))

@@ -16,43 +16,18 @@ import pytest
 from stream_ipc import (
     IpcPeer,
     LogMessage,
-    Message,
     PickleMessageSerializer,
     RequestEnvelope,
     ResponseEnvelope,
     StreamClosedError,
 )
 from stream_ipc.wire.codec import MessageDecoder
-from stream_ipc.wire.framing import frame_header
 
+from .helpers import PATIENCE, framed, role, tick_until
 from .messages import Note, Ping, Pong
-from .os_helpers import (
-    PATIENCE,
-    Gate,
-    collect,
-    ended,
-    kill,
-    log_texts,
-    program,
-    read_exactly,
-    read_to_end,
-    role,
-    tick_until,
-    write_all,
-)
+from .os_helpers import Gate, collect, ended, kill, log_texts, program, read_exactly, read_to_end, write_all
 
 PIPE = subprocess.PIPE
-
-
-@pytest.fixture(autouse=True)
-def buffered_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What children print waits in their buffers, whatever the environment of the tests says."""
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-
-
-def frame_of(message: Message) -> bytes:
-    payload = PickleMessageSerializer().serialize(message)
-    return frame_header(len(payload)) + payload
 
 
 def messages_in(data: bytes) -> List[Any]:
@@ -329,7 +304,7 @@ def test_closing_restores_stdin_and_stdout(how: str) -> None:
     process = subprocess.Popen(program(code, how), stdin=PIPE, stdout=PIPE, stderr=PIPE)
     try:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-        write_all(process.stdin.fileno(), frame_of(Note("go")))
+        write_all(process.stdin.fileno(), framed(Note("go")))
         if how == "eof":
             process.stdin.close()
             line = "''"
@@ -340,7 +315,7 @@ def test_closing_restores_stdin_and_stdout(how: str) -> None:
             line = r"'a line\n'"
         rest = read_to_end(process.stdout.fileno())
         prefix = b"before\nafter\n" if how == "eof" else b""
-        expected = prefix + b"after, too\n" + line.encode() + b"\n" + frame_of(Note("again"))
+        expected = prefix + b"after, too\n" + line.encode() + b"\n" + framed(Note("again"))
         assert rest == expected
         errors = read_to_end(process.stderr.fileno())
         assert errors == b"meanwhile, too\nmeanwhile\nhidden\n" or errors == b"meanwhile\nmeanwhile, too\nhidden\n"
@@ -455,7 +430,7 @@ def test_somebody_else_may_make_them_nonblocking(peer: IpcPeer, kind: str) -> No
 def test_the_next_program_on_the_same_stdout_writes_everything() -> None:
     # It does not know of EAGAIN; the slave is killed, so that it can restore nothing.
     slave = " ".join(f"'{arg}'" for arg in role("work"))
-    done = run(["sh", "-c", f"{slave}; seq 1 100000"], input=frame_of(RequestEnvelope("1", Ping(["kill", 9]))))
+    done = run(["sh", "-c", f"{slave}; seq 1 100000"], input=framed(RequestEnvelope("1", Ping(["kill", 9]))))
     assert done.stdout == b"".join(b"%d\n" % number for number in range(1, 100001))
 
 
@@ -467,7 +442,7 @@ def conversation() -> Tuple[bytes, List[Any]]:
     note = Note("large", b"x" * 300_000)
     sent = [RequestEnvelope("a", Ping(1)), note, RequestEnvelope("b", Ping("z" * 100_000)), Note("last")]
     back = [ResponseEnvelope("a", Pong(1)), note, ResponseEnvelope("b", Pong("z" * 100_000)), Note("last")]
-    return b"".join(map(frame_of, sent)), back
+    return b"".join(map(framed, sent)), back
 
 
 @pytest.mark.matrix
@@ -562,7 +537,7 @@ def test_control_d_on_a_terminal_ends_the_slave() -> None:
     try:
         assert process.stdout is not None
         # It has taken over, so what is typed is its own.
-        assert read_exactly(process.stdout.fileno(), len(frame_of(Note("up")))) == frame_of(Note("up"))
+        assert read_exactly(process.stdout.fileno(), len(framed(Note("up")))) == framed(Note("up"))
         os.write(master, b"typed by hand\n")
         os.write(master, b"\x04")
         assert process.wait(PATIENCE) == 0
@@ -641,7 +616,7 @@ def test_bytes_that_sys_stdin_had_read_ahead_are_not_lost() -> None:
         session.on_request(lambda ping: Pong(ping.value))
         serve(session)
     """
-    frames = frame_of(RequestEnvelope("1", Ping("first"))) + frame_of(RequestEnvelope("2", Ping("second")))
+    frames = framed(RequestEnvelope("1", Ping("first"))) + framed(RequestEnvelope("2", Ping("second")))
     done = run(program(code), input=b"a greeting\n" + frames)
     assert (done.returncode, done.stderr) == (0, b"")
     first, second = ResponseEnvelope("1", Pong("first")), ResponseEnvelope("2", Pong("second"))
@@ -674,9 +649,9 @@ def test_a_line_read_as_text_does_no_harm_by_itself() -> None:
     try:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         write_all(process.stdin.fileno(), b"a greeting\n")
-        expected = frame_of(Note("a greeting"))
+        expected = framed(Note("a greeting"))
         assert read_exactly(process.stdout.fileno(), len(expected)) == expected
-        write_all(process.stdin.fileno(), frame_of(RequestEnvelope("1", Ping(5))))
+        write_all(process.stdin.fileno(), framed(RequestEnvelope("1", Ping(5))))
         process.stdin.close()
         assert messages_in(read_to_end(process.stdout.fileno())) == [ResponseEnvelope("1", Pong(5))]
         assert (process.wait(PATIENCE), process.stderr.read()) == (0, b"")
@@ -714,7 +689,7 @@ def test_replaced_objects_do_not_matter(replaced: str) -> None:
         sys.stdin, sys.stdout, sys.stderr = keep
         os.write(1, b"restored")
     """
-    done = run(program(code), input=frame_of(RequestEnvelope("1", Ping(5))))
+    done = run(program(code), input=framed(RequestEnvelope("1", Ping(5))))
     assert (done.returncode, done.stderr) == (0, b"")
     *messages, junk = messages_in(done.stdout)
     assert messages == [ResponseEnvelope("1", Pong(5))] and junk.message == "restored"
@@ -768,7 +743,7 @@ def test_without_a_stderr_a_print_is_lost_but_nothing_else() -> None:
 
         serve(session)
     """
-    done = run(["sh", "-c", 'exec "$@" 2>&-', "sh", *program(code)], input=frame_of(RequestEnvelope("1", Ping(5))))
+    done = run(["sh", "-c", 'exec "$@" 2>&-', "sh", *program(code)], input=framed(RequestEnvelope("1", Ping(5))))
     assert messages_in(done.stdout) == [ResponseEnvelope("1", Pong(5))]
     assert done.returncode == 0
 

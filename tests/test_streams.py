@@ -28,7 +28,6 @@ import pytest
 from stream_ipc import (
     InvalidStreamError,
     IpcPeer,
-    Message,
     PickleMessageSerializer,
     RequestEnvelope,
     RequestTimeoutError,
@@ -38,12 +37,11 @@ from stream_ipc import (
     StreamTransport,
 )
 from stream_ipc.wire.framing import frame_header
-from tests.helpers import CpuMeter, framed
+from tests.helpers import PATIENCE, CpuMeter, framed, role, tick_until
 
 from .helpers import drop_queued, shared_read_end, shared_write_end
 from .messages import Note, Ping, Pong
 from .os_helpers import (
-    PATIENCE,
     await_death,
     collect,
     cpu_seconds,
@@ -53,9 +51,7 @@ from .os_helpers import (
     program,
     read_exactly,
     read_to_end,
-    role,
     script,
-    tick_until,
     wait_readable,
     write_all,
 )
@@ -125,11 +121,6 @@ def link(request: Any, tmp_path: pathlib.Path) -> Link:
     return Link(request.param, tmp_path)
 
 
-def frame_of(message: Message) -> bytes:
-    payload = PickleMessageSerializer().serialize(message)
-    return frame_header(len(payload)) + payload
-
-
 def is_open(stream: Any) -> bool:
     try:
         os.fstat(stream if isinstance(stream, int) else stream.fileno())
@@ -182,7 +173,7 @@ def test_short_writes_and_slow_reads(peer: IpcPeer, link: Link) -> None:
     notes = [Note("large", b"\xf3" * 1_000_000), Note("small"), Note("last", b"\x9d" * 70_000)]
     for note in notes:
         session.notify(note)
-    expected = b"".join(map(frame_of, notes))
+    expected = b"".join(map(framed, notes))
     assert session.queued_bytes > 700_000
     received = bytearray()
     limit = time.monotonic() + PATIENCE
@@ -214,7 +205,7 @@ def test_a_trickle_of_single_bytes(peer: IpcPeer, link: Link) -> None:
     session = peer.create_stream_session(*link.a)
     notes = collect(session, Note)
     write, _ = link.raw
-    for byte in frame_of(Note("one")) + frame_of(Note("two")):
+    for byte in framed(Note("one")) + framed(Note("two")):
         os.write(write, bytes([byte]))
         peer.tick(0)
     tick_until(lambda: len(notes) == 2, peer)
@@ -225,7 +216,7 @@ def test_a_trickle_of_single_bytes(peer: IpcPeer, link: Link) -> None:
 @pytest.mark.matrix
 @pytest.mark.parametrize("kind", [*KINDS, "file"])
 def test_the_end_at_each_byte_of_a_frame(peer: IpcPeer, tmp_path: pathlib.Path, kind: str) -> None:
-    whole = frame_of(Note("n"))
+    whole = framed(Note("n"))
     data = whole + whole
     for cut in range(len(data) + 1):
         folder = tmp_path / str(cut)
@@ -263,7 +254,7 @@ def test_what_had_arrived_before_the_end_is_dispatched_first(peer: IpcPeer, link
     session.on_message(lambda note: order.append(note.text))
     session.on_close(lambda session: order.append("closed"))
     reply = ResponseEnvelope(promises[0].id, Pong("reply"))
-    write_all(link.raw[0], b"".join(map(frame_of, [Note("1"), Note("2"), reply, Note("3")])))
+    write_all(link.raw[0], b"".join(map(framed, [Note("1"), Note("2"), reply, Note("3")])))
     read_exactly(link.raw[1], 50)  # or a socket would be reset, and forget them
     drain(link.raw[1])
     link.close_b()
@@ -290,7 +281,7 @@ def test_sending_to_a_closed_end(peer: IpcPeer, link: Link) -> None:
     session.on_message(lambda note: order.append(note.text))
     session.on_close(lambda session: order.append("closed"))
     session.on_exception(lambda error: order.append(error))
-    write_all(link.raw[0], frame_of(Note("last words")))
+    write_all(link.raw[0], framed(Note("last words")))
     link.close_b()
     with pytest.raises(StreamClosedError):
         for _ in range(50):  # the first may still find room in the connection
@@ -516,7 +507,7 @@ def test_a_broadcast_that_one_stream_takes_in_part_reaches_the_others_whole(peer
     tick_until(lambda: not sessions[0].queued_bytes, peer)
     peer.close()
     for read, _ in pipes:
-        assert read_to_end(read) == frame_of(note)
+        assert read_to_end(read) == framed(note)
         os.close(read)
     for _, write in nothing:
         os.close(write)
@@ -530,7 +521,7 @@ def test_a_queue_of_more_buffers_than_the_system_takes_at_once(peer: IpcPeer) ->
     for note in notes:
         session.notify(note)
     assert session.queued_bytes > 200_000
-    expected = bytes(filled) + b"".join(map(frame_of, notes))
+    expected = bytes(filled) + b"".join(map(framed, notes))
     assert receive(read, len(expected), peer) == expected and session.is_open
     os.close(read)
     os.close(write2)
@@ -560,7 +551,7 @@ def test_a_shared_pipe_that_cannot_be_opened_again_is_written_in_pieces(
     session = peer.create_stream_session(end, read2)
     note = Note("", bytes(200_000))
     session.notify(note)
-    assert receive(read, len(frame_of(note)), peer) == frame_of(note)
+    assert receive(read, len(framed(note)), peer) == framed(note)
     assert os.get_blocking(out) and len(pieces) > 10
     os.close(read)
     os.close(write2)
@@ -583,7 +574,7 @@ def test_a_shared_descriptor_is_not_read_before_it_is_ready(monkeypatch: pytest.
     transport = StreamTransport(write2, [shared_read_end(Buffered())], PickleMessageSerializer())
     assert os.get_blocking(read)
     assert transport.receive() == []
-    write_all(write, frame_of(Note("x")))
+    write_all(write, framed(Note("x")))
     assert transport.receive() == [Note("x")]
     transport.close()
     for fd in (read, write, read2):
@@ -654,13 +645,13 @@ def test_receive_after_the_end_does_not_make_its_error_longer() -> None:
 
 def test_a_regular_file_is_read_to_its_end_and_closed(peer: IpcPeer, tmp_path: pathlib.Path) -> None:
     notes = [Note(str(index), bytes(index * 1000)) for index in range(100)]
-    (tmp_path / "in").write_bytes(b"junk" + b"".join(map(frame_of, notes)))
+    (tmp_path / "in").write_bytes(b"junk" + b"".join(map(framed, notes)))
     session = peer.create_stream_session(open(tmp_path / "out", "wb"), open(tmp_path / "in", "rb", 0))  # noqa: SIM115
     got, closed = collect(session, Note), ended(session)
     session.notify(Note("written"))
     tick_until(lambda: closed, peer)
     assert got == notes
-    assert (tmp_path / "out").read_bytes() == frame_of(Note("written"))
+    assert (tmp_path / "out").read_bytes() == framed(Note("written"))
 
 
 def test_the_null_device_is_at_its_end(peer: IpcPeer) -> None:
@@ -737,7 +728,7 @@ def test_a_socket_that_is_made_blocking_again_blocks_no_call() -> None:
         with pytest.raises(RequestTimeoutError):
             while True:
                 session.notify(Note("x", b"x" * 100_000))
-        theirs.sendall(frame_of(Note("in")))
+        theirs.sendall(framed(Note("in")))
         assert session.receive(20) == Note("in")
         with pytest.raises(TimeoutError):
             session.receive(0)
@@ -748,16 +739,16 @@ def test_a_socket_that_is_made_blocking_again_blocks_no_call() -> None:
 def test_a_second_input_is_framed_too_and_both_have_to_end(peer: IpcPeer) -> None:
     session, first, second, out = two_inputs(peer)
     notes, closed = collect(session, Note), ended(session)
-    os.write(first, frame_of(Note("first"))[:20])
-    os.write(second, frame_of(Note("second")))
-    os.write(first, frame_of(Note("first"))[20:])
+    os.write(first, framed(Note("first"))[:20])
+    os.write(second, framed(Note("second")))
+    os.write(first, framed(Note("first"))[20:])
     tick_until(lambda: len(notes) == 2, peer)
     assert {note.text for note in notes} == {"first", "second"}
     os.close(first)
     peer.tick(0)
     assert cpu_seconds(lambda: peer.tick(0.1)) < 0.05  # the one that has ended makes nobody spin
     assert session.is_open
-    os.write(second, frame_of(Note("third")) + frame_of(Note("half"))[:30])
+    os.write(second, framed(Note("third")) + framed(Note("half"))[:30])
     os.close(second)
     tick_until(lambda: closed, peer)
     assert notes[2:] == [Note("third")]
@@ -770,7 +761,7 @@ def test_a_reply_may_come_on_either_input(peer: IpcPeer) -> None:
     session, first, second, out = two_inputs(peer)
     for end in (first, second):
         promise = session.request(Ping(), expect=Pong)
-        write_all(end, frame_of(ResponseEnvelope(promise.id, Pong(end))))
+        write_all(end, framed(ResponseEnvelope(promise.id, Pong(end))))
         assert promise.wait().value == end
     session.close()
     for fd in (first, second, out):
@@ -845,10 +836,10 @@ def test_after_a_half_close_what_is_queued_still_leaves(peer: IpcPeer) -> None:
             pending = session.request(Ping(), timeout=None)
         with pytest.raises(StreamClosedError):
             pending.wait(PATIENCE)
-        expected = b"".join(map(frame_of, notes))
+        expected = b"".join(map(framed, notes))
         assert process.stdout is not None
         # The request is behind them: its frame, too, is whole.
-        expected += frame_of(RequestEnvelope(pending.id, Ping()))
+        expected += framed(RequestEnvelope(pending.id, Ping()))
         assert process.stdout.read().decode().strip() == hashlib.sha256(expected).hexdigest()
     finally:
         kill(process)
@@ -930,12 +921,12 @@ def test_a_reader_that_never_reads_bounds_the_sender(tmp_path: pathlib.Path) -> 
 def test_a_reader_that_had_read_ahead(peer: IpcPeer) -> None:
     (read, write), (out, sink) = os.pipe(), os.pipe()
     reader = os.fdopen(read, "rb")
-    write_all(write, b"a line\n" + frame_of(Note("1")) + frame_of(Note("2"))[:40])
+    write_all(write, b"a line\n" + framed(Note("1")) + framed(Note("2"))[:40])
     assert reader.readline() == b"a line\n"
     session = peer.create_stream_session(sink, reader)
     notes = collect(session, Note)
     tick_until(lambda: notes, peer)
-    write_all(write, frame_of(Note("2"))[40:])
+    write_all(write, framed(Note("2"))[40:])
     tick_until(lambda: len(notes) == 2, peer)
     assert notes == [Note("1"), Note("2")]
     assert cpu_seconds(lambda: peer.tick(0.1)) < 0.05
@@ -954,7 +945,7 @@ def test_a_compressed_file_is_used_by_its_methods(peer: IpcPeer, tmp_path: pathl
         for note in notes:
             session.notify(note)
     with gzip.open(tmp_path / "notes.gz") as file:
-        assert file.read() == b"".join(map(frame_of, notes))
+        assert file.read() == b"".join(map(framed, notes))
     session = peer.create_stream_session(os.open(os.devnull, os.O_WRONLY), opened("rb"))
     got, closed = collect(session, Note), ended(session)
     tick_until(lambda: closed, peer)
@@ -982,7 +973,7 @@ def test_a_reader_whose_peek_fails_is_refused_as_it_was(peer: IpcPeer) -> None:
 def test_all_that_was_read_ahead_and_then_the_end(peer: IpcPeer) -> None:
     (read, write), (out, sink) = os.pipe(), os.pipe()
     reader = os.fdopen(read, "rb")
-    write_all(write, b"a line\n" + frame_of(Note("1")))
+    write_all(write, b"a line\n" + framed(Note("1")))
     os.close(write)
     assert reader.readline() == b"a line\n"
     session = peer.create_stream_session(sink, reader)
@@ -998,7 +989,7 @@ def test_a_writer_with_text_of_its_own(peer: IpcPeer) -> None:
     writer.write(b"not flushed, ")
     session = peer.create_stream_session(writer, nothing)
     session.notify(Note("frame"))
-    expected = b"not flushed, " + frame_of(Note("frame"))
+    expected = b"not flushed, " + framed(Note("frame"))
     assert read_exactly(read, len(expected)) == expected
     os.close(read)
     os.close(hold)
@@ -1007,13 +998,13 @@ def test_a_writer_with_text_of_its_own(peer: IpcPeer) -> None:
 def test_socket_files_with_read_ahead(peer: IpcPeer) -> None:
     a, b = socket.socketpair()
     with a, b:
-        b.sendall(b"HELLO\n" + frame_of(Note("1")))
+        b.sendall(b"HELLO\n" + framed(Note("1")))
         reader = a.makefile("rb")
         assert reader.readline() == b"HELLO\n"
         session = peer.create_stream_session(a, reader)
         assert session.receive(PATIENCE) == Note("1")
         session.notify(Note("2"))
-        assert read_exactly(b.fileno(), 10) == frame_of(Note("2"))[:10]
+        assert read_exactly(b.fileno(), 10) == framed(Note("2"))[:10]
         session.close()
 
 
@@ -1161,7 +1152,7 @@ def test_a_large_message_takes_its_own_size_and_little_more(peer: IpcPeer) -> No
     size = 32 * 1024 * 1024
     link = Link("socketpair", pathlib.Path())
     session = peer.create_socket_session(link.a[0])
-    frame = frame_of(Note("large", bytes(size)))
+    frame = framed(Note("large", bytes(size)))
     sender = threading.Thread(target=link.b[0].sendall, args=(frame,))
     tracemalloc.start()
     try:
@@ -1266,7 +1257,7 @@ def test_a_stream_that_is_written_and_read_is_closed_once(
         write: Any = whole if how == "object and number" else int(str(fd))  # above 256, equal ones are two objects
         read: Any = whole if how == "number and object" else int(str(fd))
         session = peer.create_stream_session(write, read)
-        other.sendall(frame_of(Note("there")))
+        other.sendall(framed(Note("there")))
         assert session.receive(PATIENCE) == Note("there")
         closed: List[int] = []
         close = os.close

@@ -19,10 +19,10 @@ from tests.helpers import (
     FakeClock,
     Interruption,
     RawPeer,
-    child,
     framed,
     reply_bytes,
     request_bytes,
+    role,
     set_clock,
     set_limit,
     socket_peers,
@@ -347,7 +347,7 @@ def test_thousand_pipelined_requests_whose_handlers_call_back(peer: IpcPeer) -> 
         asked.append(ping.value)
         return Pong(ping.value)
 
-    with peer.create_command_session(child("many")) as session:
+    with peer.create_command_session(role("many")) as session:
         session.on_request(answer)
         promises = [session.request(Ping(i), expect=Pong) for i in range(1000)]
         assert [promise.wait().value for promise in promises] == list(range(1000))
