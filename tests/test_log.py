@@ -13,7 +13,18 @@ from typing import Any, Iterator, List
 import pytest
 
 from stream_ipc import IpcPeer, JsonMessageSerializer, RemoteError, RequestTimeoutError, Session
-from tests.helpers import MAGIC, PATIENCE, RawPeer, frame, name_of, process_name, reply_bytes, set_limit, tick_until
+from tests.helpers import (
+    MAGIC,
+    PATIENCE,
+    RawPeer,
+    frame,
+    name_of,
+    process_name,
+    reply_bytes,
+    role,
+    set_limit,
+    tick_until,
+)
 from tests.messages import Note, Ping, Pong
 
 SECRET = "what is said is nobody's business"
@@ -51,10 +62,6 @@ def log(capfd: Any) -> Iterator[Lines]:
         logger.propagate = True
     assert not any(SECRET in line for line in handler.lines)
     assert capfd.readouterr() == ("", "")  # nothing is printed
-
-
-def role(name: str) -> List[str]:
-    return [sys.executable, "-m", "tests.child", name]
 
 
 # -- sessions

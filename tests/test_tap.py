@@ -691,14 +691,15 @@ def test_a_worker_that_hangs_does_not_outlive_the_tap():
 def test_signals_that_are_ignored_stay_ignored():
     start = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     process = subprocess.Popen(
-        [sys.executable, "-c", start, *tap_command("swallow", options=["--log", os.devnull], code=SHORT_GRACE)],
+        [sys.executable, "-c", start, *tap_command("echo", options=["--log", os.devnull], code=SHORT_GRACE)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    time.sleep(0.5)
+    os.write(process.stdin.fileno(), b"1")
+    assert os.read(process.stdout.fileno(), 10) == b"1"  # both are up
     process.send_signal(signal.SIGHUP)
-    time.sleep(0.5)
-    assert process.communicate(b"12345", timeout=20) == (b"5", None)
+    time.sleep(0.5)  # far longer than the grace
+    assert process.communicate(b"2345", timeout=20) == (b"2345", None)
     assert process.returncode == 0
 
 

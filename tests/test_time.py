@@ -239,11 +239,12 @@ with IpcPeer(timeout=20) as peer:
 
 
 def test_a_signal_handler_that_takes_long(raw: RawPeer) -> None:
-    promise = raw.session.request(Ping(), timeout=0.1, expect=Pong)
+    clock = set_clock(raw.session.peer, FakeClock())
+    promise = raw.session.request(Ping(), timeout=1, expect=Pong)
 
     def handler(number: int, frame: Any) -> None:
         raw.write(reply_bytes(promise.id, Pong(1)))
-        time.sleep(0.1)
+        clock.now += 100
 
     old = signal.signal(signal.SIGALRM, handler)
     try:
