@@ -62,7 +62,7 @@ def fails_at_once(call: Any) -> None:
     start = time.monotonic()
     with pytest.raises(StreamClosedError, match="was killed by SIGKILL"):
         call()
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 1.5
 
 
 @pytest.mark.parametrize("timeout", [0, *[pytest.param(timeout, marks=pytest.mark.slow) for timeout in (2, None)]])
@@ -138,7 +138,7 @@ def test_broadcast_does_not_count_a_dead_child(peer: IpcPeer, dead: Session) -> 
     dead.on_exception(errors.append)
     start = time.monotonic()
     assert peer.broadcast(Note("to all")) == 2
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 5
     assert len(errors) == 1 and "SIGKILL" in str(errors[0])
 
 
@@ -152,7 +152,7 @@ def test_broadcast_does_not_wait_for_a_dead_child(peer: IpcPeer, dead: Session) 
         pass
     start = time.monotonic()
     assert peer.broadcast(Note("to all")) == 0
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 5
     assert len(errors) == 1 and "SIGKILL" in str(errors[0])
 
 
@@ -175,7 +175,7 @@ def test_closing_waits_for_no_dead_child(peer: IpcPeer, dead: Session, how: str)
         peer.tick(5)
     else:
         (dead if how == "session" else peer).close()
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < limit("flush bound")
     assert closed == [dead]
 
 
@@ -539,7 +539,7 @@ def test_a_timeout_bounds_the_close_of_a_connection_that_lingers() -> None:
     other.sendall(b"more")
     start = time.monotonic()
     peer.close(timeout=0.05)
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 0.9  # it would linger for a second
     other.close()
     server.close()
 
@@ -619,7 +619,7 @@ def test_an_unfinished_line_comes_in_time_in_every_way_of_waiting(peer: IpcPeer)
         found = lines_of(session)
         start = 0.0
         while not found:
-            assert start == 0.0 or time.monotonic() - start < 0.5
+            assert start == 0.0 or time.monotonic() - start < 5
             if wait == "tick":
                 peer.tick(None)
             elif wait == "receive":

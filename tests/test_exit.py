@@ -272,7 +272,7 @@ def test_stuck_peers_are_waited_for_side_by_side(tmp_path: pathlib.Path) -> None
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "out")]
     done = subprocess.run(command, stdout=PIPE, stderr=PIPE, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert 0.7 <= float(done.stdout) < 1.5  # one after the other: 3.5
+    assert 0.7 <= float(done.stdout) < 3  # one after the other: 3.5
     assert (tmp_path / "out").stat().st_size > 900_000
 
 

