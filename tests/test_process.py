@@ -232,7 +232,7 @@ def test_a_popen_whose_pipe_was_closed_is_refused(peer: IpcPeer) -> None:
 
 @pytest.mark.parametrize("thing", [None, 5, "cat", object()])
 def test_what_is_no_popen_is_refused(peer: IpcPeer, thing: Any) -> None:
-    with pytest.raises((TypeError, ValueError)):
+    with pytest.raises(ValueError, match="attached to a subprocess.Popen, not to "):
         peer.create_process_session(thing)
 
 
@@ -249,19 +249,6 @@ def test_an_attached_process_stays_its_owners(peer: IpcPeer, options: Any, tmp_p
         assert all(s is None or s.closed for s in (process.stdin, process.stdout, process.stderr))
         gate.open()
         assert process.wait(PATIENCE) == 5
-
-
-def test_bytes_that_its_owner_had_read_ahead_are_not_lost(peer: IpcPeer) -> None:
-    command = role("print first", "a line\n")
-    process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE)
-    try:
-        assert process.stdout is not None and process.stdout.readline() == b"a line\n"
-        session = peer.create_process_session(process)
-        assert session.receive(PATIENCE) == Note("first")
-        session.close()
-        assert process.wait(PATIENCE) == 0
-    finally:
-        kill(process)
 
 
 def test_a_process_that_has_died_can_still_be_attached(peer: IpcPeer) -> None:

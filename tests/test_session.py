@@ -1104,52 +1104,6 @@ def test_error_in_on_exception_is_logged_and_the_session_closes(caplog: pytest.L
         assert calls == [1, 2] and "in on_exception" in caplog.text
 
 
-@pytest.mark.matrix
-@pytest.mark.usefixtures("closed_streams_are_noticed_soon")
-@pytest.mark.parametrize("kind", ["socket", "fd", "file", "reused fd"])
-def test_stream_that_its_owner_closed_is_an_error_and_no_hang(peer: IpcPeer, kind: str) -> None:
-    errors: List[Any] = []
-    with RawPeer(peer) as other:
-        if kind == "socket":
-            left, right = socket.socketpair()
-            session = peer.create_socket_session(left)
-            promise = session.request(Ping(), timeout=None)
-            left.close()
-            ends: List[Any] = [right]
-        else:
-            in_read, in_write = os.pipe()
-            out_read, out_write = os.pipe()
-            if kind == "file":
-                reader, writer = os.fdopen(in_read, "rb", 0), os.fdopen(out_write, "wb", 0)
-                session = peer.create_stream_session(writer, reader)
-                promise = session.request(Ping(), timeout=None)
-                reader.close()
-                ends = [os.fdopen(in_write, "wb", 0), os.fdopen(out_read, "rb", 0)]
-            else:
-                session = peer.create_stream_session(out_write, in_read)
-                promise = session.request(Ping(), timeout=None)
-                os.close(in_read)
-                ends = [os.fdopen(in_write, "wb", 0), os.fdopen(out_read, "rb", 0)]
-                if kind == "reused fd":
-                    stranger = os.open(os.devnull, os.O_RDONLY)
-                    assert stranger == in_read
-                    ends.append(os.fdopen(stranger, "rb", 0))
-        session.on_exception(lambda error, session: errors.append((error, session)))
-        with CpuMeter() as meter, pytest.raises((StreamClosedError, InvalidStreamError)):
-            promise.wait()
-        assert meter.real < 10
-        ((error, told),) = errors
-        assert isinstance(error, InvalidStreamError) and isinstance(error, ValueError)
-        assert error.session is session and told is session
-        assert not session.is_open
-        other.write(framed(Note("unharmed")))
-        assert other.session.receive(20) == Note("unharmed")
-        for end in ends:
-            if kind == "reused fd":
-                os.fstat(end.fileno())  # the stranger's file was left alone
-            end.close()
-
-
 def test_sending_into_a_stream_that_its_owner_closed(peer: IpcPeer) -> None:
     left, right = socket.socketpair()
     with right:
