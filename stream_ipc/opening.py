@@ -14,7 +14,7 @@ from .core.conversation import Conversation
 from .core.inspection import refuse_streams, refuse_transport
 from .session import Session, conversation_of
 from .transports.message_transport import ForeignChannel
-from .transports.socket_channel import check_socket, is_tls, socket_channel
+from .transports.socket_channel import is_tls, prepare_socket, socket_channel
 from .transports.stream_channel import open_channel
 from .transports.stream_transport import channel_of
 
@@ -193,7 +193,7 @@ class SessionOpener(Facade):
             TypeError: It is no socket.
             ValueError: It is no stream socket, or not connected.
         """
-        return _add_socket(self, sock, check_socket(sock))
+        return _add_socket(self, sock, prepare_socket(sock))
 
     def create_session(self, transport: Transport) -> Session:
         """Talk over a transport of one's own, which the session owns and closes.

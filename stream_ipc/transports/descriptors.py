@@ -305,9 +305,11 @@ class ReadEnd(_End):
         reads: Iterating it once reads once: at most ``READ_SIZE`` bytes, empty at the end of the stream. Raises
             ``BlockingIOError`` if nothing is there.
         ahead: What a buffered file object had read before it came here.
+        pending: Whether something can be read that the descriptor does not show (TLS).
     """
 
     forbidden_mode: int = os.O_WRONLY
+    pending: bool = False
     reads: Iterator[bytes]
 
     def open(self) -> None:
@@ -329,11 +331,6 @@ class ReadEnd(_End):
         if self.socket is None:
             return map(os.readv, (self.fd,), ([view],))
         return map(self.socket.recv_into, (view,), (0,), (self._socket_flags(),))
-
-    @property
-    def pending(self) -> bool:
-        """Whether something can be read that the descriptor does not show (TLS)."""
-        return False
 
     def _read_ahead(self) -> bytes:
         buffered = getattr(self.stream, "buffer", self.stream)  # under a text layer

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..protocols import MessageSerializer
     from .channel import Interest, Received, Teardown
 
-__all__ = ["check_socket", "is_tls", "socket_channel"]
+__all__ = ["is_tls", "prepare_socket", "socket_channel"]
 
 
 def is_tls(stream: Any) -> bool:
@@ -29,7 +29,7 @@ def is_tls(stream: Any) -> bool:
     return ssl is not None and isinstance(stream, ssl.SSLSocket)
 
 
-def check_socket(sock: Any) -> str:
+def prepare_socket(sock: Any) -> str:
     """Prepare a socket that a user has connected, and return what it is connected to; may be empty.
 
     Raises:

@@ -131,7 +131,7 @@ class TlsReadEnd(ReadEnd):
                 return
 
     @property
-    def pending(self) -> bool:
+    def pending(self) -> bool:  # type: ignore[override]
         if self.retry or self._parts:
             return True
         return self.socket is not None and not self._ended and self.socket.pending() > 0
