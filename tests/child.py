@@ -359,32 +359,6 @@ def quiet() -> None:
 
 
 @role
-def flood_and_report(count: str, size: str) -> None:
-    """Sends Notes before it ever reads, takes the other side's, and answers with the texts of those."""
-    session = stdio()
-    seen = []
-    session.on_message(lambda note: seen.append(note.text))
-    session.on_request(lambda ping: Pong(list(seen)))
-    for index in range(int(count)):
-        session.notify(Note(str(index), b"x" * int(size)))
-    serve(session)
-
-
-@role
-def exit_in_handler() -> None:
-    """Sends Notes that are still queued when a handler ends the process."""
-    session = stdio()
-
-    @session.on_request
-    def leave(ping: Ping) -> Pong:
-        for index in range(3):
-            session.notify(Note(str(index), b"x" * 100000))
-        sys.exit(ping.value)
-
-    serve(session)
-
-
-@role
 def alarmed(kind: str = "Alarm") -> None:
     """Answers with what it was sent, while a signal every millisecond raises an exception out of what is running."""
     from tests.helpers import Alarm, AlarmError, Alarms

@@ -8,7 +8,6 @@ import inspect
 import os
 import random
 import re
-import select
 import signal
 import socket
 import struct
@@ -127,28 +126,6 @@ class RawPeer:
 
     def __exit__(self, *exc_info: object) -> None:
         self.sock.close()
-
-
-class Gate:
-    """A pipe through which one process lets another go on. Children that are started with close_fds=False have it."""
-
-    def __init__(self) -> None:
-        self.read_fd, self.write_fd = os.pipe()
-        os.set_inheritable(self.read_fd, True)
-        os.set_inheritable(self.write_fd, True)
-
-    def open(self) -> None:
-        os.write(self.write_fd, b"\0")
-
-    def is_open(self, timeout: float = 0.0) -> bool:
-        return bool(select.select([self.read_fd], [], [], timeout)[0])
-
-    def __enter__(self) -> "Gate":
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        os.close(self.read_fd)
-        os.close(self.write_fd)
 
 
 class FakeClock:

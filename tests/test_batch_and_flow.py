@@ -2,7 +2,6 @@
 
 import os
 import socket
-import subprocess
 import tracemalloc
 from typing import Any, List
 
@@ -10,7 +9,6 @@ import pytest
 
 from stream_ipc import IpcPeer, Message, RequestTimeoutError, ResponseEnvelope, StreamClosedError
 from tests.helpers import (
-    MAGIC,
     CpuMeter,
     HurryingClock,
     RawPeer,
@@ -19,7 +17,6 @@ from tests.helpers import (
     received_bytes,
     reply_bytes,
     request_bytes,
-    role,
     set_clock,
     set_limit,
     socket_peers,
@@ -374,33 +371,6 @@ def test_two_sessions_of_one_peer_flood_each_other(peer: IpcPeer) -> None:
     assert got == [[str(index) for index in range(120)]] * 2
 
 
-@pytest.mark.matrix
-@pytest.mark.parametrize("small", [False, True])
-@pytest.mark.slow
-def test_two_processes_flood_each_other(peer: IpcPeer, small: bool) -> None:
-    count, size = (300, 3000) if small else (200, 32768)
-    process = subprocess.Popen(
-        role("flood_and_report", str(count), str(size)), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        if small:
-            import fcntl
-
-            for pipe in (process.stdin, process.stdout):
-                assert pipe is not None
-                fcntl.fcntl(pipe.fileno(), getattr(fcntl, "F_SETPIPE_SZ", 1031), 4096)
-        with peer.create_process_session(process) as session:
-            seen: List[str] = []
-            session.on_message(lambda note: seen.append(note.text))
-            for index in range(count):
-                session.notify(Note(str(index), b"x" * size))
-            report = session.request(Ping(), expect=Pong).wait().value
-            expected = [str(index) for index in range(count)]
-            assert report == expected and seen == expected
-    finally:
-        process.wait(20)
-
-
 def test_requests_that_flood_each_other_are_all_answered(peer: IpcPeer) -> None:
     # Both ask before they answer, and the questions alone are more than the sockets and the queues hold.
     with IpcPeer(timeout=20) as other:
@@ -445,17 +415,6 @@ def test_replies_to_a_side_that_does_not_read_do_not_pile_up(raw: RawPeer) -> No
 
 
 # -- bounded reading
-
-
-def test_header_alone_costs_no_memory(raw: RawPeer) -> None:
-    raw.write(MAGIC + (60 * MIB).to_bytes(4, "big") + b"x" * 1000)
-    tracemalloc.start()
-    try:
-        raw.session.tick()
-        raw.session.tick(0.01)
-        assert tracemalloc.get_traced_memory()[1] < MIB
-    finally:
-        tracemalloc.stop()
 
 
 def test_slow_consumer_bounds_what_is_read(raw: RawPeer) -> None:

@@ -16,7 +16,7 @@ from stream_ipc import IpcError, IpcPeer, StreamClosedError
 
 from .helpers import PATIENCE, role, tick_until
 from .messages import Note, Ping, Pong
-from .os_helpers import await_death, collect, ended, kill, log_texts, program, read_exactly, read_to_end
+from .os_helpers import Gate, await_death, collect, ended, kill, log_texts, program, read_exactly, read_to_end
 
 PIPE = subprocess.PIPE
 LARGE = 3_000_000  # more than a pipe or a socket holds, by far
@@ -28,6 +28,7 @@ LEAVING = {
     "error": ("raise ValueError('it went wrong')", 1),
     "handler": ("session.on_message(lambda note: sys.exit(4)); session.peer.tick(None)", 4),
     "with": ("session.peer.close()", 0),
+    "close": ("session.close()", 0),
     "collected": ("del session; import gc; gc.collect()", 0),
 }
 
@@ -109,6 +110,29 @@ def test_a_reader_that_never_reads_holds_nobody_back() -> None:
         assert process.stderr is not None and process.stderr.read() == b""
     finally:
         kill(process)
+
+
+def test_what_is_queued_for_a_master_that_is_gone_makes_no_noise_at_the_end(tmp_path: pathlib.Path) -> None:
+    code = f"""
+        gate = open(sys.argv[1])
+        session = IpcPeer().create_stdio_session()
+        session.notify(Note("", bytes({LARGE})))
+        os.write(2, b"queued")
+        gate.read()
+        gate.close()
+    """
+    with Gate(tmp_path / "gate") as gate:
+        process = subprocess.Popen(program(code, gate.path), stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        try:
+            assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+            assert read_exactly(process.stderr.fileno(), 6) == b"queued"
+            process.stdout.close()
+            process.stdin.close()
+            gate.open()
+            assert read_to_end(process.stderr.fileno()) == b""
+            assert process.wait(PATIENCE) == 0
+        finally:
+            kill(process)
 
 
 @pytest.mark.matrix

@@ -4,7 +4,6 @@ import gc
 import os
 import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,8 +11,8 @@ from typing import Any, Callable, List
 
 import pytest
 
-from stream_ipc import IpcPeer, Message, StreamClosedError, as_completed, gather
-from tests.helpers import Gate, RawPeer, framed, role, run_python, shared_write_end, tick_until, unframe, values
+from stream_ipc import IpcPeer, Message, as_completed, gather
+from tests.helpers import RawPeer, framed, run_python, shared_write_end, tick_until, unframe
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import listing
 
@@ -391,108 +390,6 @@ def test_closed_sessions_and_settled_promises_are_not_kept(peer: IpcPeer) -> Non
 
 
 # -- the end of the interpreter
-
-
-def test_end_of_the_interpreter_with_everything_open_is_silent() -> None:
-    began = time.monotonic()
-    done = run_python(
-        """
-import warnings
-from stream_ipc import IpcPeer
-from tests.helpers import role
-from tests.messages import Note, Ping, Pong
-peer = IpcPeer()
-a, b = peer.create_session_pair()
-b.on_request(lambda ping: Pong(ping.value))
-command = peer.create_command_session(role("echo"))
-assert command.request(Ping(1), expect=Pong).wait().value == 1
-promise = a.request(Ping())
-fd = peer.fileno()
-other = IpcPeer()
-pair = other.create_session_pair()
-other.close()
-"""
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert time.monotonic() - began < 20
-
-
-QUEUED = """
-import sys
-from stream_ipc import IpcPeer
-from tests.messages import Note, Ping
-peer = IpcPeer()
-session = peer.create_stdio_session()
-for index in range(10):
-    session.notify(Note(str(index), b"x" * 60000))
-assert session.queued_bytes
-import os
-os.write(READY, b"x")
-END
-"""
-
-
-def start_queued(end: str, ready: Gate, strict: bool = True) -> "subprocess.Popen[bytes]":
-    """Start a process with a queue that its stdout does not take; returns when it is about to end."""
-    code = QUEUED.replace("END", end).replace("READY", str(ready.write_fd))
-    process = subprocess.Popen(
-        [sys.executable, *(["-X", "dev", "-W", "error"] if strict else []), "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        close_fds=False,
-    )
-    assert ready.is_open(20)
-    return process
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize("end", ["", "sys.exit(3)", "raise SystemExit(3)", "1 / 0", "peer.close()", "session.close()"])
-def test_queued_output_is_flushed_when_the_interpreter_ends(peer: IpcPeer, end: str) -> None:
-    with Gate() as ready:
-        process = start_queued(end, ready)
-        out, err = process.communicate(timeout=20)
-    assert values(unframe(out)) == [str(index) for index in range(10)]
-    assert process.returncode == {"": 0, "1 / 0": 1, "peer.close()": 0, "session.close()": 0}.get(end, 3)
-    assert (b"ZeroDivisionError" in err) if end == "1 / 0" else err == b""
-
-
-@pytest.mark.slow
-def test_end_of_the_interpreter_is_bounded_when_nobody_reads() -> None:
-    with Gate() as ready:
-        process = start_queued("", ready)
-        try:
-            assert process.wait(20) == 0  # nothing has been read
-        finally:
-            process.kill()
-            process.communicate()
-
-
-def test_end_of_the_interpreter_when_the_other_side_is_gone_is_silent() -> None:
-    with Gate() as ready, Gate() as gate:
-        process = start_queued(f"os.read({gate.read_fd}, 1)", ready)
-        assert process.stdout is not None and process.stdin is not None and process.stderr is not None
-        process.stdout.close()
-        process.stdin.close()
-        gate.open()
-        with process.stderr:
-            err = process.stderr.read()
-        assert (process.wait(20), err) == (0, b"")
-
-
-def test_sys_exit_in_a_handler_ends_the_process_with_its_status_and_answers(peer: IpcPeer) -> None:
-    session = peer.create_command_session(role("exit_in_handler"))
-    seen: List[Any] = []
-    session.on_message(lambda message: seen.append(message))
-    promise = session.request(Ping(7))
-    with pytest.raises((StreamClosedError, Exception)):
-        promise.wait()
-    tick_until(lambda: not session.is_open, peer)
-    assert [message.text for message in seen if isinstance(message, Note)] == ["0", "1", "2"]
-    assert session.process is not None
-    session.close()
-    assert session.process.wait(20) == 7
-    peer.close()
 
 
 def test_main_thread_that_ends_while_another_is_inside_does_not_hang() -> None:

@@ -25,7 +25,6 @@ from stream_ipc import IpcPeer, LogMessage, Session, StreamClosedError
 from tests.helpers import (
     Alarms,
     CpuMeter,
-    Gate,
     is_settled,
     listening_fd,
     nothing_is_torn_down,
@@ -37,6 +36,7 @@ from tests.helpers import (
     values,
 )
 from tests.messages import Note, Ping, Pong
+from tests.os_helpers import Gate
 
 
 def has_ipv6():
@@ -599,12 +599,12 @@ def test_another_ones_file_is_not_removed(peer, host, path):
 @pytest.mark.slow
 def test_only_one_of_many_replaces_a_dead_file(tmp_path):
     code = """
-import os, sys
+import sys
 from stream_ipc import IpcPeer
-path, gate = sys.argv[1], int(sys.argv[2])
+path, gate = sys.argv[1], open(sys.argv[2])
 with IpcPeer() as peer:
     sys.stdout.write("ready\\n"); sys.stdout.flush()
-    os.read(gate, 1)
+    gate.read()
     try:
         peer.listen(path, print)
         print("listening", flush=True)
@@ -615,20 +615,19 @@ with IpcPeer() as peer:
     for attempt in range(3):
         path = str(tmp_path / f"socket{attempt}")
         dead_socket(path)
-        with Gate() as gate:
+        with Gate(tmp_path / f"gate{attempt}") as gate:
             racers = [
                 subprocess.Popen(
-                    [sys.executable, "-c", code, path, str(gate.read_fd)],
+                    [sys.executable, "-c", code, path, gate.path],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    close_fds=False,
                     universal_newlines=True,
                 )
                 for _ in range(6)
             ]
             for racer in racers:
                 assert racer.stdout.readline() == "ready\n"
-            os.write(gate.write_fd, bytes(len(racers)))
+            gate.open()
             results = [racer.stdout.readline() for racer in racers]
             assert sorted(results) == ["listening\n"] + ["refused\n"] * 5
             with raw_client(path):  # and it can be reached

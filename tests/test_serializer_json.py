@@ -93,10 +93,6 @@ DECODE_OTHERWISE = {
 NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?=[,\]}])")
 
 
-def with_floats_alike(data: bytes) -> bytes:
-    return NUMBER.sub(lambda m: repr(float(m.group())).encode() if b"." in m.group() else m.group(), data)
-
-
 def floats_in(value: Any) -> bool:
     if isinstance(value, (list, dict)):
         return any(map(floats_in, value.values() if isinstance(value, dict) else value))
