@@ -619,20 +619,6 @@ def test_handlers_are_for_the_class_of_their_annotation(raw: RawPeer) -> None:
     assert [name for name, message in seen if message == Pong()] == ["Message", "any", "Any"]
 
 
-def test_pep_604_union_in_quotes_works_on_every_version(raw: RawPeer) -> None:
-    seen: List[Any] = []
-
-    def handler(message: "Note | Ping") -> None:
-        seen.append(message)
-
-    raw.session.on_message(handler)
-    raw.write(framed(Note()), framed(Pong()), framed(Ping()), framed(LogMessage("end")))
-    end: List[Any] = []
-    raw.session.on_message(lambda message: end.append(message) if isinstance(message, LogMessage) else None)
-    tick_until(lambda: end, raw.session)
-    assert seen == [Note(), Ping()]
-
-
 def test_class_local_to_the_registering_function_and_a_method(raw: RawPeer) -> None:
     seen: List[Any] = []
 
@@ -649,20 +635,6 @@ def test_class_local_to_the_registering_function_and_a_method(raw: RawPeer) -> N
     tick_until(lambda: seen, raw.session)
     assert [type(message) for message in seen] == [Local]
     raw.session.off_message(receiver.got)
-
-
-def test_only_the_first_parameter_has_to_be_resolvable(raw: RawPeer) -> None:
-    if typing.TYPE_CHECKING:
-        from nowhere import Missing  # type: ignore[import-not-found]
-
-    def handler(note: Note, session: "Missing") -> "Missing":
-        seen.append((note, session))
-
-    seen: List[Any] = []
-    raw.session.on_message(handler)
-    raw.write(framed(Note()))
-    tick_until(lambda: seen, raw.session)
-    assert seen == [(Note(), raw.session)]
 
 
 @pytest.mark.parametrize("event", ["on_message", "on_request", "on_exception"])
