@@ -197,15 +197,14 @@ class StreamInputs(Inputs):
 
     Attributes:
         by_fd: Those that have not ended. The channel ends with the last one that is framed.
-        where: Where in a frame the one that ended last did so; may be empty.
+        last: The framed one that ended last, or None.
     """
 
     def __init__(self, channel: Any) -> None:
         super().__init__()
         self.by_fd: dict[int, Input] = {}
-        self.where: str = ""
         self.channel: Any = channel
-        self._last: Input | None = None  # the framed one that ended last
+        self.last: Input | None = None
 
     def on_change(self) -> None:
         """Have the channel look again what is to be waited for."""
@@ -288,8 +287,7 @@ class StreamInputs(Inputs):
         del by_fd[source.end.fd]
         self.by_fd = by_fd
         if source.framed:
-            self._last = source
-            self.where = source.where
+            self.last = source
 
         if self._have_ended():
             self.framed_ended(inbox)
@@ -297,7 +295,7 @@ class StreamInputs(Inputs):
 
     def _have_ended(self) -> bool:
         """Return whether the last framed one has ended; where there never was one, no end will come."""
-        return self._last is not None and not any([source.framed for source in self.by_fd.values()])
+        return self.last is not None and not any([source.framed for source in self.by_fd.values()])
 
     def framed_ended(self, inbox: deque[Received]) -> None:
         """Do what is to be done once the last framed input has ended."""
@@ -311,8 +309,9 @@ class StreamInputs(Inputs):
 
     def ended_error(self) -> StreamClosedError:
         """Return why nothing more will come."""
-        where = self.where and f" {self.where}"
-        family, cause = ("", None) if self._last is None else (self._last.end.family, self._last.error)
+        where, family, cause = "", "", None
+        if self.last is not None:
+            where, family, cause = self.last.where and f" {self.last.where}", self.last.end.family, self.last.error
         if cause is None or (family == "AF_UNIX" and isinstance(cause, ConnectionResetError)):  # it had not read all
             error = StreamClosedError(f"the other side closed the stream{where} ({self.channel.describe()})")
         else:
@@ -349,7 +348,7 @@ class StreamInputs(Inputs):
     def drop(self) -> None:
         """Read none of them any more."""
         # atomic: no calls
-        self._last = None  # this is no end
+        self.last = None  # this is no end
         self.by_fd = {}
 
 

@@ -168,8 +168,8 @@ class ProcessInputs(StreamInputs):
         state = exit_text(self._process, self.unknown)  # which asks the system
         closed = "closed its stdout but " if self._process.returncode is None else ""
         text = f"{process_name(self._process)} {closed}{state}"
-        if self.where:
-            text += f" {self.where}"
+        if self.last is not None and self.last.where:
+            text += f" {self.last.where}"
         return text + self.tail_text()
 
     def tail_text(self) -> str:
