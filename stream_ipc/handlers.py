@@ -28,16 +28,14 @@ class Handler:
     """One registered callable.
 
     Attributes:
-        function: The callable itself.
+        function: The callable itself; once it is unregistered, one that does nothing.
         types: The classes it is for; None for every class.
         takes_both: Whether it is called with both arguments, or with the first alone.
-        active: False once it is unregistered.
     """
 
     function: Callable[..., Any]
     types: tuple[type, ...] | None
     takes_both: bool
-    active: bool = True
 
 
 class HandlerList:
@@ -121,8 +119,11 @@ class HandlerList:
         """
         for handler in self._handlers:
             if handler.function == function:
-                handler.active = False
-                self._handlers = [other for other in self._handlers if other is not handler]
+                others = [other for other in self._handlers if other is not handler]
+                # atomic: no calls
+                self._handlers = others
+                handler.function = _do_nothing
+
                 self.by_class.clear()
                 return
         raise ValueError(f"{name_of(function)} is not registered with {self._event}()")
@@ -137,6 +138,10 @@ class HandlerList:
             if found and self._handlers is handlers:  # a signal handler may have registered another
                 self.by_class[cls] = found
             return found
+
+
+def _do_nothing(*arguments: Any) -> None:
+    pass
 
 
 def name_of(function: Any) -> str:

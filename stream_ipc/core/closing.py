@@ -74,8 +74,7 @@ class Closing:
                 # atomic: no calls
                 del steps[0]  # entered once, even if it closes the session again or is interrupted
 
-                if step.active:
-                    step.function(session)
+                step.function(session)
             except Exception as exc:
                 pass_on_own(exc)
                 log.error("on_close handler of %r failed", session, exc_info=True)
@@ -137,8 +136,6 @@ def _deliver_late(conversation: Conversation, messages: deque[Any]) -> None:
     session = conversation.session
     taken = False
     for handler in conversation.dispatcher.on_message.of(type(message)):
-        if not handler.active:
-            continue
         arguments = (message, session) if handler.takes_both else (message,)
         try:
             # atomic: no calls

@@ -228,8 +228,6 @@ class Dispatcher:
         error: Exception | None = None
         for handler in handlers:
             handlers = handlers[1:]
-            if not handler.active:
-                continue
             following = Delivery(message, handlers) if handlers else None
             if not inbox or inbox[0] is not item:
                 break  # a turn beneath has gone on with it
@@ -351,8 +349,6 @@ class Dispatcher:
         log.debug("session %s: its on_exception handlers get %s: %s", self._conversation.name, type(error).__name__, error)
         keep = False
         for handler in handlers:
-            if not handler.active:
-                continue
             arguments = (error, self._session) if handler.takes_both else (error,)
             try:
                 keep = handler.function(*arguments) is False or keep

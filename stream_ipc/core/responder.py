@@ -86,8 +86,6 @@ class Responder:
         last: Any = _UNKNOWN
         try:
             for handler in handlers:
-                if not handler.active:
-                    continue
                 function = handler.function
                 arguments = (request, self._session) if handler.takes_both else (request,)
                 if not taken and (not inbox or inbox[0] is not item):
