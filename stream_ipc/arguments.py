@@ -6,17 +6,20 @@ Knows messages. Must not know sessions.
 from __future__ import annotations
 
 import math
+from functools import wraps
 
 from .errors import article
+from .interruptions import pass_on
 from .messages import Message, RequestEnvelope, ResponseEnvelope
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
 __all__ = [
-    "DEFAULT", "PIPE", "POOLS", "USUAL", "Facade", "check_expect", "check_message", "check_plugin", "check_timeout",
-    "close_bound", "expectable", "sendable",
+    "DEFAULT", "PIPE", "POOLS", "USUAL", "Facade", "also_half_made", "check_expect", "check_message", "check_plugin",
+    "check_timeout", "close_bound", "expectable", "sendable",
 ]  # fmt: skip
 
 
@@ -53,6 +56,20 @@ class Facade:
     def __reduce__(self) -> NoReturn:
         what = article(type(self))
         raise TypeError(f"{what} cannot be copied or pickled: it belongs to this process; make another where one is needed")
+
+
+def also_half_made(describe: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Make of a ``__repr__`` one that returns the name of the class for an object that was not made to the end."""
+
+    @wraps(describe)
+    def __repr__(self: Any) -> str:
+        try:
+            return describe(self)
+        except Exception as exc:
+            pass_on(exc)
+            return f"<{type(self).__name__}>"
+
+    return __repr__
 
 
 # Message classes that have been sent before, which need no closer look.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from weakref import ref
 
-from .arguments import Facade, check_message, sendable
+from .arguments import Facade, also_half_made, check_message, sendable
 from .core.owed import DEFERRERS
 from .messages import ErrorMessage
 
@@ -48,12 +48,10 @@ class DeferredReply(Facade):
         self._outcome: Message | None = None
         self._owed: Owed | None = None
 
+    @also_half_made
     def __repr__(self) -> str:
-        try:
-            state = "pending" if self._outcome is None else f"settled {type(self._outcome).__name__}"
-            return f"<DeferredReply {state}{'' if self._owed is None else f' for request {self._owed.id:.128}'}>"
-        except Exception:  # half made, or an id of another kind
-            return "<DeferredReply>"
+        state = "pending" if self._outcome is None else f"settled {type(self._outcome).__name__}"
+        return f"<DeferredReply {state}{'' if self._owed is None else f' for request {self._owed.id:.128}'}>"
 
     @property
     def done(self) -> bool:

@@ -5,7 +5,7 @@ Knows sockets. Must not know messages; a session is made by the peer.
 
 from __future__ import annotations
 
-from .arguments import Facade
+from .arguments import Facade, also_half_made
 from .core.acceptor import Acceptor
 from .interruptions import pass_on
 from .transports.addresses import check_address, explained
@@ -34,11 +34,9 @@ class Listener(Facade):
     def __init__(self, acceptor: Acceptor) -> None:
         self._acceptor = acceptor
 
+    @also_half_made
     def __repr__(self) -> str:
-        try:
-            return repr(self._acceptor)
-        except Exception:  # half made
-            return "<Listener>"
+        return repr(self._acceptor)
 
     def __enter__(self) -> Listener:
         return self

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from .arguments import USUAL, check_message, check_plugin, check_timeout, close_bound, sendable
+from .arguments import USUAL, also_half_made, check_message, check_plugin, check_timeout, close_bound, sendable
 from .core.broadcast import broadcast
 from .core.lifecycle import adopt, close_loop, drop_loop
 from .core.loop import Loop
@@ -79,16 +79,14 @@ class IpcPeer(SessionOpener):
         self._loop = Loop()
         adopt(self._loop)
 
+    @also_half_made
     def __repr__(self) -> str:
-        try:
-            loop = self._loop
-            state = "forked" if loop.forked else "closed" if loop.closed else "closing" if loop.closing else "open"
-            return (
-                f"<IpcPeer {state} sessions={len(loop.conversations)} listeners={len(loop.listeners)}"
-                f" serializer={type(self.serializer).__name__}>"
-            )
-        except Exception:  # half made
-            return "<IpcPeer>"
+        loop = self._loop
+        state = "forked" if loop.forked else "closed" if loop.closed else "closing" if loop.closing else "open"
+        return (
+            f"<IpcPeer {state} sessions={len(loop.conversations)} listeners={len(loop.listeners)}"
+            f" serializer={type(self.serializer).__name__}>"
+        )
 
     def __enter__(self) -> IpcPeer:
         return self

@@ -14,6 +14,7 @@ from .arguments import (
     POOLS,
     USUAL,
     Facade,
+    also_half_made,
     check_expect,
     check_message,
     check_timeout,
@@ -136,12 +137,10 @@ class WorkerPool(Facade):
             peer, commands, options, retries, tasks_per_worker, in_flight, on_session, hello, start_timeout
         )
 
+    @also_half_made
     def __repr__(self) -> str:
-        try:
-            state = "closed" if self._crew.closed else "open"
-            return f"<WorkerPool {state} workers={len(self.workers)}/{self._crew.size} pending={self.pending}>"
-        except Exception:  # half made
-            return "<WorkerPool>"
+        state = "closed" if self._crew.closed else "open"
+        return f"<WorkerPool {state} workers={len(self.workers)}/{self._crew.size} pending={self.pending}>"
 
     def __enter__(self) -> WorkerPool:
         return self

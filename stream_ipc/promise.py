@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from operator import attrgetter
 
-from .arguments import Facade, check_timeout
+from .arguments import Facade, also_half_made, check_timeout
 from .core.owed import DEFERRERS
 from .messages import Message
 
@@ -49,18 +49,16 @@ class ResponsePromise(Facade, Generic[M_co]):
     if TYPE_CHECKING:
         _pending: Pending
 
+    @also_half_made
     def __repr__(self) -> str:
-        try:
-            pending = self._pending
-            if isinstance(pending.outcome, BaseException):
-                state = f"failed {type(pending.outcome).__name__}"
-            elif pending.settled:
-                state = f"replied {type(pending.outcome).__name__}"
-            else:
-                state = "overdue" if self.done else "pending"
-            return f"<ResponsePromise {pending.id} {state}>"
-        except Exception:  # half made
-            return "<ResponsePromise>"
+        pending = self._pending
+        if isinstance(pending.outcome, BaseException):
+            state = f"failed {type(pending.outcome).__name__}"
+        elif pending.settled:
+            state = f"replied {type(pending.outcome).__name__}"
+        else:
+            state = "overdue" if self.done else "pending"
+        return f"<ResponsePromise {pending.id} {state}>"
 
     @property
     def id(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from .arguments import (
     DEFAULT,
     USUAL,
+    also_half_made,
     check_expect,
     check_message,
     check_timeout,
@@ -52,18 +53,16 @@ class Session(Handling):
     def __init__(self, make: Callable[[Session], Conversation]) -> None:
         self._conversation = make(self)
 
+    @also_half_made
     def __repr__(self) -> str:
-        try:
-            conversation = self._conversation
-            reason = conversation.reason or conversation.channel.inputs.ended
-            state = conversation.state
-            why = "" if reason is None or state == "forked" else f" ({conversation.short(reason)})"
-            return (
-                f"<Session {conversation.name} {state}{why} pending={len(conversation.replies)}"
-                f" inbox={len(conversation.dispatcher.inbox)} queued={conversation.outbox.queued_bytes}>"
-            )
-        except Exception:  # half made
-            return "<Session>"
+        conversation = self._conversation
+        reason = conversation.reason or conversation.channel.inputs.ended
+        state = conversation.state
+        why = "" if reason is None or state == "forked" else f" ({conversation.short(reason)})"
+        return (
+            f"<Session {conversation.name} {state}{why} pending={len(conversation.replies)}"
+            f" inbox={len(conversation.dispatcher.inbox)} queued={conversation.outbox.queued_bytes}>"
+        )
 
     def __enter__(self) -> Session:
         return self

@@ -14,6 +14,7 @@ import pytest
 
 import stream_ipc
 from stream_ipc import (
+    DeferredReply,
     IpcPeer,
     JsonMessageSerializer,
     Listener,
@@ -26,6 +27,7 @@ from stream_ipc import (
     ResponsePromise,
     Session,
     StreamTransport,
+    WorkerPool,
 )
 from tests.helpers import MAGIC, RawPeer, framed, name_of, read_without_dispatching, tick_until
 from tests.messages import Note, Ping, Pong
@@ -40,6 +42,8 @@ ZEROS = "pending=0 inbox=0 queued=0"
         Session,
         ResponsePromise,
         Listener,
+        WorkerPool,
+        DeferredReply,
         StreamTransport,
         PidCounterRequestIdGenerator,
         PidHrtimeRequestIdGenerator,
@@ -50,6 +54,28 @@ ZEROS = "pending=0 inbox=0 queued=0"
 )
 def test_half_made(cls: Any) -> None:
     assert cls.__name__ in repr(cls.__new__(cls))
+
+
+@pytest.mark.parametrize("cls", [IpcPeer, Session, ResponsePromise, Listener, StreamTransport, WorkerPool, DeferredReply])
+def test_what_a_signal_handler_raises_comes_out(cls: Any) -> None:
+    armed = [True]
+
+    class Interrupted(cls):
+        def __getattr__(self, name: str) -> Any:
+            if armed:
+                armed.clear()
+                signal.raise_signal(signal.SIGALRM)
+            raise AttributeError(name)
+
+    def give_up(*args: Any) -> None:
+        raise TimeoutError("too long")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    try:
+        with pytest.raises(TimeoutError, match="too long"):
+            repr(Interrupted.__new__(Interrupted))
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 # -- peers
