@@ -9,6 +9,8 @@ import dataclasses
 import enum
 import sys
 
+from .interruptions import pass_on
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -137,7 +139,8 @@ def _annotations(cls: Any) -> dict[str, Any]:
         if "_fields" in base.__dict__:
             try:
                 return dict(base.__annotations__)
-            except Exception:  # from CPython 3.14 on they are evaluated now, and a name may be missing
+            except Exception as exc:  # from CPython 3.14 on they are evaluated now, and a name may be missing
+                pass_on(exc)
                 break
     return {}
 

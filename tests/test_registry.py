@@ -5,6 +5,7 @@ import collections
 import enum
 import functools
 import re
+import signal
 import types
 from dataclasses import dataclass, field
 from typing import Any, Dict, Generic, List, NamedTuple, TypeVar
@@ -392,6 +393,30 @@ def test_fields() -> None:
     ]
     assert type_info(Bag).fields == type_info(SampleOwn).fields == ()
     assert [f.wire_name for f in type_info(ErrorMessage).fields] == ["errorMessage"]
+
+
+def test_what_a_signal_handler_raises_while_annotations_are_evaluated_comes_out() -> None:
+    class Meta(type):
+        @property
+        def __annotations__(cls) -> Dict[str, Any]:  # as those of 3.14, which are evaluated when they are asked for
+            signal.raise_signal(signal.SIGALRM)
+            return {"a": int}
+
+    class Point(tuple, metaclass=Meta):  # type: ignore[type-arg]
+        _fields = ("a",)
+
+    def give_up(*args: Any) -> None:
+        raise TimeoutError("too long")
+
+    info = registry.TypeInfo(Point, "test.registry.Point")
+    before = signal.signal(signal.SIGALRM, give_up)
+    try:
+        with pytest.raises(TimeoutError, match="too long"):
+            list(info.fields)
+        signal.signal(signal.SIGALRM, lambda *args: None)
+        assert [f.annotation for f in info.fields] == [int]
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_values() -> None:
