@@ -273,6 +273,27 @@ def test_error_while_sending_sends_nothing(kind: Type[BaseException], point: str
         assert seen == [Note("next")]
 
 
+def test_what_a_signal_handler_raises_in_a_broadcast_is_no_failure_of_a_session() -> None:
+    with IpcPeer(timeout=20) as peer:
+        failures: List[BaseException] = []
+        for session in peer.create_session_pair():
+            session.on_exception(failures.append)
+        assert peer.broadcast(Note("first")) == 2
+        number, hit = 0, True
+        while hit:
+            number += 1
+            at = InterruptAt(number, InterruptionError("here"))
+            try:
+                with at:
+                    peer.broadcast(Note("next"))
+            except InterruptionError:
+                continue
+            hit = at.hit
+            assert not hit, at.where
+        assert number > 10 and failures == []
+        assert peer.broadcast(Note("last")) == 2
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, Interruption])
 @pytest.mark.parametrize("point", ["before deserialize", "behind deserialize"])
 def test_interrupted_deserializer_loses_nothing(kind: Type[BaseException], point: str) -> None:

@@ -6,6 +6,7 @@ Knows conversations. Must not know how a message is encoded.
 from __future__ import annotations
 
 from ..errors import FrameTooLargeError
+from ..interruptions import pass_on
 from .flow_control import await_room, stuck_error
 
 TYPE_CHECKING = False
@@ -77,5 +78,6 @@ def _send_to(target: Conversation, message: Message, frame: Any) -> int:
             target.send_frame(frame)
         return 1
     except Exception as exc:
+        pass_on(exc)
         target.dispatcher.report(exc)
         return 0
