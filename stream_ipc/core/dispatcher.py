@@ -50,6 +50,7 @@ class Dispatcher:
         inbox: Messages, errors that stand for messages, and other items, in order.
         on_message: Handlers of notifications.
         on_exception: Handlers of failures of the stream.
+        dispatched_bytes: ``received_bytes`` of the inputs when the inbox was last empty.
         port: Moves the bytes.
         kept: Notifications for calls of ``receive``.
         responder: Answers requests.
@@ -57,6 +58,7 @@ class Dispatcher:
 
     def __init__(self, conversation: Conversation, session: Any) -> None:
         self.inbox: deque[Any] = deque()
+        self.dispatched_bytes: int = 0
         self.on_message: HandlerList = HandlerList("on_message", of_messages=True)
         self.on_exception: HandlerList = HandlerList("on_exception")
         self.kept: Kept = Kept(conversation.name, self.inbox)
@@ -107,8 +109,8 @@ class Dispatcher:
         """Dispatch what stands in the inbox.
 
         Args:
-            goal: How many turns the loop may have counted then; 0 for what stands there now. Nested ones count too, or a
-                flood could keep this one from ever returning.
+            goal: What ``dispatched`` of the loop may have come to then; 0 for what stands there now. What is dispatched
+                beneath counts too, or a flood could keep this one from ever returning.
             until: Something with an attribute ``settled`` at which to stop, or None.
 
         Returns:
@@ -157,10 +159,9 @@ class Dispatcher:
                     break
         if not inbox:
             loop.todo.pop(self, None)
-            port = self.port
-            port.dispatched_bytes = self._inputs.received_bytes
-            if port.paused:
-                port.update_reading()
+            self.dispatched_bytes = self._inputs.received_bytes
+            if self.port.paused:
+                self.port.update_reading()
         return count
 
     def put_back(self, item: Any) -> None:

@@ -48,9 +48,9 @@ def _take_replies(conversation: Conversation, sent: list[Pending], limit: float 
     arrived = read_replies(conversation, limit)
     for pending in sent:
         while not pending.settled and pending.id in arrived:
-            turns = loop.dispatched
+            before = loop.dispatched
             loop.run(pending, loop.clock())  # what stands before it is dispatched first
-            if loop.dispatched == turns and not pending.settled:
+            if loop.dispatched == before and not pending.settled:
                 conversation.dispatcher.settle_replies()  # what stands before it has to wait
                 break
 
@@ -67,9 +67,9 @@ def take_notification(conversation: Conversation, wanted: Wanted, limit: float |
     loop = conversation.loop
     _read(conversation, limit)
     goal = loop.dispatched + len(conversation.dispatcher.inbox)
-    turns = -1
-    while not wanted.settled and turns < loop.dispatched < goal:
-        turns = loop.dispatched
+    before = -1
+    while not wanted.settled and before < loop.dispatched < goal:
+        before = loop.dispatched
         loop.run(wanted, loop.clock())
 
 

@@ -63,13 +63,14 @@ class Loop(Guard):
         later: Tasks whose ``go_on`` the next turn calls.
         pools: Users of a ``Desk``, which have no descriptor: they are checked now and then, and closed with the loop.
         corked: Batches that gather what is sent until the next turn.
-        dispatched: How many messages have been dispatched in all.
+        dispatched: How many items have been dispatched in all, without replies.
         depth: How many dispatches are under way, one inside the other.
         starving: Whether a wait is under way that does not dispatch.
         has_chores: Whether something may be corked, ending or to be polled without a descriptor, or nothing may be open.
         waker: Makes the tick that is under way, or the next one, return at once.
         wakeups: Counts ticks that have returned for this.
-        progress: Counts drained queues, and conversations that opened or closed.
+        progress: Counts what a tick returns for besides messages: drained queues, requests that were given up, conversations
+            that opened or closed.
     """
 
     def __init__(self) -> None:

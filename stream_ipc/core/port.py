@@ -46,7 +46,6 @@ class Port:
     Attributes:
         channel: The channel.
         paused: Whether it is not read from because the inbox is long.
-        dispatched_bytes: ``received_bytes`` of the inputs when the inbox was last empty.
         watched: What each watched descriptor is watched for; 0 if that is not known.
         failing: Whether a failure stands in the inbox, or was just reported. The channel is left alone meanwhile.
     """
@@ -66,7 +65,6 @@ class Port:
         self._pace_due = -math.inf  # a failure that is reported sooner holds up reading until then
         self.paused: bool = False
         self._reading = False  # a call is reading, so that a message's constructor may be at work
-        self.dispatched_bytes: int = 0
         self._closed = False
         channel.on_change = self.rearm
 
@@ -273,13 +271,13 @@ class Port:
             return
         paused = False
         inbox = self._inbox
+        dispatcher = self._dispatcher
         if inbox:
-            size = self._inputs.received_bytes - self.dispatched_bytes
+            size = self._inputs.received_bytes - dispatcher.dispatched_bytes
             if self._loop.starving or self.channel.outbox.queued_bytes:
                 paused = size > INBOX_BYTES_HARD or len(inbox) > INBOX_COUNT_HARD
             else:
                 paused = len(inbox) > INBOX_COUNT or size > INBOX_BYTES
-        dispatcher = self._dispatcher
         owed = len(self._owed)
         if owed and owed + len(inbox) > INBOX_COUNT and not paused:
             # The other side asks less once it has replies. But these may wait for something that it is still to send.

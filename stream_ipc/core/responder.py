@@ -129,7 +129,7 @@ class Responder:
         return 1
 
     def answer(self, item: Answer) -> int:
-        """Send a reply that an interruption has left in the inbox."""
+        """Send a reply that stands in the inbox."""
         last = self._outbox.last
         take_out(self._inbox, item)
         try:
