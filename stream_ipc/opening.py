@@ -11,7 +11,7 @@ from itertools import starmap
 from . import log
 from .arguments import DEFAULT, PIPE, Facade, check_timeout
 from .core.conversation import Conversation
-from .core.inspection import refuse_streams, refuse_transport
+from .errors import InvalidStreamError
 from .session import Session, conversation_of
 from .transports.message_transport import ForeignChannel
 from .transports.socket_channel import is_tls, prepare_socket, socket_channel
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .transports.spawn import Command, Path, PopenOptions
 
 __all__ = ["SessionOpener"]
+
+_TAKEN = "belongs to another session of this peer; use that one, or call remove_session() with it first"
 
 
 class SessionOpener(Facade):
@@ -275,16 +277,12 @@ class SessionOpener(Facade):
         loop.check_open()
         from .core.connecting import open_connection
 
-        outer = loop.enter()
+        sock, name = loop.inside(open_connection, loop, address, ssl_context, server_hostname, timeout)
         try:
-            sock, name = open_connection(loop, address, ssl_context, server_hostname, timeout)
-            try:
-                return _add_socket(self, sock, name)
-            except BaseException:
-                _close_untaken(self, sock)
-                raise
-        finally:
-            loop.thread = outer
+            return _add_socket(self, sock, name)
+        except BaseException:
+            _close_untaken(self, sock)
+            raise
 
     def listen(
         self,
@@ -350,13 +348,14 @@ def _add_session(
     channel: Any = None
     conversation = None
     try:
-        refuse_transport(loop, given)
+        if any([other.channel.transport is given for other in loop.conversations]):
+            raise InvalidStreamError(f"{type(given).__name__} {_TAKEN}")
         for channel in starmap(make, ((),)):  # stored before a signal is looked at
             break
         else:
             raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
         if not isinstance(channel, ForeignChannel):
-            refuse_streams(loop, channel)
+            _refuse_streams(loop, channel)
         session = Session(lambda session: Conversation(loop, channel, peer, session))
         conversation = conversation_of(session)
         loop.add(conversation)
@@ -373,6 +372,17 @@ def _add_session(
         raise
     finally:
         loop.thread = outer
+
+
+def _refuse_streams(loop: Loop, channel: Channel) -> None:
+    """Raise ``InvalidStreamError`` for a channel whose stream another task reads: each would get a part of what comes."""
+    for fd in channel.interest()[0]:
+        owner = loop.poller.owners.get(fd)
+        # Any other owner is what an interrupted call has left: its descriptor is closed, and the number a new one's.
+        if owner is not None and any([conversation.port is owner for conversation in loop.conversations]):
+            owner.check()  # its stream may be closed, and the number a new one's
+            if loop.poller.owners.get(fd) is owner:
+                raise InvalidStreamError(f"descriptor {fd} {_TAKEN}")
 
 
 def _add_socket(

@@ -82,10 +82,10 @@ class ResponsePromise(Facade, Generic[M_co]):
         Never blocks and runs no handlers.
         """
         pending = self._pending
-        if not pending.settled and pending.deadline is not None and pending.requester.loop.clock() >= pending.deadline:
-            # A reply may lie in the stream: then wait() would still find it.
+        if pending.settled:
             return True
-        return pending.settled != 0
+        # If it is overdue, a reply may still lie in the stream, which wait() finds.
+        return pending.deadline is not None and pending.requester.loop.clock() >= pending.deadline
 
     def wait(self, timeout: float | None = None) -> M_co:
         """Wait for the reply, and tick the whole peer meanwhile, so handlers run.

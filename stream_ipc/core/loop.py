@@ -69,8 +69,8 @@ class Loop(Guard):
         has_chores: Whether something may be corked, ending or to be polled without a descriptor, or nothing may be open.
         waker: Makes the tick that is under way, or the next one, return at once.
         wakeups: Counts ticks that have returned for this.
-        progress: Counts what a tick returns for besides messages: drained queues, requests that were given up, conversations
-            that opened or closed.
+        progress: Counts what a tick returns for besides messages: drained queues, requests that were given up,
+            conversations that opened or closed.
     """
 
     def __init__(self) -> None:
