@@ -175,10 +175,10 @@ class Replies:
 
     def fail(self, id: Any, error: BaseException) -> None:
         """Take an error in place of a reply."""
-        for pending in tuple(self._table.values()):
-            if pending.id == id:
-                pending.fail(error)
-                self.remove(pending)
+        pending = self._table.get(id) if isinstance(id, str) else None  # or it may have no hash
+        if pending is not None:
+            pending.fail(error)
+            self.remove(pending)
 
     def fail_all(self, error: BaseException) -> None:
         """Fail what is pending: no reply will come any more."""
