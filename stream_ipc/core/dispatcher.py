@@ -103,7 +103,7 @@ class Dispatcher:
         first = self.inbox[0]
         if type(first) is EndOfStream:
             return not self._conversation.writes_on
-        return type(first) is not RequestEnvelope or not self.responder.is_full()
+        return type(first) is not RequestEnvelope or not self.responder.is_full
 
     def step(self, goal: int, until: Any) -> int:
         """Dispatch what stands in the inbox.

@@ -66,14 +66,14 @@ class Owed:
         "was_open",
     )  # fmt: skip
 
-    def __init__(self, responder: Responder, loop: Loop, id: Any, source: Any) -> None:
+    def __init__(self, responder: Responder, id: Any, source: Any) -> None:
         self.id: Any = id
         self.source: Any = source
         self.reply: Message | None = None
         self.guard: ref[Any] | None = None
         self.was_open: bool = True
         self.pending: Pending | None = None
-        self.loop: Loop = loop
+        self.loop: Loop = responder.loop
         self._promise: Any = None
         self._responder: Responder | None = responder
         self.call_later: Any = None  # made by OwedReplies.begin: it is a cycle
@@ -93,7 +93,7 @@ class Owed:
         self._promise = promise  # which stays alive until then
         pending.unwatch(self.call_later)
         pending.unwatch(self._settled)
-        pending.watch(self.call_later)
+        pending.watch(self.call_later)  # first: a turn does what an interruption of the other has left
         pending.watch(self._settled)
 
     def _settled(self, promise: Any) -> None:

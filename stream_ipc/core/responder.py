@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from .conversation import Conversation
     from .dispatcher import Dispatcher
+    from .loop import Loop
     from .port import Port
 
 __all__ = ["Responder"]
@@ -43,6 +44,7 @@ class Responder:
         session: What handlers get.
 
     Attributes:
+        loop: The conversation's.
         on_request: Handlers of requests.
         owed: Replies that handlers have put off.
     """
@@ -54,7 +56,7 @@ class Responder:
         self.owed: OwedReplies = OwedReplies(self)
         self._inbox: deque[Any] = dispatcher.inbox
         self._session = session
-        self._loop = conversation.loop
+        self.loop: Loop = conversation.loop
         self._channel = conversation.channel
         self._outbox = conversation.channel.outbox
 
@@ -68,13 +70,14 @@ class Responder:
         """Whether the other side can still get something."""
         return self._conversation.is_writable
 
+    @property
     def is_full(self) -> bool:
-        """Return whether a reply would only add to a long queue that the other side still reads."""
+        """Whether a reply would only add to a long queue that the other side still reads."""
         return self._outbox.queued_bytes > HIGH_WATER and self._channel.inputs.ended is None
 
     def serve(self, item: RequestEnvelope) -> int | None:
         """Ask the handlers of a request, and send the reply."""
-        if self._outbox.queued_bytes > HIGH_WATER and self.is_full():
+        if self._outbox.queued_bytes > HIGH_WATER and self.is_full:
             return None
         request = item.request
         cls = type(request)
@@ -108,7 +111,7 @@ class Responder:
                 if reply is None:
                     reply = ErrorMessage(f"Unhandled request: {type_info(cls).wire_name}")
                 elif find_deferrer(reply) is not None:
-                    reply = Owed(self, self._loop, item.id, reply)
+                    reply = Owed(self, item.id, reply)
                 else:
                     reply = _wrong_reply(function, reply)
             if not taken:
@@ -121,7 +124,7 @@ class Responder:
             # the requester learns that.
             if taken and (last is _UNKNOWN or self._outbox.last is last):
                 if not isinstance(reply, (Message, Owed)) and find_deferrer(reply) is not None:
-                    reply = Owed(self, self._loop, item.id, reply)
+                    reply = Owed(self, item.id, reply)
                 if not isinstance(reply, (Message, Owed)):
                     reply = ErrorMessage("Error in dispatch", exc)
                 self._dispatcher.put_back(Answer(item.id, reply))
@@ -153,7 +156,7 @@ class Responder:
         try:
             self._channel.post(RESPONSE, id, reply)
         except BaseException as exc:
-            self._loop.repairs[self.port] = None
+            self.loop.repairs[self.port] = None
             if self._takes_another(exc):
                 text = reply.message if isinstance(reply, ErrorMessage) else f"the reply could not be sent: {exc}"
                 self._send_error(id, text)
@@ -195,7 +198,7 @@ class Responder:
                 self._channel.post(RESPONSE, id, ErrorMessage(shown))
                 return
             except BaseException as exc:
-                self._loop.repairs[self.port] = None
+                self.loop.repairs[self.port] = None
                 if not self._takes_another(exc):
                     return
                 error = exc
