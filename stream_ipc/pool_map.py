@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import deque
 
 from .interruptions import pass_on
-from .promise import pending_of, stray_stop
+from .promise import pending_of
+from .waiting import stray_stop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

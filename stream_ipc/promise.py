@@ -32,7 +32,7 @@ else:
             return cls
 
 
-__all__ = ["ResponsePromise", "is_settled", "pending_of", "request", "requester_of", "stray_stop"]
+__all__ = ["ResponsePromise", "is_settled", "pending_of", "request", "requester_of"]
 
 _new = object.__new__  # without the call of an __init__
 
@@ -181,11 +181,6 @@ def _pass_on(promise: ResponsePromise[Any], owed: Owed) -> None:
 
 
 DEFERRERS[ResponsePromise] = _pass_on
-
-
-def stray_stop() -> RuntimeError:
-    """Return the error for a handler's ``StopIteration`` that would end an iterator without a word."""
-    return RuntimeError("a handler has raised StopIteration, which would have ended this iterator")
 
 
 # In C, because calls that wait for many promises ask all of them again and again.

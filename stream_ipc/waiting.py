@@ -14,7 +14,7 @@ from .clock import monotonic
 from .core.last_look import take_replies
 from .core.pending import next_moment
 from .interruptions import pass_on
-from .promise import ResponsePromise, is_settled, pending_of, requester_of, stray_stop
+from .promise import ResponsePromise, is_settled, pending_of, requester_of
 from .transports.descriptors import wait_readable
 
 TYPE_CHECKING = False
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 else:
     Base = ref
 
-__all__ = ["as_completed", "gather"]
+__all__ = ["as_completed", "gather", "stray_stop"]
 
 _CHECK = 0.05  # seconds between two turns of several loops, at most: some things are only looked at in turns
 
@@ -115,6 +115,11 @@ def _check(given: Sequence[object]) -> None:
     if not all([issubclass(cls, ResponsePromise) for cls in {*map(type, given)}]):
         wrong = next(one for one in given if not isinstance(one, ResponsePromise))
         raise TypeError(f"gather() and as_completed() take promises of request(), not {wrong!r:.100}")
+
+
+def stray_stop() -> RuntimeError:
+    """Return the error for a handler's ``StopIteration`` that would end an iterator without a word."""
+    return RuntimeError("a handler has raised StopIteration, which would have ended this iterator")
 
 
 def _too_few(left: int, count: int, timeout: float | None) -> TimeoutError:

@@ -45,7 +45,7 @@ class Closing:
         self._conversation = conversation
         self._close_or_release: Any = conversation.channel.release if release else conversation.channel.close
         handlers = conversation.on_close.of(type(conversation.session))
-        steps = (self._detach, self._close_channel, self._fail_pending, self._tell, self._wait)
+        steps = (self._detach, self._close_channel, self._fail_pending, self._log, self._wait)
         self._steps: deque[Any] = deque([*steps, *handlers])
 
     @property
@@ -104,7 +104,7 @@ class Closing:
         conversation.dispatcher.responder.owed.drop()
         conversation.replies.fail_all(conversation.reason)
 
-    def _tell(self) -> None:
+    def _log(self) -> None:
         conversation = self._conversation
         assert conversation.reason is not None
         log.debug("session %s closed: %s", conversation.name, conversation.short(conversation.reason))

@@ -212,7 +212,7 @@ class Conversation:
             elif arrived:  # what stands before these has to wait
                 loop.progress += self.dispatcher.settle_replies()
         else:
-            replies.expire(-math.inf, set())
+            replies.expire(-math.inf, set())  # fails none, and finds out when the next is due
         if self.is_open:  # a done callback may have closed it, or read its end
             writes_until = self._writes_until
             due = math.inf if writes_until is None or now >= writes_until else writes_until

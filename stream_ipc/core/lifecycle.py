@@ -115,7 +115,7 @@ def drop_loop(loop: Loop, owner: str) -> None:
     loop.close()
 
 
-def close_all() -> None:
+def _close_all() -> None:
     """Close all loops at exit, side by side, because each may take its time."""
     try:
         _close_side_by_side()
@@ -191,5 +191,5 @@ def _abandon(loop: Loop) -> None:
     loop.close()
 
 
-atexit.register(close_all)
+atexit.register(_close_all)
 os.register_at_fork(after_in_child=_after_fork)
