@@ -247,8 +247,12 @@ class ProcessChannel(StreamChannel):
         now = self._clock()
         if now >= self._ask_at:
             self._ask_at = now + _ASK_INTERVAL
-            # It could still be written to while a grandchild holds its stdin.
-            if self.inputs.may_be_dead(0) and _has_died(self.inputs):
+            try:
+                gone = self.inputs.may_be_dead(0) and _has_died(self.inputs)
+            except (OSError, MemoryError) as exc:  # the system has no answer now, and a turn asks again
+                pass_on(exc)
+                gone = False
+            if gone:  # it could still be written to while a grandchild holds its stdin
                 raise self.broken_error()
         self.outbox.put(self.encoder.encode(kind, id, message))  # as super() does
 
