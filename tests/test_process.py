@@ -15,7 +15,7 @@ from typing import Any, Iterator, List
 
 import pytest
 
-from stream_ipc import IpcPeer, LogMessage, RemoteError, RequestEnvelope, StreamClosedError
+from stream_ipc import IpcPeer, LogMessage, RemoteError, RequestEnvelope, RequestTimeoutError, StreamClosedError
 from stream_ipc.wire.framing import frame_header
 
 from .helpers import (
@@ -629,6 +629,13 @@ def test_a_child_that_nobody_gets_a_session_with_is_killed(peer: IpcPeer, monkey
         peer.create_command_session(["cat"])
     assert started[0].returncode == -signal.SIGKILL
     assert peer.sessions == () and listing() == before
+
+
+def test_a_request_to_a_child_that_only_prints_says_what_it_has_printed(peer: IpcPeer) -> None:
+    session = peer.create_command_session([sys.executable, "-c", "input('name? ')"])
+    assert session.receive(20) == LogMessage("name? ", LogMessage.LEVEL_JUNK)
+    with pytest.raises(RequestTimeoutError, match="in place of them, ends with 'name\\?'"):
+        session.request(Ping(), timeout=0).wait()
 
 
 # -- ending

@@ -228,6 +228,9 @@ class Conversation:
                 "; handlers that wait are nested so deeply that requests which came meanwhile had to wait: the reply may"
                 " depend on one of them"
             )
+        junk = channel.inputs.junk.strip()
+        if junk:
+            return f"; what has come between messages, or in place of them, ends with {junk[-100:]!r}{hint}"
         if channel.inputs.received_bytes > channel.inputs.text_bytes:
             return hint
         return (

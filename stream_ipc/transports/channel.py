@@ -84,6 +84,7 @@ class Inputs:
         by_fd: What reads each descriptor that has something of its own to read: ``read(inbox)``, as here.
         received_bytes: How many bytes have been received in all.
         text_bytes: How many of these came from a stream for text.
+        junk: The last of the text that came between frames.
         ended: Why nothing more will come, once an ``EndOfStream`` was put into the inbox.
         is_unfinished: Whether a message has begun to arrive.
         hides_end: Whether only ``look_for_end`` tells at once that the other side is gone.
@@ -96,6 +97,7 @@ class Inputs:
         self.by_fd: dict[int, Any] = {}
         self.received_bytes: int = 0
         self.text_bytes: int = 0
+        self.junk: str = ""
         self.ended: StreamClosedError | None = None
 
     def read(self, inbox: deque[Received]) -> None:

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from .channel import Received
     from .descriptors import ReadEnd
 
-__all__ = ["Input", "StreamInputs", "TextInput", "error_text", "sooner"]
+__all__ = ["TAIL", "Input", "StreamInputs", "TextInput", "error_text", "sooner"]
 
 _LARGE_READ = 256 * 1024
+
+TAIL = 2000  # characters of text that are kept for error texts
 
 _LINE_DELAY = 0.2  # seconds that an unfinished line of text may take to be finished
 
@@ -260,6 +262,7 @@ class StreamInputs(Inputs):
 
     def note_text(self, text: str) -> None:
         """Take note of text between frames. An interrupted read calls it again."""
+        self.junk = (self.junk + text)[-TAIL:]
 
     # -- the end of one, and of all
 

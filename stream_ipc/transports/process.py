@@ -16,7 +16,7 @@ from ..messages import LogMessage
 from ..wire.codec import TextDecoder
 from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
 from .descriptors import ReadEnd, WriteEnd, close_streams
-from .inputs import StreamInputs, TextInput, sooner
+from .inputs import TAIL, StreamInputs, TextInput, sooner
 from .process_teardown import ProcessTeardown
 from .spawn import check_popen
 from .stream_channel import StreamChannel
@@ -43,8 +43,6 @@ _DYING_GRACE = 0.05
 # A send asks no more often than this whether the child lives, in seconds: each question is a system call.
 _ASK_INTERVAL = 0.0001
 
-_TAIL = 2000  # characters of stderr that are kept for error texts
-
 
 class ProcessInputs(StreamInputs):
     """What a child process writes, and its death.
@@ -60,7 +58,6 @@ class ProcessInputs(StreamInputs):
         self.unknown: bool = False  # its exit status is lost
         self._process: subprocess.Popen[Any] = channel.process
         self._tail = ""  # of stderr
-        self._junk = ""  # of what was printed to stdout between frames
         self.dead: bool = False  # or nobody asks any more
         self._ask_at = 0.0  # no sooner is the system asked whether it lives
         self._status_due: float | None = None  # set while an ended stdout waits for the exit status
@@ -153,10 +150,7 @@ class ProcessInputs(StreamInputs):
 
     def note_stderr(self, text: str) -> None:
         """Take note of what it has written to stderr. An interrupted read calls it again."""
-        self._tail = (self._tail + text)[-_TAIL:]
-
-    def note_text(self, text: str) -> None:
-        self._junk = (self._junk + text)[-_TAIL:]
+        self._tail = (self._tail + text)[-TAIL:]
 
     def ended_error(self) -> StreamClosedError:
         error = StreamClosedError(self.death_text())
@@ -178,7 +172,7 @@ class ProcessInputs(StreamInputs):
         if tail:
             return f"; the end of its stderr:\n{tail}"
         # Not every program has the sense to complain on stderr: PHP without a php.ini does not.
-        junk = self._junk.strip()
+        junk = self.junk.strip()
         return f"; the last that it printed to its stdout:\n{junk}" if junk else ""
 
 
