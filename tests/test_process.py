@@ -576,7 +576,7 @@ def test_with_sigchld_ignored_nothing_is_made_up(waitid: bool) -> None:
 
 def test_the_last_words_on_stdout_are_kept_within_bounds(peer: IpcPeer) -> None:
     # As PHP complains.
-    session = peer.create_command_session(script("print('x' * 100_000 + 'the end'); os._exit(3)"), stderr=None)
+    session = peer.create_command_session(script("print('x' * 100_000 + 'the end', flush=True); os._exit(3)"), stderr=None)
     with pytest.raises(StreamClosedError, match="exit status 3") as caught:
         session.request(Ping()).wait(PATIENCE)
     text = str(caught.value)
