@@ -262,7 +262,7 @@ class StreamInputs(Inputs):
 
     def note_text(self, text: str) -> None:
         """Take note of text between frames. An interrupted read calls it again."""
-        self.junk = (self.junk + text)[-TAIL:]
+        self.junk: str = (self.junk + text)[-TAIL:]
 
     # -- the end of one, and of all
 
