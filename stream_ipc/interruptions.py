@@ -11,6 +11,7 @@ says ``for x in map(f, (y,)): break``.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal's own functions make enums
 import sys
 
 TYPE_CHECKING = False
@@ -98,14 +99,9 @@ def _is_dealt_with(catcher: FrameType) -> bool:
 
 
 def _handler_codes() -> set[CodeType]:
-    import signal
-
     found = set()
-    for number in signal.valid_signals():
-        try:
-            handler: Any = signal.getsignal(number)
-        except (OSError, ValueError):
-            continue
+    for number in _signal.valid_signals():
+        handler: Any = _signal.getsignal(number)
         while handler is not None and not hasattr(handler, "__code__"):
             inner = getattr(handler, "func", None) or getattr(handler, "__func__", None)  # a partial, or a method
             if inner is None and callable(handler):

@@ -189,7 +189,8 @@ class SessionOpener(Facade):
         """Talk over a connected stream socket, also an ``ssl.SSLSocket``.
 
         The session owns and closes it. Does not block, also if the TLS
-        handshake is still to be made: ticks make it.
+        handshake is still to be made: ticks make it. A Unix socket's
+        ``SO_SNDBUF`` is raised once a message needs it, unless it was set.
 
         Raises:
             TypeError: It is no socket.

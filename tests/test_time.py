@@ -302,7 +302,7 @@ def test_nothing_hangs_while_freezegun_has_stopped_the_clock(how: str) -> None:
 def test_asking_when_to_tick_does_not_begin_the_while_that_an_ended_stream_is_kept_for_what_is_queued(raw: RawPeer) -> None:
     peer = raw.session.peer
     clock = set_clock(peer, FakeClock())
-    raw.session.notify(Note(data=b"x" * 700_000))
+    raw.session.notify(Note(data=b"x" * 2_000_000))
     raw.sock.shutdown(socket.SHUT_WR)
     with pytest.raises(StreamClosedError):
         raw.session.flush(0)  # reads the end, and dispatches nothing

@@ -135,12 +135,12 @@ class _End:
         shared: Whether other processes use the same open file.
         socket: The socket object through which it is used, if it is a socket.
         error: Why the stream ended, if the descriptor does not tell.
-        growable: Whether this is a pipe that may be made larger, and was not yet.
+        growable: Whether this is a pipe or a Unix socket that may be made larger, and was not yet.
     """
 
     forbidden_mode: int = -1  # the access mode that this end cannot use
     growable: bool = False
-    _grown: bool = False
+    _counted: bool = False  # whether it is a pipe that was made larger
     watched = True
     error: BaseException | None = None
 
@@ -242,14 +242,18 @@ class _End:
         return None
 
     def grow(self) -> None:
-        """Have a growable pipe hold more: a large message is on its way."""
-        from .pipes import grow
-
-        # atomic: no calls
+        """Have what is growable hold more: a large message is on its way."""
         self.growable = False
-        self._grown = True
-
-        grow(self.fd)
+        try:
+            from .buffers import grow_pipe, grow_socket
+        except OSError as exc:  # no descriptor is left to import it with
+            pass_on(exc)
+            return
+        if self.socket is None:
+            self._counted = True
+            grow_pipe(self.fd)
+        else:
+            grow_socket(self.socket)
 
     def release(self) -> None:
         """Leave the stream as it was found. An interrupted call can be made again."""
@@ -268,8 +272,8 @@ class _End:
         if self.socket is not None and self.socket is not self.stream:
             self.socket.detach()
         self.socket = None
-        if self._grown:
-            from .pipes import count_off
+        if self._counted:
+            from .buffers import count_off
 
             count_off(self.fd)
         self.fd = -1
@@ -360,6 +364,7 @@ class WriteEnd(_End):
                 raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {exc}") from exc
 
     def open(self) -> None:
+        self.growable = self.family == "AF_UNIX"
         if self.socket is None and self.shared and not stat.S_ISREG(self._mode):
             self._reopen()
         if not self.shared and stat.S_ISFIFO(self._mode):
