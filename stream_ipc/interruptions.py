@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
     from typing import Any
 
-__all__ = ["interruption_in", "pass_on", "pass_on_lack_of_stack", "pass_on_own"]
+__all__ = ["interruption_in", "is_ours", "pass_on", "pass_on_lack_of_stack", "pass_on_own"]
 
 _PACKAGE = __name__.rpartition(".")[0]
 
@@ -87,10 +87,15 @@ def pass_on_lack_of_stack(error: BaseException | None) -> None:
             raise error
 
 
+def is_ours(frame: FrameType) -> bool:
+    """Return whether a frame is one of this package's code."""
+    name = frame.f_globals.get("__name__")
+    return isinstance(name, str) and (name == _PACKAGE or name.startswith(f"{_PACKAGE}."))
+
+
 def _is_dealt_with(catcher: FrameType) -> bool:
     """Return whether users' code that has called us, directly or not, has caught what came out of this frame."""
-    name = catcher.f_globals.get("__name__")
-    if isinstance(name, str) and (name == _PACKAGE or name.startswith(f"{_PACKAGE}.")):
+    if is_ours(catcher):
         return False
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame is not catcher:

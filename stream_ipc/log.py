@@ -1,4 +1,4 @@
-"""The logger ``stream_ipc``.
+"""The logger ``stream_ipc``, and warnings.
 
 At DEBUG: sessions and listeners that open and close, children that start and end, what is refused or dropped. At INFO:
 failed attempts to connect. At WARNING: messages that are dropped. At ERROR: failures that no caller is told of. Never the
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import sys
 
-from .interruptions import pass_on
+from .interruptions import is_ours, pass_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["debug", "error", "info", "warning"]
+__all__ = ["debug", "error", "info", "warn", "warning"]
 
 
 def debug(text: str, *args: Any) -> None:
@@ -39,6 +39,18 @@ def warning(text: str, *args: Any) -> None:
 def error(text: str, *args: Any, exc_info: Any = None) -> None:
     """Log a failure that no caller is told of."""
     _log("error", text, *args, exc_info=exc_info)
+
+
+def warn(text: str, category: type[Warning]) -> None:
+    """Issue a warning that names the line of the program which led here."""
+    import warnings
+
+    level = 2
+    frame: Any = sys._getframe(1)
+    while frame is not None and is_ours(frame):
+        level += 1
+        frame = frame.f_back
+    warnings.warn(text, category, stacklevel=level)
 
 
 _logger: Any = None

@@ -191,6 +191,9 @@ def test_a_message_that_does_not_fit_makes_a_unix_socket_larger(peer: IpcPeer) -
     assert larger > usual
     send(first, second, 4 * larger)
     assert sock.getsockopt(*SEND_BUFFER) == larger
+    peer.remove_session(first)
+    assert sock.getsockopt(*SEND_BUFFER) == usual
+    sock.close()
 
 
 def test_small_messages_that_do_not_fit_leave_a_unix_socket_as_it_is(peer: IpcPeer) -> None:

@@ -409,6 +409,7 @@ def test_sigpipe_at_its_default_is_warned_of() -> None:
                 assert not found
                 peer.create_command_session(["cat"])
         assert [w.category for w in found] == [RuntimeWarning] and "SIG_IGN" in str(found[0].message)
+        assert found[0].filename == "<string>"  # the program's own line, not one of the library's
     """
     subprocess.run(program(code), check=True, timeout=20)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import select
@@ -9,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any, List
@@ -226,6 +229,23 @@ def test_a_lingering_close_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(lingering, "monotonic", lambda: now + 2)
         assert teardown.step() is None
         assert teardown.fds() == []
+
+
+def test_a_step_of_a_lingering_close_is_short_though_much_is_there() -> None:
+    one, other = tcp_pair()
+    with one, other:
+        other.setblocking(False)
+        sent = other.send(b"x")
+        select.select([one], [], [], 10)
+        teardown = linger(one)
+        assert teardown is not None
+        with contextlib.suppress(BlockingIOError):
+            while sent < 16 * 1024 * 1024:
+                sent += other.send(bytes(65536))
+        assert sent > 2 * 1024 * 1024
+        assert teardown.step() is not None
+        assert fcntl.ioctl(one, termios.FIONREAD, bytes(4)) != bytes(4)
+        teardown.abandon()
 
 
 def test_nothing_lingers_where_the_other_side_is_quiet_or_gone() -> None:

@@ -605,6 +605,26 @@ def test_a_dead_reader_kills_no_slave_by_signal() -> None:
         kill(process)
 
 
+def test_a_take_over_that_fails_leaves_no_descriptor_and_closes_none_later() -> None:
+    code = """
+        import gc
+        peer = IpcPeer()
+        before = os.listdir("/dev/fd")
+        try:
+            peer.create_stdio_session()
+        except InvalidStreamError:
+            mine = [os.dup(0) for _ in range(5)]  # with the numbers that it had
+        gc.collect()
+        for fd in mine:
+            os.close(fd)  # raises if somebody else has closed it
+        sys.exit(f"{len(os.listdir('/dev/fd')) - len(before)}")
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(os.devnull) as nothing:
+        done = subprocess.run(program(code), stdin=theirs, stdout=nothing, stderr=PIPE, timeout=PATIENCE)
+    assert (done.stderr, done.returncode) == (b"0\n", 1)
+
+
 # -- what was read before
 
 

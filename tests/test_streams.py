@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gc
 import gzip
 import hashlib
 import io
@@ -12,10 +13,12 @@ import random
 import resource
 import select
 import selectors
+import signal
 import socket
 import stat
 import struct
 import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -39,7 +42,7 @@ from stream_ipc import (
     StreamTransport,
 )
 from stream_ipc.wire.framing import frame_header
-from tests.helpers import PATIENCE, CpuMeter, framed, role, tick_until
+from tests.helpers import PATIENCE, CpuMeter, Interruption, framed, role, tick_until
 
 from .helpers import drop_queued, shared_read_end, shared_write_end
 from .messages import Note, Ping, Pong
@@ -1367,6 +1370,49 @@ def test_object_that_takes_nothing_now_is_asked_as_often_once_the_other_has_ende
     assert session.is_open and session.queued_bytes
     due = peer.next_deadline()
     assert due is not None and due <= 0.01
+
+
+class FailsToClose(TakesNothing):
+    """A stream object whose close() raises what no file raises."""
+
+    def close(self) -> None:
+        raise LookupError("not today")
+
+
+def test_a_stream_whose_close_fails_keeps_no_other_open(peer: IpcPeer, caplog: pytest.LogCaptureFixture) -> None:
+    reads = io.BytesIO()
+    session = peer.create_stream_session(FailsToClose(0), reads)  # type: ignore[arg-type]
+    session.close()
+    assert reads.closed
+    assert [(record.levelname, record.exc_info and str(record.exc_info[1])) for record in caplog.records] == [
+        ("ERROR", "not today")
+    ]
+
+
+def test_an_interruption_while_a_socket_object_is_made_closes_no_descriptor(peer: IpcPeer) -> None:
+    ours, theirs = socket.socketpair()
+
+    def ring(number: int, frame: Any) -> None:
+        raise Interruption
+
+    def at_the_end_of_init(frame: Any, event: str, arg: Any) -> None:
+        if event == "return" and frame.f_code is socket.socket.__init__.__code__:
+            sys.setprofile(None)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, ring)
+    try:
+        sys.setprofile(at_the_end_of_init)
+        with pytest.raises(Interruption):
+            peer.create_stream_session(ours.fileno(), ours.fileno())
+    finally:
+        sys.setprofile(None)
+        signal.signal(signal.SIGUSR1, before)
+    gc.collect()
+    ours.send(b"x")
+    assert theirs.recv(1) == b"x"
+    ours.close()
+    theirs.close()
 
 
 class Stopping(io.FileIO):

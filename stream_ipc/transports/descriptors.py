@@ -18,9 +18,9 @@ import os
 import select
 import stat
 import sys
-import warnings
 from itertools import repeat
 
+from .. import log
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
 
@@ -90,6 +90,9 @@ def close_streams(streams: list[tuple[Any, int]]) -> None:
                 close()
             except (OSError, ValueError) as exc:  # it cannot flush what its owner left in it, or somebody has closed it
                 pass_on(exc)
+            except Exception as exc:  # of somebody's own class
+                pass_on(exc)
+                log.error("closing %s failed", describe_stream(stream), exc_info=True)
         if streams and streams[-1][0] is stream:
             del streams[-1]
 
@@ -141,6 +144,7 @@ class _End:
     forbidden_mode: int = -1  # the access mode that this end cannot use
     growable: bool = False
     _counted: bool = False  # whether it is a pipe that was made larger
+    _usual: int = 0  # what a Unix socket that was made larger took before
     watched = True
     error: BaseException | None = None
 
@@ -193,8 +197,11 @@ class _End:
         # A socket object, for the flags of send() and recv(). It is detached again when the end is released.
         import socket
 
+        from .shield import Shield
+
         blocking = os.get_blocking(self.fd)
-        self.socket = socket.socket(fileno=self.fd)
+        with Shield():  # if it was lost before it is stored, it would close the descriptor
+            self.socket = socket.socket(fileno=self.fd)
         if not self.shared:
             self._set_nonblocking()
             self.socket.settimeout(0)
@@ -253,7 +260,8 @@ class _End:
             self._counted = True
             grow_pipe(self.fd)
         else:
-            grow_socket(self.socket)
+            for self._usual in map(grow_socket, (self.socket,)):  # stored before a signal is looked at
+                break
 
     def release(self) -> None:
         """Leave the stream as it was found. An interrupted call can be made again."""
@@ -263,6 +271,10 @@ class _End:
                     os.set_blocking(self.fd, self._restore)
                 if self.socket is not None and self.socket is self.stream:
                     self.socket.settimeout(self._timeout)
+                if self._usual:
+                    from .buffers import shrink_socket
+
+                    shrink_socket(self.socket, self._usual)
             except OSError as exc:
                 pass_on(exc)
         self.abandon()
@@ -294,11 +306,10 @@ def _warn_of_sigpipe() -> None:
     import _signal  # type: ignore[import-not-found]  # of which signal makes enums
 
     if _signal.getsignal(_signal.SIGPIPE) == _signal.SIG_DFL:
-        warnings.warn(
+        log.warn(
             "SIGPIPE is at its default, so this process will be killed without a word when the other side of a pipe is"
             " gone; use signal.signal(signal.SIGPIPE, signal.SIG_IGN), which is what Python starts with",
             RuntimeWarning,
-            stacklevel=2,
         )
 
 

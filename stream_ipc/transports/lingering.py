@@ -10,11 +10,13 @@ import socket
 
 from ..clock import monotonic
 from ..interruptions import pass_on
-from .channel import Teardown
+from .channel import DRAIN_READS, Teardown
+from .descriptors import READ_SIZE
 
 __all__ = ["linger", "stop_writing"]
 
 _LINGER = 1.0  # seconds
+_READS = 16  # of a step: more would keep other sessions waiting
 
 
 def stop_writing(sock: socket.socket) -> bool:
@@ -28,8 +30,8 @@ def stop_writing(sock: socket.socket) -> bool:
     heard = False
     try:
         sock.shutdown(socket.SHUT_WR)
-        for _ in range(64):
-            if not os.read(sock.fileno(), 65536):  # whatever class the socket is of: the input is dropped
+        for _ in range(DRAIN_READS):
+            if not os.read(sock.fileno(), READ_SIZE):  # whatever class the socket is of: the input is dropped
                 return False
             heard = True
     except BlockingIOError:
@@ -66,14 +68,15 @@ class LingeringClose(Teardown):
         return [] if self._fd < 0 else [self._fd]
 
     def step(self) -> float | None:
-        left = self._due - monotonic()
         try:
             if self._fd >= 0:
                 os.set_blocking(self._fd, False)  # its owner's flag, which is the same, was restored meanwhile
-            while True:
-                if self._fd < 0 or left <= 0 or not os.read(self._fd, 65536):
-                    break
+            for _ in range(_READS):
                 left = self._due - monotonic()
+                if self._fd < 0 or left <= 0 or not os.read(self._fd, READ_SIZE):
+                    self.abandon()
+                    return None
+            return left
         except BlockingIOError:
             return left
         except (OSError, MemoryError) as exc:

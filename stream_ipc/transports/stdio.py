@@ -51,6 +51,7 @@ class StdioChannel(StreamChannel):
         _flush()
         self._copies: dict[int, int] = {}  # of the standard descriptors that are taken over
         self._buffered: list[Any] = []  # what is to be block-buffered again
+        ends: list[Any] = []
         try:
             self._copies[0] = _private_copy(0, "stdin", sys.__stdin__)
             self._copies[1] = _private_copy(1, "stdout", sys.__stdout__)
@@ -60,11 +61,13 @@ class StdioChannel(StreamChannel):
             self._buffer_lines()
             ahead = _read_ahead()
             # Shared: both are other processes' open files too, so their flags stay as they are.
-            reader = ReadEnd(self._copies[0], shared=True)
-            reader.ahead = ahead
-            writer = WriteEnd(self._copies[1], shared=True)
-            super().__init__(writer, [reader], serializer, max_frame_size, "stdio")
+            ends.append(ReadEnd(self._copies[0], shared=True))
+            ends[0].ahead = ahead
+            ends.append(WriteEnd(self._copies[1], shared=True))
+            super().__init__(ends[1], ends[:1], serializer, max_frame_size, "stdio")
         except BaseException:
+            for end in ends:
+                end.release()
             self._restore()
             raise
         _active = self
