@@ -66,6 +66,7 @@ class Port:
         self.paused: bool = False
         self._reading = False  # a call is reading, so that a message's constructor may be at work
         self._closed = False
+        self._polls_output = False  # what is queued can be written only by trying, as the channel has said last
         channel.on_change = self.rearm
 
     @property
@@ -84,7 +85,7 @@ class Port:
         if self._closed:
             return
         try:
-            reads, write_fd, poll_in = self.channel.interest()
+            reads, write_fd, poll_in, self._polls_output = self.channel.interest()
         except Exception as exc:  # of a user's transport
             self._loop.repairs[self] = None
             self.report_failure(exc)
@@ -92,7 +93,7 @@ class Port:
         if self._closed:  # a user's transport has closed its session
             return
         if self.paused or self.failing or self._inputs.ended is not None:
-            poll_in = POLL_INTERVAL if self.channel.polls_output and not self.failing else None
+            poll_in = POLL_INTERVAL if self._polls_output and not self.failing else None
             reads = ()
         wanted = dict.fromkeys(reads, READ)
         if write_fd is not None:  # also when the other side has stopped writing: it may still read
@@ -228,7 +229,7 @@ class Port:
             return
         if self.channel.volatile:
             self.rearm()  # its answers may be others now
-        if self.channel.polls_output and not self.failing:
+        if self._polls_output and not self.failing:
             self.flush()
         if self._closed or self.paused or self.failing or self._inputs.ended is not None:
             return

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Received = Union[Decoded, "EndOfStream"]
 
     # Descriptors to read from, a descriptor to write to, and seconds until the next poll without an event.
-    Interest = tuple[Sequence[int], int | None, float | None]
+    Interest = tuple[Sequence[int], int | None, float | None, bool]
 
 
 __all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "EndOfStream", "Inputs", "Teardown"]
@@ -155,7 +155,6 @@ class Channel:
         inputs: What it is read by.
         outbox: What is queued to be written: an ``Outbox``, or what has the same ``queued_bytes``, ``last``, ``writing``,
             ``corked``, ``is_broken`` and ``cork``.
-        polls_output: Whether what is queued can be written only by trying, as ``interest`` has found last.
         process: The ``Popen`` of the child at the other end, or None.
     """
 
@@ -165,7 +164,6 @@ class Channel:
     transport: Any
     inputs: Inputs
     outbox: Any = None
-    polls_output: bool = False
     process: Any = None
 
     @property
@@ -186,7 +184,12 @@ class Channel:
         raise NotImplementedError
 
     def interest(self) -> Interest:
-        """Return what to wait for: descriptors to read from, one to write to, seconds until the next poll."""
+        """Return what to wait for.
+
+        Returns:
+            Descriptors to read from; one to write to, or None; in how many seconds to poll; whether what is queued can be
+            written only by trying, so that polling writes it, too.
+        """
         raise NotImplementedError
 
     def flush(self) -> None:

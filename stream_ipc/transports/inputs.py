@@ -175,7 +175,7 @@ class TextInput(Input):
             self.due = None
             return super().poll_in
         now = monotonic()
-        if self.due is None:
+        if self.due is None:  # not set by read(), which an interruption could end before it has done so
             self.due = now + _LINE_DELAY
         return sooner(super().poll_in, max(0.0, self.due - now))
 

@@ -106,7 +106,7 @@ class ForeignInputs(Inputs):
 
     def __init__(self, transport: Any) -> None:
         super().__init__()
-        self.received_bytes: int = 0  # again: a type checker asks each class that stores it
+        self.received_bytes: int = 0  # declared in each class that stores it, as pyright asks for
         self.closed: bool = False  # then nothing is asked of it any more
         self._transport = transport
 
@@ -167,7 +167,7 @@ class ForeignChannel(Channel):
     def interest(self) -> Interest:
         poll_in: float | None = None
         write_fd = None
-        self.polls_output: bool = False
+        polls_output = False
         reads: tuple[int, ...] = ()
         if self.inputs.ended is None:
             reads = tuple(self.transport.read_fds())
@@ -175,10 +175,10 @@ class ForeignChannel(Channel):
                 poll_in = POLL_INTERVAL
         if not self.is_broken and self._asked("wants_write"):
             write_fd = self._asked("write_fd")
-            self.polls_output = write_fd is None
-            if self.polls_output:
+            polls_output = write_fd is None
+            if polls_output:
                 poll_in = POLL_INTERVAL
-        return reads, write_fd, poll_in
+        return reads, write_fd, poll_in, polls_output
 
     def flush(self) -> None:
         flush = getattr(self.transport, "flush", None)

@@ -138,7 +138,7 @@ class Outbox:
             self._count()
             if not self.blocked:
                 self._set_blocked(True)
-        except IndexError:
+        except IndexError:  # a signal handler has dropped the queue just before the write
             if queue:
                 raise
         except (OSError, ValueError) as exc:
@@ -178,7 +178,7 @@ class Outbox:
                 queue[:stop] = joined
 
     def _write_later(self) -> None:
-        """Have the poller tell, at once, that there is something to do: an interruption has left it."""
+        """Wait for the stream to be writable: an interruption has left something in the queue."""
         self._count()
         if self.queued_bytes:
             self._set_blocked(True)

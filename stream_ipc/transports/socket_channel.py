@@ -95,12 +95,12 @@ class TlsChannel(StreamChannel):
             raise
 
     def interest(self) -> Interest:
-        reads, write_fd, poll_in = super().interest()
+        reads, write_fd, poll_in, polls_output = super().interest()
         if self._reader.wants_write and self.inputs.by_fd:
             write_fd = self._reader.fd
         elif self._writer.wants_read:
             write_fd = None
-        return reads, write_fd, poll_in
+        return reads, write_fd, poll_in, polls_output
 
     def flush(self) -> None:
         if self._reader.wants_write:  # it could not read because it has to write first

@@ -145,10 +145,11 @@ class StreamChannel(Channel):
     def interest(self) -> Interest:
         reads, poll_in = self.inputs.interest()
         output = self.outbox.end
-        self.polls_output: bool = self.outbox.blocked and not output.watched
-        if self.polls_output:
-            poll_in = sooner(poll_in, POLL_INTERVAL)
-        return reads, output.poll_fd if self.outbox.blocked and output.watched else None, poll_in
+        if not self.outbox.blocked:
+            return reads, None, poll_in, False
+        if output.watched:
+            return reads, output.poll_fd, poll_in, False
+        return reads, None, sooner(poll_in, POLL_INTERVAL), True
 
     def wait_writable(self, seconds: float) -> bool:
         output = self.outbox.end

@@ -132,7 +132,7 @@ class StreamTransport(MessageTransport):
 
         Empty if something can be read that these do not show.
         """
-        reads, _, poll_in = self._channel.interest()
+        reads, _, poll_in, _ = self._channel.interest()
         return tuple(reads) if poll_in is None else ()
 
     def receive(self) -> list[Message]:
