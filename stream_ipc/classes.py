@@ -31,7 +31,6 @@ _BUILTIN_METHOD = type(object.__new__)
 _STATE_METHODS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__", "__getnewargs_ex__")
 
 
-@dataclasses.dataclass(eq=False)
 class FieldInfo:
     """One field of a registered class.
 
@@ -44,11 +43,14 @@ class FieldInfo:
         parameter: The constructor's name for it; only attrs has another one than ``name``.
     """
 
-    name: str
-    wire_name: str
-    annotation: Any
-    visibility: str
-    parameter: str
+    __slots__ = ("annotation", "name", "parameter", "visibility", "wire_name")
+
+    def __init__(self, name: str, wire_name: str, annotation: Any, visibility: str, parameter: str) -> None:
+        self.name: str = name
+        self.wire_name: str = wire_name
+        self.annotation: Any = annotation
+        self.visibility: str = visibility
+        self.parameter: str = parameter
 
 
 def constructor_of(cls: type) -> str:

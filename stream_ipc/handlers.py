@@ -9,7 +9,6 @@ import ast
 import functools
 import inspect
 import sys
-from dataclasses import dataclass
 
 from .interruptions import pass_on
 
@@ -23,7 +22,6 @@ _PACKAGE = __name__.partition(".")[0]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-@dataclass(eq=False, slots=True)
 class Handler:
     """One registered callable.
 
@@ -33,9 +31,12 @@ class Handler:
         takes_both: Whether it is called with both arguments, or with the first alone.
     """
 
-    function: Callable[..., Any]
-    types: tuple[type, ...] | None
-    takes_both: bool
+    __slots__ = ("function", "takes_both", "types")
+
+    def __init__(self, function: Callable[..., Any], types: tuple[type, ...] | None, takes_both: bool) -> None:
+        self.function: Callable[..., Any] = function
+        self.types: tuple[type, ...] | None = types
+        self.takes_both: bool = takes_both
 
 
 class HandlerList:

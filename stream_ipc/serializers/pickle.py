@@ -14,8 +14,7 @@ holds nothing but plain data, whatever else is in it, and is read by ``pickle.lo
 from __future__ import annotations
 
 import copyreg
-import pickle
-from _pickle import dumps, loads  # and no others: the loads in Python takes an unfinished line for one
+from _pickle import Unpickler, dumps, loads  # and no others: the loads in Python takes an unfinished line for one
 from collections import defaultdict
 from io import BytesIO
 
@@ -252,7 +251,7 @@ def _may_have_lines(payload: bytes | bytearray) -> bool:
     return any([payload.count(b"\n", at) > 1 for at in (payload.find(b"c"), payload.find(b"i")) if at >= 0])
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(Unpickler):
     """Answers one global."""
 
     built = False
@@ -428,7 +427,7 @@ def _reader_of(info: TypeInfo) -> Read:
 
 
 def _plain_dumps(kind: int, id: Any, message: Message) -> bytes:
-    return pickle.dumps(put_in_envelope(kind, id, message), 5)
+    return dumps(put_in_envelope(kind, id, message), 5)
 
 
 _plain_writers: dict[type, Write] = defaultdict(lambda: _plain_dumps)

@@ -10,7 +10,7 @@ could otherwise change an object behind its constructor's back. The ``Resolver``
 
 from __future__ import annotations
 
-import pickle
+from _pickle import Pickler
 
 from .. import registry
 from ..errors import SerializationError, article, describe
@@ -171,7 +171,7 @@ class _Chunks(list):  # type: ignore[type-arg]
     write = list.append
 
 
-class ObjectPickler(pickle.Pickler):
+class ObjectPickler(Pickler):
     """Writes registered objects as calls of ``build`` and refuses all others.
 
     Attributes:
