@@ -4,7 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -29,6 +29,38 @@ def test_log_message() -> None:
 def test_envelopes() -> None:
     assert [f.name for f in fields(RequestEnvelope)] == ["id", "request"]
     assert [f.name for f in fields(ResponseEnvelope)] == ["id", "response"]
+
+
+@pytest.mark.parametrize("cls", [LogMessage, ErrorMessage, RequestEnvelope, ResponseEnvelope])
+def test_the_methods_of_a_message_are_those_that_dataclass_writes(cls: Any) -> None:
+    with_defaults: Dict[str, Any] = {name: value for name, value in vars(cls).items() if name == "level"}
+    body = {"__annotations__": {f.name: Any for f in fields(cls)}, "__qualname__": cls.__qualname__, **with_defaults}
+    twin: Any = dataclass(type(cls.__name__, (), body))
+    arguments = ["a text", LogMessage("b")][: len(fields(cls))]
+    message, like = cls(*arguments), twin(*arguments)
+    assert repr(message) == repr(like)
+    assert message == cls(*arguments)
+    assert message != cls("another", *arguments[1:])
+    assert message.__eq__(like) is NotImplemented
+    assert cls.__match_args__[: len(fields(cls))] == twin.__match_args__
+    assert replace(message, **{fields(cls)[0].name: "new"}) == cls("new", *arguments[1:])
+    with pytest.raises(TypeError, match="unhashable type"):
+        hash(message)
+
+    @dataclass
+    class Derived(cls):  # type: ignore[misc]
+        more: int = 3
+
+    if cls is LogMessage or cls is ErrorMessage:
+        derived = Derived("a text", more=4)
+        assert derived == Derived("a text", more=4) != Derived("a text")
+        assert repr(derived).endswith(", more=4)")
+
+
+def test_an_envelope_that_contains_itself_can_be_shown() -> None:
+    envelope = RequestEnvelope("1", LogMessage("a"))
+    envelope.request = envelope
+    assert repr(envelope) == "RequestEnvelope(id='1', request=...)"
 
 
 def raised(error: BaseException) -> BaseException:
