@@ -79,7 +79,6 @@ Times are seconds and sizes bytes, everywhere. A ``timeout`` of None is no limit
 
 from __future__ import annotations
 
-from .deferred import DeferredReply
 from .errors import (
     FrameTooLargeError,
     InvalidStreamError,
@@ -96,21 +95,22 @@ from .peer import IpcPeer
 from .promise import ResponsePromise
 from .registry import register_type
 from .session import Session
-from .transports.message_transport import MessageTransport
-from .transports.stream_transport import StreamTransport
-from .waiting import as_completed, gather
 
 # Here and elsewhere without an import: typing is slow to import, and only type checkers need it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .deferred import DeferredReply
     from .listener import Listener
     from .pool import WorkerPool
     from .protocols import MessageSerializer, RequestIdGenerator
     from .serializers.json import JsonMessageSerializer
     from .serializers.php import PhpMessageSerializer
     from .serializers.pickle import PickleMessageSerializer
+    from .transports.message_transport import MessageTransport
+    from .transports.stream_transport import StreamTransport
+    from .waiting import as_completed, gather
 
 __version__ = "2.0.0"
 
@@ -124,13 +124,18 @@ __all__ = [
 ]  # fmt: skip
 
 _LAZY = {
+    "DeferredReply": "deferred",
     "JsonMessageSerializer": "serializers.json",
     "Listener": "listener",
     "MessageSerializer": "protocols",
+    "MessageTransport": "transports.message_transport",
     "PhpMessageSerializer": "serializers.php",
     "PickleMessageSerializer": "serializers.pickle",
     "RequestIdGenerator": "protocols",
+    "StreamTransport": "transports.stream_transport",
     "WorkerPool": "pool",
+    "as_completed": "waiting",
+    "gather": "waiting",
 }
 
 
@@ -139,7 +144,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # Imported at first use: most programs need one serializer, and no listener.
+    # Imported at first use: most programs need one serializer, and neither a listener nor a pool.
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from .arguments import Facade, also_half_made
 from .core.acceptor import Acceptor
 from .interruptions import pass_on
+from .transports import socket_channel  # noqa: F401 - for sessions: nothing can be imported once no descriptors are left
 from .transports.addresses import check_address, explained
 from .transports.sockets import listen
 

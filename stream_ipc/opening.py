@@ -13,10 +13,7 @@ from .arguments import DEFAULT, PIPE, Facade, check_timeout
 from .core.conversation import Conversation
 from .errors import InvalidStreamError
 from .session import Session, conversation_of
-from .transports.message_transport import ForeignChannel
-from .transports.socket_channel import is_tls, prepare_socket, socket_channel
-from .transports.stream_channel import open_channel
-from .transports.stream_transport import channel_of
+from .transports.stream_channel import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,9 +150,7 @@ class SessionOpener(Facade):
                 kill(process)
             raise
 
-    def create_stream_session(
-        self, write: WriteStream, read: ReadStream, read2: ReadStream | None = None
-    ) -> Session:
+    def create_stream_session(self, write: WriteStream, read: ReadStream, read2: ReadStream | None = None) -> Session:
         """Talk over any streams: file objects, sockets or raw descriptors.
 
         The session owns and closes them. An object that has no descriptor (its
@@ -179,9 +174,11 @@ class SessionOpener(Facade):
             ValueError: One of them is an ``ssl.SSLSocket``; see
                 ``create_socket_session``.
         """
+        from .transports.objects import open_channel
+        from .transports.socket_channel import refuse_tls
+
         reads = (read,) if read2 is None else (read, read2)
-        if any([is_tls(stream) for stream in (write, *reads)]):
-            raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
+        refuse_tls((write, *reads))
         make = partial(open_channel, write, reads, self.serializer, self.max_frame_size)
         return _add_session(self, (write, *reads), make)
 
@@ -196,6 +193,8 @@ class SessionOpener(Facade):
             TypeError: It is no socket.
             ValueError: It is no stream socket, or not connected.
         """
+        from .transports.socket_channel import prepare_socket
+
         return _add_socket(self, sock, prepare_socket(sock))
 
     def create_session(self, transport: Transport) -> Session:
@@ -209,7 +208,9 @@ class SessionOpener(Facade):
             TypeError: It lacks a method.
             InvalidStreamError: A session of this peer talks over it.
         """
-        return _add_session(self, transport, lambda: channel_of(transport) or ForeignChannel(transport))
+        from .transports.stream_transport import channel_of
+
+        return _add_session(self, transport, partial(channel_of, transport))
 
     def create_session_pair(self) -> tuple[Session, Session]:
         """Return two connected sessions of this peer, for tests.
@@ -355,7 +356,7 @@ def _add_session(
             break
         else:
             raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
-        if not isinstance(channel, ForeignChannel):
+        if isinstance(channel, StreamChannel):
             _refuse_streams(loop, channel)
         session = Session(lambda session: Conversation(loop, channel, peer, session))
         conversation = conversation_of(session)
@@ -389,7 +390,7 @@ def _refuse_streams(loop: Loop, channel: Channel) -> None:
 def _add_socket(
     peer: SessionOpener, sock: socket.socket, name: str = "", on_session: Callable[[Session], Any] | None = None
 ) -> Session:
-    """Add a session over a connected socket."""
+    from .transports.socket_channel import socket_channel
     return _add_session(peer, sock, partial(socket_channel, sock, name, peer.serializer, peer.max_frame_size), on_session)
 
 

@@ -15,8 +15,7 @@ from .core.loop import Loop
 from .ids import PidCounterRequestIdGenerator
 from .opening import SessionOpener
 from .session import Session, conversation_of
-from .transports.stream_transport import DEFAULT_MAX_FRAME_SIZE
-from .wire.codec import check_max_frame_size
+from .wire.codec import DEFAULT_MAX_FRAME_SIZE, check_max_frame_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ from .core.receiving import receive
 from .handling import Handling
 from .messages import Message
 from .promise import ResponsePromise, request
-from .transports.stream_transport import transport_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,6 +91,8 @@ class Session(Handling):
 
         The one given to ``create_session``, otherwise a ``StreamTransport``.
         """
+        from .transports.stream_transport import transport_of
+
         return transport_of(self._conversation.channel)
 
     @property

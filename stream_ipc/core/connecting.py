@@ -10,6 +10,7 @@ import os
 from functools import partial
 
 from ..interruptions import pass_on
+from ..transports import socket_channel  # noqa: F401 - for the session: it may have got the last descriptor
 from ..transports.addresses import check_address, describe_address, explained
 from ..transports.sockets import connect, other_user
 from .conditions import wait_for

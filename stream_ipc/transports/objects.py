@@ -1,6 +1,6 @@
 """Opening what a user may pass as a stream, and the ends of objects that have no descriptor.
 
-Knows descriptors, sockets and stream objects. Must not know frames or messages.
+Knows descriptors, sockets, stream objects, and channels over their ends. Must not know frames or messages.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from itertools import count
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
 from .descriptors import READ_SIZE, ReadEnd, WriteEnd, describe_stream, is_socket
+from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any, Protocol
 
-    from ..protocols import Payload
+    from ..protocols import MessageSerializer, Payload
 
     class HasFileno(Protocol):
         """A file object or a socket."""
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     ReadStream = int | HasFileno | HasRead
     WriteStream = int | HasFileno | HasWrite
 
-__all__ = ["open_read_end", "open_write_end"]
+__all__ = ["open_channel", "open_read_end", "open_write_end"]
 
 _BUFFERS = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.BufferedRWPair)  # they pass bytes on as they are
 
@@ -206,3 +207,22 @@ class ObjectWriteEnd(_ObjectEnd):
 
 open_read_end: Callable[[Any], Any] = partial(_open, ReadEnd, ObjectReadEnd)
 open_write_end: Callable[[Any], Any] = partial(_open, WriteEnd, ObjectWriteEnd)
+
+
+def open_channel(
+    write: WriteStream, reads: Sequence[ReadStream], serializer: MessageSerializer, max_frame_size: int
+) -> StreamChannel:
+    """Open what a user has passed as streams, and return a channel over them.
+
+    Raises:
+        InvalidStreamError: A stream cannot be used. All stay open, as they were.
+    """
+    ends: list[Any] = []
+    try:
+        ends += map(open_read_end, reads)  # stored before a signal is looked at
+        ends += map(open_write_end, (write,))
+        return StreamChannel(ends[-1], ends[:-1], serializer, max_frame_size)
+    except BaseException:
+        for end in reversed(ends):
+            end.release()
+        raise

@@ -9,22 +9,29 @@ import sys
 
 from ..interruptions import pass_on
 from .inputs import Input
-from .stream_channel import StreamChannel, open_channel
+from .objects import open_channel
+from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections import deque
+    from collections.abc import Iterable
     from typing import Any
 
     from ..protocols import MessageSerializer
     from .channel import Interest, Received, Teardown
 
-__all__ = ["is_tls", "prepare_socket", "socket_channel"]
+__all__ = ["prepare_socket", "refuse_tls", "socket_channel"]
 
 
-def is_tls(stream: Any) -> bool:
-    """Return whether a stream is an ``ssl.SSLSocket``."""
+def refuse_tls(streams: Iterable[Any]) -> None:
+    """Raise ``ValueError`` if there is an ``ssl.SSLSocket`` among streams."""
+    if any(map(_is_tls, streams)):
+        raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
+
+
+def _is_tls(stream: Any) -> bool:
     ssl = sys.modules.get("ssl")  # importing it takes long, and whoever has an SSLSocket has imported it
     return ssl is not None and isinstance(stream, ssl.SSLSocket)
 
@@ -56,7 +63,7 @@ def prepare_socket(sock: Any) -> str:
 
 def socket_channel(sock: socket.socket, name: str, serializer: MessageSerializer, max_frame_size: int) -> StreamChannel:
     """Return a channel over a connected socket, and say in a few words, if any, what it is connected to."""
-    if is_tls(sock):
+    if _is_tls(sock):
         channel: StreamChannel = TlsChannel(sock, serializer, max_frame_size)
     else:
         channel = open_channel(sock, (sock,), serializer, max_frame_size)

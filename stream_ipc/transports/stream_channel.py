@@ -14,7 +14,6 @@ from .channel import POLL_INTERVAL, Channel
 from .descriptors import describe_stream, wait_writable
 from .ends import Ends
 from .inputs import Input, StreamInputs, error_text, sooner
-from .objects import open_read_end, open_write_end
 from .outbox import Outbox
 
 TYPE_CHECKING = False
@@ -25,9 +24,8 @@ if TYPE_CHECKING:
     from ..messages import Message
     from ..protocols import MessageSerializer
     from .channel import Interest, Teardown
-    from .objects import ReadStream, WriteStream
 
-__all__ = ["StreamChannel", "open_channel"]
+__all__ = ["StreamChannel"]
 
 
 class StreamChannel(Channel):
@@ -197,22 +195,3 @@ class StreamChannel(Channel):
     def connected(self, how: str) -> None:
         """Say what its socket is connected to, in a few words for ``describe``."""
         self._name = f"{how} {self.describe()}"
-
-
-def open_channel(
-    write: WriteStream, reads: Sequence[ReadStream], serializer: MessageSerializer, max_frame_size: int
-) -> StreamChannel:
-    """Open what a user has passed as streams, and return a channel over them.
-
-    Raises:
-        InvalidStreamError: A stream cannot be used. All stay open, as they were.
-    """
-    ends: list[Any] = []
-    try:
-        ends += map(open_read_end, reads)  # stored before a signal is looked at
-        ends += map(open_write_end, (write,))
-        return StreamChannel(ends[-1], ends[:-1], serializer, max_frame_size)
-    except BaseException:
-        for end in reversed(ends):
-            end.release()
-        raise

@@ -9,11 +9,12 @@ from collections import deque
 
 from ..interruptions import pass_on
 from ..messages import take_out_of_envelope
-from ..wire.codec import MessageEncoder
+from ..wire.codec import DEFAULT_MAX_FRAME_SIZE, MessageEncoder
 from .channel import EndOfStream
 from .descriptors import wait_readable
-from .message_transport import MessageTransport
-from .stream_channel import StreamChannel, open_channel
+from .message_transport import ForeignChannel, MessageTransport
+from .objects import open_channel
+from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from .channel import Channel
     from .objects import ReadStream, WriteStream
 
-__all__ = ["DEFAULT_MAX_FRAME_SIZE", "StreamTransport", "channel_of", "transport_of"]
-
-DEFAULT_MAX_FRAME_SIZE = 64 * 1024 * 1024
+__all__ = ["StreamTransport", "channel_of", "transport_of"]
 
 
 class StreamTransport(MessageTransport):
@@ -163,9 +162,13 @@ class StreamTransport(MessageTransport):
         self._channel.close()
 
 
-def channel_of(transport: Any) -> StreamChannel | None:
-    """Return the channel behind a ``StreamTransport``; None if it is of another class, whose methods have to be called."""
-    return transport._channel if type(transport) is StreamTransport else None
+def channel_of(transport: Any) -> Channel:
+    """Return the channel behind a ``StreamTransport``, or a new one over any other transport.
+
+    Raises:
+        TypeError: It is no transport.
+    """
+    return transport._channel if type(transport) is StreamTransport else ForeignChannel(transport)
 
 
 def transport_of(channel: Channel) -> Any:

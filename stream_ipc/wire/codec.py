@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     # What a TextDecoder remembers: the bytes of an unfinished line, and whether a piece of it was returned already.
     TextState = tuple[bytes, bool]
 
-__all__ = ["MessageDecoder", "MessageEncoder", "TextDecoder", "check_max_frame_size", "decode_text"]
+__all__ = [
+    "DEFAULT_MAX_FRAME_SIZE", "MessageDecoder", "MessageEncoder", "TextDecoder", "check_max_frame_size", "decode_text",
+]  # fmt: skip
+
+DEFAULT_MAX_FRAME_SIZE = 64 * 1024 * 1024
 
 # The buffer of a large payload is kept for the next one up to this size: a new one costs a page fault for each 4 KiB.
 _SPARE_MAX = 4 * 1024 * 1024
