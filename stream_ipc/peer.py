@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 
 from .arguments import USUAL, also_half_made, check_message, check_plugin, check_timeout, close_bound, sendable
-from .core.broadcast import broadcast
 from .core.lifecycle import adopt, close_loop, drop_loop
 from .core.loop import Loop
+from .core.sending import broadcast
 from .ids import PidCounterRequestIdGenerator
 from .opening import SessionOpener
 from .session import Session, conversation_of

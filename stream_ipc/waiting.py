@@ -11,8 +11,8 @@ from weakref import ref
 
 from .arguments import check_timeout
 from .clock import monotonic
-from .core.last_look import take_replies
 from .core.pending import next_moment
+from .core.waits import take_replies
 from .interruptions import pass_on
 from .promise import ResponsePromise, is_settled, pending_of, requester_of
 from .transports.descriptors import wait_readable

@@ -350,11 +350,11 @@ UNRAISABLE = ("__del__",)
 
 # Where each limit is kept, and by which name.
 _LIMITS = {
-    "check interval": ["stream_ipc.core.inspection.CHECK_INTERVAL"],
+    "check interval": ["stream_ipc.core.timers.CHECK_INTERVAL"],
     "death interval": [f"stream_ipc.transports.{module}.DEATH_INTERVAL" for module in ("process", "process_teardown")],
     "depth": [f"stream_ipc.core.{module}.MAX_DEPTH" for module in ("loop", "conversation")],
     "exit grace": ["stream_ipc.transports.process_teardown.EXIT_GRACE"],
-    "flush bound": [f"stream_ipc.core.{module}.FLUSH_BOUND" for module in ("conversation", "flow_control", "lifecycle")],
+    "flush bound": [f"stream_ipc.core.{module}.FLUSH_BOUND" for module in ("conversation", "lifecycle", "sending")],
     "inbox bytes": ["stream_ipc.core.port.INBOX_BYTES"],
     "inbox bytes hard": ["stream_ipc.core.port.INBOX_BYTES_HARD"],
     "inbox count": ["stream_ipc.core.port.INBOX_COUNT"],
@@ -417,7 +417,7 @@ def patch_wait_for(monkeypatch: Any, peer: IpcPeer, wrap: Callable[..., Any]) ->
 
 def read_without_dispatching(peer: IpcPeer) -> None:
     """Read what is there into the inboxes, as a send does that waits for room."""
-    from stream_ipc.core.conditions import wait_for
+    from stream_ipc.core.waits import wait_for
 
     wait_for(peer._loop, -1, 0, peer._loop.clock())
 

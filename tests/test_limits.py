@@ -20,8 +20,8 @@ from stream_ipc import (
     WorkerPool,
     gather,
 )
-from stream_ipc.core.flow_control import HIGH_WATER
 from stream_ipc.core.kept import KEPT_BYTES, KEPT_COUNT
+from stream_ipc.core.sending import HIGH_WATER
 from stream_ipc.wire.codec import LINE_MAX, TextDecoder
 from tests.helpers import RawPeer, framed, limit, request_bytes, set_limit, tick_until
 from tests.messages import Note, Ping, Pong

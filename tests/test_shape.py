@@ -27,8 +27,8 @@ LAYERS = [
     ["wire"],
     ["transports"],
     ["handlers", "arguments"],
-    ["core.conditions", "core.guard", "core.items", "core.poller", "core.timers", "core.waker"],
-    ["core.embedding", "core.teardowns", "core.inspection"],
+    ["core.closing", "core.guard", "core.items", "core.poller", "core.timers", "core.waker"],
+    ["core.embedding"],
     ["core.loop"],
     ["core"],  # what is left of it
     ["promise", "handling", "session", "listener", "deferred"],

@@ -13,7 +13,7 @@ from ..interruptions import pass_on
 from ..transports import socket_channel  # noqa: F401 - for the session: it may have got the last descriptor
 from ..transports.addresses import check_address, describe_address, explained
 from ..transports.sockets import connect, other_user
-from .conditions import wait_for
+from .waits import wait_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

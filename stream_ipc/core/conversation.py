@@ -10,14 +10,12 @@ import math
 from ..errors import InvalidStreamError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, REQUEST, Message
-from .batches import Batches
 from .closing import Closing
-from .conditions import Until
 from .dispatcher import Dispatcher
-from .flow_control import FLUSH_BOUND, HIGH_WATER, flush_bound, make_room
-from .last_look import read_replies, take_replies
 from .loop import MAX_DEPTH
 from .replies import Replies
+from .sending import FLUSH_BOUND, HIGH_WATER, Batches, flush_bound, make_room
+from .waits import Until, read_replies, take_replies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

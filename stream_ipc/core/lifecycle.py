@@ -14,11 +14,11 @@ from weakref import WeakSet
 from .. import log
 from ..clock import monotonic
 from ..errors import StreamClosedError
-from .conditions import Until
+from .closing import wait_for_teardowns
 from .conversation import Conversation
-from .flow_control import FLUSH_BOUND, flush_bound
 from .loop import Loop
-from .teardowns import wait_for_teardowns
+from .sending import FLUSH_BOUND, flush_bound
+from .waits import Until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -20,12 +20,10 @@ import time
 from ..clock import real_clock
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
-from .embedding import Embedding
+from .closing import TEARDOWN_INTERVAL, Teardowns
 from .guard import Guard
-from .inspection import Inspection
 from .poller import READ, Poller
-from .teardowns import TEARDOWN_INTERVAL, Teardowns
-from .timers import Timers
+from .timers import Inspection, Timers
 from .waker import Waker
 
 TYPE_CHECKING = False
@@ -34,9 +32,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..transports.channel import Teardown
-    from .batches import Batches
     from .conversation import Conversation
     from .dispatcher import Dispatcher
+    from .embedding import Embedding
+    from .sending import Batches
 
 __all__ = ["MAX_DEPTH", "Loop"]
 
@@ -353,6 +352,8 @@ class Loop(Guard):
     def fileno(self) -> int:
         """Return a descriptor that is readable while a turn has something to do."""
         if self._embedding is None:
+            from .embedding import Embedding
+
             self._embedding = Embedding(self.poller)
         fd = self._embedding.fileno()
         self._embedding.set_awake(self._is_busy())

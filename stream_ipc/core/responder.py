@@ -12,9 +12,9 @@ from ..handlers import HandlerList, name_of
 from ..interruptions import pass_on_own
 from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..registry import type_info
-from .flow_control import HIGH_WATER
 from .items import Answer, take_out
 from .owed import Owed, OwedReplies, find_deferrer
+from .sending import HIGH_WATER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections import deque
 
 from ..errors import IpcError
-from .conditions import Until
-from .last_look import take_replies
 from .pending import Pending, next_moment
+from .waits import Until, take_replies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,0 +1,230 @@
+"""Sending what is more than a single write: batches, broadcasts, and waiting for room in a long queue.
+
+Knows conversations, their ports, and the loop. What is read while a send waits is not dispatched. Must not know how a
+message is encoded.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+from ..errors import FrameTooLargeError, RequestTimeoutError
+from ..interruptions import pass_on
+from .waits import Until, within, write_queued
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+    from typing import Any, TypeVar
+
+    from ..messages import Message
+    from .conversation import Conversation
+    from .loop import Loop
+    from .port import Port
+
+    S = TypeVar("S")
+
+__all__ = ["FLUSH_BOUND", "HIGH_WATER", "Batches", "broadcast", "flush", "flush_bound", "make_room"]
+
+# Above this many queued bytes a send waits until the queue is below it again, and requests of this conversation wait in
+# the inbox, because their replies would only add to the queue.
+HIGH_WATER = 1024 * 1024
+
+FLUSH_BOUND = 1.0  # seconds that closing gives to what is still queued
+
+
+def make_room(conversation: Conversation, timeout: float | None) -> None:
+    """Wait until the queue is below the mark, reading but not dispatching meanwhile."""
+    if conversation.outbox.writing:  # what comes in the middle of a write cannot wait for its end
+        return
+    conversation.port.check()
+    conversation.port.look_for_end()
+    _await_room(conversation.loop, [conversation], timeout)
+    if conversation.is_stuck:
+        raise _stuck_error(conversation, timeout)
+    if not conversation.is_writable:
+        raise conversation.closed_error()
+
+
+def _await_room(loop: Loop, stuck: Collection[Conversation], timeout: float | None) -> None:
+    """Wait until none of these is stuck any more, or the time is over."""
+    limit = None if timeout is None else loop.clock() + timeout
+    loop.run(Until(lambda: not any([conversation.is_stuck for conversation in stuck])), limit, dispatch=False)
+    for conversation in stuck:
+        if conversation.is_stuck:
+            write_queued(conversation, limit)
+
+
+def _stuck_error(conversation: Conversation, timeout: float | None) -> RequestTimeoutError:
+    """Return the error for a message that could not leave."""
+    return RequestTimeoutError(
+        f"the message was not sent: {conversation.outbox.queued_bytes} bytes are queued ({conversation.name}), and the"
+        f" other side has not read them{within(timeout)}; is it ticking?",
+        timeout=timeout,
+    )
+
+
+def flush(conversation: Conversation, timeout: float | None) -> None:
+    """Write until nothing is queued."""
+    loop = conversation.loop
+    if conversation.reason is not None:
+        raise conversation.closed_error()
+    outbox = conversation.outbox
+    conversation.port.look_for_end()
+    if conversation.port.invalid is not None:
+        raise conversation.closed_error()
+    conversation.port.write()
+    if outbox.is_broken:
+        raise conversation.closed_error()
+    if not outbox.queued_bytes:
+        return
+    if outbox.writing:
+        raise RuntimeError(
+            f"flush() was called in the middle of a write of the same session ({conversation.name}), by a signal"
+            " handler or a finalizer; nothing more can be written until it returns"
+        )
+    limit = None if timeout is None else loop.clock() + timeout
+    loop.run(Until(lambda: not outbox.queued_bytes or not conversation.is_writable), limit, dispatch=False)
+    if outbox.queued_bytes and conversation.is_writable:
+        conversation.port.look_for_end()
+        write_queued(conversation, limit)
+    if outbox.is_broken or (outbox.queued_bytes and not conversation.is_writable):
+        raise conversation.closed_error()
+    if outbox.queued_bytes:
+        raise TimeoutError(
+            f"{outbox.queued_bytes} bytes are still queued ({conversation.name}): the other side has not read"
+            f" them{within(timeout)}; is it ticking?"
+        )
+
+
+def flush_bound(seconds: float | None, conversations: Iterable[Conversation]) -> float:
+    """Return how long closing may write what is queued.
+
+    Args:
+        seconds: How long all of closing may take; None for the usual bounds.
+        conversations: What is closed. If one has a child, that is left some of the time.
+    """
+    if seconds is None:
+        return FLUSH_BOUND
+    if any([conversation.channel.process is not None for conversation in conversations]):
+        return min(seconds, max(FLUSH_BOUND, seconds / 2))
+    return seconds
+
+
+# -- to many
+
+
+def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
+    """Notify every open conversation; see ``IpcPeer.broadcast``."""
+    targets = [conversation for conversation in loop.conversations if conversation.is_open]
+    for target in targets:
+        target.port.look_for_end()
+    frames = _encode_for(targets, message)
+    stuck = []
+    taken = 0
+    for target in targets:
+        if target.is_stuck:
+            stuck.append(target)
+        elif target.is_open:  # a handler of another may have closed it
+            taken += _send_to(target, message, frames[target.channel.share])
+    if stuck:
+        _await_room(loop, stuck, timeout)
+    for target in stuck:
+        if target.is_stuck:
+            target.dispatcher.report(_stuck_error(target, timeout))
+        elif target.is_open:
+            taken += _send_to(target, message, frames[target.channel.share])
+    return taken
+
+
+def _encode_for(targets: list[Conversation], message: Message) -> dict[Any, Any]:
+    """Encode a message before it is sent to anybody.
+
+    Returns:
+        For each ``share`` of the targets' channels a frame, or the error that stands for it; None where a channel encodes
+        for itself.
+
+    Raises:
+        FrameTooLargeError: It is too large for all of them.
+    """
+    frames: dict[Any, Any] = {}
+    for target in targets:
+        share = target.channel.share
+        if share not in frames:
+            try:
+                frames[share] = None if share is None else target.channel.encode(message)
+            except FrameTooLargeError as exc:
+                frames[share] = exc
+    if frames and all([isinstance(frame, FrameTooLargeError) for frame in frames.values()]):
+        raise next(iter(frames.values()))
+    return frames
+
+
+def _send_to(target: Conversation, message: Message, frame: Any) -> int:
+    try:
+        if target.port.invalid is not None:
+            raise target.closed_error()
+        if frame is None:
+            target.notify(message)
+        elif isinstance(frame, Exception):
+            raise frame
+        else:
+            target.send_frame(frame)
+        return 1
+    except Exception as exc:
+        pass_on(exc)
+        target.dispatcher.report(exc)
+        return 0
+
+
+# -- many at once
+
+
+class Batches:
+    """The batches of one conversation, which may be one inside the other.
+
+    Owns which are under way, and whether the outbox is corked: it is while there are any.
+    """
+
+    def __init__(self, loop: Loop, port: Port) -> None:
+        self._loop = loop
+        self._port = port
+        self._outbox = port.channel.outbox
+        self._under_way: dict[object, None] = {}
+
+    @property
+    def queued_bytes(self) -> int:
+        """How many bytes were gathered, or wait for another reason."""
+        return self._outbox.queued_bytes  # type: ignore[no-any-return]
+
+    @contextmanager
+    def batch(self, session: S) -> Iterator[S]:
+        """Gather what is sent inside, and give the session to the block; see ``Session.batch``."""
+        loop = self._loop
+        loop.check_entry()
+        batch = object()
+        loop.corked[self] = None  # first: a turn uncorks it if an interruption comes next
+        loop.has_chores = True
+        self._outbox.cork(True)
+        try:
+            self._under_way[batch] = None
+            yield session
+        finally:
+            self._under_way.pop(batch, None)
+            loop.inside(self._uncork)
+
+    def _uncork(self) -> None:
+        """Write what was gathered, if no batch is under way any more; raises as ``Port.write``."""
+        if not self._under_way:
+            self._outbox.cork(False)
+            self._port.write()
+            if not self._under_way:
+                self._loop.corked.pop(self, None)  # last: until then the next turn does it again
+
+    def flush(self) -> None:
+        """Write what was gathered so far; what goes wrong is reported in turn."""
+        if self.queued_bytes:
+            self._port.flush()
+        if not self._under_way:  # an interruption has come before the end of the last one
+            self._outbox.cork(False)
+            self._loop.corked.pop(self, None)

@@ -1,0 +1,219 @@
+"""What calls wait for besides a promise, and the last look at a stream before any of them gives up.
+
+A condition is anything with an attribute ``settled``. Knows conversations, and the loop that turns until one is settled.
+
+What had come in time counts though nobody could look: a process that was stopped, or busy with something else, is late
+itself, and the other side could only write or read as much as this side did. So a last look that comes late goes on while
+the other side does.
+"""
+
+from __future__ import annotations
+
+from ..errors import InvalidStreamError, StreamClosedError
+from ..messages import Message
+from .items import reply_id
+from .kept import Wanted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from .conversation import Conversation
+    from .kept import Entry
+    from .loop import Loop
+    from .pending import Pending
+    from .port import Port
+
+__all__ = ["Until", "read_replies", "receive", "take_replies", "wait_for", "within", "write_queued"]
+
+_LATE = 0.02  # seconds; less is nothing unusual
+_TIMES = 128  # so that a last look takes at most so many pauses
+_PAUSE = 0.01  # seconds that the other side may take from one time to the next
+
+
+class Until:
+    """A condition in the form that ``Loop.run`` waits for."""
+
+    __slots__ = ("_condition",)
+
+    def __init__(self, condition: Callable[[], bool]) -> None:
+        self._condition = condition
+
+    @property
+    def settled(self) -> bool:
+        """Whether the condition holds."""
+        return self._condition()
+
+
+class _Awaited:
+    """The owner of a descriptor that one call waits for.
+
+    Attributes:
+        settled: Whether it is ready.
+    """
+
+    def __init__(self) -> None:
+        self.settled = False
+
+    def on_ready(self, fd: int, events: int) -> None:
+        """Note that it is ready."""
+        self.settled = True
+
+    def check(self) -> None:
+        """Note that its number is another file's now."""
+        self.settled = True
+
+
+def wait_for(loop: Loop, fd: int, events: int, limit: float | None) -> bool:
+    """Wait for a descriptor that is no conversation's, moving bytes but running no handlers.
+
+    Args:
+        loop: What waits.
+        fd: The descriptor; -1 just waits.
+        events: What to wait for.
+        limit: A time of the clock, or None.
+
+    Returns:
+        Whether it is ready.
+    """
+    awaited = _Awaited()
+    try:
+        if fd >= 0:
+            loop.watch(fd, events, awaited)
+        loop.run(awaited, limit, dispatch=False)
+    finally:
+        loop.unwatch(fd, awaited)
+    return awaited.settled
+
+
+def within(timeout: float | None) -> str:
+    """Return how long something was waited for, for a text."""
+    return "" if timeout is None else f" within {timeout} s"
+
+
+def receive(conversation: Conversation, timeout: float | None, expect: type) -> Entry:
+    """Turn until a notification arrives, and return it; it stays kept."""
+    kept = conversation.dispatcher.kept
+    limit = None if timeout is None else conversation.loop.clock() + timeout
+    while True:
+        entry = kept.find(expect)
+        if entry is not None:
+            conversation.dispatcher.offer(entry)
+            if entry in kept.entries:  # no handler has taken it by a receive() of its own
+                return entry
+        elif not conversation.is_open:
+            raise conversation.closed_error()
+        elif not _await(conversation, Wanted(expect), limit):
+            raise TimeoutError(f"no notification{_of(expect)}{within(timeout)} ({conversation.name})")
+
+
+def _await(conversation: Conversation, wanted: Wanted, limit: float | None) -> bool:
+    """Turn until a notification is there, or the session is closed; returns whether that is so."""
+    waiting = conversation.dispatcher.kept.waiting
+    try:
+        waiting.append(wanted)
+        if conversation.dispatcher.kept.find(wanted.expect) is not None or not conversation.is_open:
+            return True  # a signal handler has turned, or closed the session, meanwhile
+        conversation.loop.run(wanted, limit)
+        if not wanted.settled and conversation.is_open:
+            _take_notification(conversation, wanted, limit)
+    finally:
+        if wanted in waiting:
+            waiting.remove(wanted)
+    return wanted.settled or not conversation.is_open
+
+
+def _of(expect: type) -> str:
+    return "" if expect is Message else f" of class {expect.__name__}"
+
+
+# -- the last look
+
+
+def take_replies(requests: Iterable[Pending], limit: float | None) -> None:
+    """Take the replies that had come in time though this process could not read them.
+
+    Args:
+        requests: What is waited for.
+        limit: Until when, by the loops' clock.
+    """
+    waiting: dict[Conversation, list[Pending]] = {}
+    for pending in requests:
+        if pending.conversation is not None:
+            waiting.setdefault(pending.conversation, []).append(pending)
+    for conversation, sent in waiting.items():
+        if conversation.is_open:
+            _take_replies(conversation, sent, limit)
+
+
+def _take_replies(conversation: Conversation, sent: list[Pending], limit: float | None) -> None:
+    loop = conversation.loop
+    arrived = read_replies(conversation, limit)
+    for pending in sent:
+        while not pending.settled and pending.id in arrived:
+            before = loop.dispatched
+            loop.run(pending, loop.clock())  # what stands before it is dispatched first
+            if loop.dispatched == before and not pending.settled:
+                conversation.dispatcher.settle_replies()  # what stands before it has to wait
+                break
+
+
+def read_replies(conversation: Conversation, limit: float | None) -> set[Any]:
+    """Read what is there; returns the ids of the replies that stand in the inbox then."""
+    _read(conversation, limit)
+    ids = map(reply_id, tuple(conversation.dispatcher.inbox))
+    return {id for id in ids if isinstance(id, str)}
+
+
+def _take_notification(conversation: Conversation, wanted: Wanted, limit: float | None) -> None:
+    """Dispatch what had come in time, until a call of ``receive`` has what it waits for."""
+    loop = conversation.loop
+    _read(conversation, limit)
+    goal = loop.dispatched + len(conversation.dispatcher.inbox)
+    before = -1
+    while not wanted.settled and before < loop.dispatched < goal:
+        before = loop.dispatched
+        loop.run(wanted, loop.clock())
+
+
+def write_queued(conversation: Conversation, limit: float | None) -> None:
+    """Write what the stream takes, and if the look comes late, what it takes while the other side reads."""
+    try:
+        _write_on(conversation.port, _times(conversation, limit))
+    except (StreamClosedError, InvalidStreamError):
+        pass  # the port has taken note of it
+
+
+def _write_on(port: Port, times: int) -> None:
+    port.write()
+    channel = port.channel
+    for _ in range(times):
+        queued = channel.outbox.queued_bytes
+        if not queued or not channel.wait_writable(_PAUSE):
+            break
+        port.write()
+        if channel.outbox.queued_bytes >= queued:
+            break
+
+
+def _read(conversation: Conversation, limit: float | None) -> None:
+    """Read what is there, and if the look comes late, the rest of a message that has begun to arrive."""
+    conversation.loop.inside(_read_on, conversation.port, _times(conversation, limit))
+
+
+def _read_on(port: Port, times: int) -> None:
+    port.drain()
+    inputs = port.channel.inputs
+    for _ in range(times):
+        if port.failing or not inputs.is_unfinished or not inputs.wait(_PAUSE):
+            break
+        before = inputs.received_bytes
+        port.drain()
+        if inputs.received_bytes == before:
+            break
+
+
+def _times(conversation: Conversation, limit: float | None) -> int:
+    """Return how often a look goes on: not at all unless its time was over long ago."""
+    return _TIMES if limit is not None and conversation.loop.clock() - limit > _LATE else 0
