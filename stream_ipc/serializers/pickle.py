@@ -16,6 +16,7 @@ from __future__ import annotations
 import copyreg
 from _pickle import Unpickler, dumps, loads  # and no others: the loads in Python takes an unfinished line for one
 from collections import defaultdict
+from functools import partial
 from io import BytesIO
 
 from .. import registry
@@ -32,7 +33,7 @@ from ..messages import (
     put_in_envelope,
     take_out_of_envelope,
 )
-from .compiling import call_of_class, compile_function
+from . import call_of_class, compile_function
 from .pickle_objects import (
     ADVICE,
     GLOBAL,
@@ -378,7 +379,7 @@ def _read_root(root: Any) -> Message:
             raise SerializationError(f"payload is not a message: {info.wire_name} is an envelope inside another")
         # Of no other shape: there would be no end of them. And before the constructor, which may register a class.
         if shape not in _readers and shape == shape_of(info):
-            _readers[shape] = _reader_of(info) if info.fields else _read_root
+            _readers[shape] = partial(_read_second, shape, info) if info.fields else _read_root
         message: Message = info.build(fields)
     except SerializationError as exc:
         add_id(exc, kind, id)
@@ -389,6 +390,12 @@ def _read_root(root: Any) -> Message:
 # By shape, what makes the message or the envelope of a root.
 _readers: dict[str, Read] = {}
 registry.clear_on_change(_readers)
+
+
+def _read_second(shape: str, info: TypeInfo, root: tuple[Any, ...]) -> Message:
+    """Compile what reads a shape once a second message has it: the first, maybe the only one, does not wait for that."""
+    read = _readers[shape] = _reader_of(info)
+    return read(root)
 
 
 def _reader_of(info: TypeInfo) -> Read:

@@ -15,7 +15,7 @@ from _pickle import Pickler
 from .. import registry
 from ..errors import SerializationError, article, describe
 from ..registry import TypeInfo, by_class, not_registered
-from .compiling import call_of_class, compile_function
+from . import call_of_class, compile_function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

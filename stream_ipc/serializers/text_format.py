@@ -27,7 +27,7 @@ from ..messages import (
     put_in_envelope,
     take_out_of_envelope,
 )
-from .compiling import call_of_class, compile_function
+from . import call_of_class, compile_function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
