@@ -577,12 +577,58 @@ def test_package_is_typed():
     assert (PACKAGE / "py.typed").exists()
 
 
+# Slow to import, and of no use to a worker that answers requests with the default serializer.
+UNNEEDED = {
+    "asyncio", "datetime", "decimal", "json", "logging", "pathlib", "pickle", "shutil", "signal", "socket", "subprocess",
+    "tempfile", "threading", "traceback", "typing",
+}  # fmt: skip
+
+# What such a worker imports of the package: its start waits for each of them, and so does whoever started it.
+NEEDED = {
+    "arguments", "classes", "clock", "errors", "handlers", "handling", "ids", "interruptions", "log", "messages",
+    "opening", "peer", "promise", "registry", "session", "core", "core.closing", "core.conversation", "core.dispatcher",
+    "core.guard", "core.items", "core.kept", "core.lifecycle", "core.loop", "core.owed", "core.pending", "core.poller",
+    "core.port", "core.replies", "core.responder", "core.sending", "core.timers", "core.waits", "core.waker",
+    "serializers", "serializers.pickle", "serializers.pickle_objects", "transports", "transports.channel",
+    "transports.descriptors", "transports.inputs", "transports.outbox", "transports.stdio", "transports.stream_channel",
+    "wire", "wire.codec", "wire.framing",
+}  # fmt: skip
+
+WORKER = """
+import sys
+from stream_ipc import IpcPeer, LogMessage
+with IpcPeer() as peer:
+    session = peer.create_stdio_session()
+    @session.on_request
+    def answer(request: LogMessage) -> LogMessage:
+        return LogMessage(" ".join(sys.modules))
+    while session.is_open:
+        session.tick(None)
+"""
+
+
+def clean_environment():
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+def test_a_worker_imports_no_more_than_it_needs():
+    assert set(SOURCES) >= NEEDED
+    with stream_ipc.IpcPeer() as peer:
+        command = [sys.executable, "-S", "-W", "error", "-c", WORKER]
+        worker = peer.create_command_session(command, cwd=str(PACKAGE.parent), env=clean_environment())
+        question = stream_ipc.LogMessage("what was imported?")
+        modules = set(worker.request(question, timeout=50, expect=stream_ipc.LogMessage).wait().message.split())
+    ours = {name.partition(".")[2] for name in modules if name.split(".")[0] == "stream_ipc"} - {""}
+    assert ours == NEEDED
+    assert not modules & UNNEEDED
+
+
 def test_import_is_silent_and_imports_no_more_than_it_needs():
-    code = "import sys, stream_ipc; print([n for n in ('asyncio', 'pickle', 'subprocess', 'typing') if n in sys.modules])"
+    code = f"import sys, stream_ipc; print([name for name in {sorted(UNNEEDED)} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-S", "-W", "error", "-c", code],
         cwd=str(PACKAGE.parent),
-        env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
+        env=clean_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         timeout=50,
