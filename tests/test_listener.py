@@ -407,6 +407,42 @@ os.rmdir(folder)
     assert "Too many open files" in done.stderr
 
 
+@pytest.mark.parametrize("how", ["accepted", "connected"])
+def test_a_connection_may_get_the_last_descriptor(tmp_path, how):
+    # Nothing else can be opened then, not even to import what its session needs.
+    code = """
+import os, resource, socket, sys
+from stream_ipc import IpcPeer, LogMessage
+how, path = sys.argv[1:]
+served = []
+listening = socket.socket(socket.AF_UNIX)
+client = socket.socket(socket.AF_UNIX)
+with IpcPeer() as peer:
+    if how == "accepted":
+        listening.close()
+        peer.listen(path, served.append)
+        client.connect(path)
+    else:
+        listening.bind(path)
+        listening.listen()
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    if how == "connected":
+        served.append(peer.connect(path))
+    while not served:
+        peer.tick(10)
+    try:
+        os.close(os.dup(0))
+    except OSError as exc:
+        print(exc.errno == 24, served[0].is_open)
+listening.close()
+client.close()
+"""
+    done = run_python(code, how, str(tmp_path / "s"))
+    assert (done.stdout, done.returncode) == ("True True\n", 0), done.stderr
+
+
 def test_listening_without_descriptors_names_the_address():
     code = """
 import os, resource, socket, sys, tempfile
