@@ -22,7 +22,7 @@ import sys
 from types import MethodType
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Type
 
-from tests.helpers import UNRAISABLE, CallAt, InterruptAt
+from tests.helpers import PACKAGE, UNRAISABLE, CallAt, InterruptAt
 
 __all__ = ["EFFECTS", "HARMLESS", "INTERRUPTIONS", "Alarms", "Faults", "NoMemoryAt", "Plan", "RingAt"]
 
@@ -54,6 +54,7 @@ NO_MEMORY = "MemoryError"
 HARMLESS = {"EAGAIN", "EINTR", ONE_BYTE, NO_MEMORY, *INTERRUPTIONS}
 
 _SIGNALS = tuple(INTERRUPTIONS)
+_TESTS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _NO_ROOM = ("EMFILE", "ENFILE", "ENOMEM")
 
 # Each kind of call, and how it can fail. Signals are looked at by calls that may block and where functions in Python begin,
@@ -240,7 +241,7 @@ def _is_of_package(kind: str, frame: Any) -> bool:
     """Whether a call comes from the package."""
     while frame is not None:
         path = frame.f_code.co_filename
-        if "/stream_ipc/" in path and "/tests/" not in path:
+        if path.startswith(PACKAGE):
             return True
         passed = _PASSES.get(os.path.basename(path))
         if passed is None or not kind.startswith(passed):
@@ -320,9 +321,9 @@ class RingAt(InterruptAt):
 
 def _may_raise(frame: Any) -> bool:
     """Whether a handler may raise here: in the package, and not where the interpreter ignores it."""
-    if "/stream_ipc/" not in frame.f_code.co_filename:
+    if not frame.f_code.co_filename.startswith(PACKAGE):
         return False  # the standard library ignores some errors, and a scenario's own handlers lose their message
-    while frame is not None and "/tests/" not in frame.f_code.co_filename:
+    while frame is not None and not frame.f_code.co_filename.startswith(_TESTS):
         if frame.f_code.co_name in (*UNRAISABLE, "_remove"):  # the latter is of a WeakSet
             return False
         frame = frame.f_back
@@ -376,6 +377,8 @@ class Alarms:
 class NoMemoryAt(CallAt):
     """Lets the n-th call of a function in C run out of memory, of those that turn messages into bytes and back."""
 
+    events = ("c_call",)
+
     def __init__(self, number: int) -> None:
         super().__init__(number, self._fail)
 
@@ -383,5 +386,4 @@ class NoMemoryAt(CallAt):
         raise MemoryError("injected")
 
     def is_place(self, frame: Any, event: str) -> bool:
-        path = frame.f_code.co_filename
-        return event == "c_call" and ("/stream_ipc/serializers/" in path or "/stream_ipc/wire/" in path)
+        return frame.f_code.co_filename.startswith((PACKAGE + "serializers/", PACKAGE + "wire/"))

@@ -16,6 +16,7 @@ import sys
 import time
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple, Type, TypeVar, Union
 
+import stream_ipc
 from stream_ipc import (
     IpcPeer,
     Listener,
@@ -26,6 +27,9 @@ from stream_ipc import (
     ResponsePromise,
     Session,
 )
+
+# What the paths of the package's code begin with. That of a checkout may have "stream_ipc" in it, too.
+PACKAGE = os.path.dirname(stream_ipc.__file__) + os.sep
 
 MAGIC = b"\xf3\x4a\x9d\xe2"
 
@@ -203,6 +207,9 @@ class CallAt:
     manage. The function is called once at most.
     """
 
+    events: Tuple[str, ...] = ("call", "c_return")
+    path = PACKAGE  # what those of its modules begin with
+
     def __init__(self, number: int, function: Callable[[int, Any], Any]) -> None:
         self.number = number
         self.count = 0
@@ -211,10 +218,13 @@ class CallAt:
         self._callback = self._profile  # kept: sys.setprofile(None) drops it while it runs
 
     def is_place(self, frame: Any, event: str) -> bool:
-        """Whether the function may be called here."""
-        return event in ("call", "c_return") and "/stream_ipc/" in frame.f_code.co_filename
+        """Whether the function may be called here: one of the events, in the package's code."""
+        return True
 
     def _profile(self, frame: Any, event: str, arg: Any) -> None:
+        # It is called millions of times, and mostly for nothing: what is cheap to ask comes first.
+        if event not in self.events or not frame.f_code.co_filename.startswith(self.path):
+            return
         if not self.is_place(frame, event):
             return
         self.count += 1
@@ -242,6 +252,8 @@ class InterruptAt(CallAt):
     Before 3.11 the moment when a function in Python has returned is such a place, too.
     """
 
+    events = CallAt.events if sys.version_info >= (3, 11) else (*CallAt.events, "return")
+
     def __init__(self, number: int, error: BaseException) -> None:
         super().__init__(number, self._ring)
         self.error = error
@@ -250,16 +262,14 @@ class InterruptAt(CallAt):
         raise self.error
 
     def is_place(self, frame: Any, event: str) -> bool:
-        code = frame.f_code
-        if event == "return" and sys.version_info < (3, 11):
-            # A result that is on its way to the test is out of the package's hands.
-            place = "/stream_ipc/" in code.co_filename and "/stream_ipc/" in frame.f_back.f_code.co_filename
-        else:
-            place = super().is_place(frame, event)
-        if code.co_name in UNRAISABLE or (frame.f_back is not None and frame.f_back.f_code.co_name in UNRAISABLE):
-            return False
+        code, back = frame.f_code, frame.f_back
         # Going on with a generator: there old versions would end it without its finally clauses.
-        return place and (event == "c_return" or not code.co_flags & inspect.CO_GENERATOR)
+        if event != "c_return" and code.co_flags & inspect.CO_GENERATOR:
+            return False
+        # A result that is on its way to the test is out of the package's hands.
+        if event == "return" and not back.f_code.co_filename.startswith(PACKAGE):
+            return False
+        return code.co_name not in UNRAISABLE and (back is None or back.f_code.co_name not in UNRAISABLE)
 
     def __enter__(self) -> "InterruptAt":
         self._old: Any = signal.signal(signal.SIGUSR1, self._ring)

@@ -319,10 +319,12 @@ def test_nothing_is_lost_if_starting_fails(peer: IpcPeer, options: Any) -> None:
 
 
 class _AroundFork(InterruptAt):
+    events = ("c_return",)
+    path = subprocess.__file__
+
     def is_place(self, frame: Any, event: str) -> bool:
         # Before these lines Popen makes a pipe, and loses it.
-        here = frame.f_code.co_name == "_execute_child" and "fds_to_keep" in frame.f_locals
-        return event == "c_return" and here
+        return frame.f_code.co_name == "_execute_child" and "fds_to_keep" in frame.f_locals
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux tells which child it is")
