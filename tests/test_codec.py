@@ -714,23 +714,26 @@ def test_an_interruption_of_what_finds_out_an_error_is_not_taken_for_one(seriali
     unsent = Large([LogMessage("x"), {"key": (Large,)}])
     broken = frame(serializer.serialize(RequestEnvelope("7", LogMessage("x" * 300)))[:-1])
 
-    def fail() -> None:
+    def encode() -> None:
         with pytest.raises(SerializationError):
             encoder.encode(REQUEST, "7", unsent)
+
+    def decode() -> None:
         (error,), _ = decoder.decode(broken)
         assert error.request_id == "7"
 
-    fail()
-    number = 1 - places_apart()
-    while True:
-        number += places_apart()
-        error = InterruptionError()
-        with InterruptAt(number, error) as interrupt:
-            try:
-                fail()
-            except InterruptionError as exc:
-                assert exc is error, interrupt.where
-            else:
-                assert not interrupt.hit, interrupt.where
-                break
-    assert number > 20
+    for fail in (encode, decode):
+        fail()
+        number = 1 - places_apart()
+        while True:
+            number += places_apart()
+            error = InterruptionError()
+            with InterruptAt(number, error) as interrupt:
+                try:
+                    fail()
+                except InterruptionError as exc:
+                    assert exc is error, interrupt.where
+                else:
+                    assert not interrupt.hit, interrupt.where
+                    break
+        assert number > 20, (fail, number)
