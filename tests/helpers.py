@@ -37,6 +37,9 @@ MAGIC = b"\xf3\x4a\x9d\xe2"
 # else; a test that waits that long has failed.
 PATIENCE = 25.0
 
+# How long a wait takes that is to show that it lasts as long as it should, and that it does not spin meanwhile.
+WAIT = 0.03
+
 Ticking = Union[IpcPeer, Session]
 
 
@@ -166,6 +169,11 @@ class CpuMeter:
     def __exit__(self, *exc_info: object) -> None:
         self.cpu = time.process_time() - self._cpu
         self.real = time.monotonic() - self._real
+
+    @property
+    def spins(self) -> bool:
+        """Whether it took the processor for half of the time: what waits takes it for a few hundredths."""
+        return self.cpu >= self.real / 2
 
 
 def seeds(count: int) -> Iterator[int]:

@@ -16,7 +16,7 @@ from typing import Any, Callable, List, Optional
 
 import stream_ipc
 from stream_ipc import LogMessage, Session
-from tests.helpers import PATIENCE, after
+from tests.helpers import PATIENCE, CpuMeter, after
 
 _IMPORTS = """
 import os, signal, sys, time
@@ -147,6 +147,13 @@ def cpu_seconds(function: Callable[[], Any]) -> float:
     start = time.process_time()
     function()
     return time.process_time() - start
+
+
+def spins(function: Callable[[], Any]) -> bool:
+    """Whether a call that is to wait looks around all the time."""
+    with CpuMeter() as meter:
+        function()
+    return meter.spins
 
 
 def ended(session: Session) -> List[Optional[Session]]:

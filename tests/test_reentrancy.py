@@ -23,6 +23,7 @@ from stream_ipc import (
     gather,
 )
 from tests.helpers import (
+    WAIT,
     CallAt,
     CpuMeter,
     RawPeer,
@@ -38,6 +39,7 @@ from tests.helpers import (
     values,
 )
 from tests.messages import Note, Ping, Pong
+from tests.os_helpers import spins
 
 ENOUGH = 4
 
@@ -211,13 +213,19 @@ def test_a_constructor_that_ticks_or_waits(peer: IpcPeer, action: Any) -> None:
 def test_a_constructor_that_waits_burns_no_time(peer: IpcPeer, action: Any) -> None:
     frames = busy_frames(1)
     seen: List[int] = []
-    with RawPeer(peer) as raw, CpuMeter() as meter:
+    spinning: List[bool] = []
+    with RawPeer(peer) as raw:
         raw.session.on_message(lambda message: seen.append(1))
-        # What comes meanwhile makes the descriptor ready, though nothing may be read now.
-        action(lambda: (raw.write(framed(Note("more"))), peer.tick_for(0.1)))
+
+        def wait() -> None:
+            # What comes meanwhile makes the descriptor ready, though nothing may be read now.
+            raw.write(framed(Note("more")))
+            spinning.append(spins(lambda: peer.tick_for(WAIT)))
+
+        action(wait)
         raw.write(*frames, framed(Note("behind")))
         tick_until(lambda: len(seen) == 3, peer)
-    assert meter.cpu < 0.08
+    assert spinning == [False]
 
 
 def test_a_constructor_that_sends_to_a_full_session(peer: IpcPeer, action: Any) -> None:
@@ -620,8 +628,8 @@ def test_keeping_a_session_whose_stream_is_gone_changes_nothing(peer: IpcPeer) -
     os.close(read)
     tick_until(lambda: not session.is_open, peer)
     with CpuMeter() as meter:
-        peer.tick_for(0.1)
-    assert len(calls) == 1 and meter.cpu < 0.05
+        peer.tick_for(WAIT)
+    assert len(calls) == 1 and not meter.spins
     for fd in (write, back):
         os.close(fd)
 
@@ -644,9 +652,9 @@ def test_a_closed_descriptor_whose_file_lives_on_elsewhere(peer: IpcPeer, embedd
             end = time.monotonic() + 10
             while not errors and time.monotonic() < end:
                 peer.tick(1)
-            peer.tick_for(0.1)
+            peer.tick_for(WAIT)
         assert [type(error) for error in errors] == [InvalidStreamError]
-        assert meter.cpu < 0.08
+        assert not meter.spins
         raw.write(framed(Note("the others are still watched")))
         if embedded:
             import select

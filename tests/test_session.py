@@ -30,6 +30,7 @@ from stream_ipc import (
 )
 from tests.helpers import (
     MAGIC,
+    WAIT,
     CpuMeter,
     FakeClock,
     RawPeer,
@@ -855,7 +856,7 @@ def test_close_flushes_what_is_queued(peer: IpcPeer) -> None:
 
 
 def test_close_gives_up_when_the_other_side_does_not_read(raw: RawPeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_limit("flush bound", 0.1, monkeypatch)
+    set_limit("flush bound", WAIT, monkeypatch)
     raw.session.notify(Note(data=b"x" * 900000))
     assert raw.session.queued_bytes
     with CpuMeter() as meter:

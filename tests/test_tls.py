@@ -19,6 +19,7 @@ import pytest
 from stream_ipc import IpcPeer, StreamClosedError
 from tests.conftest import ROOT
 from tests.helpers import (
+    WAIT,
     Alarms,
     CpuMeter,
     framed,
@@ -224,8 +225,8 @@ def test_a_reader_that_is_slow_gets_every_byte(peer, host, listener, client_side
 def test_idle_sessions_cost_nothing(peer, pair):
     peer.tick()
     with CpuMeter() as meter:
-        peer.tick_for(0.1)
-    assert meter.cpu < 0.05
+        peer.tick_for(WAIT)
+    assert not meter.spins
 
 
 # -- certificates
@@ -316,7 +317,7 @@ def test_plain_text_client(peer, host, listener):
 def test_tls_client_of_a_plain_text_listener(peer, host, client_side):
     with peer.listen(("127.0.0.1", 0), host) as listener:
         with pytest.raises(TimeoutError) as caught:  # the listener takes the beginning for junk and goes on listening
-            peer.connect(listener.address, ssl_context=client_side, timeout=0.1)
+            peer.connect(listener.address, ssl_context=client_side, timeout=WAIT)
         assert str(listener.address) in str(caught.value)
         tick_until(lambda: host.sessions and not peer.sessions, peer)
 
@@ -696,8 +697,8 @@ def test_a_read_that_has_to_write(peer, server_side, client_side, certificates):
     server.do_handshake()
     tick_until(lambda: wants_write(session), peer)
     with CpuMeter() as meter:
-        peer.tick_for(0.1)
-    assert meter.cpu < 0.05
+        peer.tick_for(WAIT)
+    assert not meter.spins
     assert not session.queued_bytes
     while got < filled:
         assert set(server.recv(1)) == {ord("x")}
@@ -783,8 +784,8 @@ def test_a_write_that_has_to_wait_for_a_read(peer, pair):
     client.notify(Note("x"))
     assert client.queued_bytes and transport.wants_write and transport.write_fd is None  # it would be ready for ever
     with CpuMeter() as meter:
-        peer.tick(0.05)
-    assert meter.cpu < 0.04
+        peer.tick(WAIT)
+    assert not meter.spins
     replace_socket(client, sock)
     server.notify(Note("whatever"))
     notes = []
