@@ -30,6 +30,7 @@ from stream_ipc.serializers.json import JsonMessageSerializer
 from stream_ipc.serializers.text_format import MAX_DEPTH, plain_type
 
 from . import php_messages as php
+from .helpers import span
 from .php_messages import (
     VECTORS,
     AnyMessage,
@@ -277,7 +278,7 @@ def test_random_round_trips() -> None:
     seed = int(os.environ.get("STREAM_IPC_SEED", random.randrange(2**32)))
     print("STREAM_IPC_SEED =", seed)
     rng = random.Random(seed)
-    for _ in range(1500):
+    for _ in range(int(span(2400))):
         message: Any = AnyMessage(random_value(rng))
         if rng.random() < 0.3:
             message = RequestEnvelope(random_text(rng), message)

@@ -19,6 +19,7 @@ from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.text_format import MAX_DEPTH
 
 from . import php_messages as php
+from .helpers import span
 from .php_messages import VECTORS, AnyMessage, Point, StdClass, Suit, TaskRequest, a_cycle, nested, same
 
 S = PhpMessageSerializer()
@@ -924,7 +925,7 @@ def test_random_round_trips() -> None:
     seed = int(os.environ.get("STREAM_IPC_SEED", random.randrange(2**32)))
     print("STREAM_IPC_SEED =", seed)
     rng = random.Random(seed)
-    for _ in range(1500):
+    for _ in range(int(span(2400))):
         message: Any = AnyMessage(random_value(rng, []))
         if rng.random() < 0.3:
             message = ResponseEnvelope(random_text(rng), message)
@@ -946,7 +947,7 @@ def test_mutated_payloads() -> None:
     pieces = [b'O:8:"stdClass":', b"a:1:{", b"}", b"r:1;", b"R:2;", b"N;", b"i:0;", b's:1:"', b'";', b"9" * 25]
     pieces += [b"-", b"\0", b"\xff"]
     accepted = longest = 0
-    for _ in range(int(os.environ.get("STREAM_IPC_FUZZ", 5000))):
+    for _ in range(int(os.environ.get("STREAM_IPC_FUZZ", span(6400)))):
         data = bytearray(rng.choice(seeds))
         for _ in range(rng.randrange(1, 5)):
             at = rng.randrange(len(data) + 1)

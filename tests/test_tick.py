@@ -277,13 +277,13 @@ def test_all_ready_sessions_have_a_turn_in_one_tick(peer: IpcPeer) -> None:
             raw.sock.close()
 
 
-def test_two_thousand_idle_sessions_cost_a_tick_no_more_than_fifty() -> None:
+def test_a_thousand_idle_sessions_cost_a_tick_no_more_than_fifty() -> None:
     def cost(count: int) -> float:
         with IpcPeer() as peer:
             for _ in range(count // 2):
                 peer.create_session_pair()
             best = 1e9
-            for _ in range(25):
+            for _ in range(10):
                 began = time.process_time()
                 for _ in range(50):
                     peer.tick()
@@ -291,13 +291,13 @@ def test_two_thousand_idle_sessions_cost_a_tick_no_more_than_fifty() -> None:
             return best
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2200
+    wanted = 1200
     if soft < wanted:
         if hard != resource.RLIM_INFINITY and hard < wanted:
             pytest.skip("not enough descriptors")
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     try:
-        fifty, many = cost(50), cost(2000)
+        fifty, many = cost(50), cost(1000)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert many < fifty * 3 + 0.0005, (fifty, many)
