@@ -368,6 +368,7 @@ UNRAISABLE = ("__del__",)
 
 # Where each limit is kept, and by which name.
 _LIMITS = {
+    "back off": ["stream_ipc.crew._BACK_OFF"],
     "check interval": ["stream_ipc.core.timers.CHECK_INTERVAL"],
     "death interval": [f"stream_ipc.transports.{module}.DEATH_INTERVAL" for module in ("process", "process_teardown")],
     "depth": [f"stream_ipc.core.{module}.MAX_DEPTH" for module in ("loop", "conversation")],

@@ -930,10 +930,10 @@ def test_signal_handler_that_only_counts_disturbs_no_wait(raw: RawPeer) -> None:
     with Alarms(False) as alarms:
         began = time.monotonic()
         with pytest.raises(TimeoutError):
-            raw.session.request(Ping()).wait(0.1)
-        assert 0.1 <= time.monotonic() - began < 5  # the deadline is not begun anew by each signal
+            raw.session.request(Ping()).wait(0.05)
+        assert 0.05 <= time.monotonic() - began < 5  # the deadline is not begun anew by each signal
         count = alarms.count
-    assert count > 10
+    assert count > 5
 
 
 def test_keyboard_interrupt_by_a_real_sigint(peer: IpcPeer) -> None:

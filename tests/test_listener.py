@@ -923,9 +923,9 @@ def test_connect_obeys_its_timeout_on_a_unix_socket(peer, path):
     with full_unix(path) as busy, raw_client(path):
         start = time.monotonic()
         with pytest.raises(TimeoutError) as caught:
-            peer.connect(path, timeout=0.06)
-        assert 0.06 <= time.monotonic() - start < 5
-        assert path in str(caught.value) and "0.06" in str(caught.value)
+            peer.connect(path, timeout=WAIT)
+        assert WAIT <= time.monotonic() - start < 5
+        assert path in str(caught.value) and str(WAIT) in str(caught.value)
         with pytest.raises(TimeoutError):
             peer.connect(path, timeout=0)
 
@@ -951,8 +951,8 @@ def test_connect_obeys_its_timeout_over_tcp(peer):
                 sock.connect_ex(address)
             start = time.monotonic()
             with pytest.raises(TimeoutError) as caught:
-                peer.connect(address, timeout=0.06)
-            assert 0.06 <= time.monotonic() - start < 5
+                peer.connect(address, timeout=WAIT)
+            assert WAIT <= time.monotonic() - start < 5
             assert str(address) in str(caught.value)
         finally:
             for sock in crowd:

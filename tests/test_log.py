@@ -204,8 +204,8 @@ def test_a_child_that_has_to_be_ended(
 
 def test_a_child_that_cannot_be_ended(log: Lines, peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("exit grace", "terminate grace", "kill grace"):
-        set_limit(name, 0.05, monkeypatch)
-    session = peer.create_command_session([sys.executable, "-c", "import time\nwhile True: time.sleep(1)"])
+        set_limit(name, 0.02, monkeypatch)
+    session = peer.create_command_session(["sleep", "60"])
     process = session.process
     assert process is not None
     with monkeypatch.context() as patch:

@@ -28,7 +28,7 @@ from stream_ipc import (
 )
 
 from . import php_messages as php
-from .helpers import tick_until
+from .helpers import WAIT, tick_until
 from .php_messages import VECTORS, AnyMessage, ChildMessage, ComplexMessage, Point, TaskRequest, TypedMessage, same
 from .test_serializer_json import ENCODE_OTHERWISE
 from .test_serializer_php import random_value
@@ -348,7 +348,7 @@ class Unknown(Message, wire_name="App\\Message\\Unknown"):
 def test_a_class_that_php_does_not_know(peer: IpcPeer, format: str) -> None:
     session = start(peer, format)
     with pytest.raises(RequestTimeoutError, match="no reply to request"):
-        session.request(Unknown(), timeout=0.1).wait()
+        session.request(Unknown(), timeout=WAIT).wait()
     assert session.request(AnyMessage(1)).wait() == AnyMessage(1)  # it lives
 
 

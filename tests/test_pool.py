@@ -736,7 +736,7 @@ def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 def test_interrupted_cancel_of_a_running_task(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, where: Any) -> None:
     called: List[Any] = []
     with WorkerPool(peer, worker(), 1) as pool:
-        promise = pool.submit(Ping(("sleep", 0.05)))
+        promise = pool.submit(Ping(("sleep", 0.02)))
         promise.add_done_callback(called.append)
         peer.tick(0)
         once(monkeypatch, *where)

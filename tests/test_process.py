@@ -53,7 +53,7 @@ PIPE = subprocess.PIPE
 @pytest.fixture
 def short_graces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests of which signal ends a child need not wait as long as users do."""
-    set_limit("exit grace", 0.1, monkeypatch)
+    set_limit("exit grace", 0.05, monkeypatch)
     set_limit("terminate grace", 0.2, monkeypatch)
 
 

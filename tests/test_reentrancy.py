@@ -231,7 +231,7 @@ def test_a_constructor_that_waits_burns_no_time(peer: IpcPeer, action: Any) -> N
 def test_a_constructor_that_sends_to_a_full_session(peer: IpcPeer, action: Any) -> None:
     frames = busy_frames(3)
     seen: List[int] = []
-    peer.timeout = 0.05
+    peer.timeout = 0.02
     with RawPeer(peer) as raw, RawPeer(peer, small=True) as full:
         raw.session.on_message(lambda busy: seen.append(busy.number))
         full.session.notify(Note("x" * 2_000_000))

@@ -23,7 +23,7 @@ from stream_ipc import (
 )
 from stream_ipc.wire.codec import MessageDecoder
 
-from .helpers import PATIENCE, framed, role, tick_until
+from .helpers import PATIENCE, WAIT, framed, role, tick_until
 from .messages import Note, Ping, Pong
 from .os_helpers import Gate, collect, ended, kill, log_texts, program, read_exactly, read_to_end, write_all
 
@@ -93,7 +93,7 @@ def test_what_would_go_to_a_stderr_that_is_the_wire_is_dropped(peer: IpcPeer) ->
     junk = log_texts(session, "junk")
     for what in [["print", "a line"], ["stderr", "a line\n"], ["system", "echo a line >&2"]] * 3:
         assert session.request(Ping(what), expect=Pong).wait().value == "done"
-    peer.tick_for(0.1)
+    peer.tick_for(WAIT)
     assert junk() == ""
 
 
