@@ -505,7 +505,7 @@ def test_colours():
 
 def tap_command(*arguments, options=(), code=None):
     start = ["-m", "stream_ipc"] if code is None else ["-c", code]
-    return [sys.executable, *start, "tap", *options, "--", sys.executable, CHILD, *map(str, arguments)]
+    return [sys.executable, "-S", *start, "tap", *options, "--", sys.executable, "-S", CHILD, *map(str, arguments)]
 
 
 def tapped(*arguments, stderr=subprocess.PIPE, **options):
