@@ -42,6 +42,7 @@ from tests.helpers import (
     Alarm,
     AlarmError,
     Alarms,
+    FakeClock,
     InterruptAt,
     Interruption,
     InterruptionError,
@@ -55,6 +56,7 @@ from tests.helpers import (
     request_bytes,
     role,
     seeds,
+    set_clock,
     span,
     tick_until,
     unframe,
@@ -738,7 +740,13 @@ def test_interrupted_failures_leave_a_session_that_reads_on_or_ends(kind: Type[B
             session.on_exception(lambda error: False)
             got: List[Message] = []
             session.on_message(got.append)
-            run.until(lambda: got or not session.is_open, lambda: peer.tick(0.01))
+            clock = set_clock(peer, FakeClock())
+
+            def turn() -> None:
+                clock.now += 0.004  # seconds: it takes some of these until it is read again
+                peer.tick()
+
+            run.until(lambda: got or not session.is_open, turn)
             assert got == [Note("works")] or run.raised  # what interrupts the report ends the session
 
     at_every_place(scenario, kind)

@@ -432,7 +432,7 @@ def test_workers_that_are_killed_at_random() -> None:
     for seed in seeds(1):
         chance = random.Random(seed)
         with IpcPeer(timeout=60) as peer, WorkerPool(peer, worker(), 4, retries=1000) as pool:
-            end = time.monotonic() + span(20)
+            end = time.monotonic() + span(8)
             got: List[int] = []
             killed = 0
             next_kill = 0.0
