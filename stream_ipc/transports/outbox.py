@@ -118,7 +118,13 @@ class Outbox:
             self.writing = True
             while True:
                 if not queue:
-                    break
+                    if not self.queued_bytes:
+                        break
+                    self.queued_bytes = 0
+                    if self.blocked:
+                        self._set_blocked(False)
+                    if not queue:  # or a signal handler has sent something meanwhile, which nothing else would write
+                        break
                 if self._left is None:
                     if self.queued_bytes:
                         self._join()
@@ -130,10 +136,6 @@ class Outbox:
                     # atomic: no calls
                     del queue[0]
                     self._left = None
-            if self.queued_bytes:
-                self.queued_bytes = 0
-                if self.blocked:
-                    self._set_blocked(False)
         except BlockingIOError:
             self._count()
             if not self.blocked:
