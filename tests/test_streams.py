@@ -200,6 +200,9 @@ def make_tiny(*streams: Any) -> None:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
             if stream.family == socket.AF_UNIX:  # TCP with a tiny window moves a segment every 200 ms
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        elif isinstance(stream, int) and stat.S_ISSOCK(os.fstat(stream).st_mode):
+            with socket.socket(fileno=os.dup(stream)) as sock:
+                make_tiny(sock)
         else:
             try:
                 fcntl.fcntl(stream, 1031, 4096)  # F_SETPIPE_SZ
