@@ -10,6 +10,7 @@ import pickle
 import pty
 import random
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -784,6 +785,62 @@ def test_a_grandchild_that_holds_the_pipes():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("option", ["--log", "--trace"])
+def test_a_pipe_without_a_reader_is_refused_at_once(option, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with tapped("echo", options=[option, tmp_path / "fifo"]) as process:
+        try:
+            err = process.communicate(timeout=20)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 2
+    assert f"the {option[2:]} cannot be written: ".encode() in err
+
+
+def test_a_log_may_be_a_pipe(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(reader, True)
+    poller = select.poll()
+    poller.register(reader, select.POLLIN)
+    with tapped("echo", options=["--log", fifo]) as process, open(reader, "rb") as log:
+        assert poller.poll(PATIENCE * 1000)  # there is a writer
+        first = log.readline()  # before anything is said
+        assert process.communicate(b"no frame", timeout=20)[0] == b"no frame"
+        rest = log.read()
+    assert b"monotonic clock" in first
+    assert rest.count(b"no frame") == 2
+    assert b"exited with status 0" in rest
+
+
+def test_a_signal_ends_a_tap_whose_log_is_full(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        while True:
+            if not os.write(writer, b"x" * 1024):
+                break
+    except BlockingIOError:
+        pass
+    with tapped("wait", options=["--log", fifo]) as process:
+        assert process.stdout.read(5) == b"ready"  # the log hinders nobody from saying something
+        process.terminate()
+        # How the worker has ended cannot be written either, but by then a signal is the tap's own.
+        try:
+            end = time.monotonic() + PATIENCE
+            while process.poll() is None:
+                assert time.monotonic() < end, "the tap lives on"
+                process.terminate()
+                time.sleep(0.05)
+        finally:
+            process.kill()
+    os.close(reader)
+    os.close(writer)
+
+
 def test_several_taps_share_a_log(tmp_path):
     log = tmp_path / "log"
     data = frame(PickleMessageSerializer().serialize(Job("x")))

@@ -105,9 +105,12 @@ def open_log(name: str) -> Log:
     Raises:
         OSError: It cannot be opened.
     """
-    if os.path.exists(name) and not os.path.isfile(name):
-        return Log(open(name, "a", encoding="utf-8", errors="backslashreplace"))
-    return LogFile(name)
+    if not os.path.exists(name) or os.path.isfile(name):
+        return LogFile(name)
+    # Opening a pipe without a reader, or a line that nobody has answered, would wait for one.
+    fd = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK)
+    os.set_blocking(fd, True)
+    return Log(open(fd, "a", encoding="utf-8", errors="backslashreplace"))
 
 
 _BEGIN, _NEXT, _CLOSE = b"[\n", b",\n", b"\n]\n"  # the first two of one length
@@ -124,13 +127,12 @@ class TraceFile:
     """
 
     def __init__(self, name: str) -> None:
-        self._fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+        # Without waiting, should it be a device; and signals wait as long as this does, so no lock either.
+        self._fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK, 0o666)
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             os.close(self._fd)
             raise OSError(f"{name!r} is not a regular file")
-        with _locked(self._fd):
-            start = os.pread(self._fd, 3, 0)
-        if start not in (b"", b"[\n{"):
+        if not b"[\n{".startswith(os.pread(self._fd, 3, 0)):
             os.close(self._fd)
             raise OSError(f"{name!r} is not empty, and not a trace that a tap has written")
 

@@ -13,7 +13,6 @@ streams end, and on Linux the kernel kills it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import shlex
@@ -24,8 +23,9 @@ import time
 from collections import deque
 from typing import Callable, Sequence
 
+from ..transports.buffers import grow_pipe
 from .files import Log
-from .report import Report, Skimmer
+from .report import READ_SIZE, Report, Skimmer
 from .trace import Trace
 from .tree import escaped
 
@@ -34,11 +34,9 @@ __all__ = ["GRACE", "Tap"]
 TO_WORKER, TO_PARENT, TEXT = "->", "<-", "stderr"
 _TRACKS = {TO_WORKER: "-> to the worker", TO_PARENT: "<- from the worker", TEXT: "stderr"}
 
-_READ_SIZE = 64 * 1024
 # Of a large payload only the beginning is looked at. Linux moves the rest from pipe to pipe inside the kernel.
 _SPLICE: Callable[..., int] | None = getattr(os, "splice", None)
 _SPLICE_SIZE = 1024 * 1024
-_PIPE_SIZE = 1024 * 1024  # of the pipes of the worker: fewer, longer turns
 
 _QUIET = 0.1  # seconds without output after which a dead worker's pipe, which another process still holds, is left
 GRACE = 5.0  # seconds until a worker that was told to end is killed
@@ -51,27 +49,39 @@ _PR_SET_PDEATHSIG = 1
 
 
 class _Watcher:
-    """Looks at what has passed, in whichever thread has the time. Owns what is still to be looked at."""
+    """Looks at what has passed, in whichever thread has the time. Owns what is still to be looked at.
 
-    def __init__(self, report: Report, log: Log, start: float) -> None:
+    Args:
+        report: Gets what has passed.
+        log: Where the report writes.
+        begin: Writes the first lines, with the monotonic time of now, and that from which the report counts.
+    """
+
+    def __init__(self, report: Report, log: Log, begin: Callable[[float, float], None]) -> None:
         self._report = report
         self._log = log
-        self._start = start  # the monotonic time from which the report counts
+        self._begin = begin
+        self._clock = time.monotonic()  # when the conversation began
+        self._start: float | None = None  # the time from which the report counts; the log knows it
         self._passed: deque[tuple[float, Skimmer, bytes | int]] = deque()
         self._lock = threading.Lock()
 
     def note(self, skimmer: Skimmer, passed: bytes | int) -> None:
         """Take note that bytes are about to be passed on, or that so many have been that need not be seen."""
-        self._passed.append((time.monotonic() - self._start, skimmer, passed))
+        self._passed.append((time.monotonic(), skimmer, passed))
 
     def catch_up(self, then: Callable[[], None] | None = None) -> None:
         """Look at all of it, and call a function that adds to the report."""
         report = self._report
         with self._lock, self._log.turn() as floor:
             report.floor = max(report.floor, floor)
+            if self._start is None:
+                self._start = self._clock - self._log.age(self._clock)
+                report.now = self._clock - self._start
+                self._begin(self._clock, self._start)
             while self._passed:
                 when, skimmer, passed = self._passed.popleft()
-                report.now = max(report.now, when)  # the two threads note without a lock
+                report.now = max(report.now, when - self._start)  # the two threads note without a lock
                 if isinstance(passed, int):
                     skimmer.skip(passed)
                 else:
@@ -102,14 +112,14 @@ class _Direction(threading.Thread):
             while self._turn():
                 pass
         except OSError:
-            # The other side no longer reads: this side learns it in the same way.
-            os.close(self.source)
+            pass  # the other side no longer reads: this side learns it in the same way
         except BaseException as exc:  # a fault of ours must not look like the end of the conversation
             self.failure = exc
             raise
         finally:
             self.busy = False
             os.close(self._target)
+            os.close(self.source)
 
     def _turn(self) -> bool:
         skimmer = self.skimmer
@@ -128,7 +138,7 @@ class _Direction(threading.Thread):
                 self._watcher.note(skimmer, count)
                 self._watcher.catch_up()
             return count > 0
-        data = os.read(self.source, _READ_SIZE)
+        data = os.read(self.source, READ_SIZE)
         if not data:
             return False
         self.busy = True
@@ -179,8 +189,8 @@ class Tap:
 
     def kill(self) -> None:
         """Kill the worker and reap it."""
-        self._process.kill()
-        self._process.communicate()
+        with self._process:  # which closes its streams, and waits for it alone
+            self._process.kill()
 
     def run(self, log: Log, format: str, coloured: bool, append: Callable[[list[bytes]], None] | None) -> int:
         """Pass on what the worker and the parent say to each other until the worker ends.
@@ -195,7 +205,13 @@ class Tap:
             The worker's exit status; the negative number of the signal that has killed it.
         """
         report = Report(log.write, format, coloured=coloured, prefix=f"{self.pid} ")
-        watcher = self._begin(log, report, append)
+
+        def begin(clock: float, start: float) -> None:
+            report.note("--", f"monotonic clock {clock:.6f}: {self._command}", "began")
+            if append is not None:
+                report.trace = Trace(append, self.pid, f"worker {self.pid}: {self._command}", start, _TRACKS)
+
+        watcher = _Watcher(report, log, begin)
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         # Descriptors of our own, which subprocess does not close.
@@ -203,7 +219,7 @@ class Tap:
         process.stdin.close()
         process.stdout.close()
         for fd in (worker_in, worker_out):
-            _enlarge(fd)
+            grow_pipe(fd)  # fewer, longer turns
         # What is written to stdout by accident must not get between the frames.
         parent_in, parent_out = os.dup(0), os.dup(1)
         os.dup2(2, 1)
@@ -217,6 +233,8 @@ class Tap:
             process.stderr.close()
         for direction in (there, *back):
             direction.start()
+        # In a thread, because the log may take nothing, and a signal has to be passed on all the same.
+        threading.Thread(target=watcher.catch_up, daemon=True).start()
         status = self._wait()
         for direction in back:
             direction.drain()
@@ -233,19 +251,6 @@ class Tap:
 
         watcher.catch_up(finish)
         return status
-
-    def _begin(self, log: Log, report: Report, append: Callable[[list[bytes]], None] | None) -> _Watcher:
-        """Write the first line and the first events."""
-        clock = time.monotonic()
-        with log.turn() as floor:
-            start = clock - log.age(clock)
-            report.floor = floor
-            report.now = clock - start
-            report.note("--", f"monotonic clock {clock:.6f}: {self._command}", "began")
-        if append is not None:
-            report.trace = Trace(append, self.pid, f"worker {self.pid}: {self._command}", start, _TRACKS)
-            report.trace.flush()
-        return _Watcher(report, log, start)
 
     def _wait(self) -> int:
         """Wait for the worker's end, pass on signals, and return its status."""
@@ -302,10 +307,3 @@ def _in_worker(mask: set[signal.Signals | int]) -> Callable[[], None]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     return prepare
-
-
-def _enlarge(fd: int) -> None:
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-    except (AttributeError, OSError):
-        pass  # not Linux, or more than this user may have

@@ -14,11 +14,11 @@ from ..wire.framing import HEADER_SIZE, START, FrameDecoder, Junk
 from .payloads import look
 from .trace import Trace
 
-__all__ = ["HEAD_SIZE", "Report", "Skimmer", "decode"]
+__all__ = ["HEAD_SIZE", "READ_SIZE", "Report", "Skimmer", "decode"]
 
 HEAD_SIZE = 4096  # bytes of a payload that are looked at
 
-_READ_SIZE = 64 * 1024
+READ_SIZE = 64 * 1024
 _SHORT = 60  # characters of junk in a line
 _LONG = 500  # characters of it in a trace
 _UNANSWERED = 100_000  # requests that are remembered until they are answered
@@ -274,7 +274,7 @@ def decode(read: Callable[[int], bytes], format: str, log: TextIO, coloured: boo
     report = Report(log.write, format, False, coloured)
     skimmer = report.direction("--", "--")
     while True:
-        data = read(_READ_SIZE)
+        data = read(READ_SIZE)
         if not data:
             break
         skimmer.feed(data)
