@@ -123,12 +123,10 @@ def messages() -> List[Message]:
 def messages_for_pickle() -> List[Message]:
     loop: List[Any] = [1]
     loop.append(loop)
-    by_tuple: List[Any] = [Spot([1])]
-    by_tuple.append((by_tuple, Spot([2])))
     shared = [1, 2]
     zone = datetime.timezone(datetime.timedelta(hours=2), "X")
     values: List[Any] = [
-        loop, by_tuple, [shared, shared],
+        loop, [shared, shared, (Spot([1]), Spot(shared))],
         (1, (2, (3,))), {1, 2}, frozenset({"a"}), b"bytes" * 20, bytearray(b"abc"), 2**80, 1 + 2j,
         datetime.datetime(2024, 2, 29, 1, 2, 3, 4, zone), datetime.date(2024, 1, 1), datetime.time(1, 2),
         datetime.timedelta(1, 2, 3), decimal.Decimal("1.50"), uuid.UUID(int=7), pathlib.PurePosixPath("/a/b"),

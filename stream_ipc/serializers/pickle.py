@@ -76,7 +76,8 @@ class PickleMessageSerializer:
     bytearray, list, tuple, dict, set, frozenset and the value types of
     ``datetime``, ``decimal``, ``uuid``, ``collections`` and ``pathlib``. The
     same object sent twice in one message arrives as one object, unless it is
-    one that nobody can change.
+    one that nobody can change. An object that contains itself is refused, and
+    so is a list or dict that does, in a message that also holds objects.
 
     A hostile peer can still end this process, or exhaust its memory or time (a
     few bytes of pickle can ask for gigabytes): against a peer that is hostile
@@ -299,18 +300,6 @@ class _ViewFile:
 
 def _load_objects(payload: bytes | bytearray) -> Any:
     """Load a payload that may name ``build``, and put objects in place of the handles."""
-    resolver = Resolver()
-    try:
-        return _load_with(resolver, payload)
-    except SerializationError:
-        if not resolver.met_loop:
-            raise
-    from .pickle_loops import LoopResolver  # few need it
-
-    return _load_with(LoopResolver(), payload)
-
-
-def _load_with(resolver: Resolver, payload: bytes | bytearray) -> Any:
     _extension_cache.clear()
     unpickler = _Unpickler(BytesIO(payload) if len(payload) < _LARGE else _ViewFile(payload))  # type: ignore[arg-type]
     try:
@@ -325,7 +314,7 @@ def _load_with(resolver: Resolver, payload: bytes | bytearray) -> Any:
         return root
     try:
         if unpickler.built:
-            return root[:3] + resolver.resolve(root[3:])
+            return root[:3] + Resolver().resolve(root[3:])
         if 0x98 in payload and 0x96 in payload:  # READONLY_BUFFER and BYTEARRAY8 make a memoryview, and name nothing
             refuse_views(root[3:])
     except SerializationError as exc:

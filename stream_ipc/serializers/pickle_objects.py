@@ -240,13 +240,11 @@ class Resolver:
     Attributes:
         done: What has been resolved, by id of the unresolved value. All of these were alive at once, so no id stands for
             two of them, though some are freed meanwhile; what has been resolved, or was made since, must never be resolved.
-        met_loop: Whether it has given up because something contains itself, which a ``LoopResolver`` may resolve.
     """
 
-    __slots__ = ("done", "met_loop")
+    __slots__ = ("done",)
 
     def __init__(self) -> None:
-        self.met_loop: bool = False
         self.done: dict[int, Any] = {}
 
     def resolve(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -256,17 +254,13 @@ class Resolver:
             SerializationError: Something in them is not allowed, or cannot be built.
         """
         try:
-            return self.resolve_all(values)
+            return tuple([self.item(value) for value in values])
         except SerializationError:
             raise
         except RecursionError as exc:
             raise SerializationError("payload is nested too deeply") from exc
         except Exception as exc:  # what became of a key cannot be hashed
             raise SerializationError(f"a value in the payload cannot be built: {describe(exc)}"[:300]) from exc
-
-    def resolve_all(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Do the same, and raise whatever comes up."""
-        return tuple([self.item(value) for value in values])
 
     def item(self, value: Any) -> Any:
         """Return a value with objects in place of handles."""
@@ -285,7 +279,7 @@ class Resolver:
             return value
         if key in done:
             if done[key] is _IN_PROGRESS:
-                raise self.loop_error()
+                raise SerializationError(f"payload contains {article(cls)} that contains itself; only plain data may")
             return done[key]
         done[key] = _IN_PROGRESS
         if cls is list or cls is dict or cls is set:
@@ -318,10 +312,6 @@ class Resolver:
             for k, v in value.items():
                 if type(v) not in ATOMS:
                     value[k] = self.item(v)
-
-    def loop_error(self) -> SerializationError:
-        self.met_loop = True
-        return SerializationError("payload contains an object that contains itself")
 
 
 def _unusual(handle: Handle, resolver: Resolver) -> Any:
