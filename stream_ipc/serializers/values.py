@@ -1,6 +1,6 @@
 """The standard library's value types that the pickle form carries: taken apart into plain data and built again.
 
-Knows only the standard library. Imported when the first such value is met, so that programs without one do not pay
+Knows the standard library, and no registered class. Imported when the first such value is met, so that programs without one do not pay
 for ``decimal``, ``uuid`` and ``pathlib``. The types of all arguments are checked: they come off the wire.
 """
 
@@ -11,6 +11,8 @@ import datetime
 import decimal
 import pathlib
 import uuid
+
+from ..errors import SerializationError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +36,18 @@ def _factory_name(factory: Any) -> str | None:
         names = ", ".join(filter(None, _FACTORIES))
         raise ValueError(f"the factory of a defaultdict must be one of {names}, not {factory!r}")
     return name
+
+
+def _factory(name: str | None) -> type | None:
+    if name not in _FACTORIES:
+        raise _unknown(f"defaultdict of {name}")
+    return _FACTORIES[name]
+
+
+def _unknown(what: str) -> SerializationError:
+    return SerializationError(
+        f"the other side sent a {what[:40]!a}, which this version of stream_ipc does not know; update it"
+    )
 
 
 def _reduce_timezone(value: datetime.timezone) -> tuple[Any, ...]:
@@ -76,7 +90,7 @@ _TYPES: dict[type, tuple[TakeApart, tuple[Any, ...], Callable[..., Any]]] = {
     collections.defaultdict: (
         lambda v: (_factory_name(v.default_factory), dict(v)),
         (_STR_OR_NONE, _DICT),
-        lambda name, items: collections.defaultdict(_FACTORIES[name], items),
+        lambda name, items: collections.defaultdict(_factory(name), items),
     ),
     collections.ChainMap: (lambda v: tuple(map(dict, v.maps)), (_DICT, ...), collections.ChainMap),
 }
@@ -99,8 +113,11 @@ def build_value(name: str, args: tuple[Any, ...]) -> Any:
     """Build a value from what was received.
 
     Raises:
-        Exception: Of many kinds: the name is unknown, or the arguments are wrong.
+        SerializationError: The name is unknown.
+        Exception: Of many kinds: the arguments are wrong.
     """
+    if name not in _BY_NAME:
+        raise _unknown(name)
     _, types, build = _BY_NAME[name]
     if types[-1] is ...:
         types = types[:1] * len(args)
