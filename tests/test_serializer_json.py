@@ -645,7 +645,7 @@ def test_errors_of_constructors_are_decode_errors(error: Any) -> None:
 
 def test_memory_error_of_the_scanner_is_a_decode_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Exhausted:
-        def raw_decode(self, text: str) -> Any:
+        def raw_decode(self, text: str, start: int) -> Any:
             raise MemoryError
 
     monkeypatch.setattr(module, "_decoder", Exhausted())
@@ -802,6 +802,17 @@ def test_a_class_that_becomes_known() -> None:
         a: int
 
     assert S.deserialize(data) == AnyMessage(Later(1))
+
+
+def test_what_is_no_json_says_where() -> None:
+    for data, text in (
+        (b' \n{} 5', "something follows the value at character 5"),
+        (b"\t\t[1, 2}", r"line 1 column 8 \(char 7\)"),
+        (b'\n\n {"a": x}', r"line 3 column 8 \(char 9\)"),
+        (b'  {"__class": "No"} ]', "something follows the value at character 20"),
+    ):
+        with pytest.raises(SerializationError, match=text):
+            S.deserialize(data)
 
 
 def test_unknown_class_in_a_request_says_whose() -> None:

@@ -5,7 +5,8 @@ registry has.
 
 A message is an object with ``__class``, its wire name, first and its fields after it. Reading lets the standard
 library's scanner call us for each object, innermost first. Once it meets an unknown class, the message is built again
-from the outside in, as the original does it, so that what is in an object of that class stays plain data.
+from the outside in, as the original does it, so that what is in an object of that class stays plain data. What was built
+until then is built twice: to look for such classes first would make every message with objects slower.
 """
 
 from __future__ import annotations
@@ -311,7 +312,9 @@ class _Json(TextFormat):
         return self.attribute(field.wire_name)
 
     def read(self, payload: Payload) -> Any:
-        text = str(payload, "utf-8").strip(_SPACE)
+        text = str(payload, "utf-8").rstrip(_SPACE)
+        # What is stripped counts in the positions that errors name.
+        start = 0 if text[:1] == "{" else len(text) - len(text.lstrip(_SPACE))
         decoder = _decoder
         if len(text) <= 2 * MAX_DEPTH:  # more levels take at least two characters each
             escapes = "\\u" in text
@@ -325,15 +328,16 @@ class _Json(TextFormat):
         if escapes and _SURROGATE.search(text) is not None:
             # The scanner lets lone ones pass. Pairs become one character, so that what cannot be encoded again is
             # alone. Only payloads with such escapes pay for being read twice.
-            json.dumps(_plain_decoder.raw_decode(text)[0], ensure_ascii=False).encode()
+            json.dumps(_plain_decoder.raw_decode(text, start)[0], ensure_ascii=False).encode()
         is_built = True
         try:
-            value, end = decoder.raw_decode(text)
+            value, end = decoder.raw_decode(text, start)
         except (_UnknownClass, TypeError):  # TypeError: the name of a class is a list or dict
-            value, end = _plain_decoder.raw_decode(text)
+            value, end = _plain_decoder.raw_decode(text, start)
             is_built = False
         if end != len(text):
-            raise SerializationError(f"payload is not JSON: something follows the value at character {end}")
+            at = len(text) - len(text[end:].lstrip(_SPACE))
+            raise SerializationError(f"payload is not JSON: something follows the value at character {at}")
         return value if is_built else _from_outside([value])[0]
 
     def salvage(self, payload: Payload) -> tuple[int, Any]:
@@ -392,7 +396,9 @@ class JsonMessageSerializer(TextSerializer, formats=(_Json(old=False), _Json(old
     Only registered classes are built. As in the original, an object of another
     class inside a message stays a dict with its ``__class``, and what is in it
     stays plain data; a message, or the message in an envelope, must be of a
-    registered class. A ``stdClass`` arrives as a dict without ``__class``.
+    registered class. A ``stdClass`` arrives as a dict without ``__class``. In a
+    message with an object of an unknown class the constructors of others may
+    run twice, so they should change nothing but their object.
 
     Against PHP: it has no empty dict (``{}`` becomes the same as ``[]``), turns
     the keys ``"0"``, ``"1"`` into ints, writes the float ``1.0`` as ``1``, and
