@@ -86,7 +86,7 @@ def converter_line(cls: type) -> str:
     name = f"numpy.{cls.__name__}" if cls.__module__ == "numpy" else _short_name(cls)
     converters = _converters(cls)
     if converters:
-        return f"register_type({name}, {converters.format(name)})"
+        return f"register_type({name}, {converters.replace('{0}', name)})"
     return f"register_type({name}, encode=f, decode=g), where f(obj) returns plain data and g(data) an object like it"
 
 
@@ -97,7 +97,7 @@ def _converters(cls: Any) -> str:
         return "encode=lambda model: json.loads(model.json()), decode={0}.parse_obj"
     found = _find(cls, _CONVERTERS)
     names = "" if found else ", ".join([f"{name!r}: obj.{name}" for name in _parameters(cls)])
-    return f"encode=lambda obj: {{{{{names}}}}}, decode=lambda data: {{0}}(**data)" if names else found
+    return "encode=lambda obj: {" + names + "}, decode=lambda data: {0}(**data)" if names else found
 
 
 def _parameters(cls: Any) -> list[str]:

@@ -475,5 +475,5 @@ class TextSerializer:
 
     @property
     def reader(self) -> Callable[[Payload], Message]:
-        """What does the same as ``deserialize``; see wire/codec.py."""
+        """``deserialize``; that it exists tells the decoder that nothing of a payload is kept."""
         return self.deserialize
