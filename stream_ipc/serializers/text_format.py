@@ -475,5 +475,8 @@ class TextSerializer:
 
     @property
     def reader(self) -> Callable[[Payload], Message]:
-        """``deserialize``; that it exists tells the decoder that nothing of a payload is kept."""
+        """``deserialize``.
+
+        That it exists tells the decoder that nothing of a payload is kept.
+        """
         return self.deserialize
