@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "RUN", "FieldInfo", "attributes", "constructor_of", "fields_of", "is_named_tuple", "is_pydantic", "obstacle",
-    "required_fields", "source",
+    "RUN", "FieldInfo", "attributes", "constructor_of", "fields_of", "is_named_tuple", "is_pydantic", "lacking_parameter",
+    "obstacle", "required_fields", "source",
 ]  # fmt: skip
 
 # What a module is called that was not imported but run: by python, by multiprocessing, by runpy.run_path().
@@ -158,6 +158,19 @@ def required_fields(cls: Any) -> list[str]:
         return [a.name for a in cls.__attrs_attrs__ if a.default is nothing]
     defaults = getattr(cls, "_field_defaults", {})
     return [name for name in getattr(cls, "_fields", ()) if name not in defaults]
+
+
+def lacking_parameter(cls: Any, fields: tuple[FieldInfo, ...]) -> str:
+    """Return the name of a parameter that a constructor requires and no field is for, or an empty text."""
+    constructor = cls.__init__
+    code = getattr(constructor, "__code__", None)
+    if not fields or code is None or type(cls).__call__ is not type.__call__:  # a metaclass may know more
+        return ""
+    end = code.co_argcount
+    required = set(code.co_varnames[1 : end - len(constructor.__defaults__ or ())])
+    required.update(code.co_varnames[end : end + code.co_kwonlyargcount])
+    required.difference_update(constructor.__kwdefaults__ or (), [field.parameter for field in fields])
+    return min(required, default="")
 
 
 def attributes(obj: Any) -> dict[str, Any]:

@@ -10,7 +10,17 @@ from __future__ import annotations
 import enum
 import sys
 
-from .classes import RUN, FieldInfo, attributes, constructor_of, fields_of, obstacle, required_fields, source
+from .classes import (
+    RUN,
+    FieldInfo,
+    attributes,
+    constructor_of,
+    fields_of,
+    lacking_parameter,
+    obstacle,
+    required_fields,
+    source,
+)
 from .errors import SerializationError, article, describe, printable
 
 TYPE_CHECKING = False
@@ -72,17 +82,28 @@ class TypeInfo:
 
     @property
     def fields(self) -> tuple[FieldInfo, ...]:
-        """The declared fields; empty for a class that is rebuilt from its attributes or has converters."""
+        """The declared fields; empty for a class that is rebuilt from its attributes or has converters.
+
+        Raises:
+            SerializationError: The constructor requires more than these.
+        """
         if self._fields is None:
             self._open = self.encode is None and not constructor_of(self.cls)
-            self._fields = () if self.encode is not None else fields_of(self.cls)
+            fields = () if self.encode is not None else fields_of(self.cls)
+            lacking = lacking_parameter(self.cls, fields)
+            if lacking:
+                raise SerializationError(
+                    f"{self.wire_name} cannot travel: its constructor requires {lacking!r}, which is no field, as an"
+                    " InitVar is none; give it a default"
+                )
+            self._fields = fields
         return self._fields
 
     def values(self, obj: Any) -> dict[str, Any]:
         """Take an instance apart: ``{field name: value}`` in the order of declaration.
 
         Raises:
-            SerializationError: It has no value for a field, or ``encode`` failed.
+            SerializationError: It has no value for a field, or ``encode`` failed, or ``build`` could not build it again.
         """
         if self.encode is not None:
             return {"value": self._encoded(obj)}

@@ -7,7 +7,7 @@ import functools
 import re
 import signal
 import types
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Dict, Generic, List, NamedTuple, TypeVar
 
 import pytest
@@ -16,6 +16,9 @@ from stream_ipc import registry
 from stream_ipc.errors import SerializationError
 from stream_ipc.messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from stream_ipc.registry import clear_on_change, lookup, register, register_type, type_info
+from stream_ipc.serializers.json import JsonMessageSerializer
+from stream_ipc.serializers.php import PhpMessageSerializer
+from stream_ipc.serializers.pickle import PickleMessageSerializer
 
 
 def full_name(cls: type) -> str:
@@ -483,6 +486,41 @@ def test_build_of_a_class_that_cannot_be_made_without_its_constructor() -> None:
         type_info(Abstract).build({"a": 1})
     with pytest.raises(TypeError, match="Special cannot be registered: it derives from partial"):
         register_type(Special)
+
+
+@dataclass
+class Scaled:
+    value: int
+    factor: InitVar[int]
+
+    def __post_init__(self, factor: int) -> None:
+        self.value *= factor
+
+
+@dataclass(init=False)
+class Positioned(Message, wire_name="test.Positioned"):
+    x: int
+
+    def __init__(self, x: int = 0, *, origin: int, **more: Any) -> None:
+        self.x = x - origin
+
+
+@dataclass
+class Holding(Message, wire_name="test.Holding"):
+    value: Any
+
+
+@pytest.mark.parametrize("serializer", [PickleMessageSerializer(), JsonMessageSerializer(), PhpMessageSerializer()])
+def test_a_constructor_that_requires_what_no_field_has_is_refused_at_the_sender(serializer: Any) -> None:
+    register_type(Scaled, "test.Scaled")
+    for message, text in (
+        (Holding([Scaled(2, factor=3)]), r"^Holding\.value\[0\]: test\.Scaled cannot travel: .*'factor'.* give it a default$"),
+        (Positioned(1, origin=1), r"test\.Positioned cannot travel: its constructor requires 'origin'"),
+        (RequestEnvelope("1", Holding(Positioned(1, origin=1))), r"^Holding\.value: test\.Positioned cannot travel"),
+    ):
+        for _ in range(2):
+            with pytest.raises(SerializationError, match=text):
+                serializer.serialize(message)
 
 
 def test_attributes_that_are_set_by_nobody() -> None:

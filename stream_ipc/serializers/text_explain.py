@@ -87,17 +87,17 @@ class Walk:
                 self._check_text(step, value._name_)
             self.out.append(self._made(step, self._format.enum_encoder(info), value, len(self._stack) + 1, set()))
             return
-        attributes: Iterable[Any]
-        if info.fields:
-            attributes = [f for f in info.fields if not self._format.leaves_out or hasattr(value, f.name)]
-            items = self._fields(info, value, attributes)
-        else:
-            try:
-                attributes = info.values(value)
-            except SerializationError as exc:
-                self._fail(step, str(exc))
-            items = self._attributes(attributes)
-        self._open(step, value, self._format.start(info, len(attributes)), items, "}")
+        items: Items
+        try:
+            if info.fields:
+                fields = [f for f in info.fields if not self._format.leaves_out or hasattr(value, f.name)]
+                count, items = len(fields), self._fields(info, value, fields)
+            else:
+                values = info.values(value)
+                count, items = len(values), self._attributes(values)
+        except SerializationError as exc:
+            self._fail(step, str(exc))
+        self._open(step, value, self._format.start(info, count), items, "}")
 
     def _made(self, step: str, function: Callable[..., str], *args: Any) -> str:
         try:
