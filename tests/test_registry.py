@@ -514,7 +514,7 @@ class Holding(Message, wire_name="test.Holding"):
 def test_a_constructor_that_requires_what_no_field_has_is_refused_at_the_sender(serializer: Any) -> None:
     register_type(Scaled, "test.Scaled")
     for message, text in (
-        (Holding([Scaled(2, factor=3)]), r"^Holding\.value\[0\]: test\.Scaled cannot travel: .*'factor'.* give it a default$"),
+        (Holding([Scaled(2, factor=3)]), r"^Holding\.value\[0\]: test\.Scaled cannot travel: .*'factor'.* a default$"),
         (Positioned(1, origin=1), r"test\.Positioned cannot travel: its constructor requires 'origin'"),
         (RequestEnvelope("1", Holding(Positioned(1, origin=1))), r"^Holding\.value: test\.Positioned cannot travel"),
     ):

@@ -1,7 +1,8 @@
 """The standard library's value types that the pickle form carries: taken apart into plain data and built again.
 
 Knows the standard library. Must not know registered classes. Imported when the first such value is met, so that programs
-without one do not pay for ``decimal``, ``uuid`` and ``pathlib``. The types of all arguments are checked: they come off the wire.
+without one do not pay for ``decimal``, ``uuid`` and ``pathlib``. The types of all arguments are checked, because they come
+off the wire.
 """
 
 from __future__ import annotations
