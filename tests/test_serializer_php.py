@@ -14,6 +14,7 @@ from stream_ipc.errors import SerializationError
 from stream_ipc.messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from stream_ipc.registry import register_type
 from stream_ipc.serializers import php as module
+from stream_ipc.serializers import php_quick as quick
 from stream_ipc.serializers import php_reading as reading
 from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.text_format import MAX_DEPTH
@@ -296,7 +297,7 @@ def test_random_floats_are_read_back_unchanged() -> None:
 
 
 def read_without_quick_ways(payload: bytes) -> Any:
-    return reading._parse(payload.decode("latin-1"), reading._classes.__getitem__, [])
+    return reading.parse(payload.decode("latin-1"), reading.classes.__getitem__, [])
 
 
 def check_message(value: Any) -> None:
@@ -309,7 +310,7 @@ def only_quick_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     def unexpected(*args: Any) -> Any:
         raise AssertionError("read the other way")
 
-    monkeypatch.setattr(reading, "_parse", unexpected)
+    monkeypatch.setattr(reading, "parse", unexpected)
 
 
 QUICK_VALUES = ["", "text", "č\n", b"\xff", "x" * 200, 0, -5, 10**17, 1.5, -0.0, 1e300, 1e-7, True, False, None]
@@ -370,13 +371,13 @@ def test_quick_ways_follow_the_registry() -> None:
 
 
 def test_heads_that_are_not_kept() -> None:
-    before = len(reading._quick_ways)
+    before = len(quick._ways)
     for count in range(3, 200):
         for data in (b'O:22:"App\\Message\\AnyMessage":%d:{' % count, b'O:4:"G%03d":1:{' % count):
             for payload in (data, REQUEST + data):
                 with pytest.raises(SerializationError):
                     S.deserialize(payload)
-    assert len(reading._quick_ways) <= before + 1
+    assert len(quick._ways) <= before + 1
 
 
 # --- visibility, names ----------------------------------------------------------------------------------------
@@ -842,7 +843,7 @@ def test_announced_lengths_reserve_nothing() -> None:
 
 def test_work_is_linear() -> None:
     # Counted, not timed: the tokens looked at are as many as the values and keys.
-    tokens = reading.TOKEN
+    item, token = reading.ITEM, reading.TOKEN
     for value in (
         b"a:%d:{" % 1000 + b"".join(b"i:%d;a:1:{i:5;N;}" % i for i in range(1000)) + b"}",
         b"a:%d:{" % 1000 + b"".join(b'i:%d;s:3:"xxx";' % (i * 2) for i in range(1000)) + b"}",
@@ -850,15 +851,14 @@ def test_work_is_linear() -> None:
     ):
         looked: List[int] = []
 
-        def count(text: str, position: int, looked: List[int] = looked) -> Any:
-            looked.append(position)
-            return tokens(text, position)
+        def counted(function: Any, looked: List[int] = looked) -> Any:
+            return lambda text, position: (looked.append(position), function(text, position))[1]
 
-        reading.TOKEN = count  # type: ignore[assignment]
+        reading.ITEM, reading.TOKEN = counted(item), counted(token)
         try:
             value_of(value)
         finally:
-            reading.TOKEN = tokens
+            reading.ITEM, reading.TOKEN = item, token
         assert looked == sorted(set(looked)) and len(looked) < 4100
 
 
@@ -866,7 +866,7 @@ def test_memory_error_is_a_decode_error(monkeypatch: pytest.MonkeyPatch) -> None
     def exhausted(*args: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(reading, "_parse", exhausted)
+    monkeypatch.setattr(reading, "parse", exhausted)
     with pytest.raises(SerializationError, match="MemoryError"):
         S.deserialize(b"N;")
 
@@ -1022,7 +1022,7 @@ def test_nothing_is_kept_of_unknown_names() -> None:
     for i in range(50):
         with pytest.raises(SerializationError):
             S.deserialize(b'O:6:"gone%02d":0:{}' % i)
-    assert not [name for name in reading._classes if "gone" in name]
+    assert not [name for name in reading.classes if "gone" in name]
 
 
 def test_json_is_not_php() -> None:

@@ -9,8 +9,9 @@ from math import isfinite
 
 from .. import registry
 from ..errors import SerializationError, article
+from .php_classes import mangled
 from .php_form import key_of, raw
-from .php_reading import mangled, read, salvage
+from .php_reading import read, salvage
 from .text_explain import Walk
 from .text_format import INT_MAX, INT_MIN, MAX_DEPTH, TextFormat, TextSerializer, Unfit, shown, wire_name
 

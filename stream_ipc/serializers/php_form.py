@@ -15,25 +15,33 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "ARRAY", "BOOL", "ENUM", "FLOAT", "INT", "NULL", "OBJECT", "REF", "STRING", "TOKEN",
-    "bare", "decoded", "key_of", "raw", "unraw",
+    "ARRAY", "BOOL", "ENUM", "ENUM_CLASS", "FLOAT", "INT", "ITEM", "ITEM_INT", "ITEM_LENGTH", "ITEM_TEXT", "NULL",
+    "OBJECT", "OBJECT_CLASS", "REF", "STRING", "TOKEN", "bare", "decoded", "key_of", "raw", "unraw",
 ]  # fmt: skip
 
 # What stands at the beginning of a value. Lengths have at most ten digits and ints twenty, so that no number is long
 # enough to be slow.
-TOKEN = re.compile(
-    r's:([0-9]{1,10}):"'  # 1
-    r"|i:([+-]?[0-9]{1,20});"  # 2
-    r"|a:([0-9]{1,10}):\{"  # 3
-    r'|O:([0-9]{1,10}):"([^"]{1,500})":([0-9]{1,10}):\{'  # 4 to 6
-    r"|b:([01]);"  # 7
-    r"|N(;)"  # 8
-    r"|d:(-?INF|NAN|[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?);"  # 9
-    r"|(r):([0-9]{1,10});"  # 10, 11: the same object again
-    r"|(R):([0-9]{1,10});"  # 12, 13
-    r'|E:([0-9]{1,10}):"([^":]{1,500}):([^":]{1,500})";'  # 14 to 16
-).match
-STRING, INT, ARRAY, OBJECT, BOOL, NULL, FLOAT, REF, ENUM = 1, 2, 3, 6, 7, 8, 9, 13, 16  # the last of their groups
+_VALUE = (
+    r'(?:s:([0-9]{1,10}):"'  # 4
+    r"|i:([+-]?[0-9]{1,20});"  # 5
+    r"|a:([0-9]{1,10}):\{"  # 6
+    r'|O:([0-9]{1,10}):"([^"]{1,500})":([0-9]{1,10}):\{'  # 7 to 9
+    r"|b:([01]);"  # 10
+    r"|N(;)"  # 11
+    r"|d:(-?INF|NAN|[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?);"  # 12
+    r"|(r):([0-9]{1,10});"  # 13, 14: the same object again
+    r"|(R):([0-9]{1,10});"  # 15, 16
+    r'|E:([0-9]{1,10}):"([^":]{1,500}):([^":]{1,500})";)'  # 17 to 19
+)
+STRING, INT, ARRAY, OBJECT, BOOL, NULL, FLOAT, REF, ENUM = 4, 5, 6, 9, 10, 11, 12, 16, 19  # the last of their groups
+OBJECT_CLASS, ENUM_CLASS = 8, 18  # names; before each stands how long it is
+
+# A usual key with the value behind it, and a value alone, in groups of the same numbers. The length of a key is still to
+# be compared with its text.
+_KEY = r'(?:i:(-?[0-9]{1,18})|s:([0-9]{1,3}):"([^"]{0,200})");'
+ITEM = re.compile(_KEY + _VALUE).match
+TOKEN = re.compile("(?:(?!)()()())?" + _VALUE).match
+ITEM_INT, ITEM_LENGTH, ITEM_TEXT = 1, 2, 3
 
 _CANONICAL = re.compile(r"(?:0|-?[1-9][0-9]{0,18})\Z")
 

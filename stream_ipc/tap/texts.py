@@ -10,7 +10,21 @@ import re
 import string
 from typing import Any, NoReturn
 
-from ..serializers.php_form import ARRAY, BOOL, ENUM, FLOAT, INT, NULL, OBJECT, STRING, TOKEN, bare, decoded
+from ..serializers.php_form import (
+    ARRAY,
+    BOOL,
+    ENUM,
+    ENUM_CLASS,
+    FLOAT,
+    INT,
+    NULL,
+    OBJECT,
+    OBJECT_CLASS,
+    STRING,
+    TOKEN,
+    bare,
+    decoded,
+)
 from .tree import BROKEN, Node, Part, Unreadable, Word, last_part
 
 __all__ = ["read_json", "read_php"]
@@ -148,7 +162,7 @@ def _php_value(text: str, at: int, partial: bool) -> tuple[Any, int, int]:
     if kind == ARRAY:
         return Node("dict", []), end, 2 * int(content)
     if kind == OBJECT:
-        return Node("object", [], str(decoded(found[5]))), end, 2 * int(content)
+        return Node("object", [], str(decoded(found[OBJECT_CLASS]))), end, 2 * int(content)
     if kind == INT:
         return int(content), end, 0
     if kind == BOOL:
@@ -156,7 +170,7 @@ def _php_value(text: str, at: int, partial: bool) -> tuple[Any, int, int]:
     if kind == FLOAT:
         return float(content), end, 0
     if kind == ENUM:
-        return Word(f"{last_part(found[15])}::{content}"), end, 0
+        return Word(f"{last_part(found[ENUM_CLASS])}::{content}"), end, 0
     return None if kind == NULL else Word(f"<value {content} again>"), end, 0
 
 
