@@ -164,7 +164,7 @@ def lacking_parameter(cls: Any, fields: tuple[FieldInfo, ...]) -> str:
     """Return the name of a parameter that a constructor requires and no field is for, or an empty text."""
     constructor = cls.__init__
     code = getattr(constructor, "__code__", None)
-    if not fields or code is None or type(cls).__call__ is not type.__call__:  # a metaclass may know more
+    if code is None or type(cls).__call__ is not type.__call__:  # a metaclass may know more
         return ""
     end = code.co_argcount
     required = set(code.co_varnames[1 : end - len(constructor.__defaults__ or ())])

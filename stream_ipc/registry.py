@@ -88,9 +88,10 @@ class TypeInfo:
             SerializationError: The constructor requires more than these.
         """
         if self._fields is None:
-            self._open = self.encode is None and not constructor_of(self.cls)
-            fields = () if self.encode is not None else fields_of(self.cls)
-            lacking = lacking_parameter(self.cls, fields)
+            is_built = self.encode is None and constructor_of(self.cls) != ""
+            self._open = self.encode is None and not is_built
+            fields = fields_of(self.cls) if is_built else ()
+            lacking = lacking_parameter(self.cls, fields) if is_built else ""
             if lacking:
                 raise SerializationError(
                     f"{self.wire_name} cannot travel: its constructor requires {lacking!r}, which is no field, as an"

@@ -506,6 +506,11 @@ class Positioned(Message, wire_name="test.Positioned"):
 
 
 @dataclass
+class Nothing:
+    unused: InitVar[int]
+
+
+@dataclass
 class Holding(Message, wire_name="test.Holding"):
     value: Any
 
@@ -513,8 +518,10 @@ class Holding(Message, wire_name="test.Holding"):
 @pytest.mark.parametrize("serializer", [PickleMessageSerializer(), JsonMessageSerializer(), PhpMessageSerializer()])
 def test_a_constructor_that_requires_what_no_field_has_is_refused_at_the_sender(serializer: Any) -> None:
     register_type(Scaled, "test.Scaled")
+    register_type(Nothing, "test.registry.Nothing")
     for message, text in (
         (Holding([Scaled(2, factor=3)]), r"^Holding\.value\[0\]: test\.Scaled cannot travel: .*'factor'.* a default$"),
+        (Holding(Nothing(1)), r"^Holding\.value: test\.registry\.Nothing cannot travel: .* 'unused'"),
         (Positioned(1, origin=1), r"test\.Positioned cannot travel: its constructor requires 'origin'"),
         (RequestEnvelope("1", Holding(Positioned(1, origin=1))), r"^Holding\.value: test\.Positioned cannot travel"),
     ):
