@@ -22,7 +22,7 @@ __all__ = ["explain"]
 
 
 def explain(message: Any, exc: Exception) -> SerializationError:
-    """Return the error to raise for a message for which the pickler has raised ``exc``, or raise that if it says all."""
+    """Return the error about a message that cannot be pickled because of ``exc``; raise ``exc`` itself if it says all."""
     if not isinstance(message, Message):
         return SerializationError(
             f"{article(type(message))} cannot be sent by itself: only messages can; derive a class from Message"

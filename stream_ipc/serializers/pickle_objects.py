@@ -238,8 +238,8 @@ class Resolver:
     Lists, dicts and sets are changed in place, so that what was shared stays shared.
 
     Attributes:
-        done: What has been resolved, by id of the unresolved value. All of these were alive at once, so no id stands for
-            two of them, though some are freed meanwhile; what has been resolved, or was made since, must never be resolved.
+        done: What values have become, by the id that each had before. All were loaded before the first was resolved, so no
+            two have one id. What was made since may have the id of one that is gone: it must never be looked up.
     """
 
     __slots__ = ("done",)

@@ -67,7 +67,7 @@ class _Watcher:
         self._lock = threading.Lock()
 
     def note(self, skimmer: Skimmer, passed: bytes | int) -> None:
-        """Take note that bytes are about to be passed on, or that so many have been that need not be seen."""
+        """Take note of bytes that are about to be passed on, or of how many have been that need not be seen."""
         self._passed.append((time.monotonic(), skimmer, passed))
 
     def catch_up(self, then: Callable[[], None] | None = None) -> None:

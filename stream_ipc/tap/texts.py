@@ -102,7 +102,7 @@ class _Cut(Exception):
 
 
 def read_php(head: bytes, partial: bool) -> Any:
-    """Do the same for a payload in PHP's format, or raise Unreadable."""
+    """Return what a payload in PHP's format, or the beginning of one, says, as a tree, or raise Unreadable."""
     text = head.decode("latin-1")
     open_: list[list[Any]] = []  # [container, how many keys and values are still to come]
     at = 0
