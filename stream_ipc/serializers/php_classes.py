@@ -60,9 +60,9 @@ class PhpClass:
     __slots__ = ("build", "info", "names")
 
     def __init__(self, info: TypeInfo | None, build: Builder, names: list[str]) -> None:
-        self.info = info
-        self.build = build
-        self.names = names
+        self.info: TypeInfo | None = info
+        self.build: Builder = build
+        self.names: list[str] = names
 
 
 NOTHING = PhpClass(None, lambda data: None, [])  # as which any class is read when nothing is to be built
@@ -112,5 +112,5 @@ CONVERSIONS = {
     "dict": "if type(v) is list: v = dict(enumerate(v))",
 }
 
-classes = _Classes()
+classes: dict[str, PhpClass] = _Classes()
 registry.clear_on_change(classes)
