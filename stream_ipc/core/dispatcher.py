@@ -25,7 +25,7 @@ from .responder import Responder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from ..handlers import Handler
@@ -142,8 +142,7 @@ class Dispatcher:
                 if not goal:
                     goal = loop.dispatched + len(inbox) + 1  # a failure is followed by the end
                 if cls in by_class and not self._waiting:
-                    self._deliver(item, item, by_class[cls])
-                    count += 1
+                    count += self._deliver(item, item, by_class[cls])
                 else:
                     action = self._actions.get(cls)
                     done = self._arrive(item) if action is None else action(item)
@@ -215,20 +214,26 @@ class Dispatcher:
         handlers = self.on_message.of(type(message))
         if not handlers or self._waiting:
             item = self.kept.keep(item, message, handlers)
-        self._deliver(item, message, handlers)
+        if handlers:
+            self._deliver(item, message, handlers)
+        else:
+            take_out(self.inbox, item)
 
-    def _deliver(self, item: Any, message: Message, handlers: tuple[Handler, ...]) -> None:
+    def _deliver(self, item: Any, message: Message, handlers: Sequence[Handler]) -> int:
         """Give a message to its handlers.
 
         Args:
             item: What stands for it in the inbox.
             message: The message.
-            handlers: Those that have not seen it.
+            handlers: Those that have not seen it, at least one.
+
+        Returns:
+            How many messages that was: 1.
         """
         inbox = self.inbox
         error: Exception | None = None
-        for handler in handlers:
-            handlers = handlers[1:]
+        while True:
+            handler, *handlers = handlers
             following = Delivery(message, handlers) if handlers else None
             if not inbox or inbox[0] is not item:
                 break  # a turn beneath has gone on with it
@@ -240,7 +245,6 @@ class Dispatcher:
                         del inbox[0]
                     else:
                         inbox[0] = following
-                    item = following
 
                     handler.function(message, self._session)
                 else:
@@ -249,20 +253,20 @@ class Dispatcher:
                         del inbox[0]
                     else:
                         inbox[0] = following
-                    item = following
 
                     handler.function(message)
             except Exception as exc:
-                if item is not following:  # of a signal handler, on the way to the handler
-                    raise
+                pass_on_own(exc)
                 if error is None:
                     error = exc
                 else:
                     log.error("%r: another on_message handler failed too", self._session, exc_info=exc)
-        if item is not None:  # nobody has taken it
-            take_out(self.inbox, item)
+            if following is None:
+                break
+            item = following
         if error is not None:
             raise error
+        return 1
 
     def offer(self, entry: Entry) -> None:
         """Give a kept message to the handlers that were not there when it came."""
@@ -292,7 +296,10 @@ class Dispatcher:
             self._deliver_or_keep(item, ErrorMessage(str(error)))
 
     def _resume(self, item: Delivery) -> int:
-        self._deliver(item, item.message, item.handlers)
+        if item.handlers:
+            self._deliver(item, item.message, item.handlers)
+        else:
+            take_out(self.inbox, item)
         return 0
 
     def _open(self, item: Opening) -> int:

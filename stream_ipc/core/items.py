@@ -12,7 +12,7 @@ from ..messages import ResponseEnvelope
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from ..handlers import Handler
@@ -37,9 +37,9 @@ class Delivery:
 
     __slots__ = ("handlers", "message")
 
-    def __init__(self, message: Message, handlers: tuple[Handler, ...]) -> None:
+    def __init__(self, message: Message, handlers: Sequence[Handler]) -> None:
         self.message: Message = message
-        self.handlers: tuple[Handler, ...] = handlers
+        self.handlers: Sequence[Handler] = handlers
 
 
 class Failure:
