@@ -219,6 +219,9 @@ def _write(root: tuple[Any, ...], message: Message) -> Parts:
 
 # -- loading
 
+# Returns a text as it is if nothing is to be removed, and raises TypeError for all else: the hash of a deep tuple has no end.
+_text = str.removeprefix
+
 
 def _read(payload: bytes | bytearray) -> Message:
     # STACK_GLOBAL, and READONLY_BUFFER, which makes a memoryview; GLOBAL and INST, which read two lines; EXT1 to EXT4,
@@ -237,8 +240,7 @@ def _read(payload: bytes | bytearray) -> Message:
         except Exception as exc:
             raise _no_pickle(payload, exc) from exc
     try:
-        shape = root[2]
-        read = _readers[shape] if type(shape) is str else _read_root  # the hash of a deep tuple has no end
+        read = _readers[_text(root[2], "")]
     except (IndexError, KeyError, TypeError):
         read = _read_root
     return read(root)
