@@ -141,14 +141,14 @@ class Dispatcher:
             else:
                 if not goal:
                     goal = loop.dispatched + len(inbox) + 1  # a failure is followed by the end
-                if cls in by_class and not self._waiting:
-                    count += self._deliver(item, item, by_class[cls])
-                else:
+                if cls not in by_class or self._waiting:
                     action = self._actions.get(cls)
                     done = self._arrive(item) if action is None else action(item)
                     if done is None:
                         return count
                     count += done
+                else:
+                    count += self._deliver(item, item, by_class[cls])
                 loop.dispatched += 1
                 if not conversation.is_open:
                     if loop.forked:  # a handler has forked, and this is the copy
@@ -241,18 +241,18 @@ class Dispatcher:
                 # What leads to the handler stands in each branch: 3.10 looks at signals where it jumps.
                 if handler.takes_both:
                     # atomic: no calls
-                    if following is None:
-                        del inbox[0]
-                    else:
+                    if following is not None:
                         inbox[0] = following
+                    else:
+                        del inbox[0]
 
                     handler.function(message, self._session)
                 else:
                     # atomic: no calls
-                    if following is None:
-                        del inbox[0]
-                    else:
+                    if following is not None:
                         inbox[0] = following
+                    else:
+                        del inbox[0]
 
                     handler.function(message)
             except Exception as exc:
@@ -261,9 +261,10 @@ class Dispatcher:
                     error = exc
                 else:
                     log.error("%r: another on_message handler failed too", self._session, exc_info=exc)
-            if following is None:
-                break
-            item = following
+            if following is not None:
+                item = following
+                continue
+            break
         if error is not None:
             raise error
         return 1

@@ -106,25 +106,28 @@ class FrameDecoder:
         at = 0
         end = len(data)
         make = self.make
+        limit = self.max_frame_size
         while True:
             if state is START:
+                stop = at
                 while True:
                     try:
-                        number, size = _unpack_from(data, at)
+                        number, size = _unpack_from(data, stop)
                     except struct.error:  # an unfinished header, or nothing
+                        at = stop
                         if at == end:
                             return items, state
                         break
-                    start = at + HEADER_SIZE
+                    start = stop + HEADER_SIZE
                     stop = start + size
-                    if number != _MAGIC_NUMBER or stop > end or size > self.max_frame_size:
+                    if number != _MAGIC_NUMBER or stop > end or size > limit:
+                        at = start - HEADER_SIZE
                         break
                     try:
                         items.append(make(data[start:stop]))
                     except Exception as exc:
                         items.append(self.failed(data[start:stop], exc))
-                    at = stop
-                    if at == end:
+                    if stop == end:
                         return items, state
             elif at == end:
                 return items, state
