@@ -14,7 +14,9 @@ from .interruptions import pass_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterable
+    from typing import Any, Callable, Iterable, Tuple, Union
+
+    Chain = Union[Tuple[()], Tuple["Handler", "Chain"]]
 
 __all__ = ["Handler", "HandlerList", "name_of"]
 
@@ -48,7 +50,7 @@ class HandlerList:
         of_messages: Whether the first is a message.
 
     Attributes:
-        by_class: The handlers, if any, for each class that ``of`` was called for; emptied by each change.
+        by_class: The chain of handlers, if any, for each class that ``chain_of`` was called for; emptied by each change.
     """
 
     def __init__(self, event: str, most: int = 2, of_messages: bool = False) -> None:
@@ -56,7 +58,7 @@ class HandlerList:
         self._most = most
         self._of_messages = of_messages
         self._handlers: list[Handler] = []
-        self.by_class: dict[type, tuple[Handler, ...]] = {}
+        self.by_class: dict[type, Chain] = {}
 
     def add(self, function: Callable[..., Any], caller: Any) -> None:
         """Register a handler.
@@ -131,14 +133,20 @@ class HandlerList:
 
     def of(self, cls: type) -> tuple[Handler, ...]:
         """Return the handlers for instances of a class."""
+        return tuple([h for h in self._handlers if h.types is None or issubclass(cls, h.types)])
+
+    def chain_of(self, cls: type) -> Chain:
+        """Return the same as a chain: the first and the chain of the others, so that nobody has to cut it for a message."""
         try:
             return self.by_class[cls]
         except KeyError:
             handlers = self._handlers
-            found = tuple(h for h in handlers if h.types is None or issubclass(cls, h.types))
-            if found and self._handlers is handlers:  # a signal handler may have registered another
-                self.by_class[cls] = found
-            return found
+            chain: Chain = ()
+            for handler in reversed(self.of(cls)):
+                chain = (handler, chain)
+            if chain and self._handlers is handlers:  # a signal handler may have registered another
+                self.by_class[cls] = chain
+            return chain
 
 
 def _do_nothing(*arguments: Any) -> None:

@@ -25,10 +25,10 @@ from .responder import Responder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Any
 
-    from ..handlers import Handler
+    from ..handlers import Chain
     from .conversation import Conversation
     from .kept import Entry
 
@@ -211,21 +211,21 @@ class Dispatcher:
         return 1
 
     def _deliver_or_keep(self, item: Any, message: Message) -> None:
-        handlers = self.on_message.of(type(message))
-        if not handlers or self._waiting:
-            item = self.kept.keep(item, message, handlers)
-        if handlers:
-            self._deliver(item, message, handlers)
+        chain = self.on_message.chain_of(type(message))
+        if not chain or self._waiting:
+            item = self.kept.keep(item, message, chain)
+        if chain:
+            self._deliver(item, message, chain)
         else:
             take_out(self.inbox, item)
 
-    def _deliver(self, item: Any, message: Message, handlers: Sequence[Handler]) -> int:
+    def _deliver(self, item: Any, message: Message, chain: Chain) -> int:
         """Give a message to its handlers.
 
         Args:
             item: What stands for it in the inbox.
             message: The message.
-            handlers: Those that have not seen it, at least one.
+            chain: The handlers that have not seen it, at least one.
 
         Returns:
             How many messages that was: 1.
@@ -233,8 +233,8 @@ class Dispatcher:
         inbox = self.inbox
         error: Exception | None = None
         while True:
-            handler, *handlers = handlers
-            following = Delivery(message, handlers) if handlers else None
+            handler, chain = chain  # type: ignore[misc]
+            following = Delivery(message, chain) if chain else None
             if not inbox or inbox[0] is not item:
                 break  # a turn beneath has gone on with it
             try:
@@ -272,14 +272,14 @@ class Dispatcher:
     def offer(self, entry: Entry) -> None:
         """Give a kept message to the handlers that were not there when it came."""
         message = entry.message
-        handlers = self.on_message.of(type(message))
-        if not entry.unseen or not handlers or not self._conversation.is_open:
+        chain = self.on_message.chain_of(type(message))
+        if not entry.unseen or not chain or not self._conversation.is_open:
             return
-        delivery = Delivery(message, handlers)
+        delivery = Delivery(message, chain)
         for entry.unseen in map(self.inbox.appendleft, (delivery,)):  # None; stored before a signal is looked at
             break
         self._loop.mark(self)
-        self._deliver(delivery, message, handlers)
+        self._deliver(delivery, message, chain)
 
     def _undecodable(self, item: Any, error: SerializationError) -> None:
         """Tell of a payload that is no message: the requester, the promise that waits for it, or the handlers."""
@@ -297,8 +297,8 @@ class Dispatcher:
             self._deliver_or_keep(item, ErrorMessage(str(error)))
 
     def _resume(self, item: Delivery) -> int:
-        if item.handlers:
-            self._deliver(item, item.message, item.handlers)
+        if item.chain:
+            self._deliver(item, item.message, item.chain)
         else:
             take_out(self.inbox, item)
         return 0

@@ -12,10 +12,10 @@ from ..messages import ResponseEnvelope
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Any
 
-    from ..handlers import Handler
+    from ..handlers import Chain
     from ..messages import Message
     from .owed import Owed
 
@@ -35,11 +35,11 @@ class Answer:
 class Delivery:
     """A message that some of its handlers have not seen yet."""
 
-    __slots__ = ("handlers", "message")
+    __slots__ = ("chain", "message")
 
-    def __init__(self, message: Message, handlers: Sequence[Handler]) -> None:
+    def __init__(self, message: Message, chain: Chain) -> None:
         self.message: Message = message
-        self.handlers: Sequence[Handler] = handlers
+        self.chain: Chain = chain
 
 
 class Failure:

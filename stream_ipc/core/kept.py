@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections import deque
     from typing import Any
 
-    from ..handlers import Handler
+    from ..handlers import Chain
     from ..messages import Message
 
 __all__ = ["Kept", "Wanted"]
@@ -100,22 +100,22 @@ class Kept:
         except ValueError:
             return len(self.entries)
 
-    def keep(self, item: Any, message: Message, handlers: tuple[Handler, ...]) -> Any:
+    def keep(self, item: Any, message: Message, chain: Chain) -> Any:
         """Keep a message if a call waits for it, or no handler is there for it.
 
         Args:
             item: What stands for it in the inbox, first of all.
             message: The message.
-            handlers: Those that are still to see it.
+            chain: The handlers that are still to see it.
 
         Returns:
             What stands for it in the inbox from now on.
         """
         wanted = self._find_wanted(message)
-        if wanted is None and (handlers or is_text(message)):
+        if wanted is None and (chain or is_text(message)):
             return item
         entry = Entry(message, _weigh(message), True) if wanted is None else Entry(message, 0, None, wanted)
-        delivery = Delivery(message, handlers)
+        delivery = Delivery(message, chain)
         inbox = self._inbox
         if inbox and inbox[0] is item:
             # atomic: no calls

@@ -83,12 +83,15 @@ class Responder:
         cls = type(request)
         inbox = self._inbox
         by_class = self.on_request.by_class
-        handlers = by_class[cls] if cls in by_class else self.on_request.of(cls)
+        chain = by_class[cls] if cls in by_class else self.on_request.chain_of(cls)
         reply: Any = None
         taken = False
         last: Any = _UNKNOWN
         try:
-            for handler in handlers:
+            while True:
+                if not chain:
+                    break
+                handler, chain = chain
                 function = handler.function
                 arguments = (request, self._session) if handler.takes_both else (request,)
                 if not taken and (not inbox or inbox[0] is not item):
