@@ -150,7 +150,7 @@ class Crew:
             if is_last:
                 del self._free[worker]
 
-            conversation.request(None, ticket.message, ticket.timeout, ticket.expect, ticket)
+            conversation.replies.request(None, ticket.message, ticket.timeout, ticket.expect, ticket)
         except (StreamClosedError, InvalidStreamError):
             self._free.pop(worker, None)  # it is dead, or its stream is; its end is on the way
             self.desk.take_back(ticket, worker)

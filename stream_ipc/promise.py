@@ -1,6 +1,6 @@
 """The reply to a request, before and after it has come.
 
-Knows the requester, which turns until the reply is there: a conversation, or the desk of a pool.
+Knows the requester that has sent it: a conversation's table of requests, or the desk of a pool.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from operator import attrgetter
 
 from .arguments import Facade, also_half_made, check_timeout
 from .core.owed import DEFERRERS
+from .core.waits import take_replies
 from .messages import Message
 
 TYPE_CHECKING = False
@@ -114,9 +115,16 @@ class ResponsePromise(Facade, Generic[M_co]):
         """
         pending = self._pending
         if not pending.settled:
+            loop = pending.requester.loop
+            limit = None
             if timeout is not None:
                 check_timeout(timeout)
-            pending.requester.wait(pending, timeout)
+                limit = loop.clock() + timeout
+            loop.run(pending, limit)
+            if not pending.settled:
+                take_replies([pending], limit)
+                if not pending.settled:
+                    raise TimeoutError(f"{pending.requester.silence(pending, timeout)}; it is still pending")
         outcome = pending.outcome
         if isinstance(outcome, BaseException):
             raise outcome.with_traceback(None)
@@ -163,7 +171,7 @@ class ResponsePromise(Facade, Generic[M_co]):
         """
         pending = self._pending
         pending.requester.loop.check_entry()
-        cancelled: bool = pending.requester.replies.cancel(pending)
+        cancelled: bool = pending.requester.cancel(pending)
         return cancelled
 
 

@@ -194,7 +194,7 @@ class Session(Handling):
             timeout = conversation.peer.timeout
         else:
             check_timeout(timeout)
-        return request(conversation, message, timeout, expect)
+        return request(conversation.replies, message, timeout, expect)
 
     def notify(self, message: Message) -> None:
         """Send a message that expects nothing.

@@ -317,7 +317,7 @@ class _AsCompleted(_Loops):
         self._unwatch()
         given = tuple(self._left)  # a signal handler may turn, and so change it
         for requester in set(map(requester_of, given)):
-            watchers = requester.replies.watchers
+            watchers = requester.watchers
             watcher = _Reference(self, watchers.discard)
             self._watched.append((watchers, watcher))
             watchers.add(watcher)

@@ -34,7 +34,6 @@ from stream_ipc import (
     gather,
 )
 from stream_ipc.core import tickets
-from stream_ipc.core.conversation import Conversation
 from stream_ipc.core.replies import Replies
 from tests.helpers import (
     PATIENCE,
@@ -987,7 +986,7 @@ def test_task_that_could_not_be_sent_in_time_is_told_at_once(pool: WorkerPool, m
         raise error
 
     errors: List[Any] = []
-    monkeypatch.setattr(Conversation, "request", request)
+    monkeypatch.setattr(Replies, "request", request)
     promise: Any = pool.submit(Ping(2))
     monkeypatch.undo()
     assert is_settled(promise) and outcome(promise) is RequestTimeoutError
@@ -1000,7 +999,7 @@ def test_task_that_could_not_be_sent_in_time_is_told_at_once(pool: WorkerPool, m
 def test_interrupted_sending_does_not_count_as_a_task(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     with WorkerPool(peer, worker(), 1, tasks_per_worker=3) as pool:
         first = pool.submit(Ping("pid"), expect=Pong).wait().value
-        once(monkeypatch, Conversation, "request")
+        once(monkeypatch, Replies, "request")
         with pytest.raises(KeyboardInterrupt):
             pool.submit(Ping(1))  # it stays in the queue
         pids = [pool.submit(Ping("pid"), expect=Pong).wait().value for _ in range(2)]

@@ -9,13 +9,13 @@ import math
 
 from ..errors import InvalidStreamError, StreamClosedError, describe
 from ..handlers import HandlerList
-from ..messages import NOTIFICATION, REQUEST, Message
+from ..messages import NOTIFICATION, Message
 from .closing import Closing
 from .dispatcher import Dispatcher
 from .loop import MAX_DEPTH
 from .replies import Replies
 from .sending import FLUSH_BOUND, HIGH_WATER, Batches, flush_bound, make_room
-from .waits import Until, read_replies, take_replies
+from .waits import Until, read_replies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from ..transports.channel import Channel
     from .loop import Loop
-    from .pending import Pending
     from .port import Port
 
 __all__ = ["Conversation"]
@@ -104,48 +103,6 @@ class Conversation:
 
     # -- sending
 
-    def request(
-        self, promise: Any, message: Message, timeout: float | None, expect: type, ticket: Pending | None = None
-    ) -> Pending:
-        """Send a request; its outcome is for the promise, or for a ticket that a pool has made."""
-        loop = self.loop
-        if loop.thread is not None:
-            loop.check_entry()
-        if not self.is_open:
-            raise self.closed_error()
-        replies = self.replies
-        deadline = None
-        if timeout is not None:
-            clock = loop.clock
-            deadline = clock() + timeout
-        if self.outbox.queued_bytes > HIGH_WATER:
-            make_room(self, timeout)
-        pending: Any = ticket
-        try:
-            # Before the send: the reply may be there at once.
-            if pending is None:
-                pending = replies.add(promise, expect, timeout, deadline)
-            else:
-                replies.enter(pending, deadline)
-            # Behind the id generator, which may turn: a turn finds out anew what is due.
-            if deadline is not None and deadline < replies.due:
-                loop.set_timer(self, deadline)
-                replies.due = deadline
-            if self.port.paused:
-                self.port.update_reading()  # or its reply might never be read
-            self.channel.post(REQUEST, pending.id, message)
-        except BaseException as exc:
-            loop.repairs[self.port] = None
-            if pending is None:
-                replies.remove_lost(promise)
-            else:
-                if ticket is None:
-                    pending.settled = 1  # nobody will ever see it
-                replies.remove(pending)
-            self.port.note_write_error(exc)
-            raise
-        return pending  # type: ignore[no-any-return]
-
     def notify(self, message: Message) -> None:
         """Send a notification."""
         if self.loop.thread is not None:
@@ -170,30 +127,7 @@ class Conversation:
             self.port.note_write_error(exc)
             raise
 
-    # -- waiting
-
-    def wait(self, pending: Pending, timeout: float | None) -> None:
-        """Turn until a request has settled.
-
-        Raises:
-            TimeoutError: ``timeout`` has passed, and the request is still pending.
-        """
-        loop = self.loop
-        limit = pending.deadline
-        if timeout is not None:
-            own = loop.clock() + timeout
-            if limit is None or own < limit:
-                limit = own
-        loop.run(pending, limit)
-        if pending.settled:
-            return
-        take_replies([pending], limit)
-        if pending.settled:
-            return
-        if pending.deadline is not None and loop.clock() >= pending.deadline:
-            self.replies.time_out(pending)
-        else:
-            raise TimeoutError(f"{self.replies.silence(pending, timeout)}; it is still pending")
+    # -- what is due
 
     def on_time(self, now: float) -> None:
         """Fail the requests whose deadline has passed, and close if an ended stream was written to long enough."""

@@ -21,14 +21,25 @@ if TYPE_CHECKING:
     from .loop import Loop
 
     class Requester(Protocol):
-        """What has sent a request: a conversation, or the desk of a pool."""
+        """What sends requests: the table of a conversation's, or the desk of a pool.
+
+        Attributes:
+            loop: What turns until there is an outcome.
+            watchers: Weak references to what has a method ``note``, which gets the promise of each that settles.
+            conversation: What they are sent over, if that is the same for all.
+        """
 
         loop: Loop
-        replies: Any  # with ``cancel(pending)``, and ``watchers``: weak references to what is to note each that settles
+        watchers: set[ref[Any]]
+
+        @property
+        def conversation(self) -> Conversation | None: ...
 
         def request(self, promise: Any, message: Message, timeout: float | None, expect: type, /) -> Any: ...
 
-        def wait(self, pending: Any, timeout: float | None, /) -> None: ...
+        def cancel(self, pending: Any, /) -> bool: ...
+
+        def silence(self, pending: Any, timeout: float | None, /) -> str: ...
 
     Base = ref[Any]
 else:
@@ -75,8 +86,8 @@ class Pending(Base):
 
     @property
     def conversation(self) -> Conversation | None:
-        """What it was sent over, if it was: a conversation sends its own requests."""
-        return self.requester  # type: ignore[return-value]
+        """What it was sent over, if it was."""
+        return self.requester.conversation
 
     @property
     def is_dropped(self) -> bool:
@@ -88,7 +99,7 @@ class Pending(Base):
         if not self.settled:
             self.outcome = error
             self.settled = next_moment()
-        if self.watchers is not None or self.requester.replies.watchers:
+        if self.watchers is not None or self.requester.watchers:
             self.tell()
 
     def tell(self) -> None:
@@ -102,7 +113,7 @@ class Pending(Base):
             self.requester.loop.later[self] = None
         promise = self()
         # A copy, because the garbage collector may change the set, but not while it is copied.
-        for reference in self.requester.replies.watchers.copy():
+        for reference in self.requester.watchers.copy():
             waiting = reference()
             if waiting is not None:
                 waiting.note(promise)

@@ -1,6 +1,6 @@
-"""The requests of one conversation that have no reply yet.
+"""The requests of one conversation: how they are sent, and which have no reply yet.
 
-Knows promises only as objects that may be dropped, and messages. Must not know how anything is sent or received.
+Knows its conversation, promises only as objects that may be dropped, and messages. Must not know frames or descriptors.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from .. import log
 from ..errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article, printable
 from ..ids import needs_check
 from ..interruptions import interruption_in
-from ..messages import MAX_ID_LENGTH, ErrorMessage
+from ..messages import MAX_ID_LENGTH, REQUEST, ErrorMessage
 from .pending import Pending, next_moment
+from .sending import HIGH_WATER, make_room
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..messages import Message
     from .conversation import Conversation
+    from .loop import Loop
 
 __all__ = ["Replies"]
 
@@ -33,13 +35,15 @@ class Replies:
     """The table of pending requests.
 
     Owns the table and the time until which none is due. A scan of the table finds the next such time, so a request
-    costs nothing for its deadline as long as it is answered.
+    costs nothing for its deadline as long as it is answered. It is the ``Requester`` of each (see ``pending.py``).
 
     Args:
-        conversation: What sends the requests.
+        conversation: What the requests are sent over.
         hint: Returns what a timeout's text ends with.
 
     Attributes:
+        conversation: As above.
+        loop: What drives it.
         due: No request is due earlier.
         watchers: Weak references to what has a method ``note``, which gets each promise that settles.
     """
@@ -47,7 +51,10 @@ class Replies:
     def __init__(self, conversation: Conversation, hint: Callable[[], str]) -> None:
         self.due: float = math.inf
         self.watchers: set[ref[Any]] = set()
-        self._conversation = conversation
+        self.conversation: Conversation = conversation
+        self.loop: Loop = conversation.loop
+        self._channel = conversation.channel
+        self._outbox = conversation.outbox
         self._name = conversation.name
         self._ids = ids = conversation.peer.id_generator
         generate: Callable[[], Any] = ids.generate
@@ -60,26 +67,62 @@ class Replies:
         self._sweep()
         return len(self._table)
 
-    def add(self, promise: Any, expect: type, timeout: float | None, deadline: float | None) -> Pending:
-        """Make an id for a request, and enter it.
+    def request(
+        self, promise: Any, message: Message, timeout: float | None, expect: type, ticket: Pending | None = None
+    ) -> Pending:
+        """Send a request; its outcome is for the promise, or for a ticket that a pool has made.
 
         Raises:
             ValueError: The id cannot be used.
         """
+        loop = self.loop
+        if loop.thread is not None:
+            loop.check_entry()
+        conversation = self.conversation
+        if not conversation.is_open:
+            raise conversation.closed_error()
+        if timeout is None:
+            deadline = None
+        else:
+            clock = loop.clock
+            deadline = clock() + timeout
+        if self._outbox.queued_bytes > HIGH_WATER:
+            make_room(conversation, timeout)
         table = self._table
         if len(table) > self._sweep_at:
             self._sweep()
-        new_id = self._new_id
-        pending = Pending(promise)
-        pending.id = id = new_id()
-        pending.expect = expect
-        pending.timeout = timeout
-        pending.deadline = deadline
-        pending.settled = 0
-        pending.requester = self._conversation
-        pending.outcome = pending.watchers = None
-        table[id] = pending
-        return pending
+        pending: Any = ticket
+        try:
+            # Before the send: the reply may be there at once.
+            if pending is None:
+                new_id = self._new_id
+                entry = Pending(promise)
+                entry.id = id = new_id()
+                entry.expect = expect
+                entry.timeout = timeout
+                entry.deadline = deadline
+                entry.settled = 0
+                entry.requester = self
+                entry.outcome = entry.watchers = None
+                pending = table[id] = entry
+            else:
+                self.enter(pending, deadline)
+            # Behind the id generator, which may turn: a turn finds out anew what is due.
+            if deadline is not None and deadline < self.due:
+                loop.set_timer(conversation, deadline)
+                self.due = deadline
+            if conversation.port.paused:
+                conversation.port.update_reading()  # or its reply might never be read
+            self._channel.post(REQUEST, pending.id, message)
+        except BaseException as exc:
+            loop.repairs[conversation.port] = None
+            if pending is not None:
+                if ticket is None:
+                    pending.settled = 1  # nobody will ever see it
+                self.remove(pending)
+            conversation.port.note_write_error(exc)
+            raise
+        return pending  # type: ignore[no-any-return]
 
     def enter(self, pending: Pending, deadline: float | None) -> None:
         """Enter a request that was made before.
@@ -116,12 +159,6 @@ class Replies:
         """Take a request out of the table."""
         if self._table.get(pending.id) is pending:
             self._table.pop(pending.id, None)
-
-    def remove_lost(self, promise: Any) -> None:
-        """Take out the request of a promise of which an interruption has lost what ``add`` returned."""
-        for pending in tuple(self._table.values()):
-            if pending() is promise:
-                self.remove(pending)
 
     def _sweep(self) -> None:
         """Take out the requests whose promises are gone. A late reply finds none, and is dropped.
@@ -220,7 +257,7 @@ class Replies:
         error = IpcError(f"request {pending.id} was cancelled by this side")
         moment = next_moment()
         if pending.watchers is not None:
-            self._conversation.loop.later[pending] = None
+            self.loop.later[pending] = None
         # atomic: no calls
         cancelled = not pending.settled  # a signal handler may have turned
         if cancelled:

@@ -9,7 +9,7 @@ from collections import deque
 
 from ..errors import IpcError
 from .pending import Pending, next_moment
-from .waits import Until, take_replies
+from .waits import Until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Ticket(Pending):
 
 
 class Desk:
-    """Makes tickets, and is their ``Requester`` (see ``pending.py``), as a conversation is that of its own requests.
+    """Makes tickets, and is their ``Requester`` (see ``pending.py``).
 
     Owns the tickets that have not settled.
 
@@ -109,6 +109,8 @@ class Desk:
         settling: Final errors that an interruption may have kept from being told.
     """
 
+    conversation: None = None  # each worker has its own
+
     def __init__(self, loop: Loop, peer: Any, name: str, crew: Crew) -> None:
         self.loop = loop
         self.name = name
@@ -117,7 +119,6 @@ class Desk:
         self.busy: dict[Ticket, None] = {}
         self.settling: dict[Ticket, BaseException] = {}
         self._returning: dict[Ticket, None] = {}  # on the way back into the queue
-        self.replies = self
         self.watchers: set[ref[Any]] = set()  # of all its promises
         self._peer = peer
         self._cancels: dict[Ticket, tuple[Ticket, BaseException, int]] = {}  # which have begun
@@ -140,19 +141,9 @@ class Desk:
         ticket.requester = self
         return ticket
 
-    def wait(self, ticket: Ticket, timeout: float | None) -> None:
-        """Turn until a task has settled.
-
-        Raises:
-            TimeoutError: ``timeout`` has passed, and it is still pending.
-        """
-        loop = self.loop
-        limit = None if timeout is None else loop.clock() + timeout
-        loop.run(ticket, limit)
-        if not ticket.settled:
-            take_replies([ticket], limit)
-        if not ticket.settled:
-            raise TimeoutError(f"no reply to task {ticket.id} within {timeout} s ({self.name}); it is still pending")
+    def silence(self, ticket: Ticket, timeout: float | None) -> str:
+        """Return the text of a timeout."""
+        return f"no reply to task {ticket.id} within {timeout} s ({self.name})"
 
     def run_until(self, condition: Callable[[], bool]) -> None:
         """Turn until a condition holds."""

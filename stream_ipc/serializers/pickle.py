@@ -219,7 +219,7 @@ def _write(root: tuple[Any, ...], message: Message) -> Parts:
 
 # -- loading
 
-# Returns a text as it is if nothing is to be removed, and raises TypeError for all else: the hash of a deep tuple has no end.
+# With nothing to remove it returns a text as it is, and raises TypeError for all else: the hash of a deep tuple has no end.
 _text = str.removeprefix
 
 
