@@ -109,25 +109,23 @@ class FrameDecoder:
         limit = self.max_frame_size
         while True:
             if state is START:
-                stop = at
                 while True:
                     try:
-                        number, size = _unpack_from(data, stop)
+                        number, size = _unpack_from(data, at)
                     except struct.error:  # an unfinished header, or nothing
-                        at = stop
                         if at == end:
                             return items, state
                         break
-                    start = stop + HEADER_SIZE
-                    stop = start + size
-                    if number != _MAGIC_NUMBER or stop > end or size > limit:
+                    start = at + HEADER_SIZE
+                    at = start + size
+                    if number != _MAGIC_NUMBER or at > end or size > limit:
                         at = start - HEADER_SIZE
                         break
                     try:
-                        items.append(make(data[start:stop]))
+                        items.append(make(data[start:at]))
                     except Exception as exc:
-                        items.append(self.failed(data[start:stop], exc))
-                    if stop == end:
+                        items.append(self.failed(data[start:at], exc))
+                    if at == end:
                         return items, state
             elif at == end:
                 return items, state
