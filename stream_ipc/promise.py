@@ -5,6 +5,7 @@ Knows the requester that has sent it: a conversation's table of requests, or the
 
 from __future__ import annotations
 
+from math import inf
 from operator import attrgetter
 
 from .arguments import Facade, also_half_made, check_timeout
@@ -116,7 +117,7 @@ class ResponsePromise(Facade, Generic[M_co]):
         pending = self._pending
         if not pending.settled:
             loop = pending.requester.loop
-            limit = None
+            limit = inf
             if timeout is not None:
                 check_timeout(timeout)
                 limit = loop.clock() + timeout

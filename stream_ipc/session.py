@@ -190,10 +190,10 @@ class Session(Handling):
             check_expect(expect)
             raise
         conversation = self._conversation
-        if timeout is DEFAULT:
-            timeout = conversation.peer.timeout
-        else:
+        if timeout is not DEFAULT:
             check_timeout(timeout)
+        else:
+            timeout = conversation.peer.timeout
         return request(conversation.replies, message, timeout, expect)
 
     def notify(self, message: Message) -> None:

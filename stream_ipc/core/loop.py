@@ -185,7 +185,11 @@ class Loop(Guard):
             return 0
         return self.run(None, self.clock() + timeout if timeout else 0)
 
-    def run(self, until: Any = None, limit: float | None = None, dispatch: bool = True) -> int:
+    def limit_of(self, timeout: float | None) -> float:
+        """Return when so many seconds are over, by the clock; infinity for None."""
+        return math.inf if timeout is None else self.clock() + timeout
+
+    def run(self, until: Any = None, limit: float = math.inf, dispatch: bool = True) -> int:
         """Turn until something has happened, or the clock has reached ``limit``.
 
         One turn waits for descriptors, writes and reads what is ready, then dispatches what stands in the inboxes.
@@ -193,7 +197,7 @@ class Loop(Guard):
         Args:
             until: What should happen: anything with an attribute ``settled``. What is there already counts even if the
                 time is over. None for whatever happens first, be it nothing new: a tick.
-            limit: A time of the clock, 0 for one turn without waiting, or None.
+            limit: A time of the clock, 0 for one turn without waiting, or infinity.
             dispatch: False only moves bytes and leaves messages in the inboxes.
 
         Returns:
@@ -202,10 +206,7 @@ class Loop(Guard):
         outer = self.enter()
         depth, starved = self.depth, self.starving
         starving = depth >= MAX_DEPTH or not dispatch
-        if limit is None:
-            limit = math.inf
         todo = self.todo
-        timers = self._timers
         count = 0
         looked = until is not None  # a tick reads before it dispatches, or a busy inbox would keep it from reading
         last_look = False
@@ -218,9 +219,10 @@ class Loop(Guard):
                 self.starving = True
                 self._update_paused()
             while True:
-                if todo and looked and dispatch:
+                if todo and looked:
                     if starving:
-                        count += sum([dispatcher.settle_replies() for dispatcher in tuple(todo)])
+                        if dispatch:
+                            count += sum([dispatcher.settle_replies() for dispatcher in tuple(todo)])
                     elif len(todo) > 1:
                         count += self._take_turns(until)
                     else:
@@ -240,7 +242,7 @@ class Loop(Guard):
                     return count
                 clock = self.clock
                 now = clock()
-                due = timers.soonest
+                due = self._timers.soonest
                 wait = (limit if limit < due else due) - now
                 if wait <= 0:
                     if limit <= now and last_look:
@@ -266,7 +268,7 @@ class Loop(Guard):
                     self._owners.get(fd, self).on_ready(fd, mask)
                 if self.has_chores:
                     self._do_chores()
-                if now >= due or (wait and not events):
+                if now >= due or (not events and wait):
                     self._on_time(now, not events)
                 looked = True  # last: a jump back that follows an if is outside of the try from 3.12 on
         finally:

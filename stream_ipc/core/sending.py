@@ -48,7 +48,7 @@ def make_room(conversation: Conversation, timeout: float | None) -> None:
 
 def _await_room(loop: Loop, stuck: Collection[Conversation], timeout: float | None) -> None:
     """Wait until none of these is stuck any more, or the time is over."""
-    limit = None if timeout is None else loop.clock() + timeout
+    limit = loop.limit_of(timeout)
     loop.run(Until(lambda: not any([conversation.is_stuck for conversation in stuck])), limit, dispatch=False)
     for conversation in stuck:
         if conversation.is_stuck:
@@ -83,7 +83,7 @@ def flush(conversation: Conversation, timeout: float | None) -> None:
             f"flush() was called in the middle of a write of the same session ({conversation.name}), by a signal"
             " handler or a finalizer; nothing more can be written until it returns"
         )
-    limit = None if timeout is None else loop.clock() + timeout
+    limit = loop.limit_of(timeout)
     loop.run(Until(lambda: not outbox.queued_bytes or not conversation.is_writable), limit, dispatch=False)
     if outbox.queued_bytes and conversation.is_writable:
         conversation.port.look_for_end()

@@ -9,6 +9,8 @@ the other side does.
 
 from __future__ import annotations
 
+import math
+
 from ..errors import InvalidStreamError, StreamClosedError
 from ..messages import Message
 from .items import reply_id
@@ -81,7 +83,7 @@ def wait_for(loop: Loop, fd: int, events: int, limit: float | None) -> bool:
     try:
         if fd >= 0:
             loop.watch(fd, events, awaited)
-        loop.run(awaited, limit, dispatch=False)
+        loop.run(awaited, math.inf if limit is None else limit, dispatch=False)
     finally:
         loop.unwatch(fd, awaited)
     return awaited.settled
@@ -95,7 +97,7 @@ def within(timeout: float | None) -> str:
 def receive(conversation: Conversation, timeout: float | None, expect: type) -> Entry:
     """Turn until a notification arrives, and return it; it stays kept."""
     kept = conversation.dispatcher.kept
-    limit = None if timeout is None else conversation.loop.clock() + timeout
+    limit = conversation.loop.limit_of(timeout)
     while True:
         entry = kept.find(expect)
         if entry is not None:
@@ -108,7 +110,7 @@ def receive(conversation: Conversation, timeout: float | None, expect: type) -> 
             raise TimeoutError(f"no notification{_of(expect)}{within(timeout)} ({conversation.name})")
 
 
-def _await(conversation: Conversation, wanted: Wanted, limit: float | None) -> bool:
+def _await(conversation: Conversation, wanted: Wanted, limit: float) -> bool:
     """Turn until a notification is there, or the session is closed; returns whether that is so."""
     waiting = conversation.dispatcher.kept.waiting
     try:
@@ -131,12 +133,12 @@ def _of(expect: type) -> str:
 # -- the last look
 
 
-def take_replies(requests: Iterable[Pending], limit: float | None) -> None:
+def take_replies(requests: Iterable[Pending], limit: float) -> None:
     """Take the replies that had come in time though this process could not read them.
 
     Args:
         requests: What is waited for.
-        limit: Until when, by the loops' clock.
+        limit: Until when, by the loops' clock; infinity if there was no limit.
     """
     waiting: dict[Conversation, list[Pending]] = {}
     for pending in requests:
@@ -147,7 +149,7 @@ def take_replies(requests: Iterable[Pending], limit: float | None) -> None:
             _take_replies(conversation, sent, limit)
 
 
-def _take_replies(conversation: Conversation, sent: list[Pending], limit: float | None) -> None:
+def _take_replies(conversation: Conversation, sent: list[Pending], limit: float) -> None:
     loop = conversation.loop
     arrived = read_replies(conversation, limit)
     for pending in sent:
@@ -159,14 +161,14 @@ def _take_replies(conversation: Conversation, sent: list[Pending], limit: float 
                 break
 
 
-def read_replies(conversation: Conversation, limit: float | None) -> set[Any]:
+def read_replies(conversation: Conversation, limit: float) -> set[Any]:
     """Read what is there; returns the ids of the replies that stand in the inbox then."""
     _read(conversation, limit)
     ids = map(reply_id, tuple(conversation.dispatcher.inbox))
     return {id for id in ids if isinstance(id, str)}
 
 
-def _take_notification(conversation: Conversation, wanted: Wanted, limit: float | None) -> None:
+def _take_notification(conversation: Conversation, wanted: Wanted, limit: float) -> None:
     """Dispatch what had come in time, until a call of ``receive`` has what it waits for."""
     loop = conversation.loop
     _read(conversation, limit)
@@ -177,7 +179,7 @@ def _take_notification(conversation: Conversation, wanted: Wanted, limit: float 
         loop.run(wanted, loop.clock())
 
 
-def write_queued(conversation: Conversation, limit: float | None) -> None:
+def write_queued(conversation: Conversation, limit: float) -> None:
     """Write what the stream takes, and if the look comes late, what it takes while the other side reads."""
     try:
         _write_on(conversation.port, _times(conversation, limit))
@@ -197,7 +199,7 @@ def _write_on(port: Port, times: int) -> None:
             break
 
 
-def _read(conversation: Conversation, limit: float | None) -> None:
+def _read(conversation: Conversation, limit: float) -> None:
     """Read what is there, and if the look comes late, the rest of a message that has begun to arrive."""
     conversation.loop.inside(_read_on, conversation.port, _times(conversation, limit))
 
@@ -214,6 +216,6 @@ def _read_on(port: Port, times: int) -> None:
             break
 
 
-def _times(conversation: Conversation, limit: float | None) -> int:
+def _times(conversation: Conversation, limit: float) -> int:
     """Return how often a look goes on: not at all unless its time was over long ago."""
-    return _TIMES if limit is not None and conversation.loop.clock() - limit > _LATE else 0
+    return _TIMES if conversation.loop.clock() - limit > _LATE else 0
