@@ -105,13 +105,13 @@ class Dispatcher:
             return not self._conversation.writes_on
         return type(first) is not RequestEnvelope or not self.responder.is_full
 
-    def step(self, goal: int, until: Any) -> int:
+    def step(self, until: Any, goal: int = 0) -> int:
         """Dispatch what stands in the inbox.
 
         Args:
+            until: Something with an attribute ``settled`` at which to stop, or None.
             goal: What ``dispatched`` of the loop may have come to then; 0 for what stands there now. What is dispatched
                 beneath counts too, or a flood could keep this one from ever returning.
-            until: Something with an attribute ``settled`` at which to stop, or None.
 
         Returns:
             How many messages that was.

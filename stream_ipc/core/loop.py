@@ -227,7 +227,7 @@ class Loop(Guard):
                         count += self._take_turns(until)
                     else:
                         for dispatcher in todo:
-                            count += dispatcher.step(0, until)
+                            count += dispatcher.step(until)
                             break
                 if self.later and dispatch:
                     self._go_on()
@@ -240,8 +240,7 @@ class Loop(Guard):
                     return count
                 elif looked and (count or not limit or self.progress != progress or (limit == math.inf and self.is_empty)):
                     return count
-                clock = self.clock
-                now = clock()
+                now = self.clock()
                 due = self._timers.soonest
                 wait = (limit if limit < due else due) - now
                 if wait <= 0:
@@ -255,9 +254,8 @@ class Loop(Guard):
                     wait = self._prepare(wait, starving)
                 if until is None and self.waker.called:
                     wait = 0
-                poll = self.poller.poll
                 try:
-                    events = poll(wait)
+                    events = self.poller.poll(wait)
                 except (OSError, ValueError) as exc:
                     pass_on(exc)
                     if self.closed:  # by a signal handler, or in a fork that a handler has made
@@ -296,7 +294,7 @@ class Loop(Guard):
         while todo:
             before = self.dispatched + count
             for dispatcher in tuple(todo):
-                count += dispatcher.step(min(goal, self.dispatched + _SLICE), until)
+                count += dispatcher.step(until, min(goal, self.dispatched + _SLICE))
                 if self.dispatched >= goal or (until is not None and until.settled):
                     return count
             if self.dispatched + count == before:  # what is there cannot be dispatched now

@@ -81,11 +81,7 @@ class Replies:
         conversation = self.conversation
         if not conversation.is_open:
             raise conversation.closed_error()
-        if timeout is None:
-            deadline = None
-        else:
-            clock = loop.clock
-            deadline = clock() + timeout
+        deadline = None if timeout is None else loop.clock() + timeout
         if self._outbox.queued_bytes > HIGH_WATER:
             make_room(conversation, timeout)
         table = self._table
@@ -95,9 +91,8 @@ class Replies:
         try:
             # Before the send: the reply may be there at once.
             if pending is None:
-                new_id = self._new_id
                 entry = Pending(promise)
-                entry.id = id = new_id()
+                entry.id = id = self._new_id()
                 entry.expect = expect
                 entry.timeout = timeout
                 entry.deadline = deadline
