@@ -112,7 +112,8 @@ class Conversation:
         if self.outbox.queued_bytes > HIGH_WATER:
             make_room(self, self.peer.timeout)
         try:
-            self.channel.post(NOTIFICATION, None, message)
+            channel = self.channel
+            channel.put(channel.encode(NOTIFICATION, None, message))
         except BaseException as exc:
             self.loop.repairs[self.port] = None
             self.port.note_write_error(exc)
@@ -121,7 +122,7 @@ class Conversation:
     def send_frame(self, frame: Any) -> None:
         """Send a notification that was encoded before."""
         try:
-            self.channel.post_frame(frame)
+            self.channel.put(frame)
         except BaseException as exc:
             self.loop.repairs[self.port] = None
             self.port.note_write_error(exc)

@@ -357,7 +357,7 @@ class Port:
             self.update_reading()
 
     def note_write_error(self, exc: BaseException) -> None:
-        """Take note of what ``flush``, ``post`` or ``post_frame`` of the channel has raised.
+        """Take note of what ``encode``, ``put`` or ``flush`` of the channel has raised.
 
         If nothing can be written any more, what the other side had written before is still read, and then it ends. After
         an interruption the message may be queued, so the caller has entered the port into ``repairs`` before.

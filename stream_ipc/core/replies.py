@@ -108,7 +108,8 @@ class Replies:
                 self.due = deadline
             if conversation.port.paused:
                 conversation.port.update_reading()  # or its reply might never be read
-            self._channel.post(REQUEST, pending.id, message)
+            channel = self._channel
+            channel.put(channel.encode(REQUEST, pending.id, message))
         except BaseException as exc:
             loop.repairs[conversation.port] = None
             if pending is not None:

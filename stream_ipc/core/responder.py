@@ -157,7 +157,8 @@ class Responder:
             log.debug("session %s: reply to request %.128r dropped: it is closed", self._conversation.name, id)
             return
         try:
-            self._channel.post(RESPONSE, id, reply)
+            channel = self._channel
+            channel.put(channel.encode(RESPONSE, id, reply))
         except BaseException as exc:
             self.loop.repairs[self.port] = None
             if self._takes_another(exc):
@@ -198,7 +199,7 @@ class Responder:
         for length in (len(text), limit // 8, 64, 8):
             shown = text if len(text) <= length else text[:length] + "..."
             try:
-                self._channel.post(RESPONSE, id, ErrorMessage(shown))
+                self._channel.put(self._channel.encode(RESPONSE, id, ErrorMessage(shown)))
                 return
             except BaseException as exc:
                 self.loop.repairs[self.port] = None

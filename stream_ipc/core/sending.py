@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from ..errors import FrameTooLargeError, RequestTimeoutError
 from ..interruptions import pass_on
+from ..messages import NOTIFICATION
 from .waits import Until, within, write_queued
 
 TYPE_CHECKING = False
@@ -152,7 +153,7 @@ def _encode_for(targets: list[Conversation], message: Message) -> dict[Any, Any]
         share = target.channel.share
         if share not in frames:
             try:
-                frames[share] = None if share is None else target.channel.encode(message)
+                frames[share] = None if share is None else target.channel.encode(NOTIFICATION, None, message)
             except FrameTooLargeError as exc:
                 frames[share] = exc
     if frames and all([isinstance(frame, FrameTooLargeError) for frame in frames.values()]):

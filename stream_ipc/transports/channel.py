@@ -148,6 +148,8 @@ class Channel:
     """What the core needs of a transport, whatever it is.
 
     Attributes:
+        encode: Takes a kind, an id and a message; returns the frame for ``put``, of any channel with the same ``share``.
+        put: Sends a frame, or queues it whole.
         on_change: To be called when ``interest`` answers differently than before; set by the port.
         volatile: ``on_change`` is never called, so ``interest`` is to be asked on every turn.
         share: Channels with the same value take each other's frames, so that a message is encoded once; None: with none.
@@ -158,6 +160,8 @@ class Channel:
         process: The ``Popen`` of the child at the other end, or None.
     """
 
+    encode: Callable[[int, Any, Message], Any]
+    put: Callable[[Any], None]
     on_change: Callable[[], None]
     volatile = False
     share: Any = None
@@ -170,18 +174,6 @@ class Channel:
     def socket(self) -> Any:
         """The socket that it talks over, or None."""
         return None
-
-    def post(self, kind: int, id: Any, message: Message) -> None:
-        """Send a message, or queue it whole."""
-        raise NotImplementedError
-
-    def encode(self, message: Message) -> Any:
-        """Return the frame of a notification for ``post_frame`` of any channel with the same ``share``."""
-        raise NotImplementedError
-
-    def post_frame(self, frame: Any) -> None:
-        """Send an encoded frame, or queue it whole."""
-        raise NotImplementedError
 
     def interest(self) -> Interest:
         """Return what to wait for.

@@ -159,10 +159,13 @@ class ForeignChannel(Channel):
         value = getattr(self.transport, name, None)
         return value() if callable(value) else value
 
-    def post(self, kind: int, id: Any, message: Message) -> None:
+    def encode(self, kind: int, id: Any, message: Message) -> Message:
+        return put_in_envelope(kind, id, message)
+
+    def put(self, frame: Message) -> None:
         if self.inputs.closed:  # by a method of its own that was asked how much is queued
             raise StreamClosedError(self.closed_text())
-        self.transport.send(put_in_envelope(kind, id, message))
+        self.transport.send(frame)
 
     def interest(self) -> Interest:
         poll_in: float | None = None

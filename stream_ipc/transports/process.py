@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..messages import Message
     from ..protocols import MessageSerializer
     from .channel import Received, Teardown
 
@@ -235,9 +234,11 @@ class ProcessChannel(StreamChannel):
             for end in ends:
                 end.release()
             raise
+        self.put: Callable[[Any], None] = self._put
         self.inputs.open_pidfd()
 
-    def post(self, kind: int, id: Any, message: Message) -> None:
+    def _put(self, frame: list[Any]) -> None:
+        """Send a frame if the child lives."""
         now = self._clock()
         if now >= self._ask_at:
             self._ask_at = now + _ASK_INTERVAL
@@ -248,7 +249,7 @@ class ProcessChannel(StreamChannel):
                 gone = False
             if gone:  # it could still be written to while a grandchild holds its stdin
                 raise self.broken_error()
-        self.outbox.put(self.encoder.encode(kind, id, message))  # as super() does
+        self.outbox.put(frame)
 
     def broken_text(self) -> str:
         # A child that is dying closes its stdin first; its status is there a moment later.

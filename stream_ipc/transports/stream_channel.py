@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from ..errors import InvalidStreamError, StreamClosedError
 from ..interruptions import interruption_in
-from ..messages import NOTIFICATION
 from ..wire.codec import MessageDecoder, MessageEncoder
 from .channel import POLL_INTERVAL, Channel
 from .descriptors import close_copies, close_streams, describe_stream, wait_writable
@@ -17,7 +16,7 @@ from .outbox import Outbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from ..messages import Message
@@ -52,10 +51,11 @@ class StreamChannel(Channel):
     ) -> None:
         self.serializer = serializer
         self.max_frame_size = max_frame_size
-        self.encoder: MessageEncoder = MessageEncoder(serializer, max_frame_size)
+        self.encode: Callable[[int, Any, Message], Any] = MessageEncoder(serializer, max_frame_size).encode
         self.share: Any = (id(serializer), max_frame_size)  # it may have no hash
         self.inputs = self.inputs_class(self)
         self.outbox: Outbox = Outbox(output, self._write_failed, self.inputs.on_change)
+        self.put: Callable[[Any], None] = self.outbox.put
         self.early: list[StreamClosedError] = []
         self._ends = _Ends()
         self._name = name
@@ -88,15 +88,6 @@ class StreamChannel(Channel):
         return "broken" if self.outbox.is_broken else "open"  # nothing more can be written
 
     # -- sending
-
-    def post(self, kind: int, id: Any, message: Message) -> None:
-        self.outbox.put(self.encoder.encode(kind, id, message))
-
-    def encode(self, message: Message) -> list[Any]:
-        return self.encoder.encode(NOTIFICATION, None, message)
-
-    def post_frame(self, frame: list[Any]) -> None:
-        self.outbox.put(frame)
 
     def flush(self) -> None:
         self.outbox.flush()

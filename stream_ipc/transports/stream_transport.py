@@ -115,7 +115,7 @@ class StreamTransport(MessageTransport):
                 queued.
             StreamClosedError: The other side no longer reads.
         """
-        self._channel.post(*take_out_of_envelope(message))
+        self._channel.put(self._channel.encode(*take_out_of_envelope(message)))
 
     def flush(self) -> None:
         """Write what the stream takes now of what is queued. Never blocks.
