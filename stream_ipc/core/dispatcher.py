@@ -142,8 +142,7 @@ class Dispatcher:
                 if not goal:
                     goal = loop.dispatched + len(inbox) + 1  # a failure is followed by the end
                 if cls not in by_class or self._waiting:
-                    action = self._actions.get(cls)
-                    done = self._arrive(item) if action is None else action(item)
+                    done = self._actions.get(cls, self._arrive)(item)
                     if done is None:
                         return count
                     count += done
