@@ -591,6 +591,21 @@ def test_large_bytes_go_by_reference_and_a_large_bytearray_does_not() -> None:
     assert b"".join(buffers)[:HEADER_SIZE] == frame_header(sum(map(len, buffers)) - HEADER_SIZE)
 
 
+def test_large_texts_are_no_longer_copied_into_a_payload_once_one_has_come() -> None:
+    @dataclass
+    class Told(Message):
+        text: str
+
+    counts = []
+    for size in (10, 200_000, 200_000, 10):
+        buffers = encoded(PICKLE, Told("x" * size))
+        counts.append(len(buffers))
+        assert b"".join(buffers)[HEADER_SIZE:] == PICKLE.serialize(Told("x" * size))
+        assert decode([b"".join(buffers)], PICKLE)[0] == [Told("x" * size)]
+    assert counts[:2] == [1, 2]  # the header, and the payload in one piece
+    assert counts[2] > 2 and counts[3] == 1
+
+
 def test_a_small_frame_is_one_buffer() -> None:
     for size in (0, 1, 100, 30_000):
         buffers = encoded(Text(), LogMessage("x" * size))

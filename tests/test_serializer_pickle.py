@@ -2090,6 +2090,9 @@ def test_a_class_of_which_one_message_was_large_writes_large_texts_without_a_cop
 
     serializer = PickleMessageSerializer()
     large = Page("ä" * 100_000)
+    writers: Any = serializer.writers
+    assert isinstance(parts_of(serializer, large, 1, "7"), bytes)
+    writers.expect_large(Page)
     for _ in range(3):
         parts = parts_of(serializer, large, 1, "7")
         assert isinstance(parts, list)

@@ -114,7 +114,8 @@ class PickleMessageSerializer:
 
         ``serialize`` without an envelope; the id must be one that an envelope
         may have. The payload is a list of buffers if there are bytes objects
-        over 64 KiB: these are not copied into it.
+        over 64 KiB: these are not copied into it. ``expect_large`` is called
+        with the class of a message whose payload is large and in one piece.
         """
         return _plain_writers if self._unsafe else _writers
 
@@ -160,6 +161,10 @@ class _Writers(dict):  # type: ignore[type-arg]
         write = self[cls] = _writer_of(info) if info.fields and not info.is_enum else _general_writer_of(cls)
         return write
 
+    def expect_large(self, cls: type) -> None:
+        """Take note that a message turned out to be large: the pickler passes large texts on without a copy."""
+        self[cls] = _general_writer_of(cls)
+
 
 _writers: dict[type, Write] = _Writers()
 registry.clear_on_change(_writers)
@@ -170,14 +175,7 @@ def _general_writer_of(cls: type) -> Write:
     return lambda kind, id, message: _write((kind, id, *take(message)), message)
 
 
-def _write_large(root: tuple[Any, ...], message: Message) -> Parts:
-    cls = type(message)
-    _writers[cls] = _general_writer_of(cls)  # there will be more of these, and each would be written twice
-    return _write(root, message)
-
-
-# What dumps() writes as it is. Whatever else a field holds is the pickler's, which meets objects. So is a message that
-# turns out to be large: the pickler passes large texts on without a copy.
+# What dumps() writes as it is. Whatever else a field holds is the pickler's, which meets objects.
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
@@ -188,12 +186,10 @@ def _writer_of(info: TypeInfo) -> Write:
         "def made(kind, id, message):",
         *(f"    {value} = message.{field.name}" for field, value in zip(info.fields, values)),
         f"    if {' and '.join([f'type({value}) in plain' for value in values])}:",
-        f"        payload = dumps({root}, 5)",
-        f"        return payload if len(payload) < {_LARGE} else write_large({root}, message)",
+        f"        return dumps({root}, 5)",
         f"    return write({root}, message)",
     ]
-    names = {"write": _write, "write_large": _write_large, "plain": _PLAIN}
-    return compile_function(lines, {"shape": shape_of(info), "dumps": dumps, **names})
+    return compile_function(lines, {"shape": shape_of(info), "dumps": dumps, "write": _write, "plain": _PLAIN})
 
 
 # Between messages, because making one takes longer than a small message. A property of a message can lead back in here,

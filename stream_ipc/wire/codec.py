@@ -135,6 +135,8 @@ class MessageEncoder:
         if len(chunks[0]) <= _JOIN:
             chunks[0] = frame_header(size) + chunks[0]
         else:
+            if len(chunks) == 1 and hasattr(self._writers, "expect_large"):
+                self._writers.expect_large(type(message))
             chunks.insert(0, frame_header(size))
         return chunks
 
