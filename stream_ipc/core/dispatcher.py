@@ -155,7 +155,7 @@ class Dispatcher:
                     inbox.clear()  # of what a handler or an interruption has left behind the end
                 if loop.dispatched >= goal:
                     break
-        if not inbox:
+        else:  # not after a break: then the next turn finds out that nothing is left
             loop.todo.pop(self, None)
             self.dispatched_bytes = self._inputs.received_bytes
             if self.port.paused:
