@@ -260,10 +260,9 @@ class Dispatcher:
                     error = exc
                 else:
                     log.error("%r: another on_message handler failed too", self._session, exc_info=exc)
-            if following is not None:
-                item = following
-                continue
-            break
+            if following is None:
+                break
+            item = following
         if error is not None:
             raise error
         return 1
