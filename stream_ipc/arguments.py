@@ -94,6 +94,8 @@ def check_message(method: str, message: Any) -> None:
 
 def check_expect(expect: Any, name: str = "expect") -> Any:
     """Return a message class, also of ``Box[int]``; raise ``TypeError`` for anything else."""
+    if type(expect) is type and expect in expectable:
+        return expect
     origin = getattr(expect, "__origin__", None)
     cls = origin if isinstance(origin, type) else expect
     if not isinstance(cls, type) or not issubclass(cls, Message):
@@ -112,23 +114,29 @@ def check_plugin(kind: str, plugin: Any, *names: str) -> None:
         raise TypeError(f"{plugin!r} is a class; pass an instance: {plugin.__name__}()")
 
 
-def check_timeout(timeout: Any) -> None:
+def check_timeout(timeout: Any, name: str = "timeout", optional: bool = True) -> None:
     """Raise for what is no number of seconds.
 
+    Args:
+        timeout: The argument.
+        name: What it is called.
+        optional: Whether it may be None.
+
     Raises:
-        TypeError: It is neither a number nor None.
+        TypeError: It is of another kind.
         ValueError: It is negative or no number at all.
     """
-    if timeout is None:
+    if timeout is None and optional:
         return
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r:.100}")
+        raise TypeError(f"{name} must be a number of seconds{' or None' if optional else ''}, not {timeout!r:.100}")
     try:
         seconds = float(timeout)
     except OverflowError:
-        raise ValueError("timeout is a number of seconds beyond all floats; None is for no limit") from None
+        advice = "; None is for no limit" if optional else ""
+        raise ValueError(f"{name} is a number of seconds beyond all floats{advice}") from None
     if math.isnan(seconds) or seconds < 0:
-        raise ValueError(f"timeout must be 0 seconds or more, not {timeout!r}")
+        raise ValueError(f"{name} must be 0 seconds or more, not {timeout!r}")
 
 
 def close_bound(timeout: float | None) -> float | None:

@@ -124,7 +124,7 @@ class IpcPeer(SessionOpener):
             Exception: What an ``on_message`` handler has raised. The next tick
                 goes on behind that message.
         """
-        if timeout is not None and timeout != 0:
+        if timeout is not None and (timeout != 0 or timeout is False):
             check_timeout(timeout)
         return self._loop.tick(timeout)
 
@@ -141,9 +141,7 @@ class IpcPeer(SessionOpener):
                 draw_frame()  # whatever else the program does
                 peer.tick_for(0.02)
         """
-        if seconds is None:
-            raise TypeError("tick_for() takes a number of seconds, not None")
-        check_timeout(seconds)
+        check_timeout(seconds, "seconds", optional=False)
         clock = self._loop.clock
         limit = clock() + seconds
         wakeups = self._loop.wakeups

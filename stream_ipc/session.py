@@ -326,7 +326,7 @@ class Session(Handling):
                 goes on behind that message.
         """
         conversation = self._conversation
-        if timeout is not None and timeout != 0:
+        if timeout is not None and (timeout != 0 or timeout is False):
             check_timeout(timeout)
         if conversation.reason is not None:
             conversation.close()  # what an interruption has left

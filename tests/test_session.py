@@ -336,13 +336,27 @@ def test_negative_timeouts_are_refused_everywhere(peer: IpcPeer, bad: float) -> 
     assert no_pending(b) and promise.wait() == Pong()
 
 
-@pytest.mark.parametrize("bad", ["1", True, [1]])
+@pytest.mark.parametrize("bad", ["1", True, False, [1]])
 def test_timeouts_that_are_no_numbers_are_refused(peer: IpcPeer, bad: Any) -> None:
     a, _ = peer.create_session_pair()
     for call in (lambda: a.request(Ping(), timeout=bad), lambda: a.tick(bad), lambda: peer.tick(bad)):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="timeout must be a number of seconds or None, not"):
             call()
+    with pytest.raises(TypeError, match="^seconds must be a number of seconds, not"):
+        peer.tick_for(bad)
     assert no_pending(a)
+
+
+def test_tick_for_names_its_argument(peer: IpcPeer) -> None:
+    wrong: Any
+    for wrong, error, text in (
+        (None, TypeError, "seconds must be a number of seconds, not None"),
+        (-1, ValueError, "seconds must be 0 seconds or more, not -1"),
+        (10**400, ValueError, "seconds is a number of seconds beyond all floats"),
+    ):
+        with pytest.raises(error) as caught:
+            peer.tick_for(wrong)
+        assert str(caught.value) == text
 
 
 def test_request_times_out_at_the_peers_default() -> None:
