@@ -196,6 +196,9 @@ class Replies:
                 pending.tell()
         else:
             pending.fail(error)
+        stand_in = self._table.get(id)
+        if stand_in is not pending and stand_in is not None:
+            stand_in.tell()  # a signal handler has cancelled a pool's task meanwhile
         self._table.pop(id, None)
         return told
 
