@@ -289,7 +289,7 @@ class Loop(Guard):
         Not more than is there now: what nested turns read meanwhile has its turn later.
         """
         todo = self.todo
-        goal = self.dispatched + sum([len(dispatcher.inbox) for dispatcher in todo]) + 1
+        goal = self.dispatched + sum([len(dispatcher.inbox) for dispatcher in tuple(todo)]) + 1
         count = 0
         while todo:
             before = self.dispatched + count
