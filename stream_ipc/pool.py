@@ -119,15 +119,16 @@ class WorkerPool(Facade):
         _check_number("tasks_per_worker", tasks_per_worker, 1, None)
         if timeout is not DEFAULT:
             check_timeout(timeout)
-        check_timeout(start_timeout)
+        check_timeout(start_timeout, "start_timeout")
         if hello is not None:
             hello = check_expect(hello, "hello")
         if on_session is not None and not callable(on_session):
             raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
-        from .transports.spawn import check_command
+        from .transports.spawn import check_command, check_options
 
         for each in commands:
             check_command(each)
+        check_options(**options)
         if size is None:
             size = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._peer = peer
@@ -197,7 +198,7 @@ class WorkerPool(Facade):
             RuntimeError: The pool is closed, another thread is using the peer,
                 or this is a fork.
         """
-        promise = self._make("submit", expect, timeout, message)
+        promise = self._make("submit", check_expect(expect), timeout, message)
         ticket = pending_of(promise)
         self._crew.desk.queue.append(ticket)
         self._give(promise)
@@ -207,8 +208,6 @@ class WorkerPool(Facade):
         """Make the promise of a task that is not queued yet."""
         if type(message) not in sendable:
             check_message(method, message)
-        if expect is not Message:
-            expect = check_expect(expect)
         if timeout is POOLS:
             timeout = self._peer.timeout if self._timeout is DEFAULT else self._timeout
         else:

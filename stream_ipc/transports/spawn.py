@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         pipesize: int
 
 
-__all__ = ["check_command", "check_popen", "leads_group", "spawn"]
+__all__ = ["check_command", "check_options", "check_popen", "leads_group", "spawn"]
 
 _LOOKS = 50  # for a child of which the system does not tell yet
 
@@ -101,10 +101,8 @@ def spawn(
         OSError: It cannot be started.
     """
     check_command(command)
-    _check_environment(cwd, env)
+    stderr = check_options(cwd, env, stderr, **popen)
     options: dict[str, Any] = dict(popen)
-    _check_keywords(options)
-    stderr = _check_stderr(stderr)
     size = options.pop("pipesize", -1)
     theirs: list[int] = []
     ours: list[int] = []
@@ -258,6 +256,17 @@ def check_command(command: Any) -> None:
         raise ValueError("command is empty; its first item is the program to start")
     for item in command:
         _check_path(item, "each item of command")
+
+
+def check_options(cwd: Any = None, env: Any = None, stderr: Any = subprocess.PIPE, **popen: Any) -> int | None:
+    """Raise for what a process cannot be started with, as far as that can be said before; see ``spawn``.
+
+    Returns:
+        What Popen takes for ``stderr``, with a descriptor in place of a file.
+    """
+    _check_environment(cwd, env)
+    _check_keywords(popen)
+    return _check_stderr(stderr)
 
 
 def _check_environment(cwd: Any, env: Any) -> None:
