@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import filterfalse
+from operator import attrgetter
 
 from . import log
 from .core.tickets import Desk
@@ -19,7 +21,7 @@ from .workers import Slot, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from .core.tickets import Ticket
@@ -35,6 +37,8 @@ _CLOGGED_INTERVAL = 0.05  # seconds between two polls of whether a clogged worke
 # have to replace another.
 _DEATHS = 5
 
+_is_settled = attrgetter("settled")
+
 
 class Crew:
     """The workers of one pool, which of them has which task, and when another is started.
@@ -49,8 +53,7 @@ class Crew:
         retries: As in ``WorkerPool``, and so are the others.
 
     Attributes:
-        size: How many workers there are at most.
-        in_flight: How many tasks one has at a time at most.
+        in_flight: How many tasks a worker has at a time at most.
         closed: Whether nothing can be added any more.
         desk: Has the tasks.
     """
@@ -76,22 +79,41 @@ class Crew:
         self._hello = hello
         self._start_timeout = start_timeout
         self._slots = [Slot(command) for command in commands]
-        self.size: int = len(commands)
-        self._workers: dict[Worker, None] = {}
-        self._free: dict[Worker, None] = {}  # those that can be given a task
+        self._workers: dict[Worker, None] = {}  # in this many of the slots
+        # All those that can be given a task, and maybe others: only ``give`` looks, and drops those that cannot.
+        self._idle: dict[Worker, None] = {}
         self._searched = 0.0  # when a free slot was last searched for
         self._deaths = 0  # since the last answer of any worker
         self._untidy = 0  # how often check() was asked for since the last one
         self.closed: bool = False
         self._loop = loop_of(peer)
-        self.desk: Desk = Desk(self._loop, peer, "worker pool", self)
+        self.desk: Desk = Desk(self._loop, peer, self)
         self._queue = self.desk.queue
         self._loop.pools[self] = None
 
     @property
+    def size(self) -> int:
+        """How many workers there are at most."""
+        return len(self._slots)
+
+    @property
     def sessions(self) -> list[Session]:
         """Those of the workers that are running."""
-        return [worker.session for worker in self._workers if worker.session.is_open]
+        return [worker.session for worker in tuple(self._workers) if worker.session.is_open]
+
+    @property
+    def pending(self) -> int:
+        """How many tasks are queued or with workers."""
+        return sum([ticket.is_wanted for ticket in tuple(self._queue)]) + len(list(self._under_way()))
+
+    def _under_way(self) -> Iterator[Ticket]:
+        """The tasks that workers have and somebody waits for."""
+        for worker in tuple(self._workers):
+            yield from filterfalse(_is_settled, tuple(worker.running))
+
+    def finish(self) -> None:
+        """Turn until all tasks have settled. Asked after each of them, so it is not to count the others."""
+        self.desk.run_until(lambda: self.desk.first is None and not any(self._under_way()))
 
     @property
     def waits(self) -> bool:
@@ -100,8 +122,8 @@ class Crew:
 
     @property
     def can_give(self) -> bool:
-        """Whether a worker is free, or can be started sooner or later."""
-        return bool(self._free) or len(self._workers) < len(self._slots)
+        """Whether a worker may be free, or can be started sooner or later."""
+        return bool(self._idle) or len(self._workers) < len(self._slots)
 
     # -- giving tasks to workers
 
@@ -111,71 +133,88 @@ class Crew:
         Args:
             strict: Raise what is wrong with the arguments for new workers. Otherwise their slot counts a death.
         """
-        queue = self._queue
-        free = self._free
+        idle = self._idle
         later = self._loop.later
         later[self] = None
-        while queue and not self.closed:
-            ticket = queue[0]
-            if not ticket.is_wanted:
-                del queue[0]
-                continue
-            for worker in free:
+        while self.can_give and not self.closed:
+            ticket = self.desk.first
+            if ticket is None:
+                break
+            for worker in idle:
                 break
             else:
-                if not self._start(strict):
-                    break
-                continue
-            if worker.can_take():
-                self._give_to(worker, ticket)
+                if self._start(strict):
+                    continue
+                break
+            given = worker.given
+            if worker.can_take(self.in_flight, self._tasks_per_worker):
+                self._give_to(worker, ticket, given)
             else:
-                self._find_free(worker)
+                self._pass_over(worker)
         if not self._untidy:
             later.pop(self, None)
-        if queue and len(self._workers) < len(self._slots):
+        if self._queue and len(self._workers) < len(self._slots):
             self._set_timer()
 
-    def _give_to(self, worker: Worker, ticket: Ticket) -> None:
-        running = worker.running
+    def _give_to(self, worker: Worker, ticket: Ticket, given: int) -> None:
+        """Give a task to a worker that could take one when it had been given so many."""
+        queue = self._queue
         conversation = worker.conversation
         last = conversation.outbox.last
-        is_last = len(running) + 1 >= self.in_flight or worker.given + 1 == self._tasks_per_worker
         try:
             # atomic: no calls
-            del self._queue[0]
+            if not queue or queue[0] is not ticket or ticket.settled or worker.given != given:
+                return  # a signal handler has used the pool meanwhile
+            del queue[0]
             ticket.worker = worker
-            running[ticket] = None
-            self.desk.busy[ticket] = None
+            worker.running[ticket] = None
             worker.given += 1
-            if is_last:
-                del self._free[worker]
+            if self.in_flight == 1 and worker in self._idle:
+                del self._idle[worker]  # as ``_pass_over`` would, which this spares
 
             conversation.replies.request(None, ticket.message, ticket.timeout, ticket.expect, ticket)
-        except (StreamClosedError, InvalidStreamError):
-            self._free.pop(worker, None)  # it is dead, or its stream is; its end is on the way
-            self.desk.take_back(ticket, worker)
-        except RequestTimeoutError as exc:  # it does not read
-            ticket.fail(exc)
-        except Exception as exc:  # the task cannot travel
-            if interruption_in(exc) is not None:
+        except BaseException as exc:
+            if not isinstance(exc, Exception) or interruption_in(exc) is not None:
                 self._undo(worker, ticket, last)
                 raise
+            self._not_given(worker, ticket, exc)
+
+    def _not_given(self, worker: Worker, ticket: Ticket, error: Exception) -> None:
+        """Take note that a task could not be sent to a worker."""
+        if ticket.worker is not worker:  # a signal handler has cancelled it meanwhile
+            self.desk.withdraw(ticket, worker)
+            self._idle[worker] = None
+        elif isinstance(error, (StreamClosedError, InvalidStreamError)):
+            self._idle.pop(worker, None)  # it is dead, or its stream is; its end is on the way
+            self.desk.take_back(ticket, worker)
+        elif isinstance(error, RequestTimeoutError):  # it does not read
+            ticket.fail(error)
+        else:  # the task cannot travel
+            # atomic: no calls
+            self.desk.settling[ticket] = error
             worker.given -= 1
-            self.desk.settling[ticket] = exc
+            self._idle[worker] = None
+
             self.desk.take_off(ticket, worker)
-            self._find_free(worker)
-            ticket.fail(exc)
-        except BaseException:
-            self._undo(worker, ticket, last)
-            raise
+            ticket.fail(error)
+
+    def _pass_over(self, worker: Worker) -> None:
+        """Drop a worker that can be given nothing from those that may be free."""
+        self._idle.pop(worker, None)
+        if worker.can_take(self.in_flight, self._tasks_per_worker):
+            self._idle[worker] = None  # a signal handler has turned meanwhile
+        elif worker.is_clogged:
+            self._loop.set_polled(self, _CLOGGED_INTERVAL)
 
     def _undo(self, worker: Worker, ticket: Ticket, last: Any) -> None:
         """Take back a task that was being given to a worker when a signal handler raised something."""
         self._leave_to_check()
-        if ticket.worker is not worker:
-            return
         replies = worker.conversation.replies
-        if worker.conversation.outbox.last is last:  # it was not sent
+        is_sent = worker.conversation.outbox.last is not last
+        if ticket.worker is not worker:
+            if not is_sent:
+                self.desk.withdraw(ticket, worker)
+        elif not is_sent:
             replies.remove(ticket)
             self.desk.take_back(ticket, worker)
         elif ticket not in replies:  # it may have it, and must not go on with it
@@ -188,62 +227,55 @@ class Crew:
         self._untidy += 1
         self._loop.later[self] = None
 
-    def _find_free(self, worker: Worker) -> None:
-        """Note whether a worker can be given a task, and if not, do what helps."""
-        if worker.can_take():
-            self._free[worker] = None
-            return
-        self._free.pop(worker, None)
-        if worker.given == self._tasks_per_worker and not worker.running and worker.conversation.is_open:
-            worker.retired = True
-            self._close_worker(worker, "this side replaces the worker, which has done its share of tasks")
-        elif worker.is_clogged:
-            self._loop.set_polled(self, _CLOGGED_INTERVAL)
-
     def poll(self) -> None:
-        """Have ``check`` called if a clogged worker has read. The loop calls this while there is one."""
+        """Look again at clogged workers that have read. The loop calls this while there are any."""
         workers = tuple(self._workers)
-        if any([worker not in self._free and worker.can_take() for worker in workers]):
-            self._leave_to_check()
+        for worker in workers:
+            if worker not in self._idle and worker.can_take(self.in_flight, self._tasks_per_worker):
+                self._leave_to_check()
         if not any([worker.is_clogged for worker in workers]):
             self._loop.set_polled(self, None)
 
     def returned(self, ticket: Ticket) -> None:
         """Take note that a worker has answered. What an interruption leaves is done by ``check``."""
-        worker: Worker = ticket.worker  # type: ignore[assignment]
-        can_take = worker.can_take(1)
         # atomic: no calls
-        if ticket.worker is worker:  # a signal handler may have cancelled it
-            ticket.worker = None
-            del worker.running[ticket]
-            del self.desk.busy[ticket]
+        worker: Any = ticket.worker
+        if worker is None:
+            return  # a signal handler has cancelled it
+        ticket.worker = None
+        del worker.running[ticket]
+        self._idle[worker] = None
         self._deaths = 0
         if not worker.answered:
             worker.answered = True
             worker.slot.deaths = 0
             worker.due = None
-        if can_take:
-            self._free[worker] = None
-
-        if not can_take:
-            self._leave_to_check()  # it may be replaced behind this reply
-        elif self._queue:
+        if self._queue:
             self._loop.later[self] = None  # for turns inside done callbacks
 
-    def failed(self, ticket: Ticket, error: BaseException) -> bool:
+        if worker.given == self._tasks_per_worker:
+            self._leave_to_check()  # it is replaced behind this reply
+
+    def failed(self, ticket: Ticket, error: BaseException) -> BaseException | None:
         """Take note that a worker has not answered, or answered with an error.
 
         Returns:
-            Whether the task fails with that.
+            What the task fails with; None: it is tried again.
         """
-        worker: Worker = ticket.worker  # type: ignore[assignment]
+        worker: Any = ticket.worker
+        if worker is None:
+            return error  # a signal handler has cancelled it
         if isinstance(error, StreamClosedError):
             worker.conversation.replies.remove(ticket)  # first: from now on this is called no more
-            self._free.pop(worker, None)
             if not self.closed and ticket.tries < self._retries and not ticket.settled:
                 ticket.tries += 1
                 self.desk.take_back(ticket, worker)
-                return False
+                return None
+            if ticket.tries and not self.closed:
+                last = error
+                count = ticket.tries + 1
+                error = StreamClosedError(f"{count} workers ended while they had this task; the last one: {last}")
+                error.__cause__ = last.__cause__
             self.desk.settling[ticket] = error
             self.desk.take_off(ticket, worker)
         elif isinstance(error, RequestTimeoutError):
@@ -255,7 +287,7 @@ class Crew:
             self._kill(worker, f"the worker was killed, because a task took longer than {ticket.timeout} s")
         else:
             self.returned(ticket)
-        return True
+        return error
 
     # -- workers come and go
 
@@ -264,11 +296,11 @@ class Crew:
         if len(self._workers) >= len(self._slots):
             return False
         now = self._searched = self._loop.clock()
-        coming = [worker for worker in self._workers if not worker.ready]
+        coming = [worker for worker in tuple(self._workers) if not worker.ready]
         if len(coming) >= len(self._queue):
             return False
-        for slot in self._slots:
-            if slot.worker is None and slot.start_at <= now:
+        for slot in self._vacant:
+            if slot.session is not None or slot.start_at <= now:
                 break
         else:
             return False
@@ -288,8 +320,9 @@ class Crew:
 
     def _set_up(self, slot: Slot) -> bool:
         """Make a worker of the session that was made for a slot; returns whether to look for one again."""
-        worker = self._make_worker(slot, slot.session)
-        session = worker.session
+        session: Any = slot.session
+        worker = Worker(slot, session)
+        self._workers[worker] = None
         try:
             session.on_close(lambda session: self._worker_closed(worker))
             if self._start_timeout is not None:
@@ -299,29 +332,25 @@ class Crew:
                 self._await_sign(worker)
             if self._on_session is not None:
                 self._on_session(session)
-        except Exception as exc:
-            if interruption_in(exc) is not None:
+        except BaseException as exc:
+            if not isinstance(exc, Exception) or interruption_in(exc) is not None:
                 self._kill(worker, "its start was interrupted")
                 raise
             log.error("on_session of a worker pool failed", exc_info=True)
             self._kill(worker, f"on_session failed: {describe(exc)}")
             return bool(self._queue)
-        except BaseException:
-            self._kill(worker, "its start was interrupted")
-            raise
         if self._hello is None and session.is_open:
+            # atomic: no calls
             worker.ready = True
-            self._find_free(worker)
+            self._idle[worker] = None
+
         return True
 
-    def _make_worker(self, slot: Slot, session: Any) -> Worker:
-        """Make a worker of the session that was made for a slot."""
-        worker = Worker(slot, session, self.in_flight, self._tasks_per_worker)
-        # atomic: no calls
-        self._workers[worker] = None
-        slot.worker = worker
-
-        return worker
+    @property
+    def _vacant(self) -> list[Slot]:
+        """The slots without a worker. An interruption may have left a session there, of which one is still to be made."""
+        taken = {worker.slot for worker in tuple(self._workers)}
+        return [slot for slot in self._slots if slot not in taken]
 
     def _await_sign(self, worker: Worker) -> None:
         sign: Any = Message if self._hello is None else self._hello
@@ -332,8 +361,10 @@ class Crew:
                 worker.session.off_message(hear)
                 worker.due = None
                 if not worker.ready:
+                    # atomic: no calls
                     worker.ready = True
-                    self._find_free(worker)
+                    self._idle[worker] = None
+
                     self.give()
 
     def _kill(self, worker: Worker, text: str) -> None:
@@ -344,22 +375,23 @@ class Crew:
 
     def _close_worker(self, worker: Worker, text: str) -> None:
         """Close a worker's session. Its process is ended and reaped by ticks."""
-        self._free.pop(worker, None)
         worker.conversation.close_now(StreamClosedError(f"{text} ({worker.session.name})"))
 
     def _worker_closed(self, worker: Worker) -> None:
         """Take note that a worker's session is closed. An interrupted call is made again."""
         for ticket in tuple(worker.running):  # which an interruption has left
             ticket.fail(worker.conversation.closed_error())
-        self._free.pop(worker, None)
         slot = worker.slot
-        if slot.worker is worker:
-            # atomic: no calls
-            slot.worker = slot.session = None
+        self._idle.pop(worker, None)
+        # atomic: no calls
+        self._loop.later[self] = None
+        is_first = worker in self._workers
+        if is_first:
+            del self._workers[worker]
+            slot.session = None
 
-            if not worker.answered and not worker.retired and not self.closed:
-                self._note_death(slot, worker.conversation.reason)
-        self._workers.pop(worker, None)
+        if is_first and not worker.answered and not worker.retired and not self.closed:
+            self._note_death(slot, worker.conversation.reason)
         self.give()
 
     def _note_death(self, slot: Slot, reason: StreamClosedError | None) -> None:
@@ -367,7 +399,7 @@ class Crew:
         slot.deaths += 1
         slot.start_at = self._loop.clock() + min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(slot.deaths - 1, 10))
         self._deaths += 1
-        if any(slot.worker is not None and not slot.deaths for slot in self._slots):
+        if any([not worker.slot.deaths for worker in tuple(self._workers)]):
             return  # that one has not failed yet: it is slow to come up, or busy
         if self._deaths >= max(_DEATHS, 3 * len(self._slots)):
             text = f"{self._deaths} workers in a row ended before they had answered anything; the last one: {reason}"
@@ -376,11 +408,11 @@ class Crew:
     # -- what the loop calls
 
     def _set_timer(self) -> None:
-        times = [worker.due for worker in self._workers if worker.due is not None]
+        times = [worker.due for worker in tuple(self._workers) if worker.due is not None]
         if self._queue:
             # The others were seen: they wait for something else.
             searched = self._searched
-            times += [slot.start_at for slot in self._slots if slot.worker is None and slot.start_at > searched]
+            times += [slot.start_at for slot in self._vacant if slot.start_at > searched]
         self._loop.set_timer(self, min(times, default=None))
 
     def check(self) -> None:
@@ -390,17 +422,20 @@ class Crew:
             return
         asked = self._untidy
         now = self._loop.clock()
-        for slot in self._slots:
-            if slot.session is not None and slot.worker is None:
+        for slot in self._vacant:
+            if slot.session is not None:
                 self._set_up(slot)
-        self.desk.go_on()
+        self.desk.settle_rest()
         for worker in tuple(self._workers):
             if not worker.session.is_open:
                 self._worker_closed(worker)
             elif worker.due is not None and worker.due <= now:
                 self._kill(worker, f"the worker gave no sign within {self._start_timeout} s, so it was killed")
-            elif worker not in self._free:
-                self._find_free(worker)
+            elif worker.given == self._tasks_per_worker and not worker.running:
+                worker.retired = True
+                self._close_worker(worker, "this side replaces the worker, which has done its share of tasks")
+            else:
+                self._idle[worker] = None
         if self._untidy == asked:  # otherwise users' functions have left something
             self._untidy = 0
         self.give()
@@ -429,9 +464,9 @@ class Crew:
         """
         loop = self._loop
         others = tuple(loop.teardowns.all)
-        for slot in self._slots:
-            if slot.session is not None and slot.worker is None:
-                self._make_worker(slot, slot.session)
+        for slot in self._vacant:
+            if slot.session is not None:
+                self._workers[Worker(slot, slot.session)] = None
         workers = tuple(self._workers)
         self.close("this side closed the worker pool")
         due = None if seconds is None else loop.clock() + seconds

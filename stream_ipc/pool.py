@@ -149,7 +149,7 @@ class WorkerPool(Facade):
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         try:
             if kind is None and not self._crew.closed and not self._crew.desk.loop.forked:
-                self._crew.desk.finish()
+                self._crew.finish()
         finally:
             self.close()
 
@@ -161,7 +161,7 @@ class WorkerPool(Facade):
     @property
     def pending(self) -> int:
         """How many tasks are queued or with workers."""
-        return self._crew.desk.pending
+        return self._crew.pending
 
     if TYPE_CHECKING:
 

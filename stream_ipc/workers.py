@@ -24,8 +24,7 @@ class Slot:
 
     Attributes:
         command: What is started.
-        session: The session with what runs there, or None.
-        worker: What runs there, or None; an interruption may have come before it was made of the session.
+        session: The session with what runs there, or None; an interruption may have come before a worker was made of it.
         deaths: How many in a row have ended before they answered anything.
         start_at: When the next may be started.
     """
@@ -33,17 +32,12 @@ class Slot:
     def __init__(self, command: Command) -> None:
         self.command = command
         self.session: Session | None = None
-        self.worker: Worker | None = None
         self.deaths = 0
         self.start_at: float = 0.0
 
 
 class Worker:
     """One process.
-
-    Args:
-        in_flight: How many tasks it has at a time at most.
-        most: How many it is given in all at most; None for no limit.
 
     Attributes:
         slot: Where it runs.
@@ -57,12 +51,10 @@ class Worker:
         due: When it must have given a sign of life; None for not at all.
     """
 
-    def __init__(self, slot: Slot, session: Session, in_flight: int, most: int | None) -> None:
+    def __init__(self, slot: Slot, session: Session) -> None:
         self.slot = slot
         self.session = session
         self.conversation: Conversation = conversation_of(session)
-        self._in_flight = in_flight
-        self._most = most
         self.running: dict[Ticket, None] = {}
         self.given = 0
         self.ready = False
@@ -75,12 +67,17 @@ class Worker:
         """Whether it has to read first: giving it a task might have to wait for that."""
         return self.conversation.outbox.queued_bytes > _MUCH and self.conversation.is_writable
 
-    def can_take(self, leaving: int = 0) -> bool:
-        """Return whether it can be given a task, once so many have left it."""
+    def can_take(self, in_flight: int, most: int | None) -> bool:
+        """Return whether it can be given a task.
+
+        Args:
+            in_flight: How many it has at a time at most.
+            most: How many it is given in all at most; None for no limit.
+        """
         return (
             self.ready
-            and len(self.running) - leaving < self._in_flight
-            and self.given != self._most
+            and len(self.running) < in_flight
+            and self.given != most
             and self.conversation.outbox.queued_bytes <= _MUCH
             and self.conversation.is_writable
         )

@@ -44,6 +44,10 @@ def main(how: str = "", *args: str) -> None:
         if what == "count":
             with open(args[0], "a") as file:
                 file.write(f"{args[1]}\n")
+        if what == "meet":
+            open(os.path.join(args[0], str(os.getpid())), "w").close()
+            while len(os.listdir(args[0])) < 2:
+                time.sleep(0.001)
         if what == "progress":
             session.notify(LogMessage("half"))
         if what == "late":

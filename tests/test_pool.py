@@ -37,10 +37,12 @@ from stream_ipc.core import tickets
 from stream_ipc.core.replies import Replies
 from tests.helpers import (
     PATIENCE,
+    CallAt,
     CpuMeter,
     HurryingClock,
     after,
     is_settled,
+    places_apart,
     seeds,
     set_clock,
     set_limit,
@@ -128,8 +130,11 @@ def test_wrong_arguments(peer: IpcPeer, pool: WorkerPool) -> None:
     for wrong in ("text", Ping, None):
         with pytest.raises(TypeError, match=r"submit\(\) takes a Message"):
             pool.submit(wrong)
-    with pytest.raises(TypeError, match="expect"):
-        pool.submit(Ping(), expect=int)  # type: ignore[call-overload]
+    for wrong in (int, "Pong", [], None):
+        with pytest.raises(TypeError, match="expect must be a message class"):
+            pool.submit(Ping(), expect=wrong)
+        with pytest.raises(TypeError, match="expect must be a message class"):
+            pool.map([Ping()], expect=wrong)
     with pytest.raises(ValueError, match="timeout"):
         pool.submit(Ping(), timeout=-1)
     assert pool.pending == 0
@@ -138,7 +143,7 @@ def test_wrong_arguments(peer: IpcPeer, pool: WorkerPool) -> None:
         {"start_timeout": "x"}, {"hello": int}, {"on_session": 5},
     ):  # fmt: skip
         wrong = options
-        with pytest.raises((TypeError, ValueError), match=next(iter(options)).replace("start_", "")):
+        with pytest.raises((TypeError, ValueError), match=f"^{next(iter(options))} must be"):
             WorkerPool(peer, worker(), **wrong)
     for wrong in ("python3 x.py", ["python3 x.py", []], 5, None, [5], [None]):
         with pytest.raises(TypeError, match="command must be|item of command must be"):
@@ -151,8 +156,13 @@ def test_wrong_arguments(peer: IpcPeer, pool: WorkerPool) -> None:
             WorkerPool(wrong, worker())
     with pytest.raises(ValueError, match="size"):
         WorkerPool(peer, [worker(), worker()], 1)
-    with pytest.raises(TypeError):
-        WorkerPool(peer, worker(), 1, nonsense=1).submit(Ping())
+    for options, text in (
+        ({"nonsense": 1}, "nonsense"), ({"shell": True}, "no shell"), ({"cwd": 5}, "cwd must be"),
+        ({"env": {"A": 1}}, "env"), ({"stderr": "x"}, "stderr must be"),
+    ):  # fmt: skip
+        wrong = options
+        with pytest.raises(TypeError, match=text):
+            WorkerPool(peer, worker(), 1, **wrong)
 
 
 def test_cancel_takes_a_queued_task_back(peer: IpcPeer, tmp_path: Path) -> None:
@@ -364,8 +374,10 @@ def test_task_that_kills_its_workers_fails_with_the_status(peer: IpcPeer, retrie
     started: List[Session] = []
     with WorkerPool(peer, worker(), 2, retries=retries, on_session=started.append) as pool:
         other = pool.submit(Ping(("sleep", 0.1)), expect=Pong)
-        with pytest.raises(StreamClosedError, match="(?s)exit status 7.*bye"):
+        with pytest.raises(StreamClosedError, match="(?s)exit status 7.*bye") as caught:
             pool.submit(Ping(("exit", 7))).wait()
+        said = f"{retries + 1} workers ended while they had this task; the last one: " in str(caught.value)
+        assert said == (retries > 0)
         assert other.wait().value[0] == "sleep"
         assert len(started) in (retries + 1, retries + 2)
         assert pool.submit(Ping(1), expect=Pong).wait().value == 1
@@ -572,6 +584,24 @@ def test_leaving_waits_for_what_is_queued(peer: IpcPeer) -> None:
         pool.submit(Ping())
 
 
+def test_leaving_costs_each_task_the_same_however_many_there_are(peer: IpcPeer) -> None:
+    def count(frame: Any, event: str, arg: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    counts = []
+    for tasks in (100, 400):
+        calls = 0
+        with WorkerPool(peer, worker(), 1) as pool:
+            pool.submit(Ping(0)).wait()
+            for index in range(tasks):
+                pool.submit(Ping(index))
+            sys.setprofile(count)
+        sys.setprofile(None)
+        counts.append(calls)
+    assert counts[1] < 6 * counts[0]
+
+
 @pytest.mark.slow
 def test_leaving_with_an_exception_does_not_wait(peer: IpcPeer) -> None:
     begin = time.monotonic()
@@ -718,6 +748,51 @@ def test_interrupted_map_loses_no_reply(kind: Type[BaseException]) -> None:
             assert got == [0, 1, 2, 3]
 
         at_every_place(scenario, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", ["submit", "cancel", "submit and cancel"])
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_signal_handler_that_uses_the_pool_at_every_place(tmp_path: Path, in_flight: int, act: str) -> None:
+    promises: List[ResponsePromise[Pong]] = []
+    cancelled: List[ResponsePromise[Pong]] = []
+    count = 0
+
+    def submit(*values: int) -> None:
+        for value in values:
+            promises.append(pool.submit(Ping(value), expect=Pong))
+
+    def use(*args: Any) -> None:
+        if act != "cancel":
+            submit(3, 4, 5)
+        if act != "submit":
+            cancelled.extend([promise for promise in promises[::2] if promise.cancel()])
+
+    with IpcPeer(timeout=20) as peer, WorkerPool(peer, worker(), 2, in_flight=in_flight) as pool:
+        gather([pool.submit(Ping(("sleep", 0.05))) for _ in range(2)])
+        for number in itertools.count(1, places_apart()):
+            count += len(cancelled)
+            promises.clear()
+            cancelled.clear()
+            with CallAt(number, use) as signal:
+                submit(0)
+                submit(1)
+                submit(2)
+                tick_until(lambda: pool.pending == 0, peer)
+            for promise in cancelled:
+                with pytest.raises(IpcError, match="cancelled"):
+                    promise.wait(5)
+            got = [promise.wait(5).value for promise in promises if promise not in cancelled]
+            assert len({*got}) == len(got) == len(promises) - len(cancelled), signal.where
+            if not signal.hit:
+                break
+            # Both workers come back from whatever was cancelled: none of these is done before both have begun one.
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            meetings = [pool.submit(Ping(("meet", str(folder))), timeout=5) for _ in range(in_flight * 2)]
+            assert [outcome(meeting)[0] for meeting in meetings] == ["meet"] * len(meetings), signal.where
+            assert len(pool.workers) == 2, signal.where
+    assert number > 10 and (count > 0) == (act != "submit"), "nothing was interrupted"
 
 
 def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
         def returned(self, ticket: Ticket, /) -> None: ...
 
-        def failed(self, ticket: Ticket, error: BaseException, /) -> bool: ...
+        def failed(self, ticket: Ticket, error: BaseException, /) -> BaseException | None: ...
 
     class Holder(Protocol):
         """A worker, as far as a ticket knows it: what it is talked to over, what it has, how many it was given in all."""
@@ -87,8 +87,9 @@ class Ticket(Pending):
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it is tried again. An interrupted call can be made again."""
         desk = self.requester
-        if self.worker is None or desk.crew.failed(self, error):
-            Pending.fail(self, error)
+        final = error if self.worker is None else desk.crew.failed(self, error)
+        if final is not None:
+            Pending.fail(self, final)
             desk.settling.pop(self, None)
 
 
@@ -100,25 +101,20 @@ class Desk:
     Args:
         loop: What drives it.
         peer: Whose ``id_generator`` it uses.
-        name: What texts call it.
         crew: Does the tasks.
 
     Attributes:
         queue: Tickets of tasks that no worker has. What makes one puts it there.
-        busy: Those of tasks that workers have.
         settling: Final errors that an interruption may have kept from being told.
     """
 
     conversation: None = None  # each worker has its own
 
-    def __init__(self, loop: Loop, peer: Any, name: str, crew: Crew) -> None:
+    def __init__(self, loop: Loop, peer: Any, crew: Crew) -> None:
         self.loop = loop
-        self.name = name
         self.crew = crew
         self.queue: deque[Ticket] = deque()
-        self.busy: dict[Ticket, None] = {}
         self.settling: dict[Ticket, BaseException] = {}
-        self._returning: dict[Ticket, None] = {}  # on the way back into the queue
         self.watchers: set[ref[Any]] = set()  # of all its promises
         self._peer = peer
         self._cancels: dict[Ticket, tuple[Ticket, BaseException, int]] = {}  # which have begun
@@ -143,20 +139,24 @@ class Desk:
 
     def silence(self, ticket: Ticket, timeout: float | None) -> str:
         """Return the text of a timeout."""
-        return f"no reply to task {ticket.id} within {timeout} s ({self.name})"
+        return f"no reply to task {ticket.id} within {timeout} s (worker pool)"
 
     def run_until(self, condition: Callable[[], bool]) -> None:
         """Turn until a condition holds."""
         self.loop.run(Until(condition))
 
     @property
-    def pending(self) -> int:
-        """How many tasks are queued or with workers."""
-        return sum([ticket.is_wanted for ticket in self.queue]) + sum([not ticket.settled for ticket in self.busy])
-
-    def finish(self) -> None:
-        """Turn until all tasks have settled."""
-        self.run_until(lambda: not self.pending)
+    def first(self) -> Ticket | None:
+        """The first task in the queue that is still to be begun. Those before it are dropped."""
+        queue = self.queue
+        while queue:
+            ticket = queue[0]
+            if ticket.is_wanted:
+                return ticket
+            # atomic: no calls
+            if queue and queue[0] is ticket:
+                del queue[0]
+        return None
 
     def take_off(self, ticket: Ticket, worker: Holder) -> None:
         """Take note that a worker has a task no longer."""
@@ -164,26 +164,30 @@ class Desk:
         ticket.worker = None
         if ticket in worker.running:
             del worker.running[ticket]
-        if ticket in self.busy:
-            del self.busy[ticket]
+
+    def withdraw(self, ticket: Ticket, worker: Holder) -> None:
+        """Take off what stands in for a task that was cancelled while it was given to a worker, and was not sent."""
+        for stand_in in tuple(worker.running):
+            if stand_in.id == ticket.id:
+                worker.conversation.replies.remove(stand_in)
+                # atomic: no calls
+                if stand_in in worker.running:
+                    del worker.running[stand_in]
+                    worker.given -= 1
+                    stand_in.worker = None
 
     def take_back(self, ticket: Ticket, worker: Holder) -> None:
-        """Queue a task that a worker has again, before all others. An interrupted call is made good by ``go_on``."""
+        """Queue a task that a worker has again, before all others."""
+        queue = self.queue
         # atomic: no calls
         if ticket in worker.running:
             del worker.running[ticket]
-            del self.busy[ticket]
             worker.given -= 1
-            self._returning[ticket] = None
             ticket.worker = ticket.deadline = None
+            queue += (ticket,)
 
-        self._requeue()
-
-    def _requeue(self) -> None:
-        for ticket in tuple(self._returning):
-            if ticket not in self.queue:
-                self.queue.appendleft(ticket)
-            self._returning.pop(ticket, None)
+        if queue and queue[-1] is ticket:
+            queue.rotate(1)
 
     def fail_queued(self, error: BaseException) -> None:
         """Fail what is queued."""
@@ -193,9 +197,8 @@ class Desk:
                 self.queue.remove(ticket)
                 ticket.fail(error)
 
-    def go_on(self) -> None:
-        """Do what an interruption has left. An interrupted call can be made again."""
-        self._requeue()
+    def settle_rest(self) -> None:
+        """Fail the tasks whose errors an interruption has kept from being told. An interrupted call can be made again."""
         for ticket, error in tuple(self.settling.items()):
             ticket.fail(error)
 
@@ -217,7 +220,6 @@ class Desk:
     def repair(self) -> None:
         """Cancel what is to be cancelled. An interrupted call is made again, before anything is dispatched."""
         later = self.loop.later
-        busy = self.busy
         cancels = self._cancels
         for ticket, (stand_in, error, moment) in tuple(cancels.items()):
             worker = ticket.worker
@@ -234,10 +236,9 @@ class Desk:
                     later[ticket] = None
                 if worker is not None and ticket.worker is worker:
                     stand_in.worker = worker
-                    worker.running[stand_in] = busy[stand_in] = None
+                    worker.running[stand_in] = None
                     ticket.worker = None
                     del worker.running[ticket]
-                    del busy[ticket]
 
             Pending.tell(ticket)
             cancels.pop(ticket, None)
