@@ -1,5 +1,6 @@
 """Pools of workers: tasks that are given out, workers that die, hang and are replaced."""
 
+import contextlib
 import gc
 import itertools
 import os
@@ -10,8 +11,9 @@ import subprocess
 import sys
 import time
 import weakref
+from functools import partial
 from pathlib import Path
-from typing import Any, Iterator, List, Type
+from typing import Any, Callable, Iterator, List, Optional, Type
 
 import pytest
 
@@ -40,6 +42,9 @@ from tests.helpers import (
     CallAt,
     CpuMeter,
     HurryingClock,
+    InterruptAt,
+    Interruption,
+    InterruptionError,
     after,
     is_settled,
     places_apart,
@@ -753,7 +758,10 @@ def test_interrupted_map_loses_no_reply(kind: Type[BaseException]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("act", ["submit", "cancel", "submit and cancel"])
 @pytest.mark.parametrize("in_flight", [1, 2])
-def test_signal_handler_that_uses_the_pool_at_every_place(tmp_path: Path, in_flight: int, act: str) -> None:
+@pytest.mark.parametrize("kind", [None, Interruption, InterruptionError])
+def test_signal_handler_that_uses_the_pool_at_every_place(
+    tmp_path: Path, kind: Optional[Type[BaseException]], in_flight: int, act: str
+) -> None:
     promises: List[ResponsePromise[Pong]] = []
     cancelled: List[ResponsePromise[Pong]] = []
     count = 0
@@ -768,17 +776,28 @@ def test_signal_handler_that_uses_the_pool_at_every_place(tmp_path: Path, in_fli
         if act != "submit":
             cancelled.extend([promise for promise in promises[::2] if promise.cancel()])
 
+    class Interrupt(InterruptAt):
+        def _ring(self, *args: Any) -> None:
+            use()
+            raise self.error
+
+    def once(call: Callable[[], Any]) -> None:
+        with contextlib.suppress(Interruption, InterruptionError), signal:
+            call()
+
     with IpcPeer(timeout=20) as peer, WorkerPool(peer, worker(), 2, in_flight=in_flight) as pool:
         gather([pool.submit(Ping(("sleep", 0.05))) for _ in range(2)])
         for number in itertools.count(1, places_apart()):
             count += len(cancelled)
             promises.clear()
             cancelled.clear()
-            with CallAt(number, use) as signal:
-                submit(0)
-                submit(1)
-                submit(2)
-                tick_until(lambda: pool.pending == 0, peer)
+            signal = CallAt(number, use) if kind is None else Interrupt(number, kind())
+            for value in range(3):
+                once(partial(submit, value))
+            end = time.monotonic() + 5
+            while pool.pending:
+                assert time.monotonic() < end, signal.where
+                once(lambda: peer.tick(0.01))
             for promise in cancelled:
                 with pytest.raises(IpcError, match="cancelled"):
                     promise.wait(5)
