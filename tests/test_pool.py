@@ -814,6 +814,22 @@ def test_signal_handler_that_uses_the_pool_at_every_place(
     assert number > 10 and (count > 0) == (act != "submit"), "nothing was interrupted"
 
 
+@pytest.mark.slow
+def test_interruption_while_a_worker_dies_loses_no_task(tmp_path: Path) -> None:
+    flags = itertools.count()
+    with IpcPeer(timeout=20) as peer, WorkerPool(peer, worker(), 2, in_flight=2, retries=5) as pool:
+        gather([pool.submit(Ping(("sleep", 0.05))) for _ in range(2)])
+
+        def scenario(run: Run) -> None:
+            promises = [pool.submit(Ping(("once", str(tmp_path / str(next(flags))))))]
+            promises += [pool.submit(Ping(index)) for index in range(3)]
+            run.until(lambda: pool.pending == 0, lambda: peer.tick(0.01))
+            assert [outcome(promise) for promise in promises][1:] == [0, 1, 2]
+            assert outcome(promises[0])[0] == "once"
+
+        at_every_place(scenario, Interruption, step=5)  # an Exception would be logged, as that of an on_close handler
+
+
 def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     """Have the next call of a function interrupted where it begins."""
     real = getattr(owner, name)
