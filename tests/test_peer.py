@@ -36,6 +36,7 @@ from tests.helpers import (
     framed,
     no_pending,
     read_without_dispatching,
+    run_python,
     set_limit,
     tick_until,
     unframe,
@@ -409,6 +410,31 @@ def test_thousand_sessions(peer: IpcPeer) -> None:
     finally:
         peer.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_peer_that_finds_too_few_descriptors_keeps_none() -> None:
+    # The collector does not run, as it may not for a while.
+    code = """
+import gc, os, resource
+from stream_ipc import IpcPeer
+IpcPeer().close()
+gc.collect()
+gc.disable()
+before = len(os.listdir("/dev/fd"))
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+failed = 0
+for more in range(8):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before - 1 + more, hard))
+    try:
+        IpcPeer().close()
+    except OSError:
+        failed += 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(os.listdir("/dev/fd")) == before, more
+assert 2 < failed < 8, failed
+"""
+    done = run_python(code)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_classes_in_place_of_plug_ins_are_refused() -> None:

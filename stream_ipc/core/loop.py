@@ -22,7 +22,7 @@ from ..errors import StreamClosedError
 from ..interruptions import pass_on
 from .closing import TEARDOWN_INTERVAL, Teardowns
 from .guard import Guard
-from .poller import READ, Poller
+from .poller import Poller
 from .timers import Inspection, Timers
 from .waker import Waker
 
@@ -96,11 +96,10 @@ class Loop(Guard):
         self.teardowns: Teardowns = Teardowns()
         self._embedding: Embedding | None = None  # once fileno() was asked for
         self.wakeups: int = 0
-        self.waker: Waker = Waker()
         try:
-            self.poller.watch(self.waker.fd, READ, self.waker)
-        except BaseException:
-            self.waker.close()
+            self.waker: Waker = Waker(self.poller)
+        except BaseException:  # out of descriptors: a selector is a cycle, and would stay until it is collected
+            self.poller.close()
             raise
 
     # -- tasks

@@ -1,6 +1,6 @@
 """What makes a loop that waits return, from any thread and any signal handler.
 
-Knows a pipe. Must not know the loop.
+Knows a pipe and pollers. Must not know the loop.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from _thread import RLock
 from itertools import starmap
 
 from ..interruptions import pass_on
+from .poller import READ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from .poller import Poller
 
 __all__ = ["Waker"]
 
@@ -24,6 +27,9 @@ class Waker:
     Owns the pipe. It is there from the beginning, because a signal handler that makes it might find no descriptor left,
     and the poller of a wait that is under way may not take notice of a new one.
 
+    Args:
+        poller: What watches it.
+
     Attributes:
         fd: The end to be watched for reading.
         called: Whether ``wake`` was called; the loop sets it back.
@@ -31,7 +37,7 @@ class Waker:
 
     _pipe: Any = ()  # of one whose making was interrupted at once
 
-    def __init__(self) -> None:
+    def __init__(self, poller: Poller) -> None:
         self.called: bool = False
         self._pipe = []  # none once it is closed
         for self._pipe[:] in starmap(os.pipe, [()]):  # stored before a signal is looked at
@@ -43,6 +49,7 @@ class Waker:
         try:
             for fd in self._pipe:
                 os.set_blocking(fd, False)
+            poller.watch(self.fd, READ, self)
         except BaseException:
             self.abandon()
             raise
