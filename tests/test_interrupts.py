@@ -1238,3 +1238,35 @@ def test_an_interrupted_connect_takes_no_descriptor_away_from_a_later_session() 
         if not interrupt.hit:
             break
     assert number > 100
+
+
+@BOTH
+@pytest.mark.parametrize("how", ["peer", "session", "turn"])
+def test_interrupted_close_calls_each_done_callback_once(kind: Type[BaseException], how: str) -> None:
+    def scenario(run: Run) -> None:
+        called: List[int] = []
+        closed: List[Session] = []
+        with IpcPeer(timeout=None) as peer:
+            a, b = peer.create_session_pair()
+            sessions = [a] if how == "session" else [a, peer.create_session_pair()[0]]
+            promises = [session.request(Ping(index)) for session in sessions for index in range(2)]
+
+            def call_back(number: int, promise: Any) -> None:
+                called.append(number)
+                gather(promises, return_exceptions=True)
+
+            for number, promise in enumerate(promises):
+                promise.add_done_callback(functools.partial(call_back, number))
+            for session in sessions:
+                session.on_close(closed.append)
+            close = a.close if how == "session" else peer.close
+            done, _ = run.once(close)
+            begun = not any(session.is_open for session in sessions)
+            if how == "turn" and begun and len(closed) < len(sessions):
+                peer.tick(0)  # goes on with what has begun
+                assert sorted(called) == [*range(len(promises))]
+            close()
+            assert sorted(called) == [*range(len(promises))]
+            assert len(closed) == len(sessions) and {*closed} == {*sessions}
+
+    at_every_place(scenario, kind)

@@ -425,6 +425,18 @@ def test_done_callback_that_submits_again_when_no_worker_comes_up(peer: IpcPeer)
     assert max(per_tick) == 1 and {outcome(promise) for promise in tries} == {StreamClosedError}
 
 
+def test_a_task_that_is_tried_again_has_not_settled(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 1, retries=1) as pool:
+        called: List[bool] = []
+        promise = pool.submit(Ping(1), expect=Pong)
+        promise.add_done_callback(lambda promise: called.append(promise.settled))
+        pool.workers[0].close(timeout=0)
+        assert not promise.settled and called == []
+        assert promise.wait(PATIENCE) == Pong(1)
+        tick_until(lambda: called, peer)
+        assert called == [True]
+
+
 def test_flaky_start(peer: IpcPeer) -> None:
     with WorkerPool(peer, [worker("flaky"), worker()], retries=20) as pool:
         promises = [pool.submit(Ping(index), expect=Pong) for index in range(200)]

@@ -4,9 +4,12 @@ import collections
 import gc
 import itertools
 import random
+import socket
 import time
 import traceback
 from typing import Any, Dict, Iterator, List
+
+import pytest
 
 from stream_ipc import (
     DeferredReply,
@@ -20,7 +23,7 @@ from stream_ipc import (
     as_completed,
     gather,
 )
-from tests.helpers import no_pending, seeds, set_clock, socket_peers, span
+from tests.helpers import no_pending, seeds, set_clock, socket_peers, span, tick_until
 from tests.messages import Note, Ping, Pong
 
 STEPS = 120
@@ -292,3 +295,107 @@ def test_random_conversation_of_two_peers() -> None:
 def test_random_conversation_of_a_session_pair() -> None:
     for seed in seeds(int(span(60))):
         converse(seed, True)
+
+
+class Waiting:
+    """Sessions of which all promises are pending, whose done callbacks wait for others of them while they are closed."""
+
+    def __init__(self, rng: random.Random, peer: IpcPeer, count: int) -> None:
+        self.rng = rng
+        self.peer = peer
+        self.sessions: List[Session] = []
+        self.others: List[Session] = []
+        self.sockets: List[socket.socket] = []
+        self.held: List[DeferredReply] = []
+        self.promises: List[Any] = []
+        self.called: collections.Counter[int] = collections.Counter()
+        self.did: List[str] = []
+        self.unexpected: List[str] = []
+        for _ in range(count):
+            pair = socket.socketpair()
+            session, other = map(peer.create_socket_session, pair)
+            other.on_request(self.hold)
+            self.sessions.append(session)
+            self.others.append(other)
+            self.sockets += pair
+        for number in range(rng.randint(2, 8)):
+            promise = rng.choice(self.sessions).request(Ping(number), timeout=None)
+            promise.add_done_callback(lambda promise, number=number: self.done(number, promise))
+            self.promises.append(promise)
+        tick_until(lambda: len(self.held) == len(self.promises), peer)
+        self.iterators = [as_completed(self.promises), as_completed(self.promises[1:])]
+
+    def hold(self, ping: Ping) -> DeferredReply:
+        self.held.append(DeferredReply())
+        return self.held[-1]
+
+    def done(self, number: int, promise: Any) -> None:
+        self.called[number] += 1
+        try:
+            assert promise.settled
+            for _ in range(2):
+                self.act()
+        except (StreamClosedError, StopIteration):
+            pass
+        except Exception:
+            self.unexpected.append(traceback.format_exc())
+
+    def act(self) -> None:
+        actions = ("wait", "gather", "completed", "next", "tick", "receive", "session", "remove", "peer", "flush", "cancel")
+        what = self.rng.choice(actions)
+        self.did.append(what)
+        some = self.rng.sample(self.promises, self.rng.randint(1, len(self.promises)))
+        session = self.rng.choice(self.sessions)
+        if what == "wait":
+            some[0].wait()
+        elif what == "gather":
+            gather(some, return_exceptions=True)
+        elif what == "completed":
+            assert {*as_completed(some)} == {*some}
+        elif what == "next":
+            next(self.rng.choice(self.iterators))
+        elif what == "tick":
+            self.peer.tick(None)
+        elif what == "receive":
+            session.receive()
+        elif what == "session":
+            session.close()
+        elif what == "remove":
+            self.peer.remove_session(session)
+        elif what == "peer":
+            self.peer.close()
+        elif what == "flush":
+            session.flush()
+        else:
+            assert not some[0].cancel()
+
+    def check(self) -> None:
+        assert not self.unexpected, self.unexpected[0]
+        assert self.called == collections.Counter(range(len(self.promises)))
+        for promise in self.promises:
+            assert promise.settled
+            with pytest.raises(StreamClosedError):
+                promise.wait()
+
+
+def test_done_callbacks_wait_for_others_while_all_is_closed() -> None:
+    did: List[str] = []
+    for seed in seeds(int(span(800))):
+        rng = random.Random(seed)
+        with IpcPeer(timeout=None) as peer:
+            how = rng.choice(("peer", "peer", "within", "session", "end"))
+            waiting = Waiting(rng, peer, rng.randint(1, 3) if how in ("peer", "within") else 1)
+            if how == "peer":
+                peer.close()
+            elif how == "within":
+                peer.close(timeout=1)
+            elif how == "session":
+                waiting.sessions[0].close()
+            else:
+                waiting.others[0].close()
+                tick_until(lambda peer=peer: not peer.sessions, peer)
+            waiting.check()
+            for sock in waiting.sockets:  # one may have been removed
+                sock.close()
+            did += waiting.did
+    assert len({*did}) == 11 or len(did) < 100

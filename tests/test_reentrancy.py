@@ -485,7 +485,60 @@ def test_an_interruption_while_closing_writes(peer: IpcPeer) -> None:
         assert not session.is_open
         with pytest.raises(StreamClosedError, match="this side closed"):
             promise.wait()
+        peer.tick(0)
         assert closed == [session] and session not in peer.sessions
+
+
+class WaitingStream:
+    """Takes nothing, and once its session is being closed waits for what is pending, and for whatever happens."""
+
+    def __init__(self) -> None:
+        self.session: Any = None
+        self.promises: List[Any] = []
+        self.got: List[Any] = []
+
+    def read(self, size: int) -> None:
+        return None
+
+    def write(self, data: Any) -> None:
+        if not self.promises or self.session.is_open or self.got:
+            return
+        calls = [self.promises[0].wait, lambda: gather(self.promises), lambda: next(as_completed(self.promises)).wait()]
+        for call in (*calls, self.tick, self.session.receive):
+            try:
+                self.got.append(call())
+            except StreamClosedError as exc:
+                self.got.append(type(exc))
+
+    def tick(self) -> None:
+        while True:
+            self.session.peer.tick(None)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("how", ["session", "peer", "removed"])
+def test_what_waits_while_closing_writes_is_told_at_once(how: str) -> None:
+    stream = WaitingStream()
+    told: List[Any] = []
+    with IpcPeer(timeout=None) as peer:
+        stream.session = session = peer.create_stream_session(stream, stream)
+        stream.promises = [session.request(Ping()) for _ in range(3)]
+        for promise in stream.promises:
+            promise.add_done_callback(told.append)
+        if how == "session":
+            session.close(timeout=0.01)
+        elif how == "peer":
+            peer.close(timeout=0.01)
+        else:
+            peer.remove_session(session)
+        assert stream.got == [StreamClosedError] * 5
+        assert told == stream.promises
+        text = "this side removed the session" if how == "removed" else "this side closed the"
+        for promise in stream.promises:
+            with pytest.raises(StreamClosedError, match=text):
+                promise.wait()
 
 
 def test_a_handler_that_closes_and_is_interrupted(peer: IpcPeer) -> None:

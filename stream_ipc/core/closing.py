@@ -50,7 +50,7 @@ class Closing:
         self._conversation = conversation
         self._close_or_release: Any = conversation.channel.release if release else conversation.channel.close
         handlers = conversation.on_close.of(type(conversation.session))
-        steps = (self._detach, self._close_channel, self._fail_pending, self._log, self._wait)
+        steps = (self._detach, self._close_channel, self._fail_pending, self._tell, self._log, self._wait)
         self._steps: deque[Any] = deque([*steps, *handlers])
 
     @property
@@ -108,6 +108,9 @@ class Closing:
         conversation.dispatcher.kept.end()
         conversation.dispatcher.responder.owed.drop()
         conversation.replies.fail_all(conversation.reason)
+
+    def _tell(self) -> None:
+        self._conversation.replies.tell()
 
     def _log(self) -> None:
         conversation = self._conversation

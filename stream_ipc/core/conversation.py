@@ -201,11 +201,10 @@ class Conversation:
         try:
             if seconds is not None:
                 self.due = loop.clock() + seconds
-            self._flush_bounded()
-            if release:
-                self.close_now(StreamClosedError(f"this side removed the session from its peer ({self.name})"), release)
-            else:
-                self.close_now(StreamClosedError(self.channel.closed_text()), blocks=True)
+            removed = f"this side removed the session from its peer ({self.name})"
+            reason = StreamClosedError(removed if release else self.channel.closed_text())
+            self._flush_bounded(reason)
+            self.close_now(reason, release, blocks=not release)
             if self._closing is not None:
                 self._closing.wait()
         finally:
@@ -217,21 +216,26 @@ class Conversation:
         if self._closing is not None:
             self._closing.hurry()
 
-    def begin_close(self) -> None:
-        """Stop taking messages; write what is queued as far as it goes."""
-        if self.is_open:
-            self.is_open = False
-            self.port.look_for_end()
-            self.port.flush()
+    def stop(self) -> None:
+        """Take no messages any more. What is pending is to be failed next: something may wait for it."""
+        self.is_open = False
 
-    def _flush_bounded(self) -> None:
+    def begin_close(self) -> None:
+        """Write what is queued as far as it goes."""
+        self.port.look_for_end()
+        self.port.flush()
+
+    def _flush_bounded(self, reason: StreamClosedError) -> None:
         """Begin to close: write what is queued, within a short bound."""
         outbox = self.outbox
         loop = self.loop
         if self._closing is not None:
             return
         try:
-            self.begin_close()
+            if self.is_open:
+                self.stop()
+                self.replies.fail_all(reason)
+                self.begin_close()
             seconds = flush_bound(None if self.due is None else self.due - loop.clock(), [self])
             if outbox.queued_bytes and not outbox.writing and seconds > 0:
                 loop.run(Until(lambda: not outbox.queued_bytes), loop.clock() + seconds, dispatch=False)

@@ -50,12 +50,17 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
     """
     due = None if seconds is None else monotonic() + seconds
     conversations = _unclosed(loop)
+    if seconds is not None:
+        for conversation in conversations:
+            conversation.hurry(loop.clock() + seconds)
     _begin_close(loop)
     try:
         _write_queued(loop, flush_bound(seconds, conversations))
     finally:
+        loop.repairs |= loop.conversations  # after another interruption turns go on with closing
         _close(conversations, handlers=False)
         _close(_unclosed(loop), handlers=False)
+        _hold_back(loop, False, loop.go_on)  # what is left of done callbacks
         _wait(loop, due, background=False)  # before the on_close handlers, which run after a child's last words
         try:
             _close(conversations)
@@ -78,13 +83,37 @@ def _wait(loop: Loop, due: float | None, background: bool = True) -> None:
 
 
 def _begin_close(loop: Loop) -> None:
-    loop.closing = True
+    """Stop taking anything, fail what is pending, and write what is queued as far as it goes."""
+    try:
+        loop.closing = True
+        conversations = tuple(loop.conversations)
+        _hold_back(loop, True, _stop, loop, conversations)  # done callbacks may wait for any of what is pending
+        for conversation in conversations:
+            conversation.begin_close()
+    except BaseException:  # an interruption: the next turn goes on with closing
+        loop.repairs |= loop.conversations
+        raise
+
+
+def _hold_back(loop: Loop, held: bool, function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function while done callbacks have to wait, or, whatever calls this, while they have not."""
+    before = loop.starving
+    try:
+        loop.starving = held
+        function(*arguments)
+    finally:
+        loop.starving = before
+
+
+def _stop(loop: Loop, conversations: Iterable[Conversation]) -> None:
     for pool in tuple(loop.pools):
         pool.close()
     for listener in tuple(loop.listeners):
         listener.close()
-    for conversation in tuple(loop.conversations):
-        conversation.begin_close()
+    for conversation in conversations:
+        conversation.stop()
+    for conversation in conversations:
+        conversation.replies.fail_all(StreamClosedError(_CLOSED_TEXT))
 
 
 def _write_queued(loop: Loop, seconds: float) -> None:
@@ -94,9 +123,6 @@ def _write_queued(loop: Loop, seconds: float) -> None:
 
 
 def _close(conversations: Iterable[Conversation], handlers: bool = True) -> None:
-    # Before the first on_close handler runs: it might wait for one of these.
-    for conversation in conversations:
-        conversation.replies.fail_all(StreamClosedError(_CLOSED_TEXT))
     for conversation in conversations:
         conversation.close_now(StreamClosedError(_CLOSED_TEXT), handlers=handlers)
 
@@ -148,11 +174,11 @@ def _close_side_by_side() -> None:
 
 
 def _cut_short(loops: Iterable[Loop]) -> None:
-    """End at once what is left: kill children and reap them. No handler runs."""
+    """End at once what is left: kill children and reap them. No function of users' is called."""
     try:
         _kill(loops)  # before anything else: another interruption may come
         for loop in loops:
-            _try(loop, partial(_close, _unclosed(loop), handlers=False), "after an interruption")
+            _try(loop, partial(_hold_back, loop, True, _close, _unclosed(loop), False), "after an interruption")
     finally:
         wait_for_teardowns(_kill(loops), deliver=False)
 

@@ -6,10 +6,8 @@ messages, streams or what a task does.
 Interruptions. An exception that a signal handler raises can come after any call and at the top of any function. A task
 therefore marks that it has work (in ``todo`` or ``repairs``) before it acts, takes an item out of its queue only after
 the act, and computes everything else anew in ``repair``. Statements that must not be separated stand in a block that is
-marked ``atomic: no calls``, where no such exception can come.
-
-Users' functions (handlers, done callbacks, id generators, serializers, constructors, transports) may send, tick, wait and
-close. After a call that may run one, believe nothing that was read before it: look again, and go by what a thing is.
+marked ``atomic: no calls``, where no such exception can come. ``tests/README.rst`` tells more of these idioms, and what
+users' functions may do meanwhile.
 """
 
 from __future__ import annotations
@@ -164,7 +162,10 @@ class Loop(Guard):
     @property
     def is_empty(self) -> bool:
         """Whether nothing is open, so that nothing can happen."""
-        if self.conversations or self.teardowns.all or self.repairs or self.listeners or self.later:
+        for conversation in tuple(self.conversations):
+            if conversation.is_open:  # mostly the first is; what is being closed beneath this call brings nothing more
+                return False
+        if self.teardowns.all or self.repairs or self.listeners or self.later:
             return False
         return not any([pool.waits for pool in self.pools])
 
@@ -173,11 +174,15 @@ class Loop(Guard):
     def tick(self, timeout: float | None) -> int:
         """Turn until something has happened, at most so long; see ``IpcPeer.tick``."""
         if timeout is None:
-            if self.closed or (not self.conversations and self.is_empty):
+            for conversation in self.conversations:
+                if conversation.is_open:
+                    return self.run()
+                break
+            if self.closed or self.is_empty:
                 self.check_entry()
                 text = "nothing is open, so tick(None) would wait for ever"
                 raise StreamClosedError(f"{text}: this IpcPeer has no open session and no listener")
-            return self.run()
+            return self.run(None, 0 if self.repairs or self.later else math.inf)  # what these do is what happens
         if self.closed:
             self.check_entry()
             time.sleep(min(timeout, _LONG))
@@ -229,7 +234,7 @@ class Loop(Guard):
                             count += dispatcher.step(until)
                             break
                 if self.later and dispatch:
-                    self._go_on()
+                    self.go_on()
                 if until is not None:
                     if until.settled:
                         return count
@@ -325,7 +330,8 @@ class Loop(Guard):
         for task in tuple(self.repairs):
             task.repair()
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
+        """Call what was put off until now."""
         for _ in range(_SLICE):  # what these bring has its turn, too, before anything is waited for
             tasks = tuple(self.later)
             for task in tasks:

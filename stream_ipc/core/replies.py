@@ -62,6 +62,7 @@ class Replies:
         self._hint = hint
         self._table: dict[str, Pending] = {}
         self._sweep_at = _SWEPT
+        self._failed: dict[Pending, None] = {}  # whose done callbacks ``tell`` calls
 
     def __len__(self) -> int:
         self._sweep()
@@ -217,10 +218,41 @@ class Replies:
             self.remove(pending)
 
     def fail_all(self, error: BaseException) -> None:
-        """Fail what is pending: no reply will come any more."""
-        for pending in tuple(self._table.values()):
+        """Fail what is pending: no reply will come any more. An interrupted call can be made again.
+
+        First all settle, then ``tell`` or the next turn calls their done callbacks: one may wait for another of these.
+        """
+        loop = self.loop
+        held = loop.starving
+        try:
+            loop.starving = True
+            self._fail_each(error)
+        finally:
+            loop.starving = held
+
+    def _fail_each(self, error: BaseException) -> None:
+        table = tuple(self._table.values())
+        for pending in table:
+            if pending.requester is self:  # a pool may try its own again
+                moment = next_moment()
+                # atomic: no calls
+                if not pending.settled:
+                    pending.outcome = error
+                    pending.settled = moment
+
+        for pending in table:
+            if pending.requester is self:
+                self._failed[pending] = None  # first: then an interrupted call still leaves it to ``tell``
             pending.fail(error)
             self.remove(pending)
+            if pending.settled:
+                self._failed[pending] = None
+
+    def tell(self) -> None:
+        """Call the done callbacks of what ``fail_all`` has failed, unless none may run now: then a later turn does."""
+        for pending in tuple(self._failed):
+            pending.go_on()
+            self._failed.pop(pending, None)
 
     def expire(self, now: float, arrived: set[Any]) -> int:
         """Fail the requests whose deadline has passed, and find out when the next is due.
