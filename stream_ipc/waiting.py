@@ -13,6 +13,7 @@ from .arguments import check_timeout
 from .clock import monotonic
 from .core.pending import next_moment
 from .core.waits import take_replies
+from .errors import StreamClosedError
 from .interruptions import pass_on
 from .promise import ResponsePromise, is_settled, pending_of, requester_of
 from .transports.descriptors import wait_readable
@@ -82,31 +83,34 @@ class _Loops:
             if len(self._loops) == 1:
                 self._loops[0].run(until, self._limit)
             else:
-                self._turn_all(until)  # a peer that is closed has settled its promises
+                self._turn_all(until)
+            if until.settled:
+                break
             if self._clock() >= self._limit:
-                if not until.settled:
-                    take_replies(map(pending_of, tuple(promises)), self._limit)
+                take_replies(map(pending_of, tuple(promises)), self._limit)
                 return bool(until.settled)
+            if all([loop.closed for loop in self._loops]):
+                # Closing settles everything, so this is never so. But then nothing else would end this.
+                raise StreamClosedError("every peer of these requests is closed, so nothing can settle them")
         return True
 
     def _turn_all(self, until: Any) -> None:
         # Each loop has its own clock and poller; their descriptors can be waited for together.
         for loop in self._loops:
-            if not loop.closing or loop.forked:  # in a fork it refuses
-                loop.run(until, 0)
-        self._loops = [loop for loop in self._loops if not loop.closing]
-        if until.settled or not self._loops:
+            loop.run(until, 0)
+        loops = [loop for loop in self._loops if not loop.closed]
+        if until.settled or not loops:
             return
         wait = min(_CHECK, max(0.0, self._limit - self._clock()))
-        for loop in self._loops:  # some of their transports may have no descriptor
+        for loop in loops:  # some of their transports may have no descriptor
             due = loop.next_deadline()
             if due is not None:
                 wait = min(wait, due)
         try:
-            fds = [loop.fileno() for loop in self._loops]
+            fds = [loop.fileno() for loop in loops]
         except OSError as exc:  # this program's selector has no descriptor
             pass_on(exc)
-            self._loops[0].tick(min(wait, 0.01))
+            loops[0].tick(min(wait, 0.01))
         else:
             wait_readable(fds, wait)
 

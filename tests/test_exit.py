@@ -316,6 +316,24 @@ def test_a_peer_that_cannot_be_closed_keeps_no_other_from_it(tmp_path: pathlib.P
     assert (tmp_path / "out").stat().st_size > 900_000
 
 
+def test_done_callbacks_at_exit_wait_for_what_another_peer_has_sent() -> None:
+    # Nothing of that will ever be answered. Each waits for all of it, while only its own peer has settled.
+    code = """
+        from stream_ipc import gather
+        from tests.messages import Ping
+        peers = [IpcPeer(timeout=None) for _ in range(3)]
+        sessions = [peer.create_session_pair()[0] for peer in peers]
+        promises = [session.request(Ping()) for session in sessions]
+        def wait(promise):
+            print(*[type(error).__name__ for error in gather(promises, return_exceptions=True)])
+        for promise in promises:
+            promise.add_done_callback(wait)
+    """
+    done = subprocess.run(program(code), stdin=subprocess.DEVNULL, stdout=PIPE, stderr=PIPE, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.split() == [b"StreamClosedError"] * 9
+
+
 def test_a_forked_copy_leaves_the_conversation_alone(peer: IpcPeer) -> None:
     code = """
         peer = IpcPeer()
