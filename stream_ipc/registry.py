@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FieldInfo", "TypeInfo", "by_class", "clear_on_change", "lookup", "not_registered", "register", "register_type",
-    "type_info",
+    "type_info", "wire_name_of",
 ]  # fmt: skip
 
 # Plain data in every format, so that converters would never be asked.
@@ -389,6 +389,11 @@ def type_info(cls: type) -> TypeInfo:
         return by_class[cls]
     except KeyError:
         raise not_registered(cls) from None
+
+
+def wire_name_of(cls: type) -> str:
+    """Return the wire name of a class, or what it is called if it has none, for a text."""
+    return by_class[cls].wire_name if cls in by_class else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def not_registered(cls: type) -> SerializationError:

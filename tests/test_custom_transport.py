@@ -23,6 +23,7 @@ from stream_ipc import (
     Session,
     StreamClosedError,
     StreamTransport,
+    UnexpectedReplyError,
     gather,
 )
 from tests.helpers import (
@@ -570,6 +571,83 @@ def test_what_is_no_message_in_the_list_is_an_error_in_its_place(peer: IpcPeer) 
     tick_until(lambda: Note("2") in seen, peer)
     assert seen[0] == Note("1") and seen[-1] == Note("2") and len(seen) == 3
     assert isinstance(seen[1], (ErrorMessage, Exception))
+
+
+class Unregistered(Message):
+    """A message of a class that has kept its registration from happening, as one of another process's might have."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        pass
+
+
+class Nameless(Unregistered):
+    pass
+
+
+class Choosy(type):
+    """Makes classes that cannot be compared with other messages."""
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        if issubclass(other, Message):
+            raise LookupError("no comparison")
+        return False
+
+
+@pytest.mark.parametrize("handled", [False, True])
+def test_a_request_that_is_none_is_answered_with_an_error_and_does_not_stay(peer: IpcPeer, handled: bool) -> None:
+    transport = Memory()
+    session = peer.create_session(transport)
+    seen: List[Any] = []
+    if handled:
+        session.on_request(lambda request: seen.append(request) or Pong())  # type: ignore[func-returns-value]
+    inner = RequestEnvelope("a", Ping())
+    wrong: List[Any] = [5, None, inner, ResponseEnvelope("a", Pong()), "text"]
+    transport.incoming += [*[RequestEnvelope(str(index), content) for index, content in enumerate(wrong)], Note("behind")]
+    notes = [peer.tick(0), session.receive(0)]
+    assert notes == [6, Note("behind")] and seen == []
+    sent: List[Any] = transport.sent
+    texts = [reply.response.message for reply in sent]
+    assert [reply.id for reply in sent] == list("01234")
+    names = ["an int", "a NoneType", "a RequestEnvelope", "a ResponseEnvelope", "a str"]
+    assert texts == [f"the request could not be decoded: an envelope must hold a Message, not {name}" for name in names]
+    assert session.is_open
+
+
+def test_an_unhandled_request_of_a_class_without_a_wire_name_is_answered(peer: IpcPeer) -> None:
+    transport = Memory()
+    peer.create_session(transport)
+    transport.incoming += [RequestEnvelope("1", Nameless())]
+    assert peer.tick(0) == 1
+    sent: List[Any] = transport.sent
+    assert [reply.response.message for reply in sent] == [f"Unhandled request: {__name__}.Nameless"]
+
+
+def test_a_request_for_which_no_handler_can_be_found_is_told_once_and_answered(peer: IpcPeer) -> None:
+    class Odd(Message, metaclass=Choosy):
+        pass
+
+    transport = Memory()
+    session = peer.create_session(transport)
+
+    @session.on_request
+    def never(odd: Odd) -> Pong:
+        raise AssertionError
+
+    transport.incoming += [RequestEnvelope("1", Ping()), Note("behind")]
+    with pytest.raises(LookupError, match="no comparison"):
+        peer.tick(0)
+    assert session.receive(0) == Note("behind")
+    sent: List[Any] = transport.sent
+    assert ["LookupError: no comparison" in str(reply.response) for reply in sent] == [True]
+
+
+def test_a_reply_that_is_no_message_is_an_error_of_its_request(peer: IpcPeer) -> None:
+    transport = Memory()
+    session = peer.create_session(transport)
+    promise = session.request(Ping())
+    transport.incoming += [ResponseEnvelope(promise.id, 5)]  # type: ignore[arg-type]
+    with pytest.raises(UnexpectedReplyError, match="is an int, and the request expected a Message"):
+        promise.wait(0)
 
 
 def test_removed_session_leaves_a_custom_transport_open(peer: IpcPeer) -> None:

@@ -284,10 +284,7 @@ class Dispatcher:
         size = "a message" if error.payload_size is None else f"a message of {error.payload_size} bytes"
         log.debug("session %s: %s was refused: %s", self._conversation.name, size, error)
         if error.request_id is not None:
-            answer = Answer(error.request_id, ErrorMessage(f"the request could not be decoded: {error}"))
-            if self.inbox and self.inbox[0] is item:
-                self.inbox[0] = answer
-                self.responder.answer(answer)
+            self.responder.refuse(item, error.request_id, error)
         elif error.response_id is not None:
             self._replies.fail(error.response_id, error)
             take_out(self.inbox, item)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from .. import log
 from ..errors import FrameTooLargeError, InvalidStreamError, SerializationError, StreamClosedError, article
 from ..handlers import HandlerList, name_of
-from ..interruptions import pass_on_own
+from ..interruptions import interruption_in, pass_on_own
 from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
-from ..registry import type_info
+from ..registry import wire_name_of
 from .items import Answer, take_out
 from .owed import Owed, OwedReplies, find_deferrer
 from .sending import HIGH_WATER
@@ -83,11 +83,17 @@ class Responder:
         cls = type(request)
         inbox = self._inbox
         by_class = self.on_request.by_class
-        chain = by_class[cls] if cls in by_class else self.on_request.chain_of(cls)
         reply: Any = None
         taken = False
         last: Any = _UNKNOWN
         try:
+            if cls in by_class:
+                chain = by_class[cls]
+            elif isinstance(request, Message) and cls not in _ENVELOPES:
+                chain = self.on_request.chain_of(cls)
+            else:  # of a transport or a serializer that does not check
+                self.refuse(item, item.id, SerializationError(f"an envelope must hold a Message, not {article(cls)}"))
+                return 1
             while True:
                 if not chain:
                     break
@@ -112,7 +118,7 @@ class Responder:
                 taken = True  # it is; see the end of Loop.run's loop
             if not isinstance(reply, Message) or type(reply) in _ENVELOPES:
                 if reply is None:
-                    reply = ErrorMessage(f"Unhandled request: {type_info(cls).wire_name}")
+                    reply = ErrorMessage(f"Unhandled request: {wire_name_of(cls)}")
                 elif find_deferrer(reply) is not None:
                     reply = Owed(self, item.id, reply)
                 else:
@@ -125,6 +131,9 @@ class Responder:
         except BaseException as exc:
             # If the program goes on, the requester gets its reply in the next turn, or learns what happened; if it ends,
             # the requester learns that.
+            if not taken and isinstance(exc, Exception) and interruption_in(exc) is None:
+                take_out(inbox, item)  # or it would raise this again and again
+                taken = True
             if taken and (last is _UNKNOWN or self._outbox.last is last):
                 if not isinstance(reply, (Message, Owed)) and find_deferrer(reply) is not None:
                     reply = Owed(self, item.id, reply)
@@ -133,6 +142,19 @@ class Responder:
                 self._dispatcher.put_back(Answer(item.id, reply))
             raise
         return 1
+
+    def refuse(self, item: Any, id: Any, error: SerializationError) -> None:
+        """Answer a request that is none with an error, and no handler sees it.
+
+        Args:
+            item: What stands for it in the inbox.
+            id: Its id.
+            error: What is wrong with it.
+        """
+        answer = Answer(id, ErrorMessage(f"the request could not be decoded: {error}"))
+        if self._inbox and self._inbox[0] is item:
+            self._inbox[0] = answer
+            self.answer(answer)
 
     def answer(self, item: Answer) -> int:
         """Send a reply that stands in the inbox."""
