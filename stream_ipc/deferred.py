@@ -9,7 +9,7 @@ from weakref import ref
 
 from .arguments import Facade, also_half_made, check_message, sendable
 from .core.owed import DEFERRERS
-from .messages import ErrorMessage
+from .messages import ErrorMessage, failed_in_dispatch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class DeferredReply(Facade):
             return self._settle(ErrorMessage(error))
         if not isinstance(error, BaseException):
             raise TypeError(f"fail() takes a text or an exception, not {error!r:.100}")
-        return self._settle(ErrorMessage("Error in dispatch", error))
+        return self._settle(failed_in_dispatch(error))
 
     def _settle(self, outcome: Message) -> bool:
         owed = self._owed
@@ -124,9 +124,9 @@ class DeferredReply(Facade):
         return owed.was_open
 
 
-def _defer(reply: DeferredReply, owed: Owed) -> None:
+def _defer(reply: DeferredReply, owed: Owed) -> Exception | None:
     if reply._owed is not None and reply._owed is not owed:
-        raise RuntimeError("a handler returned a DeferredReply that was returned before; each request needs one of its own")
+        return RuntimeError("a handler returned a DeferredReply that was returned before; each request needs one of its own")
     guard = ref(reply, owed.call_later)
     # atomic: no calls
     owed.guard = guard
@@ -134,6 +134,7 @@ def _defer(reply: DeferredReply, owed: Owed) -> None:
     reply._owed = owed
 
     owed.go_on()
+    return None
 
 
 DEFERRERS[DeferredReply] = _defer

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_ID_LENGTH", "NOTIFICATION", "REQUEST", "RESPONSE", "ErrorMessage", "LogMessage", "Message", "RequestEnvelope",
-    "ResponseEnvelope", "add_id", "is_text", "put_in_envelope", "take_out_of_envelope", "text_message",
+    "ResponseEnvelope", "add_id", "failed_in_dispatch", "is_text", "put_in_envelope", "take_out_of_envelope", "text_message",
 ]  # fmt: skip
 
 NOTIFICATION, REQUEST, RESPONSE = 0, 1, 2  # the kinds of what travels
@@ -148,6 +148,11 @@ class ErrorMessage(Message, _Methods, wire_name="StreamIpc\\Message\\ErrorMessag
 
     def __str__(self) -> str:
         return self.message
+
+
+def failed_in_dispatch(error: BaseException) -> ErrorMessage:
+    """Return the reply to a request whose handler has failed, or that cannot be passed on."""
+    return ErrorMessage("Error in dispatch", error)
 
 
 @dataclass(init=False, repr=False, eq=False)

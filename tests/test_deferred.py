@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import signal
 import socket
 import weakref
@@ -13,9 +14,11 @@ from stream_ipc import (
     DeferredReply,
     ErrorMessage,
     IpcPeer,
+    JsonMessageSerializer,
     Message,
     RemoteError,
     RequestTimeoutError,
+    ResponseEnvelope,
     ResponsePromise,
     Session,
     StreamClosedError,
@@ -815,3 +818,58 @@ def test_requester_that_is_gone_is_noticed_though_it_is_owed_so_much_that_it_is_
         session.process.kill()
         tick_until(lambda: not session.is_open, peer, seconds=20)
     assert not kept[0].send(Pong())
+
+
+class RuntimeAlarm(RuntimeError):
+    pass
+
+
+class AlarmedSerializer(JsonMessageSerializer):
+    """Is interrupted by a signal while it turns the next reply into a payload."""
+
+    armed = False
+
+    def serialize(self, message: Message) -> bytes:
+        if self.armed and isinstance(message, ResponseEnvelope):
+            self.armed = False
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return super().serialize(message)
+
+
+@pytest.mark.parametrize("how", ["promise", "deferred", "settled later"])
+def test_a_runtime_error_of_a_signal_handler_is_not_taken_for_an_answer(how: str) -> None:
+    def alarm(*_: Any) -> None:
+        raise RuntimeAlarm("alarm")
+
+    serializer = AlarmedSerializer()
+    held: List[DeferredReply] = []
+
+    def serve(ping: Ping) -> Any:
+        if how == "promise":
+            promise = d.request(Ping())
+            tick_until(lambda: promise.settled, peer)
+            serializer.armed = True
+            return promise
+        held.append(DeferredReply())
+        if how == "deferred":
+            held[0].send(Pong(7))
+            serializer.armed = True
+        return held[0]
+
+    old = signal.signal(signal.SIGUSR1, alarm)
+    try:
+        with IpcPeer(serializer, timeout=5) as peer:
+            a, b = peer.create_session_pair()
+            c, d = peer.create_session_pair()
+            b.on_request(serve)
+            c.on_request(lambda ping: Pong(7))
+            promise = a.request(Ping())
+            with pytest.raises(RuntimeAlarm):
+                if how == "settled later":
+                    tick_until(lambda: held, peer)
+                    serializer.armed = True
+                    held[0].send(Pong(7))
+                promise.wait()
+            assert promise.wait() == Pong(7)
+    finally:
+        signal.signal(signal.SIGUSR1, old)

@@ -26,8 +26,8 @@ __all__ = ["DEFERRERS", "Owed", "OwedReplies", "find_deferrer"]
 
 
 # What a handler of requests may return in place of a reply: by class, a function that is called with it and an Owed, which
-# it has to settle sooner or later. An interrupted call is made again. It raises RuntimeError if it is of no use (any more).
-DEFERRERS: dict[type, Callable[[Any, Owed], None]] = {}
+# it has to settle sooner or later. An interrupted call is made again. It returns the error that is sent if it is of no use.
+DEFERRERS: dict[type, Callable[[Any, Owed], Exception | None]] = {}
 
 
 def find_deferrer(value: Any) -> Any:
@@ -170,25 +170,25 @@ class OwedReplies:
     def __len__(self) -> int:
         return len(self.table)
 
-    def begin(self, owed: Owed) -> None:
+    def begin(self, owed: Owed) -> Exception | None:
         """Enter one. An interrupted call can be made again.
 
-        Raises:
-            RuntimeError: What was returned is for another request.
+        Returns:
+            Why what was returned is of no use: it is for another request.
         """
         source = owed.source
         if source is None:
-            return
+            return None
         if owed.call_later is None:
             owed.call_later = partial(owed.loop.later.setdefault, owed)  # no code of ours, so never interrupted half-way
         self.table[owed] = None
-        try:
-            find_deferrer(source)(source, owed)
-        except RuntimeError:
+        error: Exception | None = find_deferrer(source)(source, owed)
+        if error is not None:
             self.remove(owed)
-            raise
+            return error
         owed.source = None
         self._responder.port.limit_reading()
+        return None
 
     def remove(self, owed: Owed) -> None:
         """Remove one that was sent."""

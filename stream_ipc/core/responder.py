@@ -10,7 +10,7 @@ from .. import log
 from ..errors import FrameTooLargeError, InvalidStreamError, SerializationError, StreamClosedError, article
 from ..handlers import HandlerList, name_of
 from ..interruptions import interruption_in, pass_on_own
-from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
+from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope, failed_in_dispatch
 from ..registry import wire_name_of
 from .items import Answer, take_out
 from .owed import Owed, OwedReplies, find_deferrer
@@ -111,7 +111,7 @@ class Responder:
                     reply = function(*arguments)
                 except Exception as exc:
                     pass_on_own(exc)
-                    reply = ErrorMessage("Error in dispatch", exc)
+                    reply = failed_in_dispatch(exc)
                     self._log_error_reply(item.id, exc)
                 if reply is not None:
                     break
@@ -138,7 +138,7 @@ class Responder:
                 if not isinstance(reply, (Message, Owed)) and find_deferrer(reply) is not None:
                     reply = Owed(self, item.id, reply)
                 if not isinstance(reply, (Message, Owed)):
-                    reply = ErrorMessage("Error in dispatch", exc)
+                    reply = failed_in_dispatch(exc)
                 self._dispatcher.put_back(Answer(item.id, reply))
             raise
         return 1
@@ -206,10 +206,9 @@ class Responder:
         Returns:
             The error that is sent if that cannot be.
         """
-        try:
-            self.owed.begin(owed)
-        except RuntimeError as exc:
-            return ErrorMessage("Error in dispatch", exc)
+        error = self.owed.begin(owed)
+        if error is not None:
+            return failed_in_dispatch(error)
         if not self._conversation.is_open:
             self.owed.drop()
         return None
@@ -236,4 +235,4 @@ def _wrong_reply(function: Any, reply: Any) -> ErrorMessage:
         f"the on_request handler {name_of(function)} returned {article(type(reply))}; it must return a Message (no"
         " envelope), a ResponsePromise, a DeferredReply, or None to pass the request on"
     )
-    return ErrorMessage("Error in dispatch", error)
+    return failed_in_dispatch(error)
