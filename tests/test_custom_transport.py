@@ -650,6 +650,34 @@ def test_a_reply_that_is_no_message_is_an_error_of_its_request(peer: IpcPeer) ->
         promise.wait(0)
 
 
+class AlarmingId(str):
+    """An id during whose search a signal arrives."""
+
+    def __hash__(self) -> int:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return super().__hash__()
+
+
+def test_a_type_error_of_a_signal_handler_drops_no_reply(peer: IpcPeer) -> None:
+    alarms = [TypeError("alarm")]
+
+    def alarm(*_: Any) -> None:
+        if alarms:
+            raise alarms.pop()
+
+    transport = Memory()
+    session = peer.create_session(transport)
+    promise = session.request(Ping())
+    transport.incoming += [ResponseEnvelope(AlarmingId(promise.id), Pong())]
+    old = signal.signal(signal.SIGUSR1, alarm)
+    try:
+        with pytest.raises(TypeError, match="alarm"):
+            peer.tick(0)
+        assert promise.wait(0) == Pong()
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+
+
 def test_removed_session_leaves_a_custom_transport_open(peer: IpcPeer) -> None:
     memory = Memory()
     session = peer.create_session(memory)

@@ -12,7 +12,7 @@ from weakref import ref
 from .. import log
 from ..errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article, printable
 from ..ids import needs_check
-from ..interruptions import interruption_in
+from ..interruptions import pass_on
 from ..messages import MAX_ID_LENGTH, REQUEST, ErrorMessage
 from .pending import Pending, next_moment
 from .sending import HIGH_WATER, make_room
@@ -175,7 +175,8 @@ class Replies:
         """
         try:
             pending = self._table.get(id)
-        except TypeError:  # unhashable, from a serializer that does not check
+        except TypeError as exc:  # unhashable, from a serializer that does not check
+            pass_on(exc)
             pending = None
         if pending is None:
             log.debug("session %s: late reply to request %.128r dropped: nobody waits for it", self._name, id)
@@ -185,8 +186,7 @@ class Replies:
             if not isinstance(reply, pending.expect) or isinstance(reply, ErrorMessage):
                 error = self._error_of(pending, reply)
         except Exception as exc:  # of the reply's own methods
-            if interruption_in(exc) is not None:
-                raise
+            pass_on(exc)
             error = exc
         told = pending.watchers is not None
         if error is None:
