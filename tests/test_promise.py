@@ -2,6 +2,8 @@
 
 import collections
 import gc
+import os
+import signal
 import sys
 import time
 import weakref
@@ -611,3 +613,26 @@ def test_waiting_for_what_nothing_can_settle_is_an_error_and_does_not_spin(count
     for call in (lambda: gather(promises), lambda: next(as_completed(promises))):
         with pytest.raises(StreamClosedError, match="every peer of these requests is closed"):
             call()
+
+
+def test_what_a_signal_handler_raises_inside_of_a_done_callback_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    # As it is inside of an on_close handler: the callback may have set the alarm itself.
+    def alarm(*_: Any) -> None:
+        raise LookupError("alarm")
+
+    def call_back(promise: Any) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        raise AssertionError("the signal did not come")
+
+    old = signal.signal(signal.SIGUSR1, alarm)
+    try:
+        with IpcPeer(timeout=20) as peer:
+            a, b = peer.create_session_pair()
+            b.on_request(lambda ping: Pong())
+            promise = a.request(Ping())
+            promise.add_done_callback(call_back)
+            assert promise.wait() == Pong()
+            tick_until(lambda: caplog.records, peer)
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [LookupError]

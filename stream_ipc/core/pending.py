@@ -9,7 +9,7 @@ from itertools import count
 from weakref import ref
 
 from .. import log
-from ..interruptions import interruption_in
+from ..interruptions import pass_on_own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,8 +146,7 @@ class Pending(Base):
 
                 function(promise)
             except Exception as exc:
-                if interruption_in(exc) is not None:
-                    raise
+                pass_on_own(exc)
                 log.error("a done callback of %r failed", promise, exc_info=True)
         self.watchers = None
         loop.later.pop(self, None)
