@@ -170,12 +170,13 @@ class Dispatcher:
     def settle_replies(self) -> int:
         """Settle the replies in the inbox before their turn: handlers are nested too deeply to run another."""
         inbox = self.inbox
-        # From the right, where a deque is quick, and only what came since the last time: the inbox may be long.
+        items = list(inbox)  # it may be long, and a deque is slow in the middle
         start = self._scanned
-        if start > len(inbox) or (start and inbox[start - 1] is not self._last_scanned):
+        if start > len(items) or (start and items[start - 1] is not self._last_scanned):
             start = 0
-        found = [(i, inbox[i]) for i in range(len(inbox) - 1, start - 1, -1) if reply_id(inbox[i]) is not None]
-        rest = len(inbox) - len(found)
+        # From the right, where taking out is quick, and only what came since the last time.
+        found = [(i, items[i]) for i in range(len(items) - 1, start - 1, -1) if reply_id(items[i]) is not None]
+        rest = len(items) - len(found)
         for _, item in reversed(found):
             if type(item) is ResponseEnvelope:
                 self._replies.settle(item.id, item.response)
