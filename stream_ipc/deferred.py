@@ -126,7 +126,8 @@ class DeferredReply(Facade):
 
 def _defer(reply: DeferredReply, owed: Owed) -> Exception | None:
     if reply._owed is not None and reply._owed is not owed:
-        return RuntimeError("a handler returned a DeferredReply that was returned before; each request needs one of its own")
+        text = "a handler returned a DeferredReply that was returned before; each request needs one of its own"
+        return RuntimeError(text)
     guard = ref(reply, owed.call_later)
     # atomic: no calls
     owed.guard = guard

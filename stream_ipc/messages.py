@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_ID_LENGTH", "NOTIFICATION", "REQUEST", "RESPONSE", "ErrorMessage", "LogMessage", "Message", "RequestEnvelope",
-    "ResponseEnvelope", "add_id", "failed_in_dispatch", "is_text", "put_in_envelope", "take_out_of_envelope", "text_message",
+    "ResponseEnvelope", "add_id", "failed_in_dispatch", "is_text", "put_in_envelope", "take_out_of_envelope",
+    "text_message",
 ]  # fmt: skip
 
 NOTIFICATION, REQUEST, RESPONSE = 0, 1, 2  # the kinds of what travels

@@ -9,6 +9,8 @@ import resource
 import socket
 import subprocess
 import sys
+import types
+import warnings
 from typing import Any, Callable, List
 
 import pytest
@@ -384,6 +386,33 @@ def test_dropped_peer_warns_and_releases_everything() -> None:
     del peer, a, b
     with pytest.warns(ResourceWarning, match="unclosed"):
         gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_dropped_peer_releases_everything_though_the_warning_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    def close_badly() -> None:
+        raise LookupError("it does not close")
+
+    ours, theirs = socket.socketpair()
+    with warnings.catch_warnings(), theirs:
+        warnings.simplefilter("error")
+        peer = IpcPeer()
+        stream = types.SimpleNamespace(read=lambda size: None, write=len, close=close_badly)
+        peer.create_stream_session(stream, stream)  # type: ignore[arg-type]
+        peer.create_socket_session(ours)
+        del peer, ours
+        gc.collect()
+        assert theirs.recv(1) == b""
+    assert "it does not close" in caplog.text
+
+
+def test_dropped_peer_names_the_line_that_drops_it() -> None:
+    peer = IpcPeer()
+    peer.create_session_pair()
+    del peer
+    with pytest.warns(ResourceWarning, match="unclosed") as caught:
+        gc.collect()
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_dropped_peer_that_was_closed_does_not_warn() -> None:

@@ -129,16 +129,21 @@ def _close(conversations: Iterable[Conversation], handlers: bool = True) -> None
 
 def drop_loop(loop: Loop, owner: str) -> None:
     """Release what a peer that was never closed has left."""
-    if loop.conversations or loop.listeners:
-        warnings.warn(f"unclosed {owner}; close it, or use it in a with statement", ResourceWarning, stacklevel=2)
+    left = bool(loop.conversations or loop.listeners)
     for listener in tuple(loop.listeners):
         listener.close()
     for conversation in tuple(loop.conversations):
-        teardown = conversation.channel.close()
-        if teardown is not None:
-            teardown.abandon()
+        try:
+            teardown = conversation.channel.close()
+        except Exception:  # of a transport of somebody's own
+            log.error("closing the streams of %r failed", conversation.session, exc_info=True)
+        else:
+            if teardown is not None:
+                teardown.abandon()
     loop.teardowns.abandon()
     loop.close()
+    if left:  # last, because it may raise; of the line that has dropped the peer, if one has
+        warnings.warn(f"unclosed {owner}; close it, or use it in a with statement", ResourceWarning, stacklevel=3)
 
 
 def _close_all() -> None:
