@@ -299,15 +299,11 @@ class Session(Handling):
             expect = check_expect(expect)
         conversation = self._conversation
         kept = conversation.dispatcher.kept
-        while True:  # again if a signal handler has turned, so that others stand there now
+        while True:  # again if a signal handler has turned and taken it
             entry = conversation.loop.inside(receive, conversation, timeout, expect)
-            index = kept.index(entry)
-            # atomic: no calls
-            if kept.entries[index : index + 1] == [entry]:
-                message = entry.message
-                del kept.entries[index]  # here, because 3.10 can lose what a function returns
-                kept.size -= entry.size
-                return message
+            for message in map(kept.take, (entry,)):  # stored before a signal is looked at
+                if message is not None:
+                    return message
 
     def tick(self, timeout: float | None = 0.0) -> int:
         """Do one turn over all sessions of the peer, as ``IpcPeer.tick`` does.

@@ -49,7 +49,8 @@ class Entry:
     Attributes:
         message: The message.
         size: About how many bytes it takes.
-        unseen: Whether no handler was there for it, so that those that have come since are to see it; otherwise None.
+        unseen: True while those that have come since are to see it, because no handler was there for it; otherwise None,
+            as ``offer`` stores it.
         wanted: The call that it came for. While that waits no other takes it, such as one of a handler that is getting it.
     """
 
@@ -65,8 +66,7 @@ class Entry:
 class Kept:
     """The notifications of one conversation that ``receive`` has not returned yet.
 
-    Owns these, and the calls that wait for more. Only ``Session.receive`` takes an entry out: 3.10 can lose what a function
-    returns.
+    Owns these, and the calls that wait for more.
 
     Args:
         name: What texts call the conversation.
@@ -93,12 +93,23 @@ class Kept:
                 return entry
         return None
 
-    def index(self, entry: Entry) -> int:
-        """Return where an entry stands; behind all if it is not there any more."""
+    def take(self, entry: Entry) -> Message | None:
+        """Take a message out; returns None if it is not there any more.
+
+        For a ``for`` statement over ``map``, which stores it before a signal is looked at: it is nowhere else.
+        """
         try:
-            return self.entries.index(entry)
-        except ValueError:
-            return len(self.entries)
+            index = self.entries.index(entry)
+        except ValueError as exc:
+            pass_on(exc)
+            return None
+        # atomic: no calls
+        if self.entries[index : index + 1] == [entry]:  # a signal handler may have turned
+            del self.entries[index]
+            self.size -= entry.size
+            return entry.message
+
+        return self.take(entry)
 
     def keep(self, item: Any, message: Message, chain: Chain) -> Any:
         """Keep a message if a call waits for it, or no handler is there for it.
