@@ -13,6 +13,7 @@ from ..messages import NOTIFICATION, Message
 from .closing import Closing
 from .dispatcher import Dispatcher
 from .loop import MAX_DEPTH
+from .port import Port
 from .replies import Replies
 from .sending import FLUSH_BOUND, HIGH_WATER, Batches, flush_bound, make_room
 from .waits import Until, read_replies
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from ..transports.channel import Channel
     from .loop import Loop
-    from .port import Port
 
 __all__ = ["Conversation"]
 
@@ -41,7 +41,7 @@ class Conversation:
 
     Attributes:
         is_open: Whether closing has not begun yet.
-        reason: Why it is closed, or None; also of the copy in a forked process.
+        reason: Why it is closed, or None; in a forked process, that it is a fork.
         due: When closing has to be done, by the loop's clock; None for the usual bounds.
         outbox: What is queued to be written.
         dispatcher: Works off its inbox.
@@ -62,10 +62,11 @@ class Conversation:
         self.reason: StreamClosedError | None = None
         self.due: float | None = None
         self.name: str = channel.describe()
-        self.replies: Replies = Replies(self, self._silence_hint)
+        self.replies: Replies = Replies(self)
         self.on_close: HandlerList = HandlerList("on_close", most=1)
-        self.dispatcher: Dispatcher = Dispatcher(self, session)
-        self.port: Port = self.dispatcher.port
+        self.dispatcher: Dispatcher = Dispatcher(self)
+        self.port: Port = Port(loop, channel, self.dispatcher)
+        self.dispatcher.attach(self.port)
         self.batches: Batches = Batches(loop, self.port)
         self._closing: Closing | None = None
         self._writes_until: float | None = None  # how long an ended stream is kept for what is still to be written
@@ -151,7 +152,7 @@ class Conversation:
             due = math.inf if writes_until is None or now >= writes_until else writes_until
             loop.set_timer(self, min(due, replies.due))
 
-    def _silence_hint(self) -> str:
+    def silence_hint(self) -> str:
         """Return what probably keeps a reply from coming, for the error of a request that got none."""
         channel = self.channel
         # What a serializer knows of the usual other side: PHP answers less often than Python does.

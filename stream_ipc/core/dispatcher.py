@@ -20,7 +20,6 @@ from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..transports.channel import EndOfStream
 from .items import Answer, Delivery, Failure, Opening, reply_id, take_out
 from .kept import Kept
-from .port import Port
 from .responder import Responder
 
 TYPE_CHECKING = False
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from ..handlers import Chain
     from .conversation import Conversation
     from .kept import Entry
+    from .port import Port
 
 __all__ = ["Dispatcher"]
 
@@ -43,33 +43,33 @@ class Dispatcher:
     Owns the inbox, and the handlers of notifications and failures.
 
     Args:
-        conversation: Has its loop, its channel and its replies by now, and lacks what is made here.
-        session: What handlers get.
+        conversation: Has its loop, its channel, its session and its replies by now, and lacks what is made of this.
 
     Attributes:
         inbox: Messages, errors that stand for messages, and other items, in order.
         on_message: Handlers of notifications.
         on_exception: Handlers of failures of the stream.
         dispatched_bytes: ``received_bytes`` of the inputs when the inbox was last empty.
-        port: Moves the bytes.
+        port: Moves the bytes. It is made of this, and attached at once.
         kept: Notifications for calls of ``receive``.
         responder: Answers requests.
     """
 
-    def __init__(self, conversation: Conversation, session: Any) -> None:
+    port: Port
+
+    def __init__(self, conversation: Conversation) -> None:
         self.inbox: deque[Any] = deque()
         self.dispatched_bytes: int = 0
         self.on_message: HandlerList = HandlerList("on_message", of_messages=True)
         self.on_exception: HandlerList = HandlerList("on_exception")
         self.kept: Kept = Kept(conversation.name, self.inbox)
         self._conversation = conversation
-        self._session = session
+        self._session = conversation.session
         self._loop = conversation.loop
         self._channel = conversation.channel
         self._inputs = conversation.channel.inputs
         self._replies = conversation.replies
-        self.responder: Responder = Responder(conversation, self, session)
-        self.port: Port = Port(self._loop, self._channel, self)
+        self.responder: Responder = Responder(conversation, self)
         self._by_class = self.on_message.by_class
         self._scanned = 0  # how much of the inbox settle_replies has seen, as long as the last of that stands where it was
         self._last_scanned: Any = None
@@ -84,6 +84,10 @@ class Dispatcher:
             Failure: self._stream_failed,
             EndOfStream: self._end,
         }
+
+    def attach(self, port: Port) -> None:
+        """Take in the port, once it is made."""
+        self.port = self.responder.port = port
 
     @property
     def awaits_replies(self) -> bool:

@@ -39,7 +39,6 @@ class Replies:
 
     Args:
         conversation: What the requests are sent over.
-        hint: Returns what a timeout's text ends with.
 
     Attributes:
         conversation: As above.
@@ -48,7 +47,7 @@ class Replies:
         watchers: Weak references to what has a method ``note``, which gets each promise that settles.
     """
 
-    def __init__(self, conversation: Conversation, hint: Callable[[], str]) -> None:
+    def __init__(self, conversation: Conversation) -> None:
         self.due: float = math.inf
         self.watchers: set[ref[Any]] = set()
         self.conversation: Conversation = conversation
@@ -59,7 +58,6 @@ class Replies:
         self._ids = ids = conversation.peer.id_generator
         generate: Callable[[], Any] = ids.generate
         self._new_id: Callable[[], str] = partial(self._checked, generate) if needs_check(ids) else generate
-        self._hint = hint
         self._table: dict[str, Pending] = {}
         self._sweep_at = _SWEPT
         self._failed: dict[Pending, None] = {}  # whose done callbacks ``tell`` calls
@@ -306,6 +304,6 @@ class Replies:
 
     def time_out(self, pending: Pending) -> None:
         """Fail a request because no reply came in time."""
-        text = f"{self.silence(pending, pending.timeout)}{self._hint()}"
+        text = f"{self.silence(pending, pending.timeout)}{self.conversation.silence_hint()}"
         pending.fail(RequestTimeoutError(text, timeout=pending.timeout))
         self.remove(pending)

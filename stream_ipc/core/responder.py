@@ -40,30 +40,27 @@ class Responder:
 
     Args:
         conversation: Whose requests.
-        dispatcher: Has the inbox in which requests stand, and the port.
-        session: What handlers get.
+        dispatcher: Has the inbox in which requests stand.
 
     Attributes:
         loop: The conversation's.
         on_request: Handlers of requests.
         owed: Replies that handlers have put off.
+        port: Moves the bytes. The dispatcher attaches it.
     """
 
-    def __init__(self, conversation: Conversation, dispatcher: Dispatcher, session: Any) -> None:
+    port: Port
+
+    def __init__(self, conversation: Conversation, dispatcher: Dispatcher) -> None:
         self.on_request: HandlerList = HandlerList("on_request", of_messages=True)
         self._conversation = conversation
         self._dispatcher = dispatcher
         self.owed: OwedReplies = OwedReplies(self)
         self._inbox: deque[Any] = dispatcher.inbox
-        self._session = session
+        self._session = conversation.session
         self.loop: Loop = conversation.loop
         self._channel = conversation.channel
         self._outbox = conversation.channel.outbox
-
-    @property
-    def port(self) -> Port:
-        """What moves the bytes."""
-        return self._dispatcher.port
 
     @property
     def is_writable(self) -> bool:
