@@ -208,6 +208,8 @@ class SessionOpener(Facade):
             TypeError: It lacks a method.
             InvalidStreamError: A session of this peer talks over it.
         """
+        if any([other.channel.transport is transport for other in tuple(self._loop.conversations)]):
+            raise InvalidStreamError(f"{type(transport).__name__} {_TAKEN}")
         from .transports.stream_transport import channel_of
 
         return _add_session(self, transport, partial(channel_of, transport))
@@ -350,8 +352,6 @@ def _add_session(
     channel: Any = None
     conversation = None
     try:
-        if any([other.channel.transport is given for other in loop.conversations]):
-            raise InvalidStreamError(f"{type(given).__name__} {_TAKEN}")
         for channel in starmap(make, ((),)):  # stored before a signal is looked at
             break
         else:
@@ -380,7 +380,7 @@ def _refuse_streams(loop: Loop, channel: Channel) -> None:
     """Raise ``InvalidStreamError`` for a channel whose stream another task reads: each would get a part of what comes."""
     for fd in channel.interest()[0]:
         owner = loop.poller.owners.get(fd)
-        # Any other owner is what an interrupted call has left: its descriptor is closed, and the number a new one's.
+        # Any other owner is what an interrupted call has left.
         if owner is not None and any([conversation.port is owner for conversation in loop.conversations]):
             owner.check()  # its stream may be closed, and the number a new one's
             if loop.poller.owners.get(fd) is owner:

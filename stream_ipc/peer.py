@@ -162,10 +162,10 @@ class IpcPeer(SessionOpener):
         into a queue and calls this, and the loop around ``tick(None)`` looks.
 
         The one method that any thread and any signal handler may call at any
-        time: a handler that waits for a reply may have come in the middle of
-        the write that would send its request. Neither blocks nor raises. Does
-        nothing once the peer is closed, nor in a forked copy of the process.
-        Several calls before one tick count once.
+        time. Call nothing else from a signal handler: it may have interrupted a
+        write of this peer. Neither blocks nor raises. Does nothing once the
+        peer is closed, nor in a forked copy of the process. Several calls
+        before one tick count once.
 
         Example:
             def stop(*_):

@@ -71,7 +71,7 @@ class Dispatcher:
         self._replies = conversation.replies
         self.responder: Responder = Responder(conversation, self)
         self._by_class = self.on_message.by_class
-        self._scanned = 0  # how much of the inbox settle_replies has seen, as long as the last of that stands where it was
+        self._scanned = 0  # so many items at the left hold no reply, if _last_scanned is still the last of them
         self._last_scanned: Any = None
         self._waiting = self.kept.waiting
         # What is neither a reply nor a notification, and what to do with it. An action returns how many messages that was;

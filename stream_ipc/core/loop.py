@@ -1,13 +1,12 @@
 """The loop that drives everything: waits for descriptors and times, and lets conversations dispatch in turn.
 
-Knows tasks by what they answer to (``on_ready``, ``on_time``, ``poll``, ``step``, ``check``, ``repair``). Must not know
-messages, streams or what a task does.
+Knows tasks by what they answer to (``on_ready``, ``on_time``, ``poll``, ``step``, ``go_on``, ``check``, ``repair``), and
+of dispatchers and their ports when reading has to stop and which replies go first. Must not know messages or streams.
 
 Interruptions. An exception that a signal handler raises can come after any call and at the top of any function. A task
 therefore marks that it has work (in ``todo`` or ``repairs``) before it acts, takes an item out of its queue only after
 the act, and computes everything else anew in ``repair``. Statements that must not be separated stand in a block that is
-marked ``atomic: no calls``, where no such exception can come. ``tests/README.rst`` tells more of these idioms, and what
-users' functions may do meanwhile.
+marked ``atomic: no calls``, where none can come. ``tests/README.rst`` has more of that, and what users' functions may do.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class Loop(Guard):
         corked: Batches that gather what is sent until the next turn.
         dispatched: How many items have been dispatched in all, without replies.
         depth: How many dispatches are under way, one inside the other.
-        starving: Whether a wait is under way that does not dispatch.
+        starving: Whether handlers and done callbacks have to wait: in a wait that only moves bytes, or beyond MAX_DEPTH.
         has_chores: Whether something may be corked, ending or to be polled without a descriptor, or nothing may be open.
         waker: Makes the tick that is under way, or the next one, return at once.
         wakeups: Counts ticks that have returned for this.
@@ -200,7 +199,7 @@ class Loop(Guard):
 
         Args:
             until: What should happen: anything with an attribute ``settled``. What is there already counts even if the
-                time is over. None for whatever happens first, be it nothing new: a tick.
+                time is over. None: a tick, which returns after whatever happens first, or after one turn.
             limit: A time of the clock, 0 for one turn without waiting, or infinity.
             dispatch: False only moves bytes and leaves messages in the inboxes.
 
@@ -319,7 +318,7 @@ class Loop(Guard):
                 wait = 0
         if self.teardowns.all:
             wait = min(wait, TEARDOWN_INTERVAL)
-        return min(wait, *self._polled.values(), wait)
+        return min([wait, *self._polled.values()])
 
     def _update_paused(self) -> None:
         for conversation in tuple(self.conversations):
