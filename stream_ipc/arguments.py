@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 __all__ = [
-    "DEFAULT", "PIPE", "POOLS", "USUAL", "Facade", "also_half_made", "check_expect", "check_message", "check_plugin",
-    "check_timeout", "close_bound", "expectable", "sendable",
+    "DEFAULT", "PIPE", "POOLS", "USUAL", "Facade", "check_expect", "check_message", "check_plugin", "check_timeout",
+    "close_bound", "expectable", "safe_repr", "sendable",
 ]  # fmt: skip
 
 
@@ -58,8 +58,8 @@ class Facade:
         raise TypeError(f"{what} cannot be copied or pickled: it belongs to this process; make another where one is needed")
 
 
-def also_half_made(describe: Callable[[Any], str]) -> Callable[[Any], str]:
-    """Make of a ``__repr__`` one that returns the name of the class for an object that was not made to the end."""
+def safe_repr(describe: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Make a ``__repr__`` return just the name of the class while ``__init__`` has not finished."""
 
     @wraps(describe)
     def __repr__(self: Any) -> str:

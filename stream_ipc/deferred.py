@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from weakref import ref
 
-from .arguments import Facade, also_half_made, check_message, sendable
+from .arguments import Facade, check_message, safe_repr, sendable
 from .core.owed import DEFERRERS
 from .messages import ErrorMessage, failed_in_dispatch
 
@@ -48,7 +48,7 @@ class DeferredReply(Facade):
         self._outcome: Message | None = None
         self._owed: Owed | None = None
 
-    @also_half_made
+    @safe_repr
     def __repr__(self) -> str:
         state = "pending" if self._outcome is None else f"settled {type(self._outcome).__name__}"
         return f"<DeferredReply {state}{'' if self._owed is None else f' for request {self._owed.id:.128}'}>"

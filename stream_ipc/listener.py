@@ -5,7 +5,7 @@ Knows sockets. Must not know messages; a session is made by the peer.
 
 from __future__ import annotations
 
-from .arguments import Facade, also_half_made
+from .arguments import Facade, safe_repr
 from .core.acceptor import Acceptor
 from .interruptions import pass_on
 from .transports import socket_channel  # noqa: F401 - for sessions: nothing can be imported once no descriptors are left
@@ -35,7 +35,7 @@ class Listener(Facade):
     def __init__(self, acceptor: Acceptor) -> None:
         self._acceptor = acceptor
 
-    @also_half_made
+    @safe_repr
     def __repr__(self) -> str:
         return repr(self._acceptor)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from .arguments import USUAL, also_half_made, check_message, check_plugin, check_timeout, close_bound, sendable
+from .arguments import USUAL, check_message, check_plugin, check_timeout, close_bound, safe_repr, sendable
 from .core.lifecycle import adopt, close_loop, drop_loop
 from .core.loop import Loop
 from .core.sending import broadcast
@@ -78,7 +78,7 @@ class IpcPeer(SessionOpener):
         self._loop = Loop()
         adopt(self._loop)
 
-    @also_half_made
+    @safe_repr
     def __repr__(self) -> str:
         loop = self._loop
         state = "forked" if loop.forked else "closed" if loop.closed else "closing" if loop.closing else "open"

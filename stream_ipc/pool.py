@@ -14,11 +14,11 @@ from .arguments import (
     POOLS,
     USUAL,
     Facade,
-    also_half_made,
     check_expect,
     check_message,
     check_timeout,
     close_bound,
+    safe_repr,
     sendable,
 )
 from .crew import Crew
@@ -138,7 +138,7 @@ class WorkerPool(Facade):
             peer, commands, options, retries, tasks_per_worker, in_flight, on_session, hello, start_timeout
         )
 
-    @also_half_made
+    @safe_repr
     def __repr__(self) -> str:
         state = "closed" if self._crew.closed else "open"
         return f"<WorkerPool {state} workers={len(self.workers)}/{self._crew.size} pending={self.pending}>"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import inf
 from operator import attrgetter
 
-from .arguments import Facade, also_half_made, check_timeout
+from .arguments import Facade, check_timeout, safe_repr
 from .core.owed import DEFERRERS
 from .core.waits import take_replies
 from .messages import Message
@@ -51,7 +51,7 @@ class ResponsePromise(Facade, Generic[M_co]):
     if TYPE_CHECKING:
         _pending: Pending
 
-    @also_half_made
+    @safe_repr
     def __repr__(self) -> str:
         pending = self._pending
         if isinstance(pending.outcome, BaseException):

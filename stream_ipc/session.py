@@ -8,12 +8,12 @@ from __future__ import annotations
 from .arguments import (
     DEFAULT,
     USUAL,
-    also_half_made,
     check_expect,
     check_message,
     check_timeout,
     close_bound,
     expectable,
+    safe_repr,
     sendable,
 )
 from .core.conversation import Conversation
@@ -52,14 +52,14 @@ class Session(Handling):
     def __init__(self, make: Callable[[Session], Conversation]) -> None:
         self._conversation = make(self)
 
-    @also_half_made
+    @safe_repr
     def __repr__(self) -> str:
         conversation = self._conversation
         reason = conversation.reason or conversation.channel.inputs.ended
         state = conversation.state
         why = "" if reason is None or state == "forked" else f" ({conversation.short(reason)})"
         return (
-            f"<Session {conversation.name} {state}{why} pending={len(conversation.replies)}"
+            f"<Session {conversation.name} {state}{why} pending={conversation.replies.count()}"
             f" inbox={len(conversation.dispatcher.inbox)} queued={conversation.outbox.queued_bytes}>"
         )
 

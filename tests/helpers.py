@@ -440,7 +440,7 @@ def patch_wait_for(monkeypatch: Any, peer: IpcPeer, wrap: Callable[..., Any]) ->
 
 def read_without_dispatching(peer: IpcPeer) -> None:
     """Read what is there into the inboxes, as a send does that waits for room."""
-    from stream_ipc.core.waits import wait_for
+    from stream_ipc.core.connecting import wait_for
 
     wait_for(peer._loop, -1, 0, peer._loop.clock())
 

@@ -6,6 +6,7 @@ Knows sockets, TLS handshakes and the loop. Must not know messages; a session is
 from __future__ import annotations
 
 import errno
+import math
 import os
 from functools import partial
 
@@ -13,7 +14,6 @@ from ..interruptions import pass_on
 from ..transports import socket_channel  # noqa: F401 - for the session: it may have got the last descriptor
 from ..transports.addresses import check_address, describe_address, explained
 from ..transports.sockets import connect, other_user
-from .waits import wait_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..transports.addresses import Place
     from .loop import Loop
 
-__all__ = ["open_connection"]
+__all__ = ["open_connection", "wait_for"]
 
 
 def open_connection(
@@ -128,3 +128,44 @@ def _shake_hands(
     except BaseException:
         tls.close()
         raise
+
+
+class _Awaited:
+    """The owner of a descriptor that one call waits for.
+
+    Attributes:
+        settled: Whether it is ready.
+    """
+
+    def __init__(self) -> None:
+        self.settled = False
+
+    def on_ready(self, fd: int, events: int) -> None:
+        """Note that it is ready."""
+        self.settled = True
+
+    def check(self) -> None:
+        """Note that its number is another file's now."""
+        self.settled = True
+
+
+def wait_for(loop: Loop, fd: int, events: int, limit: float | None) -> bool:
+    """Wait for a descriptor that is no conversation's, moving bytes but running no handlers.
+
+    Args:
+        loop: What waits.
+        fd: The descriptor; -1 just waits.
+        events: What to wait for.
+        limit: A time of the clock, or None.
+
+    Returns:
+        Whether it is ready.
+    """
+    awaited = _Awaited()
+    try:
+        if fd >= 0:
+            loop.watch(fd, events, awaited)
+        loop.run(awaited, math.inf if limit is None else limit, dispatch=False)
+    finally:
+        loop.unwatch(fd, awaited)
+    return awaited.settled

@@ -92,7 +92,7 @@ class Dispatcher:
     @property
     def awaits_replies(self) -> bool:
         """Whether requests of this side wait for replies, so that reading must go on."""
-        return len(self._replies) > 0
+        return self._replies.count() > 0
 
     def begin_with(self, function: Callable[[Any], Any]) -> None:
         """Give the session to a function before anything else is dispatched."""

@@ -62,7 +62,8 @@ class Replies:
         self._sweep_at = _SWEPT
         self._failed: dict[Pending, None] = {}  # whose done callbacks ``tell`` calls
 
-    def __len__(self) -> int:
+    def count(self) -> int:
+        """Take out the requests whose promises are gone; returns how many are left."""
         self._sweep()
         return len(self._table)
 

@@ -9,8 +9,6 @@ the other side does.
 
 from __future__ import annotations
 
-import math
-
 from ..errors import InvalidStreamError, StreamClosedError
 from ..messages import Message
 from .items import reply_id
@@ -23,11 +21,10 @@ if TYPE_CHECKING:
 
     from .conversation import Conversation
     from .kept import Entry
-    from .loop import Loop
     from .pending import Pending
     from .port import Port
 
-__all__ = ["Until", "read_replies", "receive", "take_replies", "wait_for", "within", "write_queued"]
+__all__ = ["Until", "read_replies", "receive", "take_replies", "within", "write_queued"]
 
 _LATE = 0.02  # seconds; less is nothing unusual
 _TIMES = 128  # so that a last look takes at most so many pauses
@@ -46,47 +43,6 @@ class Until:
     def settled(self) -> bool:
         """Whether the condition holds."""
         return self._condition()
-
-
-class _Awaited:
-    """The owner of a descriptor that one call waits for.
-
-    Attributes:
-        settled: Whether it is ready.
-    """
-
-    def __init__(self) -> None:
-        self.settled = False
-
-    def on_ready(self, fd: int, events: int) -> None:
-        """Note that it is ready."""
-        self.settled = True
-
-    def check(self) -> None:
-        """Note that its number is another file's now."""
-        self.settled = True
-
-
-def wait_for(loop: Loop, fd: int, events: int, limit: float | None) -> bool:
-    """Wait for a descriptor that is no conversation's, moving bytes but running no handlers.
-
-    Args:
-        loop: What waits.
-        fd: The descriptor; -1 just waits.
-        events: What to wait for.
-        limit: A time of the clock, or None.
-
-    Returns:
-        Whether it is ready.
-    """
-    awaited = _Awaited()
-    try:
-        if fd >= 0:
-            loop.watch(fd, events, awaited)
-        loop.run(awaited, math.inf if limit is None else limit, dispatch=False)
-    finally:
-        loop.unwatch(fd, awaited)
-    return awaited.settled
 
 
 def within(timeout: float | None) -> str:
