@@ -12,6 +12,7 @@ from itertools import filterfalse
 from operator import attrgetter
 
 from . import log
+from .core.pending import hold_back
 from .core.tickets import Desk
 from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe
 from .interruptions import interruption_in
@@ -21,7 +22,7 @@ from .workers import Slot, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any
 
     from .core.tickets import Ticket
@@ -456,6 +457,15 @@ class Crew:
         self._loop.later.pop(self, None)
         self.desk.fail_queued(StreamClosedError(text))
 
+    def _stop(self, workers: Iterable[Worker]) -> None:
+        """Fail all tasks, those that workers have, too."""
+        self.close("this side closed the worker pool")
+        for worker in workers:
+            worker.conversation.stop()
+        for worker in workers:
+            text = f"this side closed the worker pool ({worker.session.name})"
+            worker.conversation.replies.fail_all(StreamClosedError(text))
+
     def close_workers(self, seconds: float | None) -> None:
         """Fail everything, and end the workers side by side.
 
@@ -468,8 +478,13 @@ class Crew:
             if slot.session is not None:
                 self._workers[Worker(slot, slot.session)] = None
         workers = tuple(self._workers)
-        self.close("this side closed the worker pool")
         due = None if seconds is None else loop.clock() + seconds
+        try:
+            hold_back(loop, True, self._stop, workers)  # done callbacks may wait for any of the tasks
+            loop.go_on()
+        except BaseException:  # an interruption: the next turn goes on with closing
+            loop.repairs |= dict.fromkeys([worker.conversation for worker in workers])
+            raise
         for worker in workers:
             if due is not None:
                 worker.conversation.hurry(due)

@@ -641,6 +641,24 @@ def test_a_request_for_which_no_handler_can_be_found_is_told_once_and_answered(p
     assert ["LookupError: no comparison" in str(reply.response) for reply in sent] == [True]
 
 
+def test_a_notification_for_which_no_handler_can_be_found_is_told_once(peer: IpcPeer) -> None:
+    class Odd(Message, metaclass=Choosy):
+        pass
+
+    transport = Memory()
+    session = peer.create_session(transport)
+
+    @session.on_message
+    def never(odd: Odd) -> None:
+        raise AssertionError
+
+    transport.incoming += [Ping(), RequestEnvelope("1", Ping())]
+    with pytest.raises(LookupError, match="no comparison"):
+        peer.tick(0)
+    assert peer.tick(0) == 1
+    assert session.is_open and len(transport.sent) == 1
+
+
 def test_a_reply_that_is_no_message_is_an_error_of_its_request(peer: IpcPeer) -> None:
     transport = Memory()
     session = peer.create_session(transport)

@@ -55,7 +55,7 @@ from tests.helpers import (
     tick_until,
 )
 from tests.messages import Note, Ping, Pong
-from tests.os_helpers import await_death
+from tests.os_helpers import await_death, script
 from tests.test_interrupts import BOTH, Run, at_every_place
 
 
@@ -675,6 +675,52 @@ def test_close_in_a_done_callback_and_in_a_handler(peer: IpcPeer) -> None:
     promises = [pool.submit(Ping(index)) for index in range(5)]
     promises[1].add_done_callback(lambda promise: pool.close(0))
     assert [outcome(promise) for promise in promises] == [0, 1] + [StreamClosedError] * 3
+
+
+@pytest.mark.parametrize("asked", ["wait", "gather", "as_completed", "tick"])
+def test_done_callbacks_may_wait_for_other_tasks_while_the_pool_is_closed(peer: IpcPeer, asked: str) -> None:
+    pool = WorkerPool(peer, script("sys.stdin.read()"), 1, timeout=None)
+    promises = [pool.submit(Ping(index)) for index in range(4)]
+    tick_until(lambda: pool.workers, peer)
+    peer.tick(0)
+    found: List[Any] = []
+
+    def look(promise: Any) -> None:
+        if asked == "wait":
+            found.append([outcome(other) for other in promises])
+        elif asked == "gather":
+            found.append([type(result) for result in gather(promises, return_exceptions=True)])
+        elif asked == "as_completed":
+            found.append([outcome(other) for other in as_completed(promises)])
+        else:
+            try:
+                peer.tick(None)
+            except StreamClosedError:  # nothing is open any more
+                pass
+            found.append([outcome(other) for other in promises])
+
+    for promise in promises:
+        promise.add_done_callback(look)
+    pool.close(timeout=1)
+    assert found == [[StreamClosedError] * 4] * 4
+    assert not pool.workers
+
+
+def test_a_pool_whose_closing_is_interrupted_in_a_done_callback_is_closed_by_its_peer(peer: IpcPeer) -> None:
+    pool = WorkerPool(peer, script("sys.stdin.read()"), 2)
+    promises = [pool.submit(Ping(index)) for index in range(4)]
+    tick_until(lambda: len(pool.workers) == 2, peer)
+    pids = [pid_of(session) for session in pool.workers]
+
+    def ring(promise: Any) -> None:
+        raise Interruption
+
+    promises[0].add_done_callback(ring)
+    with pytest.raises(Interruption):
+        pool.close(timeout=1)
+    assert [outcome(promise) for promise in promises] == [StreamClosedError] * 4
+    peer.close(timeout=1)
+    assert not any(map(is_alive, pids))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from collections import deque
 from .. import log
 from ..errors import InvalidStreamError, IpcError, SerializationError, StreamClosedError, describe
 from ..handlers import HandlerList
-from ..interruptions import pass_on_own
+from ..interruptions import pass_on, pass_on_own
 from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..transports.channel import EndOfStream
 from .items import Answer, Delivery, Failure, Opening, reply_id, take_out
@@ -215,7 +215,12 @@ class Dispatcher:
         return 1
 
     def _deliver_or_keep(self, item: Any, message: Message) -> None:
-        chain = self.on_message.chain_of(type(message))
+        try:
+            chain = self.on_message.chain_of(type(message))
+        except Exception as exc:  # of a handler's class, which compares as it likes
+            pass_on(exc)
+            take_out(self.inbox, item)  # or it would raise this again and again
+            raise
         if not chain or self._waiting:
             item = self.kept.keep(item, message, chain)
         if chain:

@@ -17,6 +17,7 @@ from ..errors import StreamClosedError
 from .closing import wait_for_teardowns
 from .conversation import Conversation
 from .loop import Loop
+from .pending import hold_back
 from .sending import FLUSH_BOUND, flush_bound
 from .waits import Until
 
@@ -60,7 +61,7 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
         loop.repairs |= loop.conversations  # after another interruption turns go on with closing
         _close(conversations, handlers=False)
         _close(_unclosed(loop), handlers=False)
-        _hold_back(loop, False, loop.go_on)  # what is left of done callbacks
+        hold_back(loop, False, loop.go_on)  # what is left of done callbacks
         _wait(loop, due, background=False)  # before the on_close handlers, which run after a child's last words
         try:
             _close(conversations)
@@ -87,22 +88,12 @@ def _begin_close(loop: Loop) -> None:
     try:
         loop.closing = True
         conversations = tuple(loop.conversations)
-        _hold_back(loop, True, _stop, loop, conversations)  # done callbacks may wait for any of what is pending
+        hold_back(loop, True, _stop, loop, conversations)  # done callbacks may wait for any of what is pending
         for conversation in conversations:
             conversation.begin_close()
     except BaseException:  # an interruption: the next turn goes on with closing
         loop.repairs |= loop.conversations
         raise
-
-
-def _hold_back(loop: Loop, held: bool, function: Callable[..., Any], *arguments: Any) -> None:
-    """Call a function while done callbacks have to wait, or, whatever calls this, while they have not."""
-    before = loop.starving
-    try:
-        loop.starving = held
-        function(*arguments)
-    finally:
-        loop.starving = before
 
 
 def _stop(loop: Loop, conversations: Iterable[Conversation]) -> None:
@@ -183,7 +174,7 @@ def _cut_short(loops: Iterable[Loop]) -> None:
     try:
         _kill(loops)  # before anything else: another interruption may come
         for loop in loops:
-            _try(loop, partial(_hold_back, loop, True, _close, _unclosed(loop), False), "after an interruption")
+            _try(loop, partial(hold_back, loop, True, _close, _unclosed(loop), False), "after an interruption")
     finally:
         wait_for_teardowns(_kill(loops), deliver=False)
 

@@ -45,9 +45,19 @@ if TYPE_CHECKING:
 else:
     Base = ref
 
-__all__ = ["Pending", "next_moment"]
+__all__ = ["Pending", "hold_back", "next_moment"]
 
 next_moment: Callable[[], int] = count(1).__next__  # numbers what happens: of two, the later one is greater
+
+
+def hold_back(loop: Loop, held: bool, function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function while done callbacks have to wait, or, whatever calls this, while they have not."""
+    before = loop.starving
+    try:
+        loop.starving = held
+        function(*arguments)
+    finally:
+        loop.starving = before
 
 
 class Pending(Base):

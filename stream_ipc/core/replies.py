@@ -14,7 +14,7 @@ from ..errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReply
 from ..ids import needs_check
 from ..interruptions import pass_on
 from ..messages import MAX_ID_LENGTH, REQUEST, ErrorMessage
-from .pending import Pending, next_moment
+from .pending import Pending, hold_back, next_moment
 from .sending import HIGH_WATER, make_room
 
 TYPE_CHECKING = False
@@ -221,13 +221,7 @@ class Replies:
 
         First all settle, then ``tell`` or the next turn calls their done callbacks: one may wait for another of these.
         """
-        loop = self.loop
-        held = loop.starving
-        try:
-            loop.starving = True
-            self._fail_each(error)
-        finally:
-            loop.starving = held
+        hold_back(self.loop, True, self._fail_each, error)
 
     def _fail_each(self, error: BaseException) -> None:
         table = tuple(self._table.values())
