@@ -449,22 +449,19 @@ class Crew:
 
     go_on = check  # what an interruption has left
 
-    def close(self, text: str = "this side closed the peer of the worker pool") -> None:
-        """Fail what is queued; the text says why."""
+    def close(
+        self, text: str = "this side closed the peer of the worker pool", workers: Iterable[Worker] = ()
+    ) -> None:
+        """Fail what is queued, and what some workers have; the text says why."""
         self.closed = True
         self._loop.pools.pop(self, None)
         self._loop.call_no_more(self)
         self._loop.later.pop(self, None)
         self.desk.fail_queued(StreamClosedError(text))
-
-    def _stop(self, workers: Iterable[Worker]) -> None:
-        """Fail all tasks, those that workers have, too."""
-        self.close("this side closed the worker pool")
         for worker in workers:
             worker.conversation.stop()
         for worker in workers:
-            text = f"this side closed the worker pool ({worker.session.name})"
-            worker.conversation.replies.fail_all(StreamClosedError(text))
+            worker.conversation.replies.fail_all(StreamClosedError(f"{text} ({worker.session.name})"))
 
     def close_workers(self, seconds: float | None) -> None:
         """Fail everything, and end the workers side by side.
@@ -480,7 +477,8 @@ class Crew:
         workers = tuple(self._workers)
         due = None if seconds is None else loop.clock() + seconds
         try:
-            hold_back(loop, True, self._stop, workers)  # done callbacks may wait for any of the tasks
+            # Done callbacks may wait for any of the tasks.
+            hold_back(loop, True, self.close, "this side closed the worker pool", workers)
             loop.go_on()
         except BaseException:  # an interruption: the next turn goes on with closing
             loop.repairs |= dict.fromkeys([worker.conversation for worker in workers])
