@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from itertools import filterfalse
+from itertools import chain, filterfalse
 from operator import attrgetter
 
 from . import log
@@ -109,8 +109,8 @@ class Crew:
 
     def _under_way(self) -> Iterator[Ticket]:
         """The tasks that workers have and somebody waits for."""
-        for worker in tuple(self._workers):
-            yield from filterfalse(_is_settled, tuple(worker.running))
+        running = [tuple(worker.running) for worker in tuple(self._workers)]
+        return filterfalse(_is_settled, chain.from_iterable(running))
 
     def finish(self) -> None:
         """Turn until all tasks have settled. Asked after each of them, so it is not to count the others."""
