@@ -303,7 +303,7 @@ def test_no_transport_has_too_many_methods_with_those_of_its_bases(module):
 ATOMIC = "# atomic: no calls"
 INTERRUPTIBLE = (
     ast.Call, ast.For, ast.While, ast.With, ast.Import, ast.ImportFrom, ast.ClassDef, ast.ListComp, ast.SetComp,
-    ast.DictComp, ast.GeneratorExp, ast.Yield, ast.YieldFrom, ast.Await, ast.JoinedStr,
+    ast.DictComp, ast.GeneratorExp, ast.Yield, ast.YieldFrom, ast.Await, ast.JoinedStr, ast.Assert,
 )  # fmt: skip
 
 
@@ -353,6 +353,7 @@ def test_no_attribute_is_set_by_a_function():
         ("x = [y for y in z]", [3]),
         ('x = f"{y}"', [3]),
         ("with x:\n    y = 1", [3]),
+        ("x = 1\nassert x", [4]),
         ("x = 1  # a comment\n# another\ny += (x,)\n\nf()", []),
     ],
 )
