@@ -18,7 +18,7 @@ from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, 
 from .interruptions import interruption_in
 from .messages import Message
 from .peer import loop_of
-from .workers import Slot, Worker
+from .workers import Slot, Worker, least_busy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Crew:
         self._hello = hello
         self._start_timeout = start_timeout
         self._slots = [Slot(command) for command in commands]
-        self._workers: dict[Worker, None] = {}  # in this many of the slots
+        self._workers: dict[Slot, Worker] = {}  # at most one in each
         # All those that can be given a task, and maybe others: only ``give`` looks, and drops those that cannot.
         self._idle: dict[Worker, None] = {}
         self._searched = 0.0  # when a free slot was last searched for
@@ -100,7 +100,7 @@ class Crew:
     @property
     def sessions(self) -> list[Session]:
         """Those of the workers that are running."""
-        return [worker.session for worker in tuple(self._workers) if worker.session.is_open]
+        return [worker.session for worker in tuple(self._workers.values()) if worker.session.is_open]
 
     @property
     def pending(self) -> int:
@@ -109,7 +109,7 @@ class Crew:
 
     def _under_way(self) -> Iterator[Ticket]:
         """The tasks that workers have and somebody waits for."""
-        running = [tuple(worker.running) for worker in tuple(self._workers)]
+        running = [tuple(worker.running) for worker in tuple(self._workers.values())]
         return filterfalse(_is_settled, chain.from_iterable(running))
 
     def finish(self) -> None:
@@ -141,11 +141,11 @@ class Crew:
             ticket = self.desk.first
             if ticket is None:
                 break
-            for worker in idle:
-                break
-            else:
-                if self._start(strict):
-                    continue
+            worker = least_busy(idle, self.in_flight)
+            # One that may have several gets a second only where no other can have it.
+            if (worker is None or (worker.running and self.in_flight > 1)) and self._start(strict):
+                continue
+            if worker is None:
                 break
             given = worker.given
             if worker.can_take(self.in_flight, self._tasks_per_worker):
@@ -230,7 +230,7 @@ class Crew:
 
     def poll(self) -> None:
         """Look again at clogged workers that have read. The loop calls this while there are any."""
-        workers = tuple(self._workers)
+        workers = tuple(self._workers.values())
         for worker in workers:
             if worker not in self._idle and worker.can_take(self.in_flight, self._tasks_per_worker):
                 self._leave_to_check()
@@ -297,7 +297,7 @@ class Crew:
         if len(self._workers) >= len(self._slots):
             return False
         now = self._searched = self._loop.clock()
-        coming = [worker for worker in tuple(self._workers) if not worker.ready]
+        coming = [worker for worker in tuple(self._workers.values()) if not worker.ready]
         if len(coming) >= len(self._queue):
             return False
         for slot in self._vacant:
@@ -323,7 +323,15 @@ class Crew:
         """Make a worker of the session that was made for a slot; returns whether to look for one again."""
         session: Any = slot.session
         worker = Worker(slot, session)
-        self._workers[worker] = None
+        # atomic: no calls
+        is_new = slot.session is session and slot not in self._workers and not self.closed
+        if is_new:
+            self._workers[slot] = worker
+
+        if not is_new:  # a signal handler has turned, or has closed the pool, meanwhile
+            if self.closed:
+                self._kill(worker, "this side closed the worker pool")
+            return not self.closed
         try:
             session.on_close(lambda session: self._worker_closed(worker))
             if self._start_timeout is not None:
@@ -340,7 +348,7 @@ class Crew:
             log.error("on_session of a worker pool failed", exc_info=True)
             self._kill(worker, f"on_session failed: {describe(exc)}")
             return bool(self._queue)
-        if self._hello is None and session.is_open:
+        if self._hello is None and session.is_open and not self.closed:
             # atomic: no calls
             worker.ready = True
             self._idle[worker] = None
@@ -350,8 +358,7 @@ class Crew:
     @property
     def _vacant(self) -> list[Slot]:
         """The slots without a worker. An interruption may have left a session there, of which one is still to be made."""
-        taken = {worker.slot for worker in tuple(self._workers)}
-        return [slot for slot in self._slots if slot not in taken]
+        return [slot for slot in self._slots if slot not in self._workers]
 
     def _await_sign(self, worker: Worker) -> None:
         sign: Any = Message if self._hello is None else self._hello
@@ -386,9 +393,9 @@ class Crew:
         self._idle.pop(worker, None)
         # atomic: no calls
         self._loop.later[self] = None
-        is_first = worker in self._workers
+        is_first = slot in self._workers and self._workers[slot] is worker
         if is_first:
-            del self._workers[worker]
+            del self._workers[slot]
             slot.session = None
 
         if is_first and not worker.answered and not worker.retired and not self.closed:
@@ -400,7 +407,7 @@ class Crew:
         slot.deaths += 1
         slot.start_at = self._loop.clock() + min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(slot.deaths - 1, 10))
         self._deaths += 1
-        if any([not worker.slot.deaths for worker in tuple(self._workers)]):
+        if any([not worker.slot.deaths for worker in tuple(self._workers.values())]):
             return  # that one has not failed yet: it is slow to come up, or busy
         if self._deaths >= max(_DEATHS, 3 * len(self._slots)):
             text = f"{self._deaths} workers in a row ended before they had answered anything; the last one: {reason}"
@@ -409,7 +416,7 @@ class Crew:
     # -- what the loop calls
 
     def _set_timer(self) -> None:
-        times = [worker.due for worker in tuple(self._workers) if worker.due is not None]
+        times = [worker.due for worker in tuple(self._workers.values()) if worker.due is not None]
         if self._queue:
             # The others were seen: they wait for something else.
             searched = self._searched
@@ -427,7 +434,7 @@ class Crew:
             if slot.session is not None:
                 self._set_up(slot)
         self.desk.settle_rest()
-        for worker in tuple(self._workers):
+        for worker in tuple(self._workers.values()):
             if not worker.session.is_open:
                 self._worker_closed(worker)
             elif worker.due is not None and worker.due <= now:
@@ -449,9 +456,7 @@ class Crew:
 
     go_on = check  # what an interruption has left
 
-    def close(
-        self, text: str = "this side closed the peer of the worker pool", workers: Iterable[Worker] = ()
-    ) -> None:
+    def close(self, text: str = "this side closed the peer of the worker pool", workers: Iterable[Worker] = ()) -> None:
         """Fail what is queued, and what some workers have; the text says why."""
         self.closed = True
         self._loop.pools.pop(self, None)
@@ -473,8 +478,8 @@ class Crew:
         others = tuple(loop.teardowns.all)
         for slot in self._vacant:
             if slot.session is not None:
-                self._workers[Worker(slot, slot.session)] = None
-        workers = tuple(self._workers)
+                self._workers[slot] = Worker(slot, slot.session)
+        workers = tuple(self._workers.values())
         due = None if seconds is None else loop.clock() + seconds
         try:
             # Done callbacks may wait for any of the tasks.

@@ -262,10 +262,11 @@ class IpcPeer(SessionOpener):
     def close(self, timeout: float | None = USUAL) -> None:
         """Close every session and listener, and end children, side by side.
 
-        A second call does nothing. What is queued is written first, for at most
-        a second in all; TCP connections on which the other side is still
-        talking are kept a second more. Then ``on_close`` handlers run, and
-        children are waited for, 6 s in the worst case: see ``Session.close``.
+        A second call does nothing. What is pending fails. What is queued is
+        written, for at most a second in all; then done callbacks run. TCP
+        connections on which the other side is still talking are kept a second
+        more. Children are waited for, 6 s in the worst case, and ``on_close``
+        handlers run behind their last words: see ``Session.close``.
         An interrupted call can be made again; if it is not, the end of the
         interpreter ends what is left, and Ctrl-C there kills it.
 

@@ -90,6 +90,9 @@ class Session(Handling):
         """The transport that it talks over.
 
         The one given to ``create_session``, otherwise a ``StreamTransport``.
+
+        Raises:
+            OSError: No descriptor is left to import the class with.
         """
         from .transports.stream_transport import transport_of
 
@@ -334,14 +337,14 @@ class Session(Handling):
     def close(self, timeout: float | None = USUAL) -> None:
         """Close the session. A second call does nothing; allowed inside a handler.
 
-        What is queued is written first, for at most a second; then what is
-        pending fails with ``StreamClosedError``, and the streams are released
-        and closed. A child process that the peer started is ended and reaped:
-        its stdin is closed, and if it does not exit, it is terminated after 2 s
-        and killed after 2 s more. What it writes to stderr until then still
-        goes to the ``on_message`` handlers. At the end the ``on_close``
-        handlers run. A TCP connection on which the other side is still talking
-        is closed by a later tick, at most a second later.
+        What is pending fails with ``StreamClosedError``. What is queued is
+        written, for at most a second; then done callbacks run, and the streams
+        are released and closed. A child process that the peer started is ended
+        and reaped: its stdin is closed, and if it does not exit, it is
+        terminated after 2 s and killed after 2 s more. What it writes to stderr
+        until then still goes to the ``on_message`` handlers. At the end the
+        ``on_close`` handlers run. A TCP connection on which the other side is
+        still talking is closed by a later tick, at most a second later.
 
         Args:
             timeout: Seconds for all of that, in place of these bounds; what is

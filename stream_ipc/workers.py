@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .session import Session
     from .transports.spawn import Command
 
-__all__ = ["Slot", "Worker"]
+__all__ = ["Slot", "Worker", "least_busy"]
 
 _MUCH = 512 * 1024  # bytes; a worker that has more to read gets no further task
 
@@ -81,3 +81,16 @@ class Worker:
             and self.conversation.outbox.queued_bytes <= _MUCH
             and self.conversation.is_writable
         )
+
+
+def least_busy(workers: dict[Worker, None], in_flight: int) -> Worker | None:
+    """Return the one that has the fewest tasks, if there is any: where each has one at a time, the first."""
+    if in_flight > 1:
+        return min(tuple(workers), key=_load, default=None)
+    for worker in workers:  # next(iter(...)) would bear no signal handler that adds one
+        return worker
+    return None
+
+
+def _load(worker: Worker) -> int:
+    return len(worker.running)

@@ -814,6 +814,32 @@ def test_interrupted_map_loses_no_reply(kind: Type[BaseException]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("act", ["turn", "close"])
+def test_signal_handler_that_turns_or_closes_while_a_worker_is_started(act: str) -> None:
+    for number in itertools.count(1, places_apart()):
+        started: List[Session] = []
+        with IpcPeer(timeout=20) as peer:
+            pool = WorkerPool(peer, worker(), 1, on_session=started.append)
+            act_now = partial(peer.tick, 0) if act == "turn" else partial(pool.close, 0)
+            with CallAt(number, lambda *_, act_now=act_now: act_now()) as signal:  # type: ignore[misc]
+                with contextlib.suppress(StreamClosedError, RuntimeError):
+                    pool.submit(Ping(1))
+                peer.tick(0)
+            assert len(set(map(id, started))) == len(started), signal.where
+            assert len(pool.workers) == (1 if act == "turn" or not signal.hit else 0), signal.where
+        if not signal.hit:
+            break
+    assert number > 20
+
+
+def test_tasks_are_spread_though_a_worker_may_have_several(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 3, in_flight=4) as pool:
+        for _ in range(3):  # while they are started, and when they are there
+            pids = gather([pool.submit(Ping("pid"), expect=Pong) for _ in range(3)])
+            assert len({pong.value for pong in pids}) == 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ["submit", "cancel", "submit and cancel"])
 @pytest.mark.parametrize("in_flight", [1, 2])
 @pytest.mark.parametrize("kind", [None, Interruption, InterruptionError])

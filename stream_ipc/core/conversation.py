@@ -218,7 +218,7 @@ class Conversation:
             self._closing.hurry()
 
     def stop(self) -> None:
-        """Take no messages any more. What is pending is to be failed next: something may wait for it."""
+        """Take no more messages. The caller fails what is pending next."""
         self.is_open = False
 
     def begin_close(self) -> None:

@@ -61,7 +61,7 @@ class Loop(Guard):
         corked: Batches that gather what is sent until the next turn.
         dispatched: How many items have been dispatched in all, without replies.
         depth: How many dispatches are under way, one inside the other.
-        starving: Whether handlers and done callbacks have to wait: in a wait that only moves bytes, or beyond MAX_DEPTH.
+        starving: Whether handlers and done callbacks wait: while only bytes move, beyond MAX_DEPTH, while closing settles.
         has_chores: Whether something may be corked, ending or to be polled without a descriptor, or nothing may be open.
         waker: Makes the tick that is under way, or the next one, return at once.
         wakeups: Counts ticks that have returned for this.
@@ -164,7 +164,7 @@ class Loop(Guard):
         for conversation in tuple(self.conversations):
             if conversation.is_open:  # mostly the first is; what is being closed beneath this call brings nothing more
                 return False
-        if self.teardowns.all or self.repairs or self.listeners or self.later:
+        if self.teardowns.all or self.repairs or self.listeners or (self.later and not self.starving):
             return False
         return not any([pool.waits for pool in self.pools])
 
@@ -181,7 +181,7 @@ class Loop(Guard):
                 self.check_entry()
                 text = "nothing is open, so tick(None) would wait for ever"
                 raise StreamClosedError(f"{text}: this IpcPeer has no open session and no listener")
-            return self.run(None, 0 if self.repairs or self.later else math.inf)  # what these do is what happens
+            return self.run(None, 0 if self.repairs or (self.later and not self.starving) else math.inf)  # these happen
         if self.closed:
             self.check_entry()
             time.sleep(min(timeout, _LONG))

@@ -51,7 +51,7 @@ next_moment: Callable[[], int] = count(1).__next__  # numbers what happens: of t
 
 
 def hold_back(loop: Loop, held: bool, function: Callable[..., Any], *arguments: Any) -> None:
-    """Call a function while done callbacks have to wait, or, whatever calls this, while they have not."""
+    """Call a function with done callbacks held back; or, not held, let them run even inside a call that holds them back."""
     before = loop.starving
     try:
         loop.starving = held

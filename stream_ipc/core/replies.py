@@ -102,8 +102,8 @@ class Replies:
                 pending = table[id] = entry
             else:
                 self.enter(pending, deadline)
-            # Behind the id generator, which may turn: a turn finds out anew what is due.
-            if deadline is not None and deadline < self.due:
+            # Behind the id generator, which may turn or close: a turn finds out anew what is due.
+            if deadline is not None and deadline < self.due and conversation.is_open:
                 loop.set_timer(conversation, deadline)
                 self.due = deadline
             if conversation.port.paused:
@@ -187,14 +187,15 @@ class Replies:
         except Exception as exc:  # of the reply's own methods
             pass_on(exc)
             error = exc
-        told = pending.watchers is not None
         if error is None:
             if not pending.settled:  # a signal handler may have cancelled it
                 pending.outcome = reply
                 pending.settled = next_moment()
+            told = pending.watchers is not None  # behind the call, as which returns another may begin to watch
             if told or self.watchers:
                 pending.tell()
         else:
+            told = pending.watchers is not None
             pending.fail(error)
         stand_in = self._table.get(id)
         if stand_in is not pending and stand_in is not None:
@@ -219,7 +220,8 @@ class Replies:
     def fail_all(self, error: BaseException) -> None:
         """Fail what is pending: no reply will come any more. An interrupted call can be made again.
 
-        First all settle, then ``tell`` or the next turn calls their done callbacks: one may wait for another of these.
+        All settle first. ``tell``, or the next turn, then calls their done callbacks, any of which may wait for another of
+        these requests.
         """
         hold_back(self.loop, True, self._fail_each, error)
 

@@ -21,6 +21,7 @@ from io import BytesIO
 
 from .. import registry
 from ..errors import SerializationError, article, describe
+from ..interruptions import pass_on
 from ..messages import (
     MAX_ID_LENGTH,
     NOTIFICATION,
@@ -121,11 +122,14 @@ class PickleMessageSerializer:
 
     def failure(self, message: Message, exc: Exception) -> SerializationError:
         """Return the error for what a writer has raised, or raise that."""
-        if self._unsafe:
-            return SerializationError(f"{type(message).__name__} cannot be pickled: {describe(exc)}")
-        from .pickle_explain import explain
-
-        return explain(message, exc)
+        if not self._unsafe:
+            try:
+                from .pickle_explain import explain
+            except OSError as error:  # no descriptor is left to import it with
+                pass_on(error)
+            else:
+                return explain(message, exc)
+        return SerializationError(f"{type(message).__name__} cannot be pickled: {describe(exc)}")
 
     def deserialize(self, payload: Payload) -> Message:
         """Turn a payload into its message.

@@ -375,7 +375,7 @@ class WriteEnd(_End):
                 raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {exc}") from exc
 
     def open(self) -> None:
-        self.growable: bool = self.family == "AF_UNIX"
+        self.growable: bool = self.family == "AF_UNIX" and not self.shared  # not a socket of the parent's, too
         if self.socket is None and self.shared and not stat.S_ISREG(self._mode):
             self._reopen()
         if not self.shared and stat.S_ISFIFO(self._mode):

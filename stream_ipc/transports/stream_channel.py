@@ -151,10 +151,11 @@ class StreamChannel(Channel):
     # -- ending
 
     def close(self) -> Teardown | None:
-        teardown = None if self._ends.released else self.before_close()
-        self._drop()
-        self._ends.close()
-        return teardown
+        try:
+            return None if self._ends.released else self.before_close()
+        finally:  # whatever kept the other side from being told
+            self._drop()
+            self._ends.close()
 
     def before_close(self) -> Teardown | None:
         """End the conversation with the other side before the streams are closed; returns what is left to do."""
