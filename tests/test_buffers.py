@@ -12,6 +12,7 @@ from stream_ipc import IpcPeer, LogMessage, Session
 from stream_ipc.transports import buffers
 
 from .helpers import PATIENCE, tick_until
+from .os_helpers import program
 
 fcntl = pytest.importorskip("fcntl")
 pipes_can_grow = pytest.mark.skipif(not hasattr(fcntl, "F_GETPIPE_SZ"), reason="the size of a pipe is fixed here")
@@ -261,3 +262,21 @@ def test_the_first_large_message_needs_no_descriptor(kind: str) -> None:
     command = [sys.executable, "-W", "error", "-c", WITHOUT_DESCRIPTORS, kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.stdout, done.stderr, done.returncode) == ("1000000 True True\n", "", 0)
+
+
+def test_a_socket_that_the_parent_has_too_stays_as_it_is(peer: IpcPeer) -> None:
+    code = """
+        session = IpcPeer().create_stdio_session()
+        session.notify(LogMessage("x" * 2_000_000))
+        session.flush(10)
+    """
+    ours, theirs = socket.socketpair()
+    usual = theirs.getsockopt(*SEND_BUFFER)
+    process = subprocess.Popen(program(code), stdin=theirs, stdout=theirs)
+    session = peer.create_socket_session(ours)
+    message = session.receive(PATIENCE, expect=LogMessage)
+    assert len(str(message.message)) == 2_000_000
+    assert theirs.getsockopt(*SEND_BUFFER) == usual
+    theirs.close()
+    session.close()
+    assert process.wait(PATIENCE) == 0

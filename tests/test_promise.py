@@ -2,6 +2,7 @@
 
 import collections
 import gc
+import itertools
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ from stream_ipc import (
 from stream_ipc.core.lifecycle import drop_loop
 from tests.helpers import (
     WAIT,
+    CallAt,
     CpuMeter,
     FakeClock,
     RawPeer,
@@ -636,3 +638,18 @@ def test_what_a_signal_handler_raises_inside_of_a_done_callback_is_logged(caplog
     finally:
         signal.signal(signal.SIGUSR1, old)
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [LookupError]
+
+
+def test_a_done_callback_that_comes_at_any_place_while_the_reply_settles_is_called(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+    b.on_request(lambda ping: Pong(ping.value))
+    for number in itertools.count(1):
+        promise = a.request(Ping(number))
+        called: List[Any] = []
+        with CallAt(number, lambda *_, promise=promise, called=called: promise.add_done_callback(called.append)) as at:
+            assert promise.wait() == Pong(number)
+        peer.tick(0)
+        assert called == [promise] * at.hit, at.where
+        if not at.hit:
+            break
+    assert number > 30

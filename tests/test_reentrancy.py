@@ -490,9 +490,10 @@ def test_an_interruption_while_closing_writes(peer: IpcPeer) -> None:
 
 
 class WaitingStream:
-    """Takes nothing, and once its session is being closed waits for what is pending, and for whatever happens."""
+    """Takes nothing, and in a write while its session is being closed waits for what is pending, and for what happens."""
 
-    def __init__(self) -> None:
+    def __init__(self, write: int) -> None:
+        self.writes_left = write
         self.session: Any = None
         self.promises: List[Any] = []
         self.got: List[Any] = []
@@ -501,7 +502,10 @@ class WaitingStream:
         return None
 
     def write(self, data: Any) -> None:
-        if not self.promises or self.session.is_open or self.got:
+        if not self.promises or self.session.is_open:
+            return
+        self.writes_left -= 1
+        if self.writes_left:
             return
         calls = [self.promises[0].wait, lambda: gather(self.promises), lambda: next(as_completed(self.promises)).wait()]
         for call in (*calls, self.tick, self.session.receive):
@@ -518,9 +522,10 @@ class WaitingStream:
         pass
 
 
+@pytest.mark.parametrize("write", [1, 2])
 @pytest.mark.parametrize("how", ["session", "peer", "removed"])
-def test_what_waits_while_closing_writes_is_told_at_once(how: str) -> None:
-    stream = WaitingStream()
+def test_what_waits_while_closing_writes_is_told_at_once(how: str, write: int) -> None:
+    stream = WaitingStream(write)
     told: List[Any] = []
     with IpcPeer(timeout=None) as peer:
         stream.session = session = peer.create_stream_session(stream, stream)

@@ -248,6 +248,31 @@ def test_a_step_of_a_lingering_close_is_short_though_much_is_there() -> None:
         teardown.abandon()
 
 
+WITHOUT_DESCRIPTORS = """
+import os, resource, socket
+from stream_ipc import IpcPeer
+with IpcPeer() as peer, socket.create_server(("127.0.0.1", 0)) as server:
+    session = peer.create_socket_session(socket.create_connection(server.getsockname()))
+    other, _ = server.accept()
+    peer.tick(0)
+    free = os.dup(0)
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    session.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    other.settimeout(10)
+    print(other.recv(1))
+    other.close()
+"""
+
+
+def test_a_connection_is_closed_though_no_descriptor_is_left() -> None:
+    # Nothing is imported before that a program which only connects would not have.
+    done = subprocess.run([sys.executable, "-c", WITHOUT_DESCRIPTORS], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.returncode) == ("b''\n", 0), done.stderr
+
+
 def test_nothing_lingers_where_the_other_side_is_quiet_or_gone() -> None:
     one, other = tcp_pair()
     with one, other:
