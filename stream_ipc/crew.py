@@ -341,6 +341,10 @@ class Crew:
                 self._await_sign(worker)
             if self._on_session is not None:
                 self._on_session(session)
+            if self._hello is None and session.is_open and not self.closed:
+                # atomic: no calls
+                worker.ready = True
+                self._idle[worker] = None
         except BaseException as exc:
             if not isinstance(exc, Exception) or interruption_in(exc) is not None:
                 self._kill(worker, "its start was interrupted")
@@ -348,11 +352,6 @@ class Crew:
             log.error("on_session of a worker pool failed", exc_info=True)
             self._kill(worker, f"on_session failed: {describe(exc)}")
             return bool(self._queue)
-        if self._hello is None and session.is_open and not self.closed:
-            # atomic: no calls
-            worker.ready = True
-            self._idle[worker] = None
-
         return True
 
     @property
@@ -459,7 +458,6 @@ class Crew:
     def close(self, text: str = "this side closed the peer of the worker pool", workers: Iterable[Worker] = ()) -> None:
         """Fail what is queued, and what some workers have; the text says why."""
         self.closed = True
-        self._loop.pools.pop(self, None)
         self._loop.call_no_more(self)
         self._loop.later.pop(self, None)
         self.desk.fail_queued(StreamClosedError(text))
@@ -467,6 +465,7 @@ class Crew:
             worker.conversation.stop()
         for worker in workers:
             worker.conversation.replies.fail_all(StreamClosedError(f"{text} ({worker.session.name})"))
+        self._loop.pools.pop(self, None)  # last: an interrupted call is made again
 
     def close_workers(self, seconds: float | None) -> None:
         """Fail everything, and end the workers side by side.

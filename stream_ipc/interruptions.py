@@ -66,7 +66,11 @@ def pass_on_own(error: BaseException) -> None:
     here = below = error.__traceback__
     while here is not None and below is not None and below.tb_frame is here.tb_frame:
         below = below.tb_next
-    if below is not None and below.tb_frame.f_code in _handler_codes():
+    if below is None:
+        return
+    if is_ours(below.tb_frame):  # the handler is one of ours
+        pass_on(error)
+    elif below.tb_frame.f_code in _handler_codes():
         raise error
 
 

@@ -1086,3 +1086,32 @@ def test_a_transport_that_a_session_talks_over_is_refused(peer: IpcPeer, of_stre
         assert peer.create_session(transport).is_open
     for fd in (*one, *two):
         os.close(fd)
+
+
+@pytest.mark.parametrize("odd", ["a", None, 1.5, 2**40, {}])
+@pytest.mark.parametrize("attribute", ["read_fds", "write_fd"])
+def test_what_is_no_descriptor_fails_its_session_and_no_other(peer: IpcPeer, attribute: str, odd: Any) -> None:
+    class Odd(Memory):
+        odd = False
+        wants_write = True
+
+        def read_fds(self) -> Any:
+            return [odd] if self.odd and attribute == "read_fds" else []
+
+        @property
+        def write_fd(self) -> Any:
+            return odd if self.odd and attribute == "write_fd" else None
+
+    transport = Odd()
+    session = peer.create_session(transport)
+    a, b = peer.create_session_pair()
+    b.on_request(lambda ping: Pong(ping.value))
+    errors: List[BaseException] = []
+    session.on_exception(errors.append)
+    assert a.request(Ping(1)).wait() == Pong(1)
+    transport.odd = True
+    assert a.request(Ping(2)).wait() == Pong(2)
+    peer.tick(0)
+    expected = odd is not None or attribute == "read_fds"
+    assert len(errors) == expected and session.is_open != expected
+    transport.wants_write = False  # or closing waits for what is to be written

@@ -899,7 +899,8 @@ def test_signal_handler_that_uses_the_pool_at_every_place(
 
 
 @pytest.mark.slow
-def test_interruption_while_a_worker_dies_loses_no_task(tmp_path: Path) -> None:
+@BOTH
+def test_interruption_while_a_worker_dies_loses_no_task(tmp_path: Path, kind: Type[BaseException]) -> None:
     flags = itertools.count()
     with IpcPeer(timeout=20) as peer, WorkerPool(peer, worker(), 2, in_flight=2, retries=5) as pool:
         gather([pool.submit(Ping(("sleep", 0.05))) for _ in range(2)])
@@ -911,7 +912,44 @@ def test_interruption_while_a_worker_dies_loses_no_task(tmp_path: Path) -> None:
             assert [outcome(promise) for promise in promises][1:] == [0, 1, 2]
             assert outcome(promises[0])[0] == "once"
 
-        at_every_place(scenario, Interruption, step=5)  # an Exception would be logged, as that of an on_close handler
+        at_every_place(scenario, kind, step=5)
+
+
+@BOTH
+def test_interrupted_submit_leaves_a_pool_that_works(kind: Type[BaseException]) -> None:
+    for number in itertools.count(1, 2 * places_apart()):
+        with IpcPeer(timeout=20) as peer, WorkerPool(peer, worker(), 1, retries=5) as pool:
+            with contextlib.suppress(kind), InterruptAt(number, kind()) as signal:
+                pool.submit(Ping(1))
+            assert pool.submit(Ping(2), expect=Pong).wait(10) == Pong(2), signal.where
+        if not signal.hit:
+            break
+    assert number > 20
+
+
+@BOTH
+@pytest.mark.parametrize("what", ["pool", "peer"])
+def test_interrupted_close_settles_all_tasks_and_calls_their_callbacks_once(
+    kind: Type[BaseException], what: str
+) -> None:
+    for number in itertools.count(1, places_apart()):
+        called: List[Any] = []
+        with IpcPeer(timeout=20) as peer:
+            pool = WorkerPool(peer, ["cat"], 1)
+            promises = [pool.submit(Ping(index)) for index in range(3)]
+            for promise in promises:
+                promise.add_done_callback(called.append)
+            close = partial(pool.close if what == "pool" else peer.close, timeout=0)
+            with contextlib.suppress(kind), InterruptAt(number, kind()) as signal:
+                close()
+            close()
+            with contextlib.suppress(StreamClosedError):
+                peer.tick(0)
+            assert [outcome(promise) for promise in promises] == [StreamClosedError] * 3, signal.where
+            assert sorted(map(id, called)) == sorted(map(id, promises)), signal.where
+        if not signal.hit:
+            break
+    assert number > 20
 
 
 def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:

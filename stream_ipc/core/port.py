@@ -86,6 +86,7 @@ class Port:
             return
         try:
             reads, write_fd, poll_in, self._polls_output = self.channel.interest()
+            wanted = dict.fromkeys(reads, READ)
         except Exception as exc:  # of a user's transport
             self._loop.repairs[self] = None
             self.report_failure(exc)
@@ -94,8 +95,7 @@ class Port:
             return
         if self.paused or self.failing or self._inputs.ended is not None:
             poll_in = POLL_INTERVAL if self._polls_output and not self.failing else None
-            reads = ()
-        wanted = dict.fromkeys(reads, READ)
+            wanted = {}
         if write_fd is not None:  # also when the other side has stopped writing: it may still read
             wanted[write_fd] = wanted.get(write_fd, 0) | WRITE
         if wanted != self.watched:
@@ -143,9 +143,9 @@ class Port:
                 loop.unwatch(fd, self)
             try:
                 loop.watch(fd, events, self)
-            except OSError as exc:
+            except (OSError, TypeError, ValueError, OverflowError) as exc:  # the last three of what is no descriptor
                 pass_on(exc)
-                self.report_failure(InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}"))
+                self.report_failure(InvalidStreamError(f"descriptor {fd!r} cannot be waited for: {exc}"))
                 return
         self.watched = wanted
         if not has_more:

@@ -190,12 +190,15 @@ class Desk:
             queue.rotate(1)
 
     def fail_queued(self, error: BaseException) -> None:
-        """Fail what is queued."""
+        """Fail what is queued. What an interruption leaves, another call or the next turn does."""
+        self.loop.repairs[self] = None
+        self.settle_rest()
         for ticket in tuple(self.queue):  # but not what done callbacks submit
             if ticket in self.queue:  # nor what was cancelled, or given to a worker since
                 self.settling[ticket] = error
                 self.queue.remove(ticket)
                 ticket.fail(error)
+        self.repair()
 
     def settle_rest(self) -> None:
         """Fail the tasks whose errors an interruption has kept from being told. An interrupted call can be made again."""
@@ -218,7 +221,8 @@ class Desk:
         return True
 
     def repair(self) -> None:
-        """Cancel what is to be cancelled. An interrupted call is made again, before anything is dispatched."""
+        """Cancel and fail what is to be. An interrupted call is made again, before anything is dispatched."""
+        self.settle_rest()
         later = self.loop.later
         cancels = self._cancels
         for ticket, (stand_in, error, moment) in tuple(cancels.items()):

@@ -181,6 +181,10 @@ class ForeignChannel(Channel):
             polls_output = write_fd is None
             if polls_output:
                 poll_in = POLL_INTERVAL
+        for fd in (*reads, -1 if write_fd is None else write_fd):
+            if not isinstance(fd, int):
+                name = type(self.transport).__name__
+                raise TypeError(f"{name}.read_fds and write_fd are to return descriptors, which are ints, not {fd!r:.100}")
         return reads, write_fd, poll_in, polls_output
 
     def flush(self) -> None:
