@@ -267,8 +267,8 @@ class Crew:
         if worker is None:
             return error  # a signal handler has cancelled it
         if isinstance(error, StreamClosedError):
-            worker.conversation.replies.remove(ticket)  # first: from now on this is called no more
             if not self.closed and ticket.tries < self._retries and not ticket.settled:
+                worker.conversation.replies.remove(ticket)  # first: from now on this is called no more
                 ticket.tries += 1
                 self.desk.take_back(ticket, worker)
                 return None

@@ -87,7 +87,8 @@ class Ticket(Pending):
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it is tried again. An interrupted call can be made again."""
         desk = self.requester
-        final = error if self.worker is None else desk.crew.failed(self, error)
+        # An interrupted call has left the error that is to be told.
+        final = desk.settling.get(self, error) if self.worker is None else desk.crew.failed(self, error)
         if final is not None:
             Pending.fail(self, final)
             desk.settling.pop(self, None)

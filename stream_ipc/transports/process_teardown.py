@@ -94,10 +94,15 @@ class ProcessTeardown(Teardown):
                 left = self._due - now
                 return left if self._pidfd >= 0 else min(left, DEATH_INTERVAL)
             if self._stages:
-                grace, number = self._stages.pop(0)
-                self._stage = f"after {signal.Signals(number).name}"
-                self._due = now + grace
+                stage = self._stages[0]
+                grace, number = stage
                 self._signal(number)
+                # atomic: no calls
+                if self._stages and self._stages[0] is stage:  # last: an interrupted step is taken again
+                    del self._stages[0]
+                self._due = now + grace
+
+                self._stage = f"after {signal.Signals(number).name}"
                 return min(grace, DEATH_INTERVAL)
             # Not even SIGKILL: it hangs in the kernel. Popen reaps it some day.
             if not self._told:
