@@ -269,6 +269,7 @@ def test_a_socket_that_the_parent_has_too_stays_as_it_is(peer: IpcPeer) -> None:
         session = IpcPeer().create_stdio_session()
         session.notify(LogMessage("x" * 2_000_000))
         session.flush(10)
+        session.receive(10)  # at its end it leaves the socket as it was found
     """
     ours, theirs = socket.socketpair()
     usual = theirs.getsockopt(*SEND_BUFFER)
@@ -277,6 +278,8 @@ def test_a_socket_that_the_parent_has_too_stays_as_it_is(peer: IpcPeer) -> None:
     message = session.receive(PATIENCE, expect=LogMessage)
     assert len(str(message.message)) == 2_000_000
     assert theirs.getsockopt(*SEND_BUFFER) == usual
+    session.notify(LogMessage("that is all"))
     theirs.close()
-    session.close()
+    session.flush(PATIENCE)
     assert process.wait(PATIENCE) == 0
+    session.close()

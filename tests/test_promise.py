@@ -26,6 +26,7 @@ from stream_ipc import (
     as_completed,
     gather,
 )
+from stream_ipc.core import replies
 from stream_ipc.core.lifecycle import drop_loop
 from tests.helpers import (
     WAIT,
@@ -653,3 +654,24 @@ def test_a_done_callback_that_comes_at_any_place_while_the_reply_settles_is_call
         if not at.hit:
             break
     assert number > 30
+
+
+def test_a_done_callback_that_comes_as_the_moment_of_a_reply_is_taken_is_called(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A function in C, at whose return a signal is looked at; no profile function is told of it.
+    a, b = peer.create_session_pair()
+    b.on_request(lambda ping: Pong(ping.value))
+    real = replies.next_moment
+    called: List[Any] = []
+
+    def moment() -> int:
+        monkeypatch.setattr(replies, "next_moment", real)
+        promise.add_done_callback(called.append)
+        return real()
+
+    promise = a.request(Ping(1))
+    monkeypatch.setattr(replies, "next_moment", moment)
+    assert promise.wait() == Pong(1)
+    peer.tick(0)
+    assert called == [promise]
