@@ -1,26 +1,17 @@
-"""``Listener``, as users see an acceptor, and the opening of one at the address that they pass.
+"""``Listener``: what accepts connections, as users see it.
 
-Knows sockets. Must not know messages; a session is made by the peer.
+Checks which thread calls, and hands everything on to the acceptor behind it.
 """
 
 from __future__ import annotations
 
 from .arguments import Facade, safe_repr
-from .core.acceptor import Acceptor
-from .interruptions import pass_on
-from .transports import socket_channel  # noqa: F401 - for sessions: nothing can be imported once no descriptors are left
-from .transports.addresses import check_address, explained
-from .transports.sockets import listen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable
-    from typing import Any
+    from .core.acceptor import Acceptor
 
-    from .core.loop import Loop
-
-__all__ = ["Listener", "open_listener"]
+__all__ = ["Listener"]
 
 
 class Listener(Facade):
@@ -72,43 +63,3 @@ class Listener(Facade):
         acceptor = self._acceptor
         if not acceptor.closed:
             acceptor.loop.inside(acceptor.close)
-
-
-def open_listener(
-    loop: Loop,
-    address: Any,
-    take: Callable[[Any, str], Any],
-    timeout: Callable[[], float | None],
-    context: ssl.SSLContext | None,
-) -> Listener:
-    """Listen at an address; see ``IpcPeer.listen``.
-
-    Args:
-        loop: What drives it.
-        address: As it was given.
-        take: Called with each connection, and its name.
-        timeout: Returns how many seconds a handshake may take.
-        context: For TLS, or None.
-    """
-    place = check_address(address)
-    if context is not None:
-        from .transports.tls import check_context
-
-        check_context(context, True)
-    sock, found, file = listen(place, context is not None)
-    acceptor: Acceptor | None = None
-    try:
-        acceptor = Acceptor(loop, sock, found, file, take, timeout, context)
-        acceptor.start()
-        return Listener(acceptor)
-    except BaseException as exc:
-        if acceptor is not None:
-            acceptor.close()
-        else:
-            sock.close()
-            if file is not None:
-                file.remove()
-        if isinstance(exc, OSError):
-            pass_on(exc)
-            raise explained(exc, f"cannot listen at {place!r}") from exc
-        raise

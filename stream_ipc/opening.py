@@ -5,6 +5,7 @@ Checks what users pass, opens it, and hands the session to the loop of the peer.
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from itertools import starmap
 
@@ -175,10 +176,10 @@ class SessionOpener(Facade):
                 ``create_socket_session``.
         """
         from .transports.objects import open_channel
-        from .transports.socket_channel import refuse_tls
 
         reads = (read,) if read2 is None else (read, read2)
-        refuse_tls((write, *reads))
+        if any(map(_is_tls, (write, *reads))):
+            raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
         make = partial(open_channel, write, reads, self.serializer, self.max_frame_size)
         return _add_session(self, (write, *reads), make)
 
@@ -193,9 +194,9 @@ class SessionOpener(Facade):
             TypeError: It is no socket.
             ValueError: It is no stream socket, or not connected.
         """
-        from .transports.socket_channel import prepare_socket
+        from .transports.sockets import check_connected
 
-        return _add_socket(self, sock, prepare_socket(sock))
+        return _add_socket(self, sock, check_connected(sock))
 
     def create_session(self, transport: Transport) -> Session:
         """Talk over a transport of one's own, which the session owns and closes.
@@ -336,10 +337,11 @@ class SessionOpener(Facade):
         loop.check_open()
         if not callable(on_session):
             raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
-        from .listener import open_listener
+        from .core.acceptor import Acceptor
+        from .listener import Listener
 
         take = partial(_add_socket, self, on_session=on_session)
-        return loop.inside(open_listener, loop, address, take, lambda: self.timeout, ssl_context)
+        return Listener(loop.inside(Acceptor, loop, address, take, lambda: self.timeout, ssl_context))
 
 
 def _add_session(
@@ -388,10 +390,29 @@ def _refuse_streams(loop: Loop, channel: Channel) -> None:
 
 
 def _add_socket(
-    peer: SessionOpener, sock: socket.socket, name: str = "", on_session: Callable[[Session], Any] | None = None
+    peer: SessionOpener, sock: socket.socket, name: str, on_session: Callable[[Session], Any] | None = None
 ) -> Session:
-    from .transports.socket_channel import socket_channel
-    return _add_session(peer, sock, partial(socket_channel, sock, name, peer.serializer, peer.max_frame_size), on_session)
+    """Add a session over a connected socket; the name says in a few words, if any, what it is connected to."""
+
+    def make() -> StreamChannel:
+        if _is_tls(sock):
+            from .transports.tls import TlsChannel
+
+            channel: StreamChannel = TlsChannel(sock, peer.serializer, peer.max_frame_size)
+        else:
+            from .transports.objects import open_channel
+
+            channel = open_channel(sock, (sock,), peer.serializer, peer.max_frame_size)
+        if name:
+            channel.connected(name)
+        return channel
+
+    return _add_session(peer, sock, make, on_session)
+
+
+def _is_tls(stream: Any) -> bool:
+    ssl: Any = sys.modules.get("ssl")  # importing it takes long, and whoever has an SSLSocket has imported it
+    return ssl is not None and isinstance(stream, ssl.SSLSocket)
 
 
 def _close_untaken(peer: SessionOpener, *sockets: socket.socket) -> None:

@@ -384,7 +384,7 @@ _LIMITS = {
     "inbox count hard": ["stream_ipc.core.port.INBOX_COUNT_HARD"],
     "kill grace": ["stream_ipc.transports.process_teardown.KILL_GRACE"],
     "listener pause": ["stream_ipc.core.acceptor.PAUSE"],
-    "lock grace": ["stream_ipc.transports.sockets._LOCK_GRACE"],
+    "lock tries": ["stream_ipc.transports.sockets._LOCK_TRIES"],
     "terminate grace": ["stream_ipc.transports.process_teardown.TERMINATE_GRACE"],
 }
 

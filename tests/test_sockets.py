@@ -19,25 +19,20 @@ from typing import Any, List
 import pytest
 
 from stream_ipc import IpcPeer
-from stream_ipc.transports import lingering, sockets
+from stream_ipc.transports import sockets
 from stream_ipc.transports.addresses import describe_address
-from stream_ipc.transports.lingering import linger, stop_writing
-from stream_ipc.transports.sockets import connect, listen, other_user, tune
+from stream_ipc.transports.sockets import linger, other_user, stop_writing, tune
 from tests.helpers import InterruptAt, Interruption
 from tests.os_helpers import listing
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 
 
-def wait_for(fd: int, events: int, limit: Any) -> bool:
-    return True
-
-
-def tcp_pair(host: str = "127.0.0.1") -> List[socket.socket]:
-    listener, place, _ = listen((host, 0), False)
-    with listener:
-        one = connect(place, False, None, time.monotonic, wait_for)
-        listener.setblocking(True)
+def tcp_pair() -> List[socket.socket]:
+    """A connection: the end that has connected, which does not block, and the other."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname())
+        one.setblocking(False)
         return [one, listener.accept()[0]]
 
 
@@ -55,10 +50,13 @@ def options(sock: socket.socket) -> List[int]:
 def test_keepalive_of_a_tcp_connection() -> None:
     one, other = tcp_pair()
     with one, other:
-        assert options(one) == [True, 1, 60, 10, 5]
         assert options(other) != [True, 1, 60, 10, 5]
         tune(other)
         assert options(other) == [True, 1, 60, 10, 5]
+    with IpcPeer() as peer, peer.listen(("127.0.0.1", 0), lambda session: None) as listener:
+        session = peer.connect(listener.address)
+        assert session.socket is not None
+        assert options(session.socket) == [True, 1, 60, 10, 5]
 
 
 def test_what_the_system_does_not_let_set_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +224,7 @@ def test_a_lingering_close_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -
         assert teardown is not None
         assert teardown.step() is not None
         now = time.monotonic()
-        monkeypatch.setattr(lingering, "monotonic", lambda: now + 2)
+        monkeypatch.setattr(sockets, "monotonic", lambda: now + 2)
         assert teardown.step() is None
         assert teardown.fds() == []
 
@@ -305,15 +303,16 @@ def test_no_socket_object_is_needed_to_linger() -> None:
 
 CHANGED = """
 import os, socket, sys, time
-from stream_ipc.transports.sockets import connect, listen, other_user
+from stream_ipc.transports.sockets import listen, other_user
 
 path = sys.argv[1]
-listener, place, file = listen(path, False)
+listener, file = listen(path, False)
 os.chown(path, 12345, 12345)
 os.chmod(os.path.dirname(path), 0o777)
 os.setgid(12345)
 os.setuid(12345)
-client = connect(path, False, None, time.monotonic, lambda *args: True)
+client = socket.socket(socket.AF_UNIX)
+client.connect(path)
 listener.setblocking(True)
 print(other_user(listener.accept()[0]), other_user(client))
 """
@@ -352,20 +351,21 @@ def test_the_user_is_the_one_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
 GEVENT = """
 import gevent.monkey
 gevent.monkey.patch_all()
-import os, select, socket, tempfile, time
-from stream_ipc.transports.lingering import linger
-from stream_ipc.transports.addresses import describe_address
-from stream_ipc.transports.sockets import connect, listen, other_user, tune
+import os, select, socket, tempfile
+from stream_ipc.core.connecting import open_connection
+from stream_ipc.core.loop import Loop
+from stream_ipc.transports.sockets import linger, listen, other_user, tune
 
 assert socket.socket.__module__.startswith("gevent")
 def wait_for(fd, events, limit):
     poll = select.poll()
     poll.register(fd, events)
     return bool(poll.poll(5000))
+loop = Loop()
 with tempfile.TemporaryDirectory() as folder:
     for place in (("127.0.0.1", 0), os.path.join(folder, "socket")):
-        listener, place, file = listen(place, False)
-        one = connect(place, False, None, time.monotonic, wait_for)
+        listener, file = listen(place, False)
+        one, name = open_connection(loop, listener.getsockname(), None, None, 5)
         other = listener.accept()[0]
         tune(other)
         if file is not None:
@@ -383,7 +383,8 @@ with tempfile.TemporaryDirectory() as folder:
             other.close()
             while teardown.step() is not None:
                 wait_for(teardown.fds()[0], select.POLLIN, None)
-        print(describe_address(place))
+        print(name)
+loop.close()
 """
 
 

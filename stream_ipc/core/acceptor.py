@@ -1,9 +1,6 @@
 """Accepting connections inside turns.
 
 Knows sockets, TLS handshakes and the loop. Must not know messages; what becomes of a connection is its owner's business.
-
-What strangers do before they have a session happens in one ``Poller`` of the acceptor's own, whose descriptor the loop
-watches: so a turn takes a bounded number of steps for all of them together, and no handler ever waits for one.
 """
 
 from __future__ import annotations
@@ -15,12 +12,11 @@ import os
 
 from .. import log
 from ..interruptions import pass_on
-from ..transports.addresses import describe_address
-from ..transports.channel import POLL_INTERVAL
-from ..transports.lingering import stop_writing
+from ..transports import objects  # noqa: F401 - for sessions, for the same reason
+from ..transports.addresses import check_address, describe_address, explain
 from ..transports.shield import Shield
-from ..transports.sockets import other_user, tune
-from .poller import READ, Poller
+from ..transports.sockets import listen, other_user, stop_writing, tune
+from .poller import READ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,12 +26,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..transports.addresses import Place
-    from ..transports.sockets import SocketFile
     from .loop import Loop
 
 __all__ = ["Acceptor"]
 
-# Per tick and listener:
+# Per turn and listener:
 _ACCEPTS = 16  # connections that are accepted
 _STEPS = 16  # steps of handshakes, each of which may cost a millisecond
 
@@ -63,93 +58,80 @@ class _Handshake:
 class Acceptor:
     """Accepts connections at one address.
 
-    Owns the socket, its file, and the connections that have no session yet.
+    Owns the socket, its file, and the connections that have no session yet. What strangers do before they have one is
+    noted as the loop tells of it, and done a few steps in each turn, so that it keeps nobody waiting.
 
     Args:
         loop: What drives it.
-        sock: A listening socket that does not block.
-        place: Where it listens.
-        file: The file of a Unix socket, or None.
+        address: Where to listen, as it was given; see ``IpcPeer.listen``.
         take: Called with each connection, and its name.
         timeout: Returns how many seconds a handshake may take, or None for a limit of its own.
         context: For TLS, or None.
 
     Attributes:
-        place: See above.
+        place: Where it listens.
         closed: Whether it accepts no more.
     """
 
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
-        place: Place,
-        file: SocketFile | None,
+        address: Any,
         take: Callable[[Any, str], Any],
         timeout: Callable[[], float | None],
         context: ssl.SSLContext | None,
     ) -> None:
         self.loop = loop
-        self.place = place
+        self.place: Place = check_address(address)
         self.closed: bool = False
-        self._sock = sock
-        self._file = file
         self._hand_over = take
         self._timeout = timeout
         self._context = context
         if context is not None:
             from ..transports import tls
 
+            tls.check_context(context, True)
             self._tls = tls
+        self._ready: dict[int, None] = {}  # descriptors at which something can be done; the first has its turn next
         self._handshakes: dict[int, _Handshake] = {}  # by descriptor; the oldest comes first
-        self._paused_until: float | None = None
+        self._paused_until = math.inf  # while it accepts nothing
         self._complained = False
-        self._next = 0  # whose turn it is among those that are ready
-        self._identity = self._identify()
-        self._poller = Poller()
-        self._fd = -1  # of the poller; it has none under gevent, and is polled by time then
         try:
-            self._poller.watch(sock.fileno(), READ, self)
-            if self._poller.has_fileno:
-                self._fd = self._poller.fileno()
-        except BaseException:
-            self._poller.close()
+            self._sock, self._file = listen(self.place, context is not None)
+            try:
+                self._status = os.fstat(self._sock.fileno())
+                if not isinstance(self.place, str):
+                    self.place = (self.place[0], self._sock.getsockname()[1])
+                loop.listeners[self] = None
+                loop.watch(self._sock.fileno(), READ, self)
+            except BaseException:
+                self.close()
+                raise
+        except OSError as exc:
+            explain(exc, f"cannot listen at {self.place!r}")
             raise
+        log.debug("listener %r opened", self.place)
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else "open" if self._paused_until is None else "paused"
+        state = "closed" if self.closed else "open" if self._paused_until == math.inf else "paused"
         return f"<Listener {self.place!r} {state} handshakes={len(self._handshakes)}>"
-
-    def start(self) -> None:
-        """Begin to be watched."""
-        self.loop.listeners[self] = None
-        if self._fd >= 0:
-            self.loop.watch(self._fd, READ, self)
-        else:
-            self.loop.set_polled(self, POLL_INTERVAL)
-        log.debug("listener %r opened", self.place)
 
     def close(self) -> None:
         """Release everything. An interrupted call can be made again."""
         if not self.closed:
             log.debug("listener %r closed", self.place)
         self.closed = True
-        loop = self.loop
         if self._file is not None:
             self._file.remove()
-        loop.call_no_more(self)
-        if self._fd >= 0:
-            loop.unwatch(self._fd, self)
-        self._close_descriptors()
-        loop.listeners.pop(self, None)
+        self.loop.call_no_more(self)
+        for fd in (self._sock.fileno(), *self._handshakes):
+            self.loop.unwatch(fd, self)
+        self.abandon()
+        self.loop.listeners.pop(self, None)
 
     def abandon(self) -> None:
         """Close the copies of the descriptors in a forked process. The file stays its owner's."""
         self.closed = True
-        self._close_descriptors()
-
-    def _close_descriptors(self) -> None:
-        self._poller.close()
         self._sock.close()
         for handshake in self._handshakes.values():
             handshake.sock.close()
@@ -159,61 +141,63 @@ class Acceptor:
         """Check whether the socket was closed by somebody else, which no poller tells."""
         if not self.closed and not self._is_valid():
             log.error("%r: its descriptor was closed by somebody else; it listens no more, so make a new one", self)
-            self._sock.detach()  # the number may be another file's by now
+            self.loop.unwatch(self._sock.detach(), self)  # the number may be another file's by now
             self.close()
 
     def _is_valid(self) -> bool:
         try:
-            return self._identify() == self._identity
+            return os.path.samestat(os.fstat(self._sock.fileno()), self._status)
         except OSError as exc:
             pass_on(exc)
             return exc.errno != errno.EBADF  # otherwise it cannot be told now
 
-    def _identify(self) -> tuple[int, int]:
-        status = os.fstat(self._sock.fileno())
-        return status.st_dev, status.st_ino
+    # -- turns
 
     def on_ready(self, fd: int, events: int) -> None:
-        """Accept connections and go on with handshakes, as far as one turn should."""
-        self.poll()
+        """Note that a connection can be accepted, or a handshake can go on."""
+        self._ready[fd] = None
+        self.loop.set_polled(self, 0)
 
     def poll(self) -> None:
-        """Do the same without being told that something is ready."""
-        if self.closed:
-            return
-        ready = self._poller.poll(0)
-        # Those that are ready take turns, or the first ones could keep the others waiting for ever.
-        count = len(ready)
-        start = self._next % count if count else 0
-        self._next = start + _STEPS
-        for index in range(start, start + min(count, _STEPS)):
-            fd = ready[index % count][0]
+        """Accept connections and go on with handshakes, as far as one turn should."""
+        for fd in tuple(self._ready)[:_STEPS]:
+            self._ready.pop(fd, None)
+            if self.closed:
+                return
             with Shield():  # an interruption must not lose a connection that was just accepted
                 if fd == self._sock.fileno():
                     self._accept()
                 elif fd in self._handshakes:
                     self._step(self._handshakes[fd])
+        if not self._ready:
+            self.loop.set_polled(self, None)
 
     def on_time(self, now: float) -> None:
         """Drop handshakes that take too long; accept again after a pause."""
         for handshake in tuple(self._handshakes.values()):
             if handshake.due <= now:
                 self._drop_unless_ready(handshake, "it took too long")
-        if self._paused_until is not None and now >= self._paused_until:
+        if now >= self._paused_until:
             self.check()
             if self.closed:
                 return
             try:
-                self._poller.watch(self._sock.fileno(), READ, self)
-                self._paused_until = None
+                self.loop.watch(self._sock.fileno(), READ, self)
+                self._paused_until = math.inf
             except OSError as exc:  # there is no memory for it yet
                 pass_on(exc)
                 self._paused_until = now + PAUSE
         self._set_timer()
 
     def _set_timer(self) -> None:
-        due = math.inf if self._paused_until is None else self._paused_until
-        self.loop.set_timer(self, min([due, *[handshake.due for handshake in self._handshakes.values()]]))
+        self.loop.set_timer(self, min([self._paused_until, *[handshake.due for handshake in self._handshakes.values()]]))
+
+    def _pause(self) -> None:
+        self._paused_until = self.loop.clock() + PAUSE
+        self.loop.unwatch(self._sock.fileno(), self)
+        self._set_timer()
+
+    # -- connections
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS):
@@ -229,12 +213,11 @@ class Acceptor:
                 if exc.errno in _GONE:
                     continue
                 self.check()
-                if self.closed:
-                    return
-                if not self._complained:
-                    self._complained = True
-                    log.error("%r cannot accept: %s; it goes on trying", self, exc)
-                self._pause()
+                if not self.closed:
+                    if not self._complained:
+                        self._complained = True
+                        log.error("%r cannot accept: %s; it goes on trying", self, exc)
+                    self._pause()
                 return
             self._complained = False
             self._go_on(sock, self._take)
@@ -270,7 +253,7 @@ class Acceptor:
         handshake = _Handshake(tls, name, now, now + (_HANDSHAKE_LIMIT if timeout is None else timeout))
         self._handshakes[tls.fileno()] = handshake
         try:
-            self._poller.watch(tls.fileno(), READ, self)
+            self.loop.watch(tls.fileno(), READ, self)
             self._set_timer()
         except BaseException:
             self._remove(handshake)
@@ -278,18 +261,25 @@ class Acceptor:
             raise
 
     def _step(self, handshake: _Handshake) -> None:
-        sock = handshake.sock
         try:
-            events = self._tls.handshake(sock)
+            events = self._tls.handshake(handshake.sock)
             if events:
-                self._poller.watch(sock.fileno(), events, self)
+                self.loop.watch(handshake.sock.fileno(), events, self)
                 return
         except (OSError, ValueError) as exc:
             pass_on(exc)
             self._drop(handshake, str(exc))
             return
         self._remove(handshake)
-        self._go_on(sock, self._hand_over, handshake.name)
+        self._go_on(handshake.sock, self._hand_over, handshake.name)
+
+    def _make_room(self) -> bool:
+        """Drop the oldest handshake, unless it is young; returns whether another connection may come."""
+        oldest = next(iter(self._handshakes.values()))
+        if self.loop.clock() - oldest.since < _YOUNG:
+            return False
+        self._drop_unless_ready(oldest, "others are waiting")
+        return True
 
     def _drop_unless_ready(self, handshake: _Handshake, why: str) -> None:
         """Drop a handshake, unless what it waits for is there and could only not be read."""
@@ -307,18 +297,6 @@ class Acceptor:
     def _remove(self, handshake: _Handshake) -> None:
         fd = handshake.sock.fileno()
         self._handshakes.pop(fd, None)
-        self._poller.unwatch(fd)
-        self._set_timer()
-
-    def _make_room(self) -> bool:
-        for handshake in self._handshakes.values():
-            break
-        if self.loop.clock() - handshake.since < _YOUNG:
-            return False
-        self._drop_unless_ready(handshake, "others are waiting")
-        return True
-
-    def _pause(self) -> None:
-        self._paused_until = self.loop.clock() + PAUSE
-        self._poller.unwatch(self._sock.fileno())
+        self._ready.pop(fd, None)
+        self.loop.unwatch(fd, self)
         self._set_timer()

@@ -6,18 +6,17 @@ Knows sockets, TLS handshakes and the loop. Must not know messages; a session is
 from __future__ import annotations
 
 import errno
-import math
 import os
-from functools import partial
+import select
+import socket
 
 from ..interruptions import pass_on
-from ..transports import socket_channel  # noqa: F401 - for the session: it may have got the last descriptor
-from ..transports.addresses import check_address, describe_address, explained
-from ..transports.sockets import connect, other_user
+from ..transports import objects  # noqa: F401 - for the session: it may have got the last descriptor
+from ..transports.addresses import check_address, describe_address, explain, resolve
+from ..transports.sockets import other_user, tune
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     import ssl
     from typing import Any
 
@@ -26,13 +25,15 @@ if TYPE_CHECKING:
 
 __all__ = ["open_connection", "wait_for"]
 
+_RETRY = 0.01  # how often a Unix socket whose queue is full is tried again, in seconds
+
+
+class _TooLate(Exception):
+    """It took too long."""
+
 
 def open_connection(
-    loop: Loop,
-    address: Any,
-    context: ssl.SSLContext | None,
-    server_hostname: str | None,
-    timeout: float | None,
+    loop: Loop, address: Any, context: ssl.SSLContext | None, server_hostname: str | None, timeout: float | None
 ) -> tuple[socket.socket, str]:
     """Connect to an address; see ``IpcPeer.connect``.
 
@@ -46,61 +47,90 @@ def open_connection(
         check_context(context, False)
     elif server_hostname is not None:
         raise ValueError("server_hostname is for TLS; pass an ssl_context too")
-    limit = None if timeout is None else loop.clock() + timeout
-    closed = RuntimeError(f"this IpcPeer was closed while it was connecting to {place!r}")
-    late = f"cannot connect to {place!r} within {timeout} s"
+    if not isinstance(place, str) and not place[1]:
+        raise ValueError(f"cannot connect to {place!r}: nobody listens at port 0; pass the listener's port")
+    limit = loop.limit_of(timeout)
+    failed, late = f"cannot connect to {place!r}", f"cannot connect to {place!r} within {timeout} s"
     try:
-        sock = connect(place, context is not None, limit, loop.clock, partial(wait_for, loop))
+        sock = _connect_to_any(loop, resolve(place, context is not None), limit)
         try:
             if isinstance(place, str):
-                _check_owner(sock, place)
+                _check_owner(sock)
             if context is not None:
+                failed = f"the TLS handshake with {place!r} failed"
                 late = f"the TLS handshake with {place!r} was not over within {timeout} s; does the other side speak TLS?"
                 sock = _shake_hands(loop, sock, place, context, server_hostname, limit)
-            if loop.closing:
-                raise closed
             return sock, f"to {describe_address(place)}"
         except BaseException:
             sock.close()
             raise
-    except TimeoutError as exc:
-        pass_on(exc)
-        if exc.errno is not None:  # the system's own
-            raise
-        if loop.closing:
-            raise closed from None
-        raise TimeoutError(late) from exc
+    except _TooLate:
+        raise TimeoutError(late) from None
+    except OSError as exc:
+        explain(exc, failed)
+        raise
 
 
-def _check_owner(sock: socket.socket, place: Place) -> None:
+def _connect_to_any(loop: Loop, found: list[tuple[int, Any]], limit: float) -> socket.socket:
+    """Connect to the first of some addresses at which somebody listens."""
+    first: Exception | None = None
+    for index, (family, sockaddr) in enumerate(found):
+        now = loop.clock()
+        try:  # one that does not answer leaves time for the others
+            return _connect(loop, family, sockaddr, now + (limit - now) / (len(found) - index))
+        except (OSError, _TooLate) as exc:
+            pass_on(exc)
+            first = first or exc
+    assert first is not None
+    raise first
+
+
+def _connect(loop: Loop, family: int, sockaddr: Any, limit: float) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        number = sock.connect_ex(sockaddr)
+        while True:
+            if number != errno.EAGAIN or family != socket.AF_UNIX:
+                break
+            # The queue of the listener is full, and no descriptor tells when it has room.
+            now = loop.clock()
+            if now >= limit:
+                raise _TooLate
+            _wait(loop, -1, 0, min(now + _RETRY, limit))
+            number = sock.connect_ex(sockaddr)
+        if number in (errno.EINPROGRESS, errno.EINTR, errno.EWOULDBLOCK):
+            _wait(loop, sock.fileno(), select.POLLOUT, limit)
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not number and family != socket.AF_UNIX and sock.getsockname() == sock.getpeername():
+            number = errno.ECONNREFUSED  # the system chose the same port for our end: TCP then connects it to itself
+        if number:
+            raise OSError(number, os.strerror(number))
+        tune(sock)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _check_owner(sock: socket.socket) -> None:
     # The user that it ran as when it began to listen: mostly root, if it has given up these rights since. Root may do as it
     # likes anyway, so it is only another user that must not get what is meant for a listener of ours.
     user = other_user(sock)
     if user:
-        raise PermissionError(
-            errno.EACCES,
-            f"refusing to connect to {place!r}: user {user} listens there, and this process runs as {os.geteuid()}",
-        )
+        text = f"user {user} listens there, and this process runs as {os.geteuid()}"
+        raise PermissionError(errno.EACCES, text)
 
 
 def _shake_hands(
-    loop: Loop,
-    sock: socket.socket,
-    place: Place,
-    context: ssl.SSLContext,
-    server_hostname: str | None,
-    limit: float | None,
+    loop: Loop, sock: socket.socket, place: Place, context: ssl.SSLContext, server_hostname: str | None, limit: float
 ) -> socket.socket:
-    import ssl
-
     from ..transports.tls import handshake, wrap
 
     if server_hostname is None and not isinstance(place, str):
         server_hostname = place[0]
     try:
         tls = wrap(context, sock, False, server_hostname)
-    except OSError as exc:
-        raise explained(exc, f"cannot connect to {place!r}") from exc
     except ValueError as exc:
         raise ValueError(f"cannot connect to {place!r}: {exc}") from exc
     try:
@@ -108,26 +138,19 @@ def _shake_hands(
             events = handshake(tls)
             if not events:
                 return tls
-            if not wait_for(loop, tls.fileno(), events, limit):
-                raise TimeoutError
-            events = 0  # see the end of Loop.run's loop
-    except ssl.SSLError as exc:
-        tls.close()
-        text = f"the TLS handshake with {place!r} failed: {exc.strerror or exc}"
-        error = type(exc)(exc.errno, text)
-        for name in ("reason", "library", "verify_code", "verify_message"):
-            if hasattr(exc, name):
-                setattr(error, name, getattr(exc, name))
-        raise error from exc
-    except OSError as exc:
-        tls.close()
-        pass_on(exc)
-        if isinstance(exc, TimeoutError) and exc.errno is None:
-            raise
-        raise explained(exc, f"the TLS handshake with {place!r} failed") from exc
+            _wait(loop, tls.fileno(), events, limit)
     except BaseException:
         tls.close()
         raise
+
+
+def _wait(loop: Loop, fd: int, events: int, limit: float) -> None:
+    """Wait until a descriptor is ready; -1: until the time is over."""
+    ready = wait_for(loop, fd, events, limit)
+    if loop.closing:
+        raise RuntimeError("this IpcPeer was closed while it was connecting")
+    if fd >= 0 and not ready:
+        raise _TooLate
 
 
 class _Awaited:
@@ -149,23 +172,17 @@ class _Awaited:
         self.settled = True
 
 
-def wait_for(loop: Loop, fd: int, events: int, limit: float | None) -> bool:
-    """Wait for a descriptor that is no conversation's, moving bytes but running no handlers.
-
-    Args:
-        loop: What waits.
-        fd: The descriptor; -1 just waits.
-        events: What to wait for.
-        limit: A time of the clock, or None.
+def wait_for(loop: Loop, fd: int, events: int, limit: float) -> bool:
+    """Wait for a descriptor that is no conversation's, moving bytes but running no handlers; -1 just waits.
 
     Returns:
-        Whether it is ready.
+        Whether it is ready before the clock has reached ``limit``.
     """
     awaited = _Awaited()
     try:
         if fd >= 0:
             loop.watch(fd, events, awaited)
-        loop.run(awaited, math.inf if limit is None else limit, dispatch=False)
+        loop.run(awaited, limit, dispatch=False)
     finally:
         loop.unwatch(fd, awaited)
     return awaited.settled

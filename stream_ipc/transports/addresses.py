@@ -1,4 +1,4 @@
-"""Addresses: what may be one, what it is called in texts, and which addresses of the system a host has.
+"""Addresses: what may be one, what it is called in texts, and which addresses of the system it stands for.
 
 Knows names of hosts, and the limits of paths. Must not know connections.
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Address = str | bytes | os.PathLike[str] | os.PathLike[bytes] | tuple[str, int]
     Place = str | tuple[str, int]  # an address that was checked: the path of a Unix socket, or a host and a port
 
-__all__ = ["check_address", "describe_address", "explained", "resolve"]
+__all__ = ["check_address", "describe_address", "explain", "resolve"]
 
 _MAX_PATH = 107 if sys.platform.startswith("linux") else 103  # bytes of a Unix socket's path
 
@@ -29,16 +29,13 @@ _MAX_PATH = 107 if sys.platform.startswith("linux") else 103  # bytes of a Unix 
 def check_address(address: Any) -> Place:
     """Tell a path from a pair of host and port.
 
-    Returns:
-        A str, or a tuple of str and int.
-
     Raises:
         TypeError: It is neither.
         ValueError: It is one that cannot be.
         OSError: The path is too long for a Unix socket.
     """
     if isinstance(address, (tuple, list)):
-        return _check_pair(address)
+        return _check_pair(tuple(address))
     if not isinstance(address, (str, bytes, os.PathLike)):
         raise TypeError(f"an address is a path (Unix socket) or a pair (host, port), not {address!r:.100}")
     path = os.fsdecode(address)
@@ -52,28 +49,23 @@ def check_address(address: Any) -> Place:
         )
     size = len(os.fsencode(path))
     if size > _MAX_PATH:
-        raise OSError(
-            errno.ENAMETOOLONG,
-            f"the path of a Unix socket has at most {_MAX_PATH} bytes, and this one has {size}; choose a shorter one",
-            path,
-        )
+        text = f"the path of a Unix socket has at most {_MAX_PATH} bytes, and this one has {size}; choose a shorter one"
+        raise OSError(errno.ENAMETOOLONG, text, path)
     return path
 
 
-def _check_pair(address: Any) -> tuple[str, int]:
-    if len(address) != 2:
-        raise ValueError(f"a TCP address is a pair (host, port), not {tuple(address)!r:.200}")
-    host, port = address
+def _check_pair(pair: tuple[Any, ...]) -> tuple[str, int]:
+    if len(pair) != 2:
+        raise ValueError(f"a TCP address is a pair (host, port), not {pair!r:.200}")
+    host, port = pair
     if not isinstance(host, str):
-        raise TypeError(f"the host of the address {(host, port)!r:.200} must be a str")
+        raise TypeError(f"the host of the address {pair!r:.200} must be a str")
     if isinstance(port, bool) or not isinstance(port, int):
-        raise TypeError(f"the port of the address {(host, port)!r:.200} must be an int")
+        raise TypeError(f"the port of the address {pair!r:.200} must be an int")
     if not 0 <= port <= 65535:
-        raise ValueError(f"the port of the address {(host, port)!r:.200} must be from 0 to 65535")
-    if "\0" in host:
-        raise ValueError(f"{host!r:.200} in the address {(host, port)!r:.200} is no name of a host")
-    if not host:
-        raise ValueError(f'the address {(host, port)!r} names no host; "0.0.0.0" or "::" are all of this machine')
+        raise ValueError(f"the port of the address {pair!r:.200} must be from 0 to 65535")
+    if not host or "\0" in host:
+        raise ValueError(f'the address {pair!r:.200} names no host; "0.0.0.0" or "::" are all of this machine')
     return host, port
 
 
@@ -94,27 +86,30 @@ def describe_address(address: Any) -> str:
     return ":".join([part.hex() if isinstance(part, bytes) else str(part) for part in address])
 
 
-def resolve(host: str, port: int, secure: bool, verb: str) -> list[tuple[int, Any]]:
-    """Return the families and socket addresses of a host, each once.
+def resolve(place: Place, secure: bool) -> list[tuple[int, Any]]:
+    """Return the families and socket addresses of an address, each once.
 
     Raises:
         OSError: The host does not resolve.
         ValueError: One of them is not loopback, and nothing secures the connection.
     """
+    if isinstance(place, str):
+        return [(socket.AF_UNIX, place)]
+    host, port = place
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as exc:
-        raise explained(exc, f"cannot {verb} {(host, port)!r}: the host {host!r} does not resolve") from exc
+        explain(exc, f"the host {host!r} does not resolve")
+        raise
     except ValueError as exc:  # UnicodeError: a name that cannot be one
-        raise ValueError(f"cannot {verb} {(host, port)!r}: {host!r:.200} is no name of a host: {exc}") from exc
+        raise ValueError(f"{host!r:.200} in the address {place!r:.200} is no name of a host: {exc}") from exc
     found = list(dict.fromkeys((int(family), sockaddr) for family, _, _, _, sockaddr in infos))
-    if not secure:
-        for family, sockaddr in found:
-            if not _is_loopback(family, sockaddr):
-                raise ValueError(
-                    f"refusing to {verb} {(host, port)!r} without an ssl_context: {sockaddr[0]} is not loopback, and"
-                    " whoever is on the way could read and write; pass an ssl_context"
-                )
+    for family, sockaddr in found:
+        if not secure and not _is_loopback(family, sockaddr):
+            raise ValueError(
+                f"refusing the address {place!r} without an ssl_context: {sockaddr[0]} is not loopback, and whoever is on"
+                " the way could read and write; pass an ssl_context"
+            )
     return found
 
 
@@ -125,10 +120,8 @@ def _is_loopback(family: int, sockaddr: Any) -> bool:
     return packed == bytes(15) + b"\x01" or packed[:13] == bytes(10) + b"\xff\xff\x7f"
 
 
-def explained(exc: OSError, text: str) -> OSError:
-    """Return an error of the same kind whose text says what could not be done; raises what a signal handler has raised."""
+def explain(exc: OSError, text: str) -> None:
+    """Have an error say first what could not be done; raises what a signal handler has raised."""
     pass_on(exc)
-    text = f"{text}: {exc.strerror or exc}"
-    if isinstance(exc, socket.gaierror):
-        return socket.gaierror(exc.errno, text)
-    return OSError(text) if exc.errno is None else OSError(exc.errno, text)
+    exc.strerror = f"{text}: {exc.strerror or exc}"
+    exc.args = (exc.strerror,) if exc.errno is None else (exc.errno, exc.strerror)

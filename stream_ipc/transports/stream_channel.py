@@ -162,7 +162,7 @@ class StreamChannel(Channel):
         end = self.outbox.end
         if self.outbox.error is not None or not end.is_tcp or end.shared or end.find_invalid() is not None:
             return None
-        from .lingering import linger
+        from .sockets import linger
 
         return linger(end.socket)
 

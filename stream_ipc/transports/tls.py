@@ -1,6 +1,6 @@
-"""TLS: both ends of an ``ssl.SSLSocket``, and the way to one.
+"""TLS: the way to an ``ssl.SSLSocket``, both of its ends, and the channel over them.
 
-Knows ``ssl``. Must not know channels, sessions or peers. Imported only where TLS is used.
+Knows ``ssl`` and channels. Must not know sessions or peers. Imported only where TLS is used.
 
 Either direction of TLS may have to wait for the other: a read for room to write an answer of the protocol itself, a
 write for something to read. And each call that moves bytes is made with signals held back; see ``shield.py``.
@@ -17,14 +17,20 @@ import ssl
 
 from ..interruptions import pass_on
 from .descriptors import ReadEnd, WriteEnd
+from .inputs import Input
 from .shield import Shield
+from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["TlsReadEnd", "TlsWriteEnd", "check_context", "handshake", "wrap"]
+    from ..protocols import MessageSerializer
+    from .channel import Interest, Received, Teardown
+
+__all__ = ["TlsChannel", "check_context", "handshake", "wrap"]
 
 _RECORD = 16 * 1024  # what one call of OpenSSL reads at most
 _READ = 4 * _RECORD  # bytes of one read
@@ -75,15 +81,15 @@ def handshake(sock: ssl.SSLSocket) -> int:
     return 0
 
 
-class TlsReadEnd(ReadEnd):
+class _ReadEnd(ReadEnd):
     """The end of an ``ssl.SSLSocket`` that is read; its handshake is made by the first read or write."""
 
     reads_into: Any = None
     wants_write: bool = False  # reading has to wait until the descriptor is writable
+    holds_up_writing: bool = False  # writing has to wait until something was read
 
     def __init__(self, sock: Any) -> None:
         self._suppress = sock.suppress_ragged_eofs
-        self.output: TlsWriteEnd | None = None
         self._parts: list[bytes] = []
         self._ended = False
         self.retry: bool = False  # set once what the read had to wait for has happened
@@ -104,21 +110,15 @@ class TlsReadEnd(ReadEnd):
 
     def _read(self, parts: list[bytes]) -> None:
         """Read some records, the end included."""
-        self.retry = False
-        if self.output is not None:
-            self.output.wants_read = False
+        self.retry = self.holds_up_writing = False
         while not self._ended and sum(map(len, parts)) < _READ:
             try:
                 with Shield():
                     data = self.socket.recv(_RECORD)
                     parts.append(data)
                     self._ended = not data
-            except ssl.SSLWantReadError:
-                if not parts:
-                    raise BlockingIOError from None
-                return
-            except ssl.SSLWantWriteError:
-                self.wants_write = True
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+                self.wants_write = isinstance(exc, ssl.SSLWantWriteError)
                 if not parts:
                     raise BlockingIOError from None
                 return
@@ -160,13 +160,12 @@ def _has_ended(sock: Any) -> bool:
         return False
 
 
-class TlsWriteEnd(WriteEnd):
+class _WriteEnd(WriteEnd):
     """The end of an ``ssl.SSLSocket`` that is written."""
 
-    wants_read: bool = False  # writing has to wait until something can be read
-
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: Any, reader: _ReadEnd) -> None:
         super().__init__(sock)
+        self._reader = reader
         # What is being written, and how much of it was: OpenSSL wants a write that was refused to be tried again with
         # the same bytes, and a result may not have been taken when an interruption came.
         self._piece: Any = None
@@ -185,10 +184,8 @@ class TlsWriteEnd(WriteEnd):
                 taken = self.socket.send(self._piece) if self._piece else 0
                 self._taken = taken
                 self._piece = None
-        except ssl.SSLWantWriteError as exc:
-            raise BlockingIOError from exc
-        except ssl.SSLWantReadError as exc:
-            self.wants_read = True
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+            self._reader.holds_up_writing = isinstance(exc, ssl.SSLWantReadError)
             raise BlockingIOError from exc
 
     def _take(self, _: None) -> Any:
@@ -205,3 +202,57 @@ class TlsWriteEnd(WriteEnd):
                     self.socket.unwrap()
             except (OSError, ValueError) as exc:  # it was sent; the answer is not waited for
                 pass_on(exc)
+
+
+class _Input(Input):
+    """What is read of an ``ssl.SSLSocket``."""
+
+    __slots__ = ()
+
+    def read(self, inbox: deque[Received]) -> None:
+        try:
+            super().read(inbox)
+        finally:
+            self.inputs.on_change()  # a direction may have to wait for the other, or no longer
+
+
+class TlsChannel(StreamChannel):
+    """A channel over an ``ssl.SSLSocket``."""
+
+    input_class: type[Input] = _Input
+
+    def __init__(self, sock: Any, serializer: MessageSerializer, max_frame_size: int) -> None:
+        reader = self._reader = _ReadEnd(sock)
+        try:
+            self._writer = _WriteEnd(sock, reader)
+            super().__init__(self._writer, [reader], serializer, max_frame_size)
+            self.connected("TLS")
+        except BaseException:
+            reader.release()
+            raise
+
+    def interest(self) -> Interest:
+        reads, write_fd, poll_in, polls_output = super().interest()
+        if self._reader.wants_write and self.inputs.by_fd:
+            write_fd = self._reader.fd
+        elif self._reader.holds_up_writing:
+            write_fd = None
+        return reads, write_fd, poll_in, polls_output
+
+    def flush(self) -> None:
+        if self._reader.wants_write:  # it could not read because it has to write first
+            self._reader.wants_write = False
+            self._reader.retry = True
+        try:
+            super().flush()
+        finally:
+            self.on_change()
+
+    def broken_text(self) -> str:
+        cause = None if self.inputs.ended is None else self.inputs.ended.__cause__  # often why it refused
+        return super().broken_text() if cause is None else f"{super().broken_text()}; {cause}"
+
+    def before_close(self) -> Teardown | None:
+        if self.outbox.error is None:
+            self._writer.say_goodbye()
+        return super().before_close()
