@@ -108,8 +108,7 @@ if TYPE_CHECKING:
     from .serializers.json import JsonMessageSerializer
     from .serializers.php import PhpMessageSerializer
     from .serializers.pickle import PickleMessageSerializer
-    from .transports.message_transport import MessageTransport
-    from .transports.stream_transport import StreamTransport
+    from .transports.message_transport import MessageTransport, StreamTransport
     from .waiting import as_completed, gather
 
 __version__ = "2.0.0"
@@ -132,7 +131,7 @@ _LAZY = {
     "PhpMessageSerializer": "serializers.php",
     "PickleMessageSerializer": "serializers.pickle",
     "RequestIdGenerator": "protocols",
-    "StreamTransport": "transports.stream_transport",
+    "StreamTransport": "transports.message_transport",
     "WorkerPool": "pool",
     "as_completed": "waiting",
     "gather": "waiting",

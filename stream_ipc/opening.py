@@ -211,7 +211,7 @@ class SessionOpener(Facade):
         """
         if any([other.channel.transport is transport for other in tuple(self._loop.conversations)]):
             raise InvalidStreamError(f"{type(transport).__name__} {_TAKEN}")
-        from .transports.stream_transport import channel_of
+        from .transports.message_transport import channel_of
 
         return _add_session(self, transport, partial(channel_of, transport))
 

@@ -94,7 +94,7 @@ class Session(Handling):
         Raises:
             OSError: No descriptor is left to import the class with.
         """
-        from .transports.stream_transport import transport_of
+        from .transports.message_transport import transport_of
 
         return transport_of(self._conversation.channel)
 

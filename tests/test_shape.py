@@ -268,7 +268,7 @@ def test_the_finder_of_private_names(source, found):
 # What users hold in their hands, and what is in everybody's way when it is too long.
 SHORT = {
     "arguments", "core", "listener", "opening", "peer", "pool", "promise", "session", "transports.inputs",
-    "transports.outbox", "transports.stream_channel", "transports.stream_transport",
+    "transports.outbox", "transports.stream_channel", "transports.message_transport",
 }  # fmt: skip
 
 @each(SOURCES)

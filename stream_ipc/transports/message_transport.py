@@ -1,25 +1,31 @@
-"""``MessageTransport``, from which users derive transports of their own, and the channel over one.
+"""``MessageTransport`` and ``StreamTransport``, as users see them, and the channels over them.
 
-Knows messages and channels. Must not know streams. What a transport raises is left to the core.
+Knows messages, and channels over streams. Must not know sessions. What somebody's own transport raises is left to the core.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from itertools import chain, compress, starmap
 
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
-from ..messages import Message, put_in_envelope
-from .channel import DRAIN_READS, POLL_INTERVAL, Channel, Inputs
+from ..messages import Message, put_in_envelope, take_out_of_envelope
+from ..wire.codec import DEFAULT_MAX_FRAME_SIZE, MessageEncoder
+from .channel import DRAIN_READS, POLL_INTERVAL, Channel, EndOfStream, Inputs
+from .descriptors import wait_readable
+from .objects import open_channel
+from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Iterable, Sequence
     from typing import Any, Protocol
 
+    from ..protocols import MessageSerializer
     from .channel import Interest, Received, Teardown
+    from .objects import ReadStream, WriteStream
 
     class Transport(Protocol):
         """What an object must have to be carried by a ``ForeignChannel``, derived from ``MessageTransport`` or not."""
@@ -32,17 +38,17 @@ if TYPE_CHECKING:
 
         def close(self) -> Any: ...
 
-__all__ = ["ForeignChannel", "MessageTransport"]
+__all__ = ["MessageTransport", "StreamTransport", "channel_of", "transport_of"]
 
 
 class MessageTransport(ABC):
     """Sends and receives messages over something.
 
     Derive from it to carry messages over anything, and pass an instance to
-    ``IpcPeer.create_session``, whose session then owns and closes it. Anything
-    but ``StreamClosedError`` that a method raises is a failure of the stream:
-    see ``Session.on_exception``. An object that merely has the four abstract
-    methods works too. None of them may block.
+    ``IpcPeer.create_session``, whose session then owns and closes it. An object
+    that merely has the four abstract methods works too. None of them may block.
+    Anything but ``StreamClosedError`` that one raises is a failure of the
+    stream: see ``Session.on_exception``.
 
     What ``send`` and ``receive`` see besides users' messages are
     ``RequestEnvelope`` and ``ResponseEnvelope``.
@@ -69,11 +75,10 @@ class MessageTransport(ABC):
 
     @abstractmethod
     def read_fds(self) -> Sequence[int]:
-        """Return what becomes readable when ``receive`` has something.
+        """Return the descriptors that tell when ``receive`` has something.
 
-        Descriptors; asked for again on every tick. Empty if there are none:
-        then ``receive`` is called on every tick, and at least every 10 ms while
-        waiting.
+        Asked for again on every tick. Empty if there are none: then ``receive``
+        is called on every tick, and at least every 10 ms while waiting.
         """
 
     @abstractmethod
@@ -87,10 +92,7 @@ class MessageTransport(ABC):
 
     @property
     def write_fd(self) -> int | None:
-        """The descriptor to wait for while ``wants_write``, or None.
-
-        None to be asked on every tick.
-        """
+        """What to wait for while ``wants_write``; None: flush on every tick."""
         return None
 
     def flush(self) -> None:
@@ -99,6 +101,151 @@ class MessageTransport(ABC):
         Raises:
             StreamClosedError: The other side is gone.
         """
+
+
+class StreamTransport(MessageTransport):
+    """Messages in frames over streams, which it owns and closes.
+
+    A stream is a file object, a socket, a raw descriptor, or an object whose
+    ``read`` or ``write`` does not block (see ``IpcPeer.create_stream_session``);
+    the same one may be both written and read. Bytes that belong to no frame
+    arrive as ``LogMessage`` of level ``"junk"``. No method blocks: what the
+    stream does not take is queued, without a limit (a session has one).
+
+    Args:
+        write: The stream that is written.
+        reads: The streams that are read. The transport ends when all of them
+            have ended.
+        serializer: What turns messages into payloads.
+        max_frame_size: The largest payload in bytes, both ways.
+
+    Raises:
+        InvalidStreamError: A stream is closed, or has neither a descriptor nor
+            such methods. All streams stay open.
+        TypeError: The serializer lacks a method, or ``max_frame_size`` is no
+            int.
+        ValueError: ``max_frame_size`` is no size that a frame can have.
+    """
+
+    __slots__ = ("__dict__", "_channel")
+
+    def __init__(
+        self,
+        write: WriteStream,
+        reads: Sequence[ReadStream],
+        serializer: MessageSerializer,
+        max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+    ) -> None:
+        MessageEncoder(serializer, max_frame_size)  # checks them before anything is opened
+        self._channel = open_channel(write, reads, serializer, max_frame_size)
+        self._channel.transport = self
+
+    def __repr__(self) -> str:
+        try:
+            channel = self._channel
+            return f"<{type(self).__name__} {channel.describe()} {channel.state_text} queued={channel.outbox.queued_bytes}>"
+        except Exception as exc:  # half made
+            pass_on(exc)
+            return f"<{type(self).__name__}>"
+
+    @property
+    def serializer(self) -> MessageSerializer:
+        """What turns messages into payloads."""
+        return self._channel.serializer
+
+    @property
+    def max_frame_size(self) -> int:
+        """The largest payload in bytes, both ways."""
+        return self._channel.max_frame_size
+
+    @property
+    def queued_bytes(self) -> int:
+        """How many bytes wait to be written."""
+        return self._channel.outbox.queued_bytes
+
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes have been received in all."""
+        return self._channel.inputs.received_bytes
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether something is queued that the stream did not take."""
+        return self._channel.outbox.blocked or self.write_fd is not None
+
+    @property
+    def write_fd(self) -> int | None:
+        """The descriptor to wait for while something is queued, or None."""
+        return self._channel.interest()[1]
+
+    def send(self, message: Message) -> None:
+        """Queue a message and write what the stream takes now.
+
+        Raises:
+            SerializationError: The message cannot travel; nothing was queued.
+            FrameTooLargeError: It is over ``max_frame_size``; nothing was
+                queued.
+            StreamClosedError: The other side no longer reads.
+        """
+        self._channel.put(self._channel.encode(*take_out_of_envelope(message)))
+
+    def flush(self) -> None:
+        """Write what the stream takes now of what is queued.
+
+        Raises:
+            StreamClosedError: The other side no longer reads. What was queued
+                is dropped.
+        """
+        self._channel.flush()
+
+    def read_fds(self) -> Sequence[int]:
+        """Return the descriptors to wait for.
+
+        Empty if something can be read that these do not show.
+        """
+        reads, _, poll_in, _ = self._channel.interest()
+        return tuple(reads) if poll_in is None else ()
+
+    def receive(self) -> list[Message]:
+        """Read each input once and return the messages.
+
+        What could not be decoded is in the list, too: an error object.
+
+        Raises:
+            StreamClosedError: All inputs have ended.
+        """
+        inputs = self._channel.inputs
+        inbox: deque[Any] = deque()
+        for fd, source in tuple(inputs.by_fd.items()):
+            if not source.end.shared or wait_readable((fd,), 0):
+                source.read(inbox)
+        if inbox and isinstance(inbox[-1], EndOfStream):
+            inbox.pop()
+        if not inbox and inputs.ended is not None:
+            raise inputs.ended.with_traceback(None)  # or each call would make it longer
+        return list(inbox)
+
+    def close(self) -> None:
+        """Close the streams. What is queued is dropped. May be called again."""
+        self._channel.close()
+
+
+def channel_of(transport: Any) -> Channel:
+    """Return the channel behind a ``StreamTransport``, or a new one over any other transport.
+
+    Raises:
+        TypeError: It is no transport.
+    """
+    return transport._channel if type(transport) is StreamTransport else ForeignChannel(transport)
+
+
+def transport_of(channel: Channel) -> Any:
+    """Return the transport of a channel as people know it."""
+    if isinstance(channel, StreamChannel) and channel.transport is channel:
+        transport = StreamTransport.__new__(StreamTransport)
+        transport._channel = channel
+        channel.transport = transport
+    return channel.transport
 
 
 class ForeignInputs(Inputs):
@@ -131,7 +278,7 @@ class ForeignInputs(Inputs):
 
 
 class ForeignChannel(Channel):
-    """Makes a channel of a ``MessageTransport``, or of any object with its abstract methods.
+    """A channel over a ``MessageTransport``, or over any object with its abstract methods.
 
     Raises:
         TypeError: It is a class, or lacks a method.
@@ -168,24 +315,17 @@ class ForeignChannel(Channel):
         self.transport.send(frame)
 
     def interest(self) -> Interest:
-        poll_in: float | None = None
-        write_fd = None
-        polls_output = False
-        reads: tuple[int, ...] = ()
-        if self.inputs.ended is None:
-            reads = tuple(self.transport.read_fds())
-            if not reads:
-                poll_in = POLL_INTERVAL
-        if not self.is_broken and self._asked("wants_write"):
-            write_fd = self._asked("write_fd")
-            polls_output = write_fd is None
-            if polls_output:
-                poll_in = POLL_INTERVAL
+        has_ended = self.inputs.ended is not None
+        reads = () if has_ended else tuple(self.transport.read_fds())
+        wants_write = bool(not self.is_broken and self._asked("wants_write"))
+        write_fd = self._asked("write_fd") if wants_write else None
         for fd in (*reads, -1 if write_fd is None else write_fd):
             if not isinstance(fd, int):
                 name = type(self.transport).__name__
                 raise TypeError(f"{name}.read_fds and write_fd are to return descriptors, which are ints, not {fd!r:.100}")
-        return reads, write_fd, poll_in, polls_output
+        polls_output = wants_write and write_fd is None
+        polls = polls_output or not (reads or has_ended)
+        return reads, write_fd, POLL_INTERVAL if polls else None, polls_output
 
     def flush(self) -> None:
         flush = getattr(self.transport, "flush", None)
@@ -197,9 +337,7 @@ class ForeignChannel(Channel):
         if self.is_broken:
             return 0
         try:
-            if not self._asked("wants_write"):
-                return 0
-            queued = self._asked("queued_bytes")
+            queued = self._asked("queued_bytes") if self._asked("wants_write") else 0
         except Exception as exc:
             pass_on(exc)
             return 0  # the port learns of it when it asks what to watch
