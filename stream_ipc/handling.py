@@ -54,9 +54,6 @@ class Handling(Facade):
                 parameter is annotated with a message class, it is called for
                 that class only.
 
-        Returns:
-            The handler.
-
         Raises:
             TypeError: It takes other arguments, or its annotation cannot be
                 resolved.
@@ -70,7 +67,7 @@ class Handling(Facade):
         return handler
 
     def on_request(self, handler: RequestH) -> RequestH:
-        """Register a handler for requests; usable as a decorator.
+        """Register a handler for requests, as ``on_message`` does.
 
         They are asked in the order of registration; the first that returns a
         message answers. None passes on to the next. What a handler raises
@@ -82,17 +79,6 @@ class Handling(Facade):
         session goes on with what comes next meanwhile, but is not read from
         while it owes some 4096 replies.
 
-        Args:
-            handler: Takes ``(message)`` or ``(message, session)``; see
-                ``on_message``.
-
-        Returns:
-            The handler.
-
-        Raises:
-            TypeError: It takes other arguments, or its annotation cannot be
-                resolved.
-
         Example:
             @session.on_request
             def work(request: TaskRequest) -> TaskResponse:
@@ -102,84 +88,43 @@ class Handling(Facade):
         return handler
 
     def on_exception(self, handler: EventH) -> EventH:
-        """Register a handler for failures of the stream; usable as a decorator.
+        """Register a handler for failures of the stream, as ``on_message`` does.
 
-        After them the session closes, unless one returns False; a failure that
-        lasts is then reported every 10 ms at most. Without any, failures are
-        logged. That the other side is gone is no failure: see ``on_close``.
-        What a handler raises is logged.
-
-        Args:
-            handler: Takes ``(error)`` or ``(error, session)``. If its first
-                parameter is annotated with a class of exceptions, it is called
-                for that class only.
-
-        Returns:
-            The handler.
-
-        Raises:
-            TypeError: It takes other arguments, or its annotation cannot be
-                resolved.
+        It takes ``(error)`` or ``(error, session)``, and may be annotated with
+        a class of exceptions. After them the session closes, unless one returns
+        False; a failure that lasts is then reported every 10 ms at most.
+        Without any, failures are logged. That the other side is gone is no
+        failure: see ``on_close``. What a handler raises is logged.
         """
         self._conversation.dispatcher.on_exception.add(handler, sys._getframe(1))
         return handler
 
     def on_close(self, handler: CloseH) -> CloseH:
-        """Register a handler for the end of the session.
+        """Register a handler for the end of the session, whoever ends it.
 
-        Whoever ends it. Usable as a decorator. It runs once, when pending
-        requests have failed and the streams are released. What it raises is
-        logged. One that is registered after the end never runs: look at
-        ``is_open`` then.
-
-        Args:
-            handler: Takes ``(session)``.
-
-        Returns:
-            The handler.
-
-        Raises:
-            TypeError: It takes other arguments.
+        Usable as a decorator. It takes ``(session)``, or is a ``TypeError``. It
+        runs once, when pending requests have failed and the streams are
+        released. What it raises is logged. One that is registered after the end
+        never runs: look at ``is_open`` then.
         """
         self._conversation.on_close.add(handler, sys._getframe(1))
         return handler
 
     def off_message(self, handler: Callable[..., Any]) -> None:
-        """Unregister a handler of ``on_message``.
+        """Unregister a handler of ``on_message``; ``ValueError`` if it is none.
 
         Takes effect at once, also inside a handler.
-
-        Raises:
-            ValueError: It is not registered.
         """
         self._conversation.dispatcher.on_message.remove(handler)
 
     def off_request(self, handler: Callable[..., Any]) -> None:
-        """Unregister a handler of ``on_request``.
-
-        Takes effect at once, also inside a handler.
-
-        Raises:
-            ValueError: It is not registered.
-        """
+        """Unregister a handler of ``on_request``, as ``off_message`` does."""
         self._conversation.dispatcher.responder.on_request.remove(handler)
 
     def off_exception(self, handler: Callable[..., Any]) -> None:
-        """Unregister a handler of ``on_exception``.
-
-        Takes effect at once, also inside a handler.
-
-        Raises:
-            ValueError: It is not registered.
-        """
+        """Unregister a handler of ``on_exception``, as ``off_message`` does."""
         self._conversation.dispatcher.on_exception.remove(handler)
 
     def off_close(self, handler: Callable[..., Any]) -> None:
-        """Unregister a handler of ``on_close``.
-
-        Takes effect at once, also inside a handler.
-
-        Raises:
-            ValueError: It is not registered.
-        """
+        """Unregister a handler of ``on_close``, as ``off_message`` does."""
         self._conversation.on_close.remove(handler)

@@ -57,33 +57,29 @@ class SessionOpener(Facade):
     def create_stdio_session(self) -> Session:
         """Talk over this process's stdin and stdout, as a worker does.
 
-        Takes them over: what is printed from now on, also by programs that this
-        process starts, goes to stderr, each line at once; reading ``sys.stdin``
-        gives end of file. Where stderr is the stream of the session itself
-        (inetd, ``stderr=STDOUT``), what is printed or written to stderr is
-        dropped. Closing the session restores all. Does not block.
+        Takes them over until the session is closed: what is printed, also by
+        programs that this process starts, goes to stderr, each line at once, or
+        nowhere if that is the stream of the session itself (inetd,
+        ``stderr=STDOUT``); reading ``sys.stdin`` gives end of file.
 
         Raises:
             RuntimeError: They are taken over already.
             InvalidStreamError: Descriptor 0 or 1 is closed, or ``sys.stdin``
                 has already read ahead.
-            OSError: The process is out of descriptors.
         """
         from .transports.stdio import StdioChannel
 
         return _add_session(self, "stdio", partial(StdioChannel, self.serializer, self.max_frame_size))
 
     def create_process_session(self, process: subprocess.Popen[Any]) -> Session:
-        """Attach to a ``subprocess.Popen``.
+        """Attach to a ``subprocess.Popen``; to end and reap it stays its owner's.
 
         It was started with ``stdin=PIPE, stdout=PIPE`` and optionally
-        ``stderr=PIPE``. Each line on its stderr arrives as ``LogMessage(text,
-        "stderr")``. The session owns the three streams and closes them; ending
-        the process, and reaping it, stays with its owner. Does not block.
+        ``stderr=PIPE``, of which each line arrives as ``LogMessage(text,
+        "stderr")``. The session owns the three streams and closes them.
 
         Raises:
-            ValueError: It is no ``subprocess.Popen`` with binary pipes; the
-                text says what to pass.
+            ValueError: It is no ``subprocess.Popen`` with binary pipes.
         """
         from .transports.process import ProcessChannel
 
@@ -100,37 +96,30 @@ class SessionOpener(Facade):
     ) -> Session:
         """Start a process and talk over its stdin and stdout.
 
-        Closing the session ends and reaps it. Blocks only until the system has
-        started it. A program that does not talk, or fails at once, is noticed
-        later: what it prints arrives as ``LogMessage``, and its end is a
-        ``StreamClosedError``.
+        Closing the session ends and reaps it. A program that does not talk, or
+        fails at once, is noticed later: what it prints arrives as
+        ``LogMessage``, and its end is a ``StreamClosedError``.
 
-        A program that has set SIGPIPE to its default (``SIG_DFL``) is killed by
-        it when it writes to a child that has died, as by any other pipe. A
-        ``RuntimeWarning`` says so; leave it as Python sets it (``SIG_IGN``).
+        Leave SIGPIPE as Python sets it (``SIG_IGN``); a ``RuntimeWarning`` says
+        so. Its default would end this process when a child has died.
 
         Args:
-            command: The program and its arguments, as a list; there is no
-                shell.
+            command: The program and its arguments: a list, and no shell.
             cwd: The folder to start it in.
             env: Its environment; by default this process's.
             stderr: ``subprocess.PIPE`` (the default: each line arrives as
                 ``LogMessage(text, "stderr")``), None to share this process's
                 stderr, or whatever else ``subprocess.Popen`` takes.
             popen: Other keywords of ``subprocess.Popen``, but for what the
-                conversation needs as it is (``stdin``, ``stdout``, ``shell``,
-                ``text``, ``bufsize``, ...). With ``start_new_session=True`` or
-                ``process_group=0`` closing signals the whole process group.
-                Without ``pipesize`` the pipes are made larger where Linux
-                allows it, once a message needs it.
+                conversation needs as it is (``stdin``, ``shell``, ``text``,
+                ...). With ``start_new_session=True`` or ``process_group=0``
+                closing signals the whole process group. Without ``pipesize``
+                the pipes are made larger once a message needs it, on Linux.
 
         Raises:
-            TypeError: ``command`` is no list, or another argument is of a wrong
-                kind or cannot be passed.
-            ValueError: ``command`` is empty, or another argument cannot be
-                used: a ``stderr`` without a descriptor.
-            OSError: It cannot be started: ``FileNotFoundError``,
-                ``PermissionError``, ...
+            TypeError: An argument is of a wrong kind, or cannot be passed.
+            ValueError: ``command`` is empty, or ``stderr`` has no descriptor.
+            OSError: It cannot be started: ``FileNotFoundError``, ...
         """
         self._loop.check_open()
         from .transports.children import kill, process_name
@@ -159,10 +148,9 @@ class SessionOpener(Facade):
         descriptor's (``gzip.GzipFile``), is used by its methods, which must not
         block: ``read(n)`` returns bytes, ``b""`` at the end, None when nothing
         is there; ``write(data)`` returns how many bytes it took, or None for
-        none. It is asked on every tick, and at least every 10 ms while waiting.
-        What such a method raises is the end of the session and the cause of its
-        ``StreamClosedError``. For a stream that blocks see
-        ``examples/blocking_stream.py``.
+        none. They are called on every tick, and at least every 10 ms while
+        waiting. What they raise is the end of the session. For a stream that
+        blocks see ``examples/blocking_stream.py``.
 
         Args:
             write: What is written.
@@ -172,8 +160,7 @@ class SessionOpener(Facade):
         Raises:
             InvalidStreamError: A stream is closed, or has neither a descriptor
                 nor such methods. The streams stay open.
-            ValueError: One of them is an ``ssl.SSLSocket``; see
-                ``create_socket_session``.
+            ValueError: There is an ``ssl.SSLSocket`` among them.
         """
         from .transports.objects import open_channel
 
@@ -186,9 +173,9 @@ class SessionOpener(Facade):
     def create_socket_session(self, sock: socket.socket) -> Session:
         """Talk over a connected stream socket, also an ``ssl.SSLSocket``.
 
-        The session owns and closes it. Does not block, also if the TLS
-        handshake is still to be made: ticks make it. A Unix socket's
-        ``SO_SNDBUF`` is raised once a message needs it, unless it was set.
+        The session owns and closes it. If the TLS handshake is still to be
+        made, ticks make it. A Unix socket's ``SO_SNDBUF`` is raised once a
+        message needs it, unless it was set.
 
         Raises:
             TypeError: It is no socket.
@@ -201,9 +188,7 @@ class SessionOpener(Facade):
     def create_session(self, transport: Transport) -> Session:
         """Talk over a transport of one's own, which the session owns and closes.
 
-        Args:
-            transport: A ``MessageTransport``, or any object with its four
-                abstract methods.
+        That is a ``MessageTransport``, or has its four abstract methods.
 
         Raises:
             TypeError: It lacks a method.
@@ -218,8 +203,7 @@ class SessionOpener(Facade):
     def create_session_pair(self) -> tuple[Session, Session]:
         """Return two connected sessions of this peer, for tests.
 
-        What one sends the other gets, so ``a.request(message).wait()`` runs the
-        handlers of b.
+        ``a.request(message).wait()`` runs the handlers of b.
 
         Example:
             parent, worker = peer.create_session_pair()
@@ -230,7 +214,7 @@ class SessionOpener(Facade):
 
         a, b = socket.socketpair()
         try:
-            return self.create_socket_session(a), self.create_socket_session(b)
+            return _add_socket(self, a, ""), _add_socket(self, b, "")
         except BaseException:
             _close_untaken(self, a, b)
             raise
@@ -250,15 +234,14 @@ class SessionOpener(Facade):
         Blocks until the connection is there, TLS handshake included. Runs no
         handlers, but keeps the bytes of the other sessions flowing, so a peer
         can also connect to its own listener. Looking up the name of a host
-        cannot be interrupted, but counts against the timeout. With TLS 1.3, a
-        server that refuses our certificate does so after the handshake: then
-        the session ends with a ``StreamClosedError`` that says so.
+        cannot be cut short, but counts. With TLS 1.3, a server refuses our
+        certificate after the handshake: then the session ends with a
+        ``StreamClosedError`` that says so.
 
         Args:
             address: A path (Unix socket), or a pair ``(host, port)`` (TCP), of
                 which all addresses are tried.
-            ssl_context: For TLS; needed for every host but this one
-                (127.0.0.0/8, ::1).
+            ssl_context: For TLS; needed for every host but 127.0.0.0/8, ::1.
             server_hostname: The name that the server's certificate must have,
                 by default the host.
             timeout: Seconds; by default the peer's, None for no limit.
@@ -268,11 +251,10 @@ class SessionOpener(Facade):
             ValueError: It is no address, or not loopback and there is no
                 ``ssl_context``.
             TimeoutError: It took too long.
-            OSError: It failed, and the text names the address:
-                ``ConnectionRefusedError``, ``FileNotFoundError``,
-                ``socket.gaierror`` (the host does not resolve),
-                ``ssl.SSLError``, ``PermissionError`` (also if the listener of a
-                Unix socket runs as another user), ...
+            OSError: It failed: ``ConnectionRefusedError``, ``ssl.SSLError``,
+                ``FileNotFoundError``, ``socket.gaierror`` (the host does not
+                resolve), ``PermissionError`` (also if the listener of a Unix
+                socket runs as another user), ...
         """
         if timeout is DEFAULT:
             timeout = self.timeout
@@ -310,20 +292,16 @@ class SessionOpener(Facade):
                 session.
             ssl_context: For TLS; needed for every address but loopback
                 (127.0.0.0/8, ::1). Without one, whoever can reach the port is
-                let in. Whether clients need a certificate is for it to say
-                (``verify_mode``). A handshake may take as long as the peer's
-                timeout (30 s if it has none).
-
-        Returns:
-            What listens; it closes with the peer at the latest.
+                let in. Its ``verify_mode`` says whether clients need a
+                certificate. A handshake may take as long as the peer's timeout
+                (30 s if it has none).
 
         Raises:
             TypeError: An argument is of a wrong kind.
             ValueError: It is no address, or not loopback and there is no
                 ``ssl_context``.
-            OSError: It cannot be listened at, and the text names the address:
-                somebody does so already, the path is too long, the host does
-                not resolve, ...
+            OSError: It cannot be listened at: somebody does so already, the
+                path is too long, the host does not resolve, ...
 
         Example:
             def on_session(session):

@@ -1,7 +1,6 @@
-"""The sessions of one program, as users see them: what drives all of them, and their end.
+"""The sessions of one program, as users see them: what drives all of them, and their end. ``opening`` opens them.
 
-Checks what users pass, and hands it on to the loop behind it. How sessions are opened is in ``opening``. Must not know how
-anything is sent.
+Checks what users pass, and hands it on to the loop behind it. Must not know how anything is sent.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ class IpcPeer(SessionOpener):
     """Owns any number of sessions and drives them.
 
     It belongs to the process that made it, and to one thread at a time: any
-    call while another thread is inside, or in a forked copy of the process, is
-    a ``RuntimeError``, and so is making a session once it is closed. A context
-    manager: leaving closes it. So does the end of the interpreter.
+    other call is a ``RuntimeError``, and so is making a session once it is
+    closed. A context manager: leaving closes it. So does the end of the
+    interpreter.
 
     Args:
         serializer: Turns messages into payloads; ``PickleMessageSerializer()``
@@ -104,23 +103,21 @@ class IpcPeer(SessionOpener):
         """Do one turn over all sessions.
 
         It writes what is queued, reads what is there, and dispatches it to
-        handlers. May be called inside handlers. A request whose deadline has
-        passed is given up by a tick that finds nothing to dispatch: its
+        handlers. May be called inside handlers. A tick that finds nothing to
+        dispatch gives up the requests whose deadline has passed: their
         ``wait()`` raises ``RequestTimeoutError`` from then on.
 
         Args:
             timeout: 0 polls and returns at once; a number waits at most so many
                 seconds for something to happen (a message, the end of a
-                session, a queue that has drained, a request that is overdue);
-                None waits until something happens. With nothing open, a number
-                sleeps that long.
+                session, a queue that has drained, a request that is overdue),
+                also with nothing open; None waits until something happens.
 
         Returns:
             How many messages were dispatched.
 
         Raises:
-            StreamClosedError: ``timeout`` is None and nothing is open: it would
-                wait for ever.
+            StreamClosedError: Nothing is open, and None would wait for ever.
             Exception: What an ``on_message`` handler has raised. The next tick
                 goes on behind that message.
         """
@@ -129,12 +126,9 @@ class IpcPeer(SessionOpener):
         return self._loop.tick(timeout)
 
     def tick_for(self, seconds: float) -> int:
-        """Tick until so many seconds are over, whatever happens.
+        """Tick until so many seconds are over; returns and raises as ``tick``.
 
-        Only ``wakeup()`` ends it before. Handlers run. Raises as ``tick``.
-
-        Returns:
-            How many messages were dispatched.
+        Only ``wakeup()`` ends it before.
 
         Example:
             while not promise.done:
@@ -155,17 +149,15 @@ class IpcPeer(SessionOpener):
     def wakeup(self) -> None:
         """Make the tick that is under way, or else the next one, return at once.
 
-        It returns 0 if it has dispatched nothing. ``tick_for`` returns, too; a
-        ``wait()``, ``receive()``, ``flush()`` or ``connect()`` looks around and
-        goes on. For a program that waits for something else besides: the
-        handler of SIGTERM sets a flag and calls this, a thread puts its result
-        into a queue and calls this, and the loop around ``tick(None)`` looks.
+        ``tick_for`` returns, too; a ``wait()``, ``receive()``, ``flush()`` or
+        ``connect()`` looks around and goes on. Several calls before one tick
+        count once. For a program that waits for something else besides, such as
+        a signal, or the result of a thread.
 
         The one method that any thread and any signal handler may call at any
         time. Call nothing else from a signal handler: it may have interrupted a
         write of this peer. Neither blocks nor raises. Does nothing once the
-        peer is closed, nor in a forked copy of the process. Several calls
-        before one tick count once.
+        peer is closed, nor in a forked copy of the process.
 
         Example:
             def stop(*_):
@@ -180,21 +172,17 @@ class IpcPeer(SessionOpener):
             self._loop.waker.wake()
 
     def broadcast(self, message: Message) -> int:
-        """Notify every open session. The message is encoded once per serializer.
+        """Notify every open session; returns how many took it.
 
-        Only ``on_exception`` handlers run. A dead or stuck session hinders no
+        It is encoded once per serializer. A dead or stuck session hinders no
         other: the stuck ones together are waited for once, at most for the
-        peer's timeout. The ``on_exception`` handlers of a session that did not
-        get it are told.
-
-        Returns:
-            How many sessions took it.
+        peer's timeout. Only ``on_exception`` handlers run: those of sessions
+        that did not get it are told.
 
         Raises:
-            TypeError: ``message`` is no Message.
+            TypeError: It is no Message.
             SerializationError: It cannot travel. Nobody got it.
-            FrameTooLargeError: It is too large for every session. Nobody got
-                it.
+            FrameTooLargeError: It is too large for all. Nobody got it.
         """
         if type(message) not in sendable:
             check_message("broadcast", message)
@@ -206,8 +194,8 @@ class IpcPeer(SessionOpener):
         """Return a descriptor for another loop to wait for.
 
         It becomes readable when ``tick(0)`` has something to do. Wait for it,
-        at most for as long as ``next_deadline()`` says, then call ``tick(0)``,
-        in either case.
+        at most for as long as ``next_deadline()`` says; in either case, then
+        call ``tick(0)``.
 
         Raises:
             OSError: This program's selector has none: call ``tick`` now and
@@ -228,12 +216,12 @@ class IpcPeer(SessionOpener):
     def next_deadline(self) -> float | None:
         """Return in how many seconds ``tick(0)`` is due; None if never.
 
-        It is due then though ``fileno()`` is not readable: because a request is
-        overdue, or because something is looked at by time, such as a transport
-        or a file without a descriptor to wait for, a child that is ending, and
-        where there is no pidfd (macOS) every child. Ask whenever the other loop
-        is about to wait: after each ``tick(0)``, and after each ``request()``.
-        Looks through all pending requests.
+        It is due then though ``fileno()`` is not readable: for an overdue
+        request, or what is looked at by time (a transport or a file without a
+        descriptor to wait for, a child that is ending, and where there is no
+        pidfd, as on macOS, every child). Ask whenever the other loop is about
+        to wait: after each ``tick(0)`` and ``request()``. Looks through all
+        pending requests.
         """
         loop = self._loop
         if loop.closing and not loop.forked:
@@ -245,8 +233,8 @@ class IpcPeer(SessionOpener):
     def remove_session(self, session: Session) -> None:
         """Close a session but leave its streams open, to their owner.
 
-        They are left as they were found; see ``Session.close``. A child process
-        is left running. Does nothing if the session is closed.
+        They are left as they were found, and a child process is left running.
+        Does nothing if the session is closed.
 
         Raises:
             TypeError: It is no session.
@@ -266,17 +254,13 @@ class IpcPeer(SessionOpener):
         written, for at most a second in all; then done callbacks run. TCP
         connections on which the other side is still talking are kept a second
         more. Children are waited for, 6 s in the worst case, and ``on_close``
-        handlers run behind their last words: see ``Session.close``.
-        An interrupted call can be made again; if it is not, the end of the
-        interpreter ends what is left, and Ctrl-C there kills it.
+        handlers run behind their last words. An interrupted call can be made
+        again; if it is not, the end of the interpreter ends what is left, and
+        Ctrl-C there kills it.
 
         Args:
-            timeout: Seconds for all of that, in place of these bounds: see
-                ``Session.close``.
-
-        Raises:
-            TypeError: ``timeout`` is no number.
-            ValueError: ``timeout`` is negative.
+            timeout: Seconds for all of that, in place of these bounds; as in
+                ``Session.close``, also what it raises.
         """
         seconds = close_bound(timeout)
         loop = self._loop

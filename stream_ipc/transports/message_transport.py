@@ -106,11 +106,10 @@ class MessageTransport(ABC):
 class StreamTransport(MessageTransport):
     """Messages in frames over streams, which it owns and closes.
 
-    A stream is a file object, a socket, a raw descriptor, or an object whose
-    ``read`` or ``write`` does not block (see ``IpcPeer.create_stream_session``);
-    the same one may be both written and read. Bytes that belong to no frame
-    arrive as ``LogMessage`` of level ``"junk"``. No method blocks: what the
-    stream does not take is queued, without a limit (a session has one).
+    For what may be a stream see ``IpcPeer.create_stream_session``; the same one
+    may be both written and read. Bytes that belong to no frame arrive as
+    ``LogMessage`` of level ``"junk"``. No method blocks: what the stream does
+    not take is queued, without a limit (a session has one).
 
     Args:
         write: The stream that is written.
@@ -120,8 +119,7 @@ class StreamTransport(MessageTransport):
         max_frame_size: The largest payload in bytes, both ways.
 
     Raises:
-        InvalidStreamError: A stream is closed, or has neither a descriptor nor
-            such methods. All streams stay open.
+        InvalidStreamError: A stream cannot be used. All of them stay open.
         TypeError: The serializer lacks a method, or ``max_frame_size`` is no
             int.
         ValueError: ``max_frame_size`` is no size that a frame can have.
