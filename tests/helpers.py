@@ -28,6 +28,7 @@ from stream_ipc import (
     ResponsePromise,
     Session,
 )
+from stream_ipc.wire.framing import Between, Filling
 
 # What the paths of the package's code begin with. That of a checkout may have "stream_ipc" in it, too.
 PACKAGE = os.path.dirname(stream_ipc.__file__) + os.sep
@@ -50,8 +51,12 @@ def frame(payload: bytes) -> bytes:
 
 def missing_bytes(state: Any) -> int:
     """How many bytes of an unfinished payload are missing, by the state of a decoder of frames."""
-    _, _, frame, filled, size, _ = state
-    return 0 if frame is None else size - filled
+    return state.missing if isinstance(state, Filling) else 0
+
+
+def held_back(state: Any) -> bytes:
+    """The bytes that may begin a frame, by the state of a decoder of frames."""
+    return state.head if isinstance(state, Between) else b""
 
 
 def framed(message: Message) -> bytes:

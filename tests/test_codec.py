@@ -24,7 +24,7 @@ from stream_ipc.serializers.json import JsonMessageSerializer
 from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.pickle import PickleMessageSerializer
 from stream_ipc.wire.codec import MessageDecoder, MessageEncoder, check_max_frame_size, decode_text
-from stream_ipc.wire.framing import HEADER_SIZE, MAGIC, MAX_FRAME_SIZE, frame_header
+from stream_ipc.wire.framing import HEADER_SIZE, MAGIC, MAX_FRAME_SIZE, Filling, frame_header
 from tests.helpers import InterruptAt, InterruptionError, frame, missing_bytes, places_apart
 
 LIMIT = 1024 * 1024
@@ -478,7 +478,8 @@ def test_the_serializers_of_ours_let_their_buffers_be_used_again() -> None:
         for message in messages:
             payload = serializer.serialize(message)
             _, decoder.state = decoder.decode(frame(payload)[:60_000])
-            buffers.add(id(decoder.state[2]))
+            assert isinstance(decoder.state, Filling)
+            buffers.add(id(decoder.state.frame))
             (got,), decoder.state = decoder.decode(frame(payload)[60_000:])
             assert got == message
         assert len(buffers) == 1
@@ -491,7 +492,7 @@ def test_a_buffer_whose_payload_could_not_be_decoded_is_not_used_again() -> None
         serializer = Noting()
         decoder = MessageDecoder(serializer, LIMIT)
         receive(decoder, b"a" * 100_000)
-        held = decoder.decode(frame(b"b" * 100_000)[:60_000])[1][2]
+        held = decoder.decode(frame(b"b" * 100_000)[:60_000])[1].frame
         serializer.error = error
         (got,) = receive(decoder, b"b" * 100_000)
         assert isinstance(got, SerializationError) and held == b"b" * 100_000

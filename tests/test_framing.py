@@ -12,8 +12,19 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Tuple, Un
 import pytest
 
 from stream_ipc.errors import FrameTooLargeError
-from stream_ipc.wire.framing import HEADER_SIZE, MAGIC, MAX_FRAME_SIZE, START, FrameDecoder, Junk, frame_header
-from tests.helpers import frame, missing_bytes, seeds, span
+from stream_ipc.wire.framing import (
+    HEADER_SIZE,
+    MAGIC,
+    MAX_FRAME_SIZE,
+    START,
+    Between,
+    Filling,
+    FrameDecoder,
+    Junk,
+    Skipping,
+    frame_header,
+)
+from tests.helpers import frame, held_back, missing_bytes, seeds, span
 
 if TYPE_CHECKING:
     from stream_ipc.wire.framing import State
@@ -84,7 +95,7 @@ def decode(chunks: Iterable[bytes], limit: int = LIMIT) -> Tuple[List[Seen], str
     for chunk in chunks:
         items, state = decode_frames(chunk, state, limit)
         result += seen(items)
-        assert len(state[0]) < HEADER_SIZE
+        assert len(held_back(state)) < HEADER_SIZE
     items, text = decode_end(state)
     return merged(result + seen(items)), text
 
@@ -237,14 +248,14 @@ def test_a_frame_comes_out_with_its_last_byte_and_not_before() -> None:
         assert items == []
     items, state = decode_frames(data[-1:], state, LIMIT)
     assert seen(items) == [("frame", b"abc")]
-    assert state == START
+    assert state is START
 
 
 def test_text_comes_out_at_once() -> None:
     for text in (b"text\n", b"\xf3 text\n", b"\xf3\x4a\x9d text\n"):
         items, state = decode_frames(text, START, LIMIT)
         assert seen(items) == [("junk", text)]
-        assert state == START
+        assert state is START
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
@@ -252,10 +263,10 @@ def test_only_a_possible_magic_is_held_back(length: int) -> None:
     for before in (b"", b"junk", b"\xf3", b"\xf3\x4a", MAGIC[:3], b"\xf3junk"):
         items, state = decode_frames(before + MAGIC[:length], START, LIMIT)
         assert b"".join(items) == before  # type: ignore[arg-type]
-        assert state == (MAGIC[:length], 0, None, 0, 0, b"")
+        assert isinstance(state, Between) and (state.head, state.held) == (MAGIC[:length], b"")
         items, state = decode_frames(b"!", state, LIMIT)
         assert seen(items) == [("junk", MAGIC[:length] + b"!")]
-        assert state == START
+        assert state is START
 
 
 def test_the_header_is_what_the_struct_module_says() -> None:
@@ -317,11 +328,20 @@ def test_frames_and_junk_joined_give_back_any_input() -> None:
             given += chunk
             items, state = decode_frames(chunk, state, MAX_FRAME_SIZE)
             joined += b"".join(i if isinstance(i, Junk) else frame(i) for i in items)  # type: ignore[arg-type]
-            head, skip, unfinished, filled, size, _ = state
-            assert not skip
-            assert len(head) <= 3 or head.startswith(MAGIC), f"seed {seed}"
-            held = head if unfinished is None else frame_header(size) + bytes(unfinished[:filled])
+            if isinstance(state, Filling):
+                held = frame_header(state.size) + bytes(state.frame[: state.filled])
+            else:
+                assert isinstance(state, Between), f"seed {seed}"
+                assert len(state.head) <= 3 or state.head.startswith(MAGIC), f"seed {seed}"
+                held = state.head
             assert joined + held == given, f"seed {seed}"
+
+
+def shown(state: State) -> Any:
+    """What must be the same after a result was discarded."""
+    if isinstance(state, Filling):
+        return bytes(state.frame[: state.filled]), state.size
+    return state.missing if isinstance(state, Skipping) else (state.head, state.held)
 
 
 def test_decoding_again_after_a_discarded_result_gives_the_same() -> None:
@@ -332,11 +352,9 @@ def test_decoding_again_after_a_discarded_result_gives_the_same() -> None:
         result: List[Seen] = []
         state: State = START
         for chunk in random_chunks(rng, data):
-            before = (state[0], state[1], state[3], state[4])
-            filled = None if state[2] is None else bytes(state[2][: state[3]])
+            before = shown(state)
             discarded = [seen(decode_frames(chunk, state, limit)[0]) for _ in range(rng.randrange(3))]
-            assert (state[0], state[1], state[3], state[4]) == before, f"seed {seed}"
-            assert filled is None or state[2] is None or state[2][: state[3]] == filled, f"seed {seed}"
+            assert shown(state) == before, f"seed {seed}"
             items, state = decode_frames(chunk, state, limit)
             assert all(again == seen(items) for again in discarded), f"seed {seed}"
             result += seen(items)
@@ -351,7 +369,7 @@ def test_decoding_again_while_the_discarded_payload_is_still_looked_at() -> None
     view = memoryview(discarded[0])  # type: ignore[arg-type]
     items, after = decode_frames(b"ef" + frame(b"next"), state, LIMIT)
     assert seen(items) == [("frame", b"abcdef"), ("frame", b"next")]
-    assert after == START
+    assert after is START
     assert bytes(view) == b"abcdef"
 
 
@@ -400,7 +418,7 @@ def test_direct_reads_that_fill_less_than_the_room() -> None:
         view.release()
         items, state = advance(state, 1)
     assert seen(items) == [("frame", bytes(range(200)))]
-    assert state == START
+    assert state is START
 
 
 def test_direct_read_interrupted_and_decoded_instead() -> None:
@@ -442,7 +460,7 @@ def test_missing_bytes() -> None:
 # --- a spare buffer -------------------------------------------------------------------------------------------
 
 
-def begun(spare: bytearray, size: int) -> State:
+def begun(spare: bytearray, size: int) -> Any:
     return decode_frames(frame_header(size) + b"a" * 10, START, MAX_FRAME_SIZE, spare=spare)[1]
 
 
@@ -450,7 +468,7 @@ def begun(spare: bytearray, size: int) -> State:
 def test_a_large_payload_is_put_into_a_spare_buffer(had: int) -> None:
     spare = bytearray(b"?" * had)
     state = begun(spare, 100_000)
-    assert state[2] is spare and (state[3], state[4]) == (10, 100_000)
+    assert state.frame is spare and (state.filled, state.size) == (10, 100_000)
     assert 10 <= len(spare) <= 100_000
     while missing_bytes(state):
         view = room_for(state, 30_000)
@@ -466,7 +484,7 @@ def test_a_payload_in_a_spare_buffer_may_also_be_decoded() -> None:
     state = begun(spare, 100_000)
     for _ in range(2):  # the first result is discarded
         items, after = decode_frames(b"b" * 50_000, state, LIMIT)
-        assert items == [] and after[3] == 50_010
+        assert items == [] and missing_bytes(after) == 49_990
     items, state = decode_frames(b"b" * 49_990 + frame(b"next")[:-1], after, LIMIT)
     assert items == [b"a" * 10 + b"b" * 99_990] and items[0] is spare
     assert decode_frames(b"t", state, LIMIT)[0] == [b"next"]
@@ -476,17 +494,17 @@ def test_a_result_in_a_spare_buffer_may_be_discarded() -> None:
     spare = bytearray(b"?" * 100_000)
     begun(spare, 100_000)
     state = begun(spare, 100_000)
-    assert state[2] is spare and bytes(spare[:10]) == b"a" * 10 and state[3] == 10
+    assert state.frame is spare and bytes(spare[:10]) == b"a" * 10 and state.filled == 10
 
 
 def test_no_spare_buffer_for_a_small_payload_or_one_that_is_looked_at() -> None:
     spare = bytearray(b"?" * 100_000)
-    assert begun(spare, 60_000)[2] is not spare
+    assert begun(spare, 60_000).frame is not spare
     with memoryview(spare) as view:
         state = begun(spare, 90_000)
-        assert state[2] is not spare and state[2] == b"a" * 10
+        assert state.frame is not spare and state.frame == b"a" * 10
         assert bytes(view) == b"?" * 100_000
-    assert begun(spare, 90_000)[2] is spare
+    assert begun(spare, 90_000).frame is spare
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------
@@ -495,7 +513,7 @@ def test_no_spare_buffer_for_a_small_payload_or_one_that_is_looked_at() -> None:
 def test_a_thousand_empty_frames() -> None:
     items, state = decode_frames(frame(b"") * 1000, START, LIMIT)
     assert items == [b""] * 1000
-    assert state == START
+    assert state is START
     assert decode(pieces(frame(b"") * 1000, 13)) == ([("frame", b"")] * 1000, "")
 
 
@@ -514,11 +532,11 @@ def test_the_error_comes_with_the_header_and_names_size_and_limit() -> None:
     assert isinstance(error, FrameTooLargeError)
     assert (error.size, error.limit) == (1001, 1000)
     assert re.search("frame of 1001 bytes.*max_frame_size is 1000 bytes; raise it on both sides", str(error))
-    assert state == (b"", 1001, None, 0, 0, b"")
+    assert isinstance(state, Skipping) and state.missing == 1001
     for _ in range(10):
         items, state = decode_frames(b"x" * 100, state, 1000)
         assert items == []
-    assert state == (b"", 1, None, 0, 0, b"")
+    assert isinstance(state, Skipping) and state.missing == 1
     assert decode_frames(b"x", state, 1000) == ([], START)
 
 
@@ -582,9 +600,9 @@ def test_endless_text_is_not_kept() -> None:
             for _ in range(160):
                 items, state = decode_frames(chunk, state, LIMIT)
                 count += len(b"".join(items))  # type: ignore[arg-type]
-                assert len(state[0]) <= 3
+                assert len(held_back(state)) <= 3
                 assert max(len(item) for item in items) <= len(chunk) + 3  # type: ignore[arg-type]
-            assert count + len(state[0]) == 160 * len(chunk)
+            assert count + len(held_back(state)) == 160 * len(chunk)
 
         assert memory(run) < 512 * 1024
 
@@ -651,7 +669,7 @@ def test_payloads_are_bytes_or_a_bytearray_of_their_own() -> None:
     _, state = decode_frames(frame(b"abc")[:-1], START, LIMIT)
     split, after = decode_frames(b"c", state, LIMIT)
     assert type(split[0]) is bytearray
-    assert after[2] is None  # nobody else holds it
+    assert after is START  # nobody else holds it
 
 
 def test_junk_is_bytes() -> None:

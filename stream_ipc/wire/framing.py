@@ -13,12 +13,9 @@ from ..errors import FrameTooLargeError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Union
 
-    # All that is remembered between two pieces of a stream: (bytes of an unfinished magic or header, number of bytes of an
-    # oversized payload still to be skipped, unfinished payload, number of its bytes that have arrived, its whole size, what
-    # add_junk has held back). The buffer of the unfinished payload may be longer than what has arrived.
-    State = tuple[bytes, int, bytearray | None, int, int, bytes]
+    State = Union["Between", "Filling", "Skipping"]
 
 __all__ = ["HEADER_SIZE", "LARGE", "MAGIC", "MAX_FRAME_SIZE", "START", "FrameDecoder", "Junk", "frame_header"]
 
@@ -46,7 +43,45 @@ class Junk(bytes):
     __slots__ = ()
 
 
-START: State = (b"", 0, None, 0, 0, b"")
+# What a decoder remembers from one piece of a stream to the next is one of these, which nobody changes.
+
+
+class Between:
+    """The stream stands before a frame, or in junk."""
+
+    __slots__ = ("head", "held")
+
+    def __init__(self, head: bytes, held: bytes) -> None:
+        self.head: bytes = head  # which may begin a frame
+        self.held: bytes = held  # what add_junk has held back
+
+
+class Filling:
+    """The stream stands in a payload."""
+
+    __slots__ = ("filled", "frame", "size")
+
+    def __init__(self, frame: bytearray, filled: int, size: int) -> None:
+        self.frame: bytearray = frame  # may be longer than what has arrived
+        self.filled: int = filled
+        self.size: int = size
+
+    @property
+    def missing(self) -> int:
+        """How many bytes are still to come."""
+        return self.size - self.filled
+
+
+class Skipping:
+    """The stream stands in a payload that is too large."""
+
+    __slots__ = ("missing",)
+
+    def __init__(self, missing: int) -> None:
+        self.missing: int = missing
+
+
+START = Between(b"", b"")
 
 
 def _same(payload: Any) -> Any:
@@ -129,31 +164,32 @@ class FrameDecoder:
                         return items, state
             elif at == end:
                 return items, state
-            elif state[0]:  # the beginning of this data's first header
-                data = state[0] + data
+            elif isinstance(state, Between) and state.head:  # the beginning of this data's first header
+                data = state.head + data
                 end = len(data)
-                state = _behind_junk(state[5])
+                state = _behind_junk(state.held)
                 continue
             state, at = self._pass(data, at, state, items)
 
     def _pass(self, data: bytes, at: int, state: State, items: list[Any]) -> tuple[State, int]:
         """Pass over what is no whole frame; returns the state behind it, and where that is."""
         end = len(data)
-        _, skip, frame, filled, size, held = state
-        if frame is not None:
-            return self._fill(frame, filled, size, data[at : at + size - filled], items), min(end, at + size - filled)
-        if skip:
-            return _skipping(skip - (end - at)), min(end, at + skip)
+        if isinstance(state, Filling):
+            stop = min(end, at + state.missing)
+            return self._fill(state, data[at:stop], items), stop
+        if isinstance(state, Skipping):
+            return _skipping(state.missing - (end - at)), min(end, at + state.missing)
+        held = state.held
         if data.startswith(MAGIC[: end - at], at):
             if end - at < HEADER_SIZE:
-                return (data[at:], 0, None, 0, 0, held), end
+                return Between(data[at:], held), end
             if held:
                 self.end_junk(held, items)
                 return START, at
             size = _unpack_from(data, at)[1]
             at += HEADER_SIZE
             if size <= self.max_frame_size:
-                return (b"", 0, self._begin(data[at:], size), end - at, size, b""), end
+                return Filling(self._begin(data[at:], size), end - at, size), end
             items.append(_too_large(size, self.max_frame_size))
             return _skipping(size - (end - at)), min(end, at + size)
         stop = data.find(MAGIC, at)
@@ -161,18 +197,19 @@ class FrameDecoder:
             stop = end - next(count for count in (3, 2, 1, 0) if data.endswith(MAGIC[:count], at))  # which may begin one
         return _behind_junk(self.add_junk(data[at:stop], held, items)), stop
 
-    def _fill(self, frame: bytearray, filled: int, size: int, more: bytes, items: list[Any]) -> State:
+    def _fill(self, state: Filling, more: bytes, items: list[Any]) -> State:
         """Add bytes to an unfinished payload."""
+        frame, filled = state.frame, state.filled
         try:
             del frame[filled:]  # an interrupted call may have left more there
             frame += more
         except BufferError:  # its traceback still holds a view of the payload
             frame = frame[:filled] + more
-        return self._filled(frame, filled + len(more), size, items)
+        return self._filled(frame, filled + len(more), state.size, items)
 
     def _filled(self, frame: bytearray, filled: int, size: int, items: list[Any]) -> State:
         if filled < size:
-            return (b"", 0, frame, filled, size, b"")
+            return Filling(frame, filled, size)
         try:
             item = self.make(frame)
         except Exception as exc:
@@ -184,7 +221,7 @@ class FrameDecoder:
     def _begin(self, data: bytes, size: int) -> bytearray:
         """Return a buffer that begins with the first bytes of a payload."""
         spare = self.spare
-        if spare is None or size < LARGE or self.state[2] is not None:  # which may be the spare one
+        if spare is None or size < LARGE or isinstance(self.state, Filling):  # which may be the spare one
             return bytearray(data)
         try:
             del spare[size:]
@@ -198,8 +235,8 @@ class FrameDecoder:
     @property
     def wants_room(self) -> bool:
         """Whether what comes next is better read into ``room``."""
-        _, _, frame, filled, size, _ = self.state
-        return frame is not None and (size - filled >= LARGE or len(frame) > filled)
+        state = self.state
+        return isinstance(state, Filling) and (state.missing >= LARGE or len(state.frame) > state.filled)
 
     def room(self, size: int) -> memoryview:
         """Return room for the next bytes of an unfinished payload, to be read into directly.
@@ -207,14 +244,13 @@ class FrameDecoder:
         Args:
             size: For how many bytes there should be room, if so many are missing.
         """
-        _, _, frame, filled, whole, _ = self.state
-        assert frame is not None
+        state = self.state
+        assert isinstance(state, Filling)
         try:
-            return _room(frame, filled, whole, size)
+            return _room(state, size)
         except BufferError:  # the traceback of an interrupted call holds a view of it
-            frame = frame[:filled]
-            self.state = (b"", 0, frame, filled, whole, b"")
-            return _room(frame, filled, whole, size)
+            self.state = state = Filling(state.frame[: state.filled], state.filled, state.size)
+            return _room(state, size)
 
     def advance(self, size: int) -> tuple[list[Any], State]:
         """Return what ``decode`` would have returned for ``size`` bytes that were read into ``room``.
@@ -222,22 +258,23 @@ class FrameDecoder:
         The view must have been released.
         """
         items: list[Any] = []
-        _, _, frame, filled, whole, _ = self.state
-        assert frame is not None
-        return items, self._filled(frame, filled + size, whole, items)
+        state = self.state
+        assert isinstance(state, Filling)
+        return items, self._filled(state.frame, state.filled + size, state.size, items)
 
     # -- the end
 
     def finish(self) -> tuple[list[Any], str]:
         """Return what is left at the end of the stream, and a text if that is inside a frame."""
-        head, skip, frame, filled, size, held = self.state
+        state = self.state
         items: list[Any] = []
+        if isinstance(state, Filling):
+            return items, f"in the middle of a frame ({state.filled} of {state.size} bytes had arrived)"
+        if isinstance(state, Skipping):
+            return items, f"in the middle of a frame that was too large ({state.missing} bytes were still to come)"
+        head, held = state.head, state.held
         text = ""
-        if frame is not None:
-            text = f"in the middle of a frame ({filled} of {size} bytes had arrived)"
-        elif skip:
-            text = f"in the middle of a frame that was too large ({skip} bytes were still to come)"
-        elif len(head) >= len(MAGIC):
+        if len(head) >= len(MAGIC):
             text = f"in the middle of a frame's header ({len(head)} of {HEADER_SIZE} bytes had arrived)"
         elif head:
             held = self.add_junk(head, held, items)
@@ -247,14 +284,15 @@ class FrameDecoder:
 
 
 def _behind_junk(held: bytes) -> State:
-    return (b"", 0, None, 0, 0, held) if held else START
+    return Between(b"", held) if held else START
 
 
 def _skipping(count: int) -> State:
-    return (b"", count, None, 0, 0, b"") if count > 0 else START
+    return Skipping(count) if count > 0 else START
 
 
-def _room(frame: bytearray, filled: int, whole: int, size: int) -> memoryview:
+def _room(state: Filling, size: int) -> memoryview:
+    frame, filled, whole = state.frame, state.filled, state.size
     if len(frame) < min(filled + size, whole):
         # The filled part is doubled: the header alone never allocates the whole payload, and it is moved only a few times.
         more = min(max(size, filled), whole - len(frame))
