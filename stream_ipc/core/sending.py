@@ -119,12 +119,13 @@ def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
     """Notify every open conversation; see ``IpcPeer.broadcast``."""
     targets = [conversation for conversation in loop.conversations if conversation.is_open]
     for target in targets:
-        target.port.look_for_end()
+        if target.channel.inputs.hides_end:
+            target.port.look_for_end()
     frames = _encode_for(targets, message)
     stuck = []
     taken = 0
     for target in targets:
-        if target.is_stuck:
+        if target.outbox.queued_bytes > HIGH_WATER and target.is_stuck:
             stuck.append(target)
         elif target.is_open:  # a handler of another may have closed it
             taken += _send_to(target, message, frames[target.channel.share])
@@ -163,14 +164,14 @@ def _encode_for(targets: list[Conversation], message: Message) -> dict[Any, Any]
 
 def _send_to(target: Conversation, message: Message, frame: Any) -> int:
     try:
-        if target.port.invalid is not None:
+        if target.port.failing and target.port.invalid is not None:
             raise target.closed_error()
-        if frame is None:
-            target.notify(message)
-        elif isinstance(frame, Exception):
-            raise frame
-        else:
+        if type(frame) is list:
             target.send_frame(frame)
+        elif frame is None:
+            target.notify(message)
+        else:
+            raise frame
         return 1
     except Exception as exc:
         pass_on(exc)
