@@ -459,7 +459,7 @@ VALUES_OF_ROWS = {
     "bytes": "b'text', b'\\xff', bytearray(b'\\xff')",
     "list": "[1, 'a']",
     "tuple": "(1, 2)",
-    "dict": "{'a': 1}",
+    "dict": "{'a': 1}, {}",
     "set": "{1}, frozenset({1}), 1j",
     "``datetime`` with a fixed": "datetime(2026, 1, 2, 3, 4, 5, 6, timezone.utc)",
     "``datetime`` with a ``ZoneInfo``": "*zoned",
@@ -496,7 +496,8 @@ serializers = PickleMessageSerializer(), JsonMessageSerializer(), PhpMessageSeri
 rows = [{", ".join(f"[{values}]" for values in VALUES_OF_ROWS.values())}]
 print([[[arrival(serializer, value) for value in row] for serializer in serializers] for row in rows])
 """
-CONDITIONS = {"64 bits", "if keys are str", "if keys are int or str"}
+LISTS = "int or str keys; none or 0..n: a list"
+CONDITIONS = {"64 bits", "if keys are str", LISTS}
 
 
 def test_table_of_values(tmp_path):
@@ -511,6 +512,8 @@ def test_table_of_values(tmp_path):
             for how in column:
                 if cell == "str if it is UTF-8, else bytes":
                     assert how in ("str", "bytes", "same"), (row, column)
+                elif cell == LISTS:
+                    assert column == ["same", "list"], (row, column)
                 else:
                     assert how == cell.split(",")[0] or (how == "same" and cell in CONDITIONS), (row, column)
 
