@@ -6,8 +6,7 @@ Knows the registry, where every message class is entered. Must not know how mess
 from __future__ import annotations
 
 import enum
-from dataclasses import InitVar, dataclass, field, fields
-from reprlib import recursive_repr
+from dataclasses import InitVar, dataclass, field
 
 from . import registry
 from .errors import SerializationError
@@ -60,25 +59,8 @@ class Message:
         registry.register(cls, wire_name)
 
 
-class _Methods:
-    """The methods that ``dataclass`` would write for each class below, for which it takes longer than for all the rest."""
-
-    __slots__ = ()
-
-    @recursive_repr()
-    def __repr__(self) -> str:
-        values = ", ".join([f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)])  # type: ignore[arg-type]
-        return f"{type(self).__qualname__}({values})"
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        names = [f.name for f in fields(self)]  # type: ignore[arg-type]
-        return [getattr(self, name) for name in names] == [getattr(other, name) for name in names]
-
-
-@dataclass(init=False, repr=False, eq=False)
-class LogMessage(Message, _Methods, wire_name="StreamIpc\\Message\\LogMessage"):
+@dataclass
+class LogMessage(Message, wire_name="StreamIpc\\Message\\LogMessage"):
     """Text with a level.
 
     The library itself makes them of text that is no message: bytes between
@@ -99,10 +81,6 @@ class LogMessage(Message, _Methods, wire_name="StreamIpc\\Message\\LogMessage"):
     message: str
     level: str = "info"
 
-    def __init__(self, message: str, level: str = "info") -> None:
-        self.message = message
-        self.level = level
-
 
 def text_message(text: str, level: str) -> LogMessage:
     """Return the message for text of a stream that is no message."""
@@ -116,8 +94,8 @@ def is_text(message: Message) -> bool:
     return type(message) is LogMessage and "_is_text" in message.__dict__
 
 
-@dataclass(init=False, repr=False, eq=False)
-class ErrorMessage(Message, _Methods, wire_name="StreamIpc\\Message\\ErrorMessage"):
+@dataclass
+class ErrorMessage(Message, wire_name="StreamIpc\\Message\\ErrorMessage"):
     """An error as text.
 
     As the reply to a request it makes the requester's ``wait()`` raise
@@ -131,10 +109,6 @@ class ErrorMessage(Message, _Methods, wire_name="StreamIpc\\Message\\ErrorMessag
     # The original keeps the text in a private property of this name.
     message: str = field(metadata={"wire_name": "errorMessage", "visibility": "private"})
     exception: InitVar[BaseException | None] = None
-
-    def __init__(self, message: str, exception: BaseException | None = None) -> None:
-        self.message = message
-        self.__post_init__(exception)
 
     def __post_init__(self, exception: BaseException | None) -> None:
         if not isinstance(self.message, str):  # it may come off the wire, and str() of the whole must not fail
@@ -156,8 +130,8 @@ def failed_in_dispatch(error: BaseException) -> ErrorMessage:
     return ErrorMessage("Error in dispatch", error)
 
 
-@dataclass(init=False, repr=False, eq=False)
-class RequestEnvelope(Message, _Methods, wire_name="StreamIpc\\Envelope\\RequestEnvelope"):
+@dataclass
+class RequestEnvelope(Message, wire_name="StreamIpc\\Envelope\\RequestEnvelope"):
     """A message that expects a reply.
 
     Attributes:
@@ -168,13 +142,9 @@ class RequestEnvelope(Message, _Methods, wire_name="StreamIpc\\Envelope\\Request
     id: str
     request: Message
 
-    def __init__(self, id: str, request: Message) -> None:
-        self.id = id
-        self.request = request
 
-
-@dataclass(init=False, repr=False, eq=False)
-class ResponseEnvelope(Message, _Methods, wire_name="StreamIpc\\Envelope\\ResponseEnvelope"):
+@dataclass
+class ResponseEnvelope(Message, wire_name="StreamIpc\\Envelope\\ResponseEnvelope"):
     """The answer to a request.
 
     Attributes:
@@ -184,10 +154,6 @@ class ResponseEnvelope(Message, _Methods, wire_name="StreamIpc\\Envelope\\Respon
 
     id: str
     response: Message
-
-    def __init__(self, id: str, response: Message) -> None:
-        self.id = id
-        self.response = response
 
 
 def put_in_envelope(kind: int, id: Any, message: Message) -> Message:
