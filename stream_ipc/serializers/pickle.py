@@ -16,7 +16,6 @@ from __future__ import annotations
 import copyreg
 from _pickle import Unpickler, dumps, loads  # and no others: the loads in Python takes an unfinished line for one
 from collections import defaultdict
-from functools import partial
 from io import BytesIO
 
 from .. import registry
@@ -37,6 +36,7 @@ from ..messages import (
 from . import call_of_class, compile_function
 from .pickle_objects import (
     ADVICE,
+    ATOMS,
     GLOBAL,
     ObjectPickler,
     Resolver,
@@ -122,14 +122,9 @@ class PickleMessageSerializer:
 
     def failure(self, message: Message, exc: Exception) -> SerializationError:
         """Return the error for what a writer has raised, or raise that."""
-        if not self._unsafe:
-            try:
-                from .pickle_explain import explain
-            except OSError as error:  # no descriptor is left to import it with
-                pass_on(error)
-            else:
-                return explain(message, exc)
-        return SerializationError(f"{type(message).__name__} cannot be pickled: {describe(exc)}")
+        if self._unsafe:
+            return SerializationError(f"{type(message).__name__} cannot be pickled: {describe(exc)}")
+        return _explain(message, exc)
 
     def deserialize(self, payload: Payload) -> Message:
         """Turn a payload into its message.
@@ -217,6 +212,52 @@ def _write(root: tuple[Any, ...], message: Message) -> Parts:
     return payload
 
 
+def _explain(message: Any, exc: Exception) -> SerializationError:
+    """Return the error about a message that cannot be sent because of ``exc``; raise ``exc`` itself if it says all."""
+    name = type(message).__name__
+    if not isinstance(message, Message):
+        text = f"{article(type(message))} cannot be sent by itself: only messages can; derive a class from Message"
+        return SerializationError(text)
+    if isinstance(exc, RecursionError):
+        return SerializationError(f"{name} cannot be sent: it contains itself or is nested too deeply")
+    try:
+        _check(message, name, {})
+    except SerializationError as found:
+        return found
+    except Exception as error:  # a message whose own attributes fail: the first error tells more
+        pass_on(error)
+    if isinstance(exc, SerializationError):
+        raise exc  # with its own cause
+    return SerializationError(f"{name} cannot be sent: {describe(exc)}")
+
+
+def _check(value: Any, path: str, seen: dict[int, Any]) -> None:
+    """Raise SerializationError with the path to the first value that cannot travel, if there is one."""
+    cls = type(value)
+    if cls in ATOMS or id(value) in seen:
+        return
+    seen[id(value)] = value  # alive, so that no other has its id
+    if cls in (list, tuple, set, frozenset):
+        parts = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    elif cls is dict:
+        parts = [(f"key of {path}", key) for key in value]
+        parts += [(f"{path}[{key!r:.40}]", item) for key, item in value.items()]
+    else:
+        info = registry.by_class.get(cls)
+        try:
+            if info is not None and not info.is_enum:
+                parts = [(f"{path}.{name}", item) for name, item in info.values(value).items()]
+            else:
+                content = take_apart[cls](value)[1]
+                parts = [(path, item) for item in content] if type(content) is tuple else []
+        except Exception as exc:
+            pass_on(exc)
+            text = str(exc) if isinstance(exc, SerializationError) else describe(exc)
+            raise SerializationError(f"{path}: {text}") from exc
+    for inner_path, item in parts:
+        _check(item, inner_path, seen)
+
+
 # -- loading
 
 # With nothing to remove it returns a text as it is, and raises TypeError for all else: the hash of a deep tuple has no end.
@@ -224,12 +265,13 @@ _text = str.removeprefix
 
 
 def _read(payload: bytes | bytearray) -> Message:
-    # STACK_GLOBAL, and READONLY_BUFFER, which makes a memoryview; GLOBAL and INST, which read two lines; EXT1 to EXT4,
-    # which ask for a class only if one is registered, and take it from the cache without asking.
+    # STACK_GLOBAL, and READONLY_BUFFER, which makes a memoryview; GLOBAL and INST, which read two lines, and these are not
+    # counted in what is large; EXT1 to EXT4, which ask for a class only if one is registered, and take it from the cache
+    # without asking.
     if (
         0x93 in payload
         or 0x98 in payload
-        or (0x0A in payload and _may_have_lines(payload))
+        or (0x0A in payload and (len(payload) >= _LARGE or payload.count(b"\n") > 1))
         or _extensions
         or _extension_cache
     ):
@@ -244,15 +286,6 @@ def _read(payload: bytes | bytearray) -> Message:
     except (IndexError, KeyError, TypeError):
         read = _read_root
     return read(root)
-
-
-def _may_have_lines(payload: bytes | bytearray) -> bool:
-    """Return whether GLOBAL (``c``) or INST (``i``) could stand in a payload, with the two lines that they read."""
-    if len(payload) >= _LARGE:  # the general way costs less than counting
-        return True
-    if payload.count(b"\n") < 2:
-        return False
-    return any([payload.count(b"\n", at) > 1 for at in (payload.find(b"c"), payload.find(b"i")) if at >= 0])
 
 
 class _Unpickler(Unpickler):
@@ -272,32 +305,24 @@ class _Unpickler(Unpickler):
 class _ViewFile:
     """A file over a large payload, of which ``BytesIO`` would make a copy, and then another of each part."""
 
-    __slots__ = ("_at", "_view")
-
     def __init__(self, payload: bytes | bytearray) -> None:
+        self._payload = payload
         self._view = memoryview(payload)
         self._at = 0
 
     def read(self, size: int) -> memoryview:
-        # The unpickler takes any buffer, and copies what it keeps.
-        start = self._at
-        self._at = start + size
-        return self._view[start : start + size]
+        part = self._view[self._at : self._at + size]  # the unpickler takes any buffer, and copies what it keeps
+        self._at += len(part)
+        return part
 
     def readinto(self, buffer: Any) -> int:
-        start = self._at
-        part = self._view[start : start + len(buffer)]
-        self._at = start + len(part)
+        part = self.read(len(buffer))
         buffer[: len(part)] = part
         return len(part)
 
-    def readline(self) -> bytes:
-        # For the text opcodes of protocol 0, which this serializer does not write.
-        payload: Any = self._view.obj
-        end = payload.find(b"\n", self._at) + 1 or len(payload)
-        line = bytes(self._view[self._at : end])
-        self._at = max(self._at, end)
-        return line
+    def readline(self) -> bytes:  # for the text opcodes of protocol 0, which this serializer does not write
+        end = self._payload.find(b"\n", self._at) + 1 or len(self._payload)
+        return bytes(self.read(end - self._at))
 
 
 def _load_objects(payload: bytes | bytearray) -> Any:
@@ -369,8 +394,8 @@ def _read_root(root: Any) -> Message:
         if issubclass(info.cls, (RequestEnvelope, ResponseEnvelope)):  # its id would be of any type
             raise SerializationError(f"payload is not a message: {info.wire_name} is an envelope inside another")
         # Of no other shape: there would be no end of them. And before the constructor, which may register a class.
-        if shape not in _readers and shape == shape_of(info):
-            _readers[shape] = partial(_read_second, shape, info) if info.fields else _read_root
+        if info.fields and shape == shape_of(info):
+            _readers[shape] = _reader_of(info)
         message: Message = info.build(fields)
     except SerializationError as exc:
         add_id(exc, kind, id)
@@ -381,12 +406,6 @@ def _read_root(root: Any) -> Message:
 # By shape, what makes the message or the envelope of a root.
 _readers: dict[str, Read] = {}
 registry.clear_on_change(_readers)
-
-
-def _read_second(shape: str, info: TypeInfo, root: tuple[Any, ...]) -> Message:
-    """Compile what reads a shape once a second message has it: the first, maybe the only one, does not wait for that."""
-    read = _readers[shape] = _reader_of(info)
-    return read(root)
 
 
 def _reader_of(info: TypeInfo) -> Read:

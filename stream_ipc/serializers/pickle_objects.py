@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADVICE", "ATOMS", "GLOBAL", "SEPARATOR", "Builder", "Handle", "ObjectPickler", "Resolver", "build",
-    "class_and_fields", "enum_key", "refuse_views", "shape_of", "take_apart",
+    "class_and_fields", "refuse_views", "shape_of", "take_apart",
 ]  # fmt: skip
 
 GLOBAL = ("stream_ipc.serializers.pickle", "build")  # the one global that a payload may name
@@ -58,14 +58,10 @@ class Handle(_Inert, tuple):  # type: ignore[type-arg]
     __slots__ = ()
 
     # By identity: as a key it must not be equal to another, and its content has no hash.
-    if not TYPE_CHECKING:
-        __hash__ = object.__hash__
+    __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:
         return self is other
-
-    def __ne__(self, other: object) -> bool:
-        return self is not other
 
 
 class Builder(_Inert):
@@ -118,43 +114,34 @@ class _TakeApart(dict):  # type: ignore[type-arg]
     """By class, what takes an object apart: ``(shape, value, ...)``."""
 
     def __missing__(self, cls: type) -> TakeApart:
-        function: TakeApart | None
-        info = by_class.get(cls)
-        if info is None:
-            from .values import reducer_of
-
-            function = reducer_of(cls)
-            if function is None:
-                raise not_registered(cls)
-        elif info.is_enum:
-            function = _take_member_apart(info)
-        elif info.fields:
-            values = ", ".join([f"obj.{field.name}" for field in info.fields])
-            function = compile_function(["def made(obj):", f"    return shape, {values}"], {"shape": shape_of(info)})
-        else:
-            function = _take_attributes_apart(info)
-        self[cls] = function
+        function = self[cls] = _take_apart_of(cls)
         return function
+
+
+def _take_apart_of(cls: type) -> TakeApart:
+    info = by_class.get(cls)
+    if info is None:
+        from .values import reducer_of
+
+        reducer = reducer_of(cls)
+        if reducer is None:
+            raise not_registered(cls)
+        return reducer
+    name = info.wire_name
+    if info.is_enum:
+        return lambda member: (name, _enum_key(member))
+    if info.fields:
+        values = ", ".join([f"obj.{field.name}" for field in info.fields])
+        return compile_function(["def made(obj):", f"    return shape, {values}"], {"shape": shape_of(info)})
+    return lambda obj: (name, info.values(obj))
 
 
 take_apart: dict[type, TakeApart] = _TakeApart()
 registry.clear_on_change(take_apart)
 
 
-def _take_member_apart(info: TypeInfo) -> TakeApart:
-    return lambda member: (info.wire_name, enum_key(member))
-
-
-def _take_attributes_apart(info: TypeInfo) -> TakeApart:
-    return lambda obj: (info.wire_name, info.values(obj))
-
-
-def enum_key(member: Any) -> str | int:
-    """Return what a member of an enum travels as: its name, or the value of a combination of flags.
-
-    Raises:
-        SerializationError: It has neither.
-    """
+def _enum_key(member: Any) -> str | int:
+    """Return what a member of an enum travels as: its name, or the value of a combination of flags."""
     # A combination has no name, or one made up. With underscores, because a class may have a property ``name`` of its own.
     key: str | int = member._name_
     if key not in type(member).__members__:
@@ -265,53 +252,41 @@ class Resolver:
     def item(self, value: Any) -> Any:
         """Return a value with objects in place of handles."""
         cls = type(value)
-        done = self.done
-        key = id(value)
-        result: Any
-        if cls is Handle:
-            if key in done:
-                return done[key]
-            shape = value[0] if value else None
-            make = _find_nested(shape, _unusual) if type(shape) is str else _unusual  # a tuple's hash may have no end
-            result = done[key] = make(value, self)
-            return result
         if cls in ATOMS:
             return value
+        done = self.done
+        key = id(value)
         if key in done:
             if done[key] is _IN_PROGRESS:
                 raise SerializationError(f"payload contains {article(cls)} that contains itself; only plain data may")
             return done[key]
-        done[key] = _IN_PROGRESS
-        if cls is list or cls is dict or cls is set:
-            self.fill(value)
-            result = value
-        elif cls is tuple:
-            result = tuple([self.item(item) for item in value])
-        elif cls is frozenset:
-            result = frozenset([self.item(item) for item in value])
+        result: Any = value
+        if cls is Handle:  # is in itself only by way of a container, which notices
+            shape = value[0] if value else None
+            make = _find_nested(shape, _unusual) if type(shape) is str else _unusual  # a tuple's hash may have no end
+            result = make(value, self)
         else:
-            raise SerializationError(f"payload is not a message: it may not hold {article(cls)}")
+            done[key] = _IN_PROGRESS
+            if cls is list:
+                if not ATOMS.issuperset(map(type, value)):
+                    value[:] = [self.item(item) for item in value]
+            elif cls is tuple:
+                result = tuple([self.item(item) for item in value])
+            elif cls is dict:
+                keys = list(value) if ATOMS.issuperset(map(type, value)) else [self.item(item) for item in value]
+                items = [item if type(item) in ATOMS else self.item(item) for item in value.values()]
+                value.clear()
+                value.update(zip(keys, items))
+            elif cls is set:
+                items = [self.item(item) for item in value]
+                value.clear()
+                value.update(items)
+            elif cls is frozenset:
+                result = frozenset([self.item(item) for item in value])
+            else:
+                raise SerializationError(f"payload is not a message: it may not hold {article(cls)}")
         done[key] = result
         return result
-
-    def fill(self, value: Any) -> None:
-        """Resolve what is in a list, dict or set."""
-        if type(value) is list:
-            if not ATOMS.issuperset(map(type, value)):
-                value[:] = [self.item(item) for item in value]
-        elif type(value) is set:
-            items = [self.item(item) for item in value]
-            value.clear()
-            value.update(items)
-        # Keys first: a key that is a handle is replaced, so the dict is filled anew.
-        elif not ATOMS.issuperset(map(type, value)):
-            pairs = [(self.item(k), self.item(v)) for k, v in value.items()]
-            value.clear()
-            value.update(pairs)
-        else:
-            for k, v in value.items():
-                if type(v) not in ATOMS:
-                    value[k] = self.item(v)
 
 
 def _unusual(handle: Handle, resolver: Resolver) -> Any:
@@ -326,20 +301,14 @@ def _unusual(handle: Handle, resolver: Resolver) -> Any:
             known = values and fields is values[0]
             fields = resolver.item(fields) if known else {name: resolver.item(value) for name, value in fields.items()}
         return info.build(fields)
-    if len(values) != 1:
-        raise SerializationError("payload is not a message: it holds an object of an unknown form")
-    return _special(shape, values[0], resolver)
-
-
-def _special(name: Any, content: Any, resolver: Resolver) -> Any:
-    """Return a member of an enum, or a value of the standard library's."""
+    content = values[0] if len(values) == 1 else None
     if type(content) is str or type(content) is int:
-        return _enum_member(registry.lookup(name), content)
-    if type(content) is not tuple or type(name) is not str:
+        return _enum_member(registry.lookup(shape), content)
+    if type(content) is not tuple or type(shape) is not str:
         raise SerializationError("payload is not a message: it holds an object of an unknown form")
     from .values import build_value
 
-    return build_value(name, resolver.item(content))
+    return build_value(shape, resolver.item(content))
 
 
 # By shape, what builds an object inside a message.

@@ -35,7 +35,7 @@ def _factory_name(factory: Any) -> str | None:
     name: str | None = getattr(factory, "__name__", None)
     if _FACTORIES.get(name) is not factory:
         names = ", ".join(filter(None, _FACTORIES))
-        raise ValueError(f"the factory of a defaultdict must be one of {names}, not {factory!r}")
+        raise SerializationError(f"the factory of a defaultdict must be one of {names}, not {factory!r}")
     return name
 
 
