@@ -292,23 +292,22 @@ class Resolver:
 def _unusual(handle: Handle, resolver: Resolver) -> Any:
     """Build what is not to be built by a function for its class: the first of its shape, and others."""
     shape, *values = handle or (None,)
-    if (type(shape) is str and SEPARATOR in shape) or (len(values) == 1 and type(values[0]) is dict):
+    if type(shape) is str and SEPARATOR in shape:
         info, fields = class_and_fields(shape, tuple(values))
         if info.fields and shape == shape_of(info):
             _nested[shape] = _nested_of(info)
-        if not ATOMS.issuperset(map(type, fields.values())):
-            # A dict that was made here must not be looked up: its id may be that of a value which is gone.
-            known = values and fields is values[0]
-            fields = resolver.item(fields) if known else {name: resolver.item(value) for name, value in fields.items()}
+        return info.build({name: resolver.item(value) for name, value in fields.items()})
+    content = resolver.item(values[0]) if len(values) == 1 else None
+    if type(content) is dict:
+        info, fields = class_and_fields(shape, (content,))
         return info.build(fields)
-    content = values[0] if len(values) == 1 else None
     if type(content) is str or type(content) is int:
         return _enum_member(registry.lookup(shape), content)
-    if type(content) is not tuple or type(shape) is not str:
-        raise SerializationError("payload is not a message: it holds an object of an unknown form")
-    from .values import build_value
+    if type(content) is tuple and type(shape) is str:
+        from .values import build_value
 
-    return build_value(shape, resolver.item(content))
+        return build_value(shape, content)
+    raise SerializationError("payload is not a message: it holds an object of an unknown form")
 
 
 # By shape, what builds an object inside a message.
