@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RUN", "FieldInfo", "attributes", "constructor_of", "fields_of", "is_named_tuple", "is_pydantic", "lacking_parameter",
-    "obstacle", "required_fields", "source",
+    "obstacle", "source",
 ]  # fmt: skip
 
 # What a module is called that was not imported but run: by python, by multiprocessing, by runpy.run_path().
@@ -31,6 +31,7 @@ _BUILTIN_METHOD = type(object.__new__)
 _STATE_METHODS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__", "__getnewargs_ex__")
 
 
+@dataclasses.dataclass
 class FieldInfo:
     """One field of a registered class.
 
@@ -41,16 +42,15 @@ class FieldInfo:
         annotation: What the class body says of its type, as it stands there: a class, a typing construct or text.
         visibility: ``"public"``, or what ``field(metadata={"visibility": ...})`` says for the PHP format.
         parameter: The constructor's name for it; only attrs has another one than ``name``.
+        is_required: Whether it has no default.
     """
 
-    __slots__ = ("annotation", "name", "parameter", "visibility", "wire_name")
-
-    def __init__(self, name: str, wire_name: str, annotation: Any, visibility: str, parameter: str) -> None:
-        self.name: str = name
-        self.wire_name: str = wire_name
-        self.annotation: Any = annotation
-        self.visibility: str = visibility
-        self.parameter: str = parameter
+    name: str
+    wire_name: str
+    annotation: Any
+    visibility: str
+    parameter: str
+    is_required: bool
 
 
 def constructor_of(cls: type) -> str:
@@ -122,18 +122,22 @@ def fields_of(cls: Any) -> tuple[FieldInfo, ...]:
     """Return what the constructor of a class takes; nothing for a class that is rebuilt from its attributes."""
     kind = constructor_of(cls)
     if kind == "dataclass":
-        return tuple([_field(f, f.name) for f in dataclasses.fields(cls) if f.init])
+        missing = dataclasses.MISSING
+        declared = [f for f in dataclasses.fields(cls) if f.init]
+        return tuple([_field(f, f.name, f.default is missing and f.default_factory is missing) for f in declared])
     if kind == "attrs":  # calls the parameter of a private field _x just x
-        return tuple([_field(a, getattr(a, "alias", None) or a.name.lstrip("_")) for a in cls.__attrs_attrs__ if a.init])
+        nothing = getattr(sys.modules.get("attr"), "NOTHING", None)
+        declared = [a for a in cls.__attrs_attrs__ if a.init]
+        return tuple([_field(a, getattr(a, "alias", None) or a.name.lstrip("_"), a.default is nothing) for a in declared])
     if kind == "NamedTuple":
-        annotations = _annotations(cls)
-        return tuple([FieldInfo(name, name, annotations.get(name, object), "public", name) for name in cls._fields])
+        annotations, defaults = _annotations(cls), getattr(cls, "_field_defaults", {})
+        return tuple([FieldInfo(f, f, annotations.get(f, object), "public", f, f not in defaults) for f in cls._fields])
     return ()
 
 
-def _field(f: Any, parameter: str) -> FieldInfo:
-    wire_name = str(f.metadata.get("wire_name", f.name))
-    return FieldInfo(f.name, wire_name, f.type, str(f.metadata.get("visibility", "public")), parameter)
+def _field(f: Any, parameter: str, is_required: bool) -> FieldInfo:
+    wire_name, visibility = str(f.metadata.get("wire_name", f.name)), str(f.metadata.get("visibility", "public"))
+    return FieldInfo(f.name, wire_name, f.type, visibility, parameter, is_required)
 
 
 def _annotations(cls: Any) -> dict[str, Any]:
@@ -145,19 +149,6 @@ def _annotations(cls: Any) -> dict[str, Any]:
                 pass_on(exc)
                 break
     return {}
-
-
-def required_fields(cls: Any) -> list[str]:
-    """Return the names of the fields that have no default."""
-    kind = constructor_of(cls)
-    if kind == "dataclass":
-        missing = dataclasses.MISSING
-        return [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]
-    if kind == "attrs":
-        nothing = getattr(sys.modules.get("attr"), "NOTHING", None)
-        return [a.name for a in cls.__attrs_attrs__ if a.default is nothing]
-    defaults = getattr(cls, "_field_defaults", {})
-    return [name for name in getattr(cls, "_fields", ()) if name not in defaults]
 
 
 def lacking_parameter(cls: Any, fields: tuple[FieldInfo, ...]) -> str:

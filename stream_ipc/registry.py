@@ -18,7 +18,6 @@ from .classes import (
     fields_of,
     lacking_parameter,
     obstacle,
-    required_fields,
     source,
 )
 from .errors import SerializationError, article, describe, printable
@@ -107,7 +106,11 @@ class TypeInfo:
             SerializationError: It has no value for a field, or ``encode`` failed, or ``build`` could not build it again.
         """
         if self.encode is not None:
-            return {"value": self._encoded(obj)}
+            try:
+                return {"value": self.encode(obj)}
+            except Exception as exc:
+                text = f"the encode of its register_type() failed: {describe(exc)}"
+                raise SerializationError(f"{article(self.cls)} cannot be sent: {text}") from exc
         fields = self.fields
         if self._open:
             return attributes(obj)
@@ -126,7 +129,7 @@ class TypeInfo:
             SerializationError: A required field is missing, or the constructor refused the values.
         """
         if self.decode is not None:
-            return self._decoded(values)
+            return self._decoded(self.decode, values)
         fields = self.fields
         if self._open:
             return self._build_open(values)
@@ -135,8 +138,7 @@ class TypeInfo:
             known = {f.parameter: values[f.name] for f in fields if f.name in values}
             return self.cls(**known)
         except Exception as exc:
-            required = required_fields(self.cls)
-            missing = [f.name for f in fields if f.parameter not in known and f.name in required]
+            missing = [f.name for f in fields if f.is_required and f.parameter not in known]
             if missing:
                 raise SerializationError(
                     f"{self.wire_name} cannot be built: required field {missing[0]!r} was not sent; give it a default"
@@ -148,21 +150,11 @@ class TypeInfo:
         """Return the error about a constructor that has raised another one."""
         return SerializationError(f"{self.wire_name} cannot be built from the values received: {describe(exc)}")
 
-    def _encoded(self, obj: Any) -> Any:
-        assert self.encode is not None
-        try:
-            return self.encode(obj)
-        except Exception as exc:
-            raise SerializationError(
-                f"{article(self.cls)} cannot be sent: the encode of its register_type() failed: {describe(exc)}"
-            ) from exc
-
-    def _decoded(self, values: dict[str, Any]) -> Any:
+    def _decoded(self, decode: Callable[[Any], Any], values: dict[str, Any]) -> Any:
         if "value" not in values:
             raise SerializationError(f"{self.wire_name} cannot be built: its 'value' was not sent{_BOTH_SIDES}")
-        assert self.decode is not None
         try:
-            obj = self.decode(values["value"])
+            obj = decode(values["value"])
         except Exception as exc:
             raise self.refused(exc) from exc
         if type(obj) is not self.cls:
