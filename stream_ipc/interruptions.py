@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal's own functions make enums
 import sys
+from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import CodeType, FrameType
     from typing import Any
 
-__all__ = ["interruption_in", "is_ours", "pass_on", "pass_on_lack_of_stack", "pass_on_own"]
+__all__ = ["function_of", "interruption_in", "is_ours", "pass_on", "pass_on_lack_of_stack", "pass_on_own"]
 
 _PACKAGE = __name__.rpartition(".")[0]
 
@@ -108,18 +109,14 @@ def _is_dealt_with(catcher: FrameType) -> bool:
 
 
 def _handler_codes() -> set[CodeType]:
-    found = set()
-    for number in _signal.valid_signals():
-        handler: Any = _signal.getsignal(number)
-        while handler is not None and not hasattr(handler, "__code__"):
-            inner = getattr(handler, "func", None) or getattr(handler, "__func__", None)  # a partial, or a method
-            if inner is None and callable(handler):
-                inner = type(handler).__call__
-                inner = getattr(inner, "__func__", inner)
-                handler = inner if hasattr(inner, "__code__") else None
-                break
-            handler = inner
-        code = getattr(handler, "__code__", None)
-        if code is not None:
-            found.add(code)
-    return found
+    functions = [function_of(_signal.getsignal(number)) for number in _signal.valid_signals()]
+    return {function.__code__ for function in functions if hasattr(function, "__code__")}
+
+
+def function_of(function: Any) -> Any:
+    """Return the function in Python, if there is one, that runs when something is called: of a class, its constructor."""
+    while isinstance(function, partial):
+        function = function.func
+    if hasattr(function, "__code__"):
+        return function
+    return function.__init__ if isinstance(function, type) else type(function).__call__  # type: ignore[misc]

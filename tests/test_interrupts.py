@@ -34,6 +34,7 @@ from stream_ipc import (
     gather,
 )
 from stream_ipc.core.dispatcher import Dispatcher
+from stream_ipc.interruptions import interruption_in
 from stream_ipc.transports.objects import open_read_end, open_write_end
 from stream_ipc.transports.sockets import listen
 from stream_ipc.transports.spawn import spawn
@@ -1270,3 +1271,38 @@ def test_interrupted_close_calls_each_done_callback_once(kind: Type[BaseExceptio
             assert len(closed) == len(sessions) and {*closed} == {*sessions}
 
     at_every_place(scenario, kind)
+
+
+class AnswersToAll:
+    """A signal handler as ``unittest.mock`` makes them: it has any attribute that it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return AnswersToAll()
+
+    def __call__(self, *args: Any) -> None:
+        raise AlarmError
+
+    def method(self, *args: Any) -> None:
+        raise AlarmError
+
+
+@pytest.mark.parametrize("kind", ["function", "method", "partial", "object"])
+def test_whatever_a_signal_handler_is_made_of_it_is_known_again(kind: str) -> None:
+    handler: Any = AnswersToAll()
+    if kind == "function":
+        handler = AnswersToAll.__call__
+    elif kind == "method":
+        handler = handler.method
+    elif kind == "partial":
+        handler = functools.partial(functools.partial(handler.method, 1), 2)
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.raise_signal(signal.SIGALRM)
+    except AlarmError as error:
+        assert interruption_in(error) is error
+    else:
+        pytest.fail("it was not called")
+    finally:
+        signal.signal(signal.SIGALRM, before)
