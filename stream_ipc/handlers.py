@@ -5,16 +5,15 @@ Knows how to inspect a callable. Must not know messages, sessions or who calls.
 
 from __future__ import annotations
 
-import ast
-import functools
 import inspect
 import sys
+from functools import partial
 
-from .interruptions import pass_on
+from .interruptions import function_of, pass_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterable, Tuple, Union
+    from typing import Any, Callable, Tuple, Union
 
     Chain = Union[Tuple[()], Tuple["Handler", "Chain"]]
 
@@ -179,7 +178,7 @@ def _types(function: Any, annotation: Any, caller: Any) -> tuple[type, ...] | No
     if annotation is inspect.Parameter.empty:
         return None
     try:
-        types = _flatten(annotation, functools.partial(_namespace, function, caller))
+        types = tuple(_classes(annotation, partial(_namespace, function, caller)))
     except Exception as exc:
         pass_on(exc)
         annotation = getattr(annotation, "__forward_arg__", annotation)
@@ -187,100 +186,53 @@ def _types(function: Any, annotation: Any, caller: Any) -> tuple[type, ...] | No
             f"the annotation {annotation!r} of {name_of(function)}'s first parameter cannot be resolved: {exc}; define"
             " or import the class where the handler is defined (not under TYPE_CHECKING), or drop the annotation"
         ) from exc
-    problem = "is no class"
-    if types is not None:
-        if object in types:
-            return None
-        try:
-            issubclass(object, tuple(types))
-            return tuple(types)
-        except TypeError as exc:  # a Protocol, a TypedDict
-            problem = f"is of no use: {exc}"
-    raise TypeError(
-        f"the annotation {annotation!r} of {name_of(function)}'s first parameter {problem}; annotate it with a message"
-        " class, a union of them, or nothing"
-    )
+    try:
+        [issubclass(object, cls) for cls in types]  # which fails if one is None, a Protocol, a TypedDict
+    except TypeError as exc:
+        problem = "is no class" if None in types else f"is of no use: {exc}"
+        raise TypeError(
+            f"the annotation {annotation!r} of {name_of(function)}'s first parameter {problem}; annotate it with a message"
+            " class, a union of them, or nothing"
+        ) from exc
+    return None if object in types else types
 
 
-def _flatten(annotation: Any, namespace: Callable[[], dict[str, Any]]) -> list[type] | None:
-    """Return the classes that an annotation names, ``object`` for any class; None if something in it is no class."""
+def _classes(annotation: Any, namespace: Callable[[], dict[str, Any]]) -> list[Any]:
+    """Return the classes that an annotation names: ``object`` for any class, and None for what is no class."""
     if annotation is None:
         return [type(None)]
     if isinstance(annotation, type) and not hasattr(annotation, "__origin__") and annotation.__module__ != "typing":
         return [annotation]
     if isinstance(annotation, str):
-        return _flatten_all(_evaluate(annotation, namespace()), namespace)
+        return _classes(eval(annotation.strip(), namespace()), namespace)
     import typing  # only now: slow to import, and in most programs annotations are classes
 
+    origin = getattr(annotation, "__origin__", None)
     if annotation is typing.Any:
         return [object]
+    if isinstance(annotation, typing.ForwardRef):  # Optional["Reply"]
+        return _classes(annotation.__forward_arg__, namespace)
     if isinstance(annotation, typing.TypeVar):
-        return _flatten_all(annotation.__constraints__ or (annotation.__bound__ or object,), namespace)
-    if isinstance(annotation, typing.ForwardRef):  # "Reply" | None
-        return _flatten(annotation.__forward_arg__, namespace)
-    origin = getattr(annotation, "__origin__", None)
-    if origin is typing.Union or type(annotation).__name__ == "UnionType":
-        return _flatten_all(annotation.__args__, namespace)
-    if isinstance(origin, type) and origin.__module__.partition(".")[0] not in ("builtins", "collections"):
+        parts = annotation.__constraints__ or (annotation.__bound__ or object,)
+    elif origin is typing.Union or type(annotation).__name__ == "UnionType":
+        parts = annotation.__args__
+    elif isinstance(origin, type) and origin.__module__.partition(".")[0] not in ("builtins", "collections"):
         return [origin]  # a generic message class
-    return None
-
-
-def _flatten_all(annotations: Iterable[Any], namespace: Callable[[], dict[str, Any]]) -> list[type] | None:
-    types: list[type] = []
-    for annotation in annotations:
-        found = _flatten(annotation, namespace)
-        if found is None:
-            return None
-        types += found
-    return types
+    else:
+        return [None]
+    return [cls for part in parts for cls in _classes(part, namespace)]
 
 
 def _namespace(function: Any, caller: Any) -> dict[str, Any]:
-    while isinstance(function, functools.partial):
-        function = function.func
-    function = inspect.unwrap(function)
-    function = getattr(function, "__func__", function)
-    if not hasattr(function, "__globals__"):
-        method: Any = type(function).__call__
-        if isinstance(function, type):
-            method = function.__init__  # type: ignore[misc]
-        function = getattr(method, "__func__", method)
+    function = function_of(inspect.unwrap(function_of(function)))
+    code = getattr(function, "__code__", None)
     names: dict[str, Any] = dict(getattr(function, "__globals__", {}))
     if caller is not None:  # a class that is local to the function that registers the handler
-        inner = _is_local_to(function, caller)
+        inner = code in caller.f_code.co_consts  # then its names hide the module's, as they do where the handler is defined
         names.update({k: v for k, v in caller.f_locals.items() if inner or k not in names})
-    closure = getattr(function, "__closure__", None) or ()
-    for name, cell in zip(getattr(getattr(function, "__code__", None), "co_freevars", ()), closure):
+    for name, cell in zip(getattr(code, "co_freevars", ()), getattr(function, "__closure__", None) or ()):
         try:
             names[name] = cell.cell_contents
         except ValueError:
             pass  # not assigned yet
     return names
-
-
-def _is_local_to(function: Any, caller: Any) -> bool:
-    # If so, the caller's names hide the module's, as they do where the handler is defined.
-    code = getattr(function, "__code__", None)
-    return (
-        code is not None
-        and code.co_filename == caller.f_code.co_filename
-        and f".{caller.f_code.co_name}.<locals>." in f".{function.__qualname__}"
-    )
-
-
-def _evaluate(annotation: str, names: dict[str, Any]) -> list[Any]:
-    """Evaluate an annotation; the parts of ``A | B`` one by one, because one of them may be text."""
-    parts: list[Any] = []
-    todo = [ast.parse(annotation.strip(), mode="eval").body]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-            todo += [node.left, node.right]
-            continue
-        value = eval(compile(ast.Expression(node), "<annotation>", "eval"), names)
-        if isinstance(value, str):  # "quoted" inside a string annotation
-            parts += _evaluate(value, names)
-        else:
-            parts.append(value)
-    return parts

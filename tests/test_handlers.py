@@ -243,7 +243,6 @@ def test_annotations_for_one_class(annotation: Any) -> None:
         "Optional[Union[First, Second]]",
         "Union[First, None] | Second",
         "'First | Second'",
-        "'First' | Second",
         Either,
         "Either",
         Union["First", Second],
