@@ -42,7 +42,6 @@ from .pickle_objects import (
     Resolver,
     build,
     class_and_fields,
-    refuse_views,
     shape_of,
     take_apart,
 )
@@ -340,10 +339,9 @@ def _load_objects(payload: bytes | bytearray) -> Any:
     if type(root) is not tuple:
         return root
     try:
-        if unpickler.built:
-            return root[:3] + Resolver().resolve(root[3:])
-        if 0x98 in payload and 0x96 in payload:  # READONLY_BUFFER and BYTEARRAY8 make a memoryview, and name nothing
-            refuse_views(root[3:])
+        # READONLY_BUFFER and BYTEARRAY8 make a memoryview, which the resolver refuses, and name nothing.
+        if unpickler.built or (0x98 in payload and 0x96 in payload):
+            return root[:3] + Resolver(may_loop=not unpickler.built).resolve(root[3:])
     except SerializationError as exc:
         add_id(exc, *root[:2])
         raise

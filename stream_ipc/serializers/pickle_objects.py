@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADVICE", "ATOMS", "GLOBAL", "SEPARATOR", "Builder", "Handle", "ObjectPickler", "Resolver", "build",
-    "class_and_fields", "refuse_views", "shape_of", "take_apart",
+    "class_and_fields", "shape_of", "take_apart",
 ]  # fmt: skip
 
 GLOBAL = ("stream_ipc.serializers.pickle", "build")  # the one global that a payload may name
@@ -36,7 +36,6 @@ GLOBAL = ("stream_ipc.serializers.pickle", "build")  # the one global that a pay
 ADVICE = "; if the other side uses PickleMessageSerializer(unsafe=True), both have to"
 
 ATOMS = frozenset({type(None), bool, int, float, str, bytes, bytearray})
-_CONTAINERS = frozenset({list, tuple, dict})
 SEPARATOR = "\0"  # of the names in a shape; no wire name holds one
 
 
@@ -202,36 +201,23 @@ class ObjectPickler(Pickler):
 # -- reading
 
 
-def refuse_views(values: tuple[Any, ...]) -> None:
-    """Raise SerializationError if there is a memoryview in plain data."""
-    seen: set[int] = set()
-    todo: list[Any] = [values]
-    while todo:
-        container = todo.pop()
-        if id(container) not in seen:
-            seen.add(id(container))
-            # A view of a bytearray has no hash, so it is no key and in no set.
-            items = list(container.values()) if type(container) is dict else container
-            types = set(map(type, items))
-            if memoryview in types:
-                raise SerializationError("payload is not a message: it may not hold a memoryview")
-            if not types.isdisjoint(_CONTAINERS):
-                todo += [item for item in items if type(item) in _CONTAINERS]
-
-
 class Resolver:
     """Replaces the handles in a loaded structure by objects, each once, and lets nothing else through.
 
     Lists, dicts and sets are changed in place, so that what was shared stays shared.
+
+    Args:
+        may_loop: Whether a value may contain itself: not beside objects, whose constructors would see it unfinished.
 
     Attributes:
         done: What values have become, by the id that each had before. All were loaded before the first was resolved, so no
             two have one id. What was made since may have the id of one that is gone: it must never be looked up.
     """
 
-    __slots__ = ("done",)
+    __slots__ = ("_may_loop", "done")
 
-    def __init__(self) -> None:
+    def __init__(self, may_loop: bool) -> None:
+        self._may_loop = may_loop
         self.done: dict[int, Any] = {}
 
     def resolve(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -252,39 +238,47 @@ class Resolver:
     def item(self, value: Any) -> Any:
         """Return a value with objects in place of handles."""
         cls = type(value)
-        if cls in ATOMS:
-            return value
         done = self.done
         key = id(value)
-        if key in done:
-            if done[key] is _IN_PROGRESS:
-                raise SerializationError(f"payload contains {article(cls)} that contains itself; only plain data may")
-            return done[key]
         result: Any = value
         if cls is Handle:  # is in itself only by way of a container, which notices
+            if key in done:
+                return done[key]
             shape = value[0] if value else None
             make = _find_nested(shape, _unusual) if type(shape) is str else _unusual  # a tuple's hash may have no end
-            result = make(value, self)
-        else:
-            done[key] = _IN_PROGRESS
-            if cls is list:
-                if not ATOMS.issuperset(map(type, value)):
-                    value[:] = [self.item(item) for item in value]
-            elif cls is tuple:
+            result = done[key] = make(value, self)
+            return result
+        if cls in ATOMS:
+            return value
+        if key in done:
+            if done[key] is not _IN_PROGRESS:
+                return done[key]
+            if self._may_loop:
+                return value
+            raise SerializationError(f"payload contains {article(cls)} that contains itself; only plain data may")
+        done[key] = _IN_PROGRESS
+        if cls is list:
+            if not ATOMS.issuperset(map(type, value)):
+                value[:] = [self.item(item) for item in value]
+        elif cls is tuple:
+            if not ATOMS.issuperset(map(type, value)):
                 result = tuple([self.item(item) for item in value])
-            elif cls is dict:
-                keys = list(value) if ATOMS.issuperset(map(type, value)) else [self.item(item) for item in value]
-                items = [item if type(item) in ATOMS else self.item(item) for item in value.values()]
+        elif cls is dict:
+            if not ATOMS.issuperset(map(type, value)):
+                pairs = [(self.item(name), item) for name, item in value.items()]
                 value.clear()
-                value.update(zip(keys, items))
-            elif cls is set:
-                items = [self.item(item) for item in value]
-                value.clear()
-                value.update(items)
-            elif cls is frozenset:
-                result = frozenset([self.item(item) for item in value])
-            else:
-                raise SerializationError(f"payload is not a message: it may not hold {article(cls)}")
+                value.update(pairs)
+            for name, item in value.items():
+                if type(item) not in ATOMS:
+                    value[name] = self.item(item)
+        elif cls is set:
+            items = [self.item(item) for item in value]
+            value.clear()
+            value.update(items)
+        elif cls is frozenset:
+            result = frozenset([self.item(item) for item in value])
+        else:
+            raise SerializationError(f"payload is not a message: it may not hold {article(cls)}")
         done[key] = result
         return result
 
