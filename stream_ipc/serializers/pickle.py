@@ -202,10 +202,18 @@ def _write(root: tuple[Any, ...], message: Message) -> Parts:
     except IndexError:
         pickler = ObjectPickler()
     pickler.dump(root)  # if this raises, the pickler is in an unknown state and goes
-    payload: Parts = pickler.chunks.pop()
-    if pickler.met or pickler.chunks:
-        payload = pickler.finish(payload, message)
-    if type(payload) is bytes and len(payload) <= _SMALL:  # a memo that has grown takes long to clear, for ever
+    met, chunks = pickler.met, pickler.chunks
+    if met:
+        ids = set(map(id, met))
+        # The pickler remembers each object that is finished, so one that comes twice contains itself.
+        if len(ids) < len(met) or id(message) in ids:
+            raise SerializationError(f"{type(message).__name__} cannot be sent: an object in it contains itself")
+        met.clear()
+    if len(chunks) > 1:
+        # A bytearray is passed on by reference too, but its owner may change it before it is written.
+        return [chunk if type(chunk) is bytes else bytes(chunk) for chunk in chunks]
+    payload: bytes = chunks.pop()
+    if len(payload) <= _SMALL:  # a memo that has grown takes long to clear, for ever
         pickler.clear_memo()
         _picklers.append(pickler)
     return payload
@@ -279,7 +287,7 @@ def _read(payload: bytes | bytearray) -> Message:
         try:
             root = loads(payload)
         except Exception as exc:
-            raise _no_pickle(payload, exc) from exc
+            raise _failed_load(payload, exc) from exc
     try:
         read = _readers[_text(root[2], "")]
     except (IndexError, KeyError, TypeError):
@@ -335,29 +343,25 @@ def _load_objects(payload: bytes | bytearray) -> Any:
         raise
     except Exception as exc:
         del unpickler  # which holds all that was read so far
-        raise _no_pickle(payload, exc) from exc
+        raise _failed_load(payload, exc) from exc
     if type(root) is not tuple:
         return root
     try:
         # READONLY_BUFFER and BYTEARRAY8 make a memoryview, which the resolver refuses, and name nothing.
         if unpickler.built or (0x98 in payload and 0x96 in payload):
-            return root[:3] + Resolver(may_loop=not unpickler.built).resolve(root[3:])
+            return root[:3] + Resolver(not unpickler.built).resolve(root[3:])
     except SerializationError as exc:
         add_id(exc, *root[:2])
         raise
     return root
 
 
-def _no_pickle(payload: Payload, exc: Exception) -> SerializationError:
-    error = SerializationError(f"payload is not a pickle: {describe(exc)}{_other_format(payload)}")
-    _add_id_of_head(error, payload)
-    return error
-
-
-def _other_format(payload: Payload) -> str:
+def _failed_load(payload: Payload, exc: Exception, text: str = "payload is not a pickle") -> SerializationError:
     from .text_format import other_format  # only this error needs it
 
-    return other_format(payload, "a pickle")
+    error = SerializationError(f"{text}: {describe(exc)}{other_format(payload, 'a pickle')}")
+    _add_id_of_head(error, payload)
+    return error
 
 
 def _add_id_of_head(error: SerializationError, payload: Any) -> None:
@@ -452,7 +456,7 @@ def _plain_loads(payload: Payload) -> Message:
     try:
         message = loads(payload)
     except Exception as exc:
-        raise SerializationError(f"payload cannot be unpickled: {describe(exc)}{_other_format(payload)}") from exc
+        raise _failed_load(payload, exc, "payload cannot be unpickled") from exc
     if not isinstance(message, Message):
         text = f"payload is not a message but {article(type(message))}"
         raise SerializationError(f"{text}; do both sides use PickleMessageSerializer(unsafe=True)?")

@@ -162,7 +162,7 @@ class ObjectPickler(Pickler):
 
     Attributes:
         chunks: What was written: a list of buffers.
-        met: The registered objects that were written.
+        met: The objects that were written, each as often as it was taken apart.
     """
 
     __slots__ = ("chunks", "met")
@@ -177,25 +177,6 @@ class ObjectPickler(Pickler):
             return "build"  # the pickler adds the module
         self.met.append(obj)
         return build, (take_apart[type(obj)](obj),)
-
-    def finish(self, last: Any, message: Any) -> bytes | list[bytes]:
-        """Return the payload after a ``dump()`` of ``message`` that met objects or wrote more chunks than the last.
-
-        Raises:
-            SerializationError: An object contains itself.
-        """
-        met = self.met
-        ids = set(map(id, met))
-        # The pickler remembers each object that is finished, so one that comes twice contains itself.
-        if len(ids) < len(met) or id(message) in ids:
-            raise SerializationError(f"{type(message).__name__} cannot be sent: an object in it contains itself")
-        met.clear()
-        if not self.chunks:
-            return last  # type: ignore[no-any-return]
-        # A bytearray is passed on by reference too, but its owner may change it before it is written.
-        result = [chunk if type(chunk) is bytes else bytes(chunk) for chunk in (*self.chunks, last)]
-        self.chunks.clear()
-        return result
 
 
 # -- reading
@@ -240,14 +221,13 @@ class Resolver:
         cls = type(value)
         done = self.done
         key = id(value)
-        result: Any = value
         if cls is Handle:  # is in itself only by way of a container, which notices
             if key in done:
                 return done[key]
             shape = value[0] if value else None
             make = _find_nested(shape, _unusual) if type(shape) is str else _unusual  # a tuple's hash may have no end
-            result = done[key] = make(value, self)
-            return result
+            made = done[key] = make(value, self)
+            return made
         if cls in ATOMS:
             return value
         if key in done:
@@ -257,6 +237,7 @@ class Resolver:
                 return value
             raise SerializationError(f"payload contains {article(cls)} that contains itself; only plain data may")
         done[key] = _IN_PROGRESS
+        result: Any = value
         if cls is list:
             if not ATOMS.issuperset(map(type, value)):
                 value[:] = [self.item(item) for item in value]
