@@ -115,17 +115,7 @@ def check_plugin(kind: str, plugin: Any, *names: str) -> None:
 
 
 def check_timeout(timeout: Any, name: str = "timeout", optional: bool = True) -> None:
-    """Raise for what is no number of seconds.
-
-    Args:
-        timeout: The argument.
-        name: What it is called.
-        optional: Whether it may be None.
-
-    Raises:
-        TypeError: It is of another kind.
-        ValueError: It is negative or no number at all.
-    """
+    """Raise ``TypeError`` or ``ValueError`` for what is no number of seconds, nor None if it is ``optional``."""
     if timeout is None and optional:
         return
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):

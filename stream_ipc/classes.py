@@ -54,11 +54,9 @@ class FieldInfo:
 
 
 def constructor_of(cls: type) -> str:
-    """Tell which constructor rebuilds the instances of a class.
+    """Tell whose constructor rebuilds the instances of a class: ``"dataclass"``, ``"attrs"`` or ``"NamedTuple"``.
 
-    Returns:
-        ``"dataclass"`` or ``"attrs"``, whose constructor takes the declared fields; ``"NamedTuple"``; or an empty text:
-        instances are rebuilt from their attributes.
+    An empty text if they are rebuilt from their attributes.
     """
     # A class that derives from a dataclass and is not decorated itself has its base's fields, constructor and checks;
     # one with a constructor of its own has not.
@@ -80,10 +78,8 @@ def is_named_tuple(cls: type) -> bool:
 def obstacle(cls: type, strict: bool = True) -> str:
     """Say why instances of a class cannot be rebuilt; an empty text if they can.
 
-    Args:
-        cls: The class.
-        strict: Whether methods of its own that say how it is pickled or copied are an obstacle too. A class that is
-            still to be decorated may become a dataclass, for which they do not matter.
+    If ``strict``, methods of its own that say how it is pickled or copied are an obstacle too. A class that is still to be
+    decorated may become a dataclass, for which they do not matter.
     """
     if issubclass(cls, enum.Enum) or is_named_tuple(cls):
         return ""

@@ -166,11 +166,7 @@ def put_in_envelope(kind: int, id: Any, message: Message) -> Message:
 
 
 def take_out_of_envelope(message: Any) -> tuple[int, Any, Message]:
-    """Return the kind, the id (None for a notification) and the message.
-
-    Raises:
-        SerializationError: An envelope lacks one of them, or its id is not valid.
-    """
+    """Return the kind, the id (None for a notification) and the message; SerializationError if an envelope is not whole."""
     cls = type(message)
     if cls is not RequestEnvelope and cls is not ResponseEnvelope:
         return NOTIFICATION, None, message

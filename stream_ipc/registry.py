@@ -81,11 +81,7 @@ class TypeInfo:
 
     @property
     def fields(self) -> tuple[FieldInfo, ...]:
-        """The declared fields; empty for a class that is rebuilt from its attributes or has converters.
-
-        Raises:
-            SerializationError: The constructor requires more than these.
-        """
+        """The declared fields; empty for a class that is rebuilt from its attributes or has converters."""
         if self._fields is None:
             is_built = self.encode is None and constructor_of(self.cls) != ""
             self._open = self.encode is None and not is_built
@@ -100,11 +96,7 @@ class TypeInfo:
         return self._fields
 
     def values(self, obj: Any) -> dict[str, Any]:
-        """Take an instance apart: ``{field name: value}`` in the order of declaration.
-
-        Raises:
-            SerializationError: It has no value for a field, or ``encode`` failed, or ``build`` could not build it again.
-        """
+        """Take an instance apart: ``{field name: value}`` in the order of declaration."""
         if self.encode is not None:
             try:
                 return {"value": self.encode(obj)}
@@ -122,11 +114,7 @@ class TypeInfo:
     def build(self, values: dict[str, Any]) -> Any:
         """Build an instance with the class's constructor, or its ``decode``.
 
-        Args:
-            values: ``{field name: value}``. Unknown names are dropped, missing ones take their defaults.
-
-        Raises:
-            SerializationError: A required field is missing, or the constructor refused the values.
+        Unknown names among the values are dropped, fields without a value take their defaults.
         """
         if self.decode is not None:
             return self._decoded(self.decode, values)
@@ -192,7 +180,7 @@ def register(
     *,
     strict: bool = False,
 ) -> None:
-    """Enter a class under its wire name.
+    """Enter a class under its wire name; see ``register_type``.
 
     Args:
         cls: The class.
@@ -200,10 +188,6 @@ def register(
         encode: See ``register_type``.
         decode: See ``register_type``.
         strict: Whether methods of its own that say how it is pickled are a reason to refuse it.
-
-    Raises:
-        TypeError: Instances of the class cannot be rebuilt from their fields.
-        ValueError: The wire name is taken by another class.
     """
     _check(cls, encode, decode, strict)
     module, file = source(cls)
@@ -363,20 +347,15 @@ def register_type(
 
 
 def clear_on_change(cache: dict[Any, Any]) -> None:
-    """Have a dict emptied whenever a class is registered.
+    """Have a dict emptied whenever a class is registered, in which a serializer keeps what it has worked out per class.
 
-    For what a serializer works out per class and keeps: with this it need not ask, for every message, whether its
-    entry is still the current one. Never forgotten again, so for dicts at module level.
+    It is never forgotten again, so for dicts at module level.
     """
     _caches.append(cache)
 
 
 def type_info(cls: type) -> TypeInfo:
-    """Return the entry of a class.
-
-    Raises:
-        SerializationError: The class is not registered; the text says what to do with such a value.
-    """
+    """Return the entry of a class; if it is not registered, the error's text says what to do with such a value."""
     try:
         return by_class[cls]
     except KeyError:
@@ -398,11 +377,7 @@ def not_registered(cls: type) -> SerializationError:
 
 
 def lookup(wire_name: Any) -> TypeInfo:
-    """Return the entry of a wire name that was received.
-
-    Raises:
-        SerializationError: Nothing is registered under that name.
-    """
+    """Return the entry of a wire name that was received, or raise SerializationError."""
     if not isinstance(wire_name, str):  # is not hashed: of a deeply nested tuple that ends the process
         wire_name = type(wire_name).__name__
     elif wire_name in _by_name:

@@ -84,11 +84,7 @@ def shape_of(info: TypeInfo) -> str:
 
 
 def class_and_fields(shape: Any, values: tuple[Any, ...]) -> tuple[TypeInfo, dict[str, Any]]:
-    """Return the class of a shape that was received, and its fields by name.
-
-    Raises:
-        SerializationError: There is no such class, or the values do not fit the shape.
-    """
+    """Return the class of a shape that was received, and its fields by name."""
     if type(shape) is str and SEPARATOR in shape:
         name, *names = shape.split(SEPARATOR)
         info = registry.lookup(name)
@@ -202,11 +198,7 @@ class Resolver:
         self.done: dict[int, Any] = {}
 
     def resolve(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the values with objects in place of handles.
-
-        Raises:
-            SerializationError: Something in them is not allowed, or cannot be built.
-        """
+        """Return the values with objects in place of handles, or raise SerializationError."""
         try:
             return tuple([self.item(value) for value in values])
         except SerializationError:
