@@ -1,4 +1,4 @@
-"""What classes are made of: where they are defined, their fields, and whether their instances can be rebuilt.
+"""What classes are made of: where they are defined, their fields, and how their instances are taken apart and built again.
 
 Must not know which classes are registered, messages or formats.
 """
@@ -9,15 +9,16 @@ import dataclasses
 import enum
 import sys
 
+from .errors import SerializationError, article, describe
 from .interruptions import pass_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 __all__ = [
-    "RUN", "FieldInfo", "attributes", "constructor_of", "fields_of", "is_named_tuple", "is_pydantic", "lacking_parameter",
-    "obstacle", "source",
+    "BOTH_SIDES", "RUN", "FieldInfo", "TypeInfo", "is_named_tuple", "is_pydantic", "obstacle", "source",
 ]  # fmt: skip
 
 # What a module is called that was not imported but run: by python, by multiprocessing, by runpy.run_path().
@@ -53,7 +54,130 @@ class FieldInfo:
     is_required: bool
 
 
-def constructor_of(cls: type) -> str:
+@dataclasses.dataclass(eq=False, repr=False)
+class TypeInfo:
+    """A registered class: its wire name, and how to take its instances apart and build them.
+
+    The class is looked into at first use and not at registration, because ``@dataclass`` runs after
+    ``__init_subclass__``.
+
+    Attributes:
+        cls: The class.
+        wire_name: The name it travels under.
+        origin: Where it is defined; see ``source``.
+        encode: Turns an instance into other data, or None; see ``register_type``.
+        decode: The reverse, or None.
+        is_enum: Whether it travels as the name of a member.
+    """
+
+    cls: type
+    wire_name: str
+    origin: tuple[str, Any] = ("", None)
+    encode: Callable[[Any], Any] | None = None
+    decode: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.is_enum: bool = self.encode is None and issubclass(self.cls, enum.Enum)
+        self._fields: tuple[FieldInfo, ...] | None = None  # not looked into yet
+        self._open = False  # rebuilt from whatever attributes came
+
+    def __repr__(self) -> str:
+        return f"<TypeInfo {self.wire_name}>"
+
+    @property
+    def fields(self) -> tuple[FieldInfo, ...]:
+        """The declared fields; empty for a class that is rebuilt from its attributes or has converters."""
+        if self._fields is None:
+            is_built = self.encode is None and _constructor_of(self.cls) != ""
+            self._open = self.encode is None and not is_built
+            fields = _fields_of(self.cls) if is_built else ()
+            lacking = _lacking_parameter(self.cls, fields) if is_built else ""
+            if lacking:
+                raise SerializationError(
+                    f"{self.wire_name} cannot travel: its constructor requires {lacking!r}, which is no field, as an"
+                    " InitVar is none; give it a default"
+                )
+            self._fields = fields
+        return self._fields
+
+    def values(self, obj: Any) -> dict[str, Any]:
+        """Take an instance apart: ``{field name: value}`` in the order of declaration."""
+        if self.encode is not None:
+            try:
+                return {"value": self.encode(obj)}
+            except Exception as exc:
+                text = f"the encode of its register_type() failed: {describe(exc)}"
+                raise SerializationError(f"{article(self.cls)} cannot be sent: {text}") from exc
+        fields = self.fields
+        if self._open:
+            return _attributes(obj)
+        try:
+            return {f.name: getattr(obj, f.name) for f in fields}
+        except AttributeError as exc:
+            raise SerializationError(f"{type(obj).__name__} cannot be sent: it has no value for a field: {exc}") from exc
+
+    def build(self, values: dict[str, Any]) -> Any:
+        """Build an instance with the class's constructor, or its ``decode``.
+
+        Unknown names among the values are dropped, fields without a value take their defaults.
+        """
+        if self.decode is not None:
+            return self._decoded(self.decode, values)
+        fields = self.fields
+        if self._open:
+            return self._build_open(values)
+        known: dict[str, Any] = {}
+        try:
+            known = {f.parameter: values[f.name] for f in fields if f.name in values}
+            return self.cls(**known)
+        except Exception as exc:
+            missing = [f.name for f in fields if f.is_required and f.parameter not in known]
+            if missing:
+                raise SerializationError(
+                    f"{self.wire_name} cannot be built: required field {missing[0]!r} was not sent; give it a default"
+                    " or update the sender"
+                ) from exc
+            raise self.refused(exc) from exc
+
+    def refused(self, exc: Exception) -> SerializationError:
+        """Return the error about a constructor that has raised another one."""
+        return SerializationError(f"{self.wire_name} cannot be built from the values received: {describe(exc)}")
+
+    def _decoded(self, decode: Callable[[Any], Any], values: dict[str, Any]) -> Any:
+        if "value" not in values:
+            raise SerializationError(f"{self.wire_name} cannot be built: its 'value' was not sent{BOTH_SIDES}")
+        try:
+            obj = decode(values["value"])
+        except Exception as exc:
+            raise self.refused(exc) from exc
+        if type(obj) is not self.cls:
+            raise SerializationError(
+                f"{self.wire_name} cannot be built: the decode of its register_type() returned {article(type(obj))};"
+                f" it must return {article(self.cls)}"
+            )
+        return obj
+
+    def _build_open(self, values: dict[str, Any]) -> Any:
+        try:
+            obj: Any = object.__new__(self.cls)
+            for name, value in values.items():
+                # object.__setattr__ so that a frozen class can be rebuilt; dunder names are no fields.
+                if isinstance(name, str) and not name.startswith("__"):
+                    try:
+                        object.__setattr__(obj, name, value)
+                    except AttributeError:
+                        if hasattr(self.cls, name):  # a property that cannot be set
+                            raise
+                        # No slot for it: this side does not know it.
+            return obj
+        except Exception as exc:
+            raise self.refused(exc) from exc
+
+
+BOTH_SIDES = "; call register_type() with the same encode and decode on both sides"
+
+
+def _constructor_of(cls: type) -> str:
     """Tell whose constructor rebuilds the instances of a class: ``"dataclass"``, ``"attrs"`` or ``"NamedTuple"``.
 
     An empty text if they are rebuilt from their attributes.
@@ -90,7 +214,7 @@ def obstacle(cls: type, strict: bool = True) -> str:
             if base is cls:
                 return "its content is not in its attributes"
             return f"it derives from {base.__name__}, whose content is not in its attributes"
-    if constructor_of(cls):
+    if _constructor_of(cls):
         return ""
     for base in cls.__mro__[:-1]:
         slots = base.__dict__.get("__slots__", ())
@@ -114,9 +238,9 @@ def is_pydantic(cls: type) -> bool:
     return any([base.__name__ == "BaseModel" and base.__module__.startswith("pydantic.") for base in cls.__mro__])
 
 
-def fields_of(cls: Any) -> tuple[FieldInfo, ...]:
+def _fields_of(cls: Any) -> tuple[FieldInfo, ...]:
     """Return what the constructor of a class takes; nothing for a class that is rebuilt from its attributes."""
-    kind = constructor_of(cls)
+    kind = _constructor_of(cls)
     if kind == "dataclass":
         missing = dataclasses.MISSING
         declared = [f for f in dataclasses.fields(cls) if f.init]
@@ -147,7 +271,7 @@ def _annotations(cls: Any) -> dict[str, Any]:
     return {}
 
 
-def lacking_parameter(cls: Any, fields: tuple[FieldInfo, ...]) -> str:
+def _lacking_parameter(cls: Any, fields: tuple[FieldInfo, ...]) -> str:
     """Return the name of a parameter that a constructor requires and no field is for, or an empty text."""
     constructor = cls.__init__
     code = getattr(constructor, "__code__", None)
@@ -160,7 +284,7 @@ def lacking_parameter(cls: Any, fields: tuple[FieldInfo, ...]) -> str:
     return min(required, default="")
 
 
-def attributes(obj: Any) -> dict[str, Any]:
+def _attributes(obj: Any) -> dict[str, Any]:
     """Return the attributes of an instance that are its state, those in slots first."""
     values: dict[str, Any] = {}
     for base in reversed(type(obj).__mro__):

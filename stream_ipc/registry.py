@@ -1,26 +1,15 @@
-"""Which classes may travel, under which name, and how their instances are taken apart and built again.
+"""Which classes may travel, and under which name.
 
-Knows classes, their wire names and their fields. Must not know any serialization format, messages in particular,
-or I/O. Everything that comes off a wire is built here, by ``TypeInfo.build``: a class that was never registered
-cannot be built, whatever the bytes say.
+Must not know any serialization format, messages in particular, or I/O. Everything that comes off a wire is built by the
+``TypeInfo.build`` of an entry here: a class that was never registered cannot be built, whatever the bytes say.
 """
 
 from __future__ import annotations
 
-import enum
 import sys
 
-from .classes import (
-    RUN,
-    FieldInfo,
-    attributes,
-    constructor_of,
-    fields_of,
-    lacking_parameter,
-    obstacle,
-    source,
-)
-from .errors import SerializationError, article, describe, printable
+from .classes import BOTH_SIDES, RUN, FieldInfo, TypeInfo, obstacle, source
+from .errors import SerializationError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,136 +31,6 @@ _by_name: dict[str, TypeInfo] = {}
 _caches: list[dict[Any, Any]] = []  # what serializers have worked out of the entries
 
 
-class TypeInfo:
-    """A registered class: its wire name, and how to take its instances apart and build them.
-
-    The class is looked into at first use and not at registration, because ``@dataclass`` runs after
-    ``__init_subclass__``.
-
-    Attributes:
-        cls: The class.
-        wire_name: The name it travels under.
-        module: The module that defines it, by the name under which other programs import it.
-        is_enum: Whether it travels as the name of a member.
-        encode: Turns an instance into other data, or None; see ``register_type``.
-        decode: The reverse, or None.
-    """
-
-    def __init__(
-        self,
-        cls: type,
-        wire_name: str,
-        module: str = "",
-        file: Any = None,
-        encode: Callable[[Any], Any] | None = None,
-        decode: Callable[[Any], Any] | None = None,
-    ) -> None:
-        self.cls = cls
-        self.wire_name = wire_name
-        self.module: str = module or cls.__module__
-        self.encode = encode
-        self.decode = decode
-        self.is_enum: bool = encode is None and issubclass(cls, enum.Enum)
-        self._file = file  # that defines it
-        self._fields: tuple[FieldInfo, ...] | None = None  # not looked into yet
-        self._open = False  # rebuilt from whatever attributes came
-
-    def __repr__(self) -> str:
-        return f"<TypeInfo {self.wire_name}>"
-
-    @property
-    def fields(self) -> tuple[FieldInfo, ...]:
-        """The declared fields; empty for a class that is rebuilt from its attributes or has converters."""
-        if self._fields is None:
-            is_built = self.encode is None and constructor_of(self.cls) != ""
-            self._open = self.encode is None and not is_built
-            fields = fields_of(self.cls) if is_built else ()
-            lacking = lacking_parameter(self.cls, fields) if is_built else ""
-            if lacking:
-                raise SerializationError(
-                    f"{self.wire_name} cannot travel: its constructor requires {lacking!r}, which is no field, as an"
-                    " InitVar is none; give it a default"
-                )
-            self._fields = fields
-        return self._fields
-
-    def values(self, obj: Any) -> dict[str, Any]:
-        """Take an instance apart: ``{field name: value}`` in the order of declaration."""
-        if self.encode is not None:
-            try:
-                return {"value": self.encode(obj)}
-            except Exception as exc:
-                text = f"the encode of its register_type() failed: {describe(exc)}"
-                raise SerializationError(f"{article(self.cls)} cannot be sent: {text}") from exc
-        fields = self.fields
-        if self._open:
-            return attributes(obj)
-        try:
-            return {f.name: getattr(obj, f.name) for f in fields}
-        except AttributeError as exc:
-            raise SerializationError(f"{type(obj).__name__} cannot be sent: it has no value for a field: {exc}") from exc
-
-    def build(self, values: dict[str, Any]) -> Any:
-        """Build an instance with the class's constructor, or its ``decode``.
-
-        Unknown names among the values are dropped, fields without a value take their defaults.
-        """
-        if self.decode is not None:
-            return self._decoded(self.decode, values)
-        fields = self.fields
-        if self._open:
-            return self._build_open(values)
-        known: dict[str, Any] = {}
-        try:
-            known = {f.parameter: values[f.name] for f in fields if f.name in values}
-            return self.cls(**known)
-        except Exception as exc:
-            missing = [f.name for f in fields if f.is_required and f.parameter not in known]
-            if missing:
-                raise SerializationError(
-                    f"{self.wire_name} cannot be built: required field {missing[0]!r} was not sent; give it a default"
-                    " or update the sender"
-                ) from exc
-            raise self.refused(exc) from exc
-
-    def refused(self, exc: Exception) -> SerializationError:
-        """Return the error about a constructor that has raised another one."""
-        return SerializationError(f"{self.wire_name} cannot be built from the values received: {describe(exc)}")
-
-    def _decoded(self, decode: Callable[[Any], Any], values: dict[str, Any]) -> Any:
-        if "value" not in values:
-            raise SerializationError(f"{self.wire_name} cannot be built: its 'value' was not sent{_BOTH_SIDES}")
-        try:
-            obj = decode(values["value"])
-        except Exception as exc:
-            raise self.refused(exc) from exc
-        if type(obj) is not self.cls:
-            raise SerializationError(
-                f"{self.wire_name} cannot be built: the decode of its register_type() returned {article(type(obj))};"
-                f" it must return {article(self.cls)}"
-            )
-        return obj
-
-    def _build_open(self, values: dict[str, Any]) -> Any:
-        try:
-            obj: Any = object.__new__(self.cls)
-            for name, value in values.items():
-                # object.__setattr__ so that a frozen class can be rebuilt; dunder names are no fields.
-                if isinstance(name, str) and not name.startswith("__"):
-                    try:
-                        object.__setattr__(obj, name, value)
-                    except AttributeError:
-                        if hasattr(self.cls, name):  # a property that cannot be set
-                            raise
-                        # No slot for it: this side does not know it.
-            return obj
-        except Exception as exc:
-            raise self.refused(exc) from exc
-
-
-_BOTH_SIDES = "; call register_type() with the same encode and decode on both sides"
-
-
 def register(
     cls: type,
     wire_name: str | None = None,
@@ -190,16 +49,16 @@ def register(
         strict: Whether methods of its own that say how it is pickled are a reason to refuse it.
     """
     _check(cls, encode, decode, strict)
-    module, file = source(cls)
+    origin = source(cls)
     previous = by_class.get(cls)
     if wire_name is None:
         # @dataclass(slots=True) makes the class a second time, without the class statement's keywords and, until it
         # is done, without the names of what it stands in: the wire name is found in the copied namespace.
         known = None if previous is None else previous.wire_name
-        wire_name = known or cls.__dict__.get("_stream_ipc_wire_name") or f"{module}.{cls.__qualname__}"
+        wire_name = known or cls.__dict__.get("_stream_ipc_wire_name") or f"{origin[0]}.{cls.__qualname__}"
     else:
         _check_name(cls, wire_name)
-    info = TypeInfo(cls, wire_name, module, file, encode, decode)
+    info = TypeInfo(cls, wire_name, origin, encode, decode)
     taken = _by_name.get(wire_name)
     if taken is not None and not _is_same(taken, info):
         raise ValueError(
@@ -263,11 +122,11 @@ def _is_same(old: TypeInfo, new: TypeInfo) -> bool:
         return True
     if old.cls.__qualname__ != new.cls.__qualname__:
         return False
-    if old.module == new.module or old.cls.__module__ == new.cls.__module__:
+    if old.origin[0] == new.origin[0] or old.cls.__module__ == new.cls.__module__:
         return True
     # A script that one of its own modules imports.
     run = old.cls.__module__ in RUN or new.cls.__module__ in RUN
-    return run and old._file is not None and old._file == new._file
+    return run and old.origin[1] is not None and old.origin[1] == new.origin[1]
 
 
 if TYPE_CHECKING:
@@ -389,5 +248,5 @@ def lookup(wire_name: Any) -> TypeInfo:
             " move it to a module that both sides import, or give it a wire_name"
         )
     elif wire_name.partition(".")[0] in sys.stdlib_module_names:
-        remedy = "the sender registered it" + _BOTH_SIDES
+        remedy = "the sender registered it" + BOTH_SIDES
     raise SerializationError(f"Unknown class: {printable(wire_name[:200])} ({remedy})")
