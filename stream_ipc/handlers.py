@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import dataclass
 from functools import partial
 
 from .interruptions import function_of, pass_on
@@ -23,6 +24,7 @@ _PACKAGE = __name__.partition(".")[0]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+@dataclass(eq=False)
 class Handler:
     """One registered callable.
 
@@ -32,12 +34,9 @@ class Handler:
         takes_both: Whether it is called with both arguments, or with the first alone.
     """
 
-    __slots__ = ("function", "takes_both", "types")
-
-    def __init__(self, function: Callable[..., Any], types: tuple[type, ...] | None, takes_both: bool) -> None:
-        self.function: Callable[..., Any] = function
-        self.types: tuple[type, ...] | None = types
-        self.takes_both: bool = takes_both
+    function: Callable[..., Any]
+    types: tuple[type, ...] | None
+    takes_both: bool
 
 
 class HandlerList:

@@ -107,12 +107,9 @@ def _check(cls: type, encode: Any, decode: Any, strict: bool) -> None:
 def _check_name(cls: type, wire_name: Any) -> None:
     if not isinstance(wire_name, str) or not wire_name:
         raise TypeError(f"wire_name of {cls.__qualname__} must be a non-empty str, not {wire_name!r}")
-    if wire_name.startswith("\\"):
-        raise ValueError(
-            f"wire_name of {cls.__qualname__} begins with a backslash, as no class name on the wire does: {wire_name!r}"
-        )
-    if "\0" in wire_name:
-        raise ValueError(f"wire_name of {cls.__qualname__} holds a NUL, as no class name does: {wire_name!r}")
+    if wire_name.startswith("\\") or "\0" in wire_name:
+        what = "holds a NUL" if "\0" in wire_name else "begins with a backslash"
+        raise ValueError(f"wire_name of {cls.__qualname__} {what}, as no class name on the wire does: {wire_name!r}")
 
 
 def _is_same(old: TypeInfo, new: TypeInfo) -> bool:
