@@ -379,18 +379,18 @@ UNRAISABLE = ("__del__",)
 _LIMITS = {
     "back off": ["stream_ipc.crew._BACK_OFF"],
     "check interval": ["stream_ipc.core.timers.CHECK_INTERVAL"],
-    "death interval": [f"stream_ipc.transports.{module}.DEATH_INTERVAL" for module in ("process", "process_teardown")],
+    "death interval": [f"stream_ipc.transports.{module}.DEATH_INTERVAL" for module in ("process", "children")],
     "depth": [f"stream_ipc.core.{module}.MAX_DEPTH" for module in ("loop", "conversation")],
-    "exit grace": ["stream_ipc.transports.process_teardown.EXIT_GRACE"],
+    "exit grace": ["stream_ipc.transports.children.EXIT_GRACE"],
     "flush bound": [f"stream_ipc.core.{module}.FLUSH_BOUND" for module in ("conversation", "lifecycle", "sending")],
     "inbox bytes": ["stream_ipc.core.port.INBOX_BYTES"],
     "inbox bytes hard": ["stream_ipc.core.port.INBOX_BYTES_HARD"],
     "inbox count": ["stream_ipc.core.port.INBOX_COUNT"],
     "inbox count hard": ["stream_ipc.core.port.INBOX_COUNT_HARD"],
-    "kill grace": ["stream_ipc.transports.process_teardown.KILL_GRACE"],
+    "kill grace": ["stream_ipc.transports.children.KILL_GRACE"],
     "listener pause": ["stream_ipc.core.acceptor.PAUSE"],
     "lock tries": ["stream_ipc.transports.sockets._LOCK_TRIES"],
-    "terminate grace": ["stream_ipc.transports.process_teardown.TERMINATE_GRACE"],
+    "terminate grace": ["stream_ipc.transports.children.TERMINATE_GRACE"],
 }
 
 
@@ -536,15 +536,15 @@ def shared_write_end(stream: Any) -> Any:
 
 
 def patch_process(monkeypatch: Any, name: str, function: Callable[..., Any]) -> None:
-    """Replace a function that process sessions call: ``poll`` (asks for a death) or ``open_end`` (takes a stream)."""
+    """Replace what process sessions call: ``Child.status`` (asks for a death) or ``ReadEnd`` (takes a stream)."""
     monkeypatch.setattr(f"stream_ipc.transports.process.{name}", function)
 
 
 def poll_process(process: "subprocess.Popen[Any]") -> Optional[int]:
     """Ask for the exit status of a child as the package does."""
-    from stream_ipc.transports.children import poll
+    from stream_ipc.transports.children import Child
 
-    return poll(process)
+    return Child(process, False).status()
 
 
 def process_name(process: "subprocess.Popen[Any]") -> str:

@@ -209,8 +209,7 @@ def test_a_child_that_cannot_be_ended(log: Lines, peer: IpcPeer, monkeypatch: py
     process = session.process
     assert process is not None
     with monkeypatch.context() as patch:
-        patch.setattr(process, "terminate", lambda: None)
-        patch.setattr(process, "kill", lambda: None)
+        patch.setattr(process, "send_signal", lambda number: None)
         session.close()
     assert log.take()[-1].startswith("ERROR child process ")
     process.kill()

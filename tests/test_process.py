@@ -506,12 +506,12 @@ def test_without_a_pidfd_children_are_asked_for_by_time_and_not_by_every_tick(
 ) -> None:
     asked: List[int] = []
 
-    def poll(process: Any) -> Any:
-        asked.append(process.pid)
-        return process.poll()
+    def status(child: Any) -> Any:
+        asked.append(child.process.pid)
+        return child.process.poll()
 
     monkeypatch.delattr(os, "pidfd_open", raising=False)
-    patch_process(monkeypatch, "poll", poll)
+    patch_process(monkeypatch, "Child.status", status)
     with monkeypatch.context() as patch:
         set_limit("death interval", 60.0, patch)
         children = [peer.create_command_session(["cat"]) for _ in range(4)]
@@ -524,13 +524,7 @@ def test_without_a_pidfd_children_are_asked_for_by_time_and_not_by_every_tick(
         session.close()
 
 
-@pytest.mark.matrix
-@pytest.mark.parametrize("waitid", [True, False])
-def test_a_reaped_child_is_not_said_to_have_succeeded(
-    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, waitid: bool
-) -> None:
-    if not waitid:
-        monkeypatch.delattr(os, "waitid", raising=False)  # macOS before Python 3.13
+def test_a_reaped_child_is_not_said_to_have_succeeded(peer: IpcPeer) -> None:
     session = peer.create_command_session(role("work"))
     promise = session.request(Ping(["exit", 3]), timeout=None)
     assert session.process is not None
@@ -539,21 +533,8 @@ def test_a_reaped_child_is_not_said_to_have_succeeded(
         promise.wait(PATIENCE)
 
 
-def test_without_waitid_an_exit_status_is_still_told(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "waitid", raising=False)
-    session = peer.create_command_session(script("os._exit(3)"))
-    closed = ended(session)
-    tick_until(lambda: closed, peer)
-    assert session.process is not None and session.process.returncode == 3
-    with pytest.raises(StreamClosedError, match="exited with exit status 3"):
-        session.notify(Note())
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize("waitid", [True, False])
-def test_with_sigchld_ignored_nothing_is_made_up(waitid: bool) -> None:
-    code = "" if waitid else "\n        vars(os).pop('waitid', None)"
-    code += """
+def test_with_sigchld_ignored_nothing_is_made_up() -> None:
+    code = """
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         with IpcPeer() as peer:
             session = peer.create_command_session([sys.executable, "-m", "tests.child", "work"])
@@ -1063,8 +1044,13 @@ def test_the_end_of_the_interpreter_completes_an_interrupted_close() -> None:
 def test_a_child_that_may_not_be_ended_keeps_no_other_from_it(
     monkeypatch: pytest.MonkeyPatch, short_graces: None
 ) -> None:
-    def refuse() -> None:
+    def refuse(number: int) -> None:
         raise PermissionError(errno.EPERM, "it runs as somebody else")
+
+    def refuse_to_terminate(number: int) -> None:
+        if number == signal.SIGTERM:
+            refuse(number)
+        os.kill(processes[1].pid, number)
 
     peer = IpcPeer()
     sessions = [peer.create_command_session(role("stubborn")) for _ in range(3)]
@@ -1073,9 +1059,8 @@ def test_a_child_that_may_not_be_ended_keeps_no_other_from_it(
         assert session.request(Ping(), expect=Pong).wait().value == "ready"
     set_limit("kill grace", 0.2, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(processes[0], "terminate", refuse)
-        patch.setattr(processes[0], "kill", refuse)
-        patch.setattr(processes[1], "terminate", refuse)
+        patch.setattr(processes[0], "send_signal", refuse)
+        patch.setattr(processes[1], "send_signal", refuse_to_terminate)
         peer.close()
     try:
         assert [process.returncode for process in processes] == [None, -signal.SIGKILL, -signal.SIGKILL]

@@ -17,13 +17,13 @@ from ..transports.descriptors import wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from typing import Any
 
     from ..transports.channel import Teardown
     from .conversation import Conversation
 
-__all__ = ["TEARDOWN_INTERVAL", "Closing", "Teardowns", "wait_for_teardowns"]
+__all__ = ["TEARDOWN_INTERVAL", "Closing", "Teardowns"]
 
 TEARDOWN_INTERVAL = 0.01  # seconds between two steps of what is not done
 
@@ -160,73 +160,65 @@ def _deliver_late(conversation: Conversation, messages: deque[Any]) -> None:
 
 
 class Teardowns:
-    """All teardowns of one loop. Turns take their steps.
+    """What is left to be done after channels were closed: of one loop, of which turns take the steps, or of several.
 
     Attributes:
         all: Those that are not done.
     """
 
-    def __init__(self) -> None:
-        self.all: list[Teardown] = []
+    def __init__(self, teardowns: Iterable[Teardown] = ()) -> None:
+        self.all: list[Teardown] = [*teardowns]
 
     def add(self, teardown: Teardown) -> None:
         """Take one in, unless it is there."""
         if teardown not in self.all:
             self.all.append(teardown)
 
-    def step(self, deliver: bool) -> None:
+    def step(self, deliver: bool = True, only: Collection[Teardown] | None = None) -> float:
         """Do what can be done now.
 
         Args:
             deliver: Whether handlers may run.
-        """
-        for teardown in tuple(self.all):
-            left = teardown.step()
-            if deliver:
-                teardown.deliver()
-            if left is None and not teardown.messages and teardown in self.all:
-                self.all.remove(teardown)
+            only: Which to do, by default all.
 
-    def wait(self, teardowns: Iterable[Teardown] | None = None, background: bool = True) -> None:
-        """Block until these are done, side by side; by default all. See ``wait_for_teardowns``."""
-        teardowns = list(self.all if teardowns is None else teardowns)  # a copy: more may come meanwhile
-        left = wait_for_teardowns(teardowns, background)
-        self.all = [teardown for teardown in self.all if teardown in left or teardown not in teardowns]
+        Returns:
+            In how many seconds to call again at the latest.
+        """
+        wait = 60.0
+        for teardown in tuple(self.all if only is None else only):
+            left = teardown.step()
+            if deliver and teardown.messages:
+                wait = 0.0  # a handler may do anything, also close this
+                while teardown.messages:
+                    teardown.take(teardown.messages)
+            if left is not None:
+                wait = min(wait, left)
+            elif not teardown.messages and teardown in self.all:
+                self.all.remove(teardown)
+        return wait
+
+    def wait(self, only: Collection[Teardown] | None = None, background: bool = True, deliver: bool = True) -> None:
+        """Block until all are done, side by side. Each of them bounds its own steps.
+
+        Args:
+            only: Which to wait for, by default all that are there now.
+            background: Also wait for what is in the background. Otherwise it goes on only while others are waited for.
+            deliver: Whether handlers may run.
+        """
+        left = tuple(self.all if only is None else only)
+        while True:
+            wait = self.step(deliver, left)
+            left = tuple([teardown for teardown in left if teardown in self.all])
+            if not any([background or not teardown.background for teardown in left]):
+                return
+            try:
+                wait_readable([fd for teardown in left for fd in teardown.fds()], wait)
+            except OSError as exc:  # the system has no memory for it
+                pass_on(exc)
+                time.sleep(min(wait, TEARDOWN_INTERVAL))
 
     def abandon(self) -> None:
         """Abandon all."""
         for teardown in self.all:
             teardown.abandon()
         self.all = []
-
-
-def wait_for_teardowns(teardowns: Iterable[Teardown], background: bool = True, deliver: bool = True) -> list[Teardown]:
-    """Block until these are done, side by side. Each of them bounds its own steps.
-
-    Args:
-        teardowns: What is to be done.
-        background: Also wait for what is in the background. Otherwise it goes on only while others are waited for.
-        deliver: Whether handlers may run.
-
-    Returns:
-        What is not done.
-    """
-    while True:
-        waiting = []
-        wait = 60.0
-        for teardown in teardowns:
-            left = teardown.step()
-            if deliver and teardown.messages:
-                teardown.deliver()
-                wait = 0.0  # a handler may have done anything, also closed this
-            if left is not None:
-                wait = min(wait, left)
-                waiting.append(teardown)
-        if not waiting or not (background or any([not teardown.background for teardown in waiting])):
-            return waiting
-        teardowns = waiting
-        try:
-            wait_readable([fd for teardown in teardowns for fd in teardown.fds()], wait)
-        except OSError as exc:  # the system has no memory for it
-            pass_on(exc)
-            time.sleep(min(wait, TEARDOWN_INTERVAL))

@@ -8,13 +8,14 @@ from __future__ import annotations
 import atexit
 import os
 import warnings
+from collections import deque
 from functools import partial
 from weakref import WeakSet
 
 from .. import log
 from ..clock import monotonic
 from ..errors import StreamClosedError
-from .closing import wait_for_teardowns
+from .closing import Teardowns
 from .conversation import Conversation
 from .loop import Loop
 from .pending import hold_back
@@ -25,8 +26,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
-
-    from ..transports.channel import Teardown
 
 __all__ = ["adopt", "close_loop", "drop_loop"]
 
@@ -59,14 +58,13 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
         _write_queued(loop, flush_bound(seconds, conversations))
     finally:
         loop.repairs |= loop.conversations  # after another interruption turns go on with closing
-        _close(conversations, handlers=False)
-        _close(_unclosed(loop), handlers=False)
+        _close(loop, handlers=False)
         hold_back(loop, False, loop.go_on)  # what is left of done callbacks
         _wait(loop, due, background=False)  # before the on_close handlers, which run after a child's last words
         try:
-            _close(conversations)
+            _close(loop)
         finally:  # an on_close handler may have been interrupted
-            _close(_unclosed(loop))
+            _close(loop)
             _wait(loop, due)
             loop.close()
 
@@ -113,8 +111,8 @@ def _write_queued(loop: Loop, seconds: float) -> None:
         loop.run(done, loop.clock() + seconds, dispatch=False)
 
 
-def _close(conversations: Iterable[Conversation], handlers: bool = True) -> None:
-    for conversation in conversations:
+def _close(loop: Loop, handlers: bool = True) -> None:
+    for conversation in _unclosed(loop):
         conversation.close_now(StreamClosedError(_CLOSED_TEXT), handlers=handlers)
 
 
@@ -160,13 +158,17 @@ def _close_side_by_side() -> None:
         left = [loop for loop in left if any([c.outbox.queued_bytes for c in loop.conversations])]
         left = [loop for loop in left if _try(loop, partial(_write_queued, loop, _EXIT_TURN))]
     for loop in loops:
-        _try(loop, partial(_close, tuple(loop.conversations), handlers=False))
+        _try(loop, partial(_close, loop, handlers=False))
     try:
-        wait_for_teardowns([teardown for loop in loops for teardown in loop.teardowns.all])
+        _teardowns(loops).wait()
     except Exception:
         log.error("ending children at exit failed", exc_info=True)
     for loop in loops:
         _try(loop, partial(close_loop, loop))
+
+
+def _teardowns(loops: Iterable[Loop]) -> Teardowns:
+    return Teardowns([teardown for loop in loops for teardown in loop.teardowns.all])
 
 
 def _cut_short(loops: Iterable[Loop]) -> None:
@@ -174,16 +176,17 @@ def _cut_short(loops: Iterable[Loop]) -> None:
     try:
         _kill(loops)  # before anything else: another interruption may come
         for loop in loops:
-            _try(loop, partial(hold_back, loop, True, _close, _unclosed(loop), False), "after an interruption")
+            _try(loop, partial(hold_back, loop, True, _close, loop, False), "after an interruption")
     finally:
-        wait_for_teardowns(_kill(loops), deliver=False)
+        _kill(loops).wait()
 
 
-def _kill(loops: Iterable[Loop]) -> list[Teardown]:
-    teardowns = [teardown for loop in loops for teardown in loop.teardowns.all]
-    for teardown in teardowns:
+def _kill(loops: Iterable[Loop]) -> Teardowns:
+    teardowns = _teardowns(loops)
+    for teardown in teardowns.all:
+        teardown.take = deque.clear  # its last words
         teardown.hurry(monotonic())
-        teardown.step()
+    teardowns.step()
     return teardowns
 
 

@@ -45,13 +45,13 @@ class Teardown:
 
     Attributes:
         background: It is left to ticks, and waited for at the end of the peer only.
-        messages: What is to be given to ``take``: the last words of the other side.
+        messages: The last words of the other side, for ``take``.
         take: Set by the core, which gives messages to handlers. Called with these until none is left; takes out the first.
     """
 
     background = False
     messages: Sequence[Message] = ()
-    take: Callable[[Any], Any] | None = None
+    take: Callable[[Any], Any]
 
     def fds(self) -> list[int]:
         """Return descriptors that become readable when ``step`` has something to do."""
@@ -67,9 +67,6 @@ class Teardown:
 
     def hurry(self, due: float) -> None:
         """Have all done at a time of ``time.monotonic``, whatever has to be cut short for it."""
-
-    def deliver(self) -> None:
-        """Give the messages to ``take``."""
 
     def abandon(self) -> None:
         """Close what is held and leave the rest undone: in a fork, or where nobody closes the peer."""

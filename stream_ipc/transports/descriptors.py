@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "READ_SIZE", "ReadEnd", "WriteEnd", "close_copies", "close_streams", "describe_stream", "has_hung_up",
+    "READ_SIZE", "ReadEnd", "WriteEnd", "close_copies", "close_stream", "close_streams", "describe_stream", "has_hung_up",
     "is_socket", "wait_readable", "wait_writable",
 ]  # fmt: skip
 
@@ -74,27 +74,29 @@ def describe_stream(stream: Any) -> str:
 def close_streams(streams: list[tuple[Any, int]]) -> None:
     """Close streams that were released, and take each out of the list. An interrupted call can be made again."""
     while streams:
-        stream, fd = streams[-1]
+        last = streams[-1]
+        stream, _ = last
         if isinstance(stream, int):
             # atomic: no calls
             del streams[-1]  # before: a number that was closed may be another file's the next moment
 
-            try:
-                os.close(fd)
-            except OSError as exc:
-                pass_on(exc)
-            continue
-        close = getattr(stream, "close", None)
-        if close is not None:
-            try:
-                close()
-            except (OSError, ValueError) as exc:  # it cannot flush what its owner left in it, or somebody has closed it
-                pass_on(exc)
-            except Exception as exc:  # of somebody's own class
-                pass_on(exc)
-                log.error("closing %s failed", describe_stream(stream), exc_info=True)
-        if streams and streams[-1][0] is stream:
+        close_stream(stream)
+        if streams and streams[-1] is last:
             del streams[-1]
+
+
+def close_stream(stream: Any) -> None:
+    """Close a stream, if it is one and can be closed: an object, or the number of a descriptor."""
+    try:
+        if isinstance(stream, int):
+            os.close(stream)
+        elif hasattr(stream, "close"):
+            stream.close()
+    except (OSError, ValueError) as exc:  # it cannot flush what its owner left in it, or somebody has closed it
+        pass_on(exc)
+    except Exception as exc:  # of somebody's own class
+        pass_on(exc)
+        log.error("closing %s failed", describe_stream(stream), exc_info=True)
 
 
 def close_copies(streams: list[tuple[Any, int]]) -> None:

@@ -1,12 +1,10 @@
 """A child process: its stdio as a channel, what its death means.
 
-Knows processes. Must not know sessions or peers. Starting one is in ``spawn``, ending it in ``process_teardown``.
+Knows processes. Must not know sessions or peers. Starting one is in ``spawn``, ending it in ``children``.
 """
 
 from __future__ import annotations
 
-import os
-import select
 import time
 
 from ..clock import monotonic, real_clock
@@ -14,10 +12,9 @@ from ..errors import StreamClosedError
 from ..interruptions import pass_on
 from ..messages import LogMessage
 from ..wire.codec import TextDecoder
-from .children import DEATH_INTERVAL, exit_text, is_lost, poll, process_name
-from .descriptors import ReadEnd, WriteEnd, close_streams
+from .children import DEATH_INTERVAL, Child, ProcessTeardown, process_name
+from .descriptors import ReadEnd, WriteEnd, close_stream
 from .inputs import TAIL, StreamInputs, TextInput, sooner
-from .process_teardown import ProcessTeardown
 from .spawn import check_popen
 from .stream_channel import StreamChannel
 
@@ -46,82 +43,51 @@ _ASK_INTERVAL = 0.0001
 class ProcessInputs(StreamInputs):
     """What a child process writes, and its death.
 
-    Owns the pidfd, and what is known of the child's death.
+    Owns whether that was noticed, and its last words.
+
+    Attributes:
+        dead: Whether it was, or nobody asks any more.
     """
 
     hides_end = True  # a child may be dead while others hold its pipes
-    pidfd: int = -1
 
     def __init__(self, channel: Any) -> None:
         super().__init__(channel)
-        self.unknown: bool = False  # its exit status is lost
-        self._process: subprocess.Popen[Any] = channel.process
+        self.dead: bool = False
+        self._child: Child = channel.child
         self._tail = ""  # of stderr
-        self.dead: bool = False  # or nobody asks any more
         self._ask_at = 0.0  # no sooner is the system asked whether it lives
         self._status_due: float | None = None  # set while an ended stdout waits for the exit status
-        self.may_be_dead: Callable[[int], Any] = _always  # takes how long to wait, in milliseconds: 0
-
-    def __del__(self) -> None:
-        """Close what is left of a channel that an interruption has lost before anybody got it."""
-        if self.pidfd >= 0:
-            self.close_pidfd()
 
     # -- its death
-
-    def open_pidfd(self) -> None:
-        """Have the system tell when it dies."""
-        if hasattr(os, "pidfd_open"):
-            try:
-                for self.pidfd in map(os.pidfd_open, (self._process.pid,)):  # stored before a signal is looked at
-                    break
-            except OSError as exc:  # an old kernel, or it was reaped already: poll() tells
-                pass_on(exc)
-            else:
-                poller = select.poll()
-                poller.register(self.pidfd, select.POLLIN)
-                self.may_be_dead = poller.poll
-
-    def close_pidfd(self) -> None:
-        """Ask no more whether it lives."""
-        # atomic: no calls
-        fd = self.pidfd
-        self.pidfd = -1
-        self.may_be_dead = _always  # the number may be another file's
-
-        if fd >= 0:
-            self.dead = True
-            os.close(fd)
 
     def interest(self) -> tuple[list[int], float | None]:
         reads, poll_in = super().interest()
         if self.dead:
             return reads, poll_in
-        if self.pidfd >= 0:
-            reads = [*reads, self.pidfd]
-        if self._status_due is not None or self.pidfd < 0:
+        if self._child.pidfd >= 0:
+            reads = [*reads, self._child.pidfd]
+        if self._status_due is not None or self._child.pidfd < 0:
             poll_in = sooner(poll_in, DEATH_INTERVAL)
         return reads, poll_in
 
     def read(self, inbox: deque[Received]) -> None:
         super().read(inbox)
         now = monotonic()
-        if self.pidfd < 0 and now < self._ask_at:
-            return  # waitid() for each child in every turn is expensive
+        if self._child.pidfd < 0 and now < self._ask_at:
+            return  # waitpid() for each child in every turn is expensive
         self._ask_at = now + DEATH_INTERVAL
         self.look_for_end(inbox)
         if not self.dead and self._status_due is not None and now >= self._status_due:
             self.drain(inbox)
             self.put_end(inbox)
 
-    def exit_status(self) -> int | None:
-        """Return the exit status if it is dead, otherwise None."""
-        if is_lost(self._process):
-            self.unknown = True
-        return poll(self._process)
+    def has_died(self) -> bool:
+        """Return whether it is dead and that was not noticed yet."""
+        return not self.dead and self._child.status() is not None
 
     def look_for_end(self, inbox: deque[Received]) -> None:
-        if self.ended is None and self.may_be_dead(0) and _has_died(self):
+        if self.ended is None and self._child.may_be_dead(0) and self.has_died():
             self._died(inbox)
 
     def _died(self, inbox: deque[Received]) -> None:
@@ -140,7 +106,7 @@ class ProcessInputs(StreamInputs):
     def framed_ended(self, inbox: deque[Received]) -> None:
         if self.ended is not None:
             return
-        if self.dead or self.exit_status() is not None:
+        if self.dead or self._child.status() is not None:
             self._died(inbox)
         elif self._status_due is None:
             self._status_due = monotonic() + _STATUS_GRACE
@@ -158,9 +124,10 @@ class ProcessInputs(StreamInputs):
 
     def death_text(self) -> str:
         """Return how it died, or that it still runs, and its last words."""
-        state = exit_text(self._process, self.unknown)  # which asks the system
-        closed = "closed its stdout but " if self._process.returncode is None else ""
-        text = f"{process_name(self._process)} {closed}{state}"
+        process = self._child.process
+        state = self._child.end_text()  # which asks the system
+        closed = "closed its stdout but " if process.returncode is None else ""
+        text = f"{process_name(process)} {closed}{state}"
         if self.last is not None and self.last.where:
             text += f" {self.last.where}"
         return text + self.tail_text()
@@ -173,15 +140,6 @@ class ProcessInputs(StreamInputs):
         # Not every program has the sense to complain on stderr: PHP without a php.ini does not.
         junk = self.junk.strip()
         return f"; the last that it printed to its stdout:\n{junk}" if junk else ""
-
-
-def _always(wait: int) -> bool:
-    return True
-
-
-def _has_died(inputs: ProcessInputs) -> bool:
-    """Return whether the child is dead and that is not known yet."""
-    return not inputs.dead and inputs.exit_status() is not None
 
 
 class ProcessChannel(StreamChannel):
@@ -213,8 +171,8 @@ class ProcessChannel(StreamChannel):
     ) -> None:
         check_popen(process)
         self.process = process
+        self.child: Child = Child(process, group)
         self._owned = owned
-        self._group = group
         self._text: TextInput | None = None  # its stderr
         self._teardown: Teardown | None = None
         self._ask_at = 0.0  # no sooner does a send ask whether it lives
@@ -235,7 +193,7 @@ class ProcessChannel(StreamChannel):
                 end.release()
             raise
         self.put: Callable[[Any], None] = self._put
-        self.inputs.open_pidfd()
+        self.child.watch()
 
     def _put(self, frame: list[Any]) -> None:
         """Send a frame if the child lives."""
@@ -243,7 +201,7 @@ class ProcessChannel(StreamChannel):
         if now >= self._ask_at:
             self._ask_at = now + _ASK_INTERVAL
             try:
-                gone = self.inputs.may_be_dead(0) and _has_died(self.inputs)
+                gone = self.child.may_be_dead(0) and self.inputs.has_died()
             except (OSError, MemoryError) as exc:  # the system has no answer now, and a turn asks again
                 pass_on(exc)
                 gone = False
@@ -254,7 +212,7 @@ class ProcessChannel(StreamChannel):
     def broken_text(self) -> str:
         # A child that is dying closes its stdin first; its status is there a moment later.
         due = monotonic() + _DYING_GRACE
-        while self.inputs.exit_status() is None:
+        while self.child.status() is None:
             if monotonic() >= due:
                 text = f"{process_name(self.process)} no longer reads its stdin: {self.outbox.error}"
                 return text + self.inputs.tail_text()
@@ -265,27 +223,21 @@ class ProcessChannel(StreamChannel):
 
     def close(self) -> Teardown | None:
         if not self._owned:
-            self.inputs.close_pidfd()
+            self.child.close()
             return super().close()
         super().release()
-        stdin = self.process.stdin
-        if stdin is not None:
-            close_streams([(stdin, -1)])
+        close_stream(self.process.stdin)
+        self.inputs.dead = True
         if self._teardown is None:
-            inputs = self.inputs
-            teardown = ProcessTeardown(self.process, self._text, inputs.pidfd, inputs.unknown, self._group)
-            # atomic: no calls
-            self._teardown = teardown
-            inputs.pidfd = -1
-            inputs.dead = True
+            self._teardown = ProcessTeardown(self.child, self._text)
         return self._teardown
 
     def release(self) -> None:
-        self.inputs.close_pidfd()
+        self.child.close()
         super().release()
 
     def abandon(self) -> None:
-        self.inputs.close_pidfd()
+        self.child.close()
         super().abandon()
 
     def details(self) -> str:

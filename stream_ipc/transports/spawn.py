@@ -11,14 +11,13 @@ import io
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import starmap
 
 from ..interruptions import interruption_in, pass_on
 from .children import kill
-from .descriptors import close_streams, describe_stream
+from .descriptors import describe_stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,8 +58,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["check_command", "check_options", "check_popen", "leads_group", "spawn"]
-
-_LOOKS = 50  # for a child of which the system does not tell yet
 
 _TEXT = "messages are bytes, so the pipes have no text layer"
 _WINDOWS = "it is for Windows only"
@@ -106,57 +103,37 @@ def spawn(
     size = options.pop("pipesize", -1)
     theirs: list[int] = []
     ours: list[int] = []
+    files: list[Any] = []  # which own ours, one after the other
     process: subprocess.Popen[bytes] | None = None
     try:
         _open_pipe(theirs, ours, size)
         _open_pipe(ours, theirs, size)
         if stderr == subprocess.PIPE:
             _open_pipe(ours, theirs, size)
-            stderr = theirs[2]
         elif stderr == subprocess.DEVNULL:
             theirs += map(os.open, [os.devnull], [os.O_RDWR])  # stored before a signal is looked at
-            stderr = theirs[2]
-        files: list[Any] = []
+        options.update(zip(("stdin", "stdout", "stderr"), (*theirs, stderr)), cwd=cwd, env=env, bufsize=0)
+        start: Any = partial(subprocess.Popen, **options)
+        for process in map(start, (list(command),)):  # stored before a signal is looked at
+            break
+        else:
+            raise RuntimeError("an argument for subprocess.Popen raised StopIteration")
+        _open_files(ours, files)
+        process.stdin, process.stdout, process.stderr = (*files, None)[:3]
+        _close(theirs)
+        return process
+    except BaseException as exc:
         try:
-            options.update(stdin=theirs[0], stdout=theirs[1], stderr=stderr, cwd=cwd, env=env, bufsize=0)
-            start: Any = partial(subprocess.Popen, **options)
-            for process in map(start, (list(command),)):  # stored before a signal is looked at
-                break
-            else:
-                raise RuntimeError("an argument for subprocess.Popen raised StopIteration")
-            for mode in ("w", "r", "r")[: len(ours)]:
-                for file in map(io.FileIO, (ours[0],), (mode,)):  # stored before a signal is looked at
-                    # atomic: no calls
-                    files += (file,)
-                    del ours[0]
-
-            process.stdin, process.stdout, process.stderr = (*files, None)[:3]
-        except BaseException as exc:
-            close_streams([(file, -1) for file in files])
             if process is None:
                 process = _find_child(exc, theirs)
-            if process is not None:
-                kill(process)
-            raise
-        return process
-    except OSError as exc:
-        pass_on(exc)
-        if exc.errno in (errno.EMFILE, errno.ENFILE):
-            text = (
-                f"{exc.strerror}: starting a process takes some descriptors; close some, or raise the limit (ulimit -n)"
-            )
-            raise OSError(exc.errno, text) from exc
-        raise
-    finally:
-        try:
-            _close(theirs)
-            _close(ours)
+            _undo(process, files, ours, theirs)
         except BaseException:  # an interruption
-            _close(theirs)
-            _close(ours)
-            if process is not None:
-                kill(process)
+            _undo(process, files, ours, theirs)
             raise
+        if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE) and interruption_in(exc) is None:
+            advice = "starting a process takes some descriptors; close some, or raise the limit (ulimit -n)"
+            raise OSError(exc.errno, f"{exc.strerror}: {advice}") from exc
+        raise
 
 
 def _open_pipe(reads: list[int], writes: list[int], size: int) -> None:
@@ -172,6 +149,35 @@ def _open_pipe(reads: list[int], writes: list[int], size: int) -> None:
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, size)
 
 
+def _open_files(fds: list[int], files: list[Any]) -> None:
+    """Put file objects in the place of descriptors: for the process's stdin, its stdout and its stderr."""
+    for mode in "wrr"[: len(fds)]:
+        for file in map(io.FileIO, fds[:1], mode):  # stored before a signal is looked at
+            # atomic: no calls
+            files += (file,)
+            del fds[0]
+
+
+def _close(fds: list[int]) -> None:
+    """Close descriptors. An interrupted call can be made again."""
+    while fds:
+        # atomic: no calls
+        fd = fds[-1]
+        del fds[-1]
+
+        os.close(fd)
+
+
+def _undo(process: subprocess.Popen[bytes] | None, files: list[Any], *fds: list[int]) -> None:
+    """Leave nothing of a start that has failed. An interrupted call can be made again."""
+    for file in files:
+        file.close()
+    for some in fds:
+        _close(some)
+    if process is not None:
+        kill(process)
+
+
 def _find_child(error: BaseException, pipes: Sequence[int]) -> subprocess.Popen[bytes] | None:
     """Return the process whose start was interrupted when it ran already: only the frames of ``Popen`` know it.
 
@@ -183,30 +189,18 @@ def _find_child(error: BaseException, pipes: Sequence[int]) -> subprocess.Popen[
     while traceback is not None:
         found = traceback.tb_frame.f_locals.get("self")
         if isinstance(found, subprocess.Popen) and getattr(found, "returncode", 0) is None:
-            if found.pid is None and hasattr(os, "waitid") and not _is_of_system(error):  # not stored yet, or not started
-                found.pid = _find_pid(pipes)
+            if found.pid is None and not (isinstance(error, OSError) and interruption_in(error) is None):
+                found.pid = _find_pid(*pipes[:2])  # not stored yet, or it was not started
             return None if found.pid is None else found
         traceback = traceback.tb_next
     return None
 
 
-def _is_of_system(error: BaseException) -> bool:
-    """Return whether the system has refused to start a process, so that there is none."""
-    return isinstance(error, OSError) and interruption_in(error) is None
-
-
-def _find_pid(pipes: Sequence[int]) -> int | None:
+def _find_pid(stdin: int, stdout: int) -> int | None:
     """Return the child that has these pipes for its stdin and stdout. Only Linux tells, so elsewhere it is None."""
-    for _ in range(_LOOKS):
-        copy = _find_holder(pipes[0], pipes[0])  # of this process: another thread's, or what becomes the child
-        for number, pipe in enumerate(pipes[:2]):
-            pid = _find_holder(number, pipe)
-            if pid is not None:
-                return pid
-        if copy is None:
-            break
-        time.sleep(0.001)
-    return None
+    # By their numbers here it has them until it becomes another program. So has another thread's child for a moment.
+    found = [_find_holder(*pair) for pair in ((stdin, stdin), (1, stdout), (0, stdin))]
+    return next(filter(None, reversed(found)), None)
 
 
 def _find_holder(number: int, pipe: int) -> int | None:
@@ -220,16 +214,6 @@ def _find_holder(number: int, pipe: int) -> int | None:
         except OSError:  # somebody else's, or a further interruption, which is as good as the first
             pass
     return None
-
-
-def _close(fds: list[int]) -> None:
-    """Close descriptors. An interrupted call can be made again."""
-    while fds:
-        # atomic: no calls
-        fd = fds[-1]
-        del fds[-1]
-
-        os.close(fd)
 
 
 def leads_group(popen: PopenOptions) -> bool:
