@@ -23,7 +23,7 @@ import time
 from collections import deque
 from typing import Callable, Sequence
 
-from ..transports.buffers import grow_pipe
+from ..transports.descriptors import grow_pipe
 from .files import Log
 from .report import READ_SIZE, Report, Skimmer
 from .trace import Trace

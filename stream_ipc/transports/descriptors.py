@@ -13,6 +13,7 @@ loses bytes; see ``interruptions``.
 from __future__ import annotations
 
 import errno
+import fcntl
 import math
 import os
 import select
@@ -30,13 +31,20 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "READ_SIZE", "ReadEnd", "WriteEnd", "close_copies", "close_stream", "close_streams", "describe_stream", "has_hung_up",
-    "is_socket", "wait_readable", "wait_writable",
+    "READ_SIZE", "End", "ReadEnd", "WriteEnd", "close_copies", "close_stream", "close_streams", "describe_stream",
+    "grow_pipe", "has_hung_up", "is_socket", "wait_readable", "wait_writable",
 ]  # fmt: skip
 
 # With more, a buffer is mapped and unmapped for every read, which makes small round trips slower.
 READ_SIZE = 64 * 1024
 PIPE_BUF: int = getattr(select, "PIPE_BUF", 512)
+LARGE_PIPE = 1024 * 1024  # bytes: as much as Linux lets anybody have
+LARGE_SOCKET = 256 * 1024  # bytes, of which Linux makes twice as many; more is no faster
+# Linux counts the pages of all pipes of a user. Once there are too many, each new pipe gets one or two, whichever program
+# makes it: this process takes a quarter of the usual limit at most.
+MOST_PIPES = 16
+
+_grown: set[int] = set()  # descriptors of pipes
 _PTY_MASTER = os.makedev(5, 2) if sys.platform.startswith("linux") else -1
 
 
@@ -130,7 +138,18 @@ def is_socket(stream: Any) -> bool:
     return sockets is not None and isinstance(stream, sockets.socket)
 
 
-class _End:
+def grow_pipe(fd: int) -> None:
+    """Have a pipe hold more, if the system allows it and this process has not too many of the kind."""
+    if len(_grown) < MOST_PIPES and hasattr(fcntl, "F_SETPIPE_SZ"):
+        _grown.add(fd)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
+        except OSError as exc:  # the user has too many, or the limit of one is lower
+            _grown.discard(fd)
+            pass_on(exc)
+
+
+class End:
     """A stream and its descriptor.
 
     Attributes:
@@ -145,36 +164,34 @@ class _End:
 
     forbidden_mode: int = -1  # the access mode that this end cannot use
     growable: bool = False
-    _counted: bool = False  # whether it is a pipe that was made larger
-    _usual: int = 0  # what a Unix socket that was made larger took before
-    watched = True
+    socket: Any = None
+    watched: bool = True
     error: BaseException | None = None
+    _usual_size: int = 0  # of the buffer of a Unix socket that was made larger
+    _timeout: Any = None  # of a socket object as it was given
+    _blocking: bool | None = None  # whether anything else was, if it is not now
 
     def __init__(self, stream: Any, shared: bool = False) -> None:
-        self.prepare(stream)
         self.stream = stream
-        self.socket: Any = None
-        self._timeout: Any = None
         try:
             self.fd: int = stream if isinstance(stream, int) else stream.fileno()
             status = os.fstat(self.fd)
+            access = fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE
         except (AttributeError, OSError, TypeError, ValueError, OverflowError) as exc:
             pass_on(exc)
             raise InvalidStreamError(
                 f"{describe_stream(stream)} cannot be used as a stream: {exc}; pass an open file object, socket or"
                 " descriptor"
             ) from exc
-        if _access(self.fd) == self.forbidden_mode:
-            what, needed = ("written", "read") if self.forbidden_mode == os.O_WRONLY else ("read", "written")
+        if access == self.forbidden_mode:
+            what, needed = ("written", "read") if access == os.O_WRONLY else ("read", "written")
             raise InvalidStreamError(f"{describe_stream(stream)} can only be {what}, and here it is to be {needed}")
         self._identity = (status.st_dev, status.st_ino)
         self._mode: int = status.st_mode
-        self._is_terminal: bool = stat.S_ISCHR(self._mode) and os.isatty(self.fd)
         # Descriptors 0 to 2 and terminals are shared with the process that started this one. The master of a
         # pseudo-terminal is not: only the process that made it has it.
-        self._is_pty_master: bool = self._is_terminal and status.st_rdev == _PTY_MASTER
-        self.shared: bool = shared or self.fd <= 2 or (self._is_terminal and not self._is_pty_master)
-        self._restore: bool | None = None
+        self._is_terminal: bool = stat.S_ISCHR(self._mode) and status.st_rdev != _PTY_MASTER and os.isatty(self.fd)
+        self.shared: bool = shared or self.fd <= 2 or self._is_terminal
         try:
             if is_socket(stream):
                 self._timeout = stream.gettimeout()
@@ -188,9 +205,6 @@ class _End:
         except BaseException:
             self.release()
             raise
-
-    def prepare(self, stream: Any) -> None:
-        """Do what is to be done before the stream is looked at."""
 
     def open(self) -> None:
         """Get ready to be used, once the stream does not block."""
@@ -214,7 +228,7 @@ class _End:
             os.set_blocking(self.fd, blocking)
 
     def _set_nonblocking(self) -> None:
-        self._restore = os.get_blocking(self.fd)
+        self._blocking = os.get_blocking(self.fd)
         os.set_blocking(self.fd, False)
 
     @property
@@ -253,30 +267,33 @@ class _End:
     def grow(self) -> None:
         """Have what is growable hold more: a large message is on its way."""
         self.growable = False
-        try:
-            from .buffers import grow_pipe, grow_socket
-        except OSError as exc:  # no descriptor is left to import it with
-            pass_on(exc)
-            return
         if self.socket is None:
-            self._counted = True
             grow_pipe(self.fd)
-        else:
-            for self._usual in map(grow_socket, (self.socket,)):  # stored before a signal is looked at
-                break
+            return
+        sockets: Any = sys.modules["socket"]
+        try:
+            # The memory is the sender's, is there only while it holds something, and Linux bounds it without an error.
+            size = self.socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF)
+            with sockets.socket(sockets.AF_UNIX) as fresh:
+                usual = fresh.getsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF)
+            if size == usual < LARGE_SOCKET:  # its owner has not chosen another
+                self._usual_size = usual
+                self.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, LARGE_SOCKET)
+        except OSError as exc:  # out of descriptors, or the system has a limit that is lower
+            pass_on(exc)
 
     def release(self) -> None:
         """Leave the stream as it was found. An interrupted call can be made again."""
         if self.fd >= 0 and self.find_invalid() is None:
             try:
-                if self._restore is not None:
-                    os.set_blocking(self.fd, self._restore)
+                if self._blocking is not None:
+                    os.set_blocking(self.fd, self._blocking)
                 if self.socket is not None and self.socket is self.stream:
                     self.socket.settimeout(self._timeout)
-                if self._usual:
-                    from .buffers import shrink_socket
-
-                    shrink_socket(self.socket, self._usual)
+                if self._usual_size:
+                    sockets: Any = sys.modules["socket"]
+                    size = self._usual_size // (2 if sys.platform == "linux" else 1)  # Linux doubles it, and tells that
+                    self.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, size)
             except OSError as exc:
                 pass_on(exc)
         self.abandon()
@@ -286,21 +303,8 @@ class _End:
         if self.socket is not None and self.socket is not self.stream:
             self.socket.detach()
         self.socket = None
-        if self._counted:
-            from .buffers import count_off
-
-            count_off(self.fd)
+        _grown.discard(self.fd)
         self.fd = -1
-
-
-def _access(fd: int) -> int:
-    import fcntl
-
-    try:
-        return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-    except OSError as exc:
-        pass_on(exc)
-        return os.O_RDWR
 
 
 def _warn_of_sigpipe() -> None:
@@ -315,7 +319,7 @@ def _warn_of_sigpipe() -> None:
         )
 
 
-class ReadEnd(_End):
+class ReadEnd(End):
     """The end that is read.
 
     Attributes:
@@ -327,6 +331,7 @@ class ReadEnd(_End):
 
     forbidden_mode: int = os.O_WRONLY
     pending: bool = False
+    ahead: bytes = b""
     reads: Iterator[bytes]
 
     def open(self) -> None:
@@ -335,8 +340,12 @@ class ReadEnd(_End):
             self.reads = map(os.read, repeat(self.fd), repeat(READ_SIZE))
         else:
             self.reads = map(sock.recv, repeat(READ_SIZE), repeat(self._socket_flags()))
+        buffered = getattr(stream, "buffer", stream)  # under a text layer
         try:
-            self.ahead: bytes = self._read_ahead()
+            if hasattr(buffered, "peek") and not self.shared:  # where it could block, peek() would wait
+                self.ahead = bytes(buffered.read1(len(buffered.peek())) or b"")
+        except (OSError, ValueError) as exc:
+            pass_on(exc)
         except Exception as exc:  # of somebody's own class
             pass_on(exc)
             raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {exc!r}") from exc
@@ -349,25 +358,14 @@ class ReadEnd(_End):
             return map(os.readv, (self.fd,), ([view],))
         return map(self.socket.recv_into, (view,), (0,), (self._socket_flags(),))
 
-    def _read_ahead(self) -> bytes:
-        buffered = getattr(self.stream, "buffer", self.stream)  # under a text layer
-        peek = getattr(buffered, "peek", None)
-        if peek is None or self.shared:  # a blocking descriptor: peek() would wait
-            return b""
-        try:
-            return bytes(buffered.read1(len(peek())) or b"")
-        except (OSError, ValueError) as exc:
-            pass_on(exc)
-            return b""
 
-
-class WriteEnd(_End):
+class WriteEnd(End):
     """The end that is written."""
 
     forbidden_mode: int = os.O_RDONLY
     _own_fd = -1
 
-    def prepare(self, stream: Any) -> None:
+    def __init__(self, stream: Any, shared: bool = False) -> None:
         flush = getattr(stream, "flush", None)
         if flush is not None:
             try:
@@ -375,10 +373,11 @@ class WriteEnd(_End):
             except (OSError, ValueError) as exc:
                 pass_on(exc)
                 raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {exc}") from exc
+        super().__init__(stream, shared)
 
     def open(self) -> None:
         self.growable: bool = self.family == "AF_UNIX" and not self.shared  # not a socket of the parent's, too
-        if self.socket is None and self.shared and not stat.S_ISREG(self._mode):
+        if self.socket is None and self.shared and (stat.S_ISFIFO(self._mode) or self._is_terminal):
             self._reopen()
         if not self.shared and stat.S_ISFIFO(self._mode):
             _warn_of_sigpipe()
@@ -405,8 +404,6 @@ class WriteEnd(_End):
 
     def _reopen(self) -> None:
         # The same pipe or terminal as an open file of this process's own, whose O_NONBLOCK nobody else sees.
-        if not stat.S_ISFIFO(self._mode) and (not self._is_terminal or self._is_pty_master):
-            return
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         for path in (f"/proc/self/fd/{self.fd}", None):  # a pipe has no other name
             try:

@@ -11,7 +11,7 @@ from itertools import count
 
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
-from .descriptors import READ_SIZE, ReadEnd, WriteEnd, describe_stream, is_socket
+from .descriptors import READ_SIZE, End, ReadEnd, WriteEnd, describe_stream, is_socket
 from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
@@ -75,7 +75,7 @@ def _open(kind: type, kind_without: type, stream: Any) -> Any:
     Raises:
         InvalidStreamError: The stream cannot be used.
     """
-    if isinstance(stream, (kind, kind_without)):
+    if isinstance(stream, End):
         return stream
     if isinstance(stream, bool):
         raise InvalidStreamError(f"{stream} is no stream; pass a file object, a socket or the number of a descriptor")
@@ -85,21 +85,14 @@ def _open(kind: type, kind_without: type, stream: Any) -> Any:
     raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: a method of it raised StopIteration")
 
 
-class _ObjectEnd:
+class ObjectEnd(End):
     """A stream that has no descriptor, and methods that do not block; see ``IpcPeer.create_stream_session``.
 
     Owns what the method has returned until that is taken.
     """
 
     watched = False
-    growable: bool = False
     shared = False
-    socket: Any = None
-    family = ""
-    is_tcp = False
-    error: BaseException | None = None
-    pending = False
-    ahead = b""
 
     def __init__(self, stream: Any, method: str) -> None:
         self.stream = stream
@@ -113,11 +106,10 @@ class _ObjectEnd:
                 f"{describe_stream(stream)} cannot be used as a stream: it has neither a descriptor nor a method"
                 f" {method}() for bytes; pass an open file object, socket or descriptor"
             )
-        if getattr(stream, "closed", False) is True:
+        if self.find_invalid() is not None:
             raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: it is closed")
 
     def find_invalid(self) -> str | None:
-        """Return what is wrong if the owner closed the stream meanwhile, or None."""
         if getattr(self.stream, "closed", False) is True:
             return f"{describe_stream(self.stream)} was closed while a session was using it; close the session instead"
         return None
@@ -146,10 +138,12 @@ class _ObjectEnd:
         return exc if isinstance(exc, OSError) else OSError(f"{describe_stream(self.stream)}: {exc!r}")
 
 
-class ObjectReadEnd(_ObjectEnd):
+class ObjectReadEnd(ObjectEnd):
     """The end that is read of a stream without a descriptor."""
 
     reads_into = None
+    pending = False
+    ahead = b""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream, "read")
@@ -174,7 +168,7 @@ class ObjectReadEnd(_ObjectEnd):
         return data
 
 
-class ObjectWriteEnd(_ObjectEnd):
+class ObjectWriteEnd(ObjectEnd):
     """The end that is written of a stream without a descriptor."""
 
     poll_fd: int = -1
