@@ -11,10 +11,9 @@ import math
 import os
 
 from .. import log
-from ..interruptions import pass_on
+from ..interruptions import Shield, pass_on
 from ..transports import objects  # noqa: F401 - for sessions, for the same reason
 from ..transports.addresses import check_address, describe_address, explain
-from ..transports.shield import Shield
 from ..transports.sockets import listen, other_user, stop_writing, tune
 from .poller import READ
 

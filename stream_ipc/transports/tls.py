@@ -3,7 +3,7 @@
 Knows ``ssl`` and channels. Must not know sessions or peers. Imported only where TLS is used.
 
 Either direction of TLS may have to wait for the other: a read for room to write an answer of the protocol itself, a
-write for something to read. And each call that moves bytes is made with signals held back; see ``shield.py``.
+write for something to read. And each call that moves bytes is made with signals held back; see ``Shield``.
 
 OpenSSL cannot answer a message of the protocol itself (an update of keys, a certificate that is asked for after the
 handshake) while a write is unfinished because the stream is full: the session ends with "bad length" then. Neither
@@ -15,10 +15,9 @@ from __future__ import annotations
 import socket
 import ssl
 
-from ..interruptions import pass_on
+from ..interruptions import Shield, pass_on
 from .descriptors import ReadEnd, WriteEnd
 from .inputs import Input
-from .shield import Shield
 from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
