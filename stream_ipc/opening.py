@@ -124,9 +124,9 @@ class SessionOpener(Facade):
         self._loop.check_open()
         from .transports.children import kill, process_name
         from .transports.process import ProcessChannel
-        from .transports.spawn import leads_group, spawn
+        from .transports.spawn import spawn
 
-        group = leads_group(popen)
+        group = bool(popen.get("start_new_session")) or popen.get("process_group") == 0
         process: Any = None
         try:
             for process in starmap(spawn, ((command, cwd, env, stderr, popen),)):  # stored before a signal is looked at

@@ -207,8 +207,6 @@ def test_flush_of_a_session_whose_other_side_is_gone(peer: IpcPeer) -> None:
         ("universal_newlines", True),
         ("bufsize", 0),
         ("args", ["cat"]),
-        ("startupinfo", None),
-        ("creationflags", 0),
     ],
 )
 def test_what_would_break_the_conversation_is_refused(peer: IpcPeer, name: str, value: Any) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "READ_SIZE", "End", "ReadEnd", "WriteEnd", "close_copies", "close_stream", "close_streams", "describe_stream",
-    "grow_pipe", "has_hung_up", "is_socket", "wait_readable", "wait_writable",
+    "grow_pipe", "has_hung_up", "is_socket", "unusable", "wait_readable", "wait_writable",
 ]  # fmt: skip
 
 # With more, a buffer is mapped and unmapped for every read, which makes small round trips slower.
@@ -77,6 +77,11 @@ def _poll(fds: Sequence[int], events: int, seconds: float) -> bool:
 def describe_stream(stream: Any) -> str:
     """Return a few words for an error text."""
     return f"descriptor {stream}" if isinstance(stream, int) else f"{stream!r:.100}"
+
+
+def unusable(stream: Any, why: str) -> InvalidStreamError:
+    """Return the error for what was passed as a stream and is none."""
+    return InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {why}")
 
 
 def close_streams(streams: list[tuple[Any, int]]) -> None:
@@ -179,10 +184,7 @@ class End:
             access = fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE
         except (AttributeError, OSError, TypeError, ValueError, OverflowError) as exc:
             pass_on(exc)
-            raise InvalidStreamError(
-                f"{describe_stream(stream)} cannot be used as a stream: {exc}; pass an open file object, socket or"
-                " descriptor"
-            ) from exc
+            raise unusable(stream, f"{exc}; pass an open file object, socket or descriptor") from exc
         if access == self.forbidden_mode:
             what, needed = ("written", "read") if access == os.O_WRONLY else ("read", "written")
             raise InvalidStreamError(f"{describe_stream(stream)} can only be {what}, and here it is to be {needed}")
@@ -246,21 +248,25 @@ class End:
 
     def find_invalid(self) -> str | None:
         """Return what is wrong if the owner closed the stream meanwhile, or None."""
+        why = self.why_invalid()
+        if why is None:
+            return None
+        return f"{describe_stream(self.stream)} was closed while a session was using it{why}; close the session instead"
+
+    def why_invalid(self) -> str | None:
+        """Return how it can be told that the owner closed the stream, maybe nothing, or None."""
         stream = self.stream
-        was_closed = f"{describe_stream(stream)} was closed while a session was using it"
         try:
             # File objects and sockets remember that they were closed; their number may belong to another file now.
             if not isinstance(stream, int) and (getattr(stream, "closed", False) or stream.fileno() != self.fd):
-                return f"{was_closed}; close the session instead"
+                return ""
             status = os.fstat(self.fd)
         except (OSError, ValueError) as exc:
             pass_on(exc)
-            if isinstance(exc, OSError) and exc.errno != errno.EBADF:
+            if getattr(exc, "errno", errno.EBADF) != errno.EBADF:
                 return None  # it cannot be told now
-            return f"{was_closed} ({exc}); close the session instead"
-        if (status.st_dev, status.st_ino) != self._identity:
-            return f"{was_closed}, and its number is another file's now; close the session instead"
-        return None
+            return f" ({exc})"
+        return None if (status.st_dev, status.st_ino) == self._identity else ", and its number is another file's now"
 
     def grow(self) -> None:
         """Have what is growable hold more: a large message is on its way."""
@@ -346,7 +352,7 @@ class ReadEnd(End):
             pass_on(exc)
         except Exception as exc:  # of somebody's own class
             pass_on(exc)
-            raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {exc!r}") from exc
+            raise unusable(stream, repr(exc)) from exc
 
     def reads_into(self, view: memoryview) -> Iterator[int]:
         """Return what reads once into a buffer when it is iterated; the item is the count of bytes."""
@@ -370,7 +376,7 @@ class WriteEnd(End):
                 flush()  # what its owner wrote before comes first
             except (OSError, ValueError) as exc:
                 pass_on(exc)
-                raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {exc}") from exc
+                raise unusable(stream, str(exc)) from exc
         super().__init__(stream, shared)
 
     def open(self) -> None:

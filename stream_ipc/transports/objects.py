@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import io
 from functools import partial
-from itertools import count
+from itertools import count, repeat
 
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
-from .descriptors import READ_SIZE, End, ReadEnd, WriteEnd, describe_stream, is_socket
+from .descriptors import READ_SIZE, End, ReadEnd, WriteEnd, describe_stream, is_socket, unusable
 from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
@@ -78,11 +78,11 @@ def _open(kind: type, kind_without: type, stream: Any) -> Any:
     if isinstance(stream, End):
         return stream
     if isinstance(stream, bool):
-        raise InvalidStreamError(f"{stream} is no stream; pass a file object, a socket or the number of a descriptor")
+        raise InvalidStreamError(f"{stream} is no stream; pass an open file object, socket or descriptor")
     for has_descriptor in map(_has_descriptor, (stream,)):
         for end in map(kind if has_descriptor else kind_without, (stream,)):  # stored before a signal is looked at
             return end
-    raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: a method of it raised StopIteration")
+    raise unusable(stream, "a method of it raised StopIteration")
 
 
 class ObjectEnd(End):
@@ -102,17 +102,13 @@ class ObjectEnd(End):
         self._method: Any = getattr(target, method, None)
         self._result: Any = None
         if not callable(self._method):
-            raise InvalidStreamError(
-                f"{describe_stream(stream)} cannot be used as a stream: it has neither a descriptor nor a method"
-                f" {method}() for bytes; pass an open file object, socket or descriptor"
-            )
+            needed = f"it has neither a descriptor nor a method {method}() for bytes"
+            raise unusable(stream, f"{needed}; pass an open file object, socket or descriptor")
         if self.find_invalid() is not None:
-            raise InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: it is closed")
+            raise unusable(stream, "it is closed")
 
-    def find_invalid(self) -> str | None:
-        if getattr(self.stream, "closed", False) is True:
-            return f"{describe_stream(self.stream)} was closed while a session was using it; close the session instead"
-        return None
+    def why_invalid(self) -> str | None:
+        return "" if getattr(self.stream, "closed", False) is True else None
 
     def release(self) -> None:
         """Do nothing: the stream was not changed."""
@@ -147,13 +143,9 @@ class ObjectReadEnd(ObjectEnd):
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream, "read")
-        self.reads: Iterator[bytes] = self
+        self.reads: Iterator[bytes] = map(self._take, map(self._call, repeat(READ_SIZE)))
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        self._call(READ_SIZE)
+    def _take(self, _: None) -> bytes:
         if self._result is None:
             raise BlockingIOError
         if not isinstance(self._result, bytes):
@@ -178,14 +170,14 @@ class ObjectWriteEnd(ObjectEnd):
 
     def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
         """Return what writes once when it is iterated: some of the next buffer; the item is how much."""
-        return map(self._check, map(self._write, buffers))
+        return map(self._take, map(self._write, buffers))
 
     def _write(self, buffer: Any) -> int:
         piece = bytes(memoryview(buffer)[:READ_SIZE])
         self._call(piece)
         return len(piece)
 
-    def _check(self, size: int) -> int:
+    def _take(self, size: int) -> int:
         taken = self._result
         if taken is None or (taken == 0 and isinstance(taken, int)):
             self._result = None

@@ -57,10 +57,9 @@ if TYPE_CHECKING:
         pipesize: int
 
 
-__all__ = ["check_command", "check_options", "check_popen", "leads_group", "spawn"]
+__all__ = ["check_command", "check_options", "check_popen", "spawn"]
 
 _TEXT = "messages are bytes, so the pipes have no text layer"
-_WINDOWS = "it is for Windows only"
 _REFUSED = {
     "args": "the command is the first argument",
     "stdin": "the session talks over it",
@@ -71,8 +70,6 @@ _REFUSED = {
     "encoding": _TEXT,
     "errors": _TEXT,
     "bufsize": "the pipes are used without a buffer",
-    "startupinfo": _WINDOWS,
-    "creationflags": _WINDOWS,
 }
 
 
@@ -216,11 +213,6 @@ def _find_holder(number: int, pipe: int) -> int | None:
     return None
 
 
-def leads_group(popen: PopenOptions) -> bool:
-    """Return whether a process that is started with these keywords of ``Popen`` leads a process group of its own."""
-    return bool(popen.get("start_new_session")) or popen.get("process_group") == 0
-
-
 # -- arguments
 
 
@@ -248,21 +240,17 @@ def check_options(cwd: Any = None, env: Any = None, stderr: Any = subprocess.PIP
     Returns:
         What Popen takes for ``stderr``, with a descriptor in place of a file.
     """
-    _check_environment(cwd, env)
-    _check_keywords(popen)
-    return _check_stderr(stderr)
-
-
-def _check_environment(cwd: Any, env: Any) -> None:
+    for name in popen:
+        _check_keyword(name)
     if cwd is not None:
         _check_path(cwd, "cwd")
-    if env is None:
-        return
-    if not isinstance(env, Mapping):
-        raise TypeError(f"env must be a dict of names and values, not {env!r:.200}")
-    for name, value in env.items():
-        _check_path(name, "each name in env")
-        _check_path(value, f"env[{name!r:.100}]")
+    if env is not None:
+        if not isinstance(env, Mapping):
+            raise TypeError(f"env must be a dict of names and values, not {env!r:.200}")
+        for name, value in env.items():
+            _check_path(name, "each name in env")
+            _check_path(value, f"env[{name!r:.100}]")
+    return _check_stderr(stderr)
 
 
 def _check_path(value: Any, what: str) -> None:
@@ -272,42 +260,34 @@ def _check_path(value: Any, what: str) -> None:
         raise ValueError(f"{what} must not contain a null character: {value!r:.200}")
 
 
-def _check_keywords(popen: Mapping[str, Any]) -> None:
-    code = getattr(subprocess.Popen.__init__, "__code__", None)
-    known = None if code is None else code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-    for name in popen:
-        if name in _REFUSED:
-            raise TypeError(f"create_command_session() takes no {name}: {_REFUSED[name]}")
-        if known is not None and name not in known:
-            version = f"{sys.version_info.major}.{sys.version_info.minor}"
-            raise TypeError(
-                f"create_command_session() got an unexpected keyword argument {name!r}; what it does not know is for"
-                f" subprocess.Popen, which has none of that name in Python {version}"
-            )
+def _check_keyword(name: str) -> None:
+    if name in _REFUSED:
+        raise TypeError(f"create_command_session() takes no {name}: {_REFUSED[name]}")
+    code = subprocess.Popen.__init__.__code__
+    if name not in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+        raise TypeError(
+            f"create_command_session() got an unexpected keyword argument {name!r}; what it does not know is for"
+            f" subprocess.Popen, which has none of that name in Python {sys.version_info.major}.{sys.version_info.minor}"
+        )
 
 
 def _check_stderr(stderr: Any) -> int | None:
     """Return what Popen takes, with a descriptor in place of a file."""
-    wanted = "stderr must be subprocess.PIPE (its text arrives as messages), None, an open file or a descriptor, not"
     if stderr is None:
         return None
-    fd = stderr
-    if not isinstance(stderr, int):
-        if not hasattr(stderr, "fileno"):
-            raise TypeError(f"{wanted} {stderr!r:.200}")
-        try:
-            fd = stderr.fileno()
-        except (OSError, ValueError) as exc:  # closed, or one of a notebook or a test runner
-            pass_on(exc)
-            raise ValueError(f"{wanted} {describe_stream(stderr)}: it has no descriptor ({exc})") from exc
-    if isinstance(fd, bool) or not isinstance(fd, int):
-        raise TypeError(f"{wanted} {stderr!r:.200}")
-    if not (fd in (subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL) and fd is stderr):
-        try:
-            os.fstat(fd)
-        except (OSError, OverflowError) as exc:
-            pass_on(exc)
-            raise ValueError(f"{wanted} {describe_stream(stderr)}: {exc}") from exc
+    if isinstance(stderr, int) and stderr in (subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL):
+        return int(stderr)
+    wanted = "stderr must be subprocess.PIPE (its text arrives as messages), None, an open file or a descriptor, not"
+    try:
+        fd = stderr if isinstance(stderr, int) else stderr.fileno()
+        if isinstance(fd, bool):
+            raise TypeError(f"{fd} is no descriptor")
+        os.fstat(fd)
+    except (AttributeError, TypeError) as exc:
+        raise TypeError(f"{wanted} {stderr!r:.200}") from exc
+    except (OSError, ValueError, OverflowError) as exc:  # closed, or one of a notebook or a test runner
+        pass_on(exc)
+        raise ValueError(f"{wanted} {describe_stream(stderr)}: {exc}") from exc
     return int(fd)
 
 
@@ -321,8 +301,6 @@ def check_popen(process: Any) -> None:
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(process, name, None)
         if stream is None:
-            if name == "stderr":
-                continue
             state = "not a pipe"
         elif isinstance(stream, io.TextIOBase):
             state = "a text stream"
@@ -330,9 +308,8 @@ def check_popen(process: Any) -> None:
         elif not callable(getattr(stream, "fileno", None)):
             state = f"no pipe but {describe_stream(stream)}"
         elif getattr(stream, "closed", False):
-            if name == "stderr":
-                continue
             state = "closed"
         else:
             continue
-        raise ValueError(f"the {name} of {process!r:.200} is {state}; {advice}")
+        if name != "stderr" or state not in ("not a pipe", "closed"):  # which may be missing
+            raise ValueError(f"the {name} of {process!r:.200} is {state}; {advice}")
