@@ -51,16 +51,16 @@ def register(
     _check(cls, encode, decode, strict)
     origin = source(cls)
     previous = by_class.get(cls)
+    # @dataclass(slots=True) makes the class a second time, without the class statement's keywords and, until it is done,
+    # without the names of what it stands in: the wire name is found in the copied namespace.
+    known = cls.__dict__.get("_stream_ipc_wire_name") if previous is None else previous.wire_name
     if wire_name is None:
-        # @dataclass(slots=True) makes the class a second time, without the class statement's keywords and, until it
-        # is done, without the names of what it stands in: the wire name is found in the copied namespace.
-        known = None if previous is None else previous.wire_name
-        wire_name = known or cls.__dict__.get("_stream_ipc_wire_name") or f"{origin[0]}.{cls.__qualname__}"
+        wire_name = known or f"{origin[0]}.{cls.__qualname__}"
     else:
         _check_name(cls, wire_name)
     info = TypeInfo(cls, wire_name, origin, encode, decode)
     taken = _by_name.get(wire_name)
-    if taken is not None and not _is_same(taken, info):
+    if taken is not None and known != wire_name and not _is_same(taken, info):
         raise ValueError(
             f"wire name {wire_name!r} of {cls.__module__}.{cls.__qualname__} is taken by"
             f" {taken.cls.__module__}.{taken.cls.__qualname__}; give one of them another wire_name"
@@ -114,9 +114,6 @@ def _check_name(cls: type, wire_name: Any) -> None:
 
 def _is_same(old: TypeInfo, new: TypeInfo) -> bool:
     """Tell whether two classes are one: made again, or of a module that is there twice."""
-    fields = new.cls.__dict__.get("__dataclass_fields__")
-    if old.cls is new.cls or (fields is not None and fields is old.cls.__dict__.get("__dataclass_fields__")):
-        return True
     if old.cls.__qualname__ != new.cls.__qualname__:
         return False
     if old.origin[0] == new.origin[0] or old.cls.__module__ == new.cls.__module__:
