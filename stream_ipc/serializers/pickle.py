@@ -349,7 +349,9 @@ def _load_objects(payload: bytes | bytearray) -> Any:
     try:
         # READONLY_BUFFER and BYTEARRAY8 make a memoryview, which the resolver refuses, and name nothing.
         if unpickler.built or (0x98 in payload and 0x96 in payload):
-            return root[:3] + Resolver(not unpickler.built).resolve(root[3:])
+            resolver = Resolver()
+            resolver.may_loop = not unpickler.built
+            return root[:3] + resolver.resolve(root[3:])
     except SerializationError as exc:
         add_id(exc, *root[:2])
         raise

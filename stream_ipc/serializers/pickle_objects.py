@@ -178,24 +178,20 @@ class ObjectPickler(Pickler):
 # -- reading
 
 
-class Resolver:
+class Resolver(dict):  # type: ignore[type-arg]
     """Replaces the handles in a loaded structure by objects, each once, and lets nothing else through.
 
     Lists, dicts and sets are changed in place, so that what was shared stays shared.
 
-    Args:
-        may_loop: Whether a value may contain itself: not beside objects, whose constructors would see it unfinished.
+    It holds what values have become, by the id that each had before. All were loaded before the first was resolved, so no
+    two have one id. What was made since may have the id of one that is gone: it must never be looked up.
 
     Attributes:
-        done: What values have become, by the id that each had before. All were loaded before the first was resolved, so no
-            two have one id. What was made since may have the id of one that is gone: it must never be looked up.
+        may_loop: Whether a value may contain itself: not beside objects, whose constructors would see it unfinished.
     """
 
-    __slots__ = ("_may_loop", "done")
-
-    def __init__(self, may_loop: bool) -> None:
-        self._may_loop = may_loop
-        self.done: dict[int, Any] = {}
+    __slots__ = ("may_loop",)
+    may_loop: bool
 
     def resolve(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the values with objects in place of handles, or raise SerializationError."""
@@ -211,24 +207,23 @@ class Resolver:
     def item(self, value: Any) -> Any:
         """Return a value with objects in place of handles."""
         cls = type(value)
-        done = self.done
         key = id(value)
         if cls is Handle:  # is in itself only by way of a container, which notices
-            if key in done:
-                return done[key]
+            if key in self:
+                return self[key]
             shape = value[0] if value else None
             make = _find_nested(shape, _unusual) if type(shape) is str else _unusual  # a tuple's hash may have no end
-            made = done[key] = make(value, self)
+            made = self[key] = make(value, self)
             return made
         if cls in ATOMS:
             return value
-        if key in done:
-            if done[key] is not _IN_PROGRESS:
-                return done[key]
-            if self._may_loop:
+        if key in self:
+            if self[key] is not _IN_PROGRESS:
+                return self[key]
+            if self.may_loop:
                 return value
             raise SerializationError(f"payload contains {article(cls)} that contains itself; only plain data may")
-        done[key] = _IN_PROGRESS
+        self[key] = _IN_PROGRESS
         result: Any = value
         if cls is list:
             if not ATOMS.issuperset(map(type, value)):
@@ -252,7 +247,7 @@ class Resolver:
             result = frozenset([self.item(item) for item in value])
         else:
             raise SerializationError(f"payload is not a message: it may not hold {article(cls)}")
-        done[key] = result
+        self[key] = result
         return result
 
 
