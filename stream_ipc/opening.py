@@ -315,8 +315,7 @@ class SessionOpener(Facade):
         loop.check_open()
         if not callable(on_session):
             raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
-        from .core.acceptor import Acceptor
-        from .listener import Listener
+        from .listener import Acceptor, Listener
 
         take = partial(_add_socket, self, on_session=on_session)
         return Listener(loop.inside(Acceptor, loop, address, take, lambda: self.timeout, ssl_context))
