@@ -54,8 +54,12 @@ def open_connection(
     try:
         sock = _connect_to_any(loop, resolve(place, context is not None), limit)
         try:
-            if isinstance(place, str):
-                _check_owner(sock)
+            # Of a Unix socket's listener, the user that it ran as when it began to listen: mostly root, if it has given up
+            # these rights since. Root may do as it likes anyway, so only another must not get what is meant for us.
+            user = other_user(sock) if isinstance(place, str) else None
+            if user:
+                text = f"user {user} listens there, and this process runs as {os.geteuid()}"
+                raise PermissionError(errno.EACCES, text)
             if context is not None:
                 failed = f"the TLS handshake with {place!r} failed"
                 late = f"the TLS handshake with {place!r} was not over within {timeout} s; does the other side speak TLS?"
@@ -111,15 +115,6 @@ def _connect(loop: Loop, family: int, sockaddr: Any, limit: float) -> socket.soc
     except BaseException:
         sock.close()
         raise
-
-
-def _check_owner(sock: socket.socket) -> None:
-    # The user that it ran as when it began to listen: mostly root, if it has given up these rights since. Root may do as it
-    # likes anyway, so it is only another user that must not get what is meant for a listener of ours.
-    user = other_user(sock)
-    if user:
-        text = f"user {user} listens there, and this process runs as {os.geteuid()}"
-        raise PermissionError(errno.EACCES, text)
 
 
 def _shake_hands(

@@ -168,12 +168,10 @@ class StreamTransport(MessageTransport):
 
     @property
     def wants_write(self) -> bool:
-        """Whether something is queued that the stream did not take."""
         return self._channel.outbox.blocked or self.write_fd is not None
 
     @property
     def write_fd(self) -> int | None:
-        """The descriptor to wait for while something is queued, or None."""
         return self._channel.interest()[1]
 
     def send(self, message: Message) -> None:
@@ -188,21 +186,11 @@ class StreamTransport(MessageTransport):
         self._channel.put(self._channel.encode(*take_out_of_envelope(message)))
 
     def flush(self) -> None:
-        """Write what the stream takes now of what is queued.
-
-        Raises:
-            StreamClosedError: The other side no longer reads. What was queued
-                is dropped.
-        """
         self._channel.flush()
 
     def read_fds(self) -> Sequence[int]:
-        """Return the descriptors to wait for.
-
-        Empty if something can be read that these do not show.
-        """
         reads, _, poll_in, _ = self._channel.interest()
-        return tuple(reads) if poll_in is None else ()
+        return tuple(reads) if poll_in is None else ()  # none if something can be read that these do not show
 
     def receive(self) -> list[Message]:
         """Read each input once and return the messages.

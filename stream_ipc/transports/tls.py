@@ -47,18 +47,15 @@ def check_context(context: Any, server_side: bool) -> None:
         raise ValueError(f"ssl_context is a PROTOCOL_TLS_{given} one; this side needs PROTOCOL_TLS_{wanted}")
 
 
-def wrap(
-    context: ssl.SSLContext, sock: socket.socket, server_side: bool, server_hostname: str | None = None
-) -> ssl.SSLSocket:
+def wrap(context: ssl.SSLContext, sock: socket.socket, server_side: bool, name: str | None = None) -> ssl.SSLSocket:
     """Put TLS around a connected socket, which it then owns. The handshake is still to be made.
 
     Raises:
         OSError: It is connected no longer.
         ValueError: The context wants to know the name of the server.
     """
-    return context.wrap_socket(
-        sock, server_side, do_handshake_on_connect=False, suppress_ragged_eofs=False, server_hostname=server_hostname
-    )
+    options: dict[str, Any] = {"do_handshake_on_connect": False, "suppress_ragged_eofs": False}
+    return context.wrap_socket(sock, server_side, server_hostname=name, **options)
 
 
 def handshake(sock: ssl.SSLSocket) -> int:
@@ -116,16 +113,14 @@ class _ReadEnd(ReadEnd):
                     data = self.socket.recv(_RECORD)
                     parts.append(data)
                     self._ended = not data
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
-                self.wants_write = isinstance(exc, ssl.SSLWantWriteError)
-                if not parts:
-                    raise BlockingIOError from None
-                return
             except OSError as exc:
                 pass_on(exc)
-                if not parts:
-                    raise _ended_without_saying(exc, self.socket) from exc
-                return  # the next read meets it again
+                self.wants_write = isinstance(exc, ssl.SSLWantWriteError)
+                if parts:
+                    return  # the next read meets it again
+                if self.wants_write or isinstance(exc, ssl.SSLWantReadError):
+                    raise BlockingIOError from None
+                raise _ended_without_saying(exc, self.socket) from exc
             if len(data) < _RECORD:  # what is more is still with the system, and the poller tells
                 return
 
@@ -144,19 +139,15 @@ class _ReadEnd(ReadEnd):
 def _ended_without_saying(exc: OSError, sock: Any) -> OSError:
     """Return the error for what a read has raised."""
     ended = isinstance(exc, ssl.SSLEOFError) or getattr(exc, "reason", None) == "UNEXPECTED_EOF_WHILE_READING"
-    # OpenSSL 3.6 answers such an end with an alert, and a read tells that this could not be written.
-    if ended or (isinstance(exc, BrokenPipeError) and _has_ended(sock)):
+    if isinstance(exc, BrokenPipeError):
+        # OpenSSL 3.6 answers such an end with an alert, and tells that this could not be written.
+        try:
+            ended = not socket.socket.recv(sock, 1, socket.MSG_PEEK)  # beneath TLS
+        except OSError as other:
+            pass_on(other)
+    if ended:
         return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the other side ended it without saying so (no TLS close_notify)")
     return exc
-
-
-def _has_ended(sock: Any) -> bool:
-    """Return whether the stream beneath TLS is read to its end."""
-    try:
-        return not socket.socket.recv(sock, 1, socket.MSG_PEEK)
-    except OSError as exc:
-        pass_on(exc)
-        return False
 
 
 class _WriteEnd(WriteEnd):
