@@ -15,8 +15,7 @@ from .arguments import Facade, safe_repr
 from .core.poller import READ
 from .interruptions import Shield, pass_on
 from .transports import objects  # noqa: F401 - for sessions, for the same reason
-from .transports.addresses import check_address, describe_address, explain
-from .transports.sockets import listen, other_user, stop_writing, tune
+from .transports.sockets import check_address, describe_address, explain, listen, other_user, stop_writing, tune
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .core.loop import Loop
-    from .transports.addresses import Place
+    from .transports.sockets import Place
 
 __all__ = ["Acceptor", "Listener"]
 

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from .core.loop import Loop
     from .listener import Listener
     from .protocols import MessageSerializer
-    from .transports.addresses import Address
     from .transports.channel import Channel
     from .transports.message_transport import Transport
     from .transports.objects import ReadStream, WriteStream
+    from .transports.sockets import Address
     from .transports.spawn import Command, Path, PopenOptions
 
 __all__ = ["SessionOpener"]

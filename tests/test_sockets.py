@@ -20,8 +20,7 @@ import pytest
 
 from stream_ipc import IpcPeer
 from stream_ipc.transports import sockets
-from stream_ipc.transports.addresses import describe_address
-from stream_ipc.transports.sockets import linger, other_user, stop_writing, tune
+from stream_ipc.transports.sockets import describe_address, linger, other_user, stop_writing, tune
 from tests.helpers import InterruptAt, Interruption
 from tests.os_helpers import listing
 

@@ -12,15 +12,14 @@ import socket
 
 from ..interruptions import pass_on
 from ..transports import objects  # noqa: F401 - for the session: it may have got the last descriptor
-from ..transports.addresses import check_address, describe_address, explain, resolve
-from ..transports.sockets import other_user, tune
+from ..transports.sockets import check_address, describe_address, explain, other_user, resolve, tune
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
     from typing import Any
 
-    from ..transports.addresses import Place
+    from ..transports.sockets import Place
     from .loop import Loop
 
 __all__ = ["open_connection", "wait_for"]

@@ -1,7 +1,7 @@
-"""Sockets: their options, who is at the other end, how a connection ends, and listening at an address.
+"""Sockets: addresses, options, who is at the other end, how a connection ends, and listening.
 
-Knows addresses, and the files of Unix sockets. Must not know messages, sessions or peers. Imported with the first session
-over a socket.
+An address is a path (a Unix socket) or a pair ``(host, port)`` (TCP). Must not know messages, sessions or peers. Imported
+with the first session over a socket.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import time
 
 from ..clock import monotonic
 from ..interruptions import pass_on
-from .addresses import describe_address, resolve
 from .channel import DRAIN_READS, Teardown
 from .descriptors import READ_SIZE
 
@@ -25,9 +24,110 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .addresses import Place
+    Address = str | bytes | os.PathLike[str] | os.PathLike[bytes] | tuple[str, int]
+    Place = str | tuple[str, int]  # an address that was checked: the path of a Unix socket, or a host and a port
 
-__all__ = ["SocketFile", "check_connected", "has_vanished", "linger", "listen", "other_user", "stop_writing", "tune"]
+__all__ = [
+    "SocketFile", "check_address", "check_connected", "describe_address", "explain", "has_vanished", "linger", "listen",
+    "other_user", "resolve", "stop_writing", "tune",
+]  # fmt: skip
+
+# -- addresses
+
+_MAX_PATH = 107 if sys.platform.startswith("linux") else 103  # bytes of a Unix socket's path
+
+
+def check_address(address: Any) -> Place:
+    """Tell a path from a pair of host and port; raise for what is neither, or cannot be one."""
+    if isinstance(address, (tuple, list)):
+        return _check_pair(tuple(address))
+    if not isinstance(address, (str, bytes, os.PathLike)):
+        raise TypeError(f"an address is a path (Unix socket) or a pair (host, port), not {address!r:.100}")
+    path = os.fsdecode(address)
+    if not path or "\0" in path:
+        raise ValueError(f"{address!r:.200} is no path; a Unix socket needs one to a file")
+    _, colon, port = path.rpartition(":")
+    if "://" in path or (colon and port.isdigit() and os.sep not in path):
+        raise ValueError(
+            f"the address {path!r:.200} looks like host and port; pass a pair (host, port) for TCP, or a path with a"
+            f" {os.sep!r} in it for a Unix socket"
+        )
+    size = len(os.fsencode(path))
+    if size > _MAX_PATH:
+        text = f"the path of a Unix socket has at most {_MAX_PATH} bytes, and this one has {size}; choose a shorter one"
+        raise OSError(errno.ENAMETOOLONG, text, path)
+    return path
+
+
+def _check_pair(pair: tuple[Any, ...]) -> tuple[str, int]:
+    if len(pair) != 2:
+        raise ValueError(f"a TCP address is a pair (host, port), not {pair!r:.200}")
+    host, port = pair
+    if not isinstance(host, str):
+        raise TypeError(f"the host of the address {pair!r:.200} must be a str")
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"the port of the address {pair!r:.200} must be an int")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"the port of the address {pair!r:.200} must be from 0 to 65535")
+    if not host or "\0" in host:
+        raise ValueError(f'the address {pair!r:.200} names no host; "0.0.0.0" or "::" are all of this machine')
+    return host, port
+
+
+def describe_address(address: Any) -> str:
+    """Return the address of a socket of any family as text.
+
+    ``127.0.0.1:80``, ``[::1]:80``, the path of a Unix socket in quotes (an abstract one begins with ``@``), and numbers
+    with colons for other families, as ``3:1024`` for ``AF_VSOCK``.
+    """
+    if isinstance(address, bytes):
+        name = os.fsdecode(address)
+        return ascii(f"@{name[1:]}" if name[:1] == "\0" else name)
+    if not isinstance(address, tuple):
+        return repr(address)
+    if len(address) > 1 and isinstance(address[0], str) and isinstance(address[1], int):
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return ":".join([part.hex() if isinstance(part, bytes) else str(part) for part in address])
+
+
+def resolve(place: Place, secure: bool) -> list[tuple[int, Any]]:
+    """Return the families and socket addresses of an address, each once; ``ValueError`` if one needs to be secured."""
+    if isinstance(place, str):
+        return [(socket.AF_UNIX, place)]
+    host, port = place
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as exc:
+        explain(exc, f"the host {host!r} does not resolve")
+        raise
+    except ValueError as exc:  # UnicodeError: a name that cannot be one
+        raise ValueError(f"{host!r:.200} in the address {place!r:.200} is no name of a host: {exc}") from exc
+    found = list(dict.fromkeys((int(family), sockaddr) for family, _, _, _, sockaddr in infos))
+    for family, sockaddr in found:
+        if not secure and not _is_loopback(family, sockaddr):
+            raise ValueError(
+                f"refusing the address {place!r} without an ssl_context: {sockaddr[0]} is not loopback, and whoever is on"
+                " the way could read and write; pass an ssl_context"
+            )
+    return found
+
+
+def _is_loopback(family: int, sockaddr: Any) -> bool:
+    if family == socket.AF_INET:
+        return bool(sockaddr[0].startswith("127."))
+    packed = socket.inet_pton(family, sockaddr[0].partition("%")[0])
+    return packed == bytes(15) + b"\x01" or packed[:13] == bytes(10) + b"\xff\xff\x7f"
+
+
+def explain(exc: OSError, text: str) -> None:
+    """Have an error say first what could not be done; raises what a signal handler has raised."""
+    pass_on(exc)
+    exc.strerror = f"{text}: {exc.strerror or exc}"
+    exc.args = (exc.strerror,) if exc.errno is None else (exc.errno, exc.strerror)
+
+
+# -- connections
 
 # Seconds of silence before the first probe, seconds between probes, and probes that may stay unanswered. A host that
 # vanished is noticed within two minutes. The first option has another name on macOS.
@@ -52,12 +152,7 @@ def tune(sock: socket.socket) -> None:
 
 
 def check_connected(sock: Any) -> str:
-    """Prepare a socket that a user has connected, and return what it is connected to; may be empty.
-
-    Raises:
-        TypeError: It is no socket.
-        ValueError: It is no stream socket, or not connected.
-    """
+    """Prepare a socket that a user has connected, and return what it is connected to; may be empty."""
     if not isinstance(sock, socket.socket):
         raise TypeError(f"create_socket_session() takes a socket, not {sock!r:.100}")
     if sock.type != socket.SOCK_STREAM:
@@ -116,10 +211,8 @@ def has_vanished(sock: socket.socket) -> bool:
 def stop_writing(sock: socket.socket) -> bool:
     """End the writing side of a socket that does not block and is closed next, so that what was written arrives.
 
-    Closing with unread input makes TCP reset the connection, and that overtakes what is on its way.
-
-    Returns:
-        Whether the other side is still talking, so that more may come.
+    Closing with unread input makes TCP reset the connection, and that overtakes what is on its way. Returns whether the
+    other side is still talking, so that more may come.
     """
     heard = False
     try:
@@ -231,12 +324,7 @@ class SocketFile:
 def listen(place: Place, secure: bool) -> tuple[socket.socket, SocketFile | None]:
     """Listen at an address; of a host, at the first of its addresses where that can be done.
 
-    Returns:
-        The socket, which does not block; the file, if any.
-
-    Raises:
-        ValueError: It is not loopback, and not secure.
-        OSError: There is a listener already, ...
+    Returns the socket, which does not block, and its file, if it has one.
     """
     first: OSError | None = None
     for family, sockaddr in resolve(place, secure):
@@ -282,11 +370,7 @@ def _bind_unix(sock: socket.socket, path: str) -> None:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove the file of a socket whose listener is gone.
-
-    Raises:
-        OSError: The listener is there, or the file is no socket.
-    """
+    """Remove the file of a socket whose listener is gone; ``OSError`` if it is there, or the file is no socket."""
     folder = -1
     try:
         # Only one process at a time looks and removes, or a second one might remove the new file of the first. The lock of
