@@ -1037,6 +1037,19 @@ def test_peer_that_is_closed_when_the_connection_is_there(peer, monkeypatch):
             peer.connect(server.getsockname())
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a full queue refuses at once")
+def test_peer_that_is_closed_while_it_tries_again(peer, path, monkeypatch):
+    def close_then(real, fd, events, limit):
+        ready = real(fd, events, limit)
+        peer.close()
+        return ready
+
+    patch_wait_for(monkeypatch, peer, close_then)
+    with full_unix(path), raw_client(path):
+        with pytest.raises(RuntimeError, match="was closed while it was connecting"):
+            peer.connect(path, timeout=None)
+
+
 # -- closing
 
 
