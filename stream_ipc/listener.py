@@ -113,14 +113,10 @@ class Acceptor:
 
     Args:
         loop: What drives it.
-        address: Where to listen, as it was given; see ``IpcPeer.listen``.
+        address: As it was given; see ``IpcPeer.listen``.
         take: Called with each connection, and its name.
         timeout: Returns how many seconds a handshake may take, or None for a limit of its own.
         context: For TLS, or None.
-
-    Attributes:
-        place: Where it listens.
-        closed: Whether it accepts no more.
     """
 
     def __init__(

@@ -34,11 +34,7 @@ class _TooLate(Exception):
 def open_connection(
     loop: Loop, address: Any, context: ssl.SSLContext | None, server_hostname: str | None, timeout: float | None
 ) -> tuple[socket.socket, str]:
-    """Connect to an address; see ``IpcPeer.connect``.
-
-    Returns:
-        The socket, and what it is connected to in a few words.
-    """
+    """Connect to an address; see ``IpcPeer.connect``. Returns the socket, and what it is connected to in a few words."""
     place = check_address(address)
     if context is not None:
         from ..transports.tls import check_context
@@ -148,29 +144,21 @@ def _wait(loop: Loop, fd: int, events: int, limit: float) -> None:
 
 
 class _Awaited:
-    """The owner of a descriptor that one call waits for.
+    """The owner of a descriptor that one call waits for, until it is ready, or its number another file's."""
 
-    Attributes:
-        settled: Whether it is ready.
-    """
-
-    def __init__(self) -> None:
-        self.settled = False
+    settled = False
 
     def on_ready(self, fd: int, events: int) -> None:
-        """Note that it is ready."""
         self.settled = True
 
     def check(self) -> None:
-        """Note that its number is another file's now."""
         self.settled = True
 
 
 def wait_for(loop: Loop, fd: int, events: int, limit: float) -> bool:
     """Wait for a descriptor that is no conversation's, moving bytes but running no handlers; -1 just waits.
 
-    Returns:
-        Whether it is ready before the clock has reached ``limit``.
+    Returns whether it is ready before the clock has reached ``limit``.
     """
     awaited = _Awaited()
     try:

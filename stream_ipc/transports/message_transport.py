@@ -217,11 +217,7 @@ class StreamTransport(MessageTransport):
 
 
 def channel_of(transport: Any) -> Channel:
-    """Return the channel behind a ``StreamTransport``, or a new one over any other transport.
-
-    Raises:
-        TypeError: It is no transport.
-    """
+    """Return the channel behind a ``StreamTransport``, or a new one over any other transport."""
     return transport._channel if type(transport) is StreamTransport else ForeignChannel(transport)
 
 
@@ -264,11 +260,7 @@ class ForeignInputs(Inputs):
 
 
 class ForeignChannel(Channel):
-    """A channel over a ``MessageTransport``, or over any object with its abstract methods.
-
-    Raises:
-        TypeError: It is a class, or lacks a method.
-    """
+    """A channel over a ``MessageTransport``, or over any object with its abstract methods; ``TypeError`` for another."""
 
     volatile = True
     last: Any = None  # not known

@@ -195,7 +195,7 @@ _ASKED = 3
 
 def has_vanished(sock: socket.socket) -> bool:
     """Return whether the host at the other end of a TCP socket does not answer any more, as far as the system tells."""
-    if not sys.platform.startswith("linux") or not hasattr(socket, "TCP_INFO"):
+    if not hasattr(socket, "TCP_INFO"):  # it is not Linux
         return False
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
@@ -221,12 +221,12 @@ def stop_writing(sock: socket.socket) -> bool:
             if not os.read(sock.fileno(), READ_SIZE):  # whatever class the socket is of: the input is dropped
                 return False
             heard = True
+        return True
     except BlockingIOError:
-        pass
+        return heard
     except (OSError, ValueError, MemoryError) as exc:
         pass_on(exc)
         return False
-    return heard
 
 
 def linger(sock: socket.socket) -> Teardown | None:
@@ -265,15 +265,14 @@ class _LingeringClose(Teardown):
         return [] if self._fd < 0 else [self._fd]
 
     def step(self) -> float | None:
+        left = self._due - monotonic()
         try:
-            if self._fd >= 0:
-                os.set_blocking(self._fd, False)  # its owner's flag, which is the same, was restored meanwhile
+            os.set_blocking(self._fd, False)  # its owner's flag, which is the same, was restored meanwhile
             for _ in range(_LINGER_READS):
-                left = self._due - monotonic()
-                if self._fd < 0 or left <= 0 or not os.read(self._fd, READ_SIZE):
-                    self.abandon()
-                    return None
-            return left
+                if left <= 0 or not os.read(self._fd, READ_SIZE):
+                    break
+            else:
+                return left
         except BlockingIOError:
             return left
         except (OSError, MemoryError) as exc:

@@ -48,11 +48,9 @@ def check_context(context: Any, server_side: bool) -> None:
 
 
 def wrap(context: ssl.SSLContext, sock: socket.socket, server_side: bool, name: str | None = None) -> ssl.SSLSocket:
-    """Put TLS around a connected socket, which it then owns. The handshake is still to be made.
+    """Put TLS around a connected socket, which it then owns; the handshake is still to be made.
 
-    Raises:
-        OSError: It is connected no longer.
-        ValueError: The context wants to know the name of the server.
+    Raises ``ValueError`` if the context wants to know the name of the server.
     """
     options: dict[str, Any] = {"do_handshake_on_connect": False, "suppress_ragged_eofs": False}
     return context.wrap_socket(sock, server_side, server_hostname=name, **options)
@@ -61,11 +59,7 @@ def wrap(context: ssl.SSLContext, sock: socket.socket, server_side: bool, name: 
 def handshake(sock: ssl.SSLSocket) -> int:
     """Go on with the handshake as far as it goes.
 
-    Returns:
-        What to wait for before the next step, as ``poll`` counts it; 0 if it is done.
-
-    Raises:
-        OSError: It has failed; mostly an ``ssl.SSLError``.
+    Returns what to wait for before the next step, as ``poll`` counts it; 0 if it is done.
     """
     try:
         with Shield():
