@@ -152,10 +152,7 @@ class SessionOpener(Facade):
         waiting. What they raise is the end of the session. For a stream that
         blocks see ``examples/blocking_stream.py``.
 
-        Args:
-            write: What is written.
-            read: What is read; may be the same as ``write``.
-            read2: A second input with frames.
+        ``read`` may be the same as ``write``; ``read2`` is a second input.
 
         Raises:
             InvalidStreamError: A stream is closed, or has neither a descriptor

@@ -113,15 +113,13 @@ class StreamTransport(MessageTransport):
 
     Args:
         write: The stream that is written.
-        reads: The streams that are read. The transport ends when all of them
-            have ended.
-        serializer: What turns messages into payloads.
+        reads: Those that are read; it ends when all of them have ended.
+        serializer: Turns messages into payloads.
         max_frame_size: The largest payload in bytes, both ways.
 
     Raises:
         InvalidStreamError: A stream cannot be used. All of them stay open.
-        TypeError: The serializer lacks a method, or ``max_frame_size`` is no
-            int.
+        TypeError: Another argument is of a wrong kind.
         ValueError: ``max_frame_size`` is no size that a frame can have.
     """
 

@@ -63,10 +63,8 @@ def _check_pair(pair: tuple[Any, ...]) -> tuple[str, int]:
     if len(pair) != 2:
         raise ValueError(f"a TCP address is a pair (host, port), not {pair!r:.200}")
     host, port = pair
-    if not isinstance(host, str):
-        raise TypeError(f"the host of the address {pair!r:.200} must be a str")
-    if isinstance(port, bool) or not isinstance(port, int):
-        raise TypeError(f"the port of the address {pair!r:.200} must be an int")
+    if not isinstance(host, str) or not isinstance(port, int) or isinstance(port, bool):
+        raise TypeError(f"the address {pair!r:.200} must be a str, which is the host, and an int, which is the port")
     if not 0 <= port <= 65535:
         raise ValueError(f"the port of the address {pair!r:.200} must be from 0 to 65535")
     if not host or "\0" in host:
@@ -358,22 +356,11 @@ def _listen(family: int, sockaddr: Any) -> tuple[socket.socket, SocketFile | Non
 
 
 def _bind_unix(sock: socket.socket, path: str) -> None:
-    try:
-        sock.bind(path)
-    except OSError as exc:
-        pass_on(exc)
-        if exc.errno != errno.EADDRINUSE:
-            raise
-        _remove_dead(path)
-        sock.bind(path)
-
-
-def _remove_dead(path: str) -> None:
-    """Remove the file of a socket whose listener is gone; ``OSError`` if it is there, or the file is no socket."""
+    """Bind to a path, also if a dead listener has left its file there."""
     folder = -1
     try:
-        # Only one process at a time looks and removes, or a second one might remove the new file of the first. The lock of
-        # the folder leaves no file behind; if it is held for long, or the file system has none, go on without it.
+        # Only one process at a time looks for such a file, or a second one might remove the new file of the first. The lock
+        # of the folder leaves no file behind; if it is held for long, or the file system has none, go on without it.
         try:
             folder = os.open(os.path.dirname(path) or os.curdir, os.O_RDONLY)
             for _ in range(_LOCK_TRIES):
@@ -384,13 +371,15 @@ def _remove_dead(path: str) -> None:
                     time.sleep(_LOCK_PAUSE)
         except OSError as exc:
             pass_on(exc)
-        _remove_unless_alive(path)
+        _remove_dead(path)
+        sock.bind(path)
     finally:
         if folder >= 0:
             os.close(folder)
 
 
-def _remove_unless_alive(path: str) -> None:
+def _remove_dead(path: str) -> None:
+    """Remove the file of a socket whose listener is gone, if there is one; ``OSError`` for any other file."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
