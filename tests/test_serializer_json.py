@@ -27,7 +27,8 @@ from stream_ipc.messages import (
 from stream_ipc.registry import register_type
 from stream_ipc.serializers import json as module
 from stream_ipc.serializers.json import JsonMessageSerializer
-from stream_ipc.serializers.text_format import MAX_DEPTH, plain_type
+from stream_ipc.serializers.text_format import plain_type
+from stream_ipc.serializers.text_walk import MAX_DEPTH
 
 from . import php_messages as php
 from .helpers import span
@@ -403,8 +404,8 @@ class BrokenRepr:
         ({1}, r"\[1\]\.name: set cannot travel"),
         (frozenset(), r"\[1\]\.name: frozenset cannot travel"),
         (1j, r"\[1\]\.name: complex cannot travel"),
-        ("\ud800", r"\[1\]\.name: text with a lone surrogate \(at index 0\)"),
-        ({"x\udfff": 1}, r"text with a lone surrogate \(at index 1\)"),
+        ("\ud800", r"\[1\]\.name: text with a lone surrogate \('\\ud800'\) cannot"),
+        ({"x\udfff": 1}, r"text with a lone surrogate \('\\udfff'\)"),
         (TextSubclass("x"), r"\[1\]\.name: TextSubclass is a subclass of str"),
         (IntSubclass(1), r"\[1\]\.name: IntSubclass is a subclass of int"),
         (DictSubclass(), r"\[1\]\.name: DictSubclass is a subclass of dict"),
@@ -479,8 +480,6 @@ def test_the_longest_id() -> None:
 def test_envelopes_hold_messages(content: Any) -> None:
     with pytest.raises(SerializationError, match="must hold a Message"):
         S.serialize(RequestEnvelope("1", content))
-    with pytest.raises(SerializationError, match="^RequestEnvelope: an envelope must hold"):
-        S.serialize(ResponseEnvelope("0", RequestEnvelope("1", content)))
     inside = S.serialize(AnyMessage(content))[len('{"__class":"App\\\\Message\\\\AnyMessage","value":') : -1]
     for key in ("request", "response"):
         name = b"StreamIpc\\\\Envelope\\\\" + key.title().encode() + b"Envelope"
@@ -644,11 +643,10 @@ def test_errors_of_constructors_are_decode_errors(error: Any) -> None:
 
 
 def test_memory_error_of_the_scanner_is_a_decode_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Exhausted:
-        def raw_decode(self, text: str, start: int) -> Any:
-            raise MemoryError
+    def exhausted(text: str, start: int) -> Any:
+        raise MemoryError
 
-    monkeypatch.setattr(module, "_decoder", Exhausted())
+    monkeypatch.setattr(module, "_scan", exhausted)
     with pytest.raises(SerializationError, match="memory"):
         S.deserialize(b"{}")
 

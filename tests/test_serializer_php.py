@@ -11,13 +11,18 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional
 import pytest
 
 from stream_ipc.errors import SerializationError
-from stream_ipc.messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
+from stream_ipc.messages import (
+    ErrorMessage,
+    LogMessage,
+    Message,
+    RequestEnvelope,
+    ResponseEnvelope,
+    take_out_of_envelope,
+)
 from stream_ipc.registry import register_type
-from stream_ipc.serializers import php as module
-from stream_ipc.serializers import php_quick as quick
 from stream_ipc.serializers import php_reading as reading
 from stream_ipc.serializers.php import PhpMessageSerializer
-from stream_ipc.serializers.text_format import MAX_DEPTH
+from stream_ipc.serializers.text_walk import MAX_DEPTH
 
 from . import php_messages as php
 from .helpers import span
@@ -86,7 +91,7 @@ def test_encode_vector(name: str) -> None:
     entry = ENCODE[name]
     message = php.build(entry["php_class"], entry["message"], lambda k: k)
     assert S.serialize(message) == bytes.fromhex(entry["payload_hex"])
-    assert module._PhpWalk(S._format).text(message).encode("latin-1") == bytes.fromhex(entry["payload_hex"])
+    assert S._format.write_by_walk(*take_out_of_envelope(message)) == bytes.fromhex(entry["payload_hex"])
 
 
 def test_encode_shared_objects() -> None:
@@ -297,7 +302,7 @@ def test_random_floats_are_read_back_unchanged() -> None:
 
 
 def read_without_quick_ways(payload: bytes) -> Any:
-    return reading.parse(payload.decode("latin-1"), reading.classes.__getitem__, [])
+    return reading.parse(payload.decode("latin-1"))
 
 
 def check_message(value: Any) -> None:
@@ -371,13 +376,13 @@ def test_quick_ways_follow_the_registry() -> None:
 
 
 def test_heads_that_are_not_kept() -> None:
-    before = len(quick._ways)
+    before = len(reading._heads)
     for count in range(3, 200):
         for data in (b'O:22:"App\\Message\\AnyMessage":%d:{' % count, b'O:4:"G%03d":1:{' % count):
             for payload in (data, REQUEST + data):
                 with pytest.raises(SerializationError):
                     S.deserialize(payload)
-    assert len(quick._ways) <= before + 1
+    assert len(reading._heads) <= before + 1
 
 
 # --- visibility, names ----------------------------------------------------------------------------------------
@@ -507,42 +512,16 @@ def test_references() -> None:
             value_of(bad)
 
 
-def test_references_to_arrays_are_copies() -> None:
-    got = value_of(b'a:3:{i:0;a:2:{s:1:"k";a:1:{i:0;i:5;}s:1:"l";N;}i:1;R:3;i:2;r:3;}')
-    assert got == [{"k": [5], "l": None}] * 3
-    assert got[0] is not got[1] and got[0]["k"] is not got[1]["k"] and got[0] is not got[2]
+def test_a_reference_to_an_array_is_the_same_one() -> None:
+    got = value_of(b'a:3:{i:0;a:2:{s:1:"k";a:1:{i:0;i:5;}s:1:"l";N;}i:1;R:3;i:2;i:7;}')
+    assert got == [{"k": [5], "l": None}, {"k": [5], "l": None}, 7]
+    assert got[0] is got[1]
 
 
-def test_references_cannot_make_more_than_was_sent() -> None:
-    def doubled(times: int) -> bytes:
-        # A list, a list of it twice, a list of that twice, ...
-        items = [b"i:0;a:10:{" + b"".join(b"i:%d;i:0;" % i for i in range(10)) + b"}", b"i:1;a:2:{i:0;R:3;i:1;R:3;}"]
-        items += [b"i:%d;a:2:{i:0;R:%d;i:1;R:%d;}" % (k, 12 + k, 12 + k) for k in range(2, times)]
-        return b"a:%d:{" % len(items) + b"".join(items) + b"}"
-
-    assert value_of(doubled(4))[3] == [[[[0] * 10] * 2] * 2] * 2
-    with pytest.raises(SerializationError, match="outgrow it"):
-        value_of(doubled(41))
-
-
-def test_references_cannot_make_more_levels() -> None:
-    def chained(times: int) -> bytes:
-        # An object, one that holds it, one that holds that, ...; and the same with arrays.
-        items = [b"i:0;" + any_payload(b"N;")]
-        items += [b"i:%d;" % k + any_payload(b"r:%d;" % (1 + 2 * k)) for k in range(1, times)]
-        return b"a:%d:{" % len(items) + b"".join(items) + b"}"
-
-    deepest = value_of(chained(509))[-1]
-    for _ in range(508):
-        deepest = deepest.value
-    assert deepest == AnyMessage(None)
-    with pytest.raises(SerializationError, match="deeper than 511 levels"):
-        value_of(chained(510))
-    padding = b'i:-1;s:200000:"' + b"x" * 200000 + b'";'  # so that they do not outgrow it
-    items = [padding, b"i:0;a:1:{i:0;N;}"]
-    items += [b"i:%d;a:1:{i:0;R:%d;}" % (k, 4 if k == 1 else 4 + k) for k in range(1, 520)]
-    with pytest.raises(SerializationError, match="deeper than 511 levels"):
-        value_of(b"a:%d:{" % len(items) + b"".join(items) + b"}")
+def test_references_to_what_is_in_an_object() -> None:
+    point = b'O:17:"App\\Message\\Point":2:{s:1:"x";i:1;s:1:"y";s:1:"b";}'
+    assert value_of(b"a:3:{i:0;" + point + b"i:1;R:5;i:2;r:3;}") == [Point(1, "b"), "b", Point(1, "b")]  # type: ignore[arg-type]
+    assert value_of(b"a:3:{i:0;" + point + b"i:1;i:9;i:2;R:6;}") == [Point(1, "b"), 9, 9]  # type: ignore[arg-type]
 
 
 def test_enums() -> None:
@@ -643,8 +622,6 @@ def test_bad_ids(identity: Any) -> None:
 def test_envelopes_hold_messages(content: Any) -> None:
     with pytest.raises(SerializationError, match="must hold a Message"):
         S.serialize(ResponseEnvelope("1", content))
-    with pytest.raises(SerializationError, match="^ResponseEnvelope: an envelope must hold"):
-        S.serialize(RequestEnvelope("0", ResponseEnvelope("1", content)))
     data = S.serialize(ResponseEnvelope("7", LogMessage("x")))
     start = data.index(b"O:28")
     with pytest.raises(SerializationError, match="content of an envelope") as caught:
@@ -670,13 +647,6 @@ def test_the_id_is_saved_from_broken_requests(rest: bytes) -> None:
     with pytest.raises(SerializationError) as caught:
         S.deserialize(memoryview(response.replace(b's:7:"request"', b's:8:"response"') + rest))
     assert caught.value.response_id == "4.2" and caught.value.request_id is None
-
-
-def test_the_id_is_saved_if_it_comes_last() -> None:
-    data = b'O:34:"StreamIpc\\Envelope\\RequestEnvelope":2:{s:7:"request";O:4:"Gone":0:{}s:2:"id";s:3:"4.2";}'
-    with pytest.raises(SerializationError, match="Unknown class: Gone") as caught:
-        S.deserialize(data)
-    assert caught.value.request_id == "4.2"
 
 
 @pytest.mark.parametrize(
@@ -843,7 +813,7 @@ def test_announced_lengths_reserve_nothing() -> None:
 
 def test_work_is_linear() -> None:
     # Counted, not timed: the tokens looked at are as many as the values and keys.
-    item, token = reading.ITEM, reading.TOKEN
+    item, token = reading._ITEM, reading.TOKEN
     for value in (
         b"a:%d:{" % 1000 + b"".join(b"i:%d;a:1:{i:5;N;}" % i for i in range(1000)) + b"}",
         b"a:%d:{" % 1000 + b"".join(b'i:%d;s:3:"xxx";' % (i * 2) for i in range(1000)) + b"}",
@@ -852,13 +822,13 @@ def test_work_is_linear() -> None:
         looked: List[int] = []
 
         def counted(function: Any, looked: List[int] = looked) -> Any:
-            return lambda text, position: (looked.append(position), function(text, position))[1]
+            return lambda text, position=0: (looked.append(position), function(text, position))[1]
 
-        reading.ITEM, reading.TOKEN = counted(item), counted(token)
+        reading._ITEM, reading.TOKEN = counted(item), counted(token)
         try:
             value_of(value)
         finally:
-            reading.ITEM, reading.TOKEN = item, token
+            reading._ITEM, reading.TOKEN = item, token
         assert looked == sorted(set(looked)) and len(looked) < 4100
 
 
@@ -934,7 +904,7 @@ def test_random_round_trips() -> None:
             got = serializer.deserialize(data)
             assert same(got, message)
             assert serializer.serialize(got) == data
-            assert module._PhpWalk(serializer._format).text(message).encode("latin-1") == data
+            assert serializer._format.write_by_walk(*take_out_of_envelope(message)) == data
 
 
 def test_mutated_payloads() -> None:
@@ -1022,7 +992,7 @@ def test_nothing_is_kept_of_unknown_names() -> None:
     for i in range(50):
         with pytest.raises(SerializationError):
             S.deserialize(b'O:6:"gone%02d":0:{}' % i)
-    assert not [name for name in reading.classes if "gone" in name]
+    assert not [name for name in reading._classes if "gone" in name]
 
 
 def test_json_is_not_php() -> None:

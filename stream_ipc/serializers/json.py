@@ -17,29 +17,25 @@ import re
 from array import array
 from itertools import accumulate
 from json.encoder import encode_basestring, encode_basestring_ascii
+from json.scanner import make_scanner
 from math import isfinite
 
 from .. import registry
 from ..errors import SerializationError, article
-from ..interruptions import pass_on
-from ..messages import NOTIFICATION, REQUEST, RESPONSE
-from .text_explain import Walk
+from ..messages import REQUEST, RESPONSE
 from .text_format import (
+    ENVELOPES,
     HEAD_SIZE,
     INT_MAX,
     INT_MIN,
-    MAX_DEPTH,
-    TOO_DEEP,
     TextFormat,
     TextSerializer,
-    Unfit,
     builder,
     find_class,
-    kind_of,
     member_of,
-    shown,
     wire_name,
 )
+from .text_walk import MAX_DEPTH, TOO_DEEP, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,24 +43,24 @@ if TYPE_CHECKING:
 
     from ..protocols import Payload
     from ..registry import FieldInfo, TypeInfo
-    from .text_format import Builder, Encoder
+    from .text_format import Builder, Conversions, Encoder
 
 __all__ = ["JsonMessageSerializer"]
 
 
-# -- scalars
+# -- writing
 
 
 def _int(value: int) -> str:
     if INT_MIN <= value <= INT_MAX:
         return repr(value)
-    raise Unfit("an int beyond 64 bits cannot travel in JSON; send it as text")
+    raise SerializationError("an int beyond 64 bits cannot travel in JSON; send it as text")
 
 
 def _float(value: float) -> str:
     if isfinite(value):
         return repr(value)
-    raise Unfit(f"{value!r} cannot travel in JSON; send it as text")
+    raise SerializationError(f"{value!r} cannot travel in JSON; send it as text")
 
 
 def _old_text(value: str) -> str:
@@ -93,7 +89,7 @@ class _Builders(dict[str, "Builder"]):
             made = _without_class  # PHP's object that is nothing but its properties
         else:
             if info.is_enum:
-                made = _member_of(info)
+                made = _member_builder(info)
             elif info.fields:
                 made = builder(info, [f.wire_name for f in info.fields], _CONVERSIONS)
             else:
@@ -106,9 +102,9 @@ class _Builders(dict[str, "Builder"]):
         return made
 
 
-_CONVERSIONS = {
-    "float": "if type(v) is int: v = float(v)",
-    "dict": "if type(v) is list and not v: v = {}",  # the original has one empty array
+_CONVERSIONS: Conversions = {
+    "float": {int: float},
+    "dict": {list: lambda v: v or {}},  # the original has one empty array
 }
 
 
@@ -116,7 +112,7 @@ def _without_class(data: dict[str, Any]) -> dict[str, Any]:
     return {name: v for name, v in data.items() if name != "__class"}
 
 
-def _member_of(info: TypeInfo) -> Builder:
+def _member_builder(info: TypeInfo) -> Builder:
     cls: Any = info.cls
 
     def build(data: dict[str, Any]) -> Any:
@@ -145,21 +141,16 @@ def _object(data: dict[str, Any]) -> Any:
 
 def _from_outside(value: Any) -> Any:
     """Build what the plain decoder has read, but for what is in objects of unknown classes."""
-    if type(value) is list:
-        for i, v in enumerate(value):
-            if type(v) in (list, dict):
-                value[i] = _from_outside(v)
-        return value
-    name = value.get("__class")
     build = None
-    if name is not None:
+    if type(value) is dict and value.get("__class") is not None:
+        name = value["__class"]
         if type(name) is not str:
             raise SerializationError(f"Unknown class: the name of a class must be text, not {article(type(name))}")
         try:
             build = _builders[name]
         except _UnknownClass:
             return value
-    for key, v in value.items():
+    for key, v in enumerate(value) if type(value) is list else value.items():
         if type(v) in (list, dict):
             value[key] = _from_outside(v)
     return value if build is None else build(value)
@@ -183,17 +174,18 @@ def _no_constant(name: str) -> NoReturn:
 _decoder = json.JSONDecoder(object_hook=_object, parse_int=_parse_int, parse_constant=_no_constant)
 _short_int_decoder = json.JSONDecoder(object_hook=_object, parse_constant=_no_constant)
 _plain_decoder = json.JSONDecoder(parse_int=_parse_int, parse_constant=_no_constant)
+_scan = make_scanner(_decoder)  # type: ignore[arg-type]
+_scan_short_ints = make_scanner(_short_int_decoder)  # type: ignore[arg-type]
 
 _SPACE = " \t\n\r"
-_LONE = re.compile("[\ud800-\udfff]")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]").search
 _HEAD = re.compile(
     r'\s*\{\s*"__class"\s*:\s*"(?:Php)?StreamIpc\\\\Envelope\\\\(Request|Response)Envelope"\s*,'
     r'\s*"id"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.){0,768}")'
 ).match
 
 # What has no 19 digits in a row has no int beyond 64 bits. To look for them so is quicker than a regular expression,
-# and spares the scanner a call of _parse_int for each int.
+# and spares the scanner a call of _parse_int for each int of a long payload.
 _DIGITS = bytes(0x30 if c in b"0123456789" else 0x20 for c in range(256))
 _LONG_INT = b"0" * 19
 
@@ -206,11 +198,8 @@ def _depth(payload: bytes) -> int:
     """Return how deep a JSON text is nested, much quicker than parsing it."""
     # Escapes go first. What remains of a text without brackets in it is two quotes, which can go too; so can those
     # that end one text and begin the next. Between the others, every second piece is inside a text.
-    if b"\\" in payload:
-        payload = payload.replace(b"\\\\", b"").replace(b'\\"', b"")
-    marks = payload.translate(None, _NO_MARK).replace(b'""', b"")
-    if b'"' in marks:
-        marks = b"".join(marks.split(b'"')[::2])
+    payload = payload.replace(b"\\\\", b"").replace(b'\\"', b"")
+    marks = b"".join(payload.translate(None, _NO_MARK).replace(b'""', b"").split(b'"')[::2])
     return max(accumulate(array("b", marks.translate(_STEPS))), default=0)
 
 
@@ -219,8 +208,7 @@ def _depth(payload: bytes) -> int:
 
 class _Json(TextFormat):
     name = "JSON"
-    walk = Walk
-    comma = ","
+    small_int = repr
 
     def __init__(self, old: bool) -> None:
         self._text = _old_text if old else encode_basestring
@@ -232,51 +220,53 @@ class _Json(TextFormat):
         # Only texts hold characters beyond ASCII, so this may be done to the whole at once.
         return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").encode()
 
-    def list_encoder(self) -> Encoder:
-        encoders, get, write = self, self.scalars.get, self._text
+    def array(self, texts: list[str]) -> str:
+        return f"[{','.join(texts)}]"
 
-        def encode(value: list[Any], depth: int, seen: set[int]) -> str:
-            if depth > MAX_DEPTH:
-                raise Unfit
-            if len(value) > 15:
-                # Long lists mostly hold one type. For short ones it takes longer to find out.
-                types = set(map(type, value))
-                if len(types) == 1:
-                    only = types.pop()
-                    if only is str:
-                        return f"[{','.join(map(write, value))}]"
-                    if only is int and min(value) >= INT_MIN and max(value) <= INT_MAX:
-                        return f"[{','.join(map(repr, value))}]"
-            depth += 1
-            parts = [f(v) if (f := get(type(v))) is not None else encoders[type(v)](v, depth, seen) for v in value]
-            return f"[{','.join(parts)}]"
+    def mapping(self, parts: list[str]) -> str:
+        return f"{{{','.join(parts)}}}"
 
-        return encode
+    def key(self, key: Any) -> str:
+        if type(key) is not str:
+            raise SerializationError(f"a dict key in JSON must be a str, not {article(type(key))}")
+        if key == "__class":
+            raise SerializationError('a dict with the key "__class" would be taken for an object; use another key')
+        return f"{self._text(key)}:"
 
     def dict_encoder(self) -> Encoder:
         encoders, get, write = self, self.scalars.get, self._text
 
         def encode(value: dict[Any, Any], depth: int, seen: set[int]) -> str:
             if depth > MAX_DEPTH or "__class" in value:
-                raise Unfit
+                raise ValueError
             depth += 1
             parts = []
             for key, v in value.items():
                 if type(key) is not str:
-                    raise Unfit
+                    raise ValueError
                 f = get(type(v))
-                text = f(v) if f is not None else encoders[type(v)](v, depth, seen)
-                parts.append(f"{write(key)}:{text}")
+                parts.append(f"{write(key)}:{f(v) if f is not None else encoders[type(v)](v, depth, seen)}")
             return f"{{{','.join(parts)}}}"
 
         return encode
+
+    def start(self, info: TypeInfo, count: int) -> str:
+        return f'{{"__class":{self._text(wire_name(info, self.old))}'
+
+    def attribute(self, name: Any) -> str:
+        if type(name) is not str or name == "__class":
+            raise SerializationError(f"an attribute cannot be called {shown(name)}")
+        return f",{self._text(name)}:"
+
+    def field(self, field: FieldInfo, info: TypeInfo) -> str:
+        return self.attribute(field.wire_name)
 
     def enum_encoder(self, info: TypeInfo) -> Encoder:
         head = self.start(info, 2)
 
         def encode(value: Any, depth: int, seen: set[int]) -> str:
             if depth > MAX_DEPTH:
-                raise Unfit(TOO_DEEP)
+                raise SerializationError(TOO_DEEP)
             # As the original writes one: its name, and its value if that is text or an int (PHP knows no others).
             # The name is what counts on reading; combined flags have none.
             name, content = value._name_, value._value_
@@ -287,74 +277,44 @@ class _Json(TextFormat):
 
         return encode
 
-    def index(self, index: int) -> str:
-        return ""
-
-    def brackets(self, value: Any) -> tuple[str, str]:
-        return ("{", "}") if type(value) is dict else ("[", "]")
-
-    def key(self, key: Any) -> str:
-        if type(key) is not str:
-            raise Unfit(f"a dict key in JSON must be a str, not {article(type(key))}")
-        if key == "__class":
-            raise Unfit('a dict with the key "__class" would be taken for an object; use another key')
-        return f"{self._text(key)}:"
-
-    def start(self, info: TypeInfo, count: int) -> str:
-        return f'{{"__class":{self._text(wire_name(info, self.old))}'
-
-    def attribute(self, name: Any) -> str:
-        if type(name) is not str or name == "__class":
-            raise Unfit(f"an attribute cannot be called {shown(name)}")
-        return f",{self._text(name)}:"
-
-    def field(self, field: FieldInfo, info: TypeInfo) -> str:
-        return self.attribute(field.wire_name)
-
     def read(self, payload: Payload) -> Any:
         text = str(payload, "utf-8").rstrip(_SPACE)
         # What is stripped counts in the positions that errors name.
         start = 0 if text[:1] == "{" else len(text) - len(text.lstrip(_SPACE))
-        decoder = _decoder
-        if len(text) <= 2 * MAX_DEPTH:  # more levels take at least two characters each
-            escapes = "\\u" in text
-        else:
-            escapes = "\\" in text  # to look for two characters takes longer than the expression below
+        scan = _scan
+        if len(text) > 2 * MAX_DEPTH:  # more levels take at least two characters each
             data = bytes(payload)
             if text.count("[") + text.count("{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
                 raise SerializationError(f"payload is {TOO_DEEP}")
             if _LONG_INT not in data.translate(_DIGITS):
-                decoder = _short_int_decoder
-        if escapes and _SURROGATE.search(text) is not None:
+                scan = _scan_short_ints
+        if "\\u" in text and _ESCAPED_SURROGATE(text) is not None:
             # The scanner lets lone ones pass. Pairs become one character, so that what cannot be encoded again is
             # alone. Only payloads with such escapes pay for being read twice.
             json.dumps(_plain_decoder.raw_decode(text, start)[0], ensure_ascii=False).encode()
-        is_built = True
+        is_plain = False
         try:
-            value, end = decoder.raw_decode(text, start)
+            value, end = scan(text, start)
+        except StopIteration as exc:
+            raise json.JSONDecodeError("Expecting value", text, exc.value) from None
         except (_UnknownClass, TypeError):  # TypeError: the name of a class is a list or dict
             value, end = _plain_decoder.raw_decode(text, start)
-            is_built = False
+            is_plain = True
         if end != len(text):
             at = len(text) - len(text[end:].lstrip(_SPACE))
             raise SerializationError(f"payload is not JSON: something follows the value at character {at}")
-        return value if is_built else _from_outside([value])[0]
+        return _from_outside(value) if is_plain else value
 
     def salvage(self, payload: Payload) -> tuple[int, Any]:
-        try:
-            # All known senders write the class and the id first. There may not be enough memory to read the rest.
-            head = _HEAD(str(bytes(payload[:HEAD_SIZE]), "utf-8", "replace"))
-            if head is None:
-                data, _ = _plain_decoder.raw_decode(str(payload, "utf-8", "replace").strip(_SPACE))
-                kind, identity = kind_of(data["__class"]), data["id"]
-            else:
-                kind, identity = REQUEST if head[1] == "Request" else RESPONSE, json.loads(head[2])
-        except Exception as exc:  # no buffer, or released, or no JSON: there is one error to report already
-            pass_on(exc)
-            return NOTIFICATION, None
-        if type(identity) is str and _LONE.search(identity):
-            return NOTIFICATION, None  # it would fail once more where it is answered
-        return kind, identity
+        # All known senders write the class and the id first. There may not be enough memory to read the rest.
+        head = _HEAD(str(bytes(payload[:HEAD_SIZE]), "utf-8", "replace"))
+        if head is not None:
+            kind, id = REQUEST if head[1] == "Request" else RESPONSE, json.loads(head[2])
+        else:
+            data, _ = _plain_decoder.raw_decode(str(payload, "utf-8", "replace").strip(_SPACE))
+            kind, id = (REQUEST, RESPONSE)[ENVELOPES.index(find_class(data["__class"]).cls)], data["id"]
+        id.encode()  # a lone surrogate would fail once more where it is answered
+        return kind, id
 
     def reason(self, exc: Exception) -> str:
         if isinstance(exc, RecursionError):
@@ -370,7 +330,7 @@ class _Json(TextFormat):
         return super().reason(exc)
 
 
-class JsonMessageSerializer(TextSerializer, formats=(_Json(old=False), _Json(old=True))):
+class JsonMessageSerializer(TextSerializer):
     """Turn messages into the JSON of the PHP original.
 
     It is readable, safe against a hostile sender, and understood by PHP. An
@@ -412,3 +372,5 @@ class JsonMessageSerializer(TextSerializer, formats=(_Json(old=False), _Json(old
     Raises:
         ValueError: The namespace is another one.
     """
+
+    formats = (_Json(old=False), _Json(old=True))

@@ -6,14 +6,13 @@ Knows messages, the registry and that format. Must not know frames or streams.
 from __future__ import annotations
 
 from math import isfinite
+from operator import add
 
 from .. import registry
 from ..errors import SerializationError, article
-from .php_classes import mangled
-from .php_form import key_of, raw
-from .php_reading import read, salvage
-from .text_explain import Walk
-from .text_format import INT_MAX, INT_MIN, MAX_DEPTH, TextFormat, TextSerializer, Unfit, shown, wire_name
+from .php_reading import key_of, mangled, raw, read, salvage
+from .text_format import INT_MAX, INT_MIN, TextFormat, TextSerializer, wire_name
+from .text_walk import MAX_DEPTH, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def _bytes(value: bytes) -> str:
 def _int(value: int) -> str:
     if INT_MIN <= value <= INT_MAX:
         return f"i:{value};"
-    raise Unfit("an int beyond 64 bits cannot travel in PHP's format; send it as text")
+    raise SerializationError("an int beyond 64 bits cannot travel in PHP's format; send it as text")
 
 
 def _float(value: float) -> str:
@@ -68,6 +67,9 @@ _SCALARS: dict[type, Callable[[Any], str]] = {
 }
 
 
+_INDEXES = [f"i:{i};" for i in range(200)]  # the keys of a list
+
+
 def _class_name(info: TypeInfo, old: bool) -> str:
     name = raw(wire_name(info, old))
     if '"' in name or len(name) > 500:
@@ -75,33 +77,12 @@ def _class_name(info: TypeInfo, old: bool) -> str:
     return name
 
 
-class _PhpWalk(Walk):
-    """Numbers the values, and refers to an object that was written before."""
-
-    def __init__(self, format: TextFormat) -> None:
-        super().__init__(format)
-        self._count = 0  # of the values so far
-        self._numbers: dict[int, tuple[int, Any]] = {}  # id of an object -> its number, and itself, to keep it alive
-
-    def value(self, step: str, value: Any) -> None:
-        self._count += 1
-        super().value(step, value)
-
-    def object(self, step: str, info: TypeInfo, value: Any) -> None:
-        if id(value) in self._numbers:
-            self.out.append(f"r:{self._numbers[id(value)][0]};")
-        else:
-            self._numbers[id(value)] = (self._count, value)
-            super().object(step, info, value)
-
-
 class _Php(TextFormat):
     name = "PHP's format"
-    walk = _PhpWalk
     # The second time an object is r:<number>, and only the walk counts.
-    guard = ("    if id(value) in seen: raise Unfit", "    seen.add(id(value))")
+    guard = ("    if id(value) in seen: raise ValueError", "    seen.add(id(value))")
+    reference = "r:{};".format
     leaves_out = True  # as the original does, and it makes a property without a value of a missing one
-    surrogates = "surrogateescape"
     read = staticmethod(read)
     salvage = staticmethod(salvage)
 
@@ -118,58 +99,13 @@ class _Php(TextFormat):
     def encode(self, text: str) -> bytes:
         return text.encode("latin-1")
 
-    def list_encoder(self) -> Encoder:
-        encoders, get = self, self.scalars.get
+    def array(self, texts: list[str]) -> str:
+        if len(texts) <= len(_INDEXES):
+            return f"a:{len(texts)}:{{{''.join(map(add, _INDEXES, texts))}}}"
+        return f"a:{len(texts)}:{{{''.join([f'i:{i};{text}' for i, text in enumerate(texts)])}}}"
 
-        def encode(value: list[Any], depth: int, seen: set[int]) -> str:
-            if depth > MAX_DEPTH:
-                raise Unfit
-            depth += 1
-            parts = [
-                f"i:{i};{f(v) if (f := get(type(v))) is not None else encoders[type(v)](v, depth, seen)}"
-                for i, v in enumerate(value)
-            ]
-            return f"a:{len(value)}:{{{''.join(parts)}}}"
-
-        return encode
-
-    def dict_encoder(self) -> Encoder:
-        encoders, get, key_of = self, self.scalars.get, self.key
-
-        def encode(value: dict[Any, Any], depth: int, seen: set[int]) -> str:
-            if depth > MAX_DEPTH:
-                raise Unfit
-            depth += 1
-            parts = {}
-            for key, v in value.items():
-                f = get(type(v))
-                parts[key_of(key)] = f(v) if f is not None else encoders[type(v)](v, depth, seen)
-            if len(parts) != len(value):
-                raise Unfit  # 5 and "5" are the same key
-            return f"a:{len(value)}:{{{''.join([key + v for key, v in parts.items()])}}}"
-
-        return encode
-
-    def enum_encoder(self, info: TypeInfo) -> Encoder:
-        name = _class_name(info, self.old)
-        cls: Any = info.cls
-
-        def encode(value: Any, depth: int, seen: set[int]) -> str:
-            if type(value._name_) is not str or value._name_ not in cls.__members__:
-                raise Unfit("a combination of flags cannot travel in PHP's format, whose enums have names only")
-            if id(value) in seen:
-                raise Unfit
-            seen.add(id(value))
-            text = f"{name}:{raw(value._name_)}"
-            return f'E:{len(text)}:"{text}";'
-
-        return encode
-
-    def brackets(self, value: Any) -> tuple[str, str]:
-        return f"a:{len(value)}:{{", "}"
-
-    def index(self, index: int) -> str:
-        return f"i:{index};"
+    def mapping(self, parts: list[str]) -> str:
+        return f"a:{len(parts)}:{{{''.join(parts)}}}"
 
     def key(self, key: Any) -> str:
         if type(key) is str:
@@ -178,10 +114,25 @@ class _Php(TextFormat):
             text = key.decode("latin-1")
             return _bytes(key) if key_of(text) is text else f"i:{text};"
         if type(key) is not int:
-            raise Unfit(f"a dict key in PHP's format must be a str, bytes or an int, not {article(type(key))}")
+            raise SerializationError(f"a dict key in PHP's format must be a str, bytes or an int, not {article(type(key))}")
         if not INT_MIN <= key <= INT_MAX:
-            raise Unfit("a dict key beyond 64 bits cannot travel in PHP's format")
+            raise SerializationError("a dict key beyond 64 bits cannot travel in PHP's format")
         return f"i:{key};"
+
+    def dict_encoder(self) -> Encoder:
+        encoders, get, key_before = self, self.scalars.get, self.key
+
+        def encode(value: dict[Any, Any], depth: int, seen: set[int]) -> str:
+            if depth > MAX_DEPTH or len(set(map(type, value))) > 1:  # 5 and "5" may be the same key
+                raise ValueError
+            depth += 1
+            parts = []
+            for key, v in value.items():
+                f = get(type(v))
+                parts.append(key_before(key) + (f(v) if f is not None else encoders[type(v)](v, depth, seen)))
+            return f"a:{len(parts)}:{{{''.join(parts)}}}"
+
+        return encode
 
     def start(self, info: TypeInfo, count: int) -> str:
         name = _class_name(info, self.old)
@@ -189,14 +140,29 @@ class _Php(TextFormat):
 
     def attribute(self, name: Any) -> str:
         if type(name) is not str or name[:1] == "\0":  # so begins what says who may see a property
-            raise Unfit(f"an attribute cannot be called {shown(name)}")
+            raise SerializationError(f"an attribute cannot be called {shown(name)}")
         return _text(name)
 
     def field(self, field: FieldInfo, info: TypeInfo) -> str:
         return _text(mangled(field, info, self.old))
 
+    def enum_encoder(self, info: TypeInfo) -> Encoder:
+        name = _class_name(info, self.old)
+        cls: Any = info.cls
 
-class PhpMessageSerializer(TextSerializer, formats=(_Php(False, _SCALARS), _Php(True, _SCALARS))):
+        def encode(value: Any, depth: int, seen: set[int]) -> str:
+            if type(value._name_) is not str or value._name_ not in cls.__members__:
+                raise SerializationError("a combination of flags cannot travel in PHP's format: its enums have names only")
+            if id(value) in seen:
+                raise ValueError
+            seen.add(id(value))
+            text = f"{name}:{raw(value._name_)}"
+            return f'E:{len(text)}:"{text}";'
+
+        return encode
+
+
+class PhpMessageSerializer(TextSerializer):
     """Turn messages into PHP's ``serialize()`` format, the original's default.
 
     With it a Python process can be either end of a conversation with an
@@ -255,3 +221,5 @@ class PhpMessageSerializer(TextSerializer, formats=(_Php(False, _SCALARS), _Php(
     Raises:
         ValueError: The namespace is another one.
     """
+
+    formats = (_Php(False, _SCALARS), _Php(True, _SCALARS))

@@ -4,50 +4,294 @@ Knows messages, the registry and that format. Must not build anything but what t
 classes.
 
 One loop with its own stack reads everything: hostile input cannot make it recurse, look back, or reserve what it only
-announces. For most messages there is a quicker way; see ``php_quick.py``.
+announces. Objects whose properties are short texts and numbers in the order of declaration, as most are, it does not take
+apart: one pattern, compiled for their class, reads them. So do messages that are such objects, without the loop.
 """
 
 from __future__ import annotations
 
+import re
+
+from .. import registry
 from ..errors import SerializationError
-from ..interruptions import pass_on
-from ..messages import NOTIFICATION
-from .php_classes import ADVICE, NOTHING, PhpClass, classes
-from .php_form import (
-    ARRAY,
-    BOOL,
-    ENUM,
-    ENUM_CLASS,
-    FLOAT,
-    INT,
-    ITEM,
-    ITEM_INT,
-    ITEM_LENGTH,
-    ITEM_TEXT,
-    NULL,
-    OBJECT,
-    OBJECT_CLASS,
-    REF,
-    STRING,
-    TOKEN,
-    decoded,
-    key_of,
-    unraw,
+from ..messages import MAX_ID_LENGTH, NOTIFICATION, REQUEST, RESPONSE, Message, RequestEnvelope
+from .text_format import (
+    ENVELOPES,
+    HEAD_SIZE,
+    INT_MAX,
+    INT_MIN,
+    builder,
+    compile_builder,
+    find_class,
+    member_of,
+    wire_name,
 )
-from .php_quick import find_id, read_quickly
-from .text_format import HEAD_SIZE, INT_MAX, INT_MIN, MAX_DEPTH, find_class, kind_of, member_of
+from .text_walk import MAX_DEPTH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import re
     from collections.abc import Callable
     from typing import Any, NoReturn
 
     from ..protocols import Payload
+    from ..registry import FieldInfo, TypeInfo
+    from .text_format import Builder, Conversions
 
-__all__ = ["parse", "read", "salvage"]
+    # (text, where the first property begins, where the object ends) -> the object, or None: read it the other way
+    Quick = Callable[[str, int, int], Any]
+
+__all__ = ["TOKEN", "bare", "decoded", "key_of", "mangled", "parse", "raw", "read", "salvage", "unraw"]
+
+
+# -- the form
+
+# PHP's strings are bytes and their lengths count bytes, so both directions work on texts of one character per byte
+# (Latin-1, called raw here), which cost nothing to make and to turn back, and in which an ASCII text stands as it is.
+
+# What stands at the beginning of a value; the last group that matches tells its kind. Lengths have at most ten digits and
+# ints twenty, so that no number is long enough to be slow.
+_VALUE = (
+    r'(?:s:(?P<text>[0-9]{1,10}):"'  # its length
+    r"|i:(?P<int>[+-]?[0-9]{1,20});"
+    r"|a:(?P<array>[0-9]{1,10}):\{"  # how many items it has
+    r'|O:(?P<size>[0-9]{1,10}):"(?P<name>[^"]{1,500})":(?P<object>[0-9]{1,10}):\{'  # how many properties
+    r"|b:(?P<bool>[01]);"
+    r"|N(?P<null>;)"
+    r"|d:(?P<float>-?INF|NAN|[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?);"
+    r"|r:(?P<again>[0-9]{1,10});"  # the same object again
+    r"|R:(?P<reference>[0-9]{1,10});"
+    r'|E:(?P<case_size>[0-9]{1,10}):"(?P<enum>[^":]{1,500}):(?P<case>[^":]{1,500})";)'
+)
+TOKEN = re.compile(_VALUE).match
+# A usual key with the value behind it. The length of a text is still to be compared with it.
+_ITEM = re.compile(r'(?:i:(-?[0-9]{1,18})|s:([0-9]{1,3}):"([^"]{0,200})");' + _VALUE).match
+
+_CANONICAL = re.compile(r"(?:0|-?[1-9][0-9]{0,18})\Z")
+
+
+def raw(text: str) -> str:
+    """Return a text as one character per byte of its UTF-8."""
+    # surrogateescape: what was not UTF-8 when it was read goes out as it came. Other surrogates are refused.
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def unraw(raw: str) -> str:
+    """Return the text of a raw one; bytes that are not UTF-8 become lone surrogates."""
+    return raw if raw.isascii() else raw.encode("latin-1").decode("utf-8", "surrogateescape")
+
+
+def decoded(raw: str) -> Any:
+    """Return the text of a raw one, or its bytes if they are not UTF-8."""
+    data = raw.encode("latin-1")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+def key_of(text: str) -> str | int:
+    """Return the key of an array for a text: what looks just like an int of 64 bits is one to PHP."""
+    if text[:1] <= "9" and _CANONICAL.match(text) and -(1 << 63) <= int(text) < 1 << 63:
+        return int(text)
+    return text
+
+
+def bare(key: str) -> str:
+    """Return the name of a property without what says who may see it."""
+    return key[key.find("\0", 1) + 1 :] if key[:1] == "\0" else key
+
+
+# -- classes
+
+
+def mangled(field: FieldInfo, info: TypeInfo, old: bool) -> str:
+    """Return the name of a property in the format, which says who may see it."""
+    kind, _, declaring = field.visibility.partition(":")
+    if field.visibility == "public":
+        return field.wire_name
+    if field.visibility == "protected":
+        return f"\0*\0{field.wire_name}"
+    if kind != "private":
+        raise SerializationError(
+            f"{info.wire_name}.{field.name}: visibility must be 'public', 'protected', 'private' or"
+            f" 'private:Declaring\\Class', not {field.visibility!r}"
+        )
+    if not declaring:
+        # PHP's private is private of the class that declares it, also in a child's instance. A dataclass that inherits a
+        # field has the very same object for it.
+        fields = [(cls, vars(cls).get("__dataclass_fields__", {}).get(field.name)) for cls in info.cls.__mro__]
+        declared = [cls for cls, own in fields if own is fields[0][1]]
+        declaring = wire_name(registry.by_class.get(declared[-1], info), old)
+    return f"\0{declaring}\0{field.wire_name}"
+
+
+# PHP tells neither text from bytes nor a list from a map; the annotation does.
+_CONVERSIONS: Conversions = {
+    "float": {int: float},
+    "str": {bytes: lambda v: v.decode("utf-8", "surrogateescape")},
+    "bytes": {str: str.encode},
+    "bytearray": {bytes: bytearray, str: lambda v: bytearray(v.encode())},
+    "dict": {list: lambda v: dict(enumerate(v))},
+}
+_ADVICE = "define a class with this wire_name on this side, or register one with register_type(cls, wire_name)"
+_VALUES = ("stdClass", "DateTime", "DateTimeImmutable")
+
+
+class _PhpClass:
+    """How the objects of one class are built.
+
+    Attributes:
+        build: Builds an object of its properties, by raw name as it came.
+        count: How many properties it should have.
+        quick: Reads an object that has just these, and in them what its pattern takes; None if there is no pattern.
+        head: What such a message begins with; an empty text if it is none.
+    """
+
+    __slots__ = ("build", "count", "head", "quick")
+
+    def __init__(self, name: str) -> None:
+        info = _info_of(unraw(name))
+        keys = [raw(mangled(f, info, old=False)) for f in info.fields]
+        names = [raw(f.wire_name) for f in info.fields]
+
+        def rename(data: dict[str, Any]) -> dict[str, Any]:
+            # Not each came under its own key: whoever may see a property, its name counts.
+            others = {bare(key): v for key, v in data.items() if key not in keys}
+            return {**{key: others[name] for key, name in zip(keys, names, strict=True) if name in others}, **data}
+
+        def build(data: dict[str, Any]) -> Any:
+            return info.build({unraw(bare(key)): v for key, v in data.items()})
+
+        self.build: Builder = builder(info, keys, _CONVERSIONS, rename) if keys else build
+        self.count: int = len(keys)
+        is_simple = 0 < len(keys) <= _MOST_FIELDS and info.cls not in ENVELOPES
+        self.quick: Quick | None = _quick_reader(info, keys) if is_simple else None
+        is_message = is_simple and issubclass(info.cls, Message)
+        self.head: str = f'O:{len(name)}:"{name}":{len(keys)}:{{' if is_message else ""
+
+
+def _info_of(name: str) -> TypeInfo:
+    try:
+        info = find_class(name, _ADVICE)
+    except SerializationError:
+        if name not in _VALUES:
+            raise
+        from . import php_values  # datetime takes time to import, and most programs never read a date here
+
+        return php_values.CLASSES[name]
+    if info.is_enum:
+        raise SerializationError(f"{info.wire_name} is an enum, but came as an object")
+    return info
+
+
+class _Classes(dict[str, _PhpClass]):
+    """Maps each raw class name to how its objects are built, made when the name is first met."""
+
+    def __missing__(self, name: str) -> _PhpClass:
+        made = self[name] = _PhpClass(name)
+        return made
+
+
+_classes = _Classes()
+registry.clear_on_change(_classes)
+
+# -- quick reading
+
+# What a pattern takes for a value: a text (its length, and itself), an int, a float, a bool. Longer texts are left to the
+# loop, which does not look at each character.
+_SIMPLE = (
+    r'(?:s:([0-9]{1,3}):"([^"]{0,200})"|i:(-?[0-9]{1,18})|d:(-?[0-9]{1,30}(?:\.[0-9]{1,30})?(?:E[+-][0-9]{1,3})?)'
+    r"|b:([01])|N);"
+)
+_MOST_FIELDS = 20
+
+
+def _quick_reader(info: TypeInfo, names: list[str]) -> Quick:
+    pattern = "".join([re.escape(f's:{len(name)}:"{name}";') + _SIMPLE for name in names])
+    groups = ", ".join(f"n{i}, t{i}, i{i}, d{i}, b{i}" for i in range(len(names)))
+    lines = [
+        "def made(text, start, end):",
+        "    found = fullmatch(text, start, end)",
+        "    if found is None: return None",
+        f"    {groups} = found.groups()",
+    ]
+    for i in range(len(names)):
+        lines += [
+            f"    if t{i} is not None:",
+            f"        if len(t{i}) != int(n{i}): return None",
+            f"        v{i} = t{i} if t{i}.isascii() else decoded(t{i})",
+            f"    elif i{i} is not None: v{i} = int(i{i})",
+            f"    elif b{i} is not None: v{i} = b{i} == '1'",
+            f"    else: v{i} = None if d{i} is None else float(d{i})",
+        ]
+    fullmatch = re.compile(pattern + r"\}").fullmatch
+    return compile_builder(lines, info, _CONVERSIONS, {"fullmatch": fullmatch, "decoded": decoded})
+
+
+class _Heads(dict[str, "Quick | None"]):
+    """Maps what stands before a message's first property to the quick way to read it, or to None."""
+
+    def __missing__(self, head: str) -> Quick | None:
+        found = TOKEN(head)
+        if found is None or found.lastgroup != "object":
+            return None
+        try:
+            cls = _classes[found["name"]]
+        except SerializationError:
+            return None
+        if head != cls.head:
+            return None  # and not kept: there is no end of such heads
+        self[head] = cls.quick
+        return cls.quick
+
+
+_heads = _Heads()
+registry.clear_on_change(_heads)
+
+_LONGEST_HEAD = 530
+# What stands before an envelope's id -> its class, and what stands before its content.
+_ENVELOPES = {
+    f'O:{len(name)}:"{name}":2:{{s:2:"id";s:': (cls, f's:{len(content)}:"{content}";')
+    for cls, content in zip(ENVELOPES, ("request", "response"), strict=True)
+    for name in (wire_name(registry.type_info(cls), old) for old in (False, True))
+}
+_ID = f"({'|'.join(map(re.escape, _ENVELOPES))})" + rf'([0-9]{{1,3}}):"([^"]{{0,{MAX_ID_LENGTH}}})";'
+_find_id = re.compile(_ID).match
+_find_content = re.compile(_ID + r'(s:[78]:"re[a-z]+";)(O:[0-9]{1,3}:"[^"]{1,500}":[0-9]{1,3}:\{)').match
+
+
+def read(payload: Payload) -> Any:
+    """Return the value of a payload, or raise anything."""
+    text = str(payload, "latin-1")
+    found = _find_content(text)
+    if found is None:
+        start = text.find("{", 0, _LONGEST_HEAD) + 1
+        quick = _heads[text[:start]]
+        message = None if quick is None else quick(text, start, len(text))
+        return parse(text) if message is None else message
+    begin, length, id, before, head = found.groups()
+    cls, expected = _ENVELOPES[begin]
+    quick = _heads[head]
+    if quick is not None and len(id) == int(length) and id.isascii() and before == expected and text[-1] == "}":
+        message = quick(text, found.end(), len(text) - 1)
+        if message is not None:
+            return cls(id, message)
+    return parse(text)
+
+
+def salvage(payload: Payload) -> tuple[int, Any]:
+    """Return the kind and the id of an envelope whose content is bad; a notification's if these cannot be read."""
+    # All known senders write the id first. There may not be enough memory to read the rest.
+    found = _find_id(str(bytes(payload[:HEAD_SIZE]), "latin-1"))
+    if found is None:
+        return NOTIFICATION, None
+    return REQUEST if _ENVELOPES[found[1]][0] is RequestEnvelope else RESPONSE, unraw(found[3])
+
+
+# -- reading everything
 
 _OPEN = object()  # stands for a container that is not complete
+_PART = object()  # stands for a value in an object that was read quickly
 _SHORTEST_ITEM = len("i:0;N;")
 
 
@@ -55,143 +299,127 @@ def _bad(position: int, what: str) -> NoReturn:
     raise SerializationError(f"payload is not in PHP's format: {what} at byte {position}")
 
 
-def _start(found: re.Match[str]) -> int:
-    """Return where a value begins, behind its key."""
-    if found[ITEM_INT] is not None:
-        return found.end(ITEM_INT) + len(";")
-    return found.start() if found[ITEM_TEXT] is None else found.end(ITEM_TEXT) + len('";')
+def _read_case(found: re.Match[str]) -> Any:
+    name, case = found["enum"], found["case"]
+    if len(name) + 1 + len(case) != int(found["case_size"]):
+        _bad(found.start("case_size"), "an enum case of another length than it says")
+    return member_of(find_class(unraw(name), _ADVICE), unraw(case))
+
+
+# What reads a value of a kind that holds no others.
+_SCALARS: dict[Any, Callable[[re.Match[str]], Any]] = {
+    "null": lambda found: None,
+    "bool": lambda found: found["bool"] == "1",
+    "float": lambda found: float(found["float"]),
+    "case": _read_case,
+}
 
 
 def _read_key(text: str, position: int) -> tuple[str | int, int]:
-    """Return a key that ``ITEM`` does not take, and where it ends."""
+    """Return a key that ``_ITEM`` does not take, and where it ends."""
     found = TOKEN(text, position)
-    if found is None:
-        _bad(position, "no key")
-    end = found.end()
-    if found.lastindex == STRING:
-        stop = end + int(found[STRING])
-        if text[stop : stop + 2] != '";':
-            _bad(end, "a string of another length than it says")
-        return text[end:stop], stop + 2
-    if found.lastindex != INT:
-        _bad(position, "a key that is neither a string nor an int")
-    key = int(found[INT])
-    if not INT_MIN <= key <= INT_MAX:
-        _bad(position, "a key beyond 64 bits")
-    return key, end
+    if found is not None and found.lastgroup == "text":
+        end = found.end() + int(found["text"])
+        if text[end : end + 2] == '";':
+            return text[found.end() : end], end + 2
+    elif found is not None and found.lastgroup == "int" and INT_MIN <= int(found["int"]) <= INT_MAX:
+        return int(found["int"]), found.end()
+    _bad(position, "no key")
 
 
-def parse(text: str, find: Callable[[str], PhpClass], root: list[Any]) -> Any:
+def parse(text: str, quickly: bool = True) -> Any:
     """Read the one value of a payload.
 
     Args:
         text: The payload, one character per byte.
-        find: Says how the objects of a class are built.
-        root: Gets the class name and the properties (so far) of the outermost object, for when this fails.
+        quickly: Whether objects may be read without their parts, which cannot be referred to then.
     """
     numbered: list[Any] = []  # the values that may be referred to, which is all but references themselves
-    heights: dict[int, int] = {}  # number of a container that is complete -> how many levels it has
-    copies = [len(text)]  # how many items of arrays may still be copied: as many as the payload has bytes
-    objects: set[int] = set()  # ids of the dicts that are objects in PHP
-    stack: list[tuple[Any, Any, bool, int, Any, int, int]] = []
+    stack: list[tuple[Any, Any, bool, int, Any, int]] = []
     # The container that is being read: its class or None; its items so far; whether they are a list; how many are
-    # still to come; the key of the next; its number; how many levels its items have.
+    # still to come; the key of the next; its number.
     cls: Any = None
     items: Any = None
     is_list = False
     left = 0
     key: Any = None
     number = 0
-    height = 0
-    size = len(text)
     position = 0
-    found = TOKEN(text, 0)
+    found = TOKEN(text)
     while True:
         # A value begins here, behind its key.
         if found is None:
             _bad(position, "there is no value that is known")
-        kind: Any = found.lastindex
-        end = found.end()
-        levels = 0
-        value: Any
-        if kind == STRING:
-            position = end + int(found[STRING])
+        kind = found.lastgroup
+        content: Any = found[found.lastindex or 0]
+        position = end = found.end()
+        value: Any = None
+        if kind == "text":
+            position = end + int(content)
             if text[position : position + 2] != '";':
                 _bad(end, "a string of another length than it says")
             value = text[end:position]
             position += 2
             if not value.isascii():
                 value = decoded(value)
-        elif kind == INT:
-            position = end
-            value = int(found[INT])
-            if not INT_MIN <= value <= INT_MAX:
-                _bad(_start(found), "an int beyond 64 bits")
-        elif kind in (ARRAY, OBJECT):
-            count = int(found[kind])
-            if count * _SHORTEST_ITEM >= size - end:
-                _bad(end, "an array or object that says it has more than there is")
-            if len(stack) >= MAX_DEPTH:
-                _bad(end, f"something nested deeper than {MAX_DEPTH} levels")
-            stack.append((cls, items, is_list, left, key, number, height))
-            if kind == ARRAY:
-                cls, items, is_list = None, [], True
-            else:
-                name = found[OBJECT_CLASS]
-                if len(name) != int(found[OBJECT_CLASS - 1]):
-                    _bad(_start(found), "a class name of another length than it says")
-                cls, items, is_list = find(name), {}, False
-                if len(stack) == 1:
-                    root[:] = name, items
-            left = count
-            height = 0
-            number = len(numbered)
-            value = _OPEN
-            position = end
-        else:
-            position = end
-            if kind == NULL:
-                value = None
-            elif kind == BOOL:
-                value = found[BOOL] == "1"
-            elif kind == FLOAT:
-                value = float(found[FLOAT])
-            elif kind == ENUM:
-                name, case = found[ENUM_CLASS], found[ENUM]
-                if len(name) + 1 + len(case) != int(found[ENUM_CLASS - 1]):
-                    _bad(_start(found), "an enum case of another length than it says")
-                value = member_of(find_class(unraw(name), ADVICE), unraw(case))
-            else:
-                index = int(found[kind]) - 1
-                if not 0 <= index < len(numbered):
-                    _bad(_start(found), "a reference to a value that is not there")
-                value = numbered[index]
-                if value is _OPEN:
-                    raise SerializationError(
-                        f"the value at byte {_start(found)} refers to what it is part of, which cannot be built by its"
-                        " constructor"
-                    )
-                levels = heights.get(index, 0)
-                if len(stack) + levels > MAX_DEPTH:
-                    _bad(_start(found), f"something nested deeper than {MAX_DEPTH} levels")
-                if type(value) in (list, dict) and id(value) not in objects:
-                    value = _copy(value, copies, objects)
-        if kind != REF:
             numbered.append(value)
+        elif kind == "int":
+            value = int(content)
+            if not INT_MIN <= value <= INT_MAX:
+                _bad(end, "an int beyond 64 bits")
+            numbered.append(value)
+        elif kind in _SCALARS:
+            value = _SCALARS[kind](found)
+            numbered.append(value)
+        elif kind in ("array", "object"):
+            count = int(content)
+            if count * _SHORTEST_ITEM >= len(text) - position:
+                _bad(position, "an array or object that says it has more than there is")
+            if len(stack) >= MAX_DEPTH:
+                _bad(position, f"something nested deeper than {MAX_DEPTH} levels")
+            new = None
+            if kind == "object":
+                if len(found["name"]) != int(found["size"]):
+                    _bad(position, "a class name of another length than it says")
+                new = _classes[found["name"]]
+                if quickly and count == new.count and new.quick is not None:
+                    end = text.find("}", position) + 1
+                    value = new.quick(text, position, end)
+            if value is not None:
+                position = end
+                numbered += [value, *[_PART] * count]
+            else:
+                stack.append((cls, items, is_list, left, key, number))
+                cls, is_list, left, number = new, new is None, count, len(numbered)
+                items = [] if is_list else {}
+                value = _OPEN
+                numbered.append(value)
+        else:
+            index = int(content) - 1
+            if not 0 <= index < len(numbered):
+                _bad(position, "a reference to a value that is not there")
+            value = numbered[index]
+            if value is _OPEN:
+                raise SerializationError(
+                    f"the reference before byte {position} is to what it is part of, which cannot be built by its"
+                    " constructor"
+                )
+            if value is _PART:
+                return parse(text, quickly=False)
+            if kind == "again":
+                numbered.append(value)
 
         # A value is complete, or a container has begun.
         while True:
             if value is not _OPEN:
                 if not stack:
-                    if position != size:
+                    if position != len(text):
                         _bad(position, "something after the value")
                     return value
                 if is_list:
                     items.append(value)
                 else:
                     items[key] = value
-                if levels > height:
-                    height = levels
                 left -= 1
             if left:
                 break
@@ -200,25 +428,22 @@ def parse(text: str, find: Callable[[str], PhpClass], root: list[Any]) -> Any:
             position += 1
             if cls is not None:
                 value = cls.build(items)
-                if type(value) is dict:
-                    objects.add(id(value))
             elif not is_list and 0 in items and list(items) == list(range(len(items))):
                 value = list(items.values())  # some key came twice
             else:
                 value = items
             numbered[number] = value
-            levels = heights[number] = height + 1
-            cls, items, is_list, left, key, number, height = stack.pop()
+            cls, items, is_list, left, key, number = stack.pop()
 
         # A key is next, and the value behind it.
-        found = ITEM(text, position)
+        found = _ITEM(text, position)
         key = None
         if found is not None:
-            digits = found[ITEM_INT]
-            if digits is not None:
-                key = int(digits)
-            elif len(found[ITEM_TEXT]) == int(found[ITEM_LENGTH]):
-                key = found[ITEM_TEXT]
+            key = found[1]
+            if key is not None:
+                key = int(key)
+            elif len(found[3]) == int(found[2]):
+                key = found[3]
         if key is None:
             key, position = _read_key(text, position)
             found = TOKEN(text, position)
@@ -232,44 +457,3 @@ def parse(text: str, find: Callable[[str], PhpClass], root: list[Any]) -> Any:
                 key = str(key)
         elif cls is None:
             key = key_of(key) if key.isascii() else decoded(key)
-
-
-def _copy(value: Any, left: list[int], objects: set[int]) -> Any:
-    # Arrays are values in PHP: one that is referred to twice is two lists here. With neither this nor a limit, forty
-    # references to references would be a list that takes for ever to print or to send on.
-    made = value.copy()
-    todo = [made]
-    while todo:
-        items = todo.pop()
-        left[0] -= len(items)
-        if left[0] < 0:
-            raise SerializationError("payload refers to the same arrays so often that they would outgrow it")
-        for k, v in enumerate(items) if type(items) is list else items.items():
-            if type(v) in (list, dict) and id(v) not in objects:
-                items[k] = v.copy()
-                todo.append(items[k])
-    return made
-
-
-def read(payload: Payload) -> Any:
-    """Return the value of a payload, or raise anything."""
-    text = str(payload, "latin-1")
-    message = read_quickly(text)
-    return parse(text, classes.__getitem__, []) if message is None else message
-
-
-def salvage(payload: Payload) -> tuple[int, Any]:
-    """Return the kind and the id of an envelope whose content is bad; a notification's if these cannot be read."""
-    root: list[Any] = []
-    try:
-        # All known senders write the id first. There may not be enough memory to read the rest.
-        found = find_id(str(bytes(payload[:HEAD_SIZE]), "latin-1"))
-        if found is not None:
-            return found
-        parse(str(payload, "latin-1"), lambda name: NOTHING, root)
-    except Exception as exc:  # there is one error to report already
-        pass_on(exc)
-    if not root:
-        return NOTIFICATION, None
-    identity = root[1].get("id")
-    return kind_of(unraw(root[0])), identity.decode("utf-8", "surrogateescape") if type(identity) is bytes else identity

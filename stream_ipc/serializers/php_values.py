@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone, tzinfo
 
 from ..errors import SerializationError
 from ..registry import TypeInfo
-from .text_format import shown
+from .text_walk import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["CLASSES"]
 
 _OFFSET, _ABBREVIATION, _NAME = 1, 2, 3  # what PHP calls timezone_type
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\Z")
-_ZONE_OFFSET = re.compile(r"([+-])([0-9]{2}):([0-9]{2})(?::([0-9]{2}))?\Z")
-_ZONE_NAME = re.compile(r"[A-Za-z0-9_+-]{1,40}(?:/[A-Za-z0-9_+-]{1,40}){0,3}\Z")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\Z").match
+_ZONE_OFFSET = re.compile(r"[+-][0-9]{2}:[0-9]{2}(?::[0-9]{2})?\Z").match
+_ZONE_NAME = re.compile(r"[A-Za-z0-9_+-]{1,40}(?:/[A-Za-z0-9_+-]{1,40}){0,3}\Z").match
 
 # Minutes from UTC, as PHP reads these abbreviations, its letters for the zones at sea among them.
 _ABBREVIATIONS = {
@@ -53,26 +53,24 @@ class _Value(TypeInfo):
 
 
 def _take_apart(value: datetime) -> dict[str, Any]:
-    offset = value.utcoffset()
-    if offset is None:
+    text = value.isoformat(" ", "microseconds")
+    date, zone = text[:26], text[26:]
+    if not zone:
         raise SerializationError(
             "a naive datetime cannot travel in PHP's format: give it a tzinfo, as datetime.now(timezone.utc) has one"
         )
-    if offset.microseconds:
+    if "." in zone:
         raise SerializationError("a datetime cannot travel in PHP's format with an offset that has fractions of a second")
-    seconds = abs(offset) // timedelta(seconds=1)
-    zone = f"{'-' if offset < timedelta(0) else '+'}{seconds // 3600:02}:{seconds // 60 % 60:02}"
-    if seconds % 60:
-        zone += f":{seconds % 60:02}"
-    date = value.replace(tzinfo=None).isoformat(" ", "microseconds")
     return {"date": date, "timezone_type": _OFFSET, "timezone": zone}
 
 
 def _build(data: dict[str, Any]) -> datetime:
     date, kind, zone = data.get("date"), data.get("timezone_type"), data.get("timezone")
-    if type(date) is not str or not _DATE.match(date):
+    if type(date) is not str or not _DATE(date):
         raise SerializationError(f"a date of PHP cannot be read: {shown(date)} is no date of the years 1 to 9999")
     try:
+        if kind == _OFFSET and type(zone) is str and _ZONE_OFFSET(zone):
+            return datetime.fromisoformat(date + zone)
         return datetime.fromisoformat(date).replace(tzinfo=_zone(kind, zone))
     except ValueError as exc:
         raise SerializationError(f"a date of PHP cannot be read: {exc}") from exc
@@ -80,15 +78,11 @@ def _build(data: dict[str, Any]) -> datetime:
 
 def _zone(kind: Any, zone: Any) -> tzinfo:
     text = zone if type(zone) is str else ""
-    if kind == _OFFSET and (found := _ZONE_OFFSET.match(text)):
-        sign, hours, minutes, seconds = found.groups(default="0")
-        offset = timedelta(hours=int(hours), minutes=int(minutes), seconds=int(seconds))
-        return timezone(-offset if sign == "-" else offset)
     if kind == _ABBREVIATION and text.upper() in _ABBREVIATIONS:
         return timezone(timedelta(minutes=_ABBREVIATIONS[text.upper()]))
     if kind == _NAME and text == "UTC":
         return timezone.utc
-    if kind == _NAME and _ZONE_NAME.match(text):
+    if kind == _NAME and _ZONE_NAME(text):
         import zoneinfo
 
         try:

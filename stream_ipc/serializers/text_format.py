@@ -3,7 +3,8 @@
 Knows messages, the registry, and Python's annotations as far as their text goes. Must not know either format, and
 must not evaluate an annotation: what a class body says of a field's type may be any text.
 
-Each format is a ``TextFormat``, with a ``Walk`` for what it cannot write quickly; users see a ``TextSerializer``.
+Each format is a ``TextFormat``, whose functions write quickly; a ``Walk`` writes or explains what they give up. Users see
+a ``TextSerializer``.
 """
 
 from __future__ import annotations
@@ -24,44 +25,36 @@ from ..messages import (
     RequestEnvelope,
     ResponseEnvelope,
     add_id,
-    put_in_envelope,
     take_out_of_envelope,
 )
 from . import call_of_class, compile_function
+from .text_walk import MAX_DEPTH, Walk, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any, NoReturn
+    from typing import Any, ClassVar, NoReturn
 
     from ..protocols import Payload
     from ..registry import FieldInfo, TypeInfo
-    from .text_explain import Walk
 
     Builder = Callable[[dict[Any, Any]], Any]
+    Conversions = dict[str, dict[type, Callable[[Any], Any]]]  # by plain_type() of the field and type of the value
     Encoder = Callable[[Any, int, set[int]], str]  # (value, depth, ids of the objects so far)
     Write = Callable[[int, Any, Message], bytes]
 
 __all__ = [
-    "ENVELOPES", "HEAD_SIZE", "INT_MAX", "INT_MIN", "MAX_DEPTH", "TOO_DEEP", "TextFormat", "TextSerializer", "Unfit",
-    "builder", "compile_builder", "find_class", "kind_of", "member_of", "other_format", "plain_type", "shown", "wire_name",
+    "ENVELOPES", "HEAD_SIZE", "INT_MAX", "INT_MIN", "TextFormat", "TextSerializer", "builder", "compile_builder",
+    "find_class", "member_of", "plain_type", "wire_name",
 ]  # fmt: skip
 
-MAX_DEPTH = 511  # the original's JSON writes 512 levels but reads 511; what it could not read is not written here
-TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 HEAD_SIZE = 1024  # bytes of an envelope in which its id stands, if a known sender has written it
 INT_MIN = -(1 << 63)
 INT_MAX = (1 << 63) - 1
 
 ENVELOPES = (RequestEnvelope, ResponseEnvelope)
 
-
-class Unfit(Exception):
-    """A value cannot be written; the text says why, if that is known where it is raised."""
-
-
 # -- names
-
 
 # The older release of the original has PhpStreamIpc where the present one has StreamIpc.
 _OLD_NAMES = {f"Php{registry.type_info(cls).wire_name}": cls for cls in (LogMessage, ErrorMessage, *ENVELOPES)}
@@ -106,27 +99,13 @@ def member_of(info: TypeInfo, name: Any) -> Any:
     return member
 
 
-def shown(value: Any) -> str:
-    """Return a short repr of anything, also of what has none."""
-    try:
-        text = ascii(value)
-    except Exception as exc:  # of a huge int, or of a class's own __repr__
-        pass_on(exc)
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-# -- annotations
-
-_OPTIONAL = re.compile(
-    r"Optional\[(.*)\]|Union\[(.*),None(?:Type)?\]|Union\[None(?:Type)?,(.*)\]|(.*)\|None|None\|(.*)|(.*)"
+# Optional[float], "float | None" and the like; the brackets behind the name are those of Dict[str, int].
+_PLAIN = re.compile(
+    r"(?:Optional\[|Union\[(?:None(?:Type)?,)?|None\|)?"
+    r"(?:(float|str|bytes|bytearray)|(?:[dD]ict|(?:Mutable)?Mapping)(?:\[.*\])?)"
+    r"(?:(?:,None(?:Type)?)?\]|\|None)?"
 ).fullmatch
-_NAME = re.compile(r"(\w+)(?:\[.*\])?").fullmatch
 _NOISE = re.compile(r"[\s'\"]|\b(?:typing|t|builtins|collections\.abc|abc)\.")
-_KINDS = {
-    "float": "float", "str": "str", "bytes": "bytes", "bytearray": "bytearray",
-    "dict": "dict", "Dict": "dict", "Mapping": "dict", "MutableMapping": "dict",
-}  # fmt: skip
 
 
 def plain_type(annotation: Any) -> str:
@@ -138,13 +117,11 @@ def plain_type(annotation: Any) -> str:
     Returns:
         ``"float"``, ``"str"``, ``"bytes"``, ``"bytearray"``, ``"dict"`` (for any mapping), or an empty text.
     """
+    text = str(annotation)
     if isinstance(annotation, type) and not hasattr(annotation, "__args__"):  # list[int] is a type on 3.10
-        return _KINDS.get(annotation.__name__, "") if annotation.__module__ == "builtins" else ""
-    text = annotation if isinstance(annotation, str) else str(annotation)
-    match: Any = _OPTIONAL(_NOISE.sub("", text[:200]))
-    # "Union[float, str]" is one name with brackets, too; so is "List[float]".
-    name = _NAME(match[match.lastindex])
-    return "" if name is None else _KINDS.get(name[1], "")
+        text = annotation.__name__ if annotation.__module__ == "builtins" else ""
+    match = _PLAIN(_NOISE.sub("", text[:200]))
+    return "" if match is None else match[1] or "dict"
 
 
 # -- writing
@@ -155,8 +132,8 @@ _CONTENT = "scalars[t](v) if (t := type(v)) in scalars else encoders[t](v, depth
 class TextFormat(dict[type, "Encoder"]):
     """Maps each class to the function that writes its instances, made when the class is first met; reads payloads.
 
-    Such a function raises ``Unfit``, or anything else, for what it cannot write; then the walk writes it or explains it.
-    What the functions and the walk have in common, a subclass says once.
+    Such a function may raise anything for what it cannot write; then the walk writes it or explains it. What both of them
+    write, a subclass says.
 
     Args:
         old: Whether it writes to the older release of the original.
@@ -165,29 +142,31 @@ class TextFormat(dict[type, "Encoder"]):
     """
 
     name = ""  # in errors
-    walk: type[Walk]
-    comma = ""  # between the items of a list or dict
     guard: tuple[str, ...] = ()  # what the function of an object does first, as source
     leaves_out = False  # whether a field without a value is left out; otherwise it is an error
-    surrogates = "strict"  # what becomes of lone surrogates, as for str.encode()
+    reference: Callable[[int], str] | None = None  # returns what stands for an object again, by its number
+    small_int: Callable[..., str] | None = None  # does what scalars[int] does for an int of 64 bits, but quicker
 
-    list_encoder: Callable[[], Encoder]  # returns the function for lists and tuples
+    array: Callable[[list[str]], str]  # makes a list of the texts of its items
+    mapping: Callable[[list[str]], str]  # makes a dict of its keys and values
+    key: Callable[[Any], str]  # returns what stands before a value of a dict
+    start: Callable[[TypeInfo, int], str]  # returns what an object with so many attributes begins with; "}" ends it
+    attribute: Callable[[Any], str]  # returns what stands before an attribute of that name
+    field: Callable[[FieldInfo, TypeInfo], str]  # returns what stands before a field
     dict_encoder: Callable[[], Encoder]
     enum_encoder: Callable[[TypeInfo], Encoder]
-    brackets: Callable[[Any], tuple[str, str]]  # returns what a list, tuple or dict begins and ends with
-    index: Callable[[int], str]  # returns what stands before an item of a list
-    key: Callable[[Any], str]  # returns what stands before a value of a dict, or raises Unfit
-    start: Callable[[TypeInfo, int], str]  # returns what an object with so many attributes begins with; "}" ends it
-    attribute: Callable[[Any], str]  # returns what stands before an attribute of that name, or raises Unfit
-    field: Callable[[FieldInfo, TypeInfo], str]  # returns what stands before a field
     encode: Callable[[str], bytes]  # makes a payload of a text
     read: Callable[[Payload], Any]  # returns the value of a payload, or raises anything
-    salvage: Callable[[Payload], tuple[int, Any]]  # returns the kind and the id of what could not be read, if it has them
+    salvage: Callable[[Payload], tuple[int, Any]]  # returns the kind and the id of what could not be read, or raises
 
     def __init__(self, old: bool, scalars: dict[type, Callable[[Any], str]]) -> None:
         super().__init__()
         self.old = old
         self.scalars = scalars
+        self.heads: dict[int, tuple[str, str]] = {}  # by kind: what stands before an envelope's id, and before its content
+        for kind, cls in zip((REQUEST, RESPONSE), ENVELOPES):
+            info = registry.type_info(cls)
+            self.heads[kind] = (self.start(info, 2) + self.field(info.fields[0], info), self.field(info.fields[1], info))
         self.writers: _Writers = _Writers(self)
         registry.clear_on_change(self)
         registry.clear_on_change(self.writers)
@@ -200,29 +179,50 @@ class TextFormat(dict[type, "Encoder"]):
         """Say what is wrong with a payload, by the exception that came of it."""
         return f"payload cannot be decoded: {describe(exc)}"
 
+    def write_by_walk(self, kind: int, id: Any, message: Message) -> bytes:
+        """Return the payload of a message that the functions cannot write, or raise SerializationError."""
+        walk = Walk(self, kind != NOTIFICATION)
+        text = walk.text(message)
+        if kind != NOTIFICATION:
+            before, between = self.heads[kind]
+            text = f"{before}{walk.made('the id of the envelope', self.scalars[str], id)}{between}{text}}}"
+        return self.encode(text)
+
     def __missing__(self, cls: type) -> Encoder:
         made: Encoder
         if cls is list or cls is tuple:
-            made = self.list_encoder()
+            made = self._list_encoder()
         elif cls is dict:
             made = self.dict_encoder()
         else:
-            try:
-                info = self.info(cls)
-            except SerializationError:
-                raise Unfit from None
-            if cls in ENVELOPES:  # inside another message
-                raise Unfit
+            info = self.info(cls)
             made = self.enum_encoder(info) if info.is_enum else self._compile(info)
         self[cls] = made
         return made
 
-    def write_by_walk(self, kind: int, id: Any, message: Message) -> bytes:
-        """Return the payload of a message that the functions cannot write, or raise SerializationError."""
-        return self.encode(self.walk(self).text(put_in_envelope(kind, id, message)))
+    def _list_encoder(self) -> Encoder:
+        encoders, get, array = self, self.scalars.get, self.array
+        text, small_int = self.scalars[str], self.small_int
+
+        def encode(value: list[Any], depth: int, seen: set[int]) -> str:
+            if depth > MAX_DEPTH:
+                raise ValueError
+            if len(value) > 15:
+                # Long lists mostly hold one type. For short ones it takes longer to find out.
+                types = set(map(type, value))
+                if types == {str}:
+                    return array(list(map(text, value)))
+                if types == {int} and small_int is not None and min(value) >= INT_MIN and max(value) <= INT_MAX:
+                    return array(list(map(small_int, value)))
+            depth += 1
+            return array(
+                [f(v) if (f := get(type(v))) is not None else encoders[type(v)](v, depth, seen) for v in value]
+            )
+
+        return encode
 
     def _compile(self, info: TypeInfo) -> Encoder:
-        lines = ["def made(value, depth, seen):", f"    if depth > {MAX_DEPTH}: raise Unfit", *self.guard]
+        lines = ["def made(value, depth, seen):", f"    if depth > {MAX_DEPTH}: raise ValueError", *self.guard]
         if not info.fields:
             lines += [
                 "    values = info.values(value)",
@@ -235,8 +235,12 @@ class TextFormat(dict[type, "Encoder"]):
                 lines += [f"    v = value.{f.name}", f"    t{i} = {_CONTENT}"]
                 text += f"{_braces(self.field(f, info))}{{t{i}}}"
             lines.append(f"    return f{text + '}}'!r}")
-        names = {"Unfit": Unfit, "encoders": self, "scalars": self.scalars}
-        return compile_function(lines, {"info": info, "start": self.start, "attribute": self.attribute, **names})
+        names = {"info": info, "encoders": self, "scalars": self.scalars, "start": self.start, "attribute": self.attribute}
+        return compile_function(lines, names)
+
+
+def _braces(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 class _Writers(dict[type, "Write"]):
@@ -247,73 +251,59 @@ class _Writers(dict[type, "Write"]):
         self._format = format
 
     def __missing__(self, cls: type) -> Write:
-        if cls in registry.by_class and cls not in ENVELOPES and issubclass(cls, Message):
+        if issubclass(cls, Message):
             try:
-                made = self[cls] = _writer_of(self._format, self._format[cls])
+                made = self[cls] = self._writer(self._format[cls])
                 return made
             except Exception as exc:
                 pass_on(exc)
         return self._format.write_by_walk  # which says what is wrong
 
+    def _writer(self, encode: Encoder) -> Write:
+        write, heads = self._format.scalars[str], self._format.heads
+        finish, write_by_walk = self._format.encode, self._format.write_by_walk
 
-def _writer_of(format: TextFormat, encode: Encoder) -> Write:
-    write, finish, write_by_walk = format.scalars[str], format.encode, format.write_by_walk
-    heads = {}  # by kind: what stands before an envelope's id, and before its content
-    for kind, cls in ((REQUEST, RequestEnvelope), (RESPONSE, ResponseEnvelope)):
-        info = registry.type_info(cls)
-        id_field, content = info.fields
-        heads[kind] = (format.start(info, 2) + format.field(id_field, info), format.field(content, info))
+        def made(kind: int, id: Any, message: Message) -> bytes:
+            try:
+                if kind == NOTIFICATION:
+                    text = encode(message, 1, set())
+                else:
+                    before, between = heads[kind]
+                    text = f"{before}{write(id)}{between}{encode(message, 2, set())}}}"
+                return text.encode() if text.isascii() else finish(text)
+            except MemoryError:
+                raise
+            except Exception as exc:
+                # An object that occurs twice, a field without a value, a lone surrogate; RecursionError: a cycle, or only
+                # a deep message on a full stack. Left before the walk, so that its error is not shown as one about this.
+                pass_on(exc)
+            return write_by_walk(kind, id, message)
 
-    def made(kind: int, id: Any, message: Message) -> bytes:
-        try:
-            if kind == NOTIFICATION:
-                text = encode(message, 1, set())
-            else:
-                before, between = heads[kind]
-                text = f"{before}{write(id)}{between}{encode(message, 2, set())}}}"
-            return text.encode() if text.isascii() else finish(text)
-        except MemoryError:
-            raise
-        except Exception as exc:
-            # An object that occurs twice, a field without a value, a lone surrogate; RecursionError: a cycle, or only
-            # a deep message on a full stack. Left before the walk, so that its error is not shown as one about this.
-            pass_on(exc)
-        return write_by_walk(kind, id, message)
-
-    return made
-
-
-def _braces(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
+        return made
 
 
 # -- reading
 
 
-def builder(
-    info: TypeInfo, keys: Sequence[str], conversions: dict[str, str], rename: Builder | None = None
-) -> Builder:
+def builder(info: TypeInfo, keys: Sequence[str], conversions: Conversions, rename: Builder | None = None) -> Builder:
     """Make the function that builds an instance of a class with fields from the dict that was read.
 
     Args:
         info: The class.
         keys: For each field, the key that it should have in the dict.
-        conversions: By ``plain_type``, the source of a statement that changes the value ``v``.
+        conversions: What becomes of the values.
         rename: Returns the same dict with such keys, if some of them are missing.
     """
-    lines = ["def made(values):"]
-    for f in info.fields:
-        code = conversions.get(plain_type(f.annotation))
-        if code is not None:
-            place = f"values[{f.name!r}]"
-            lines += [f"    if {f.name!r} in values:", f"        v = {place}", f"        {code}", f"        {place} = v"]
-    convert = compile_function([*lines, "    return values"], {})
 
     def otherwise(data: dict[Any, Any]) -> Any:
         # Not every field was sent: the registry knows the defaults.
-        if rename is not None:
-            data = rename(data)
-        return info.build(convert({f.name: data[key] for f, key in zip(info.fields, keys, strict=True) if key in data}))
+        data = data if rename is None else rename(data)
+        values = {}
+        for f, key in zip(info.fields, keys, strict=True):
+            if key in data:
+                convert = conversions.get(plain_type(f.annotation), {}).get(type(data[key]))
+                values[f.name] = data[key] if convert is None else convert(data[key])
+        return info.build(values)
 
     lines = ["def made(data):", "    try:", "        pass"]
     lines += [f"        v{i} = data[{key!r}]" for i, key in enumerate(keys)]
@@ -322,19 +312,22 @@ def builder(
 
 
 def compile_builder(
-    lines: list[str], info: TypeInfo, conversions: dict[str, str], names: dict[str, Any]
+    lines: list[str], info: TypeInfo, conversions: Conversions, names: dict[str, Any]
 ) -> Callable[..., Any]:
     """Compile a function that builds an instance of a class with fields.
 
     Args:
         lines: The source, up to where ``v0``, ``v1``, ... are the values of the fields, as they were read.
         info: The class.
-        conversions: See ``builder``.
+        conversions: What becomes of the values.
         names: What the lines see.
     """
-    values = [f"v{i}" for i in range(len(info.fields))]
-    codes = [conversions.get(plain_type(f.annotation), "") for f in info.fields]
-    lines = lines + ["    " + re.sub(r"\bv\b", value, code) for value, code in zip(values, codes) if code]
+    names = {**names, "Message": Message, "bad_id": _bad_id, "cls": info.cls, "refuse": _refuse, "refused": info.refused}
+    lines = list(lines)
+    for i, f in enumerate(info.fields):
+        for n, (cls, convert) in enumerate(conversions.get(plain_type(f.annotation), {}).items()):
+            lines.append(f"    if type(v{i}) is c{i}_{n}: v{i} = f{i}_{n}(v{i})")
+            names |= {f"c{i}_{n}": cls, f"f{i}_{n}": convert}
     if info.cls in ENVELOPES:
         lines += [
             f"    if type(v0) is not str or len(v0) > {MAX_ID_LENGTH}: raise bad_id()",
@@ -342,12 +335,11 @@ def compile_builder(
         ]
     lines += [
         "    try:",
-        f"        return {call_of_class(info, values)}",
+        f"        return {call_of_class(info, [f'v{i}' for i in range(len(info.fields))])}",
         "    except Exception as exc:",
         "        raise refused(exc) from exc",
     ]
-    own = {"Message": Message, "bad_id": _bad_id, "cls": info.cls, "refuse": _refuse, "refused": info.refused}
-    return compile_function(lines, {**own, **names})
+    return compile_function(lines, names)
 
 
 def _bad_id() -> SerializationError:
@@ -377,15 +369,6 @@ def other_format(payload: Any, own: str) -> str:
     return "" if found == own else f"; it looks like {found}: do both sides use the same serializer?"
 
 
-def kind_of(name: Any) -> int:
-    """Return the kind that the class of a name is the envelope of."""
-    try:
-        cls = find_class(name).cls
-    except SerializationError:
-        return NOTIFICATION
-    return REQUEST if cls is RequestEnvelope else RESPONSE if cls is ResponseEnvelope else NOTIFICATION
-
-
 # -- the serializer
 
 
@@ -399,17 +382,12 @@ class TextSerializer:
         " namespace=); its own error handlers or its stderr may say more"
     )
 
-    _formats: tuple[TextFormat, TextFormat]  # for the present and for the older release of the original
-
-    def __init_subclass__(cls, formats: tuple[TextFormat, TextFormat] | None = None, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if formats is not None:  # not a subclass of the user's own
-            cls._formats = formats
+    formats: ClassVar[tuple[TextFormat, TextFormat]]  # for the present and for the older release of the original
 
     def __init__(self, *, namespace: str = "StreamIpc") -> None:
         if namespace not in ("StreamIpc", "PhpStreamIpc"):
             raise ValueError(f"namespace must be 'StreamIpc' or 'PhpStreamIpc', not {namespace!r}")
-        self._format = self._formats[namespace == "PhpStreamIpc"]
+        self._format = self.formats[namespace == "PhpStreamIpc"]
         self._read = self._format.read
 
     def __repr__(self) -> str:
@@ -465,7 +443,10 @@ class TextSerializer:
                 exc.__traceback__ = None  # it holds all that was read so far
             error = exc if isinstance(exc, SerializationError) else SerializationError(self._format.reason(exc))
             error.args = (str(error) + other_format(payload, self._format.name),)
-            add_id(error, *self._format.salvage(payload))
+            try:
+                add_id(error, *self._format.salvage(payload))
+            except Exception as other:  # no buffer, or released, or no such format: there is one error to report already
+                pass_on(other)
             if error is exc:
                 raise
             raise error from exc

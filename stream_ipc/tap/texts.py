@@ -10,21 +10,7 @@ import re
 import string
 from typing import Any, NoReturn
 
-from ..serializers.php_form import (
-    ARRAY,
-    BOOL,
-    ENUM,
-    ENUM_CLASS,
-    FLOAT,
-    INT,
-    NULL,
-    OBJECT,
-    OBJECT_CLASS,
-    STRING,
-    TOKEN,
-    bare,
-    decoded,
-)
+from ..serializers.php_reading import TOKEN, bare, decoded
 from .tree import BROKEN, Node, Part, Unreadable, Word, last_part
 
 __all__ = ["read_json", "read_php"]
@@ -149,9 +135,9 @@ def _php_value(text: str, at: int, partial: bool) -> tuple[Any, int, int]:
     if found is None:
         _php_end(text, at, partial)
     end = found.end()
-    kind = found.lastindex
-    content = found[kind or 0]
-    if kind == STRING:
+    kind = found.lastgroup or ""
+    content = found[kind]
+    if kind == "text":
         stop = end + int(content)
         value = decoded(text[end:stop])
         if stop + 2 > len(text):
@@ -159,19 +145,19 @@ def _php_value(text: str, at: int, partial: bool) -> tuple[Any, int, int]:
                 raise _Cut(Part(value, int(content)))
             _php_end(text, at, False)
         return value, stop + 2, 0
-    if kind == ARRAY:
+    if kind == "array":
         return Node("dict", []), end, 2 * int(content)
-    if kind == OBJECT:
-        return Node("object", [], str(decoded(found[OBJECT_CLASS]))), end, 2 * int(content)
-    if kind == INT:
+    if kind == "object":
+        return Node("object", [], str(decoded(found["name"]))), end, 2 * int(content)
+    if kind == "int":
         return int(content), end, 0
-    if kind == BOOL:
+    if kind == "bool":
         return content == "1", end, 0
-    if kind == FLOAT:
+    if kind == "float":
         return float(content), end, 0
-    if kind == ENUM:
-        return Word(f"{last_part(found[ENUM_CLASS])}::{content}"), end, 0
-    return None if kind == NULL else Word(f"<value {content} again>"), end, 0
+    if kind == "case":
+        return Word(f"{last_part(found['enum'])}::{content}"), end, 0
+    return None if kind == "null" else Word(f"<value {content} again>"), end, 0
 
 
 def _php_close(container: Node) -> None:
