@@ -1372,7 +1372,12 @@ def test_a_read_only_view_of_a_bytearray_is_refused() -> None:
     assert value_of([b"\x96\x98", bytearray(b"\x96\x98"), "\u2018\u2016", list(range(256))])[0] == b"\x96\x98"
     loop: List[Any] = [b"\x96\x98"]
     loop.append(loop)
-    assert value_of(loop)[0] == b"\x96\x98"
+    back = value_of(loop)
+    assert back[0] == b"\x96\x98" and back[1] is back
+    table: Dict[str, Any] = {"bytes": b"\x96\x98"}
+    table["self"] = (table, [table])
+    back = value_of(table)
+    assert back["self"][0] is back["self"][1][0] is back
 
 
 def test_the_text_opcodes_of_protocol_0_carry_nothing_but_plain_data() -> None:

@@ -57,7 +57,8 @@ class Handle(_Inert, tuple):  # type: ignore[type-arg]
     __slots__ = ()
 
     # By identity: as a key it must not be equal to another, and its content has no hash.
-    __hash__ = object.__hash__
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -178,7 +179,7 @@ class ObjectPickler(Pickler):
 # -- reading
 
 
-class Resolver(dict):  # type: ignore[type-arg]
+class Resolver(dict[int, object]):
     """Replaces the handles in a loaded structure by objects, each once, and lets nothing else through.
 
     Lists, dicts and sets are changed in place, so that what was shared stays shared.
