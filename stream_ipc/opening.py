@@ -278,25 +278,21 @@ class SessionOpener(Facade):
         """Accept connections at an address, inside ticks.
 
         Args:
-            address: A path (Unix socket), or a pair ``(host, port)`` (TCP);
-                port 0 lets the system choose one, which is in the listener's
-                ``address``. A Unix socket's file has mode 0600, takes the place
-                of one that a dead listener has left, and is removed on close;
-                connections from other users are refused.
+            address: As for ``connect``. Port 0 lets the system choose one,
+                which is in the listener's ``address``. A Unix socket's file has
+                mode 0600, takes the place of one that a dead listener has left,
+                and is removed on close; other users are refused.
             on_session: Called with each new session during a tick, before
                 anything that came over it is dispatched: the place to register
                 handlers. What it raises comes out of the tick, and closes the
                 session.
-            ssl_context: For TLS; needed for every address but loopback
-                (127.0.0.0/8, ::1). Without one, whoever can reach the port is
-                let in. Its ``verify_mode`` says whether clients need a
+            ssl_context: As for ``connect``. Without one, whoever can reach the
+                port is let in. Its ``verify_mode`` says whether clients need a
                 certificate. A handshake may take as long as the peer's timeout
                 (30 s if it has none).
 
         Raises:
-            TypeError: An argument is of a wrong kind.
-            ValueError: It is no address, or not loopback and there is no
-                ``ssl_context``.
+            TypeError, ValueError: As ``connect``.
             OSError: It cannot be listened at: somebody does so already, the
                 path is too long, the host does not resolve, ...
 

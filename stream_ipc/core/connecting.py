@@ -45,7 +45,7 @@ def open_connection(
     if not isinstance(place, str) and not place[1]:
         raise ValueError(f"cannot connect to {place!r}: nobody listens at port 0; pass the listener's port")
     limit = loop.limit_of(timeout)
-    failed, late = f"cannot connect to {place!r}", f"cannot connect to {place!r} within {timeout} s"
+    failed, advice = f"cannot connect to {place!r}", ""
     try:
         sock = _connect_to_any(loop, resolve(place, context is not None), limit)
         try:
@@ -56,15 +56,14 @@ def open_connection(
                 text = f"user {user} listens there, and this process runs as {os.geteuid()}"
                 raise PermissionError(errno.EACCES, text)
             if context is not None:
-                failed = f"the TLS handshake with {place!r} failed"
-                late = f"the TLS handshake with {place!r} was not over within {timeout} s; does the other side speak TLS?"
+                failed, advice = f"cannot finish the TLS handshake with {place!r}", "; does the other side speak TLS?"
                 sock = _shake_hands(loop, sock, place, context, server_hostname, limit)
             return sock, f"to {describe_address(place)}"
         except BaseException:
             sock.close()
             raise
     except _TooLate:
-        raise TimeoutError(late) from None
+        raise TimeoutError(f"{failed} within {timeout} s{advice}") from None
     except OSError as exc:
         explain(exc, failed)
         raise
