@@ -1,31 +1,27 @@
 """The workers of a pool: which of them has which task, which are to be started, which have died.
 
-Knows the peer and sessions as users do. Of the core it knows the desk, which has the tasks; the loop, which calls it when a
-time has come; and the conversations of workers, over which tasks are sent. Must not know processes.
+Knows the peer and sessions as users do. Of the core it knows the loop, which calls it when a time has come, and the
+conversations of workers, over which tasks are sent. Must not know processes.
 """
 
 from __future__ import annotations
 
 import math
 from functools import partial
-from itertools import chain, filterfalse
-from operator import attrgetter
 
 from . import log
-from .core.pending import hold_back
-from .core.tickets import Desk
 from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe
 from .interruptions import interruption_in
 from .messages import Message
 from .peer import loop_of
-from .workers import Slot, Worker, least_busy
+from .session import conversation_of
+from .tasks import Attempt, Task, Tasks, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
-    from .core.tickets import Ticket
     from .peer import IpcPeer
     from .session import Session
     from .transports.spawn import Command
@@ -38,14 +34,12 @@ _CLOGGED_INTERVAL = 0.05  # seconds between two polls of whether a clogged worke
 # have to replace another.
 _DEATHS = 5
 
-_is_settled = attrgetter("settled")
-
 
 class Crew:
     """The workers of one pool, which of them has which task, and when another is started.
 
-    Owns the workers, the slots in which they run, and the desk. Is called by the loop: ``on_time``, ``poll``, ``check``,
-    ``close``, and ``go_on`` in the turn after it was put into ``later``.
+    Owns the workers and the tasks. Is called by the loop: ``on_time``, ``poll``, ``check``, ``close``, and ``go_on`` in the
+    turn after it was put into ``later``. What an interruption has left is done by ``check``.
 
     Args:
         peer: What drives it.
@@ -54,9 +48,10 @@ class Crew:
         retries: As in ``WorkerPool``, and so are the others.
 
     Attributes:
+        size: How many workers there are at most.
         in_flight: How many tasks a worker has at a time at most.
         closed: Whether nothing can be added any more.
-        desk: Has the tasks.
+        tasks: The tasks.
     """
 
     def __init__(
@@ -71,60 +66,56 @@ class Crew:
         hello: type[Message] | None,
         start_timeout: float | None,
     ) -> None:
-        self._peer = peer
-        self._options = options
+        self._create = partial(peer.create_command_session, **options)
         self._retries = retries
         self._tasks_per_worker = tasks_per_worker
         self.in_flight: int = in_flight
         self._on_session = on_session
         self._hello = hello
         self._start_timeout = start_timeout
-        self._slots = [Slot(command) for command in commands]
-        self._workers: dict[Slot, Worker] = {}  # at most one in each
+        self.size: int = len(commands)
+        self._workers: dict[Worker, None] = {}
+        self._vacant: dict[Worker, None] = dict.fromkeys(map(Worker, commands))  # those that are to be started
         # All those that can be given a task, and maybe others: only ``give`` looks, and drops those that cannot.
         self._idle: dict[Worker, None] = {}
-        self._searched = 0.0  # when a free slot was last searched for
+        self._searched = 0.0  # when one to be started was last searched for
         self._deaths = 0  # since the last answer of any worker
-        self._untidy = 0  # how often check() was asked for since the last one
+        self._untidy = False  # whether ``check`` was asked for
         self.closed: bool = False
         self._loop = loop_of(peer)
-        self.desk: Desk = Desk(self._loop, peer, self)
-        self._queue = self.desk.queue
+        self.tasks: Tasks = Tasks(self._loop, peer, self._leave_to_check)
+        self._queue = self.tasks.queue
         self._loop.pools[self] = None
-
-    @property
-    def size(self) -> int:
-        """How many workers there are at most."""
-        return len(self._slots)
 
     @property
     def sessions(self) -> list[Session]:
         """Those of the workers that are running."""
-        return [worker.session for worker in tuple(self._workers.values()) if worker.session.is_open]
+        sessions: list[Any] = [worker.session for worker in tuple(self._workers)]
+        return [session for session in sessions if session.is_open]
 
     @property
     def pending(self) -> int:
         """How many tasks are queued or with workers."""
-        return sum([ticket.is_wanted for ticket in tuple(self._queue)]) + len(list(self._under_way()))
+        return sum([task.is_wanted for task in tuple(self._queue)]) + len(self._under_way())
 
-    def _under_way(self) -> Iterator[Ticket]:
-        """The tasks that workers have and somebody waits for."""
-        running = [tuple(worker.running) for worker in tuple(self._workers.values())]
-        return filterfalse(_is_settled, chain.from_iterable(running))
-
-    def finish(self) -> None:
-        """Turn until all tasks have settled. Asked after each of them, so it is not to count the others."""
-        self.desk.run_until(lambda: self.desk.first is None and not any(self._under_way()))
+    def _under_way(self) -> list[Task]:
+        """Return the tasks that workers have and that have not settled."""
+        tasks = [attempt.task for worker in tuple(self._workers) for attempt in tuple(worker.running)]
+        return [task for task in tasks if not task.settled]
 
     @property
     def waits(self) -> bool:
         """Whether something will happen though nothing is open."""
-        return bool(self._queue)
+        return self.tasks.first is not None
 
     @property
     def can_give(self) -> bool:
         """Whether a worker may be free, or can be started sooner or later."""
-        return bool(self._idle) or len(self._workers) < len(self._slots)
+        return bool(self._idle or self._vacant)
+
+    def finish(self) -> None:
+        """Turn until all tasks have settled."""
+        self.tasks.run_until(lambda: self.tasks.first is None and not self._under_way())
 
     # -- giving tasks to workers
 
@@ -132,16 +123,21 @@ class Crew:
         """Give queued tasks to workers that are free, and start workers for the rest. An interrupted call is made again.
 
         Args:
-            strict: Raise what is wrong with the arguments for new workers. Otherwise their slot counts a death.
+            strict: Raise what is wrong with the arguments for new workers. Otherwise that counts as a death.
         """
         idle = self._idle
         later = self._loop.later
         later[self] = None
         while self.can_give and not self.closed:
-            ticket = self.desk.first
-            if ticket is None:
+            task = self.tasks.first
+            if task is None:
                 break
-            worker = least_busy(idle, self.in_flight)
+            worker: Worker | None = None
+            if self.in_flight > 1:
+                worker = min(tuple(idle), key=_load, default=None)
+            else:
+                for worker in idle:  # next(iter(...)) would bear no signal handler that adds one
+                    break
             # One that may have several gets a second only where no other can have it.
             if (worker is None or (worker.running and self.in_flight > 1)) and self._start(strict):
                 continue
@@ -149,55 +145,64 @@ class Crew:
                 break
             given = worker.given
             if worker.can_take(self.in_flight, self._tasks_per_worker):
-                self._give_to(worker, ticket, given)
+                self._give_to(worker, task, given)
             else:
                 self._pass_over(worker)
         if not self._untidy:
             later.pop(self, None)
-        if self._queue and len(self._workers) < len(self._slots):
+        if self._queue and self._vacant:
             self._set_timer()
 
-    def _give_to(self, worker: Worker, ticket: Ticket, given: int) -> None:
+    def _give_to(self, worker: Worker, task: Task, given: int) -> None:
         """Give a task to a worker that could take one when it had been given so many."""
         queue = self._queue
+        attempt = Attempt.make(task, worker, self.take)
         conversation = worker.conversation
         last = conversation.outbox.last
         try:
             # atomic: no calls
-            if not queue or queue[0] is not ticket or ticket.settled or worker.given != given:
+            if not queue or queue[0] is not task or task.settled or worker.given != given:
                 return  # a signal handler has used the pool meanwhile
             del queue[0]
-            ticket.worker = worker
-            worker.running[ticket] = None
+            task.attempt = attempt
+            worker.running[attempt] = None
             worker.given += 1
             if self.in_flight == 1 and worker in self._idle:
                 del self._idle[worker]  # as ``_pass_over`` would, which this spares
 
-            conversation.replies.request(None, ticket.message, ticket.timeout, ticket.expect, ticket)
+            conversation.replies.request(None, task.message, task.timeout, task.expect, attempt)
+            task.deadline = attempt.deadline
         except BaseException as exc:
             if not isinstance(exc, Exception) or interruption_in(exc) is not None:
-                self._undo(worker, ticket, last)
+                self._undo(attempt, conversation.outbox.last is not last)
                 raise
-            self._not_given(worker, ticket, exc)
+            self._not_given(attempt, exc)
 
-    def _not_given(self, worker: Worker, ticket: Ticket, error: Exception) -> None:
+    def _undo(self, attempt: Attempt, sent: bool) -> None:
+        """Take a task back of which sending was interrupted."""
+        self._leave_to_check()
+        replies = attempt.worker.conversation.replies
+        if sent and attempt in replies:
+            return  # a reply will come
+        replies.remove(attempt)
+        if sent:  # the worker must not go on with it
+            self._kill(attempt.worker, "this side was interrupted while it sent a task")
+        self.tasks.put_back(attempt, False)
+
+    def _not_given(self, attempt: Attempt, error: Exception) -> None:
         """Take note that a task could not be sent to a worker."""
-        if ticket.worker is not worker:  # a signal handler has cancelled it meanwhile
-            self.desk.withdraw(ticket, worker)
-            self._idle[worker] = None
-        elif isinstance(error, (StreamClosedError, InvalidStreamError)):
+        worker, task = attempt.worker, attempt.task
+        if isinstance(error, RequestTimeoutError):  # it does not read
+            attempt.outcome = error
+            self.take(attempt)
+            return
+        if isinstance(error, (StreamClosedError, InvalidStreamError)):
             self._idle.pop(worker, None)  # it is dead, or its stream is; its end is on the way
-            self.desk.take_back(ticket, worker)
-        elif isinstance(error, RequestTimeoutError):  # it does not read
-            ticket.fail(error)
         else:  # the task cannot travel
-            # atomic: no calls
-            self.desk.settling[ticket] = error
-            worker.given -= 1
+            self.tasks.settle(task, error)
             self._idle[worker] = None
-
-            self.desk.take_off(ticket, worker)
-            ticket.fail(error)
+        self.tasks.put_back(attempt, False)
+        self.tasks.tell(task)
 
     def _pass_over(self, worker: Worker) -> None:
         """Drop a worker that can be given nothing from those that may be free."""
@@ -207,126 +212,86 @@ class Crew:
         elif worker.is_clogged:
             self._loop.set_polled(self, _CLOGGED_INTERVAL)
 
-    def _undo(self, worker: Worker, ticket: Ticket, last: Any) -> None:
-        """Take back a task that was being given to a worker when a signal handler raised something."""
-        self._leave_to_check()
-        replies = worker.conversation.replies
-        is_sent = worker.conversation.outbox.last is not last
-        if ticket.worker is not worker:
-            if not is_sent:
-                self.desk.withdraw(ticket, worker)
-        elif not is_sent:
-            replies.remove(ticket)
-            self.desk.take_back(ticket, worker)
-        elif ticket not in replies:  # it may have it, and must not go on with it
-            self._kill(worker, "this side was interrupted while it sent a task")
-            self.desk.take_back(ticket, worker)
-
-    def _leave_to_check(self) -> None:
-        """Have ``check`` called in the next turn."""
-        # atomic: no calls
-        self._untidy += 1
-        self._loop.later[self] = None
-
-    def poll(self) -> None:
-        """Look again at clogged workers that have read. The loop calls this while there are any."""
-        workers = tuple(self._workers.values())
-        for worker in workers:
-            if worker not in self._idle and worker.can_take(self.in_flight, self._tasks_per_worker):
-                self._leave_to_check()
-        if not any([worker.is_clogged for worker in workers]):
-            self._loop.set_polled(self, None)
-
-    def returned(self, ticket: Ticket) -> None:
-        """Take note that a worker has answered. What an interruption leaves is done by ``check``."""
-        # atomic: no calls
-        worker: Any = ticket.worker
-        if worker is None:
-            return  # a signal handler has cancelled it
-        ticket.worker = None
-        del worker.running[ticket]
-        self._idle[worker] = None
-        self._deaths = 0
-        if not worker.answered:
-            worker.answered = True
-            worker.slot.deaths = 0
-            worker.due = None
-        if self._queue:
-            self._loop.later[self] = None  # for turns inside done callbacks
+    def take(self, attempt: Attempt) -> None:
+        """Take what has become of a task that a worker had. An interrupted call can be made again."""
+        task, worker, outcome = attempt.task, attempt.worker, attempt.outcome
+        if attempt in worker.running:
+            answered = not isinstance(outcome, (StreamClosedError, RequestTimeoutError))
+            if not answered:
+                outcome = self._error_of(attempt)
+                if outcome is None:
+                    return
+            self.tasks.settle(task, outcome)
+            # atomic: no calls
+            if attempt in worker.running:  # a signal handler may have turned
+                del worker.running[attempt]
+                task.attempt = None
+                if answered:
+                    self._idle[worker] = None
+                    self._deaths = worker.deaths = 0
+                    worker.answered = True
+                    worker.due = None
 
         if worker.given == self._tasks_per_worker:
             self._leave_to_check()  # it is replaced behind this reply
+        if self._queue:
+            self._loop.later[self] = None  # for turns inside done callbacks
+        self.tasks.tell(task)
+        if self._queue:
+            self.give()
 
-    def failed(self, ticket: Ticket, error: BaseException) -> BaseException | None:
-        """Take note that a worker has not answered, or answered with an error.
-
-        Returns:
-            What the task fails with; None: it is tried again.
-        """
-        worker: Any = ticket.worker
-        if worker is None:
-            return error  # a signal handler has cancelled it
-        if isinstance(error, StreamClosedError):
-            if not self.closed and ticket.tries < self._retries and not ticket.settled:
-                worker.conversation.replies.remove(ticket)  # first: from now on this is called no more
-                ticket.tries += 1
-                self.desk.take_back(ticket, worker)
-                return None
-            if ticket.tries and not self.closed:
-                last = error
-                count = ticket.tries + 1
-                error = StreamClosedError(f"{count} workers ended while they had this task; the last one: {last}")
-                error.__cause__ = last.__cause__
-            self.desk.settling[ticket] = error
-            self.desk.take_off(ticket, worker)
-        elif isinstance(error, RequestTimeoutError):
-            self._leave_to_check()
-            self.desk.settling[ticket] = error
-            self.desk.take_off(ticket, worker)
-            worker.conversation.replies.remove(ticket)
+    def _error_of(self, attempt: Attempt) -> Any:
+        """Return what a task fails with to which a worker has not answered, or None if it is tried again."""
+        task, worker, error = attempt.task, attempt.worker, attempt.outcome
+        if isinstance(error, RequestTimeoutError):
             worker.retired = True  # it came up, and is busy
-            self._kill(worker, f"the worker was killed, because a task took longer than {ticket.timeout} s")
-        else:
-            self.returned(ticket)
+            if worker.conversation.is_open:
+                self._kill(worker, f"the worker was killed, because a task took longer than {task.timeout} s")
+        elif not self.closed and task.tries < self._retries and not task.settled:
+            self.tasks.put_back(attempt, True)
+            return None
+        elif not self.closed and task.tries:
+            text = f"{task.tries + 1} workers ended while they had this task; the last one: {error}"
+            last = StreamClosedError(text)
+            last.__cause__ = error.__cause__
+            return last
         return error
 
     # -- workers come and go
 
     def _start(self, strict: bool) -> bool:
         """Start a worker if one is needed and can be started now; returns whether to look for one again."""
-        if len(self._workers) >= len(self._slots):
-            return False
         now = self._searched = self._loop.clock()
-        coming = [worker for worker in tuple(self._workers.values()) if not worker.ready]
+        coming = [worker for worker in tuple(self._workers) if not worker.ready]
         if len(coming) >= len(self._queue):
             return False
-        for slot in self._vacant:
-            if slot.session is not None or slot.start_at <= now:
+        for worker in tuple(self._vacant):
+            if worker.session is not None or worker.start_at <= now:
                 break
         else:
             return False
-        create = partial(self._peer.create_command_session, **self._options)
         try:
-            if slot.session is None:
-                for slot.session in map(create, (slot.command,)):  # stored before a signal is looked at
+            if worker.session is None:
+                for worker.session in map(self._create, (worker.command,)):  # stored before a signal is looked at
                     break
         except Exception as exc:
             if interruption_in(exc) is not None or (strict and isinstance(exc, (TypeError, ValueError))):
                 raise
             error = StreamClosedError(f"a worker could not be started: {describe(exc)}")
             error.__cause__ = exc
-            self._note_death(slot, error)
+            self._note_death(worker, error)
             return bool(self._queue)
-        return self._set_up(slot)
+        return self._set_up(worker)
 
-    def _set_up(self, slot: Slot) -> bool:
-        """Make a worker of the session that was made for a slot; returns whether to look for one again."""
-        session: Any = slot.session
-        worker = Worker(slot, session)
+    def _set_up(self, worker: Worker) -> bool:
+        """Begin with a worker whose session was made; returns whether to look for one to be started again."""
+        session: Any = worker.session
+        worker.conversation = conversation_of(session)
         # atomic: no calls
-        is_new = slot.session is session and slot not in self._workers and not self.closed
+        is_new = worker in self._vacant and not self.closed
         if is_new:
-            self._workers[slot] = worker
+            del self._vacant[worker]
+            self._workers[worker] = None
 
         if not is_new:  # a signal handler has turned, or has closed the pool, meanwhile
             if self.closed:
@@ -354,18 +319,13 @@ class Crew:
             return bool(self._queue)
         return True
 
-    @property
-    def _vacant(self) -> list[Slot]:
-        """The slots without a worker. An interruption may have left a session there, of which one is still to be made."""
-        return [slot for slot in self._slots if slot not in self._workers]
-
     def _await_sign(self, worker: Worker) -> None:
+        session: Any = worker.session
         sign: Any = Message if self._hello is None else self._hello
 
-        @worker.session.on_message
         def hear(message: Message) -> None:
             if isinstance(message, sign):
-                worker.session.off_message(hear)
+                session.off_message(hear)
                 worker.due = None
                 if not worker.ready:
                     # atomic: no calls
@@ -374,52 +334,57 @@ class Crew:
 
                     self.give()
 
+        session.on_message(hear)
+
     def _kill(self, worker: Worker, text: str) -> None:
         """Kill a worker that cannot be asked to end: it may be busy for ever."""
         worker.conversation.hurry(self._loop.clock())
-        self._close_worker(worker, text)
+        _close(worker, text)
         self._loop.teardowns.step(deliver=False)
-
-    def _close_worker(self, worker: Worker, text: str) -> None:
-        """Close a worker's session. Its process is ended and reaped by ticks."""
-        worker.conversation.close_now(StreamClosedError(f"{text} ({worker.session.name})"))
 
     def _worker_closed(self, worker: Worker) -> None:
         """Take note that a worker's session is closed. An interrupted call is made again."""
-        for ticket in tuple(worker.running):  # which an interruption has left
-            ticket.fail(worker.conversation.closed_error())
-        slot = worker.slot
-        self._idle.pop(worker, None)
+        for attempt in tuple(worker.running):  # which an interruption has left
+            self.tasks.put_back(attempt, False)
+        successor = Worker(worker.command, worker.deaths)
         # atomic: no calls
         self._loop.later[self] = None
-        is_first = slot in self._workers and self._workers[slot] is worker
+        is_first = worker in self._workers
         if is_first:
-            del self._workers[slot]
-            slot.session = None
+            del self._workers[worker]
+            self._vacant[successor] = None
 
+        self._idle.pop(worker, None)
         if is_first and not worker.answered and not worker.retired and not self.closed:
-            self._note_death(slot, worker.conversation.reason)
+            self._note_death(successor, worker.conversation.reason)
         self.give()
 
-    def _note_death(self, slot: Slot, reason: StreamClosedError | None) -> None:
-        """Take note that a worker came to nothing."""
-        slot.deaths += 1
-        slot.start_at = self._loop.clock() + min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(slot.deaths - 1, 10))
+    def _note_death(self, successor: Worker, reason: StreamClosedError | None) -> None:
+        """Take note that a worker came to nothing, and when another may be started in its place."""
+        successor.deaths += 1
+        wait = min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(successor.deaths - 1, 10))
+        successor.start_at = self._loop.clock() + wait
         self._deaths += 1
-        if any([not worker.slot.deaths for worker in tuple(self._workers.values())]):
+        if any([not worker.deaths for worker in tuple(self._workers)]):
             return  # that one has not failed yet: it is slow to come up, or busy
-        if self._deaths >= max(_DEATHS, 3 * len(self._slots)):
+        if self._deaths >= max(_DEATHS, 3 * self.size):
             text = f"{self._deaths} workers in a row ended before they had answered anything; the last one: {reason}"
-            self.desk.fail_queued(StreamClosedError(text))
+            self.tasks.fail_queued(StreamClosedError(text))
 
     # -- what the loop calls
 
+    def _leave_to_check(self) -> None:
+        """Have ``check`` called in the next turn."""
+        # atomic: no calls
+        self._untidy = True
+        self._loop.later[self] = None
+
     def _set_timer(self) -> None:
-        times = [worker.due for worker in tuple(self._workers.values()) if worker.due is not None]
+        times = [worker.due for worker in tuple(self._workers) if worker.due is not None]
         if self._queue:
             # The others were seen: they wait for something else.
             searched = self._searched
-            times += [slot.start_at for slot in self._vacant if slot.start_at > searched]
+            times += [worker.start_at for worker in tuple(self._vacant) if worker.start_at > searched]
         self._loop.set_timer(self, min(times, default=None))
 
     def check(self) -> None:
@@ -427,71 +392,90 @@ class Crew:
         if self._loop.starving:  # inside of a call that runs no handlers
             self._leave_to_check()
             return
-        asked = self._untidy
+        # atomic: no calls
+        self._untidy = False  # first: users' functions may leave something
+        self._loop.later[self] = None
+
         now = self._loop.clock()
-        for slot in self._vacant:
-            if slot.session is not None:
-                self._set_up(slot)
-        self.desk.settle_rest()
-        for worker in tuple(self._workers.values()):
-            if not worker.session.is_open:
+        for worker in tuple(self._vacant):
+            if worker.session is not None:
+                self._set_up(worker)
+        self.tasks.tell_all()
+        for worker in tuple(self._workers):
+            for attempt in tuple(worker.running):
+                if attempt.outcome is not None:
+                    self.take(attempt)
+            if not worker.conversation.is_open:
                 self._worker_closed(worker)
             elif worker.due is not None and worker.due <= now:
                 self._kill(worker, f"the worker gave no sign within {self._start_timeout} s, so it was killed")
             elif worker.given == self._tasks_per_worker and not worker.running:
-                worker.retired = True
-                self._close_worker(worker, "this side replaces the worker, which has done its share of tasks")
+                _close(worker, "this side replaces the worker, which has done its share of tasks")
             else:
                 self._idle[worker] = None
-        if self._untidy == asked:  # otherwise users' functions have left something
-            self._untidy = 0
         self.give()
         self._set_timer()
+
+    go_on = check  # what an interruption has left
 
     def on_time(self, now: float) -> None:
         """Start workers, or give them up: a time has come."""
         if now > -math.inf:  # or the loop only asks when that is
             self.check()
 
-    go_on = check  # what an interruption has left
+    def poll(self) -> None:
+        """Look again at clogged workers. The loop calls this while there are any."""
+        self.check()
+        if not any([worker.is_clogged for worker in tuple(self._workers)]):
+            self._loop.set_polled(self, None)
 
-    def close(self, text: str = "this side closed the peer of the worker pool", workers: Iterable[Worker] = ()) -> None:
-        """Fail what is queued, and what some workers have; the text says why."""
+    def close(self, text: str = "this side closed the peer of the worker pool") -> None:
+        """Fail all tasks; the text says why. An interrupted call is made again."""
         self.closed = True
         self._loop.call_no_more(self)
-        self._loop.later.pop(self, None)
-        self.desk.fail_queued(StreamClosedError(text))
-        for worker in workers:
+        for worker in tuple(self._workers):
             worker.conversation.stop()
-        for worker in workers:
-            worker.conversation.replies.fail_all(StreamClosedError(f"{text} ({worker.session.name})"))
+            error = StreamClosedError(f"{text} ({worker.conversation.name})")
+            for attempt in tuple(worker.running):
+                self.tasks.settle(attempt.task, error)
+        self.tasks.fail_queued(StreamClosedError(text))
+        self._loop.later.pop(self, None)
         self._loop.pools.pop(self, None)  # last: an interrupted call is made again
 
     def close_workers(self, seconds: float | None) -> None:
-        """Fail everything, and end the workers side by side.
+        """Fail all tasks, and end the workers side by side.
 
         Args:
             seconds: How long that may take; None for the usual bounds.
         """
         loop = self._loop
         others = tuple(loop.teardowns.all)
-        for slot in self._vacant:
-            if slot.session is not None:
-                self._workers[slot] = Worker(slot, slot.session)
-        workers = tuple(self._workers.values())
+        text = "this side closed the worker pool"
+        for worker in tuple(self._vacant):
+            if worker.session is not None:
+                worker.conversation = conversation_of(worker.session)
+                self._workers[worker] = None
+        workers = tuple(self._workers)
         due = None if seconds is None else loop.clock() + seconds
         try:
-            # Done callbacks may wait for any of the tasks.
-            hold_back(loop, True, self.close, "this side closed the worker pool", workers)
-            loop.go_on()
+            self.close(text)
         except BaseException:  # an interruption: the next turn goes on with closing
             loop.repairs |= dict.fromkeys([worker.conversation for worker in workers])
             raise
         for worker in workers:
             if due is not None:
                 worker.conversation.hurry(due)
-            self._close_worker(worker, "this side closed the worker pool")
+            _close(worker, text)
         # Side by side; session.close() would do it one by one, and hurry each anew.
         loop.teardowns.wait([teardown for teardown in loop.teardowns.all if teardown not in others], background=False)
         for worker in workers:
-            worker.session.close()
+            worker.conversation.close()
+
+
+def _load(worker: Worker) -> int:
+    return len(worker.running)
+
+
+def _close(worker: Worker, text: str) -> None:
+    """Close a worker's session. Its process is ended and reaped by ticks."""
+    worker.conversation.close_now(StreamClosedError(f"{text} ({worker.conversation.name})"))

@@ -148,7 +148,7 @@ class WorkerPool(Facade):
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         try:
-            if kind is None and not self._crew.closed and not self._crew.desk.loop.forked:
+            if kind is None and not self._crew.closed and not self._crew.tasks.loop.forked:
                 self._crew.finish()
         finally:
             self.close()
@@ -200,7 +200,7 @@ class WorkerPool(Facade):
         """
         promise = self._make("submit", check_expect(expect), timeout, message)
         ticket = pending_of(promise)
-        self._crew.desk.queue.append(ticket)
+        self._crew.tasks.queue.append(ticket)
         self._give(promise)
         return promise
 
@@ -215,8 +215,8 @@ class WorkerPool(Facade):
         crew = self._crew
         if crew.closed:
             raise RuntimeError("this WorkerPool is closed; make a new one")
-        crew.desk.loop.check_entry()
-        promise = request(crew.desk, message, timeout, expect)
+        crew.tasks.loop.check_entry()
+        promise = request(crew.tasks, message, timeout, expect)
         if crew.closed:  # by the id generator
             raise RuntimeError("this WorkerPool is closed; make a new one")
         return promise
@@ -227,7 +227,7 @@ class WorkerPool(Facade):
         if not crew.can_give:
             return
         try:
-            crew.desk.loop.inside(crew.give, True)
+            crew.tasks.loop.inside(crew.give, True)
         except Exception as exc:  # no worker can be started with these arguments
             if interruption_in(exc) is None:
                 promise.cancel()
@@ -302,7 +302,7 @@ class WorkerPool(Facade):
         from .pool_map import Mapped
 
         make = partial(self._make, "map", expect, timeout)
-        return Mapped(source, make, self._give, self._crew.desk, ordered, ahead)
+        return Mapped(source, make, self._give, self._crew.tasks, ordered, ahead)
 
     def close(self, timeout: float | None = USUAL) -> None:
         """End the workers, side by side. What is queued or with workers fails.
@@ -314,7 +314,7 @@ class WorkerPool(Facade):
                 default as in ``Session.close``.
         """
         seconds = close_bound(timeout)
-        loop = self._crew.desk.loop
+        loop = self._crew.tasks.loop
         if not loop.forked:
             loop.inside(self._crew.close_workers, seconds)
 

@@ -1,6 +1,6 @@
 """Many tasks of a pool, read and given to it little by little.
 
-Knows promises and the tickets behind them. Must not know the pool.
+Knows promises and the tasks behind them. Must not know workers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from .core.tickets import Desk
     from .promise import ResponsePromise
+    from .tasks import Tasks
 
 __all__ = ["Mapped"]
 
@@ -27,9 +27,9 @@ class Mapped:
 
     Args:
         source: The tasks.
-        make: Makes the promise of one, whose ticket goes into the queue then.
+        make: Makes the promise of one, whose task goes into the queue then.
         give: Called with the promise after that; gives what is queued to workers.
-        desk: Has the queue.
+        tasks: Has the queue.
         ordered: Whether replies come in the order of the tasks.
         ahead: How many tasks are submitted and not yielded at most.
     """
@@ -39,19 +39,19 @@ class Mapped:
         source: Iterator[Any],
         make: Callable[[Any], Any],
         give: Callable[[Any], Any],
-        desk: Desk,
+        tasks: Tasks,
         ordered: bool,
         ahead: int,
     ) -> None:
         self._source = source
         self._make = make
         self._give = give
-        self._task: Any = None  # what was read and is not submitted
-        self._desk = desk
+        self._message: Any = None  # what was read and is not submitted
+        self._tasks = tasks
         self._ahead = ahead
         self._ordered = ordered
-        self._under_way: dict[ResponsePromise[Any], None] = {}
-        self._ready: deque[ResponsePromise[Any]] = deque()
+        self._under_way: dict[ResponsePromise[Any], None] = {}  # in the order of the tasks
+        self._ready: deque[ResponsePromise[Any]] = deque()  # in that of settling, if that is asked for
         self._end: BaseException | None = None  # what is raised once all is yielded: the input has ended
 
     def __iter__(self) -> Mapped:
@@ -61,15 +61,21 @@ class Mapped:
         under_way = self._under_way
         while True:  # again if what was there was taken, by a handler that has called next() meanwhile
             self._submit()
-            if not under_way:
+            for promise in under_way:
+                break
+            else:
                 end = self._end
                 self._end = StopIteration()
                 raise end or StopIteration
+            until: Any = pending_of(promise) if self._ordered else self
             try:
-                promise = self._await_first() if self._ordered else self._await_any()
+                if not until.settled:
+                    self._tasks.loop.run(until)
             except StopIteration as exc:
                 raise stray_stop() from exc
-            if promise in under_way:
+            if not self._ordered and self._ready:
+                promise = self._ready[0]
+            if promise in under_way and promise.settled:
                 break
         error = reply = None
         try:
@@ -79,53 +85,40 @@ class Mapped:
             error = exc
         # atomic: no calls
         del under_way[promise]
-        if not self._ordered:
-            del self._ready[0]
         if error is not None:
             raise error
         return reply
 
-    def _await_first(self) -> Any:
-        """Turn until the first has settled, and return it."""
-        for promise in self._under_way:
-            break
-        pending = pending_of(promise)
-        if not pending.settled:
-            self._desk.run_until(lambda: pending.settled)
-        return promise
-
-    def _await_any(self) -> Any:
-        """Turn until any has settled, and return it; None if there is none."""
-        under_way = self._under_way
+    @property
+    def settled(self) -> bool:
+        """Whether any has settled, or all were taken; what the loop's ``run`` looks at."""
         ready = self._ready
-        while ready and ready[0] not in under_way:  # it came to nothing
+        while ready and ready[0] not in self._under_way:  # it was yielded, or came to nothing
             del ready[0]
-        if not ready:
-            self._desk.run_until(lambda: bool(ready) or not under_way)
-        return ready[0] if ready else None
+        return len(ready) > 0 or not self._under_way
 
     def _submit(self) -> None:
         """Submit as many tasks as may be under way."""
         under_way = self._under_way
-        queue = self._desk.queue
+        queue = self._tasks.queue
         while self._end is None and len(under_way) < self._ahead:
             promise: Any = None
             try:
-                if self._task is None:
-                    for self._task in self._source:  # stored before a signal is looked at
+                if self._message is None:
+                    for self._message in self._source:  # stored before a signal is looked at
                         break
                     else:
                         self._end = StopIteration()
                         break
-                promise = self._make(self._task)
-                ticket: Any = pending_of(promise)
-                ticket.optional = True
+                promise = self._make(self._message)
+                task: Any = pending_of(promise)
+                task.optional = True
                 if not self._ordered:
-                    ticket.watch(self._ready.append)
+                    task.watch(self._ready.append)
                 # atomic: no calls
-                queue += (ticket,)
+                queue += (task,)
                 under_way[promise] = None
-                self._task = None
+                self._message = None
 
                 self._give(promise)
             except Exception as exc:  # raised once everything before it is yielded

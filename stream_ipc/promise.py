@@ -1,6 +1,6 @@
 """The reply to a request, before and after it has come.
 
-Knows the requester that has sent it: a conversation's table of requests, or the desk of a pool.
+Knows the requester that has sent it: a conversation's table of requests, or the tasks of a pool.
 """
 
 from __future__ import annotations

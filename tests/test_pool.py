@@ -35,8 +35,8 @@ from stream_ipc import (
     crew,
     gather,
 )
-from stream_ipc.core import tickets
 from stream_ipc.core.replies import Replies
+from stream_ipc.tasks import Task, Tasks
 from tests.helpers import (
     PATIENCE,
     CallAt,
@@ -963,7 +963,7 @@ def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     monkeypatch.setattr(owner, name, interrupted)
 
 
-@pytest.mark.parametrize("where", [(tickets, "next_moment"), (Replies, "enter"), (Replies, "remove")])
+@pytest.mark.parametrize("where", [(Tasks, "settle"), (Tasks, "tell"), (Task, "tell")])
 def test_interrupted_cancel_of_a_running_task(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, where: Any) -> None:
     called: List[Any] = []
     with WorkerPool(peer, worker(), 1) as pool:
@@ -973,30 +973,20 @@ def test_interrupted_cancel_of_a_running_task(peer: IpcPeer, monkeypatch: pytest
         once(monkeypatch, *where)
         with pytest.raises(KeyboardInterrupt):
             promise.cancel()
-        if where[1] == "next_moment":  # nothing had begun
+        if where[1] == "settle":  # nothing had begun
             assert outcome(promise)[0] == "sleep"
         else:
             with pytest.raises(IpcError, match="cancelled"):
                 promise.wait(5)
+            peer.tick(0)  # which goes on with it
         assert called == [promise] and pool.pending == 0
         assert outcome(pool.submit(Ping(1))) == 1
         assert len(pool.workers) == 1
 
 
-def test_interrupted_cancel_is_gone_on_with_by_the_next_turn(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with WorkerPool(peer, worker(), 1) as pool:
-        promise = pool.submit(Ping(("sleep", 0.05)))
-        once(monkeypatch, Replies, "enter")
-        with pytest.raises(KeyboardInterrupt):
-            promise.cancel()
-        with pytest.raises(IpcError, match="cancelled"):
-            promise.wait(5)
-        assert outcome(pool.submit(Ping(1))) == 1
-
-
 def test_interrupted_start_leaves_no_session_that_is_nobodys(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     with WorkerPool(peer, worker(), 1) as pool:
-        once(monkeypatch, crew, "Worker")
+        once(monkeypatch, crew, "conversation_of")
         with pytest.raises(KeyboardInterrupt):
             pool.submit(Ping(1))
         promise = pool.submit(Ping(2))
@@ -1006,7 +996,7 @@ def test_interrupted_start_leaves_no_session_that_is_nobodys(peer: IpcPeer, monk
 
 def test_closing_ends_the_worker_of_an_interrupted_start(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = WorkerPool(peer, worker(), 1)
-    once(monkeypatch, crew, "Worker")
+    once(monkeypatch, crew, "conversation_of")
     with pytest.raises(KeyboardInterrupt):
         pool.submit(Ping(1))
     pool.close()
@@ -1252,9 +1242,13 @@ def test_interrupted_cancel_loses_nothing(kind: Type[BaseException]) -> None:
         pool.submit(Ping(1)).wait()
 
         def scenario(run: Run) -> None:
+            called: List[Any] = []
             promise = pool.submit(Ping(("sleep", 0.002)), expect=Pong)
+            promise.add_done_callback(called.append)
             run.once(promise.cancel)
             promise.cancel()
+            run.until(lambda: called, lambda: peer.tick(0.01))
+            assert called == [promise]
             with pytest.raises(IpcError, match="cancelled"):
                 promise.wait(5)
             assert pool.submit(Ping(2), expect=Pong).wait(5).value == 2

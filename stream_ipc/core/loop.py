@@ -57,7 +57,7 @@ class Loop(Guard):
         teardowns: What is left to be done after something was closed.
         repairs: Tasks that an interruption may have left with work.
         later: Tasks whose ``go_on`` the next turn calls.
-        pools: Users of a ``Desk``, which have no descriptor: they are checked now and then, and closed with the loop.
+        pools: The crews of worker pools, which have no descriptor: they are checked now and then, and closed with the loop.
         corked: Batches that gather what is sent until the next turn.
         dispatched: How many items have been dispatched in all, without replies.
         depth: How many dispatches are under way, one inside the other.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .loop import Loop
 
     class Requester(Protocol):
-        """What sends requests: the table of a conversation's, or the desk of a pool.
+        """What sends requests: the table of a conversation's, or the tasks of a pool.
 
         Attributes:
             loop: What turns until there is an outcome.

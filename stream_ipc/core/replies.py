@@ -68,9 +68,9 @@ class Replies:
         return len(self._table)
 
     def request(
-        self, promise: Any, message: Message, timeout: float | None, expect: type, ticket: Pending | None = None
+        self, promise: Any, message: Message, timeout: float | None, expect: type, attempt: Pending | None = None
     ) -> Pending:
-        """Send a request; its outcome is for the promise, or for a ticket that a pool has made.
+        """Send a request; its outcome is for the promise, or for the attempt at a task that a pool has made.
 
         Raises:
             ValueError: The id cannot be used.
@@ -87,7 +87,7 @@ class Replies:
         table = self._table
         if len(table) > self._sweep_at:
             self._sweep()
-        pending: Any = ticket
+        pending: Any = attempt
         try:
             # Before the send: the reply may be there at once.
             if pending is None:
@@ -113,8 +113,7 @@ class Replies:
         except BaseException as exc:
             loop.repairs[conversation.port] = None
             if pending is not None:
-                if ticket is None:
-                    pending.settled = 1  # nobody will ever see it
+                pending.settled = 1  # nobody will ever see it
                 self.remove(pending)
             conversation.port.note_write_error(exc)
             raise
@@ -197,9 +196,6 @@ class Replies:
         else:
             told = pending.watchers is not None
             pending.fail(error)
-        stand_in = self._table.get(id)
-        if stand_in is not pending and stand_in is not None:
-            stand_in.tell()  # a signal handler has cancelled a pool's task meanwhile
         self._table.pop(id, None)
         return told
 
@@ -228,20 +224,16 @@ class Replies:
     def _fail_each(self, error: BaseException) -> None:
         table = tuple(self._table.values())
         for pending in table:
-            if pending.requester is self:  # a pool may try its own again
-                moment = next_moment()
-                # atomic: no calls
-                if not pending.settled:
-                    pending.outcome = error
-                    pending.settled = moment
+            moment = next_moment()
+            # atomic: no calls
+            if not pending.settled:
+                pending.outcome = error
+                pending.settled = moment
 
         for pending in table:
-            if pending.requester is self:
-                self._failed[pending] = None  # first: then an interrupted call still leaves it to ``tell``
+            self._failed[pending] = None  # first: then an interrupted call still leaves it to ``tell``
             pending.fail(error)
             self.remove(pending)
-            if pending.settled:
-                self._failed[pending] = None
 
     def tell(self) -> None:
         """Call the done callbacks of what ``fail_all`` has failed, unless none may run now: then a later turn does."""

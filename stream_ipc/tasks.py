@@ -1,0 +1,261 @@
+"""The tasks of a pool, and the workers that do them.
+
+Knows pending requests and sessions. Must not know who chooses a worker for a task: see ``Crew``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from .core.pending import Pending, next_moment
+from .core.waits import Until
+from .errors import IpcError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+    from weakref import ref
+
+    from .core.conversation import Conversation
+    from .core.loop import Loop
+    from .messages import Message
+    from .session import Session
+    from .transports.spawn import Command
+
+__all__ = ["Attempt", "Task", "Worker"]
+
+_MUCH = 512 * 1024  # bytes; a worker that has more to read gets no further task
+
+
+class Task(Pending):
+    """A task and, once it has settled, its outcome: what the promise of ``submit`` refers to.
+
+    Attributes:
+        requester: The tasks of its pool.
+        message: What workers get.
+        attempt: The request by which a worker has it, or None.
+        tries: How many workers have ended while they had it.
+        optional: It need not be begun if its promise was dropped.
+    """
+
+    __slots__ = ("attempt", "message", "optional", "tries")
+
+    requester: Tasks
+    message: Message
+    attempt: Attempt | None
+    tries: int
+    optional: bool
+
+    @property
+    def conversation(self) -> Conversation | None:
+        return None if self.attempt is None else self.attempt.requester.conversation
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it is still to be begun."""
+        return not self.settled and not (self.optional and self() is None)
+
+
+class Tasks:
+    """The tasks of a pool that no worker has, and the ``Requester`` of all of them (see ``core/pending.py``).
+
+    Args:
+        loop: What drives it.
+        peer: Whose ``id_generator`` it uses.
+        tidy_up: Called when an interruption may leave something that ``tell_all`` is to do.
+
+    Attributes:
+        loop: As above.
+        queue: Tasks that no worker has, and some that have settled. What makes one puts it there.
+        watchers: Weak references to what has a method ``note``, which gets each promise that settles.
+    """
+
+    conversation: None = None  # each worker has its own
+
+    def __init__(self, loop: Loop, peer: Any, tidy_up: Callable[[], None]) -> None:
+        self.loop = loop
+        self.queue: deque[Task] = deque()
+        self.watchers: set[ref[Any]] = set()
+        self._peer = peer
+        self._tidy_up = tidy_up
+        self._untold: dict[Task, None] = {}  # those that have settled, until everybody who waits was told
+
+    def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Task:
+        """Make a task, whose outcome is for the promise."""
+        task = Task(promise)
+        task.requester = self
+        task.message = message
+        task.timeout = timeout
+        task.expect = expect
+        task.attempt = task.deadline = task.outcome = task.watchers = task.callbacks = None
+        task.settled = task.tries = 0
+        task.optional = False
+        task.id = self._peer.id_generator.generate()
+        return task
+
+    def silence(self, task: Task, timeout: float | None) -> str:
+        """Return the text of a timeout."""
+        return f"no reply to task {task.id} within {timeout} s (worker pool)"
+
+    def run_until(self, condition: Callable[[], bool]) -> None:
+        """Turn until a condition holds."""
+        self.loop.run(Until(condition))
+
+    @property
+    def first(self) -> Task | None:
+        """The first in the queue that is still to be begun. Those before it are dropped."""
+        queue = self.queue
+        while queue:
+            task = queue[0]
+            if task.is_wanted:
+                return task
+            # atomic: no calls
+            if queue and queue[0] is task:
+                del queue[0]
+        return None
+
+    def cancel(self, task: Task) -> bool:
+        """Give a task up; returns whether it was still pending. A worker that has it goes on, and comes back as usual."""
+        if task.settled:
+            return False
+        error = IpcError(f"task {task.id} was cancelled by this side")
+        self._tidy_up()
+        cancelled = self.settle(task, error)
+        self.tell(task)
+        return cancelled
+
+    def settle(self, task: Task, outcome: Any) -> bool:
+        """Take note of the outcome of a task, unless it has one; returns whether that is so. Telling of it comes next."""
+        moment = next_moment()
+        # atomic: no calls
+        if task.settled:
+            return False
+        task.outcome = outcome
+        task.settled = moment
+        self._untold[task] = None
+        return True
+
+    def tell(self, task: Task) -> None:
+        """Tell those that wait for a task that has settled. An interrupted call can be made again."""
+        if task in self._untold:
+            if task.watchers is not None or self.watchers:
+                task.tell()
+            self._untold.pop(task, None)
+
+    def tell_all(self) -> None:
+        """Do the same for all, also those of which an interruption has kept ``tell``."""
+        for task in tuple(self._untold):
+            self.tell(task)
+
+    def fail_queued(self, error: BaseException) -> None:
+        """Fail what is queued. All settle first: a done callback may wait for any of them."""
+        queue = self.queue
+        for task in tuple(queue):
+            self.settle(task, error)
+            if queue and queue[0] is task:
+                del queue[0]
+        self.tell_all()
+
+    def put_back(self, attempt: Attempt, tried: bool) -> None:
+        """Queue a task that a worker has again, before all others. An interrupted call can be made again."""
+        task, worker, queue = attempt.task, attempt.worker, self.queue
+        # atomic: no calls
+        if attempt in worker.running:
+            del worker.running[attempt]
+            worker.given -= 1
+            task.tries += tried
+            task.attempt = task.deadline = None
+            queue += (task,)
+
+        if queue and queue[-1] is task:
+            queue.rotate(1)
+
+
+class Attempt(Pending):
+    """The request by which a worker has a task.
+
+    It is apart from the task, which may settle before it, by ``cancel()``, or after another attempt.
+
+    Attributes:
+        task: The task.
+        worker: What has it.
+        take: Called with this once it has settled.
+    """
+
+    __slots__ = ("take", "task", "worker")
+
+    task: Task
+    worker: Worker
+    take: Callable[[Attempt], None]
+
+    @classmethod
+    def make(cls, task: Task, worker: Worker, take: Callable[[Attempt], None]) -> Attempt:
+        """Make one that is still to be sent."""
+        attempt = cls(worker)
+        attempt.task = task
+        attempt.worker = worker
+        attempt.take = take
+        attempt.id = task.id
+        attempt.expect = task.expect
+        attempt.timeout = task.timeout
+        attempt.requester = worker.conversation.replies
+        attempt.deadline = attempt.outcome = attempt.callbacks = None
+        attempt.watchers = []  # not None, so that ``tell`` is called
+        attempt.settled = 0
+        return attempt
+
+    def tell(self) -> None:
+        self.take(self)
+
+
+class Worker:
+    """One process, also before it is started.
+
+    Attributes:
+        command: What is started.
+        deaths: How many in a row have ended before they answered anything, up to this one.
+        start_at: When it may be started.
+        session: The session with it, or None. An interruption may have come before anything else was done with it.
+        conversation: What is behind that.
+        running: What it has.
+        given: How many tasks it was given in all.
+        ready: Whether it can be given any.
+        answered: Whether it has answered one.
+        due: When it must have given a sign of life; None for not at all.
+        retired: Whether it is killed though it came up.
+    """
+
+    conversation: Conversation
+
+    def __init__(self, command: Command, deaths: int = 0) -> None:
+        self.command = command
+        self.deaths = deaths
+        self.start_at: float = 0.0
+        self.session: Session | None = None
+        self.running: dict[Attempt, None] = {}
+        self.given = 0
+        self.ready = False
+        self.answered = False
+        self.due: float | None = None
+        self.retired = False
+
+    @property
+    def is_clogged(self) -> bool:
+        """Whether it has to read before a task can be sent to it."""
+        return self.conversation.outbox.queued_bytes > _MUCH and self.conversation.is_writable
+
+    def can_take(self, in_flight: int, most: int | None) -> bool:
+        """Return whether it can be given a task.
+
+        Args:
+            in_flight: How many it has at a time at most.
+            most: How many it is given in all at most; None for no limit.
+        """
+        return (
+            self.ready
+            and len(self.running) < in_flight
+            and self.given != most
+            and self.conversation.outbox.queued_bytes <= _MUCH
+            and self.conversation.is_writable
+        )
