@@ -11,7 +11,6 @@ from weakref import ref
 
 from .arguments import check_timeout
 from .clock import monotonic
-from .core.pending import next_moment
 from .core.waits import take_replies
 from .errors import StreamClosedError
 from .interruptions import pass_on
@@ -47,7 +46,7 @@ class _Reference(Base):
         __ne__ = object.__ne__
 
 
-class _Loops:
+class _Waiting:
     """Turns the loops of many promises, any number of them, at most for a time.
 
     Attributes:
@@ -58,27 +57,22 @@ class _Loops:
         check_timeout(timeout)
         self.given: list[ResponsePromise[Any]] = list(promises)
         self._look()
-        self._loops: list[Loop] = []
+        self._loops: list[Loop] = []  # made when it is needed
+        self._timeout = timeout
         self._clock: Callable[[], float] = requester_of(self.given[0]).loop.clock if self.given else monotonic
         self._limit: float = math.inf if timeout is None else self._clock() + timeout
 
     def _look(self) -> None:
         _check(self.given)
 
-    def concern(self, promises: Iterable[ResponsePromise[Any]]) -> None:
-        """Turn the loops of these promises from now on."""
-        self._loops = list({requester.loop for requester in map(requester_of, promises)})
-
-    def run(self, until: Any, promises: Iterable[ResponsePromise[Any]]) -> bool:
-        """Turn until something has settled.
-
-        Args:
-            until: What that is, with an attribute ``settled``.
-            promises: Those that are waited for: what is there already counts even if the time is over.
+    def run(self, until: Any) -> bool:
+        """Turn until something has settled: anything with an attribute ``settled``.
 
         Returns:
-            Whether it has; if not, the time is over.
+            Whether it has; if not, the time is over. What is there already counts nevertheless.
         """
+        if not self._loops:
+            self._loops = list({requester.loop for requester in {*map(requester_of, self.given)}})
         while not until.settled:
             if len(self._loops) == 1:
                 self._loops[0].run(until, self._limit)
@@ -87,12 +81,18 @@ class _Loops:
             if until.settled:
                 break
             if self._clock() >= self._limit:
-                take_replies(map(pending_of, tuple(promises)), self._limit)
+                take_replies([pending for pending in map(pending_of, self.given) if not pending.settled], self._limit)
                 return bool(until.settled)
             if all([loop.closed for loop in self._loops]):
                 # Closing settles everything, so this is never so. But then nothing else would end this.
                 raise StreamClosedError("every peer of these requests is closed, so nothing can settle them")
         return True
+
+    def too_late(self) -> TimeoutError:
+        """Return the error that says how many are unfinished."""
+        left = [promise for promise in {*self.given} if not promise.settled]
+        text = f"{len(left)} of {len({*self.given})} requests got no reply within {self._timeout} s"
+        return TimeoutError(f"{text}; they are still pending")
 
     def _turn_all(self, until: Any) -> None:
         # Each loop has its own clock and poller; their descriptors can be waited for together.
@@ -101,11 +101,8 @@ class _Loops:
         loops = [loop for loop in self._loops if not loop.closed]
         if until.settled or not loops:
             return
-        wait = min(_CHECK, max(0.0, self._limit - self._clock()))
-        for loop in loops:  # some of their transports may have no descriptor
-            due = loop.next_deadline()
-            if due is not None:
-                wait = min(wait, due)
+        dues = [loop.next_deadline() for loop in loops]  # some of their transports may have no descriptor
+        wait = max(0.0, min(_CHECK, self._limit - self._clock(), *[due for due in dues if due is not None]))
         try:
             fds = [loop.fileno() for loop in loops]
         except OSError as exc:  # this program's selector has no descriptor
@@ -124,10 +121,6 @@ def _check(given: Sequence[object]) -> None:
 def stray_stop() -> RuntimeError:
     """Return the error for a handler's ``StopIteration`` that would end an iterator without a word."""
     return RuntimeError("a handler has raised StopIteration, which would have ended this iterator")
-
-
-def _too_few(left: int, count: int, timeout: float | None) -> TimeoutError:
-    return TimeoutError(f"{left} of {count} requests got no reply within {timeout} s; they are still pending")
 
 
 if TYPE_CHECKING:
@@ -172,15 +165,11 @@ def gather(
         for session, reply in zip(sessions, gather(promises)):
             print(session.name, reply)
     """
-    loops = _Loops(promises, timeout)
-    given = loops.given
-    loops.concern(given)
-    for pending in map(pending_of, given):
-        if not pending.settled and not loops.run(pending, given):
-            left = {promise for promise in given if not promise.settled}
-            if left:
-                raise _too_few(len(left), len({*given}), timeout)
-    outcomes = [pending.outcome for pending in map(pending_of, given)]
+    waiting = _Waiting(promises, timeout)
+    for pending in map(pending_of, waiting.given):
+        if not pending.settled and not waiting.run(pending):
+            raise waiting.too_late()
+    outcomes = [pending.outcome for pending in map(pending_of, waiting.given)]
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             outcome.__traceback__ = None
@@ -189,9 +178,7 @@ def gather(
     return outcomes
 
 
-def as_completed(
-    promises: Iterable[ResponsePromise[M]], timeout: float | None = None
-) -> Iterator[ResponsePromise[M]]:
+def as_completed(promises: Iterable[ResponsePromise[M]], timeout: float | None = None) -> Iterator[ResponsePromise[M]]:
     """Yield each promise as it settles, in the order of settling.
 
     Ticks every peer concerned meanwhile. An iterator that is dropped, or has
@@ -223,7 +210,7 @@ def as_completed(
     return _AsCompleted(promises, timeout)
 
 
-class _AsCompleted(_Loops):
+class _AsCompleted(_Waiting):
     """Yields promises as they settle.
 
     An iterator and no generator: a handler's error comes out of ``next()``, and the next ``next()`` goes on.
@@ -231,19 +218,13 @@ class _AsCompleted(_Loops):
     Nothing is registered before there is something to wait for, and then once for each session and not for each promise:
     ``next(as_completed(pending))`` in a loop is to cost next to nothing for what is only looked at. What is registered are
     weak references, so that an iterator that is dropped leaves nothing behind.
-
-    Attributes:
-        settled: Whether one has settled that was not taken yet; what a loop's ``run`` looks at.
     """
 
     def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
         super().__init__(promises, timeout)
-        self._timeout = timeout
-        self._began = next_moment()
-        self._taken = 0
-        self._rest: dict[ResponsePromise[Any], None] | None = None  # made when it is needed
-        # Promises that have settled, in that order; those that had settled before the call are in the order given.
-        self._queue: deque[ResponsePromise[Any]] = deque()
+        self._rest: dict[ResponsePromise[Any], None] | None = (
+            None  # what was never in the queue; made when it is needed
+        )
         self._watched: list[tuple[set[ref[Any]], ref[Any]]] = []
         self._watching = False  # all of them
 
@@ -254,84 +235,69 @@ class _AsCompleted(_Loops):
         except AttributeError:
             _check(self.given)
             raise
-        self._first: ResponsePromise[Any] | None = first
-        _check(self.given if first is None else (first,))
+        self._first: list[ResponsePromise[Any]] = [] if first is None else [first]
+        _check(self._first or self.given)
+        self._queue = deque(self._first)  # those that have settled, in that order
 
     def __iter__(self) -> _AsCompleted:
         return self
 
     def __next__(self) -> ResponsePromise[Any]:
-        first = self._first
-        if first is not None and not self._taken:
-            self._taken = 1
-            return first
-        if first is not None:
-            self._left.pop(first, None)
-            self._first = None
         queue = self._queue
         while True:  # again if what was there was taken, by a handler that has called next() meanwhile
-            count = len(self._left) + len(queue)
-            if not count:
-                self._unwatch()
-                raise StopIteration
-            try:
-                found = self._wait()
-            except StopIteration as exc:
-                raise stray_stop() from exc
-            if not found:
-                self._unwatch()
-                raise _too_few(count, count + self._taken, self._timeout)
             # atomic: no calls
             if queue:
                 promise = queue[0]
                 del queue[0]
-                self._taken += 1
                 return promise
+
+            if self._rest is None:
+                _check(self.given)
+                rest = dict.fromkeys(self.given)
+                for promise in self._first:
+                    del rest[promise]
+                self._rest = rest
+            if not self._rest:
+                self._unwatch()
+                raise StopIteration
+            if not self._watching:
+                self._watch()
+            try:
+                found = self.run(self)
+            except BaseException as exc:
+                self._watching = False  # an interruption may have kept one from being noted
+                if isinstance(exc, StopIteration):
+                    raise stray_stop() from exc
+                raise
+            if not found:
+                self._unwatch()
+                raise self.too_late()
 
     @property
     def settled(self) -> bool:
-        if self._queue:
-            return True
-        return self._rest is not None and not self._rest  # a function of the user's has taken the last of them
-
-    @property
-    def _left(self) -> dict[ResponsePromise[Any], None]:
-        """The promises that are not in the queue yet, nor were taken."""
-        if self._rest is None:
-            _check(self.given)
-            self._rest = dict.fromkeys(self.given)
-        return self._rest
+        """Whether there is something to yield, or nothing any more; what a loop's ``run`` looks at."""
+        return len(self._queue) > 0 or not self._rest
 
     def note(self, promise: Any) -> None:
         """Take note that a promise has settled. An interrupted call can be made again."""
-        left = self._rest
+        rest = self._rest
         # atomic: no calls
-        if left is not None and promise in left:
+        if rest is not None and promise in rest:
             self._queue += (promise,)
-            del left[promise]
-
-    def _wait(self) -> bool:
-        """Turn until one is in the queue; returns whether one is."""
-        if not self.settled and not self._watching:
-            self._watch()
-        return self.run(self, self._left)
+            del rest[promise]
 
     def _watch(self) -> None:
         """Be told of each promise that settles from now on, and find those that have settled."""
         self._unwatch()
-        given = tuple(self._left)  # a signal handler may turn, and so change it
+        given = tuple(self._rest or ())  # a signal handler may turn, and so change it
         for requester in set(map(requester_of, given)):
             watchers = requester.watchers
             watcher = _Reference(self, watchers.discard)
             self._watched.append((watchers, watcher))
             watchers.add(watcher)
-        for promise in sorted(filter(is_settled, given), key=self._order):
+        for promise in sorted(filter(is_settled, given), key=is_settled):
             self.note(promise)
-        self.concern(given)
         self._watching = True
-
-    def _order(self, promise: ResponsePromise[Any]) -> int:
-        return max(int(is_settled(promise)), self._began)
 
     def _unwatch(self) -> None:
         """Be told no more, so that nothing stays behind. What comes next begins anew."""
