@@ -28,7 +28,6 @@ LAYERS = [
     ["transports"],
     ["handlers", "arguments"],
     ["core.closing", "core.guard", "core.items", "core.poller", "core.timers", "core.waker"],
-    ["core.embedding"],
     ["core.loop"],
     ["core"],  # what is left of it
     ["promise", "handling", "session", "listener", "deferred"],

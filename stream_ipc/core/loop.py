@@ -19,7 +19,7 @@ from ..errors import StreamClosedError
 from ..interruptions import pass_on
 from .closing import TEARDOWN_INTERVAL, Teardowns
 from .guard import Guard
-from .poller import Poller
+from .poller import OuterPoller, Poller
 from .timers import Inspection, Timers
 from .waker import Waker
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ..transports.channel import Teardown
     from .conversation import Conversation
     from .dispatcher import Dispatcher
-    from .embedding import Embedding
     from .sending import Batches
 
 __all__ = ["MAX_DEPTH", "Loop"]
@@ -91,7 +90,7 @@ class Loop(Guard):
         self._inspection = Inspection(self)
         self._polled: dict[Any, float] = {}  # tasks without a descriptor, and how often they are polled
         self.teardowns: Teardowns = Teardowns()
-        self._embedding: Embedding | None = None  # once fileno() was asked for
+        self._outer: OuterPoller | None = None  # once fileno() was asked for
         self.wakeups: int = 0
         try:
             self.waker: Waker = Waker(self.poller)
@@ -278,8 +277,8 @@ class Loop(Guard):
             if starving:
                 self.starving = starved
                 self._update_paused()
-            if self._embedding is not None:
-                self._embedding.set_awake(self._is_busy())
+            if self._outer is not None:
+                self.waker.show(self._is_busy())
 
     def on_ready(self, fd: int, events: int) -> None:
         """Get rid of a descriptor that has no owner."""
@@ -355,13 +354,10 @@ class Loop(Guard):
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while a turn has something to do."""
-        if self._embedding is None:
-            from .embedding import Embedding
-
-            self._embedding = Embedding(self.poller)
-        fd = self._embedding.fileno()
-        self._embedding.set_awake(self._is_busy())
-        return fd
+        if self._outer is None:
+            self._outer = OuterPoller(self.poller)
+        self.waker.show(self._is_busy())
+        return self._outer.fileno()
 
     def next_deadline(self) -> float | None:
         """Return seconds until a turn is due though ``fileno`` is not readable; None if none is."""
@@ -382,16 +378,16 @@ class Loop(Guard):
     def mark(self, dispatcher: Dispatcher) -> None:
         """Note, maybe outside of ``run``, that a dispatcher has something to do."""
         self.todo[dispatcher] = None
-        if self._embedding is not None:
-            self._embedding.set_awake(self._is_busy())
+        if self._outer is not None:
+            self.waker.show(self._is_busy())
 
     # -- closing
 
     def close(self) -> None:
         """Close the loop's own descriptors. Called once everything in it is closed."""
         self.closing = True
-        if self._embedding is not None:
-            self._embedding.close()
+        if self._outer is not None:
+            self._outer.close()
         self.poller.close()
         if self.forked:
             self.waker.abandon()

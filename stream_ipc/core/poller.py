@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["READ", "WRITE", "Poller"]
+__all__ = ["READ", "WRITE", "OuterPoller", "Poller"]
 
 # The numbers of poll and epoll, so that what epoll reports can be used as it is.
 READ = 1
@@ -204,3 +204,24 @@ class Poller:
         self._selector.close()
         self.owners.clear()
         self._always.clear()
+
+
+class OuterPoller(Poller):
+    """A poller around another one, for programs that wait for its descriptor: this one is not lost when that is rebuilt.
+
+    Raises:
+        OSError: The selector of this platform has no descriptor.
+    """
+
+    def __init__(self, inner: Poller) -> None:
+        inner.fileno()
+        super().__init__()
+        self._inner = inner
+        inner.on_rebuild = self.watch_inner
+        self.watch_inner()
+
+    def watch_inner(self) -> None:
+        """Watch the other, whose descriptor may be a new one under the same number."""
+        fd = self._inner.fileno()
+        self.unwatch(fd)
+        self.watch(fd, READ, None)

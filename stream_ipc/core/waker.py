@@ -1,4 +1,4 @@
-"""What makes a loop that waits return, from any thread and any signal handler.
+"""What makes a loop that waits return, from any thread and any signal handler, and tells other loops that it is busy.
 
 Knows a pipe and pollers. Must not know the loop.
 """
@@ -22,7 +22,7 @@ __all__ = ["Waker"]
 
 
 class Waker:
-    """A pipe that is readable once ``wake`` was called.
+    """A pipe that is readable once ``wake`` was called, and while ``show`` has a byte in it.
 
     Owns the pipe. It is there from the beginning, because a signal handler that makes it might find no descriptor left,
     and the poller of a wait that is under way may not take notice of a new one.
@@ -39,6 +39,7 @@ class Waker:
 
     def __init__(self, poller: Poller) -> None:
         self.called: bool = False
+        self._shown = False
         self._pipe = []  # none once it is closed
         for self._pipe[:] in starmap(os.pipe, [()]):  # stored before a signal is looked at
             break
@@ -67,8 +68,21 @@ class Waker:
                     except OSError as exc:
                         pass_on(exc)
 
+    def show(self, busy: bool) -> None:
+        """Keep a byte in the pipe just while a turn has something to do, for a program that waits for the poller itself."""
+        if busy != self._shown and self._pipe:
+            self._shown = busy
+            try:
+                if busy:
+                    os.write(self._pipe[1], b"\0")
+                else:
+                    os.read(self.fd, 1)
+            except BlockingIOError:
+                pass  # it is full, or an interrupted call has done it already
+
     def on_ready(self, fd: int, events: int) -> None:
         """Empty the pipe. ``called`` stays: ``wake`` has set it before it wrote, and the loop may have set it back."""
+        self._shown = False
         try:
             while True:
                 if len(os.read(self.fd, 4096)) < 4096:
