@@ -816,7 +816,7 @@ def test_interrupted_map_loses_no_reply(kind: Type[BaseException]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("act", ["turn", "close"])
 def test_signal_handler_that_turns_or_closes_while_a_worker_is_started(act: str) -> None:
-    for number in itertools.count(1, places_apart()):
+    for number in itertools.count(1, 3 * places_apart()):
         started: List[Session] = []
         with IpcPeer(timeout=20) as peer:
             pool = WorkerPool(peer, worker(), 1, on_session=started.append)
