@@ -263,8 +263,8 @@ def _check_path(value: Any, what: str) -> None:
 def _check_keyword(name: str) -> None:
     if name in _REFUSED:
         raise TypeError(f"create_command_session() takes no {name}: {_REFUSED[name]}")
-    code = subprocess.Popen.__init__.__code__
-    if name not in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+    code = getattr(subprocess.Popen.__init__, "__code__", None)  # None if something has put itself in its place
+    if code is not None and name not in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
         raise TypeError(
             f"create_command_session() got an unexpected keyword argument {name!r}; what it does not know is for"
             f" subprocess.Popen, which has none of that name in Python {sys.version_info.major}.{sys.version_info.minor}"
