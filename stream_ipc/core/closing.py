@@ -37,21 +37,19 @@ class Closing:
     Args:
         conversation: What is closed.
         release: Leave the streams open, to their owner.
-        blocks: Wait for a child to end before the ``on_close`` handlers run, so that they run after its last words.
 
     Attributes:
         teardown: What is left to be done after the streams were closed, or None.
-        blocks: See above. An interrupted wait is left to turns.
     """
 
-    def __init__(self, conversation: Conversation, release: bool, blocks: bool) -> None:
+    def __init__(self, conversation: Conversation, release: bool) -> None:
         self.teardown: Teardown | None = None
-        self.blocks = blocks
         self._conversation = conversation
-        self._close_or_release: Any = conversation.channel.release if release else conversation.channel.close
-        handlers = conversation.on_close.of(type(conversation.session))
-        steps = (self._detach, self._close_channel, self._fail_pending, self._tell, self._log, self._wait)
-        self._steps: deque[Any] = deque([*steps, *handlers])
+        channel = conversation.channel
+        self._close_or_release: Any = channel.release if release else channel.close
+        self._steps: deque[Any] = deque([conversation.port.close, partial(conversation.loop.remove, conversation)])
+        self._steps += (self._close_channel, self._fail_pending, conversation.replies.tell, self._log)
+        self._steps += conversation.on_close.of(type(conversation.session))
 
     @property
     def is_done(self) -> bool:
@@ -85,10 +83,6 @@ class Closing:
                 log.error("on_close handler of %r failed", session, exc_info=True)
         self._conversation.loop.repairs.pop(self._conversation, None)
 
-    def _detach(self) -> None:
-        self._conversation.port.close()
-        self._conversation.loop.remove(self._conversation)
-
     def _close_channel(self) -> None:
         try:
             if self.teardown is None:
@@ -109,17 +103,10 @@ class Closing:
         conversation.dispatcher.responder.owed.drop()
         conversation.replies.fail_all(conversation.reason)
 
-    def _tell(self) -> None:
-        self._conversation.replies.tell()
-
     def _log(self) -> None:
         conversation = self._conversation
         assert conversation.reason is not None
         log.debug("session %s closed: %s", conversation.name, conversation.short(conversation.reason))
-
-    def _wait(self) -> None:
-        if self.blocks:
-            self.wait()
 
     def wait(self) -> None:
         """Block until a child has ended. What is done in the background is left to turns."""

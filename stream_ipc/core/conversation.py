@@ -205,9 +205,10 @@ class Conversation:
             removed = f"this side removed the session from its peer ({self.name})"
             reason = StreamClosedError(removed if release else self.channel.closed_text())
             self._flush_bounded(reason)
-            self.close_now(reason, release, blocks=not release)
+            self.close_now(reason, release, handlers=False)
             if self._closing is not None:
-                self._closing.wait()
+                self._closing.wait()  # before the on_close handlers, which run after a child's last words
+            self.close_now(reason)
         finally:
             loop.thread = outer
 
@@ -244,19 +245,16 @@ class Conversation:
             loop.repairs[self] = None
             raise
 
-    def close_now(
-        self, reason: StreamClosedError, release: bool = False, blocks: bool = False, handlers: bool = True
-    ) -> None:
+    def close_now(self, reason: StreamClosedError, release: bool = False, handlers: bool = True) -> None:
         """Close at once: what is queued is dropped, what is pending fails, the streams are closed.
 
         Args:
             reason: Why, if it is not being closed already.
             release: Leave the streams to their owner.
-            blocks: Wait for a child to end. Otherwise that is left to the loop.
             handlers: Run ``on_close`` handlers. Otherwise another call does that.
         """
         if self._closing is None:
-            closing = Closing(self, release, blocks)
+            closing = Closing(self, release)
             self.loop.repairs[self] = None
             # atomic: no calls
             self.is_open = False
@@ -269,7 +267,6 @@ class Conversation:
         if self._closing is None:
             self.close_now(StreamClosedError(self.channel.closed_text()))
         else:
-            self._closing.blocks = False
             self._closing.go_on()
 
     def abandon(self) -> None:

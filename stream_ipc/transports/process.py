@@ -41,19 +41,15 @@ _ASK_INTERVAL = 0.0001
 
 
 class ProcessInputs(StreamInputs):
-    """What a child process writes, and its death.
+    """What a child process writes, and its death, which is the end of all.
 
-    Owns whether that was noticed, and its last words.
-
-    Attributes:
-        dead: Whether it was, or nobody asks any more.
+    Owns its last words.
     """
 
     hides_end = True  # a child may be dead while others hold its pipes
 
     def __init__(self, channel: Any) -> None:
         super().__init__(channel)
-        self.dead: bool = False
         self._child: Child = channel.child
         self._tail = ""  # of stderr
         self._ask_at = 0.0  # no sooner is the system asked whether it lives
@@ -63,7 +59,7 @@ class ProcessInputs(StreamInputs):
 
     def interest(self) -> tuple[list[int], float | None]:
         reads, poll_in = super().interest()
-        if self.dead:
+        if self.ended is not None:
             return reads, poll_in
         if self._child.pidfd >= 0:
             reads = [*reads, self._child.pidfd]
@@ -78,21 +74,16 @@ class ProcessInputs(StreamInputs):
             return  # waitpid() for each child in every turn is expensive
         self._ask_at = now + DEATH_INTERVAL
         self.look_for_end(inbox)
-        if not self.dead and self._status_due is not None and now >= self._status_due:
+        if self.ended is None and self._status_due is not None and now >= self._status_due:
             self.drain(inbox)
             self.put_end(inbox)
 
-    def has_died(self) -> bool:
-        """Return whether it is dead and that was not noticed yet."""
-        return not self.dead and self._child.status() is not None
-
     def look_for_end(self, inbox: deque[Received]) -> None:
-        if self.ended is None and self._child.may_be_dead(0) and self.has_died():
+        if self.ended is None and self._child.may_be_dead(0) and self._child.status() is not None:
             self._died(inbox)
 
     def _died(self, inbox: deque[Received]) -> None:
         """Read what it had written, whoever may still hold its pipes: then this is the end."""
-        self.dead = True
         self.drain(inbox)
         self.put_end(inbox)
         if self.ended is not None:
@@ -100,13 +91,13 @@ class ProcessInputs(StreamInputs):
 
     def resume(self, inbox: deque[Received]) -> None:
         super().resume(inbox)
-        if self.dead and (self.ended is None or not self.channel.outbox.is_broken):
+        if self._child.process.returncode is not None and (self.ended is None or not self.channel.outbox.is_broken):
             self._died(inbox)
 
     def framed_ended(self, inbox: deque[Received]) -> None:
         if self.ended is not None:
             return
-        if self.dead or self._child.status() is not None:
+        if self._child.status() is not None:
             self._died(inbox)
         elif self._status_due is None:
             self._status_due = monotonic() + _STATUS_GRACE
@@ -174,7 +165,6 @@ class ProcessChannel(StreamChannel):
         self.child: Child = Child(process, group)
         self._owned = owned
         self._text: TextInput | None = None  # its stderr
-        self._teardown: Teardown | None = None
         self._ask_at = 0.0  # no sooner does a send ask whether it lives
         self._clock = real_clock()
         ends: list[Any] = []
@@ -201,7 +191,7 @@ class ProcessChannel(StreamChannel):
         if now >= self._ask_at:
             self._ask_at = now + _ASK_INTERVAL
             try:
-                gone = self.child.may_be_dead(0) and self.inputs.has_died()
+                gone = self.child.may_be_dead(0) and self.child.status() is not None
             except (OSError, MemoryError) as exc:  # the system has no answer now, and a turn asks again
                 pass_on(exc)
                 gone = False
@@ -227,10 +217,7 @@ class ProcessChannel(StreamChannel):
             return super().close()
         super().release()
         close_stream(self.process.stdin)
-        self.inputs.dead = True
-        if self._teardown is None:
-            self._teardown = ProcessTeardown(self.child, self._text)
-        return self._teardown
+        return ProcessTeardown(self.child, self._text)
 
     def release(self) -> None:
         self.child.close()
