@@ -110,7 +110,6 @@ class Closing:
 
     def wait(self) -> None:
         """Block until a child has ended. What is done in the background is left to turns."""
-        self.hurry()
         if self.teardown is not None and not self.teardown.background:
             self._conversation.loop.teardowns.wait([self.teardown])
         self.teardown = None
@@ -184,17 +183,22 @@ class Teardowns:
                 self.all.remove(teardown)
         return wait
 
-    def wait(self, only: Collection[Teardown] | None = None, background: bool = True, deliver: bool = True) -> None:
+    def wait(
+        self, only: Collection[Teardown] | None = None, due: float | None = None, background: bool = True
+    ) -> None:
         """Block until all are done, side by side. Each of them bounds its own steps.
 
         Args:
             only: Which to wait for, by default all that are there now.
+            due: When they have to be done, in the time of ``time.monotonic``; None for their own bounds.
             background: Also wait for what is in the background. Otherwise it goes on only while others are waited for.
-            deliver: Whether handlers may run.
         """
         left = tuple(self.all if only is None else only)
+        if due is not None:
+            for teardown in left:
+                teardown.hurry(due)
         while True:
-            wait = self.step(deliver, left)
+            wait = self.step(only=left)
             left = tuple([teardown for teardown in left if teardown in self.all])
             if not any([background or not teardown.background for teardown in left]):
                 return

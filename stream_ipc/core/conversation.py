@@ -201,7 +201,7 @@ class Conversation:
         outer = loop.enter()
         try:
             if seconds is not None:
-                self.due = loop.clock() + seconds
+                self.hurry(loop.clock() + seconds)
             removed = f"this side removed the session from its peer ({self.name})"
             reason = StreamClosedError(removed if release else self.channel.closed_text())
             self._flush_bounded(reason)

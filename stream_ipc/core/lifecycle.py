@@ -24,7 +24,7 @@ from .waits import Until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from typing import Any
 
 __all__ = ["adopt", "close_loop", "drop_loop"]
@@ -60,25 +60,18 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
         loop.repairs |= loop.conversations  # after another interruption turns go on with closing
         _close(loop, handlers=False)
         hold_back(loop, False, loop.go_on)  # what is left of done callbacks
-        _wait(loop, due, background=False)  # before the on_close handlers, which run after a child's last words
+        loop.teardowns.wait(due=due, background=False)  # before the on_close handlers, which run after a child's last words
         try:
             _close(loop)
         finally:  # an on_close handler may have been interrupted
             _close(loop)
-            _wait(loop, due)
+            loop.teardowns.wait(due=due)
             loop.close()
 
 
 def _unclosed(loop: Loop) -> list[Conversation]:
     """Return the open conversations, and those whose closing has begun and is not done."""
     return [*loop.conversations, *[task for task in loop.repairs if isinstance(task, Conversation)]]
-
-
-def _wait(loop: Loop, due: float | None, background: bool = True) -> None:
-    if due is not None:
-        for teardown in loop.teardowns.all:
-            teardown.hurry(due)
-    loop.teardowns.wait(background=background)
 
 
 def _begin_close(loop: Loop) -> None:
@@ -137,19 +130,15 @@ def drop_loop(loop: Loop, owner: str) -> None:
 
 def _close_all() -> None:
     """Close all loops at exit, side by side, because each may take its time."""
+    loops = [loop for loop in tuple(_loops) if not loop.closed and not loop.forked]
     try:
-        _close_side_by_side()
+        _close_side_by_side(loops)
     except BaseException:  # an interruption, and there is no later
-        _cut_short(_open_loops())
+        _cut_short(loops)
         raise
 
 
-def _open_loops() -> list[Loop]:
-    return [loop for loop in tuple(_loops) if not loop.closed and not loop.forked]
-
-
-def _close_side_by_side() -> None:
-    loops = _open_loops()
+def _close_side_by_side(loops: Collection[Loop]) -> None:
     for loop in loops:
         loop.thread = None  # its thread has ended, or will never run again
     left = [loop for loop in loops if _try(loop, partial(_begin_close, loop))]
@@ -200,20 +189,16 @@ def _try(loop: Loop, step: Callable[[], Any], when: str = "at exit") -> bool:
 
 
 def _after_fork() -> None:
-    for loop in tuple(_loops):
-        _abandon(loop)
-    _loops.clear()
-
-
-def _abandon(loop: Loop) -> None:
     """Close this process's copies of all descriptors and touch nothing else: it is a fork of the owner."""
-    loop.forked = True
-    for conversation in _unclosed(loop):
-        conversation.abandon()
-    for listener in tuple(loop.listeners):
-        listener.abandon()
-    loop.teardowns.abandon()
-    loop.close()
+    for loop in tuple(_loops):
+        loop.forked = True
+        for conversation in _unclosed(loop):
+            conversation.abandon()
+        for listener in tuple(loop.listeners):
+            listener.abandon()
+        loop.teardowns.abandon()
+        loop.close()
+    _loops.clear()
 
 
 atexit.register(_close_all)

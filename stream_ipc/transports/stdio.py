@@ -137,14 +137,14 @@ def _take_over(drop_stderr: bool) -> None:
         raise
     try:
         os.dup2(null, 0)
+        os.dup2(null, 1)
         if drop_stderr:
             os.dup2(null, 2)
-        try:
-            # Started without a stderr, descriptor 2 may be anything that was opened since.
-            os.dup2(null if sys.__stderr__ is None else 2, 1)
-        except OSError as exc:  # it was closed since
-            pass_on(exc)
-            os.dup2(null, 1)
+        elif sys.__stderr__ is not None:  # or descriptor 2 may be anything that was opened since this process was started
+            try:
+                os.dup2(2, 1)
+            except OSError as exc:  # it was closed since
+                pass_on(exc)
     finally:
         os.close(null)
 
@@ -179,7 +179,7 @@ def _read_ahead() -> bytes:
     """Return what ``sys.stdin`` has read before; descriptor 0 is the null device by now, so this cannot block."""
     stdin: Any = sys.stdin
     try:
-        if stdin is None or stdin.fileno() != 0:
+        if stdin.fileno() != 0:
             return b""
         buffered = stdin.buffer
         ahead: bytes = buffered.read1(len(buffered.peek()))
@@ -189,7 +189,7 @@ def _read_ahead() -> bytes:
             rest = "?"
     except (AttributeError, OSError, ValueError) as exc:
         pass_on(exc)
-        return b""  # replaced by an object that is no file, or closed
+        return b""  # there is none, it is closed, or an object that is no file
     if rest:
         raise InvalidStreamError(
             "sys.stdin has read text ahead that may belong to messages; create the session before anything reads"
