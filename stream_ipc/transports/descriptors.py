@@ -88,22 +88,25 @@ def close_streams(streams: list[tuple[Any, int]]) -> None:
     """Close streams that were released, and take each out of the list. An interrupted call can be made again."""
     while streams:
         last = streams[-1]
-        stream, _ = last
+        stream, fd = last
         if isinstance(stream, int):
             # atomic: no calls
             del streams[-1]  # before: a number that was closed may be another file's the next moment
 
+            try:
+                os.close(fd)
+            except OSError as exc:
+                pass_on(exc)
+            continue
         close_stream(stream)
         if streams and streams[-1] is last:
             del streams[-1]
 
 
 def close_stream(stream: Any) -> None:
-    """Close a stream, if it is one and can be closed: an object, or the number of a descriptor."""
+    """Close an object, if it is one that can be closed."""
     try:
-        if isinstance(stream, int):
-            os.close(stream)
-        elif hasattr(stream, "close"):
+        if hasattr(stream, "close"):
             stream.close()
     except (OSError, ValueError) as exc:  # it cannot flush what its owner left in it, or somebody has closed it
         pass_on(exc)

@@ -80,20 +80,7 @@ def spawn(
     stderr: int | IO[Any] | None,
     popen: PopenOptions,
 ) -> subprocess.Popen[bytes]:
-    """Start a process with pipes for its stdio.
-
-    Args:
-        command: The program and its arguments.
-        cwd: The folder to start it in, or None.
-        env: Its environment, or None.
-        stderr: As ``Popen`` takes it.
-        popen: Other keywords of ``Popen``.
-
-    Raises:
-        TypeError: An argument is of a wrong kind, or cannot be passed here.
-        ValueError: An argument cannot be used.
-        OSError: It cannot be started.
-    """
+    """Start a process with pipes for its stdio; for the arguments see ``create_command_session``."""
     check_command(command)
     stderr = check_options(cwd, env, stderr, **popen)
     options: dict[str, Any] = dict(popen)
@@ -121,13 +108,14 @@ def spawn(
         return process
     except BaseException as exc:
         try:
-            if process is None:
-                process = _find_child(exc, theirs)
+            refused = isinstance(exc, OSError) and interruption_in(exc) is None  # so that there is no process
+            if process is None and not refused:
+                process = _find_child(exc, *theirs[:2])
             _undo(process, files, ours, theirs)
         except BaseException:  # an interruption
             _undo(process, files, ours, theirs)
             raise
-        if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE) and interruption_in(exc) is None:
+        if isinstance(exc, OSError) and refused and exc.errno in (errno.EMFILE, errno.ENFILE):
             advice = "starting a process takes some descriptors; close some, or raise the limit (ulimit -n)"
             raise OSError(exc.errno, f"{exc.strerror}: {advice}") from exc
         raise
@@ -175,7 +163,7 @@ def _undo(process: subprocess.Popen[bytes] | None, files: list[Any], *fds: list[
         kill(process)
 
 
-def _find_child(error: BaseException, pipes: Sequence[int]) -> subprocess.Popen[bytes] | None:
+def _find_child(error: BaseException, *pipes: int) -> subprocess.Popen[bytes] | None:
     """Return the process whose start was interrupted when it ran already: only the frames of ``Popen`` know it.
 
     Args:
@@ -186,14 +174,13 @@ def _find_child(error: BaseException, pipes: Sequence[int]) -> subprocess.Popen[
     while traceback is not None:
         found = traceback.tb_frame.f_locals.get("self")
         if isinstance(found, subprocess.Popen) and getattr(found, "returncode", 0) is None:
-            if found.pid is None and not (isinstance(error, OSError) and interruption_in(error) is None):
-                found.pid = _find_pid(*pipes[:2])  # not stored yet, or it was not started
-            return None if found.pid is None else found
+            found.pid = found.pid or _find_pid(*pipes)  # it was not stored yet, or there is none
+            return found if found.pid else None
         traceback = traceback.tb_next
     return None
 
 
-def _find_pid(stdin: int, stdout: int) -> int | None:
+def _find_pid(stdin: int, stdout: int) -> Any:
     """Return the child that has these pipes for its stdin and stdout. Only Linux tells, so elsewhere it is None."""
     # By their numbers here it has them until it becomes another program. So has another thread's child for a moment.
     found = [_find_holder(*pair) for pair in ((stdin, stdin), (1, stdout), (0, stdin))]
@@ -217,12 +204,7 @@ def _find_holder(number: int, pipe: int) -> int | None:
 
 
 def check_command(command: Any) -> None:
-    """Raise for what is no command.
-
-    Raises:
-        TypeError: It is no list, or an item is of a wrong kind.
-        ValueError: It is empty.
-    """
+    """Raise ``TypeError`` or ``ValueError`` for what is no command."""
     if isinstance(command, (str, bytes)) or not isinstance(command, Sequence):
         raise TypeError(
             f"command must be a list of arguments, not {command!r:.200}; there is no shell, so pass"
