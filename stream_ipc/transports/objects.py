@@ -54,15 +54,11 @@ def _has_descriptor(stream: Any) -> bool:
     """
     if isinstance(stream, int) or is_socket(stream):
         return True
-    if not any([callable(getattr(stream, name, None)) for name in ("read", "write")]):
-        return True  # or nothing at all, which opening it finds out
     try:
         fd = stream.fileno()
-    except (AttributeError, io.UnsupportedOperation):
-        return False
-    except (OSError, ValueError) as exc:
+    except (AttributeError, OSError, ValueError) as exc:  # io.UnsupportedOperation, or it is closed
         pass_on(exc)
-        return getattr(stream, "closed", False) is True  # then it has none any more
+        return False
     buffered = getattr(stream, "buffer", stream) if isinstance(stream, io.TextIOBase) else stream
     if isinstance(buffered, io.BufferedIOBase) and not isinstance(buffered, _BUFFERS):
         return False

@@ -36,12 +36,7 @@ _active: StdioChannel | None = None
 class StdioChannel(StreamChannel):
     """Messages over this process's stdin and stdout. There can be one at a time.
 
-    Owns the private descriptors, and restores the standard ones.
-
-    Raises:
-        InvalidStreamError: Descriptor 0 or 1 is closed, or ``sys.stdin`` has read ahead.
-        OSError: The process is out of descriptors.
-        RuntimeError: There is one already.
+    Owns the private descriptors, and restores the standard ones. Raises what ``create_stdio_session`` does.
     """
 
     def __init__(self, serializer: MessageSerializer, max_frame_size: int) -> None:
@@ -53,10 +48,10 @@ class StdioChannel(StreamChannel):
         self._buffered: list[Any] = []  # what is to be block-buffered again
         ends: list[Any] = []
         try:
-            self._copies[0] = _private_copy(0, "stdin", sys.__stdin__)
-            self._copies[1] = _private_copy(1, "stdout", sys.__stdout__)
+            self._copies[0] = _private_copy(0, "stdin")
+            self._copies[1] = _private_copy(1, "stdout")
             if _is_stderr(*self._copies.values()):
-                self._copies[2] = _private_copy(2, "stderr", sys.__stderr__)
+                self._copies[2] = _private_copy(2, "stderr")
             _take_over(2 in self._copies)
             self._buffer_lines()
             ahead = _read_ahead()
@@ -149,9 +144,9 @@ def _take_over(drop_stderr: bool) -> None:
         os.close(null)
 
 
-def _private_copy(fd: int, name: str, original: Any) -> int:
+def _private_copy(fd: int, name: str) -> int:
     try:
-        if original is None:
+        if getattr(sys, f"__{name}__") is None:
             # The interpreter found none when it started. The number may be another file's by now.
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         # Above the standard ones, and not inherited by programs that this process starts.
