@@ -378,6 +378,19 @@ def timeout_of(stream: Any) -> Any:
     return stream.gettimeout() if isinstance(stream, socket.socket) else None
 
 
+def test_the_default_timeout_of_sockets_leaves_a_number_as_it_was(peer: IpcPeer) -> None:
+    ours, theirs = socket.socketpair()
+    number = ours.detach()
+    socket.setdefaulttimeout(5.0)  # and each socket object that is made of a number sets its flag
+    try:
+        peer.remove_session(peer.create_stream_session(number, number))
+    finally:
+        socket.setdefaulttimeout(None)
+    assert os.get_blocking(number)
+    os.close(number)
+    theirs.close()
+
+
 @pytest.mark.matrix
 @pytest.mark.usefixtures("closed_streams_are_noticed_soon")
 def test_a_stream_that_its_owner_closed_is_an_error_and_no_hang(peer: IpcPeer, link: Link) -> None:

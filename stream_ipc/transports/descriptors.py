@@ -205,7 +205,8 @@ class End:
             elif stat.S_ISSOCK(self._mode):
                 self._make_socket()
             elif not self.shared and not stat.S_ISREG(self._mode):
-                self._set_nonblocking()
+                self._blocking = os.get_blocking(self.fd)
+                os.set_blocking(self.fd, False)
             self.open()
         except BaseException:
             self.release()
@@ -222,17 +223,13 @@ class End:
         with Shield():  # if it was lost before it is stored, it would close the descriptor
             self.socket = socket.socket(fileno=self.fd)
         if not self.shared:
-            self._set_nonblocking()
+            self._blocking = blocking
             self.socket.settimeout(0)
             return
         if self.socket.gettimeout() is not None:  # socket.setdefaulttimeout() was used, and has set the flag
             self.socket.settimeout(None)
         if os.get_blocking(self.fd) != blocking:
             os.set_blocking(self.fd, blocking)
-
-    def _set_nonblocking(self) -> None:
-        self._blocking = os.get_blocking(self.fd)
-        os.set_blocking(self.fd, False)
 
     @property
     def family(self) -> str:
