@@ -364,10 +364,14 @@ class ReadEnd(End):
 
 
 class WriteEnd(End):
-    """The end that is written."""
+    """The end that is written.
+
+    Attributes:
+        poll_fd: The descriptor that is written and waited for: ``fd``, or one of this process's own for the same file.
+    """
 
     forbidden_mode: int = os.O_RDONLY
-    _own_fd = -1
+    poll_fd: int = -1
 
     def __init__(self, stream: Any, shared: bool = False) -> None:
         flush = getattr(stream, "flush", None)
@@ -380,6 +384,7 @@ class WriteEnd(End):
         super().__init__(stream, shared)
 
     def open(self) -> None:
+        self.poll_fd = self.fd
         self.growable: bool = self.family == "AF_UNIX" and not self.shared  # not a socket of the parent's, too
         if self.socket is None and self.shared and (stat.S_ISFIFO(self._mode) or self._is_terminal):
             self._reopen()
@@ -395,16 +400,9 @@ class WriteEnd(End):
         if sock is not None:
             flags = self._socket_flags() | getattr(sys.modules["socket"], "MSG_NOSIGNAL", 0)
             return map(sock.send, buffers, repeat(flags))
-        if self._own_fd >= 0:
-            return map(os.write, repeat(self._own_fd), buffers)
-        if self.shared and not stat.S_ISREG(self._mode):
-            return map(os.write, repeat(self.fd), map(self._cut, buffers))
-        return map(os.write, repeat(self.fd), buffers)
-
-    @property
-    def poll_fd(self) -> int:
-        """The descriptor to wait for."""
-        return self._own_fd if self._own_fd >= 0 else self.fd
+        if self.shared and self.poll_fd == self.fd and not stat.S_ISREG(self._mode):
+            buffers = map(self._cut, buffers)
+        return map(os.write, repeat(self.poll_fd), buffers)
 
     def _reopen(self) -> None:
         # The same pipe or terminal as an open file of this process's own, whose O_NONBLOCK nobody else sees.
@@ -412,7 +410,7 @@ class WriteEnd(End):
         for path in (f"/proc/self/fd/{self.fd}", None):  # a pipe has no other name
             try:
                 # Stored before a signal is looked at.
-                for self._own_fd in map(os.open, (path or os.ttyname(self.fd),), (flags,)):
+                for self.poll_fd in map(os.open, (path or os.ttyname(self.fd),), (flags,)):
                     return
             except OSError as exc:
                 pass_on(exc)
@@ -425,9 +423,9 @@ class WriteEnd(End):
 
     def abandon(self) -> None:
         # atomic: no calls
-        fd = self._own_fd
-        self._own_fd = -1
+        fd = self.poll_fd
+        self.poll_fd = -1
 
-        if fd >= 0:
+        if fd >= 0 and fd != self.fd:
             os.close(fd)
         super().abandon()

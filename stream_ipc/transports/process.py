@@ -59,12 +59,11 @@ class ProcessInputs(StreamInputs):
 
     def interest(self) -> tuple[list[int], float | None]:
         reads, poll_in = super().interest()
-        if self.ended is not None:
-            return reads, poll_in
-        if self._child.pidfd >= 0:
-            reads = [*reads, self._child.pidfd]
-        if self._status_due is not None or self._child.pidfd < 0:
-            poll_in = sooner(poll_in, DEATH_INTERVAL)
+        if self.ended is None:
+            if self._child.pidfd >= 0:
+                reads = [*reads, self._child.pidfd]
+            if self._status_due is not None or self._child.pidfd < 0:
+                poll_in = sooner(poll_in, DEATH_INTERVAL)
         return reads, poll_in
 
     def read(self, inbox: deque[Received]) -> None:
