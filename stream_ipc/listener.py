@@ -9,6 +9,7 @@ import errno
 import logging  # noqa: F401 - for log.py: nothing can be imported once there are no descriptors left
 import math
 import os
+from dataclasses import dataclass
 
 from . import log
 from .arguments import Facade, safe_repr
@@ -93,16 +94,14 @@ PAUSE = 0.1  # seconds without accepting when there are no descriptors, or too m
 _GONE = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 
 
+@dataclass
 class _Handshake:
     """A connection that has no session yet."""
 
-    __slots__ = ("due", "name", "since", "sock")
-
-    def __init__(self, sock: Any, name: str, since: float, due: float) -> None:
-        self.sock = sock
-        self.name = name
-        self.since = since
-        self.due = due
+    sock: Any
+    name: str
+    since: float
+    due: float
 
 
 class Acceptor:

@@ -107,14 +107,16 @@ class _ReadEnd(ReadEnd):
                     data = self.socket.recv(_RECORD)
                     parts.append(data)
                     self._ended = not data
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+                self.wants_write = isinstance(exc, ssl.SSLWantWriteError)
+                if not parts:
+                    raise BlockingIOError from None
+                return
             except OSError as exc:
                 pass_on(exc)
-                self.wants_write = isinstance(exc, ssl.SSLWantWriteError)
-                if parts:
-                    return  # the next read meets it again
-                if self.wants_write or isinstance(exc, ssl.SSLWantReadError):
-                    raise BlockingIOError from None
-                raise _ended_without_saying(exc, self.socket) from exc
+                if not parts:
+                    raise _ended_without_saying(exc, self.socket) from exc
+                return  # the next read meets it again
             if len(data) < _RECORD:  # what is more is still with the system, and the poller tells
                 return
 
