@@ -182,22 +182,21 @@ def _find_child(error: BaseException, *pipes: int) -> subprocess.Popen[bytes] | 
 
 def _find_pid(stdin: int, stdout: int) -> Any:
     """Return the child that has these pipes for its stdin and stdout. Only Linux tells, so elsewhere it is None."""
-    # By their numbers here it has them until it becomes another program. So has another thread's child for a moment.
-    found = [_find_holder(*pair) for pair in ((stdin, stdin), (1, stdout), (0, stdin))]
-    return next(filter(None, reversed(found)), None)
+    from glob import glob
 
-
-def _find_holder(number: int, pipe: int) -> int | None:
-    """Return the child that calls a pipe by that number."""
-    wanted = os.fstat(pipe)
-    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
-        try:
-            if name.isdigit() and os.path.samestat(os.stat(f"/proc/{name}/fd/{number}"), wanted):
-                os.waitid(os.P_PID, int(name), os.WEXITED | os.WNOHANG | os.WNOWAIT)  # an error unless it is a child
-                return int(name)
-        except OSError:  # somebody else's, or a further interruption, which is as good as the first
-            pass
-    return None
+    pid = None
+    # It has them by their numbers here until it becomes another program, but so has another thread's child for a moment:
+    # what comes later is surer.
+    for number, pipe in ((stdin, stdin), (1, stdout), (0, stdin)):
+        for path in glob(f"/proc/[0-9]*/fd/{number}"):
+            try:
+                if os.path.samestat(os.stat(path), os.fstat(pipe)):
+                    holder = int(path.split("/")[2])
+                    os.waitid(os.P_PID, holder, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # an error unless it is a child
+                    pid = holder
+            except OSError:  # somebody else's, or a further interruption, which is as good as the first
+                pass
+    return pid
 
 
 # -- arguments
