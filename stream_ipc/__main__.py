@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _tap(options: argparse.Namespace, command: list[str], parser: argparse.ArgumentParser) -> int:
-    from .tap.files import Log, TraceFile, open_log
+    from .tap.files import Log, Trace
     from .tap.relay import Tap
 
     if not command:
@@ -83,13 +83,13 @@ def _tap(options: argparse.Namespace, command: list[str], parser: argparse.Argum
         return 127 if isinstance(exc, FileNotFoundError) else 126
     option = "log"
     try:
-        log = Log(sys.stderr) if options.log is None else open_log(options.log.replace("%p", str(tap.pid)))
+        log = Log(None if options.log is None else options.log.replace("%p", str(tap.pid)))
         option = "trace"
-        append = None if options.trace is None else TraceFile(options.trace.replace("%p", str(tap.pid))).append
+        trace = None if options.trace is None else Trace(options.trace.replace("%p", str(tap.pid)))
     except OSError as exc:
         tap.kill()
         parser.error(f"the {option} cannot be written: {exc}")
-    status = tap.run(log, options.format, options.log is None and _is_coloured(sys.stderr), append)
+    status = tap.run(log, trace, options.format, options.log is None and _is_coloured(sys.stderr))
     if status < 0:
         # The parent sees how the worker ended; but one core file is enough.
         try:
@@ -99,26 +99,30 @@ def _tap(options: argparse.Namespace, command: list[str], parser: argparse.Argum
             pass  # SIGKILL cannot be handled
         os.kill(os.getpid(), -status)
         return 128 - status
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(status)  # a thread may still wait for the parent, which waits for us
 
 
 def _decode(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from .tap.report import decode
+    from .tap.report import Report
 
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         is_stdin = options.file == "-"
         with open(0 if is_stdin else options.file, "rb", buffering=0, closefd=not is_stdin) as file:
-            whole = decode(file.read, options.format, sys.stdout, _is_coloured(sys.stdout))
+            report = Report(sys.stdout.write, ("--",), options.format, _is_coloured(sys.stdout))
+            while True:
+                data = file.read(65536)
+                if not data:
+                    break
+                report.feed("--", data)
+        is_whole = report.finish()
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
         return 1
     except OSError as exc:
         parser.error(f"{options.file} cannot be read: {exc}")
-    return 0 if whole else 1
+    return 0 if is_whole else 1
 
 
 def _is_coloured(stream: TextIO) -> bool:

@@ -139,15 +139,15 @@ def read_lines(size: int) -> Callable[[bytes], None]:
     return run
 
 
-def tap(format: str, more: int = 0) -> Callable[[bytes], None]:
-    return lambda data: (look(data, len(data) + more, format), None)[1]
+def tap(format: str) -> Callable[[bytes], None]:
+    return lambda data: (look(data, format), None)[1]
 
 
 def report(data: bytes) -> None:
-    skimmer = Report(lambda line: None, timed=False).direction(">", "<")
+    lines = Report(lambda line: None, (">",))
     for at in range(0, len(data), 100):
-        skimmer.feed(data[at : at + 100])
-    skimmer.end()
+        lines.feed(">", data[at : at + 100])
+    lines.finish()
 
 
 def json_value(value: str, times: int) -> bytes:
@@ -226,17 +226,14 @@ SHAPES: Dict[str, Any] = {
     "tap frames": (report, lambda n: frame(JSON.serialize(Ping("x"))) * n),
     "tap large frames": (report, lambda n: frame(JSON.serialize(Ping("x" * 100 * n)))),
     "tap json": (tap("json"), lambda n: JSON.serialize(Ping([{"a": ["b"]}] * n))),
-    "tap json that breaks off": (tap("json", 1), lambda n: JSON.serialize(Ping([{"a": ["b"]}] * n))[:-3]),
-    "tap json brackets": (tap("json", 1), lambda n: b'{"a":' * n),
-    "tap json quotes": (tap("json", 1), lambda n: b'"' * n),
-    "tap json backslashes": (tap("json", 1), lambda n: b'["' + b"\\" * n),
+    "tap json brackets": (tap("json"), lambda n: b'{"a":' * n),
+    "tap json quotes": (tap("json"), lambda n: b'"' * n),
+    "tap json backslashes": (tap("json"), lambda n: b'["' + b"\\" * n),
     "tap php": (tap("php"), lambda n: PHP.serialize(Ping([{"a": ["b"]}] * n))),
-    "tap php that breaks off": (tap("php", 1), lambda n: b"a:1:{i:0;" * n),
-    "tap php digits": (tap("php", 1), lambda n: b"d:" + b"1" * n),
+    "tap php digits": (tap("php"), lambda n: b"d:" + b"1" * n),
     "tap pickle": (tap("pickle"), lambda n: PICKLE.serialize(Ping([{"a": ["b"]}] * n))),
-    "tap pickle that breaks off": (tap("pickle", 1), lambda n: PICKLE.serialize(Ping([{"a": ["b"]}] * n))[:-3]),
-    "tap pickle marks": (tap("pickle", 1), lambda n: b"\x80\x05" + b"(" * n),
-    "tap pickle lists": (tap("pickle", 1), lambda n: b"\x80\x05" + b"](" * n + b"e" * n),
+    "tap pickle marks": (tap("pickle"), lambda n: b"\x80\x05" + b"(" * n),
+    "tap pickle lists": (tap("pickle"), lambda n: b"\x80\x05" + b"](" * n + b"e" * n),
     "tap pickle copies": (tap("pickle"), lambda n: b"\x80\x05]\x94" + b"(h\0h\0e" * n + b"."),
     "tap pickle states": (tap("pickle"), lambda n: b"\x80\x05cx\ny\n)R\x94" + b"}b" * n + b"."),
 }  # fmt: skip

@@ -1,25 +1,34 @@
-"""What a payload says, in any of the three formats, also if only its beginning is at hand.
+"""What a payload says, in any of the three formats.
 
-Knows what a message looks like as a tree. Must not know the registry: nothing is built, imported or called, so it needs
-none of the program's modules, and a payload may say whatever it wants.
+Knows the three formats. Must not know the registry: an ``_Object`` stands for each object, so the tap needs none of the
+program's modules, and imports and calls nothing that a payload names. It takes the time and the memory that decoding a
+payload takes its receiver, and a hostile pickle can exhaust both, as ``PickleMessageSerializer`` says.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+import io
+import json
+import pickle
+import re
+from itertools import chain
+from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 from ..messages import NOTIFICATION, REQUEST, RESPONSE
-from .pickles import of_shape, read_pickle
-from .texts import read_json, read_php
-from .tree import NAME, VIEW, Node, Unreadable, escaped, last_part, show
+from ..serializers.php_reading import TOKEN, bare, decoded
+from ..serializers.pickle_objects import GLOBAL, SEPARATOR, Handle, build
 
-__all__ = ["FORMATS", "Content", "look"]
+__all__ = ["Content", "escaped", "look", "show"]
+
+_VIEW = 160  # characters of the fields
+_NAME = 200  # characters of a class name or an id
+_TEXT = 60  # characters of one text
+_BYTES = 24  # bytes of one
+_LEVEL = 6  # characters less for what is inside another value
 
 # By the last part of its name: the kind of an envelope, which is also the field with its message.
 _ENVELOPES = {"RequestEnvelope": "request", "ResponseEnvelope": "response"}
 _KINDS = {NOTIFICATION: "notification", REQUEST: "request", RESPONSE: "response"}  # in a safe pickle
-
-FORMATS: dict[str, Callable[[bytes, bool], Any]] = {"json": read_json, "php": read_php, "pickle": read_pickle}
 
 
 class Content(NamedTuple):
@@ -38,49 +47,241 @@ class Content(NamedTuple):
     view: str
 
 
-def look(head: bytes, size: int, format: str = "") -> Content:
+class _Unreadable(Exception):
+    """The payload is not in this format, or is no message."""
+
+
+def look(payload: bytes | bytearray, format: str = "") -> Content:
     """Find out what a payload says.
 
     Args:
-        head: The payload, or the beginning of it.
-        size: How many bytes the whole payload has.
-        format: One of ``FORMATS``; by default whichever the first byte looks like.
+        payload: The payload.
+        format: ``"json"``, ``"php"`` or ``"pickle"``; by default whichever the first byte looks like.
     """
     if not format:
-        format = "pickle" if head[:1] == b"\x80" else "json" if head.lstrip()[:1] in (b"{", b"[") else "php"
+        format = "pickle" if payload[:1] == b"\x80" else "json" if payload[:99].lstrip()[:1] in (b"{", b"[") else "php"
     try:
         # Names and ids are the sender's.
-        return Content(*map(escaped, _content(FORMATS[format](head, len(head) < size))))
-    except Unreadable as exc:
+        return Content(*map(escaped, _content(_FORMATS[format](payload))))
+    except _Unreadable as exc:
         text = str(exc)
-    except Exception as exc:  # of hostile bytes there are more kinds than one can list
+    except Exception as exc:  # of what is broken or hostile there are more kinds than one can list
         text = f"{type(exc).__name__}: {exc}"
-    text = f"not a message in {format}: {escaped(text[:VIEW])}; begins with {head[:32]!r}"
+    text = f"not a message in {format}: {escaped(text[:_VIEW])}; begins with {bytes(payload[:32])!r}"
     return Content("unreadable", "", "", text)
 
 
-def _content(root: Any) -> Content:
-    if not isinstance(root, Node):
-        raise Unreadable("a plain value")
-    kind, id = "notification", ""
-    if root.kind == "tuple" and len(root.items) >= 3:
-        # The safe pickle: (kind, id, shape, value, ...).
-        number, found, name, *rest = root.items
-        if type(number) is not int or number not in _KINDS or type(name) is not str:
-            raise Unreadable("a tuple of something else")
-        root = of_shape(name, rest, root.cut)
-        kind = _KINDS[number]
-        id = found[:NAME] if type(found) is str else ""
-    elif root.kind != "object":
-        raise Unreadable(f"a {root.kind}")
+def _content(value: Any) -> Content:
+    kind, id = "notification", None
+    if type(value) is tuple and len(value) >= 3 and type(value[0]) is int and value[0] in _KINDS:  # a safe pickle
+        kind, id, value = _KINDS[value[0]], value[1], _built(value[2:])
+    elif isinstance(value, _Object) and _last_part(value.name) in _ENVELOPES:
+        kind = _ENVELOPES[_last_part(value.name)]
+        id, value = value.fields.get("id"), value.fields.get(kind)
+    if not isinstance(value, _Object):
+        raise _Unreadable(f"{show(value)} is no object")
+    id = "" if id is None else id[:_NAME] if isinstance(id, str) else show(id)
+    return Content(kind, id, value.name[:_NAME], show(value, is_inside=False))
+
+
+# -- a value as text
+
+
+class _Object:
+    """What stands for an object of whatever class.
+
+    Attributes:
+        name: The class, or what is called to make the object.
+        args: What that is called with.
+        fields: The attributes.
+    """
+
+    name: str = ""
+    args: list[Any]
+    fields: dict[Any, Any]
+
+    # In place of __init__, because an unpickler may call only this.
+    def __new__(cls, *args: Any, **fields: Any) -> _Object:
+        self = object.__new__(cls)
+        self.args = list(args)
+        self.fields = fields
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                self.fields.update(part)
+
+    # For objects that are lists or dicts.
+
+    def append(self, item: Any) -> None:
+        self.args.append(item)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.fields[key] = value
+
+
+def _object(name: str, fields: dict[Any, Any]) -> _Object:
+    made = _Object()
+    made.name, made.fields = name, fields
+    return made
+
+
+class _Word(str):
+    """A text that is shown as it is: the name of an enum's member, a number."""
+
+    __slots__ = ()
+
+
+def escaped(text: str) -> str:
+    """Return a text with control characters escaped: they could clear a screen or begin a line."""
+    return "".join([c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text])
+
+
+def _last_part(name: str) -> str:
+    """Return the last part of a class's name, in Python or in PHP."""
+    return re.split(r"[\\.]", name[:_NAME])[-1]
+
+
+def show(value: Any, room: int = _VIEW, is_inside: bool = True) -> str:
+    """Return a value as text of about so many characters.
+
+    Each value writes something and leaves less room to those inside it: that bounds the depth, and the time if one value
+    is in many others.
+    """
+    if isinstance(value, Handle):
+        value = _built(value)
+    parts: Iterable[tuple[str, Any]]
+    begin, more, end = "(", "...", ")"
+    if isinstance(value, _Object):
+        begin = f"{(_last_part(value.name) if is_inside else value.name)[:_NAME]}("
+        fields = ((f"{str(key)[:_TEXT]}=", item) for key, item in value.fields.items())
+        parts = chain((("", item) for item in value.args), fields)
+    elif isinstance(value, dict):
+        begin, end = "{", "}"
+        parts = ((f"{show(key, room - _LEVEL)}: ", item) for key, item in value.items())
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        if not isinstance(value, tuple):
+            begin, end = "[]" if isinstance(value, list) else "{}"
+        elif len(value) == 1:
+            end = ",)"
+        parts = (("", item) for item in value)
+        more = f"... {len(value)} items"
     else:
-        key = _ENVELOPES.get(last_part(root.name))
-        if key is not None:
-            kind = key
-            found = root.get("id")
-            id = found[:NAME] if type(found) is str else show(found)
-            root = root.get(key)
-            if not isinstance(root, Node) or root.kind != "object":
-                return Content(kind, id, "?", "..." if root is None else show(root))
-    name = root.name[:NAME]
-    return Content(kind, id, name, show(root, VIEW + len(name)))
+        return _leaf(value)
+    room -= len(begin)
+    texts: list[str] = []
+    for key, item in parts:
+        if room <= 0:
+            texts.append(more)
+            break
+        texts.append(key + show(item, room - _LEVEL))
+        room -= len(texts[-1]) + 2
+    return f"{begin}{', '.join(texts)}{end}"
+
+
+def _leaf(value: Any) -> str:
+    if isinstance(value, _Word):
+        return value if len(value) <= _NAME else value[:_NAME] + "..."
+    if isinstance(value, str) and len(value) > _TEXT:
+        return f"{repr(value[:_TEXT])[:-1]}...' ({len(value)} characters)"
+    if isinstance(value, (bytes, bytearray)) and len(value) > _BYTES:
+        return f"{repr(bytes(value[:_BYTES]))[:-1]}...' ({len(value)} bytes)"
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"<int of {value.bit_length()} bits>"  # its digits may take long to compute
+    return repr(value)
+
+
+# -- pickles
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == GLOBAL:
+            return build
+        return type("_Object", (_Object,), {"name": f"{module}.{name}"})
+
+
+def _read_pickle(payload: bytes | bytearray) -> Any:
+    return _Unpickler(io.BytesIO(payload)).load()
+
+
+def _built(parts: Sequence[Any]) -> Any:
+    """Return what stands for an object of a safe pickle, which consists of a shape and values."""
+    shape, *values = parts
+    name, *names = shape.split(SEPARATOR)
+    if names:
+        return _object(name, dict(zip(names, values)))
+    if values and isinstance(values[0], dict):
+        return _object(name, values[0])
+    if values and isinstance(values[0], str):
+        return _Word(f"{_last_part(name)}.{values[0]}")
+    made = _object(name, {})
+    made.args = values  # a combination of flags, or a value of the standard library
+    return made
+
+
+# -- JSON
+
+
+def _read_json(payload: bytes | bytearray) -> Any:
+    return json.loads(payload.decode(), object_pairs_hook=_json_object, parse_int=_Word)
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> Any:
+    fields = dict(pairs)
+    return _object(fields.pop("__class"), fields) if type(fields.get("__class")) is str else fields
+
+
+# -- PHP's format
+
+
+def _read_php(payload: bytes | bytearray) -> Any:
+    value, at = _php_value(payload.decode("latin-1"), 0)
+    if at < len(payload):
+        raise _Unreadable(f"at byte {at}, something behind the value")
+    return value
+
+
+def _php_value(text: str, at: int) -> tuple[Any, int]:
+    """Return a value, and where it ends."""
+    found = TOKEN(text, at)
+    if found is None:
+        raise _Unreadable(f"at byte {at}, something that is not PHP's format")
+    kind = found.lastgroup or ""
+    content: str = found[kind]
+    end = found.end()
+    value: Any
+    if kind == "text":
+        start, end = end, end + int(content) + 2
+        if text[end - 2 : end] != '";':
+            raise _Unreadable(f"at byte {at}, a string of another length than it says")
+        value = decoded(text[start : end - 2])
+    elif kind in ("array", "object"):
+        value = {}
+        for _ in range(int(content)):
+            key, end = _php_value(text, end)
+            value[key], end = _php_value(text, end)
+        end += 1
+        if text[end - 1 : end] != "}":
+            raise _Unreadable(f"at byte {at}, an array or object that has more or less than it says")
+        if kind == "object":
+            value = _object(str(decoded(found["name"])), {bare(key): value[key] for key in value})
+        elif list(value) == list(range(len(value))):
+            value = list(value.values())
+    elif kind == "int":
+        value = int(content)
+    elif kind == "bool":
+        value = content == "1"
+    elif kind == "float":
+        value = float(content)
+    elif kind == "case":
+        value = _Word(f"{_last_part(found['enum'])}::{content}")
+    else:
+        value = None if kind == "null" else _Word(f"<value {content} again>")
+    return value, end
+
+
+_FORMATS: dict[str, Callable[[bytes | bytearray], Any]] = {
+    "json": _read_json, "php": _read_php, "pickle": _read_pickle,
+}  # fmt: skip
