@@ -1,6 +1,9 @@
 """``python3 -m stream_ipc tap`` and ``decode``: what they show, and that nobody notices them."""
 
+import collections
 import ctypes
+import datetime
+import decimal
 import enum
 import fcntl
 import hashlib
@@ -85,6 +88,10 @@ class Job(Message, wire_name="App\\Job"):
     more: Any = None
 
 
+class List(list):
+    pass
+
+
 FORMATS = {
     "pickle": PickleMessageSerializer(),
     "plain pickle": PickleMessageSerializer(unsafe=True),
@@ -144,6 +151,14 @@ def test_nested_objects_and_enums():
         view = look(payload).view
         assert f"point=Point(x=1, y=Colour{member})" in view
         assert "more=Point(x=2, y=[Point(x=3, y=None)])" in view
+
+
+def test_values_of_the_standard_library():
+    job = Job("x", point=[datetime.date(2020, 1, 2), collections.deque([1], 5)], more=decimal.Decimal("1.50"))
+    view = look(FORMATS["pickle"].serialize(job)).view
+    assert "point=[date(2020, 1, 2), deque([1], 5)], more=Decimal('1.50'))" in view
+    view = look(FORMATS["plain pickle"].serialize(Job("x", point=[collections.OrderedDict(a=1), List([2]), len]))).view
+    assert "point=[OrderedDict(a=1), List(2), builtins.len]" in view
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -219,6 +234,7 @@ def test_garbage():
         (b"\x80\x05\xff", "pickle: UnpicklingError: invalid load key, '\\xff'."),
         (pickle.dumps("x" * 50, 5)[:30], "pickle: UnpicklingError: pickle data was truncated"),
         (pickle.dumps("x", 5), "pickle: 'x' is no object"),
+        (pickle.dumps((0, None, "A\0b\0c", 1), 5), "pickle: ValueError: zip() argument 2 is shorter"),
     ],
 )
 def test_what_is_unreadable_says_why(payload, reason):

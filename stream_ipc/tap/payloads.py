@@ -121,8 +121,8 @@ class _Object:
         self.fields[key] = value
 
 
-def _object(name: str, fields: dict[Any, Any]) -> _Object:
-    made = _Object()
+def _object(name: str, fields: dict[Any, Any], args: Iterable[Any] = ()) -> _Object:
+    made = _Object(*args)
     made.name, made.fields = name, fields
     return made
 
@@ -189,6 +189,8 @@ def _leaf(value: Any) -> str:
         return f"{repr(bytes(value[:_BYTES]))[:-1]}...' ({len(value)} bytes)"
     if isinstance(value, int) and value.bit_length() > 200:
         return f"<int of {value.bit_length()} bits>"  # its digits may take long to compute
+    if isinstance(value, type):  # a class or a function that a plain pickle names
+        return str(value.name)  # type: ignore[attr-defined]
     return repr(value)
 
 
@@ -210,15 +212,15 @@ def _built(parts: Sequence[Any]) -> Any:
     """Return what stands for an object of a safe pickle, which consists of a shape and values."""
     shape, *values = parts
     name, *names = shape.split(SEPARATOR)
+    content = values[0] if values else None
     if names:
-        return _object(name, dict(zip(names, values)))
-    if values and isinstance(values[0], dict):
-        return _object(name, values[0])
-    if values and isinstance(values[0], str):
-        return _Word(f"{_last_part(name)}.{values[0]}")
-    made = _object(name, {})
-    made.args = values  # a combination of flags, or a value of the standard library
-    return made
+        return _object(name, dict(zip(names, values, strict=True)))
+    if isinstance(content, dict):
+        return _object(name, content)
+    if isinstance(content, str):
+        return _Word(f"{_last_part(name)}.{content}")
+    # A value of the standard library, or a combination of flags.
+    return _object(name, {}, content if type(content) is tuple else values)
 
 
 # -- JSON
