@@ -168,6 +168,9 @@ def test_long_values_are_shortened(name):
     view = look(payload).view
     assert "(5000 characters)" in view
     assert len(view) < 500
+    name = "Long" * 45
+    payload = pickle.dumps((0, None, f"{name}\0field", list(range(100))), 5)
+    assert look(payload).view.startswith(f"{name}(field=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, ")
 
 
 def test_names_and_ids_cannot_write_on_the_screen():

@@ -81,7 +81,8 @@ def _content(value: Any) -> Content:
     if not isinstance(value, _Object):
         raise _Unreadable(f"{show(value)} is no object")
     id = "" if id is None else id[:_NAME] if isinstance(id, str) else show(id)
-    return Content(kind, id, value.name[:_NAME], show(value, is_inside=False))
+    name = value.name[:_NAME]
+    return Content(kind, id, name, show(value, _VIEW + len(name), is_inside=False))
 
 
 # -- a value as text
@@ -101,7 +102,7 @@ class _Object:
     fields: dict[Any, Any]
 
     # In place of __init__, because an unpickler may call only this.
-    def __new__(cls, *args: Any, **fields: Any) -> _Object:
+    def __new__(cls, /, *args: Any, **fields: Any) -> _Object:
         self = object.__new__(cls)
         self.args = list(args)
         self.fields = fields
