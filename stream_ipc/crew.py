@@ -10,6 +10,7 @@ import math
 from functools import partial
 
 from . import log
+from .core.waits import Until
 from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe
 from .interruptions import interruption_in
 from .messages import Message
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Crew"]
 
 _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
-_CLOGGED_INTERVAL = 0.05  # seconds between two polls of whether a clogged worker has read
+_CLOGGED_INTERVAL = 0.05  # seconds until the next look at a worker that has much to read
 # So many deaths in a row at least, with no answer in between, fail what is queued, unless a worker still runs that did not
 # have to replace another.
 _DEATHS = 5
@@ -38,7 +39,7 @@ _DEATHS = 5
 class Crew:
     """The workers of one pool, which of them has which task, and when another is started.
 
-    Owns the workers and the tasks. Is called by the loop: ``on_time``, ``poll``, ``check``, ``close``, and ``go_on`` in the
+    Owns the workers and the tasks. Is called by the loop: ``on_time``, ``check``, ``close``, and ``go_on`` in the
     turn after it was put into ``later``. What an interruption has left is done by ``check``.
 
     Args:
@@ -115,7 +116,7 @@ class Crew:
 
     def finish(self) -> None:
         """Turn until all tasks have settled."""
-        self.tasks.run_until(lambda: self.tasks.first is None and not self._under_way())
+        self._loop.run(Until(lambda: self.tasks.first is None and not self._under_way()))
 
     # -- giving tasks to workers
 
@@ -210,7 +211,7 @@ class Crew:
         if worker.can_take(self.in_flight, self._tasks_per_worker):
             self._idle[worker] = None  # a signal handler has turned meanwhile
         elif worker.is_clogged:
-            self._loop.set_polled(self, _CLOGGED_INTERVAL)
+            self._set_timer()
 
     def take(self, attempt: Attempt) -> None:
         """Take what has become of a task that a worker had. An interrupted call can be made again."""
@@ -385,6 +386,7 @@ class Crew:
             # The others were seen: they wait for something else.
             searched = self._searched
             times += [worker.start_at for worker in tuple(self._vacant) if worker.start_at > searched]
+            times += [self._loop.clock() + _CLOGGED_INTERVAL for worker in tuple(self._workers) if worker.is_clogged]
         self._loop.set_timer(self, min(times, default=None))
 
     def check(self) -> None:
@@ -423,16 +425,10 @@ class Crew:
         if now > -math.inf:  # or the loop only asks when that is
             self.check()
 
-    def poll(self) -> None:
-        """Look again at clogged workers. The loop calls this while there are any."""
-        self.check()
-        if not any([worker.is_clogged for worker in tuple(self._workers)]):
-            self._loop.set_polled(self, None)
-
     def close(self, text: str = "this side closed the peer of the worker pool") -> None:
         """Fail all tasks; the text says why. An interrupted call is made again."""
         self.closed = True
-        self._loop.call_no_more(self)
+        self._loop.set_timer(self, None)
         for worker in tuple(self._workers):
             worker.conversation.stop()
             error = StreamClosedError(f"{text} ({worker.conversation.name})")
@@ -459,13 +455,11 @@ class Crew:
         due = None if seconds is None else loop.clock() + seconds
         try:
             self.close(text)
-        except BaseException:  # an interruption: the next turn goes on with closing
-            loop.repairs |= dict.fromkeys([worker.conversation for worker in workers])
-            raise
-        for worker in workers:
-            if due is not None:
-                worker.conversation.hurry(due)
-            _close(worker, text)
+        finally:  # a done callback may have been interrupted
+            for worker in workers:
+                if due is not None:
+                    worker.conversation.hurry(due)
+                _close(worker, text)
         # Side by side; session.close() would do it one by one, and hurry each anew.
         loop.teardowns.wait([teardown for teardown in loop.teardowns.all if teardown not in others], background=False)
         for worker in workers:

@@ -213,11 +213,9 @@ class WorkerPool(Facade):
         else:
             check_timeout(timeout)
         crew = self._crew
-        if crew.closed:
-            raise RuntimeError("this WorkerPool is closed; make a new one")
         crew.tasks.loop.check_entry()
         promise = request(crew.tasks, message, timeout, expect)
-        if crew.closed:  # by the id generator
+        if crew.closed:  # maybe by the id generator
             raise RuntimeError("this WorkerPool is closed; make a new one")
         return promise
 

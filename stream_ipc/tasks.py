@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 
 from .core.pending import Pending, next_moment
-from .core.waits import Until
 from .errors import IpcError
 
 TYPE_CHECKING = False
@@ -97,10 +96,6 @@ class Tasks:
     def silence(self, task: Task, timeout: float | None) -> str:
         """Return the text of a timeout."""
         return f"no reply to task {task.id} within {timeout} s (worker pool)"
-
-    def run_until(self, condition: Callable[[], bool]) -> None:
-        """Turn until a condition holds."""
-        self.loop.run(Until(condition))
 
     @property
     def first(self) -> Task | None:
