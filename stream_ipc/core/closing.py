@@ -100,7 +100,7 @@ class Closing:
         assert conversation.reason is not None
         conversation.dispatcher.inbox.clear()
         conversation.dispatcher.kept.end()
-        conversation.dispatcher.responder.owed.drop()
+        conversation.dispatcher.responder.drop_owed()
         conversation.replies.fail_all(conversation.reason)
 
     def _log(self) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .pending import Pending
     from .responder import Responder
 
-__all__ = ["DEFERRERS", "Owed", "OwedReplies", "find_deferrer"]
+__all__ = ["DEFERRERS", "Owed", "find_deferrer"]
 
 
 # What a handler of requests may return in place of a reply: by class, a function that is called with it and an Owed, which
@@ -49,10 +49,10 @@ class Owed:
         loop: The loop of its session.
         call_later: A function of any argument that has ``go_on`` called in that loop's next turn.
         guard: A weak reference to what will settle this, which marks it as work when that is dropped.
-        pending: The request whose outcome is passed on, or None.
     """
 
     __slots__ = (
+        "_pending",
         "_promise",
         "_responder",
         "_sending",
@@ -60,7 +60,6 @@ class Owed:
         "guard",
         "id",
         "loop",
-        "pending",
         "reply",
         "source",
         "was_open",
@@ -72,11 +71,11 @@ class Owed:
         self.reply: Message | None = None
         self.guard: ref[Any] | None = None
         self.was_open: bool = True
-        self.pending: Pending | None = None
         self.loop: Loop = responder.loop
+        self._pending: Pending | None = None  # the request whose outcome is passed on
         self._promise: Any = None
         self._responder: Responder | None = responder
-        self.call_later: Any = None  # made by OwedReplies.begin: it is a cycle
+        self.call_later: Any = None  # made by ``begin``: it is a cycle
         self._sending = False
 
     @property
@@ -84,9 +83,29 @@ class Owed:
         """Whether the requester can still get it."""
         return self._responder is not None and self._responder.is_writable
 
+    def begin(self) -> Exception | None:
+        """Have it settled by what the handler has returned. An interrupted call can be made again.
+
+        Returns:
+            Why that is of no use: it is for another request.
+        """
+        source, responder = self.source, self._responder
+        if source is None or responder is None:
+            return None
+        if self.call_later is None:
+            self.call_later = partial(self.loop.later.setdefault, self)  # no code of ours, so never interrupted half-way
+        responder.owed[self] = None
+        error: Exception | None = find_deferrer(source)(source, self)
+        if error is None:
+            self.source = None
+            responder.port.limit_reading()
+        else:
+            self._remove(responder)
+        return error
+
     def follow(self, pending: Pending, promise: Any) -> None:
         """Pass on the outcome of a request. An interrupted call can be made again."""
-        self.pending = pending
+        self._pending = pending
         if pending.settled:
             self.go_on()
             return
@@ -105,15 +124,11 @@ class Owed:
         loop = self.loop
         if self._sending:
             return
-        if responder is None or self not in responder.owed.table:
+        if self.reply is None:
+            self.reply = self._find_reply()
+        if self.reply is None or responder is None or self not in responder.owed:
             loop.later.pop(self, None)
             return
-        reply = self.reply
-        if reply is None:
-            reply = self.reply = self._find_reply()
-            if reply is None:
-                loop.later.pop(self, None)
-                return
         outbox = responder.port.channel.outbox
         outer = loop.enter()
         last = outbox.last
@@ -122,20 +137,20 @@ class Owed:
             self._sending = True
             loop.later[self] = None
 
-            responder.send_reply(self.id, reply)
+            responder.send_reply(self.id, self.reply)
             self.was_open = responder.is_writable
-            responder.owed.remove(self)
+            self._remove(responder)
         except BaseException:
             if outbox.last is last:
                 self._sending = False
             else:
-                responder.owed.remove(self)
+                self._remove(responder)
             raise
         finally:
             loop.thread = outer
 
     def _find_reply(self) -> Message | None:
-        pending = self.pending
+        pending = self._pending
         if pending is not None:
             if not pending.settled:
                 return None
@@ -147,58 +162,17 @@ class Owed:
             return None
         return ErrorMessage("the DeferredReply that a handler returned for this request was dropped before it was settled")
 
+    def _remove(self, responder: Responder) -> None:
+        self.drop()
+        if responder.port.paused:
+            responder.port.update_reading()
+
     def drop(self) -> None:
         """Drop what it refers to: it is sent, or the session is closed. An interrupted call can be made again."""
-        if self.pending is not None:
-            self.pending.unwatch(self.call_later)
-            self.pending.unwatch(self._settled)
-        self.call_later = self.pending = self._promise = self.guard = self.source = self._responder = None
+        if self._pending is not None:
+            self._pending.unwatch(self.call_later)
+            self._pending.unwatch(self._settled)
         self.loop.later.pop(self, None)
-
-
-class OwedReplies:
-    """The replies that one conversation owes.
-
-    Attributes:
-        table: Those that are not sent.
-    """
-
-    def __init__(self, responder: Responder) -> None:
-        self.table: dict[Owed, None] = {}
-        self._responder = responder
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def begin(self, owed: Owed) -> Exception | None:
-        """Enter one. An interrupted call can be made again.
-
-        Returns:
-            Why what was returned is of no use: it is for another request.
-        """
-        source = owed.source
-        if source is None:
-            return None
-        if owed.call_later is None:
-            owed.call_later = partial(owed.loop.later.setdefault, owed)  # no code of ours, so never interrupted half-way
-        self.table[owed] = None
-        error: Exception | None = find_deferrer(source)(source, owed)
-        if error is not None:
-            self.remove(owed)
-            return error
-        owed.source = None
-        self._responder.port.limit_reading()
-        return None
-
-    def remove(self, owed: Owed) -> None:
-        """Remove one that was sent."""
-        self.table.pop(owed, None)
-        owed.drop()
-        if self._responder.port.paused:
-            self._responder.port.update_reading()
-
-    def drop(self) -> None:
-        """Drop all: nobody can get them any more. An interrupted call can be made again."""
-        for owed in tuple(self.table):
-            owed.drop()
-        self.table.clear()
+        if self._responder is not None:
+            self._responder.owed.pop(self, None)
+        self.call_later = self._pending = self._promise = self.guard = self.source = self._responder = None

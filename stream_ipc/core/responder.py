@@ -13,7 +13,7 @@ from ..interruptions import interruption_in, pass_on_own
 from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope, failed_in_dispatch
 from ..registry import wire_name_of
 from .items import Answer, take_out
-from .owed import Owed, OwedReplies, find_deferrer
+from .owed import Owed, find_deferrer
 from .sending import HIGH_WATER
 
 TYPE_CHECKING = False
@@ -55,7 +55,7 @@ class Responder:
         self.on_request: HandlerList = HandlerList("on_request", of_messages=True)
         self._conversation = conversation
         self._dispatcher = dispatcher
-        self.owed: OwedReplies = OwedReplies(self)
+        self.owed: dict[Owed, None] = {}
         self._inbox: deque[Any] = dispatcher.inbox
         self._session = conversation.session
         self.loop: Loop = conversation.loop
@@ -203,12 +203,17 @@ class Responder:
         Returns:
             The error that is sent if that cannot be.
         """
-        error = self.owed.begin(owed)
+        error = owed.begin()
         if error is not None:
             return failed_in_dispatch(error)
         if not self._conversation.is_open:
-            self.owed.drop()
+            self.drop_owed()
         return None
+
+    def drop_owed(self) -> None:
+        """Drop the replies that are owed: nobody can get them any more. An interrupted call can be made again."""
+        for owed in tuple(self.owed):
+            owed.drop()
 
     def _send_error(self, id: Any, text: str) -> None:
         # Cut to fit: in characters, of which each may take several bytes in the payload.
