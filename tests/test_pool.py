@@ -1,5 +1,6 @@
 """Pools of workers: tasks that are given out, workers that die, hang and are replaced."""
 
+import collections
 import contextlib
 import gc
 import itertools
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 import weakref
 from functools import partial
 from pathlib import Path
@@ -721,6 +723,80 @@ def test_a_pool_whose_closing_is_interrupted_in_a_done_callback_is_closed_by_its
     assert [outcome(promise) for promise in promises] == [StreamClosedError] * 4
     peer.close(timeout=1)
     assert not any(map(is_alive, pids))
+
+
+def test_done_callbacks_that_use_the_pool_at_random() -> None:
+    for seed in seeds(int(span(24))):
+        chance = random.Random(seed)
+        with IpcPeer(timeout=PATIENCE) as peer:
+            numbers = chance.randint(1, 3), chance.randint(0, 1), chance.randint(1, 3), chance.choice([None, 3])
+            options: Any = dict(zip(("size", "retries", "in_flight", "tasks_per_worker"), numbers))
+            busy = Busy(chance, peer, WorkerPool(peer, worker(), **options))
+            for _ in range(6):
+                busy.act()
+            gather(busy.promises, return_exceptions=True)
+            busy.pool.close(timeout=0)
+            peer.tick_for(0)
+            assert busy.unexpected == []
+            assert [busy.called[promise] for promise in busy.promises] == [1] * len(busy.promises)
+            assert not busy.pool.pending and not busy.pool.workers
+
+
+class Busy:
+    """A pool that is used at random, also by the done callbacks of its tasks."""
+
+    def __init__(self, chance: random.Random, peer: IpcPeer, pool: WorkerPool) -> None:
+        self.chance = chance
+        self.peer = peer
+        self.pool = pool
+        self.promises: List[ResponsePromise[Message]] = []
+        self.called: collections.Counter[Any] = collections.Counter()
+        self.unexpected: List[str] = []
+        self.depth = 0
+
+    def done(self, promise: "ResponsePromise[Message]") -> None:
+        self.called[promise] += 1
+        if not promise.settled:
+            self.unexpected.append("a done callback is called before its promise has settled")
+        for _ in range(self.chance.randint(0, 2)):
+            self.act()
+
+    def act(self) -> None:
+        acts = ("submit", "submit", "submit", "wait", "cancel", "tick", "worker", "gather", "completed", "map")
+        what = self.chance.choice((*acts, "close") if self.chance.random() < 0.2 else acts)
+        some = self.chance.sample(self.promises, min(3, len(self.promises)))
+        if self.depth > 6 or not (some or what == "submit"):
+            return
+        self.depth += 1
+        try:
+            self.do(what, some)
+        except (IpcError, RuntimeError):
+            pass
+        except Exception:
+            self.unexpected.append(traceback.format_exc())
+        finally:
+            self.depth -= 1
+
+    def do(self, what: str, some: "List[ResponsePromise[Message]]") -> None:
+        if what == "submit" and len(self.promises) < 14:
+            self.promises.append(self.pool.submit(Ping(self.chance.choice([1, 2, 3, "error", ("exit", 3)]))))
+            self.promises[-1].add_done_callback(self.done)
+        elif what == "wait":
+            some[0].wait()
+        elif what == "cancel":
+            some[0].cancel()
+        elif what == "tick":
+            self.peer.tick(0.01)
+        elif what == "worker" and self.pool.workers:
+            self.chance.choice(self.pool.workers).close(timeout=0)
+        elif what == "gather":
+            gather(some, return_exceptions=True)
+        elif what == "completed":
+            next(as_completed(some))
+        elif what == "map":
+            next(self.pool.map([Ping(1), Ping(2)]))
+        elif what == "close":
+            self.pool.close(timeout=0)
 
 
 @pytest.mark.slow
