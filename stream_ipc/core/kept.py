@@ -74,13 +74,13 @@ class Kept:
 
     Attributes:
         waiting: The calls that wait, the innermost last.
-        entries: What is kept, the oldest first. Always the same list.
+        entries: What is kept, the oldest first.
         size: About how many bytes these take.
     """
 
     def __init__(self, name: str, inbox: deque[Any]) -> None:
         self.waiting: list[Wanted] = []
-        self.entries: list[Entry] = []
+        self.entries: dict[Entry, None] = {}
         self.size: int = 0
         self._name = name
         self._inbox = inbox
@@ -88,7 +88,7 @@ class Kept:
 
     def find(self, expect: type) -> Entry | None:
         """Return the oldest message of a class that no other call is about to return."""
-        for entry in self.entries:
+        for entry in tuple(self.entries):  # a signal handler may turn
             if isinstance(entry.message, expect) and entry.wanted not in self.waiting:
                 return entry
         return None
@@ -98,18 +98,12 @@ class Kept:
 
         For a ``for`` statement over ``map``, which stores it before a signal is looked at: it is nowhere else.
         """
-        try:
-            index = self.entries.index(entry)
-        except ValueError as exc:
-            pass_on(exc)
-            return None
         # atomic: no calls
-        if self.entries[index : index + 1] == [entry]:  # a signal handler may have turned
-            del self.entries[index]
+        if entry in self.entries:
+            del self.entries[entry]
             self.size -= entry.size
             return entry.message
-
-        return self.take(entry)
+        return None
 
     def keep(self, item: Any, message: Message, chain: Chain) -> Any:
         """Keep a message if a call waits for it, or no handler is there for it.
@@ -130,7 +124,7 @@ class Kept:
         inbox = self._inbox
         if inbox and inbox[0] is item:
             # atomic: no calls
-            self.entries += (entry,)
+            self.entries[entry] = None
             self.size += entry.size
             inbox[0] = delivery
             if wanted is not None:
@@ -150,10 +144,9 @@ class Kept:
         """Drop the oldest if there is too much."""
         entries = self.entries
         while len(entries) > KEPT_COUNT or (self.size > KEPT_BYTES and len(entries) > 1):
-            # atomic: no calls
-            self.size -= entries[0].size
-            del entries[0]
-
+            for entry in entries:
+                break
+            self.take(entry)
             if not self._told:
                 self._told = True
                 log.warning(
