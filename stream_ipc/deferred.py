@@ -108,12 +108,9 @@ class DeferredReply(Facade):
             owed.loop.check_entry()
         if self._outcome is not None:
             raise RuntimeError(f"{self!r} is settled already; a request gets one reply")
-        if owed is None:
+        if owed is None or not owed.is_open:
             self._outcome = outcome
-            return True
-        if not owed.is_open:
-            self._outcome = outcome
-            return False
+            return owed is None
         later = owed.loop.later
         # atomic: no calls
         later[owed] = None

@@ -199,8 +199,7 @@ class WorkerPool(Facade):
                 or this is a fork.
         """
         promise = self._make("submit", check_expect(expect), timeout, message)
-        ticket = pending_of(promise)
-        self._crew.tasks.queue.append(ticket)
+        self._crew.tasks.queue.append(pending_of(promise))
         self._give(promise)
         return promise
 
