@@ -15,6 +15,7 @@ import enum
 import json
 import re
 from array import array
+from functools import partial
 from itertools import accumulate
 from json.encoder import encode_basestring, encode_basestring_ascii
 from json.scanner import make_scanner
@@ -80,26 +81,22 @@ class _Builders(dict[str, "Builder"]):
     """Maps each wire name to the function that builds an instance, made when the name is first met."""
 
     def __missing__(self, name: str) -> Builder:
-        made: Builder
-        try:
-            info = find_class(name)
-        except SerializationError:
-            if name != "stdClass":
-                raise _UnknownClass from None
-            made = _without_class  # PHP's object that is nothing but its properties
-        else:
-            if info.is_enum:
-                made = _member_builder(info)
-            elif info.fields:
-                made = builder(info, [f.wire_name for f in info.fields], _CONVERSIONS)
-            else:
-                build = info.build
-
-                def made(data: dict[str, Any]) -> Any:
-                    return build(_without_class(data))
-
-        self[name] = made
+        made = self[name] = _builder_of(name)
         return made
+
+
+def _builder_of(name: str) -> Builder:
+    try:
+        info = find_class(name)
+    except SerializationError:
+        if name != "stdClass":
+            raise _UnknownClass from None
+        return _without_class  # PHP's object that is nothing but its properties
+    if info.is_enum:
+        return partial(_member, info)
+    if info.fields:
+        return builder(info, [f.wire_name for f in info.fields], _CONVERSIONS)
+    return info.build  # for which "__class" is no attribute
 
 
 _CONVERSIONS: Conversions = {
@@ -109,23 +106,20 @@ _CONVERSIONS: Conversions = {
 
 
 def _without_class(data: dict[str, Any]) -> dict[str, Any]:
-    return {name: v for name, v in data.items() if name != "__class"}
+    del data["__class"]
+    return data
 
 
-def _member_builder(info: TypeInfo) -> Builder:
+def _member(info: TypeInfo, data: dict[str, Any]) -> Any:
     cls: Any = info.cls
-
-    def build(data: dict[str, Any]) -> Any:
-        name, value = data.get("name"), data.get("value")
-        if type(value) is int and issubclass(cls, enum.Flag) and (type(name) is not str or name not in cls.__members__):
-            try:
-                return cls(value)  # a combination of flags is no member
-            except Exception as exc:
-                text = f"{info.wire_name} has no value {value}; add it to the enum on this side too"
-                raise SerializationError(text) from exc
-        return member_of(info, name)
-
-    return build
+    name, value = data.get("name"), data.get("value")
+    if type(value) is int and issubclass(cls, enum.Flag) and (type(name) is not str or name not in cls.__members__):
+        try:
+            return cls(value)  # a combination of flags is no member
+        except Exception as exc:
+            text = f"{info.wire_name} has no value {value}; add it to the enum on this side too"
+            raise SerializationError(text) from exc
+    return member_of(info, name)
 
 
 _builders = _Builders()
@@ -278,8 +272,7 @@ class _Json(TextFormat):
         return encode
 
     def read(self, payload: Payload) -> Any:
-        text = str(payload, "utf-8").rstrip(_SPACE)
-        # What is stripped counts in the positions that errors name.
+        text = str(payload, "utf-8")
         start = 0 if text[:1] == "{" else len(text) - len(text.lstrip(_SPACE))
         scan = _scan
         if len(text) > 2 * MAX_DEPTH:  # more levels take at least two characters each
@@ -292,18 +285,18 @@ class _Json(TextFormat):
             # The scanner lets lone ones pass. Pairs become one character, so that what cannot be encoded again is
             # alone. Only payloads with such escapes pay for being read twice.
             json.dumps(_plain_decoder.raw_decode(text, start)[0], ensure_ascii=False).encode()
-        is_plain = False
+        is_built = True
         try:
             value, end = scan(text, start)
         except StopIteration as exc:
             raise json.JSONDecodeError("Expecting value", text, exc.value) from None
         except (_UnknownClass, TypeError):  # TypeError: the name of a class is a list or dict
             value, end = _plain_decoder.raw_decode(text, start)
-            is_plain = True
-        if end != len(text):
-            at = len(text) - len(text[end:].lstrip(_SPACE))
+            is_built = False
+        if end != len(text) and (rest := text[end:].lstrip(_SPACE)):
+            at = len(text) - len(rest)
             raise SerializationError(f"payload is not JSON: something follows the value at character {at}")
-        return _from_outside(value) if is_plain else value
+        return value if is_built else _from_outside(value)
 
     def salvage(self, payload: Payload) -> tuple[int, Any]:
         # All known senders write the class and the id first. There may not be enough memory to read the rest.

@@ -144,10 +144,9 @@ class _PhpClass:
         build: Builds an object of its properties, by raw name as it came.
         count: How many properties it should have.
         quick: Reads an object that has just these, and in them what its pattern takes; None if there is no pattern.
-        head: What such a message begins with; an empty text if it is none.
     """
 
-    __slots__ = ("build", "count", "head", "quick")
+    __slots__ = ("build", "count", "quick")
 
     def __init__(self, name: str) -> None:
         info = _info_of(unraw(name))
@@ -166,8 +165,8 @@ class _PhpClass:
         self.count: int = len(keys)
         is_simple = 0 < len(keys) <= _MOST_FIELDS and info.cls not in ENVELOPES
         self.quick: Quick | None = _quick_reader(info, keys) if is_simple else None
-        is_message = is_simple and issubclass(info.cls, Message)
-        self.head: str = f'O:{len(name)}:"{name}":{len(keys)}:{{' if is_message else ""
+        if self.quick is not None and issubclass(info.cls, Message):
+            _heads[f'O:{len(name)}:"{name}":{len(keys)}:{{'] = self.quick
 
 
 def _info_of(name: str) -> TypeInfo:
@@ -193,7 +192,9 @@ class _Classes(dict[str, _PhpClass]):
 
 
 _classes = _Classes()
+_heads: dict[str, Quick] = {}  # what stands before a message's first property -> the quick way to read it, once it is known
 registry.clear_on_change(_classes)
+registry.clear_on_change(_heads)
 
 # -- quick reading
 
@@ -228,26 +229,6 @@ def _quick_reader(info: TypeInfo, names: list[str]) -> Quick:
     return compile_builder(lines, info, _CONVERSIONS, {"fullmatch": fullmatch, "decoded": decoded})
 
 
-class _Heads(dict[str, "Quick | None"]):
-    """Maps what stands before a message's first property to the quick way to read it, or to None."""
-
-    def __missing__(self, head: str) -> Quick | None:
-        found = TOKEN(head)
-        if found is None or found.lastgroup != "object":
-            return None
-        try:
-            cls = _classes[found["name"]]
-        except SerializationError:
-            return None
-        if head != cls.head:
-            return None  # and not kept: there is no end of such heads
-        self[head] = cls.quick
-        return cls.quick
-
-
-_heads = _Heads()
-registry.clear_on_change(_heads)
-
 _LONGEST_HEAD = 530
 # What stands before an envelope's id -> its class, and what stands before its content.
 _ENVELOPES = {
@@ -266,12 +247,12 @@ def read(payload: Payload) -> Any:
     found = _find_content(text)
     if found is None:
         start = text.find("{", 0, _LONGEST_HEAD) + 1
-        quick = _heads[text[:start]]
+        quick = _heads.get(text[:start])
         message = None if quick is None else quick(text, start, len(text))
         return parse(text) if message is None else message
     begin, length, id, before, head = found.groups()
     cls, expected = _ENVELOPES[begin]
-    quick = _heads[head]
+    quick = _heads.get(head)
     if quick is not None and len(id) == int(length) and id.isascii() and before == expected and text[-1] == "}":
         message = quick(text, found.end(), len(text) - 1)
         if message is not None:
@@ -297,22 +278,6 @@ _SHORTEST_ITEM = len("i:0;N;")
 
 def _bad(position: int, what: str) -> NoReturn:
     raise SerializationError(f"payload is not in PHP's format: {what} at byte {position}")
-
-
-def _read_case(found: re.Match[str]) -> Any:
-    name, case = found["enum"], found["case"]
-    if len(name) + 1 + len(case) != int(found["case_size"]):
-        _bad(found.start("case_size"), "an enum case of another length than it says")
-    return member_of(find_class(unraw(name), _ADVICE), unraw(case))
-
-
-# What reads a value of a kind that holds no others.
-_SCALARS: dict[Any, Callable[[re.Match[str]], Any]] = {
-    "null": lambda found: None,
-    "bool": lambda found: found["bool"] == "1",
-    "float": lambda found: float(found["float"]),
-    "case": _read_case,
-}
 
 
 def _read_key(text: str, position: int) -> tuple[str | int, int]:
@@ -368,9 +333,6 @@ def parse(text: str, quickly: bool = True) -> Any:
             if not INT_MIN <= value <= INT_MAX:
                 _bad(end, "an int beyond 64 bits")
             numbered.append(value)
-        elif kind in _SCALARS:
-            value = _SCALARS[kind](found)
-            numbered.append(value)
         elif kind in ("array", "object"):
             count = int(content)
             if count * _SHORTEST_ITEM >= len(text) - position:
@@ -394,7 +356,7 @@ def parse(text: str, quickly: bool = True) -> Any:
                 items = [] if is_list else {}
                 value = _OPEN
                 numbered.append(value)
-        else:
+        elif kind in ("again", "reference"):
             index = int(content) - 1
             if not 0 <= index < len(numbered):
                 _bad(position, "a reference to a value that is not there")
@@ -408,6 +370,16 @@ def parse(text: str, quickly: bool = True) -> Any:
                 return parse(text, quickly=False)
             if kind == "again":
                 numbered.append(value)
+        else:
+            if kind == "bool":
+                value = content == "1"
+            elif kind == "float":
+                value = float(content)
+            elif kind == "case":
+                if len(f"{found['enum']}:{content}") != int(found["case_size"]):
+                    _bad(end, "an enum case of another length than it says")
+                value = member_of(find_class(unraw(found["enum"]), _ADVICE), unraw(content))
+            numbered.append(value)
 
         # A value is complete, or a container has begun.
         while True:

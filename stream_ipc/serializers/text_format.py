@@ -68,11 +68,9 @@ def wire_name(info: TypeInfo, old: bool) -> str:
 
 
 def find_class(name: Any, advice: str = "") -> TypeInfo:
-    """Return the entry of a class name that was read, whichever release wrote it.
+    """Return the entry of a class name that was read, whichever release wrote it, or raise SerializationError.
 
-    Raises:
-        SerializationError: No class is registered under it. ``advice`` says what to do, unless the name has dots, as only
-            Python's names have.
+    ``advice`` says what to do about an unknown one, unless the name has dots, as only Python's names have.
     """
     try:
         return registry.lookup(name)
@@ -86,16 +84,11 @@ def find_class(name: Any, advice: str = "") -> TypeInfo:
 
 
 def member_of(info: TypeInfo, name: Any) -> Any:
-    """Return the member of an enum whose name was read.
-
-    Raises:
-        SerializationError: There is none.
-    """
+    """Return the member of an enum whose name was read, or raise SerializationError."""
     cls: Any = info.cls
     member = cls.__members__.get(name) if info.is_enum and type(name) is str else None
     if member is None:
-        text = f"{info.wire_name} has no member {shown(name)}; add it to the enum on this side too"
-        raise SerializationError(text)
+        raise SerializationError(f"{info.wire_name} has no member {shown(name)}; add it to the enum on this side too")
     return member
 
 
@@ -288,11 +281,7 @@ class _Writers(dict[type, "Write"]):
 def builder(info: TypeInfo, keys: Sequence[str], conversions: Conversions, rename: Builder | None = None) -> Builder:
     """Make the function that builds an instance of a class with fields from the dict that was read.
 
-    Args:
-        info: The class.
-        keys: For each field, the key that it should have in the dict.
-        conversions: What becomes of the values.
-        rename: Returns the same dict with such keys, if some of them are missing.
+    Each field should have its key there. ``rename`` returns the same dict with such keys, if some of them are missing.
     """
 
     def otherwise(data: dict[Any, Any]) -> Any:
@@ -316,11 +305,8 @@ def compile_builder(
 ) -> Callable[..., Any]:
     """Compile a function that builds an instance of a class with fields.
 
-    Args:
-        lines: The source, up to where ``v0``, ``v1``, ... are the values of the fields, as they were read.
-        info: The class.
-        conversions: What becomes of the values.
-        names: What the lines see.
+    ``lines`` is its source, up to where ``v0``, ``v1``, ... are the values of the fields, as they were read, and ``names``
+    what that sees.
     """
     names = {**names, "Message": Message, "bad_id": _bad_id, "cls": info.cls, "refuse": _refuse, "refused": info.refused}
     lines = list(lines)

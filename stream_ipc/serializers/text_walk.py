@@ -30,11 +30,8 @@ MAX_DEPTH = 511  # the original's JSON writes 512 levels but reads 511; what it 
 TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 
 # What to send instead of a value that no format here has a form for.
-_INSTEAD: dict[type, str] = {
-    **dict.fromkeys((bytes, bytearray, memoryview), "base64 text"),
-    **dict.fromkeys((set, frozenset), "a list"),
-    complex: "two floats",
-}
+_INSTEAD: dict[type, str] = dict.fromkeys((bytes, bytearray, memoryview), "base64 text")
+_INSTEAD |= {set: "a list", frozenset: "a list", complex: "two floats"}
 _PLAIN = (str, int, float, dict, list, tuple)
 
 
@@ -51,11 +48,8 @@ def shown(value: Any) -> str:
 class Walk:
     """Writes one message, or raises the error that names what is wrong in it.
 
-    A step is what leads from a value to one in it, as in ``.items`` or ``[3]``.
-
-    Args:
-        format: The format.
-        in_envelope: Whether the message stands in an envelope, which is one level, and an id that is another value.
+    A step is what leads from a value to one in it, as in ``.items`` or ``[3]``. An envelope around the message is one level
+    more, and it and its id are two values.
     """
 
     def __init__(self, format: TextFormat, in_envelope: bool) -> None:
@@ -66,11 +60,7 @@ class Walk:
         self._numbers: dict[int, tuple[int, Any]] = {}  # id of an object -> its number, and itself, to keep it alive
 
     def text(self, message: Any) -> str:
-        """Write a message.
-
-        Raises:
-            SerializationError: Something in it cannot travel.
-        """
+        """Write a message, or raise SerializationError."""
         if not isinstance(message, Message):
             name = article(type(message))
             if self._in_envelope:
