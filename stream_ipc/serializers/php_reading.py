@@ -5,7 +5,8 @@ classes.
 
 One loop with its own stack reads everything: hostile input cannot make it recurse, look back, or reserve what it only
 announces. Objects whose properties are short texts and numbers in the order of declaration, as most are, it does not take
-apart: one pattern, compiled for their class, reads them. So do messages that are such objects, without the loop.
+apart: one pattern, compiled for their class, reads them. So it does with lists of ints and of texts; and messages that are
+such objects are read without the loop.
 """
 
 from __future__ import annotations
@@ -229,6 +230,29 @@ def _quick_reader(info: TypeInfo, names: list[str]) -> Quick:
     return compile_builder(lines, info, _CONVERSIONS, {"fullmatch": fullmatch, "decoded": decoded})
 
 
+_is_ints = re.compile(r"(?:i:[0-9]{1,9};i:-?[0-9]{1,18};)*\}").fullmatch
+_is_texts = re.compile(r'(?:i:[0-9]{1,9};s:[0-9]{1,9}:"[^"]*";)*\}').fullmatch
+_numbers = re.compile(r"-?[0-9]+").findall
+_texts = re.compile(r'i:([0-9]+);s:([0-9]+):"([^"]*)";').findall
+_FEW = 8  # items of a list for which the loop is as quick
+
+
+def _quick_list(text: str, start: int, end: int) -> list[Any] | None:
+    """Return a list of ints, or of ASCII texts; or None: read it the other way."""
+    values: list[Any]
+    if _is_ints(text, start, end) is not None:
+        numbers = list(map(int, _numbers(text, start, end)))
+        keys, values = numbers[::2], numbers[1::2]
+    elif _is_texts(text, start, end) is not None and text.isascii():
+        found = _texts(text, start, end)
+        keys, values = [int(key) for key, _, _ in found], [value for _, _, value in found]
+        if [len(value) for value in values] != [int(length) for _, length, _ in found]:
+            return None
+    else:
+        return None
+    return values if keys == list(range(len(keys))) else None
+
+
 _LONGEST_HEAD = 530
 # What stands before an envelope's id -> its class, and what stands before its content.
 _ENVELOPES = {
@@ -300,12 +324,11 @@ def parse(text: str, quickly: bool = True) -> Any:
         quickly: Whether objects may be read without their parts, which cannot be referred to then.
     """
     numbered: list[Any] = []  # the values that may be referred to, which is all but references themselves
-    stack: list[tuple[Any, Any, bool, int, Any, int]] = []
-    # The container that is being read: its class or None; its items so far; whether they are a list; how many are
-    # still to come; the key of the next; its number.
-    cls: Any = None
-    items: Any = None
-    is_list = False
+    stack: list[tuple[_PhpClass | None, dict[Any, Any], int, Any, int]] = []
+    # The container that is being read: its class, or None for an array; its items so far; how many are still to come; the
+    # key of the next; its number.
+    cls: _PhpClass | None = None
+    items: dict[Any, Any] = {}
     left = 0
     key: Any = None
     number = 0
@@ -340,20 +363,26 @@ def parse(text: str, quickly: bool = True) -> Any:
             if len(stack) >= MAX_DEPTH:
                 _bad(position, f"something nested deeper than {MAX_DEPTH} levels")
             new = None
+            quick: Quick | None = None
             if kind == "object":
                 if len(found["name"]) != int(found["size"]):
                     _bad(position, "a class name of another length than it says")
                 new = _classes[found["name"]]
-                if quickly and count == new.count and new.quick is not None:
-                    end = text.find("}", position) + 1
-                    value = new.quick(text, position, end)
+                if count == new.count:
+                    quick = new.quick
+            elif count > _FEW:
+                quick = _quick_list
+            if quickly and quick is not None:
+                end = text.find("}", position) + 1
+                value = quick(text, position, end)
+                if kind == "array" and value is not None and len(value) != count:
+                    _bad(position, "an array of another length than it says")
             if value is not None:
                 position = end
                 numbered += [value, *[_PART] * count]
             else:
-                stack.append((cls, items, is_list, left, key, number))
-                cls, is_list, left, number = new, new is None, count, len(numbered)
-                items = [] if is_list else {}
+                stack.append((cls, items, left, key, number))
+                cls, items, left, number = new, {}, count, len(numbered)
                 value = _OPEN
                 numbered.append(value)
         elif kind in ("again", "reference"):
@@ -388,10 +417,7 @@ def parse(text: str, quickly: bool = True) -> Any:
                     if position != len(text):
                         _bad(position, "something after the value")
                     return value
-                if is_list:
-                    items.append(value)
-                else:
-                    items[key] = value
+                items[key] = value
                 left -= 1
             if left:
                 break
@@ -400,12 +426,12 @@ def parse(text: str, quickly: bool = True) -> Any:
             position += 1
             if cls is not None:
                 value = cls.build(items)
-            elif not is_list and 0 in items and list(items) == list(range(len(items))):
-                value = list(items.values())  # some key came twice
+            elif not items or (0 in items and list(items) == list(range(len(items)))):
+                value = list(items.values())
             else:
                 value = items
             numbered[number] = value
-            cls, items, is_list, left, key, number = stack.pop()
+            cls, items, left, key, number = stack.pop()
 
         # A key is next, and the value behind it.
         found = _ITEM(text, position)
@@ -419,13 +445,7 @@ def parse(text: str, quickly: bool = True) -> Any:
         if key is None:
             key, position = _read_key(text, position)
             found = TOKEN(text, position)
-        if is_list:
-            if key == len(items):
-                continue
-            items = dict(enumerate(items))
-            is_list = False
         if type(key) is int:
-            if cls is not None:
-                key = str(key)
+            key = key if cls is None else str(key)
         elif cls is None:
             key = key_of(key) if key.isascii() else decoded(key)

@@ -62,9 +62,8 @@ _OLD_NAMES = {f"Php{registry.type_info(cls).wire_name}": cls for cls in (LogMess
 
 def wire_name(info: TypeInfo, old: bool) -> str:
     """Return the name to write for a class, to the present or to the older release of the original."""
-    if old and _OLD_NAMES.get(f"Php{info.wire_name}") is info.cls:
-        return f"Php{info.wire_name}"
-    return info.wire_name
+    name = f"Php{info.wire_name}"
+    return name if old and _OLD_NAMES.get(name) is info.cls else info.wire_name
 
 
 def find_class(name: Any, advice: str = "") -> TypeInfo:
@@ -110,9 +109,10 @@ def plain_type(annotation: Any) -> str:
     Returns:
         ``"float"``, ``"str"``, ``"bytes"``, ``"bytearray"``, ``"dict"`` (for any mapping), or an empty text.
     """
-    text = str(annotation)
     if isinstance(annotation, type) and not hasattr(annotation, "__args__"):  # list[int] is a type on 3.10
         text = annotation.__name__ if annotation.__module__ == "builtins" else ""
+    else:
+        text = str(annotation)
     match = _PLAIN(_NOISE.sub("", text[:200]))
     return "" if match is None else match[1] or "dict"
 
