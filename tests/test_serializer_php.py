@@ -439,6 +439,25 @@ def test_private_of_a_class_that_is_not_registered() -> None:
     assert S.serialize(Mixed()) == b'O:9:"App\\Mixed":2:{s:12:"\0App\\Mixed\0a";i:1;s:1:"b";i:2;}'
 
 
+def test_private_of_a_class_that_is_derived_from_without_a_decorator() -> None:
+    class Plain(Base, wire_name="App\\Plain"):
+        pass
+
+    assert S.serialize(Plain(1, 2)).startswith(b'O:9:"App\\Plain":2:{s:16:"\0App\\Base\0hidden";i:1;')
+    assert S.deserialize(S.serialize(Plain(1, 2))) == Plain(1, 2)
+
+
+def test_private_of_an_attrs_class() -> None:
+    attr = pytest.importorskip("attr", reason="attrs is not installed")
+
+    @attr.s(auto_attribs=True)
+    class Made(Message, wire_name="App\\Made"):
+        a: int = attr.ib(default=1, metadata={"visibility": "private"})
+
+    assert S.serialize(Made(5)) == b'O:8:"App\\Made":1:{s:11:"\0App\\Made\0a";i:5;}'
+    assert S.deserialize(S.serialize(Made(5))) == Made(5)
+
+
 def test_bad_visibility() -> None:
     @dataclass
     class Wrong(Message, wire_name="App\\Wrong"):

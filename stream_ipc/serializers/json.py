@@ -21,7 +21,6 @@ from json.encoder import encode_basestring, encode_basestring_ascii
 from json.scanner import make_scanner
 from math import isfinite
 
-from .. import registry
 from ..errors import SerializationError, article
 from ..messages import REQUEST, RESPONSE
 from .text_format import (
@@ -29,6 +28,7 @@ from .text_format import (
     HEAD_SIZE,
     INT_MAX,
     INT_MIN,
+    ByName,
     TextFormat,
     TextSerializer,
     builder,
@@ -77,14 +77,6 @@ class _UnknownClass(Exception):
     pass
 
 
-class _Builders(dict[str, "Builder"]):
-    """Maps each wire name to the function that builds an instance, made when the name is first met."""
-
-    def __missing__(self, name: str) -> Builder:
-        made = self[name] = _builder_of(name)
-        return made
-
-
 def _builder_of(name: str) -> Builder:
     try:
         info = find_class(name)
@@ -122,8 +114,7 @@ def _member(info: TypeInfo, data: dict[str, Any]) -> Any:
     return member_of(info, name)
 
 
-_builders = _Builders()
-registry.clear_on_change(_builders)
+_builders = ByName(_builder_of)
 
 
 def _object(data: dict[str, Any]) -> Any:

@@ -21,6 +21,7 @@ from .text_format import (
     HEAD_SIZE,
     INT_MAX,
     INT_MIN,
+    ByName,
     builder,
     compile_builder,
     find_class,
@@ -120,9 +121,9 @@ def mangled(field: FieldInfo, info: TypeInfo, old: bool) -> str:
     if not declaring:
         # PHP's private is private of the class that declares it, also in a child's instance. A dataclass that inherits a
         # field has the very same object for it.
-        fields = [(cls, vars(cls).get("__dataclass_fields__", {}).get(field.name)) for cls in info.cls.__mro__]
-        declared = [cls for cls, own in fields if own is fields[0][1]]
-        declaring = wire_name(registry.by_class.get(declared[-1], info), old)
+        own = getattr(info.cls, "__dataclass_fields__", {}).get(field.name, field)
+        owners = [cls for cls in info.cls.__mro__ if vars(cls).get("__dataclass_fields__", {}).get(field.name) is own]
+        declaring = wire_name(registry.by_class.get(owners[-1], info) if owners else info, old)
     return f"\0{declaring}\0{field.wire_name}"
 
 
@@ -138,36 +139,30 @@ _ADVICE = "define a class with this wire_name on this side, or register one with
 _VALUES = ("stdClass", "DateTime", "DateTimeImmutable")
 
 
-class _PhpClass:
-    """How the objects of one class are built.
+def _class_of(name: str) -> tuple[Builder, int, Quick | None]:
+    """Return what reads the objects of a class, by its raw name.
 
-    Attributes:
-        build: Builds an object of its properties, by raw name as it came.
-        count: How many properties it should have.
-        quick: Reads an object that has just these, and in them what its pattern takes; None if there is no pattern.
+    Returns:
+        What builds one of its properties by raw name as it came; how many properties it should have; what reads one that
+        has just these if they are simple, or None.
     """
+    info = _info_of(unraw(name))
+    if not info.fields:
+        return lambda data: info.build({unraw(bare(key)): v for key, v in data.items()}), 0, None
+    keys = [raw(mangled(f, info, old=False)) for f in info.fields]
+    names = [raw(f.wire_name) for f in info.fields]
 
-    __slots__ = ("build", "count", "quick")
+    def rename(data: dict[str, Any]) -> dict[str, Any]:
+        # Not each came under its own key: whoever may see a property, its name counts.
+        others = {bare(key): v for key, v in data.items() if key not in keys}
+        return {**{key: others[name] for key, name in zip(keys, names, strict=True) if name in others}, **data}
 
-    def __init__(self, name: str) -> None:
-        info = _info_of(unraw(name))
-        keys = [raw(mangled(f, info, old=False)) for f in info.fields]
-        names = [raw(f.wire_name) for f in info.fields]
-
-        def rename(data: dict[str, Any]) -> dict[str, Any]:
-            # Not each came under its own key: whoever may see a property, its name counts.
-            others = {bare(key): v for key, v in data.items() if key not in keys}
-            return {**{key: others[name] for key, name in zip(keys, names, strict=True) if name in others}, **data}
-
-        def build(data: dict[str, Any]) -> Any:
-            return info.build({unraw(bare(key)): v for key, v in data.items()})
-
-        self.build: Builder = builder(info, keys, _CONVERSIONS, rename) if keys else build
-        self.count: int = len(keys)
-        is_simple = 0 < len(keys) <= _MOST_FIELDS and info.cls not in ENVELOPES
-        self.quick: Quick | None = _quick_reader(info, keys) if is_simple else None
-        if self.quick is not None and issubclass(info.cls, Message):
-            _heads[f'O:{len(name)}:"{name}":{len(keys)}:{{'] = self.quick
+    quick = None
+    if len(keys) <= _MOST_FIELDS and info.cls not in ENVELOPES:
+        quick = _quick_reader(info, keys)
+        if issubclass(info.cls, Message):
+            _heads[f'O:{len(name)}:"{name}":{len(keys)}:{{'] = quick
+    return builder(info, keys, _CONVERSIONS, rename), len(keys), quick
 
 
 def _info_of(name: str) -> TypeInfo:
@@ -184,17 +179,8 @@ def _info_of(name: str) -> TypeInfo:
     return info
 
 
-class _Classes(dict[str, _PhpClass]):
-    """Maps each raw class name to how its objects are built, made when the name is first met."""
-
-    def __missing__(self, name: str) -> _PhpClass:
-        made = self[name] = _PhpClass(name)
-        return made
-
-
-_classes = _Classes()
+_classes = ByName(_class_of)
 _heads: dict[str, Quick] = {}  # what stands before a message's first property -> the quick way to read it, once it is known
-registry.clear_on_change(_classes)
 registry.clear_on_change(_heads)
 
 # -- quick reading
@@ -324,10 +310,10 @@ def parse(text: str, quickly: bool = True) -> Any:
         quickly: Whether objects may be read without their parts, which cannot be referred to then.
     """
     numbered: list[Any] = []  # the values that may be referred to, which is all but references themselves
-    stack: list[tuple[_PhpClass | None, dict[Any, Any], int, Any, int]] = []
-    # The container that is being read: its class, or None for an array; its items so far; how many are still to come; the
-    # key of the next; its number.
-    cls: _PhpClass | None = None
+    stack: list[tuple[Builder | None, dict[Any, Any], int, Any, int]] = []
+    # The container that is being read: what builds it, or None for an array; its items so far; how many are still to come;
+    # the key of the next; its number.
+    build: Builder | None = None
     items: dict[Any, Any] = {}
     left = 0
     key: Any = None
@@ -362,14 +348,12 @@ def parse(text: str, quickly: bool = True) -> Any:
                 _bad(position, "an array or object that says it has more than there is")
             if len(stack) >= MAX_DEPTH:
                 _bad(position, f"something nested deeper than {MAX_DEPTH} levels")
-            new = None
-            quick: Quick | None = None
+            new, quick = None, None
             if kind == "object":
                 if len(found["name"]) != int(found["size"]):
                     _bad(position, "a class name of another length than it says")
-                new = _classes[found["name"]]
-                if count == new.count:
-                    quick = new.quick
+                new, expected, quick = _classes[found["name"]]
+                quick = quick if count == expected else None
             elif count > _FEW:
                 quick = _quick_list
             if quickly and quick is not None:
@@ -381,8 +365,8 @@ def parse(text: str, quickly: bool = True) -> Any:
                 position = end
                 numbered += [value, *[_PART] * count]
             else:
-                stack.append((cls, items, left, key, number))
-                cls, items, left, number = new, {}, count, len(numbered)
+                stack.append((build, items, left, key, number))
+                build, items, left, number = new, {}, count, len(numbered)
                 value = _OPEN
                 numbered.append(value)
         elif kind in ("again", "reference"):
@@ -424,14 +408,14 @@ def parse(text: str, quickly: bool = True) -> Any:
             if text[position : position + 1] != "}":
                 _bad(position, "an array or object that goes on after its last item")
             position += 1
-            if cls is not None:
-                value = cls.build(items)
+            if build is not None:
+                value = build(items)
             elif not items or (0 in items and list(items) == list(range(len(items)))):
                 value = list(items.values())
             else:
                 value = items
             numbered[number] = value
-            cls, items, left, key, number = stack.pop()
+            build, items, left, key, number = stack.pop()
 
         # A key is next, and the value behind it.
         found = _ITEM(text, position)
@@ -446,6 +430,6 @@ def parse(text: str, quickly: bool = True) -> Any:
             key, position = _read_key(text, position)
             found = TOKEN(text, position)
         if type(key) is int:
-            key = key if cls is None else str(key)
-        elif cls is None:
+            key = key if build is None else str(key)
+        elif build is None:
             key = key_of(key) if key.isascii() else decoded(key)

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     Write = Callable[[int, Any, Message], bytes]
 
 __all__ = [
-    "ENVELOPES", "HEAD_SIZE", "INT_MAX", "INT_MIN", "TextFormat", "TextSerializer", "builder", "compile_builder",
-    "find_class", "member_of", "plain_type", "wire_name",
+    "ENVELOPES", "HEAD_SIZE", "INT_MAX", "INT_MIN", "ByName", "TextFormat", "TextSerializer", "builder",
+    "compile_builder", "find_class", "member_of", "plain_type", "wire_name",
 ]  # fmt: skip
 
 HEAD_SIZE = 1024  # bytes of an envelope in which its id stands, if a known sender has written it
@@ -276,6 +276,19 @@ class _Writers(dict[type, "Write"]):
 
 
 # -- reading
+
+
+class ByName(dict[str, "Any"]):
+    """Maps each name of a class to what is made for it when it is first met, until a class is registered."""
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        super().__init__()
+        self._make = make
+        registry.clear_on_change(self)
+
+    def __missing__(self, name: str) -> Any:
+        made = self[name] = self._make(name)
+        return made
 
 
 def builder(info: TypeInfo, keys: Sequence[str], conversions: Conversions, rename: Builder | None = None) -> Builder:
