@@ -40,7 +40,7 @@ from .text_walk import MAX_DEPTH, TOO_DEEP, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any, ClassVar, NoReturn
 
     from ..protocols import Payload
     from ..registry import FieldInfo, TypeInfo
@@ -357,4 +357,4 @@ class JsonMessageSerializer(TextSerializer):
         ValueError: The namespace is another one.
     """
 
-    formats = (_Json(old=False), _Json(old=True))
+    formats: ClassVar[tuple[TextFormat, TextFormat]] = (_Json(old=False), _Json(old=True))

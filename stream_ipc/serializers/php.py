@@ -17,7 +17,7 @@ from .text_walk import MAX_DEPTH, shown
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, ClassVar
 
     from ..registry import FieldInfo, TypeInfo
     from .text_format import Encoder
@@ -222,4 +222,4 @@ class PhpMessageSerializer(TextSerializer):
         ValueError: The namespace is another one.
     """
 
-    formats = (_Php(False, _SCALARS), _Php(True, _SCALARS))
+    formats: ClassVar[tuple[TextFormat, TextFormat]] = (_Php(False, _SCALARS), _Php(True, _SCALARS))
