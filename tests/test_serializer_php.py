@@ -540,6 +540,21 @@ def test_references_to_what_is_in_an_object() -> None:
     point = b'O:17:"App\\Message\\Point":2:{s:1:"x";i:1;s:1:"y";s:1:"b";}'
     assert value_of(b"a:3:{i:0;" + point + b"i:1;R:5;i:2;r:3;}") == [Point(1, "b"), "b", Point(1, "b")]  # type: ignore[arg-type]
     assert value_of(b"a:3:{i:0;" + point + b"i:1;i:9;i:2;R:6;}") == [Point(1, "b"), 9, 9]  # type: ignore[arg-type]
+    with pytest.raises(SerializationError, match="an object again that is none"):
+        value_of(b"a:2:{i:0;" + point + b"i:1;r:5;}")
+
+
+def test_lists_of_one_type() -> None:
+    for value in (list(range(-5, 40)), ["x" * i for i in range(12)], ["\u010d"] * 9, ['"'] * 9, ["}"] * 9, [1.5] * 9):
+        text = written(value)
+        assert same(value_of(text), value)
+        assert same(value_of(text.replace(b"i:0;", b"i:00;", 1)), value)
+    for text in (written([5] * 9), written(["5"] * 9)):
+        assert value_of(text.replace(b"i:3;", b"i:30;", 1)) == {i if i != 3 else 30: value_of(text)[0] for i in range(9)}
+        shorter = text.replace(b's:1:"5"', b's:2:"5"', 1).replace(b";i:5;", b";i:5", 1)
+        for bad in (text.replace(b"a:9", b"a:10"), text[:-1], shorter):
+            with pytest.raises(SerializationError):
+                value_of(bad)
 
 
 def test_enums() -> None:

@@ -199,10 +199,11 @@ class PhpMessageSerializer(TextSerializer):
     is refused.
 
     An object that occurs twice in a message is one object again on the other
-    side. A list that does is written twice. Enums travel by their member's
-    name. What refers to itself can be written, as PHP can read it, but is
-    refused on reading: nothing comes off the wire that its constructor has not
-    built. A field without a value is left out.
+    side, and so is an array that PHP refers to twice (with ``&``); a list that
+    does is written twice. Enums travel by their member's name. What refers to
+    itself can be written, as PHP can read it, but is refused on reading:
+    nothing comes off the wire that its constructor has not built. A field
+    without a value is left out.
 
     Refused at the sender, with the path of the field: ints beyond 64 bits,
     other keys, sets, complex numbers, classes that are not registered,
@@ -210,8 +211,8 @@ class PhpMessageSerializer(TextSerializer):
     Refused at the receiver, though PHP takes them: anything after the value,
     ints beyond 64 bits, the formats ``S:`` and ``C:``. Only registered classes
     are built, and an unknown one is refused at any depth. Against a peer that
-    is hostile, still prefer JSON: forty objects that each hold the next one
-    twice are a small payload, but take for ever to print or to compare.
+    is hostile, still prefer JSON: forty objects or arrays that each hold the
+    next one twice are a small payload, but take for ever to print or to compare.
 
     Args:
         namespace: ``"StreamIpc"``, or ``"PhpStreamIpc"`` to write to the older

@@ -282,7 +282,7 @@ def salvage(payload: Payload) -> tuple[int, Any]:
 # -- reading everything
 
 _OPEN = object()  # stands for a container that is not complete
-_PART = object()  # stands for a value in an object that was read quickly
+_PART = object()  # stands for a value in what was read quickly
 _SHORTEST_ITEM = len("i:0;N;")
 
 
@@ -302,13 +302,9 @@ def _read_key(text: str, position: int) -> tuple[str | int, int]:
     _bad(position, "no key")
 
 
-def parse(text: str, quickly: bool = True) -> Any:
-    """Read the one value of a payload.
-
-    Args:
-        text: The payload, one character per byte.
-        quickly: Whether objects may be read without their parts, which cannot be referred to then.
-    """
+def parse(text: str) -> Any:
+    """Read the one value of a payload, one character per byte."""
+    has_references = "R:" in text  # which may be to parts of what is read quickly
     numbered: list[Any] = []  # the values that may be referred to, which is all but references themselves
     stack: list[tuple[Builder | None, dict[Any, Any], int, Any, int]] = []
     # The container that is being read: what builds it, or None for an array; its items so far; how many are still to come;
@@ -356,7 +352,7 @@ def parse(text: str, quickly: bool = True) -> Any:
                 quick = quick if count == expected else None
             elif count > _FEW:
                 quick = _quick_list
-            if quickly and quick is not None:
+            if quick is not None and not has_references:
                 end = text.find("}", position) + 1
                 value = quick(text, position, end)
                 if kind == "array" and value is not None and len(value) != count:
@@ -380,7 +376,7 @@ def parse(text: str, quickly: bool = True) -> Any:
                     " constructor"
                 )
             if value is _PART:
-                return parse(text, quickly=False)
+                _bad(position, "an object again that is none")
             if kind == "again":
                 numbered.append(value)
         else:
