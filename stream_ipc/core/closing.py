@@ -57,11 +57,7 @@ class Closing:
         return not self._steps
 
     def go_on(self, handlers: bool = True) -> None:
-        """Take the steps that are left.
-
-        Args:
-            handlers: Call the ``on_close`` handlers.
-        """
+        """Take the steps that are left; ``on_close`` handlers only if these are to be called."""
         steps = self._steps
         session = self._conversation.session
         while steps:
@@ -161,14 +157,11 @@ class Teardowns:
             self.all.append(teardown)
 
     def step(self, deliver: bool = True, only: Collection[Teardown] | None = None) -> float:
-        """Do what can be done now.
+        """Do what can be done now, of all or of some; returns in how many seconds to call again at the latest.
 
         Args:
             deliver: Whether handlers may run.
             only: Which to do, by default all.
-
-        Returns:
-            In how many seconds to call again at the latest.
         """
         wait = 60.0
         for teardown in tuple(self.all if only is None else only):

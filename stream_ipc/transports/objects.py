@@ -66,11 +66,7 @@ def _has_descriptor(stream: Any) -> bool:
 
 
 def _open(kind: type, kind_without: type, stream: Any) -> Any:
-    """Return the end of a stream, of one kind if it has a descriptor, of the other if not; an end is itself.
-
-    Raises:
-        InvalidStreamError: The stream cannot be used.
-    """
+    """Return the end of a stream, of one kind if it has a descriptor, of the other if not; an end is itself."""
     if isinstance(stream, End):
         return stream
     if isinstance(stream, bool):

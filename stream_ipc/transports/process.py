@@ -136,15 +136,10 @@ class ProcessChannel(StreamChannel):
     """Messages over the stdin and stdout of a child process, and text from its stderr.
 
     Args:
-        process: A ``Popen`` with ``stdin=PIPE, stdout=PIPE``.
+        process: A ``Popen`` with ``stdin=PIPE, stdout=PIPE``; a ``ValueError`` says what to pass if it has no such pipes.
         owned: Whether the process is ended with the channel.
-        serializer: As in ``StreamChannel``.
-        max_frame_size: As in ``StreamChannel``.
         group: Whether it leads a process group, all of which is ended then.
         growable: Whether its pipes may be made larger for large messages.
-
-    Raises:
-        ValueError: The Popen is unsuitable; the text says what to pass.
     """
 
     inputs: ProcessInputs

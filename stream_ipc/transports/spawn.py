@@ -166,9 +166,7 @@ def _undo(process: subprocess.Popen[bytes] | None, files: list[Any], *fds: list[
 def _find_child(error: BaseException, *pipes: int) -> subprocess.Popen[bytes] | None:
     """Return the process whose start was interrupted when it ran already: only the frames of ``Popen`` know it.
 
-    Args:
-        error: What came out of ``Popen``.
-        pipes: What the process has for its stdin and stdout.
+    It has the pipes for its stdin and stdout.
     """
     traceback = error.__traceback__
     while traceback is not None:
