@@ -2,7 +2,7 @@
 
 Knows the three formats. Must not know the registry: an ``_Object`` stands for each object, so the tap needs none of the
 program's modules, and imports and calls nothing that a payload names. It takes the time and the memory that decoding a
-payload takes its receiver, and a hostile pickle can exhaust both, as ``PickleMessageSerializer`` says.
+payload takes its receiver. A hostile pickle can exhaust both, as ``PickleMessageSerializer`` says; a broken one cannot.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import pickletools
 import re
 from itertools import chain
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
@@ -24,6 +25,7 @@ _VIEW = 160  # characters of the fields
 _NAME = 200  # characters of a class name or an id
 _TEXT = 60  # characters of one text
 _BYTES = 24  # bytes of one
+_OPCODES = 50_000  # of a pickle that is shown; of a longer one only the class is
 _LEVEL = 6  # characters less for what is inside another value
 
 # By the last part of its name: the kind of an envelope, which is also the field with its message.
@@ -206,7 +208,29 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _read_pickle(payload: bytes | bytearray) -> Any:
-    return _Unpickler(io.BytesIO(payload)).load()
+    file = io.BytesIO(payload)
+    first: list[Any] = []
+    # The unpickler takes as much memory as a broken pickle says.
+    for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
+        if opcode.name.endswith("PUT") and (arg or 0) > count:
+            raise _Unreadable(f"{opcode.name} {arg} behind {count} opcodes")
+        if len(first) < 7 and opcode.stack_after and opcode.stack_after[0].name in ("int", "str", "None"):
+            first.append(arg)
+        if count == _OPCODES:
+            return _beginning(*first)
+    file.seek(0)
+    return _Unpickler(file).load()
+
+
+def _beginning(kind: Any, id: Any, shape: Any, *more: Any) -> Any:
+    """Return what stands for a pickle that is too long, of which only the first ints and texts are known."""
+    rest = [_Word("...")]
+    if isinstance(kind, int):
+        return kind, id, shape.split(SEPARATOR)[0], tuple(rest)
+    made = _object(f"{kind}.{id}", {}, rest)  # a plain pickle: the module and the name of a class
+    if id in _ENVELOPES:
+        made.fields = {"id": more[0], more[1]: _object(f"{more[2]}.{more[3]}", {}, rest)}
+    return made
 
 
 def _built(parts: Sequence[Any]) -> Any:
