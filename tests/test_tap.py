@@ -17,9 +17,11 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,9 @@ from stream_ipc import (
     StreamClosedError,
     register_type,
 )
+from stream_ipc.tap.files import Log
 from stream_ipc.tap.payloads import look
+from stream_ipc.tap.relay import Direction, Watcher
 from stream_ipc.tap.report import Report
 
 from .helpers import PATIENCE, frame, seeds
@@ -186,6 +190,17 @@ def test_bytes_are_shortened():
     assert re.search(r"point=b'(\\xff)+\.\.\.' \(1000000 bytes\)", view)
 
 
+@pytest.mark.parametrize("name", ["pickle", "plain pickle"])
+def test_of_a_pickle_that_is_too_long_the_class_is_shown(name):
+    job = Job("x", point=list(range(100_000)))
+    for kind, id, message in (
+        ("request", "1.2", RequestEnvelope("1.2", job)),
+        ("response", "1.2", ResponseEnvelope("1.2", job)),
+        ("notification", "", job),
+    ):
+        assert look(FORMATS[name].serialize(message)) == (kind, id, NAMES[name], f"{NAMES[name]}(...)")
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_beginning_is_taken_for_the_whole(name):
     job = Job("é" * 20, point=Point(1, [Point(2, {"k": "v"})]), more={"a": (1, 2), "b": None, "c": Colour.RED})
@@ -234,8 +249,9 @@ def test_garbage():
         (b'{"a":1 "b":2}', "json: JSONDecodeError: Expecting ',' delimiter: line 1 column 8 (char 7)"),
         (b'{"a":1} {}', "json: JSONDecodeError: Extra data"),
         (b"{}", "json: {} is no object"),
-        (b"\x80\x05\xff", "pickle: UnpicklingError: invalid load key, '\\xff'."),
-        (pickle.dumps("x" * 50, 5)[:30], "pickle: UnpicklingError: pickle data was truncated"),
+        (b"\x80\x05\xff", "pickle: ValueError: at position 2, opcode b'\\xff' unknown"),
+        (b"\x80\x05Nrrest.", "pickle: LONG_BINPUT 1953719666 behind 2 opcodes"),
+        (pickle.dumps("x" * 50, 5)[:30], "pickle: ValueError: expected 50 bytes in a unicodestring1, but only"),
         (pickle.dumps("x", 5), "pickle: 'x' is no object"),
         (pickle.dumps((0, None, "A\0b\0c", 1), 5), "pickle: ValueError: zip() argument 2 is shorter"),
     ],
@@ -717,6 +733,40 @@ def test_a_grandchild_that_holds_the_pipes():
     process.stdout.close()
     process.stdin.close()
     assert re.fullmatch(rb"before \d+", out)
+
+
+class Late(FileIO):
+    """A file whose reader gets what it has read when a gate opens."""
+
+    gate = threading.Event()
+
+    def read(self, size=-1):
+        data = super().read(size)
+        self.gate.wait(PATIENCE)
+        return data
+
+
+def test_what_was_read_is_passed_on_before_a_tap_ends():
+    (read, write), (back, target) = os.pipe(), os.pipe()
+    os.write(write, b"last words")
+    watcher = Watcher(Report(lambda text: None, ("->", "<-")), Log(None), None)
+    direction = Direction(Late(read), FileIO(target, "w"), lambda data: None, watcher)
+    direction.start()
+    poller = select.poll()
+    poller.register(read, select.POLLIN)
+    while poller.poll(0):
+        pass  # until it has read
+    drained = threading.Thread(target=direction.drain)
+    drained.start()
+    drained.join(0.5)  # longer than a worker's pipe is quiet before it is left
+    assert drained.is_alive()
+    Late.gate.set()
+    assert os.read(back, 100) == b"last words"
+    drained.join(PATIENCE)
+    assert not drained.is_alive()
+    os.close(write)
+    direction.join(PATIENCE)
+    os.close(back)
 
 
 # -- files that several taps write to

@@ -29,7 +29,7 @@ from .files import Log, Trace
 from .payloads import escaped
 from .report import Report
 
-__all__ = ["GRACE", "Tap"]
+__all__ = ["GRACE", "Direction", "Tap", "Watcher"]
 
 _TRACKS = {"->": "-> to the worker", "<-": "<- from the worker", "stderr": "stderr"}
 
@@ -44,7 +44,7 @@ _FORWARDED = _ENDING | {signal.SIGUSR1, signal.SIGUSR2}
 _PR_SET_PDEATHSIG = 1
 
 
-class _Watcher:
+class Watcher:
     """Looks at what has passed, in whichever thread has the time. Owns what is still to be looked at."""
 
     def __init__(self, report: Report, log: Log, trace: Trace | None) -> None:
@@ -68,29 +68,30 @@ class _Watcher:
                 self._trace.flush()
 
 
-class _Direction(threading.Thread):
+class Direction(threading.Thread):
     """Passes bytes on from one file to another until the end. Owns both."""
 
-    def __init__(self, source: IO[bytes], target: IO[bytes], look: Callable[[bytes], Any], watcher: _Watcher) -> None:
+    def __init__(self, source: IO[bytes], target: IO[bytes], look: Callable[[bytes], Any], watcher: Watcher) -> None:
         super().__init__(daemon=True)
         self._source = source
         self._target = target
         self._look = look
         self._watcher = watcher
-        self._poller = select.poll()
-        self._poller.register(source, select.POLLIN)
+        self._fd = source.fileno()
         self._busy = False
 
     def run(self) -> None:
         """Pass on until one side ends."""
+        poller = _poller(self._fd)
         with self._source, self._target:
             try:
                 while True:
                     self._busy = False
+                    poller.poll()
+                    self._busy = True  # before the pipe is empty
                     data = self._source.read(_READ_SIZE)
                     if not data:
                         break
-                    self._busy = True
                     self._watcher.note(partial(self._look, data))
                     view = memoryview(data)
                     while view:
@@ -101,10 +102,17 @@ class _Direction(threading.Thread):
 
     def drain(self) -> None:
         """Wait until what a dead worker has written is passed on, also if another process still holds the pipe."""
+        poller = _poller(self._fd)
         while self.is_alive():
             self.join(_QUIET)
-            if not self._busy and not self._poller.poll(0):
+            if not poller.poll(0) and not self._busy:
                 break
+
+
+def _poller(fd: int) -> select.poll:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return poller
 
 
 class Tap:
@@ -153,16 +161,16 @@ class Tap:
             The worker's exit status; the negative number of the signal that has killed it.
         """
         report = Report(log.write, ("->", "<-"), format, coloured, f"{self.pid} ", trace)
-        watcher = _Watcher(report, log, trace)
+        watcher = Watcher(report, log, trace)
         watcher.note(lambda: report.note("--", "began", f"monotonic clock {log.clock:.6f}: {self._command}"))
         process = self._process
         assert process.stdin is not None and process.stdout is not None
-        there = _Direction(FileIO(0), process.stdin, partial(report.feed, "->"), watcher)
-        back = [_Direction(process.stdout, FileIO(1, "w"), partial(report.feed, "<-"), watcher)]
+        there = Direction(FileIO(0), process.stdin, partial(report.feed, "->"), watcher)
+        back = [Direction(process.stdout, FileIO(1, "w"), partial(report.feed, "<-"), watcher)]
         if process.stderr is not None and trace is not None:
             trace.begin(self.pid, f"worker {self.pid}: {self._command}", _TRACKS)
             look = partial(report.text, "stderr", "stderr")
-            back.append(_Direction(process.stderr, FileIO(os.dup(2), "w"), look, watcher))
+            back.append(Direction(process.stderr, FileIO(os.dup(2), "w"), look, watcher))
         for direction in (there, *back):
             direction.start()
         # In a thread, because the log may take nothing, and a signal has to be passed on all the same.
