@@ -102,10 +102,9 @@ class HandlerList:
         if positional:
             types = _types(function, positional[0].annotation, caller)
             if self._of_messages and types and not any([_may_be_message(cls) for cls in types]):
-                raise TypeError(
-                    f"the annotation of {name_of(function)}'s first parameter is no message class, so {self._event}() would"
-                    " never call it; the message comes first, the session second"
-                )
+                problem = f"is no message class, so {self._event}() would never call it"
+                remedy = "the message comes first, the session second"
+                raise _refused(function, positional[0].annotation, problem, remedy)
         self._add(Handler(function, types, takes_both))
 
     def _add(self, handler: Handler) -> None:
@@ -180,20 +179,20 @@ def _types(function: Any, annotation: Any, caller: Any) -> tuple[type, ...] | No
         types = tuple(_classes(annotation, partial(_namespace, function, caller)))
     except Exception as exc:
         pass_on(exc)
-        annotation = getattr(annotation, "__forward_arg__", annotation)
-        raise TypeError(
-            f"the annotation {annotation!r} of {name_of(function)}'s first parameter cannot be resolved: {exc}; define"
-            " or import the class where the handler is defined (not under TYPE_CHECKING), or drop the annotation"
-        ) from exc
+        remedy = "define or import the class where the handler is defined (not under TYPE_CHECKING), or drop the annotation"
+        raise _refused(function, annotation, f"cannot be resolved: {exc}", remedy) from exc
     try:
         [issubclass(object, cls) for cls in types]  # which fails if one is None, a Protocol, a TypedDict
     except TypeError as exc:
         problem = "is no class" if None in types else f"is of no use: {exc}"
-        raise TypeError(
-            f"the annotation {annotation!r} of {name_of(function)}'s first parameter {problem}; annotate it with a message"
-            " class, a union of them, or nothing"
-        ) from exc
+        remedy = "annotate it with a message class, a union of them, or nothing"
+        raise _refused(function, annotation, problem, remedy) from exc
     return None if object in types else types
+
+
+def _refused(function: Any, annotation: Any, problem: str, remedy: str) -> TypeError:
+    shown = getattr(annotation, "__forward_arg__", annotation)
+    return TypeError(f"the annotation {shown!r} of {name_of(function)}'s first parameter {problem}; {remedy}")
 
 
 def _classes(annotation: Any, namespace: Callable[[], dict[str, Any]]) -> list[Any]:
