@@ -296,9 +296,14 @@ def _read(payload: bytes | bytearray) -> Message:
 
 
 class _Unpickler(Unpickler):
-    """Answers one global."""
+    """Answers one global.
 
-    built = False
+    Attributes:
+        built: Whether it was asked for.
+    """
+
+    __slots__ = ("built",)
+    built: bool
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         """Return ``build`` and refuse every other global."""
@@ -336,6 +341,7 @@ def _load_objects(payload: bytes | bytearray) -> Any:
     """Load a payload that may name ``build``, and put objects in place of the handles."""
     _extension_cache.clear()
     unpickler = _Unpickler(BytesIO(payload) if len(payload) < _LARGE else _ViewFile(payload))  # type: ignore[arg-type]
+    unpickler.built = False
     try:
         root = unpickler.load()
     except SerializationError as exc:
@@ -346,16 +352,20 @@ def _load_objects(payload: bytes | bytearray) -> Any:
         raise _failed_load(payload, exc) from exc
     if type(root) is not tuple:
         return root
+    built = unpickler.built
+    # READONLY_BUFFER and BYTEARRAY8 make a memoryview, which the resolver refuses, and name nothing.
+    if not built and not (0x98 in payload and 0x96 in payload):
+        return root
+    resolver = Resolver(not built)
     try:
-        # READONLY_BUFFER and BYTEARRAY8 make a memoryview, which the resolver refuses, and name nothing.
-        if unpickler.built or (0x98 in payload and 0x96 in payload):
-            resolver = Resolver()
-            resolver.may_loop = not unpickler.built
-            return root[:3] + resolver.resolve(root[3:])
+        return root[:3] + tuple([resolver.item(value) for value in root[3:]])
     except SerializationError as exc:
         add_id(exc, *root[:2])
         raise
-    return root
+    except Exception as exc:  # what became of a key cannot be hashed
+        deep = isinstance(exc, RecursionError)
+        text = "payload is nested too deeply" if deep else f"a value in the payload cannot be built: {describe(exc)}"[:300]
+        raise add_id(SerializationError(text), *root[:2]) from exc
 
 
 def _failed_load(payload: Payload, exc: Exception, text: str = "payload is not a pickle") -> SerializationError:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from _pickle import Pickler
 
 from .. import registry
-from ..errors import SerializationError, article, describe
+from ..errors import SerializationError, article
 from ..registry import TypeInfo, by_class, not_registered
 from . import call_of_class, compile_function
 
@@ -179,52 +179,44 @@ class ObjectPickler(Pickler):
 # -- reading
 
 
-class Resolver(dict[int, object]):
+class Resolver:
     """Replaces the handles in a loaded structure by objects, each once, and lets nothing else through.
 
     Lists, dicts and sets are changed in place, so that what was shared stays shared.
 
-    It holds what values have become, by the id that each had before. All were loaded before the first was resolved, so no
-    two have one id. What was made since may have the id of one that is gone: it must never be looked up.
-
-    Attributes:
+    Args:
         may_loop: Whether a value may contain itself: not beside objects, whose constructors would see it unfinished.
     """
 
-    __slots__ = ("may_loop",)
-    may_loop: bool
+    __slots__ = ("_done", "_may_loop")
 
-    def resolve(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the values with objects in place of handles, or raise SerializationError."""
-        try:
-            return tuple([self.item(value) for value in values])
-        except SerializationError:
-            raise
-        except RecursionError as exc:
-            raise SerializationError("payload is nested too deeply") from exc
-        except Exception as exc:  # what became of a key cannot be hashed
-            raise SerializationError(f"a value in the payload cannot be built: {describe(exc)}"[:300]) from exc
+    def __init__(self, may_loop: bool) -> None:
+        # What values have become, by the id that each had before. All were loaded before the first was resolved, so no two
+        # have one id. What was made since may have the id of one that is gone: it must never be looked up.
+        self._done: dict[int, Any] = {}
+        self._may_loop = may_loop
 
     def item(self, value: Any) -> Any:
         """Return a value with objects in place of handles."""
         cls = type(value)
+        done = self._done
         key = id(value)
         if cls is Handle:  # is in itself only by way of a container, which notices
-            if key in self:
-                return self[key]
+            if key in done:
+                return done[key]
             shape = value[0] if value else None
             make = _find_nested(shape, _unusual) if type(shape) is str else _unusual  # a tuple's hash may have no end
-            made = self[key] = make(value, self)
+            made = done[key] = make(value, self)
             return made
         if cls in ATOMS:
             return value
-        if key in self:
-            if self[key] is not _IN_PROGRESS:
-                return self[key]
-            if self.may_loop:
+        if key in done:
+            if done[key] is not _IN_PROGRESS:
+                return done[key]
+            if self._may_loop:
                 return value
             raise SerializationError(f"payload contains {article(cls)} that contains itself; only plain data may")
-        self[key] = _IN_PROGRESS
+        done[key] = _IN_PROGRESS
         result: Any = value
         if cls is list:
             if not ATOMS.issuperset(map(type, value)):
@@ -248,7 +240,7 @@ class Resolver(dict[int, object]):
             result = frozenset([self.item(item) for item in value])
         else:
             raise SerializationError(f"payload is not a message: it may not hold {article(cls)}")
-        self[key] = result
+        done[key] = result
         return result
 
 
