@@ -25,6 +25,7 @@ __all__ = ["Shield", "function_of", "interruption_in", "is_ours", "pass_on", "pa
 # All that programs handle as a rule and that do not come from their own mistakes.
 _NAMES = ["INT", "TERM", "HUP", "ALRM", "USR1", "USR2", "CHLD", "PIPE", "PROF", "VTALRM", "WINCH"]
 _SIGNALS = [getattr(_signal, f"SIG{name}") for name in _NAMES]
+_VALID = tuple(_signal.valid_signals())
 _PACKAGE = __name__.rpartition(".")[0]
 
 
@@ -112,8 +113,12 @@ def _is_dealt_with(catcher: FrameType) -> bool:
 
 
 def _handler_codes() -> set[CodeType]:
-    functions = [function_of(_signal.getsignal(number)) for number in _signal.valid_signals()]
-    return {function.__code__ for function in functions if hasattr(function, "__code__")}
+    found = set()
+    for number in _VALID:  # no comprehension: the error may be that there is no memory
+        code = getattr(function_of(_signal.getsignal(number)), "__code__", None)
+        if code is not None:
+            found.add(code)
+    return found
 
 
 def function_of(function: Any) -> Any:
