@@ -84,7 +84,7 @@ class Crew:
         self._untidy = False  # whether ``check`` was asked for
         self.closed: bool = False
         self._loop = loop_of(peer)
-        self.tasks: Tasks = Tasks(self._loop, peer, self._leave_to_check)
+        self.tasks: Tasks = Tasks(self._loop, peer)
         self._queue = self.tasks.queue
         self._loop.pools[self] = None
 
@@ -402,10 +402,10 @@ class Crew:
         for worker in tuple(self._vacant):
             if worker.session is not None:
                 self._set_up(worker)
-        self.tasks.tell_all()
+        self.tasks.repair()
         for worker in tuple(self._workers):
             for attempt in tuple(worker.running):
-                if attempt.outcome is not None:
+                if attempt.outcome is not None:  # an interruption has kept it from being taken
                     self.take(attempt)
             if not worker.conversation.is_open:
                 self._worker_closed(worker)

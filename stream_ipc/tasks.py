@@ -62,7 +62,6 @@ class Tasks:
     Args:
         loop: What drives it.
         peer: Whose ``id_generator`` it uses.
-        tidy_up: Called when an interruption may leave something that ``tell_all`` is to do.
 
     Attributes:
         loop: As above.
@@ -72,12 +71,11 @@ class Tasks:
 
     conversation: None = None  # each worker has its own
 
-    def __init__(self, loop: Loop, peer: Any, tidy_up: Callable[[], None]) -> None:
+    def __init__(self, loop: Loop, peer: Any) -> None:
         self.loop = loop
         self.queue: deque[Task] = deque()
         self.watchers: set[ref[Any]] = set()
         self._peer = peer
-        self._tidy_up = tidy_up
         self._untold: dict[Task, None] = {}  # those that have settled, until everybody who waits was told
 
     def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Task:
@@ -115,9 +113,9 @@ class Tasks:
         if task.settled:
             return False
         error = IpcError(f"task {task.id} was cancelled by this side")
-        self._tidy_up()
+        self.loop.repairs[self] = None  # first: an interrupted call is gone on with by the next turn
         cancelled = self.settle(task, error)
-        self.tell(task)
+        self.repair()
         return cancelled
 
     def settle(self, task: Task, outcome: Any) -> bool:
@@ -138,19 +136,21 @@ class Tasks:
                 task.tell()
             self._untold.pop(task, None)
 
-    def tell_all(self) -> None:
-        """Do the same for all, also those of which an interruption has kept ``tell``."""
+    def repair(self) -> None:
+        """Do the same for all. An interrupted call can be made again."""
         for task in tuple(self._untold):
             self.tell(task)
+        self.loop.repairs.pop(self, None)
 
     def fail_queued(self, error: BaseException) -> None:
         """Fail what is queued. All settle first: a done callback may wait for any of them."""
         queue = self.queue
+        self.loop.repairs[self] = None
         for task in tuple(queue):
             self.settle(task, error)
             if queue and queue[0] is task:
                 del queue[0]
-        self.tell_all()
+        self.repair()
 
     def put_back(self, attempt: Attempt, tried: bool) -> None:
         """Queue a task that a worker has again, before all others. An interrupted call can be made again."""
