@@ -532,8 +532,8 @@ def test_wait_with_a_timeout_of_its_own(pool: WorkerPool) -> None:
 @pytest.mark.slow
 def test_many_tasks_that_hang(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker(), 2, timeout=0.4) as pool:
-        pool.submit(Ping(0)).wait()
-        promises = [pool.submit(Ping("spin")) for _ in range(8)] + [pool.submit(Ping(1))]
+        pool.submit(Ping(0), timeout=PATIENCE).wait()
+        promises = [pool.submit(Ping("spin")) for _ in range(8)] + [pool.submit(Ping(1), timeout=PATIENCE)]
         assert [outcome(promise) for promise in promises] == [RequestTimeoutError] * 8 + [1]
 
 
@@ -555,7 +555,7 @@ def test_in_flight_tasks_of_a_hung_worker_are_done_by_another(peer: IpcPeer) -> 
 def test_worker_that_ignores_everything_is_killed_by_start_timeout(peer: IpcPeer) -> None:
     started: List[Session] = []
     with WorkerPool(
-        peer, [worker("silent"), worker("hello", "0")], hello=Note, start_timeout=0.5, on_session=started.append
+        peer, [worker("silent"), worker("hello", "0")], hello=Note, start_timeout=2, on_session=started.append
     ) as pool:
         promises = [pool.submit(Ping(("sleep", 0.05)), timeout=5) for _ in range(20)]
         assert {outcome(promise) for promise in promises} == {("sleep", 0.05)}
