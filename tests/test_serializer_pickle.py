@@ -998,6 +998,22 @@ def test_the_hand_made_payloads_are_right() -> None:
     assert S.deserialize(box(big(-(10**5000)))) == Box(-(10**5000))
 
 
+@pytest.mark.parametrize("warm", [False, True])  # whether a message of the class was read before
+def test_a_root_that_is_no_tuple_brings_no_machinery(warm: bool) -> None:
+    shape = s("test.Box\0value")
+    bodies = [BUILD, flat_call("test.Point", x=i(1)), flat_call("no.such.Class", x=i(1)), b"\x96\3\0\0\0\0\0\0\0abc\x98"]
+    payloads = [b"\x80\x05(" + i(0) + N + shape + body + b"l." for body in bodies]
+    payloads.append(b"\x80\x05" + BUILD + b"(" + i(0) + N + shape + POINT + b"t\x85R.")  # a handle
+    payloads.append(b"\x80\x05}(" + i(2) + shape + i(1) + N + i(3) + i(4) + BUILD + i(5) + b"u.")  # a dict
+    if warm:
+        assert S.deserialize(flat("test.Box", value=N)) == Box(None)
+    for payload in payloads:
+        refused(payload)
+    # All that is plain is as good in a list.
+    if warm:
+        assert_no_machinery(S.deserialize(b"\x80\x05(" + i(0) + N + shape + i(1) + b"l."))
+
+
 GLOBALS: List[Tuple[str, str]] = [
     ("os", "system"),
     ("posix", "system"),

@@ -350,8 +350,8 @@ def _load_objects(payload: bytes | bytearray) -> Any:
     except Exception as exc:
         del unpickler  # which holds all that was read so far
         raise _failed_load(payload, exc) from exc
-    if type(root) is not tuple:
-        return root
+    if type(root) is not tuple:  # a handle, or a list that may hold some
+        raise SerializationError(_OTHER_FORM)
     built = unpickler.built
     # READONLY_BUFFER and BYTEARRAY8 make a memoryview, which the resolver refuses, and name nothing.
     if not built and not (0x98 in payload and 0x96 in payload):
@@ -366,6 +366,9 @@ def _load_objects(payload: bytes | bytearray) -> Any:
         deep = isinstance(exc, RecursionError)
         text = "payload is nested too deeply" if deep else f"a value in the payload cannot be built: {describe(exc)}"[:300]
         raise add_id(SerializationError(text), *root[:2]) from exc
+
+
+_OTHER_FORM = "payload is a pickle of another form than this serializer writes" + ADVICE
 
 
 def _failed_load(payload: Payload, exc: Exception, text: str = "payload is not a pickle") -> SerializationError:
@@ -395,7 +398,7 @@ def _add_id_of_head(error: SerializationError, payload: Any) -> None:
 def _read_root(root: Any) -> Message:
     """Return the message or the envelope of any root, or raise SerializationError."""
     if type(root) is not tuple or len(root) < 4:
-        raise SerializationError("payload is a pickle of another form than this serializer writes" + ADVICE)
+        raise SerializationError(_OTHER_FORM)
     kind, id, shape = root[:3]
     if kind not in _KINDS:
         raise SerializationError("payload is not a message: it is of a kind that this side does not know")
