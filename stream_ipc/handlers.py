@@ -210,7 +210,11 @@ def _classes(annotation: Any, namespace: Callable[[], dict[str, Any]]) -> list[A
         return [object]
     if isinstance(annotation, typing.ForwardRef):  # Optional["Reply"]
         return _classes(annotation.__forward_arg__, namespace)
-    if isinstance(annotation, typing.TypeVar):
+    if hasattr(annotation, "__metadata__"):  # Annotated
+        parts = (origin,)
+    elif hasattr(annotation, "__value__"):  # type X = ...
+        parts = (annotation.__value__,)
+    elif isinstance(annotation, typing.TypeVar):
         parts = annotation.__constraints__ or (annotation.__bound__ or object,)
     elif origin is typing.Union or type(annotation).__name__ == "UnionType":
         parts = annotation.__args__

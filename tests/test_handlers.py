@@ -266,6 +266,33 @@ def test_annotations_for_every_class(annotation: Any) -> None:
     assert called_for(annotated(annotation)) == EVERY
 
 
+def test_annotated_annotations() -> None:
+    for annotation in (
+        typing.Annotated[First, "x"], typing.Annotated[Optional[First], 5], "typing.Annotated[First | None, 'x']",
+        Optional[typing.Annotated["First", "x"]],
+    ):  # fmt: skip
+        assert called_for(annotated(annotation)) == FIRST
+    for annotation in (typing.Annotated[First | Second, "x"], typing.Annotated["First | Second", "x"]):
+        assert called_for(annotated(annotation)) == [First, FirstChild, Second]
+    assert called_for(annotated(typing.Annotated[Any, "x"])) == EVERY
+    with pytest.raises(TypeError, match="is no class"):
+        added(annotated(typing.Annotated[List[First], "x"]))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="there is no type statement")
+def test_names_of_types() -> None:
+    names: dict[str, Any] = {"First": First, "Second": Second, "Holder": Holder}
+    exec("type One = First\ntype Two = One | Second\ntype Held[T] = First | Holder[T]\ntype Self = Self | None", names)
+    for annotation in (names["One"], Optional[names["One"]], typing.Annotated[names["One"], "x"], names["Held"][int]):
+        assert called_for(annotated(annotation)) == FIRST
+    assert called_for(annotated(names["Two"])) == [First, FirstChild, Second]
+    assert added(annotated(names["Held"][int])).of(Holder)
+    exec("type Later = Nowhere", names)
+    for name in ("Later", "Self"):
+        with pytest.raises(TypeError, match=f"the annotation {name} of .* cannot be resolved"):
+            added(annotated(names[name]))
+
+
 def test_a_generic_message() -> None:
     for annotation in (Holder, Holder[int], "Holder[int]", "Holder[int] | None"):
         handlers = added(annotated(annotation))
