@@ -283,7 +283,8 @@ def test_annotated_annotations() -> None:
 def test_names_of_types() -> None:
     names: dict[str, Any] = {"First": First, "Second": Second, "Holder": Holder}
     exec("type One = First\ntype Two = One | Second\ntype Held[T] = First | Holder[T]\ntype Self = Self | None", names)
-    for annotation in (names["One"], Optional[names["One"]], typing.Annotated[names["One"], "x"], names["Held"][int]):
+    one = names["One"]
+    for annotation in (one, Optional[one], typing.Annotated[one, "x"], names["Held"][int]):
         assert called_for(annotated(annotation)) == FIRST
     assert called_for(annotated(names["Two"])) == [First, FirstChild, Second]
     assert added(annotated(names["Held"][int])).of(Holder)
