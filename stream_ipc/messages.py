@@ -50,7 +50,13 @@ class Message:
     __slots__ = ()
 
     def __init_subclass__(cls, wire_name: str | None = None, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+        try:
+            super().__init_subclass__(**kwargs)
+        except TypeError as exc:
+            if not kwargs:
+                raise
+            text = f"{cls.__qualname__}(Message, {next(iter(kwargs))}=...): {exc}: the wire name is given as wire_name="
+            raise TypeError(text) from exc
         if issubclass(cls, enum.Enum):
             raise TypeError(
                 f"{cls.__qualname__} cannot be a message and an enum at once; make it an enum, register it with"
@@ -118,8 +124,8 @@ class ErrorMessage(Message, wire_name="StreamIpc\\Message\\ErrorMessage"):
 
             lines = traceback.format_exception(type(exception), exception, exception.__traceback__)
             summary = traceback.format_exception_only(type(exception), exception)
-            trace = "".join(lines).rstrip("\n")
-            self.message = f"{self.message}\n{''.join(summary).strip()}\n{trace}"
+            texts = {self.message: None, "".join(summary).strip(): None, "".join(lines).strip(): None}
+            self.message = "\n".join(texts)  # without a traceback the last two are one
 
     def __str__(self) -> str:
         return self.message

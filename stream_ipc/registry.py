@@ -236,11 +236,12 @@ def lookup(wire_name: Any) -> TypeInfo:
     elif wire_name in _by_name:
         return _by_name[wire_name]
     remedy = "import the module that defines it on this side too"
+    move = "; move it to a module that both sides import, or give it a wire_name"
+    own = [name for name in list(_by_name) if name.startswith("__main__.") and wire_name.endswith(name[8:])]
     if wire_name.startswith("__main__."):
-        remedy = (
-            "the sender defined it in the script it was started with, which no other program can import;"
-            " move it to a module that both sides import, or give it a wire_name"
-        )
+        remedy = "the sender defined it in the script it was started with, which no other program can import" + move
+    elif own:
+        remedy = f"it is {own[0]} here, of the script that this program was started with" + move
     elif wire_name.partition(".")[0] in sys.stdlib_module_names:
         remedy = "the sender registered it" + BOTH_SIDES
     raise SerializationError(f"Unknown class: {printable(wire_name[:200])} ({remedy})")

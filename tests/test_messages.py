@@ -90,8 +90,10 @@ def test_error_message_with_an_exception() -> None:
 
 
 def test_error_message_of_an_exception_that_was_not_raised() -> None:
-    assert str(ErrorMessage("text", KeyError("k"))).split("\n")[:2] == ["text", "KeyError: 'k'"]
-    assert str(ErrorMessage("", ValueError())).split("\n")[:2] == ["", "ValueError"]
+    # It has no traceback, so nothing is said twice.
+    assert str(ErrorMessage("text", KeyError("k"))) == "text\nKeyError: 'k'"
+    assert str(ErrorMessage("", ValueError())) == "\nValueError"
+    assert str(ErrorMessage("text", SyntaxError("bad", ("f.py", 1, 2, "x = = 1")))).count("SyntaxError: bad") == 1
 
 
 def test_error_message_of_odd_exceptions() -> None:
@@ -222,6 +224,20 @@ def test_a_class_of_a_script_is_unknown_elsewhere_and_the_error_says_why(program
     payload = bytes.fromhex(run(["send.py"], program).split()[-1])
     with pytest.raises(SerializationError, match="Unknown class: __main__.Task .*script.*both sides import.*wire_name"):
         PickleMessageSerializer().deserialize(payload)
+
+
+def test_a_class_that_this_program_has_in_its_script_is_unknown_and_the_error_says_why(program: Path) -> None:
+    receive = SCRIPT + "\nclass Outer:\n    class Inner(Message): ...\nimport sys\nfor name in sys.argv[1:]:\n    try:"
+    receive += "\n        lookup(name)\n    except Exception as exc:\n        print(exc)\n"
+    (program / "receive.py").write_text(receive)
+    names = ["app.Task", "a.b.Outer.Inner", "app.MyTask", "x.Given"]
+    _, task, inner, part, given = run(["receive.py", *names], program).split("\n")
+    advice = "move it to a module that both sides import, or give it a wire_name"
+    for name, own, text in (("app.Task", "Task", task), ("a.b.Outer.Inner", "Outer.Inner", inner)):
+        why = f"it is __main__.{own} here, of the script that this program was started with"
+        assert text == f"Unknown class: {name} ({why}; {advice})"
+    for text in (part, given):
+        assert "import the module that defines it on this side too" in text
 
 
 def test_a_message_of_a_module_that_is_run_is_understood_where_it_is_imported(program: Path) -> None:

@@ -301,6 +301,21 @@ def test_other_arguments_of_a_class_statement_are_passed_on() -> None:
     assert lookup("test.registry.Mixed").cls is Mixed
 
 
+def test_a_misspelt_argument_of_a_class_statement() -> None:
+    for name in ("wirename", "name", "wireName"):
+        text = rf"^Misspelt\(Message, {name}=\.\.\.\): .*: the wire name is given as wire_name="
+        with pytest.raises(TypeError, match=text) as caught:
+            types.new_class("Misspelt", (Message,), {name: "x"})
+        assert isinstance(caught.value.__cause__, TypeError)
+
+    class Refuses:
+        def __init_subclass__(cls) -> None:
+            raise TypeError("of its own")
+
+    with pytest.raises(TypeError, match="^of its own$"):
+        types.new_class("Refused", (Message, Refuses))
+
+
 # --- looking up -----------------------------------------------------------------------------------------------
 
 
