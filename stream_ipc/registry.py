@@ -181,6 +181,7 @@ def register_type(
         encode: Takes an instance and returns what travels for it: plain data,
             or whatever else can travel. For instances of exactly this class.
             Give both converters or neither, and the same ones on both sides.
+            Pickle carries bytes and sets as they are and does not ask.
         decode: Takes what ``encode`` returned, as it arrived, and returns an
             instance of exactly this class. What it raises is a decoding error.
 

@@ -45,6 +45,10 @@ class Holder(Message, wire_name="test.converters.Holder"):
     x: Any
 
 
+def raises(error: Any) -> Any:
+    raise error
+
+
 @pytest.fixture
 def own_registry() -> Iterator[None]:
     """Undo what a test registers: converters of the standard library's classes concern the whole process."""
@@ -83,6 +87,106 @@ def test_what_encode_returns_may_hold_whatever_travels() -> None:
         back: Any = serializer.deserialize(serializer.serialize(Holder(Outer(decimal.Decimal("1.50")))))
         assert type(back.x) is Outer
         assert str(back.x.inner) == "1.50"
+
+
+# One of each kind of class that registration accepts with converters: those that a format has a form of its own for, those
+# that travel otherwise, and those that do not.
+CONVERTED: List[Any] = [
+    b"\0\xff", bytearray(b"12"), {1, 2}, frozenset({3}), 1 + 2j, datetime.datetime(2020, 1, 1), datetime.time(1),
+    datetime.timezone.utc, decimal.Decimal(1), uuid.UUID(int=1), pathlib.PurePath("a"), collections.deque([1]),
+    collections.Counter("a"), collections.defaultdict(int), memoryview(b"ab"), slice(1), range(3), ..., NotImplemented, len,
+    raises, int, types, io.BytesIO(), re.compile("a"), functools.partial(int), ValueError("x"), iter(()), object(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("serializer", SERIALIZERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("value", CONVERTED, ids=lambda value: type(value).__name__)
+@pytest.mark.usefixtures("own_registry")
+def test_converters_are_asked_by_every_serializer(serializer: Any, value: Any) -> None:
+    cls = type(value)
+    serializer.serialize(Holder("x"))  # what serializers know of a class is of before
+    if cls in (bytes, bytearray) and type(serializer) is not JsonMessageSerializer:
+        serializer.serialize(Holder([value]))
+    asked: List[Any] = []
+    back: Any
+    register_type(cls, encode=lambda v: asked.append(v) or "12", decode=lambda data: asked.append(data) or value)
+    as_it_is = type(serializer) is PickleMessageSerializer and cls in (bytes, bytearray, set, frozenset)
+    twice = [value, value]  # the walk has to write the message in PHP's format
+    for content, found in (
+        (value, lambda x: x), ([value], lambda x: x[0]), ({"a": (value,)}, lambda x: x["a"][0]), (twice, lambda x: x[1]),
+    ):  # fmt: skip
+        asked.clear()
+        back = serializer.deserialize(serializer.serialize(Holder(content)))
+        assert found(back.x) == value if as_it_is else found(back.x) is value
+        assert asked[:1] == ([] if as_it_is else [value])
+        assert "12" in asked or as_it_is
+
+
+class Zone(datetime.tzinfo):
+    def __init__(self, hours: int = 0) -> None:
+        self.hours = hours
+
+    def utcoffset(self, when: Any) -> timedelta:
+        return timedelta(hours=self.hours)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Zone) and self.hours == other.hours
+
+    def __hash__(self) -> int:
+        return self.hours
+
+
+@pytest.mark.parametrize("zone", [zoneinfo.ZoneInfo("UTC"), Zone(2)], ids=["ZoneInfo", "own"])
+@pytest.mark.usefixtures("own_registry")
+def test_a_value_of_the_standard_library_may_hold_a_registered_time_zone(zone: Any) -> None:
+    serializer = PickleMessageSerializer()
+    values = [datetime.datetime(2020, 1, 1, tzinfo=zone), datetime.time(1, tzinfo=zone, fold=1)]
+    for value in values:
+        with pytest.raises(SerializationError, match=r"Holder\.x: .*(Zone|ZoneInfo) cannot travel: it is neither"):
+            serializer.serialize(Holder(value))
+    if type(zone) is Zone:
+        register_type(Zone, encode=lambda zone: zone.hours, decode=Zone)
+    else:
+        exec(converter_line(type(zone)), {"register_type": register_type, "ZoneInfo": zoneinfo.ZoneInfo})
+    for value in values:
+        for content in (value, [value, zone], {value: value}, collections.deque([value])):
+            back: Any = serializer.deserialize(serializer.serialize(Holder(content)))
+            assert back.x == content
+        back = serializer.deserialize(serializer.serialize(Holder([value, zone])))
+        assert back.x[0].tzinfo is back.x[1]
+        assert (type(back.x[1]), back.x[0].fold) == (type(zone), value.fold)
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_time_zone_may_have_a_registered_offset_and_name() -> None:
+    for cls in (Span, Text):
+        exec(converter_line(cls), dict(globals(), timedelta=timedelta))
+    zone = datetime.timezone(Span(hours=2), Text("name"))
+    back: Any = PickleMessageSerializer().deserialize(PickleMessageSerializer().serialize(Holder(zone)))
+    assert back.x == zone
+    assert (type(back.x.utcoffset(None)), type(back.x.tzname(None)), back.x.tzname(None)) == (Span, Text, "name")
+
+
+@pytest.mark.parametrize("serializer", SERIALIZERS[1:], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("value", [b"x", bytearray(b"x"), {1}, collections.OrderedDict()], ids=lambda v: type(v).__name__)
+@pytest.mark.usefixtures("own_registry")
+def test_what_encode_raises_is_told_of_what_has_another_form_too(serializer: Any, value: Any) -> None:
+    register_type(type(value), encode=lambda v: raises(ValueError("why")), decode=lambda data: data)
+    with pytest.raises(SerializationError, match=r"^Holder\.x\[0\]: .* cannot be sent: the encode of .* failed: ValueError"):
+        serializer.serialize(Holder([value]))
+
+
+@pytest.mark.parametrize("cls", [bytes, bytearray])
+@pytest.mark.usefixtures("own_registry")
+def test_bytes_travel_in_the_php_format_as_before_once_they_have_no_converters(cls: Any) -> None:
+    serializer, message = PhpMessageSerializer(), Holder([cls(b"\xff"), 1])
+    before = serializer.serialize(message)
+    register_type(cls, encode=lambda data: data.hex(), decode=cls.fromhex)
+    assert serializer.deserialize(serializer.serialize(message)) == message
+    assert serializer.serialize(message) != before
+    del registry.by_class[cls]
+    registry.register_type(Holder, "test.converters.Holder")
+    assert serializer.serialize(message) == before
 
 
 @pytest.mark.usefixtures("own_registry")
@@ -160,10 +264,6 @@ def test_what_decode_raises_or_returns_is_a_decoding_error() -> None:
             type_info(Thing).values(Thing())
         with pytest.raises(interrupt):
             type_info(Thing).build({"value": 1})
-
-
-def raises(error: Any) -> Any:
-    raise error
 
 
 def test_both_converters_or_neither() -> None:

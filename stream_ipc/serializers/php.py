@@ -62,8 +62,6 @@ _SCALARS: dict[type, Callable[[Any], str]] = {
     float: _float,
     bool: ("b:0;", "b:1;").__getitem__,
     type(None): {None: "N;"}.__getitem__,
-    bytes: _bytes,
-    bytearray: _bytes,
 }
 
 
@@ -85,6 +83,15 @@ class _Php(TextFormat):
     leaves_out = True  # as the original does, and it makes a property without a value of a missing one
     read = staticmethod(read)
     salvage = staticmethod(salvage)
+
+    def __missing__(self, cls: type) -> Encoder:
+        # A registration empties this, so that whatever is written after it comes here first.
+        for plain in (bytes, bytearray):
+            if plain in registry.by_class:
+                self.scalars.pop(plain, None)
+            else:
+                self.scalars[plain] = _bytes
+        return super().__missing__(cls)
 
     def info(self, cls: type) -> TypeInfo:
         try:

@@ -12,6 +12,7 @@ from operator import add
 from ..errors import SerializationError, article, describe
 from ..interruptions import pass_on
 from ..messages import Message
+from ..registry import by_class
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Walk:
             info = format.info(cls)
             values = {} if info.is_enum or info.fields else info.values(value)
         except SerializationError as exc:
-            self._fail(step, self._advice(cls) or str(exc))
+            self._fail(step, (cls not in by_class and self._advice(cls)) or str(exc))
         if info.is_enum:
             return self.made(step, format.enum_encoder(info), value, self._depth + 1, set())
         names = [self.made(f"{step}.{name}", format.attribute, name) for name in values]

@@ -57,9 +57,9 @@ def _reduce_timezone(value: datetime.timezone) -> tuple[Any, ...]:
     return (offset, None if name == datetime.timezone(offset).tzname(None) else name)
 
 
-# What an argument may be. Exact types: a bool is an int to isinstance(), and no wire form here has a bool for an int.
+# What an argument may be, or a registered class may derive from. No wire form here has a bool for an int.
 _INT, _FLOAT, _STR, _LIST, _DICT = (int,), (float,), (str,), (list,), (dict,)
-_ZONE = (datetime.timezone, type(None))
+_ZONE = (datetime.tzinfo, type(None))
 _INT_OR_NONE = (int, type(None))
 _STR_OR_NONE = (str, type(None))
 
@@ -110,6 +110,10 @@ def reducer_of(cls: type) -> Callable[[Any], tuple[str, tuple[Any, ...]]] | None
     return lambda value: (name, take_apart(value))
 
 
+def _fits(arg: Any, allowed: tuple[type, ...]) -> bool:
+    return isinstance(arg, allowed) and type(arg) is not bool
+
+
 def build_value(name: str, args: tuple[Any, ...]) -> Any:
     """Build a value from what was received.
 
@@ -122,6 +126,6 @@ def build_value(name: str, args: tuple[Any, ...]) -> Any:
     _, types, build = _BY_NAME[name]
     if types[-1] is ...:
         types = types[:1] * len(args)
-    if len(args) != len(types) or not all(type(arg) in allowed for arg, allowed in zip(args, types)):
+    if len(args) != len(types) or not all(map(_fits, args, types)):
         raise ValueError(f"arguments of the wrong types: {', '.join(type(arg).__name__ for arg in args)}")
     return build(*args)
