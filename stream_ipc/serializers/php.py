@@ -219,7 +219,7 @@ class PhpMessageSerializer(TextSerializer):
     ints beyond 64 bits, the formats ``S:`` and ``C:``. Only registered classes
     are built, and an unknown one is refused at any depth. Against a peer that
     is hostile, still prefer JSON: forty objects or arrays that each hold the
-    next one twice are a small payload, but take for ever to print or to compare.
+    next one twice are a small payload, but take for ever to print or compare.
 
     Args:
         namespace: ``"StreamIpc"``, or ``"PhpStreamIpc"`` to write to the older
