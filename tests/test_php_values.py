@@ -243,6 +243,14 @@ def test_dates_that_lack_something(fields: bytes) -> None:
         php(b'O:8:"DateTime":' + fields)
 
 
+def test_dates_of_arrays_that_are_in_each_other_twice() -> None:
+    value = b"a:1:{i:0;i:1;}"
+    for number in range(40, 2, -1):  # the outermost is the third value behind the message and the date
+        value = b"a:2:{i:0;%si:1;R:%d;}" % (value, number + 1)
+    with pytest.raises(SerializationError, match="date of PHP cannot be read: <list>"):
+        php(b'O:8:"DateTime":3:{' + text("date") + value + text("timezone_type") + b"i:3;" + text("timezone") + b"N;}")
+
+
 def test_errors_of_dates_say_whose_request_it_is() -> None:
     payload = S.serialize(RequestEnvelope("7", Note(WHEN))).replace(b"+02:00", b"+2:000")
     with pytest.raises(SerializationError, match="date of PHP") as caught:

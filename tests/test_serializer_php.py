@@ -525,6 +525,8 @@ def test_references() -> None:
     for bad in (
         b"a:2:{i:0;i:5;i:1;r:0;}", b"a:2:{i:0;i:5;i:1;R:0;}", b"r:0;", b"r:1;", b"r:2;", b"R:1;", b"r:3;",
         b"r:9999999999;", b"r:-1;", b"R:;", b"a:1:{i:0;r:2;}",
+        # To PHP these are no objects either.
+        b"a:2:{i:0;i:5;i:1;r:3;}", b'a:2:{i:0;s:1:"v";i:1;r:3;}', b"a:2:{i:0;N;i:1;r:3;}", b"a:2:{i:0;a:0:{}i:1;r:3;}",
     ):  # fmt: skip
         with pytest.raises(SerializationError):
             value_of(bad)
@@ -534,6 +536,22 @@ def test_a_reference_to_an_array_is_the_same_one() -> None:
     got = value_of(b'a:3:{i:0;a:2:{s:1:"k";a:1:{i:0;i:5;}s:1:"l";N;}i:1;R:3;i:2;i:7;}')
     assert got == [{"k": [5], "l": None}, {"k": [5], "l": None}, 7]
     assert got[0] is got[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("map", list(range(40_000))), ("data", "x" * 40_000), ("buffer", "x" * 40_000)]
+)
+def test_references_cannot_make_many_copies(name: str, value: Any) -> None:
+    start = b'O:14:"test.php.Typed":1:{' + written(name)
+
+    def again(count: int) -> bytes:
+        items = [b"i:%d;%sR:4;}" % (i, start) for i in range(1, count)]
+        return b"a:%d:{i:0;%s%s}%s}" % (count, start, written(value), b"".join(items))
+
+    expected = getattr(value_of(again(1))[0], name)
+    assert [getattr(typed, name) for typed in value_of(again(5))] == [expected] * 5
+    with pytest.raises(SerializationError, match="a reference that makes more"):
+        value_of(again(1000))
 
 
 def test_references_to_what_is_in_an_object() -> None:

@@ -216,7 +216,8 @@ class PhpMessageSerializer(TextSerializer):
     other keys, sets, complex numbers, classes that are not registered,
     subclasses of ``str``, ``int``, ``list`` and so on, more than 511 levels.
     Refused at the receiver, though PHP takes them: anything after the value,
-    ints beyond 64 bits, the formats ``S:`` and ``C:``. Only registered classes
+    ints beyond 64 bits, the formats ``S:`` and ``C:``, references that repeat
+    more of arrays and texts than the payload is long. Only registered classes
     are built, and an unknown one is refused at any depth. Against a peer that
     is hostile, still prefer JSON: forty objects or arrays that each hold the
     next one twice are a small payload, but take for ever to print or compare.

@@ -283,6 +283,11 @@ def salvage(payload: Payload) -> tuple[int, Any]:
 
 _OPEN = object()  # stands for a container that is not complete
 _PART = object()  # stands for a value in what was read quickly
+_NO_OBJECTS = (str, int, float, bool, type(None), list, type(_PART))
+# What a field may make a copy of, each time that it is referred to, because of the field's annotation. So how much of it
+# may come by reference, in items and characters, is no more than the payload's length, or this for short ones.
+_SIZED = (str, bytes, list)
+_REPEATED = 256 * 1024
 _SHORTEST_ITEM = len("i:0;N;")
 
 
@@ -305,6 +310,7 @@ def _read_key(text: str, position: int) -> tuple[str | int, int]:
 def parse(text: str) -> Any:
     """Read the one value of a payload, one character per byte."""
     has_references = "R:" in text  # which may be to parts of what is read quickly
+    repeated = 0  # items and characters that came by reference
     numbered: list[Any] = []  # the values that may be referred to, which is all but references themselves
     stack: list[tuple[Builder | None, dict[Any, Any], int, Any, int]] = []
     # The container that is being read: what builds it, or None for an array; its items so far; how many are still to come;
@@ -375,10 +381,14 @@ def parse(text: str) -> Any:
                     f"the reference before byte {position} is to what it is part of, which cannot be built by its"
                     " constructor"
                 )
-            if value is _PART:
-                _bad(position, "an object again that is none")
             if kind == "again":
+                if type(value) in _NO_OBJECTS:
+                    _bad(position, "an object again that is none")
                 numbered.append(value)
+            if type(value) in _SIZED:
+                repeated += len(value)
+                if repeated > max(len(text), _REPEATED):
+                    _bad(position, "a reference that makes more of the arrays and texts referred to than there is in all")
         else:
             if kind == "bool":
                 value = content == "1"

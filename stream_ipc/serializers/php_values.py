@@ -47,7 +47,6 @@ class _Value(TypeInfo):
         self, cls: type, wire_name: str, values: Callable[[Any], dict[str, Any]], build: Callable[[Any], Any]
     ) -> None:
         super().__init__(cls, wire_name)
-        self.names = ("",)  # it has no fields to look for
         self.values = values  # type: ignore[assignment,method-assign]
         self.build = build  # type: ignore[assignment,method-assign]
 

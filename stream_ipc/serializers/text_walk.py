@@ -10,7 +10,6 @@ from __future__ import annotations
 from operator import add
 
 from ..errors import SerializationError, article, describe
-from ..interruptions import pass_on
 from ..messages import Message
 from ..registry import by_class
 
@@ -37,12 +36,10 @@ _PLAIN = (str, int, float, dict, list, tuple)
 
 
 def shown(value: Any) -> str:
-    """Return a short repr of anything, also of what has none."""
-    try:
-        text = ascii(value)
-    except Exception as exc:  # of a huge int, or of a class's own __repr__
-        pass_on(exc)
-        text = f"<{type(value).__name__}>"
+    """Return a short text for a text, bytes or a number; for anything else, whose repr may have no end, its type's name."""
+    cls = type(value)
+    has_end = cls in (str, bytes, float, bool, type(None)) or (cls is int and value.bit_length() < 200)
+    text = ascii(value) if has_end else f"<{cls.__name__}>"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
