@@ -5,6 +5,7 @@ import dis
 import importlib.util
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -646,6 +647,14 @@ def test_top_level_holds_nothing_else():
     top = {name.split("/")[0] for name in done.stdout.splitlines()}
     allowed = {"setup.cfg", "setup.py", "README.rst", "LICENSE", "stream_ipc", "tests", "examples"}
     assert {name for name in top if not name.startswith(".")} <= allowed
+
+
+def test_the_readme_of_the_tests_names_modules_that_are_there():
+    text = (ROOT / "tests" / "README.rst").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b\w+\.py\b", text))
+    there = {path.name for folder in (PACKAGE, ROOT / "tests") for path in folder.rglob("*.py")}
+    assert named <= there
+    assert {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"} <= named
 
 
 def code_objects(code):
