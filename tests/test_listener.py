@@ -687,6 +687,18 @@ def test_folder_that_somebody_else_has_locked(peer, host, path, monkeypatch):
         os.close(fd)
 
 
+def test_only_where_there_is_a_file_does_the_lock_of_its_folder_matter(peer, host, path, monkeypatch):
+    # Programs lock a folder for as long as they run, as flock(1) does.
+    fd = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits for the lock"))
+            peer.listen(path, host)
+    finally:
+        os.close(fd)
+
+
 def test_dead_file_is_removed_under_a_lock(peer, host, path, monkeypatch):
     # Without it a second one could remove the new file of the first.
     unlink, locked = os.unlink, []

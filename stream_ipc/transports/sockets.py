@@ -357,10 +357,17 @@ def _listen(family: int, sockaddr: Any) -> tuple[socket.socket, SocketFile | Non
 
 def _bind_unix(sock: socket.socket, path: str) -> None:
     """Bind to a path, also if a dead listener has left its file there."""
+    try:
+        sock.bind(path)
+        return
+    except OSError as exc:
+        pass_on(exc)
+        if exc.errno != errno.EADDRINUSE:
+            raise
     folder = -1
     try:
-        # Only one process at a time looks for such a file, or a second one might remove the new file of the first. The lock
-        # of the folder leaves no file behind; if it is held for long, or the file system has none, go on without it.
+        # Only one process at a time looks and removes, or a second one might remove the new file of the first. The lock of
+        # the folder leaves no file behind; if it is held for long, or the file system has none, go on without it.
         try:
             folder = os.open(os.path.dirname(path) or os.curdir, os.O_RDONLY)
             for _ in range(_LOCK_TRIES):
