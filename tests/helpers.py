@@ -283,8 +283,8 @@ class InterruptAt(CallAt):
         # A result that is on its way to the test is out of the package's hands.
         if event == "return" and not back.f_code.co_filename.startswith(PACKAGE):
             return False
-        # A for statement that calls it by way of map() stores what it gets before a signal is looked at.
-        if event == "return" and back.f_code.co_code[back.f_lasti] == dis.opmap["FOR_ITER"]:
+        # What calls it by way of map(), a for statement or += of a list, stores what it gets before a signal is looked at.
+        if event == "return" and back.f_code.co_code[back.f_lasti] in (dis.opmap["FOR_ITER"], dis.opmap["INPLACE_ADD"]):
             return False
         return code.co_name not in UNRAISABLE and (back is None or back.f_code.co_name not in UNRAISABLE)
 

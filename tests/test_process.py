@@ -1116,6 +1116,27 @@ def test_an_interruption_while_a_child_is_being_ended_closes_no_descriptor_twice
     assert number > 50
 
 
+def test_an_interruption_while_a_session_is_attached_or_removed_leaves_the_pipes_as_they_were(peer: IpcPeer) -> None:
+    number = 1 - places_apart()
+    hit = True
+    with subprocess.Popen(["cat"], stdin=PIPE, stdout=PIPE, stderr=PIPE, bufsize=0) as process:
+        pipes: Any = (process.stdin, process.stdout, process.stderr)
+        while hit:
+            number += places_apart()
+            interrupt = InterruptAt(number, Interruption())
+            try:
+                with interrupt:
+                    peer.remove_session(peer.create_process_session(process))
+            except Interruption:
+                pass
+            hit = interrupt.hit
+            peer.tick(0)
+            for session in peer.sessions:  # it was there already
+                peer.remove_session(session)
+            assert all(os.get_blocking(pipe.fileno()) for pipe in pipes), interrupt.where
+    assert number > 50
+
+
 def test_an_argument_that_raises_stop_iteration_is_an_error(peer: IpcPeer) -> None:
     class Stopping:
         def __fspath__(self) -> str:

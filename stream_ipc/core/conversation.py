@@ -69,6 +69,7 @@ class Conversation:
         self.dispatcher.attach(self.port)
         self.batches: Batches = Batches(loop, self.port)
         self._closing: Closing | None = None
+        self._release = False  # whether closing leaves the streams to their owner
         self._writes_until: float | None = None  # how long an ended stream is kept for what is still to be written
 
     @property
@@ -202,15 +203,19 @@ class Conversation:
         try:
             if seconds is not None:
                 self.hurry(loop.clock() + seconds)
-            removed = f"this side removed the session from its peer ({self.name})"
-            reason = StreamClosedError(removed if release else self.channel.closed_text())
+            self._release = release
+            reason = self._own_reason()
             self._flush_bounded(reason)
-            self.close_now(reason, release, handlers=False)
+            self.close_now(reason, handlers=False)
             if self._closing is not None:
                 self._closing.wait()  # before the on_close handlers, which run after a child's last words
             self.close_now(reason)
         finally:
             loop.thread = outer
+
+    def _own_reason(self) -> StreamClosedError:
+        removed = f"this side removed the session from its peer ({self.name})"
+        return StreamClosedError(removed if self._release else self.channel.closed_text())
 
     def hurry(self, due: float) -> None:
         """Have closing, which may have begun, done by a time of the loop's clock."""
@@ -245,16 +250,15 @@ class Conversation:
             loop.repairs[self] = None
             raise
 
-    def close_now(self, reason: StreamClosedError, release: bool = False, handlers: bool = True) -> None:
-        """Close at once: what is queued is dropped, what is pending fails, the streams are closed.
+    def close_now(self, reason: StreamClosedError, handlers: bool = True) -> None:
+        """Close at once: what is queued is dropped, what is pending fails, the streams are closed or released.
 
         Args:
             reason: Why, if it is not being closed already.
-            release: Leave the streams to their owner.
             handlers: Run ``on_close`` handlers. Otherwise another call does that.
         """
         if self._closing is None:
-            closing = Closing(self, release)
+            closing = Closing(self, self._release)
             self.loop.repairs[self] = None
             # atomic: no calls
             self.is_open = False
@@ -265,7 +269,7 @@ class Conversation:
     def repair(self) -> None:
         """Do what an interruption has left undone."""
         if self._closing is None:
-            self.close_now(StreamClosedError(self.channel.closed_text()))
+            self.close_now(self._own_reason())
         else:
             self._closing.go_on()
 

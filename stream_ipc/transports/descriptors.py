@@ -180,6 +180,7 @@ class End:
     _blocking: bool | None = None  # whether anything else was, if it is not now
 
     def __init__(self, stream: Any, shared: bool = False) -> None:
+        self.prepare(stream)  # not before a super().__init__(), behind which an interruption would lose this
         self.stream = stream
         try:
             self.fd: int = stream if isinstance(stream, int) else stream.fileno()
@@ -211,6 +212,9 @@ class End:
         except BaseException:
             self.release()
             raise
+
+    def prepare(self, stream: Any) -> None:
+        """Do what is to be done before the stream is looked at."""
 
     def open(self) -> None:
         """Get ready to be used, once the stream does not block."""
@@ -373,7 +377,7 @@ class WriteEnd(End):
     forbidden_mode: int = os.O_RDONLY
     poll_fd: int = -1
 
-    def __init__(self, stream: Any, shared: bool = False) -> None:
+    def prepare(self, stream: Any) -> None:
         flush = getattr(stream, "flush", None)
         if flush is not None:
             try:
@@ -381,7 +385,6 @@ class WriteEnd(End):
             except (OSError, ValueError) as exc:
                 pass_on(exc)
                 raise unusable(stream, str(exc)) from exc
-        super().__init__(stream, shared)
 
     def open(self) -> None:
         self.poll_fd = self.fd

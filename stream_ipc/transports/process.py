@@ -163,21 +163,21 @@ class ProcessChannel(StreamChannel):
         self._clock = real_clock()
         ends: list[Any] = []
         try:
-            ends.append(ReadEnd(process.stdout))
-            ends.append(WriteEnd(process.stdin))
+            ends += map(ReadEnd, (process.stdout,))  # stored before a signal is looked at
+            ends += map(WriteEnd, (process.stdin,))
             ends[0].growable = ends[1].growable = growable
             super().__init__(ends[1], ends[:1], serializer, max_frame_size, f"pid {process.pid}")
             if process.stderr is not None and not process.stderr.closed:
-                ends.append(ReadEnd(process.stderr))
+                ends += map(ReadEnd, (process.stderr,))
                 decoder = TextDecoder(LogMessage.LEVEL_STDERR, self.inputs.note_stderr)
                 self._text = TextInput(ends[2], decoder, self.inputs)
                 self.add_input(self._text)
+            self.put: Callable[[Any], None] = self._put
+            self.child.watch()
         except BaseException:
             for end in ends:
                 end.release()
             raise
-        self.put: Callable[[Any], None] = self._put
-        self.child.watch()
 
     def _put(self, frame: list[Any]) -> None:
         """Send a frame if the child lives."""
