@@ -854,6 +854,40 @@ def test_an_interrupted_restoring_is_completed_by_the_second_close() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"all restored", b"")
 
 
+def test_an_interrupted_take_over_leaves_nothing_behind() -> None:
+    code = """
+        from tests.helpers import InterruptAt, Interruption
+
+        def state():
+            found = [(os.fstat(fd).st_dev, os.fstat(fd).st_ino) for fd in (0, 1, 2)]
+            return found, sorted(os.listdir("/proc/self/fd"))
+
+        peer = IpcPeer()
+        peer.create_stdio_session().close()  # so that what is made once is there
+        before = state()
+        number = 0
+        hit = True
+        while hit:
+            number += 1
+            interrupt = InterruptAt(number, Interruption())
+            try:
+                with interrupt:
+                    peer.create_stdio_session()
+            except Interruption:
+                peer.tick(0)
+            hit = interrupt.hit
+            for session in peer.sessions:
+                session.close()
+            assert state() == before, (interrupt.where, before, state())
+        assert number > 50
+        sys.stdout.write("all as it was")
+        sys.stdout.flush()
+        peer.close()
+    """
+    done = run(program(code))
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"all as it was", b"")
+
+
 def test_out_of_descriptors_is_no_missing_stream() -> None:
     code = """
         import resource

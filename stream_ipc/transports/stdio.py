@@ -15,6 +15,7 @@ import fcntl
 import io
 import os
 import sys
+from itertools import starmap
 
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
@@ -48,17 +49,17 @@ class StdioChannel(StreamChannel):
         self._buffered: list[Any] = []  # what is to be block-buffered again
         ends: list[Any] = []
         try:
-            self._copies[0] = _private_copy(0, "stdin")
-            self._copies[1] = _private_copy(1, "stdout")
+            self._copy(0, "stdin")
+            self._copy(1, "stdout")
             if _is_stderr(*self._copies.values()):
-                self._copies[2] = _private_copy(2, "stderr")
+                self._copy(2, "stderr")
             _take_over(2 in self._copies)
             self._buffer_lines()
             ahead = _read_ahead()
             # Shared: both are other processes' open files too, so their flags stay as they are.
-            ends.append(ReadEnd(self._copies[0], shared=True))
+            ends += starmap(ReadEnd, [(self._copies[0], True)])  # stored before a signal is looked at
             ends[0].ahead = ahead
-            ends.append(WriteEnd(self._copies[1], shared=True))
+            ends += starmap(WriteEnd, [(self._copies[1], True)])
             super().__init__(ends[1], ends[:1], serializer, max_frame_size, "stdio")
         except BaseException:
             for end in ends:
@@ -86,6 +87,25 @@ class StdioChannel(StreamChannel):
         copy = self._copies.pop(2, -1)  # the others are the wire, and are closed with it
         if copy >= 0:
             os.close(copy)
+
+    def _copy(self, fd: int, name: str) -> None:
+        try:
+            if getattr(sys, f"__{name}__") is None:
+                # The interpreter found none when it started. The number may be another file's by now.
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            # Above the standard ones, and not inherited by programs that this process starts. Stored before a signal is
+            # looked at.
+            for self._copies[fd] in map(fcntl.fcntl, (fd,), (fcntl.F_DUPFD_CLOEXEC,), (3,)):
+                break
+        except OSError as exc:
+            pass_on(exc)
+            if exc.errno != errno.EBADF:  # out of descriptors, and not without this one
+                exc.strerror = f"cannot take over {name} (descriptor {fd}): {exc.strerror}"
+                raise
+            raise InvalidStreamError(
+                f"this process has no {name} (descriptor {fd}: {exc}); it is to be started with {name} connected to its"
+                " parent"
+            ) from exc
 
     def _buffer_lines(self) -> None:
         """Let each line that is printed leave at once, though descriptor 1 is no terminal."""
@@ -125,12 +145,10 @@ def _is_stderr(*wire: int) -> bool:
 
 
 def _take_over(drop_stderr: bool) -> None:
+    null = -1
     try:
-        null = os.open(os.devnull, os.O_RDWR)
-    except OSError as exc:
-        exc.strerror = f"cannot take over stdin and stdout, in whose place the null device stands: {exc.strerror}"
-        raise
-    try:
+        for null in map(os.open, (os.devnull,), (os.O_RDWR,)):  # stored before a signal is looked at
+            break
         os.dup2(null, 0)
         os.dup2(null, 1)
         if drop_stderr:
@@ -140,26 +158,13 @@ def _take_over(drop_stderr: bool) -> None:
                 os.dup2(2, 1)
             except OSError as exc:  # it was closed since
                 pass_on(exc)
-    finally:
-        os.close(null)
-
-
-def _private_copy(fd: int, name: str) -> int:
-    try:
-        if getattr(sys, f"__{name}__") is None:
-            # The interpreter found none when it started. The number may be another file's by now.
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        # Above the standard ones, and not inherited by programs that this process starts.
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     except OSError as exc:
         pass_on(exc)
-        if exc.errno != errno.EBADF:  # out of descriptors, and not without this one
-            exc.strerror = f"cannot take over {name} (descriptor {fd}): {exc.strerror}"
-            raise
-        raise InvalidStreamError(
-            f"this process has no {name} (descriptor {fd}: {exc}); it is to be started with {name} connected to its"
-            " parent"
-        ) from exc
+        exc.strerror = f"cannot take over stdin and stdout, in whose place the null device stands: {exc.strerror}"
+        raise
+    finally:
+        if null >= 0:
+            os.close(null)
 
 
 def _flush() -> None:
