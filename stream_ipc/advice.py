@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import sys
 
-from .classes import is_named_tuple, is_pydantic, obstacle
+from .classes import fields_of, is_named_tuple, is_pydantic, obstacle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,16 +95,20 @@ def _converters(cls: Any) -> str:
         if hasattr(cls, "model_validate"):
             return "encode=lambda model: model.model_dump(mode='json'), decode={0}.model_validate"
         return "encode=lambda model: json.loads(model.json()), decode={0}.parse_obj"
-    found = _find(cls, _CONVERTERS)
-    names = "" if found else ", ".join([f"{name!r}: obj.{name}" for name in _parameters(cls)])
+    found = "" if is_named_tuple(cls) else _find(cls, _CONVERTERS)
+    names = "" if found else ", ".join([f"{name!r}: obj.{attribute}" for name, attribute in _parameters(cls).items()])
     return "encode=lambda obj: {" + names + "}, decode=lambda data: {0}(**data)" if names else found
 
 
-def _parameters(cls: Any) -> list[str]:
+def _parameters(cls: Any) -> dict[str, str]:
+    """Return the attribute for each parameter of a constructor; nothing if that is not known."""
     code = getattr(cls.__init__, "__code__", None)
-    if code is None or code.co_flags & 0x0C:  # *args and **kwargs do not tell what they hold
-        return []
-    return list(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
+    # *args and **kwargs do not tell what they hold
+    if code is None or code.co_flags & 0x0C or code.co_posonlyargcount > 1 or cls.__new__ is not object.__new__:
+        return {}
+    names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    attributes = {f.parameter: f.name for f in fields_of(cls)} or dict(zip(names, names))
+    return {name: attributes[name] for name in names} if attributes.keys() >= set(names) else {}
 
 
 def _find(cls: type, texts: dict[str, str]) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "BOTH_SIDES", "RUN", "FieldInfo", "TypeInfo", "is_named_tuple", "is_pydantic", "obstacle", "source",
+    "BOTH_SIDES", "RUN", "FieldInfo", "TypeInfo", "fields_of", "is_named_tuple", "is_pydantic", "obstacle", "source",
 ]  # fmt: skip
 
 # What a module is called that was not imported but run: by python, by multiprocessing, by runpy.run_path().
@@ -27,6 +27,7 @@ RUN = ("__main__", "__mp_main__", "<run_path>")
 # Flags of CPython's type objects.
 _HEAP_TYPE = 1 << 9  # made by a class statement, or by an extension module that says so
 _CAN_BE_DERIVED_FROM = 1 << 10
+_TAKES_KEYWORDS = 1 << 3  # of its code objects: there is a **kwargs
 
 _BUILTIN_METHOD = type(object.__new__)
 _STATE_METHODS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__", "__getnewargs_ex__")
@@ -90,13 +91,10 @@ class TypeInfo:
         if self._fields is None:
             is_built = self.encode is None and _constructor_of(self.cls) != ""
             self._open = self.encode is None and not is_built
-            fields = _fields_of(self.cls) if is_built else ()
-            lacking = _lacking_parameter(self.cls, fields) if is_built else ""
-            if lacking:
-                raise SerializationError(
-                    f"{self.wire_name} cannot travel: its constructor requires {lacking!r}, which is no field, as an"
-                    " InitVar is none; give it a default"
-                )
+            fields = fields_of(self.cls) if is_built else ()
+            problem = _mismatch(self.cls, fields) if is_built else ""
+            if problem:
+                raise SerializationError(f"{self.wire_name} cannot travel: {problem}")
             self._fields = fields
         return self._fields
 
@@ -202,12 +200,13 @@ def is_named_tuple(cls: type) -> bool:
 def obstacle(cls: type, strict: bool = True) -> str:
     """Say why instances of a class cannot be rebuilt; an empty text if they can.
 
-    If ``strict``, methods of its own that say how it is pickled or copied are an obstacle too. A class that is still to be
-    decorated may become a dataclass, for which they do not matter.
+    If ``strict``, a constructor that does not take the fields is an obstacle too, and so are methods that say how it is
+    pickled or copied. A class that is still to be decorated gets another constructor, and may become a dataclass, for which
+    such methods do not matter.
     """
-    if issubclass(cls, enum.Enum) or is_named_tuple(cls):
+    if issubclass(cls, enum.Enum):
         return ""
-    for base in cls.__mro__[:-1] or cls.__mro__:
+    for base in () if is_named_tuple(cls) else cls.__mro__[:-1] or cls.__mro__:
         flags = base.__flags__
         made_in_c = type(base.__dict__.get("__new__")) is _BUILTIN_METHOD or not flags & _CAN_BE_DERIVED_FROM
         if not flags & _HEAP_TYPE or (made_in_c and base.__module__ != "typing"):
@@ -215,7 +214,7 @@ def obstacle(cls: type, strict: bool = True) -> str:
                 return "its content is not in its attributes"
             return f"it derives from {base.__name__}, whose content is not in its attributes"
     if _constructor_of(cls):
-        return ""
+        return _mismatch(cls, fields_of(cls)) if strict else ""
     for base in cls.__mro__[:-1]:
         slots = base.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -238,7 +237,7 @@ def is_pydantic(cls: type) -> bool:
     return any([base.__name__ == "BaseModel" and base.__module__.startswith("pydantic.") for base in cls.__mro__])
 
 
-def _fields_of(cls: Any) -> tuple[FieldInfo, ...]:
+def fields_of(cls: Any) -> tuple[FieldInfo, ...]:
     """Return what the constructor of a class takes; nothing for a class that is rebuilt from its attributes."""
     kind = _constructor_of(cls)
     if kind == "dataclass":
@@ -271,17 +270,28 @@ def _annotations(cls: Any) -> dict[str, Any]:
     return {}
 
 
-def _lacking_parameter(cls: Any, fields: tuple[FieldInfo, ...]) -> str:
-    """Return the name of a parameter that a constructor requires and no field is for, or an empty text."""
-    constructor = cls.__init__
-    code = getattr(constructor, "__code__", None)
-    if code is None or type(cls).__call__ is not type.__call__:  # a metaclass may know more
-        return ""
-    end = code.co_argcount
-    required = set(code.co_varnames[1 : end - len(constructor.__defaults__ or ())])
-    required.update(code.co_varnames[end : end + code.co_kwonlyargcount])
-    required.difference_update(constructor.__kwdefaults__ or (), [field.parameter for field in fields])
-    return min(required, default="")
+def _mismatch(cls: Any, fields: tuple[FieldInfo, ...]) -> str:
+    """Say why a constructor cannot be called with just the fields, by their names; an empty text if it can."""
+    constructors = [c for c in (cls.__init__, cls.__new__) if c not in (object.__init__, object.__new__)]
+    for function in constructors or [_takes_nothing]:
+        code = getattr(function, "__code__", None)
+        if code is None or type(cls).__call__ is not type.__call__:  # a metaclass may know more
+            continue
+        positional, end = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
+        required = {*code.co_varnames[1 : positional - len(function.__defaults__ or ())], *code.co_varnames[positional:end]}
+        required.difference_update(function.__kwdefaults__ or (), [f.parameter for f in fields])
+        if required:
+            name = min(required)
+            return f"its constructor requires {name!r}, which is no field, as an InitVar is none (a default would do)"
+        taken = code.co_varnames[code.co_posonlyargcount or 1 : end]
+        for f in fields:
+            if f.parameter not in taken and not code.co_flags & _TAKES_KEYWORDS:
+                return f"its constructor does not take {f.parameter!r}, which is a field (init=False would do)"
+    return ""
+
+
+def _takes_nothing(self: Any) -> None:
+    pass
 
 
 def _attributes(obj: Any) -> dict[str, Any]:

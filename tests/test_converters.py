@@ -21,7 +21,7 @@ import threading
 import types
 import uuid
 import zoneinfo
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from datetime import timedelta
 from typing import Any, Dict, Generic, Iterator, List, NamedTuple, TypeVar
 
@@ -455,6 +455,166 @@ def test_a_refused_class_is_not_registered(cls: Any) -> None:
         register_type(cls)
     with pytest.raises(SerializationError, match="cannot travel"):
         type_info(cls)
+
+
+class Base(NamedTuple):
+    a: int
+    b: int = 0
+
+
+@dataclass
+class Doubled:
+    a: int
+    b: int
+
+    def __init__(self, a: int) -> None:
+        self.a, self.b = a, 2 * a
+
+
+@dataclass
+class Other:
+    a: int
+
+    def __init__(self, q: int) -> None:
+        self.a = q
+
+
+@dataclass
+class Unnamed:
+    a: int
+
+    def __init__(self, a: int, /) -> None:
+        self.a = a
+
+
+@dataclass
+class Variable:
+    a: int
+
+    def __init__(self, *args: int) -> None:
+        (self.a,) = args
+
+
+@dataclass
+class Scaled:
+    a: int
+    factor: InitVar[int]
+
+
+@dataclass(init=False)
+class Left:
+    a: int
+
+
+@dataclass
+class Made:
+    a: int
+
+    def __new__(cls, b: int) -> Any:
+        return object.__new__(cls)
+
+
+class Twice(Base):
+    def __new__(cls, x: int) -> Any:
+        return super().__new__(cls, x, x)
+
+
+REQUIRES, TAKES = "its constructor requires 'NAME', which is no field", "its constructor does not take 'NAME', which is a"
+
+
+@pytest.mark.parametrize(
+    ("cls", "problem", "name"),
+    [(Doubled, TAKES, "b"), (Other, REQUIRES, "q"), (Unnamed, TAKES, "a"), (Variable, TAKES, "a"), (Left, TAKES, "a"),
+     (Scaled, REQUIRES, "factor"), (Made, REQUIRES, "b"), (Twice, REQUIRES, "x")],
+    ids=lambda x: getattr(x, "__name__", ""),
+)  # fmt: skip
+@pytest.mark.usefixtures("own_registry")
+def test_a_class_whose_constructor_does_not_take_its_fields_is_refused(cls: Any, problem: str, name: str) -> None:
+    problem = problem.replace("NAME", name)
+    text = rf"^{cls.__name__} cannot be registered: {problem}.*; pass converters: (register_type\(.*)$"
+    with pytest.raises(TypeError, match=text) as caught:
+        register_type(cls)
+    if cls is not Doubled:
+        assert "encode=f, decode=g" in str(caught.value)
+        return
+    exec(str(caught.value).partition("pass converters: ")[2], {"register_type": register_type, "Doubled": Doubled})
+    for serializer in SERIALIZERS:
+        assert serializer.deserialize(serializer.serialize(Holder(Doubled(3)))) == Holder(Doubled(3))
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_constructor_that_takes_the_fields_and_more_is_not_refused() -> None:
+    @dataclass
+    class Keywords:
+        a: int
+
+        def __init__(self, **kwargs: int) -> None:
+            self.a = kwargs["a"]
+
+    @dataclass
+    class Optional_:
+        a: int = field(kw_only=True)
+        b: int = field(init=False, default=5)
+        scale: InitVar[int] = 1
+
+    @dataclass
+    class Wrapped:
+        a: int
+
+        @functools.wraps(object.__init__)
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.a = kwargs.pop("a")
+
+    @dataclass
+    class WithNew:
+        a: int
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            return object.__new__(cls)
+
+    class Known(type):
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(kwargs["a"])
+
+    @dataclass
+    class WithMeta(metaclass=Known):
+        a: int
+
+        def __init__(self, q: int) -> None:
+            self.a = q
+
+    class Child(Base):
+        def __new__(cls, a: int, b: int = 1) -> Any:
+            return super().__new__(cls, a, b)
+
+    @dataclass(init=False)
+    class Empty:
+        pass
+
+    classes: List[Any] = [Keywords, Optional_, Wrapped, WithNew, WithMeta, Child, Empty]
+    for cls in classes:
+        register_type(cls)
+        value = cls(**({} if cls is Empty else {"a": 3}))
+        for serializer in SERIALIZERS:
+            for content in (value, [value]):
+                back: Any = serializer.deserialize(serializer.serialize(Holder(content)))
+                assert back == Holder(content)
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_an_attrs_class_with_a_constructor_of_its_own() -> None:
+    attr = pytest.importorskip("attr", reason="attrs is not installed")
+
+    @attr.s(init=False, auto_attribs=True)
+    class Own:
+        a: int
+        _b: int = attr.ib(default=1)
+
+        def __init__(self, a: int) -> None:
+            self.a, self._b = a, 2 * a
+
+    with pytest.raises(TypeError, match=r"its constructor does not take 'b', .*encode=lambda obj: {'a': obj.a}, decode="):
+        register_type(Own)
 
 
 def test_slots_that_attributes_do_not_show() -> None:
