@@ -283,7 +283,7 @@ def salvage(payload: Payload) -> tuple[int, Any]:
 
 _OPEN = object()  # stands for a container that is not complete
 _PART = object()  # stands for a value in what was read quickly
-_NO_OBJECTS = (str, int, float, bool, type(None), list, type(_PART))
+_NO_OBJECTS = (str, int, float, bool, type(None), list)
 # What a field may make a copy of, each time that it is referred to, because of the field's annotation. So how much of it
 # may come by reference, in items and characters, is no more than the payload's length, or this for short ones.
 _SIZED = (str, bytes, list)
@@ -382,7 +382,7 @@ def parse(text: str) -> Any:
                     " constructor"
                 )
             if kind == "again":
-                if type(value) in _NO_OBJECTS:
+                if value is _PART or type(value) in _NO_OBJECTS:
                     _bad(position, "an object again that is none")
                 numbered.append(value)
             if type(value) in _SIZED:
