@@ -238,6 +238,9 @@ def test_garbage():
             assert look(data, rng.choice(["", "pickle", "json", "php"])).view != ""
 
 
+FRAME = b"\x80\x05\x95%c" + bytes(7)
+
+
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
@@ -251,6 +254,8 @@ def test_garbage():
         (b"{}", "json: {} is no object"),
         (b"\x80\x05\xff", "pickle: ValueError: at position 2, opcode b'\\xff' unknown"),
         (b"\x80\x05Nrrest.", "pickle: LONG_BINPUT 1953719666 behind 2 opcodes"),
+        (FRAME % 9 + b"(K\0K\0\x8a\x19" + b"a" * 25 + b"\x8c\5r\0\0\0\1NNNN.", "pickle: SHORT_BINUNICODE in a frame that"),
+        (FRAME % 11 + FRAME[2:] % 2 + b"N.", "pickle: FRAME in a frame that is broken"),
         (pickle.dumps("x" * 50, 5)[:30], "pickle: ValueError: expected 50 bytes in a unicodestring1, but only"),
         (pickle.dumps("x", 5), "pickle: 'x' is no object"),
         (pickle.dumps((0, None, "A\0b\0c", 1), 5), "pickle: ValueError: zip() argument 2 is shorter"),

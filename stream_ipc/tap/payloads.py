@@ -210,8 +210,14 @@ class _Unpickler(pickle.Unpickler):
 def _read_pickle(payload: bytes | bytearray) -> Any:
     file = io.BytesIO(payload)
     first: list[Any] = []
-    # The unpickler takes as much memory as a broken pickle says.
-    for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
+    begin = end = 0  # of the opcode before; of its frame
+    # The unpickler takes as much memory as a broken pickle says, and reads other opcodes behind a frame that ends in one.
+    for count, (opcode, arg, at) in enumerate(pickletools.genops(file)):
+        before, begin = begin, at or 0
+        if before < end != begin and (begin > end or opcode.name == "FRAME"):
+            raise _Unreadable(f"{opcode.name} in a frame that is broken")
+        if opcode.name == "FRAME":
+            end = file.tell() + (arg or 0)
         if opcode.name.endswith("PUT") and (arg or 0) > count:
             raise _Unreadable(f"{opcode.name} {arg} behind {count} opcodes")
         if len(first) < 7 and opcode.stack_after and opcode.stack_after[0].name in ("int", "str", "None"):
