@@ -14,7 +14,7 @@ from .interruptions import pass_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 __all__ = [
@@ -33,7 +33,6 @@ _BUILTIN_METHOD = type(object.__new__)
 _STATE_METHODS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__", "__getnewargs_ex__")
 
 
-@dataclasses.dataclass
 class FieldInfo:
     """One field of a registered class.
 
@@ -47,15 +46,17 @@ class FieldInfo:
         is_required: Whether it has no default.
     """
 
-    name: str
-    wire_name: str
-    annotation: Any
-    visibility: str
-    parameter: str
-    is_required: bool
+    def __init__(
+        self, name: str, annotation: Any, metadata: Mapping[Any, Any], parameter: str, is_required: bool
+    ) -> None:
+        self.name: str = name
+        self.wire_name: str = str(metadata.get("wire_name", name))
+        self.annotation: Any = annotation
+        self.visibility: str = str(metadata.get("visibility", "public"))
+        self.parameter: str = parameter
+        self.is_required: bool = is_required
 
 
-@dataclasses.dataclass(eq=False, repr=False)
 class TypeInfo:
     """A registered class: its wire name, and how to take its instances apart and build them.
 
@@ -71,14 +72,20 @@ class TypeInfo:
         is_enum: Whether it travels as the name of a member.
     """
 
-    cls: type
-    wire_name: str
-    origin: tuple[str, Any] = ("", None)
-    encode: Callable[[Any], Any] | None = None
-    decode: Callable[[Any], Any] | None = None
-
-    def __post_init__(self) -> None:
-        self.is_enum: bool = self.encode is None and issubclass(self.cls, enum.Enum)
+    def __init__(
+        self,
+        cls: type,
+        wire_name: str,
+        origin: tuple[str, Any] = ("", None),
+        encode: Callable[[Any], Any] | None = None,
+        decode: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.cls: type = cls
+        self.wire_name: str = wire_name
+        self.origin: tuple[str, Any] = origin
+        self.encode: Callable[[Any], Any] | None = encode
+        self.decode: Callable[[Any], Any] | None = decode
+        self.is_enum: bool = encode is None and issubclass(cls, enum.Enum)
         self._fields: tuple[FieldInfo, ...] | None = None  # not looked into yet
         self._open = False  # rebuilt from whatever attributes came
 
@@ -250,13 +257,12 @@ def fields_of(cls: Any) -> tuple[FieldInfo, ...]:
         return tuple([_field(a, getattr(a, "alias", None) or a.name.lstrip("_"), a.default is nothing) for a in declared])
     if kind == "NamedTuple":
         annotations, defaults = _annotations(cls), getattr(cls, "_field_defaults", {})
-        return tuple([FieldInfo(f, f, annotations.get(f, object), "public", f, f not in defaults) for f in cls._fields])
+        return tuple([FieldInfo(f, annotations.get(f, object), {}, f, f not in defaults) for f in cls._fields])
     return ()
 
 
 def _field(f: Any, parameter: str, is_required: bool) -> FieldInfo:
-    wire_name, visibility = str(f.metadata.get("wire_name", f.name)), str(f.metadata.get("visibility", "public"))
-    return FieldInfo(f.name, wire_name, f.type, visibility, parameter, is_required)
+    return FieldInfo(f.name, f.type, f.metadata, parameter, is_required)
 
 
 def _annotations(cls: Any) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from dataclasses import dataclass
 from functools import partial
 
 from .interruptions import function_of, pass_on
@@ -24,7 +23,6 @@ _PACKAGE = __name__.partition(".")[0]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-@dataclass(eq=False)
 class Handler:
     """One registered callable.
 
@@ -34,9 +32,10 @@ class Handler:
         takes_both: Whether it is called with both arguments, or with the first alone.
     """
 
-    function: Callable[..., Any]
-    types: tuple[type, ...] | None
-    takes_both: bool
+    def __init__(self, function: Callable[..., Any], types: tuple[type, ...] | None, takes_both: bool) -> None:
+        self.function: Callable[..., Any] = function
+        self.types: tuple[type, ...] | None = types
+        self.takes_both: bool = takes_both
 
 
 class HandlerList:
