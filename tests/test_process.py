@@ -588,8 +588,32 @@ def test_a_popen_whose_lock_is_held_for_ever_is_polled_all_the_same() -> None:
     await_death(process)
     process._waitpid_lock.acquire()  # as an exception of a signal handler inside poll() can leave it
     assert process.poll() is None
-    assert poll_process(process) == 5 and process.returncode == 5
+    assert poll_process(process) == 5
     process._waitpid_lock.release()
+    assert process.wait() == 5
+
+
+def test_a_child_whose_popen_has_a_lock_that_is_held_for_ever_is_reaped(peer: IpcPeer) -> None:
+    session = peer.create_command_session(role("work"))
+    process: Any = session.process
+    process._waitpid_lock.acquire()
+    session.close()
+    assert process.returncode == 0
+    with pytest.raises(ChildProcessError):
+        os.waitpid(process.pid, os.WNOHANG)
+
+
+def test_a_child_that_another_thread_waits_for_is_left_to_that(peer: IpcPeer) -> None:
+    # It would make a status up if the child was reaped in front of it.
+    process: Any = subprocess.Popen(script("sys.stdin.buffer.read(1); sys.exit(3)"), stdin=PIPE, stdout=PIPE)
+    session = peer.create_process_session(process)
+    process._waitpid_lock.acquire()  # as it is inside process.wait()
+    session.notify(Note("x"))
+    with pytest.raises(StreamClosedError, match="exited with exit status 3"):
+        session.receive(PATIENCE)
+    await_death(process)  # it was not reaped
+    process._waitpid_lock.release()
+    assert process.wait() == 3
 
 
 def test_a_child_that_nobody_gets_a_session_with_is_killed(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,8 @@ class Child:
         self.may_be_dead: Callable[[int], Any] = _always
         self._group = group
         self._reaped: tuple[int, int] = (0, 0)  # its pid once it is, and what the system said
-        self._lost = False  # so is its exit status
+        self._status: int | None = None  # as the system has told it
+        self._lost = False  # whether that is lost
 
     def __del__(self) -> None:
         """Close what an interruption has lost before anybody got it."""
@@ -112,30 +113,41 @@ class Child:
     def status(self) -> int | None:
         """Ask the system for its exit status; return it, or None while it runs.
 
-        ``Popen.poll`` would say None for ever once an exception of a signal handler has left its lock held, and 0 where
-        SIGCHLD is ignored or something else in this program waits for any child.
+        The system tells without reaping it, which is left to ``Popen``: another thread may be inside ``Popen.wait``, and
+        would make a status up. ``Popen.poll`` alone says None for ever once an exception of a signal handler has left its
+        lock held, and 0 where SIGCHLD is ignored or something else in this program waits for any child.
         """
         process = self.process
-        if process.returncode is None:
+        if process.returncode is None and self._status is None:
             try:
-                if not self._reaped[0]:
-                    # Stored before a signal is looked at.
-                    for self._reaped in map(os.waitpid, (process.pid,), (os.WNOHANG,)):
-                        break
-                if self._reaped[0]:
-                    process.returncode = os.waitstatus_to_exitcode(self._reaped[1])
+                if not hasattr(os, "waitid"):  # macOS before Python 3.13
+                    self.reap()
+                    return process.returncode
+                info = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if info is not None:
+                    process.poll()
+                    self._status = info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
             except ChildProcessError:
-                self._lost = True
-                process.poll()
+                self._lost = process.poll() == 0  # made up; None if another thread has just got it, and stores it next
             except OSError as exc:
                 pass_on(exc)
-        return process.returncode
+        return process.returncode if self._status is None else self._status
+
+    def reap(self) -> None:
+        """Reap it, if it is dead and ``Popen`` has not done so. An interrupted call can be made again."""
+        process = self.process
+        if process.returncode is None:
+            if not self._reaped[0]:
+                for self._reaped in map(os.waitpid, (process.pid,), (os.WNOHANG,)):  # stored before a signal is looked at
+                    break
+            if self._reaped[0]:
+                process.returncode = os.waitstatus_to_exitcode(self._reaped[1])
 
     def end_text(self) -> str:
-        """Return how it ended, or that it did not."""
+        """Return how it ended, or that only its stdout did."""
         status = self.status()
         if status is None:
-            return "is still running"
+            return "closed its stdout but is still running"
         if self._lost:
             return "ended (exit status unknown: something else in this process reaps its children)"
         if status >= 0:
@@ -224,10 +236,14 @@ class ProcessTeardown(Teardown):
                 self._told = True
                 log.error("%s still runs %s, and is left alone", process_name(child.process), self._stage)
         elif not self._told:
+            try:
+                child.reap()
+            except OSError as exc:  # another thread has just done so
+                pass_on(exc)
             child.send_signal(signal.SIGTERM if self._stages else signal.SIGKILL)  # to what is left of its group
             self._told = True
             how = child.end_text()
-            if self._stage != "by itself" or (child.process.returncode or 0) >= 0:
+            if self._stage != "by itself" or (child.status() or 0) >= 0:
                 how = f"{how}, {self._stage}"
             log.debug("%s %s", process_name(child.process), how)
         self._read()  # its last words

@@ -70,7 +70,7 @@ class ProcessInputs(StreamInputs):
         super().read(inbox)
         now = monotonic()
         if self._child.pidfd < 0 and now < self._ask_at:
-            return  # waitpid() for each child in every turn is expensive
+            return  # waitid() for each child in every turn is expensive
         self._ask_at = now + DEATH_INTERVAL
         self.look_for_end(inbox)
         if self.ended is None and self._status_due is not None and now >= self._status_due:
@@ -90,7 +90,7 @@ class ProcessInputs(StreamInputs):
 
     def resume(self, inbox: deque[Received]) -> None:
         super().resume(inbox)
-        if self._child.process.returncode is not None and (self.ended is None or not self.channel.outbox.is_broken):
+        if self._child.status() is not None and (self.ended is None or not self.channel.outbox.is_broken):
             self._died(inbox)
 
     def framed_ended(self, inbox: deque[Received]) -> None:
@@ -114,10 +114,7 @@ class ProcessInputs(StreamInputs):
 
     def death_text(self) -> str:
         """Return how it died, or that it still runs, and its last words."""
-        process = self._child.process
-        state = self._child.end_text()  # which asks the system
-        closed = "closed its stdout but " if process.returncode is None else ""
-        text = f"{process_name(process)} {closed}{state}"
+        text = f"{process_name(self._child.process)} {self._child.end_text()}"
         if self.last is not None and self.last.where:
             text += f" {self.last.where}"
         return text + self.tail_text()
