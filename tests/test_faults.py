@@ -632,7 +632,7 @@ FEWER = {
 # What once went wrong: each call of a kind, in one way.
 FOUND = [
     ("child", "os.set_blocking", "EPERM"),  # a child ran on
-    ("child", "os.waitpid", "signal, TimeoutError"),  # what a handler raised was swallowed...
+    ("child", "os.waitid", "signal, TimeoutError"),  # what a handler raised was swallowed...
     ("child", "subprocess.read", "signal, Exception"),  # a child that had just started ran on
     ("pipes", "os.fstat", "ENOMEM"),  # streams were taken for closed, and left open
     ("pipes", "os.set_blocking", "EPERM"),  # a pipe was left open
