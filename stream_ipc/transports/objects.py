@@ -122,7 +122,7 @@ class ObjectEnd(End):
 
     def _failed(self, exc: Exception) -> OSError:
         """Return what the caller knows how to deal with, for a fault of the stream."""
-        self.error = exc
+        self.error: BaseException | None = exc
         return exc if isinstance(exc, OSError) else OSError(f"{describe_stream(self.stream)}: {exc!r}")
 
 
