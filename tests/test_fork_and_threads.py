@@ -1,5 +1,6 @@
 """Copies of a peer in forked processes, several threads, the end of the interpreter."""
 
+import contextlib
 import gc
 import os
 import queue
@@ -11,7 +12,7 @@ from typing import Any, Callable, List
 
 import pytest
 
-from stream_ipc import IpcPeer, Message, as_completed, gather
+from stream_ipc import IpcPeer, Message, WorkerPool, as_completed, gather
 from tests.helpers import RawPeer, framed, run_python, shared_write_end, tick_until, unframe
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import listing
@@ -19,7 +20,7 @@ from tests.os_helpers import listing
 # -- fork
 
 
-def in_fork(function: Callable[[], str]) -> str:
+def in_fork(function: Callable[[], Any]) -> str:
     """What a function returns in a forked process."""
     read, write = os.pipe()
     pid = os.fork()
@@ -53,6 +54,21 @@ def test_waiting_for_the_replies_of_two_peers_is_refused_in_a_fork(peer: IpcPeer
         assert in_fork(use).startswith("RuntimeError: this IpcPeer belongs to the process that made it")
         for promise in promises:
             promise.cancel()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_process_leaves_all_blocks_with_what_it_has_raised(peer: IpcPeer) -> None:
+    session = peer.create_session_pair()[0]
+    with contextlib.ExitStack() as blocks:
+        listener = peer.listen(("127.0.0.1", 0), print)
+        for block in (peer, session, listener, WorkerPool(peer, ["cat"], 1), session.batch(), session.batch()):
+            blocks.enter_context(block)
+
+        def leave() -> None:
+            with blocks:
+                sys.exit("bye")
+
+        assert in_fork(leave) == "SystemExit: bye"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

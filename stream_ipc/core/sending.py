@@ -213,7 +213,8 @@ class Batches:
             yield session
         finally:
             self._under_way.pop(batch, None)
-            loop.inside(self._uncork)
+            if not loop.forked:
+                loop.inside(self._uncork)
 
     def _uncork(self) -> None:
         """Write what was gathered, if no batch is under way any more; raises as ``Port.write``."""
