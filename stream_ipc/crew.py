@@ -13,7 +13,7 @@ from . import log
 from .core.waits import Until
 from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe
 from .interruptions import interruption_in
-from .messages import Message
+from .messages import Message, is_text
 from .peer import loop_of
 from .session import conversation_of
 from .tasks import Attempt, Task, Tasks, Worker
@@ -325,7 +325,7 @@ class Crew:
         sign: Any = Message if self._hello is None else self._hello
 
         def hear(message: Message) -> None:
-            if isinstance(message, sign):
+            if isinstance(message, sign) and (self._hello is None or not is_text(message)):
                 session.off_message(hear)
                 worker.due = None
                 if not worker.ready:

@@ -49,6 +49,7 @@ from tests.helpers import (
     InterruptionError,
     after,
     is_settled,
+    no_pending,
     places_apart,
     seeds,
     set_clock,
@@ -57,7 +58,7 @@ from tests.helpers import (
     tick_until,
 )
 from tests.messages import Note, Ping, Pong
-from tests.os_helpers import await_death, script
+from tests.os_helpers import await_death, program, script
 from tests.test_interrupts import BOTH, Run, at_every_place
 
 
@@ -579,6 +580,32 @@ def test_hello_is_waited_for(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> 
         pids = {reply.value for reply in gather([pool.submit(Ping("pid"), expect=Pong) for _ in range(20)])}
         assert len(pids) == 1
         assert len(pool.workers) == 2
+
+
+@pytest.mark.parametrize("hello", [LogMessage, Message])
+def test_text_of_a_worker_is_no_hello(peer: IpcPeer, hello: Type[Message]) -> None:
+    code = """
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        print("junk", flush=True)
+        print("loading", file=sys.stderr, flush=True)
+        signal.sigwait([signal.SIGUSR1])
+        session = IpcPeer().create_stdio_session()
+        session.on_request(lambda ping: Pong(ping.value))
+        session.notify(LogMessage("ready", "stderr"))
+        while session.is_open:
+            session.tick(None)
+    """
+    heard: List[Any] = []
+
+    def hear(session: Session) -> None:
+        session.on_message(heard.append)
+
+    with WorkerPool(peer, program(code), 1, hello=hello, on_session=hear) as pool:
+        promise = pool.submit(Ping(1))
+        tick_until(lambda: sorted(message.level for message in heard) == ["junk", "stderr"], peer)
+        assert no_pending(*pool.workers), "it was given a task"
+        os.kill(pid_of(pool.workers[0]), signal.SIGUSR1)
+        assert promise.wait(PATIENCE) == Pong(1)
 
 
 @pytest.mark.slow
