@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import wraps
+from types import FunctionType
 
 from .errors import article
 from .interruptions import pass_on
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 __all__ = [
-    "DEFAULT", "PIPE", "POOLS", "USUAL", "Facade", "check_expect", "check_message", "check_plugin", "check_timeout",
-    "close_bound", "expectable", "safe_repr", "sendable",
+    "DEFAULT", "PIPE", "POOLS", "USUAL", "Facade", "check_expect", "check_iterable", "check_message", "check_plugin",
+    "check_timeout", "close_bound", "expectable", "name_methods", "safe_repr", "sendable",
 ]  # fmt: skip
 
 
@@ -56,6 +57,13 @@ class Facade:
     def __reduce__(self) -> NoReturn:
         what = article(type(self))
         raise TypeError(f"{what} cannot be copied or pickled: it belongs to this process; make another where one is needed")
+
+
+def name_methods(part: type, whole: str) -> None:
+    """Have the errors that Python makes name the methods of a part of a class as those of the whole."""
+    for name, function in vars(part).items():
+        if isinstance(function, FunctionType):
+            function.__qualname__ = f"{whole}.{name}"
 
 
 def safe_repr(describe: Callable[[Any], str]) -> Callable[[Any], str]:
@@ -105,6 +113,12 @@ def check_expect(expect: Any, name: str = "expect") -> Any:
     return cls
 
 
+def check_iterable(takes: str, given: Any) -> None:
+    """Raise ``TypeError`` for what cannot be iterated."""
+    if not hasattr(given, "__iter__"):
+        raise TypeError(f"{takes}, not {given!r:.100}")
+
+
 def check_plugin(kind: str, plugin: Any, *names: str) -> None:
     """Raise ``TypeError`` for an object that lacks a method."""
     for name in names:
@@ -119,7 +133,8 @@ def check_timeout(timeout: Any, name: str = "timeout", optional: bool = True) ->
     if timeout is None and optional:
         return
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds{' or None' if optional else ''}, not {timeout!r:.100}")
+        advice = f"; a class that is expected goes into expect={timeout.__name__}" if isinstance(timeout, type) else ""
+        raise TypeError(f"{name} must be a number of seconds{' or None' if optional else ''}, not {timeout!r:.100}{advice}")
     try:
         seconds = float(timeout)
     except OverflowError:

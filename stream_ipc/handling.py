@@ -6,8 +6,9 @@ Knows the conversation whose dispatcher calls them. What a handler may look like
 from __future__ import annotations
 
 import sys
+from functools import wraps
 
-from .arguments import Facade
+from .arguments import Facade, name_methods
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,11 +30,27 @@ if TYPE_CHECKING:
     )
     CloseHandler = Callable[["Session"], Any]
 
+    F = TypeVar("F", bound=Callable[..., Any])
     EventH = TypeVar("EventH", bound=EventHandler)
     RequestH = TypeVar("RequestH", bound=RequestHandler)
     CloseH = TypeVar("CloseH", bound=CloseHandler)
 
 __all__ = ["Handling"]
+
+
+def _registration(method: F) -> F:
+    """Make a method say what it takes if it is called with more."""
+
+    @wraps(method)
+    def register(self: Any, handler: Any, *others: Any) -> Any:
+        if others:
+            raise TypeError(
+                f"{method.__name__}() takes a handler and nothing else; the class that it is for is the annotation of its"
+                " first parameter"
+            )
+        return method(self, handler)
+
+    return register  # type: ignore[return-value]
 
 
 class Handling(Facade):
@@ -42,6 +59,7 @@ class Handling(Facade):
     if TYPE_CHECKING:
         _conversation: Conversation
 
+    @_registration
     def on_message(self, handler: EventH) -> EventH:
         """Register a handler for notifications; usable as a decorator.
 
@@ -63,9 +81,10 @@ class Handling(Facade):
             def show(progress: Progress) -> None:
                 print(f"{progress.done} of {progress.total}")
         """
-        self._conversation.dispatcher.on_message.add(handler, sys._getframe(1))
+        self._conversation.dispatcher.on_message.add(handler, sys._getframe(2))
         return handler
 
+    @_registration
     def on_request(self, handler: RequestH) -> RequestH:
         """Register a handler for requests, as ``on_message`` does.
 
@@ -84,9 +103,10 @@ class Handling(Facade):
             def work(request: TaskRequest) -> TaskResponse:
                 return TaskResponse(request.job.upper())
         """
-        self._conversation.dispatcher.responder.on_request.add(handler, sys._getframe(1))
+        self._conversation.dispatcher.responder.on_request.add(handler, sys._getframe(2))
         return handler
 
+    @_registration
     def on_exception(self, handler: EventH) -> EventH:
         """Register a handler for failures of the stream, as ``on_message`` does.
 
@@ -96,7 +116,7 @@ class Handling(Facade):
         Without any, failures are logged. That the other side is gone is no
         failure: see ``on_close``. What a handler raises is logged.
         """
-        self._conversation.dispatcher.on_exception.add(handler, sys._getframe(1))
+        self._conversation.dispatcher.on_exception.add(handler, sys._getframe(2))
         return handler
 
     def on_close(self, handler: CloseH) -> CloseH:
@@ -128,3 +148,6 @@ class Handling(Facade):
     def off_close(self, handler: Callable[..., Any]) -> None:
         """Unregister a handler of ``on_close``, as ``off_message`` does."""
         self._conversation.on_close.remove(handler)
+
+
+name_methods(Handling, "Session")

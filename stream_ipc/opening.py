@@ -10,7 +10,7 @@ from functools import partial
 from itertools import starmap
 
 from . import log
-from .arguments import DEFAULT, PIPE, Facade, check_timeout
+from .arguments import DEFAULT, PIPE, Facade, check_timeout, name_methods
 from .core.conversation import Conversation
 from .errors import InvalidStreamError
 from .session import Session, conversation_of
@@ -312,6 +312,9 @@ class SessionOpener(Facade):
 
         take = partial(_add_socket, self, on_session=on_session)
         return Listener(loop.inside(Acceptor, loop, address, take, lambda: self.timeout, ssl_context))
+
+
+name_methods(SessionOpener, "IpcPeer")
 
 
 def _add_session(

@@ -15,6 +15,7 @@ from .arguments import (
     USUAL,
     Facade,
     check_expect,
+    check_iterable,
     check_message,
     check_timeout,
     close_bound,
@@ -295,6 +296,7 @@ class WorkerPool(Facade):
             check_timeout(timeout)
         if ahead is None:
             ahead = 2 * self._crew.size * self._crew.in_flight
+        check_iterable("map() takes an iterable of messages", messages)
         source = iter(messages)
         from .pool_map import Mapped
 

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from weakref import ref
 
-from .arguments import check_timeout
+from .arguments import check_iterable, check_timeout
 from .clock import monotonic
 from .core.waits import take_replies
 from .errors import StreamClosedError
@@ -54,6 +54,7 @@ class _Waiting:
     """
 
     def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
+        check_iterable("gather() and as_completed() take a list of promises", promises)
         check_timeout(timeout)
         self.given: list[ResponsePromise[Any]] = list(promises)
         self._look()

@@ -143,6 +143,9 @@ def test_wrong_arguments(peer: IpcPeer, pool: WorkerPool) -> None:
             pool.submit(Ping(), expect=wrong)
         with pytest.raises(TypeError, match="expect must be a message class"):
             pool.map([Ping()], expect=wrong)
+    for wrong in (Ping(), Ping, None):
+        with pytest.raises(TypeError, match=r"^map\(\) takes an iterable of messages, not "):
+            pool.map(wrong)
     with pytest.raises(ValueError, match="timeout"):
         pool.submit(Ping(), timeout=-1)
     assert pool.pending == 0

@@ -282,6 +282,15 @@ def test_gather_takes_promises_only(bad: Any) -> None:
         as_completed(bad)
 
 
+@pytest.mark.parametrize("wait", [gather, as_completed])
+def test_a_promise_in_place_of_a_list(raw: RawPeer, wait: Any) -> None:
+    promise = raw.session.request(Ping())
+    for arguments in ([promise], [promise, promise], [None]):
+        with pytest.raises(TypeError, match=r"^gather\(\) and as_completed\(\) take a list of promises, not (<Resp|None)"):
+            wait(*arguments)
+    promise.cancel()
+
+
 def test_as_completed_looks_no_further_than_the_first_that_has_settled(peer: IpcPeer) -> None:
     # next(as_completed(pending)) in a loop looks at all that are left each time.
     a, b = peer.create_session_pair()

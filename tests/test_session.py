@@ -1,12 +1,14 @@
 """Session: requests, notifications, handlers, order, the end of a session."""
 
 import gc
+import inspect
 import logging
 import os
 import socket
 import struct
 import typing
 import weakref
+from functools import partial
 from typing import Any, List, Union
 
 import pytest
@@ -345,6 +347,34 @@ def test_timeouts_that_are_no_numbers_are_refused(peer: IpcPeer, bad: Any) -> No
     with pytest.raises(TypeError, match="^seconds must be a number of seconds, not"):
         peer.tick_for(bad)
     assert no_pending(a)
+
+
+def test_a_class_in_place_of_a_timeout_is_told_where_it_belongs(peer: IpcPeer) -> None:
+    wrong: Any = Pong
+    session = peer.create_session_pair()[0]
+    for call in (session.receive, partial(session.request, Ping())):
+        with pytest.raises(TypeError, match="timeout must be a number of seconds or None, not .*; .* expect=Pong$"):
+            call(wrong)
+
+
+@pytest.mark.parametrize("method", ["on_message", "on_request", "on_exception"])
+def test_a_class_beside_a_handler_is_told_where_it_belongs(peer: IpcPeer, method: str) -> None:
+    register: Any = getattr(peer.create_session_pair()[0], method)
+    for arguments in ((Ping, print), (print, Ping)):
+        with pytest.raises(TypeError, match=rf"^{method}\(\) takes a handler and nothing else; .* annotation"):
+            register(*arguments)
+    assert register(handler=print) is print
+
+
+def test_python_itself_names_no_class_that_nobody_knows(peer: IpcPeer) -> None:
+    objects: Any = (peer, peer.create_session_pair()[0])
+    for one in objects:
+        for name, method in inspect.getmembers(type(one), inspect.isfunction):
+            if name.startswith("_"):
+                continue
+            with pytest.raises(TypeError) as caught:
+                method(one, *range(20))
+            assert str(caught.value).startswith((f"{type(one).__name__}.{name}()", f"{name}() takes a handler"))
 
 
 def test_tick_for_names_its_argument(peer: IpcPeer) -> None:
