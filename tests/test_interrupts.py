@@ -58,6 +58,7 @@ from tests.helpers import (
     role,
     seeds,
     set_clock,
+    socket_of,
     span,
     tick_until,
     unframe,
@@ -690,6 +691,28 @@ def test_interrupted_close_can_be_repeated(which: str, kind: Type[BaseException]
         finally:
             peer.close()
             raw.sock.close()
+
+    at_every_place(scenario, kind)
+
+
+@pytest.mark.parametrize("then", ["again", "tick"])
+@BOTH
+def test_interrupted_remove_session_leaves_the_streams_to_their_owner(then: str, kind: Type[BaseException]) -> None:
+    def scenario(run: Run) -> None:
+        with IpcPeer() as peer, RawPeer(peer) as raw:
+            session = raw.session
+            promise = session.request(Ping(), timeout=None)
+            sock = socket_of(session)
+            run.once(lambda: peer.remove_session(session))
+            assert session.is_open == (session in peer.sessions)
+            if then == "tick":
+                peer.tick(0)
+            if then == "again" or session.is_open:
+                peer.remove_session(session)
+            assert not session.is_open and not peer.sessions
+            assert outcome(promise) is StreamClosedError
+            assert sock.send(b"still open") and sock.gettimeout() is None
+            sock.close()
 
     at_every_place(scenario, kind)
 

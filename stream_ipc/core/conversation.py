@@ -246,9 +246,8 @@ class Conversation:
             seconds = flush_bound(None if self.due is None else self.due - loop.clock(), [self])
             if outbox.queued_bytes and not outbox.writing and seconds > 0:
                 loop.run(Until(lambda: not outbox.queued_bytes), loop.clock() + seconds, dispatch=False)
-        except BaseException:  # an interruption: the next turn goes on with closing
+        finally:  # after an interruption the next turn goes on with closing; not before, or the turns here would
             loop.repairs[self] = None
-            raise
 
     def close_now(self, reason: StreamClosedError, handlers: bool = True) -> None:
         """Close at once: what is queued is dropped, what is pending fails, the streams are closed or released.
