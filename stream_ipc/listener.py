@@ -78,8 +78,9 @@ class Listener(Facade):
             RuntimeError: Another thread is using the peer.
         """
         acceptor = self._acceptor
-        if not acceptor.closed:
-            acceptor.loop.inside(acceptor.close)
+        loop = acceptor.loop
+        if acceptor in loop.listeners and not loop.forked:
+            loop.inside(acceptor.close)
 
 # Per turn and listener; each may cost a millisecond:
 _ACCEPTS = 16  # connections that are accepted, whose handshakes begin
@@ -165,7 +166,10 @@ class Acceptor:
         """Release everything. An interrupted call can be made again."""
         if not self.closed:
             log.debug("listener %r closed", self.place)
+        # atomic: no calls
         self.closed = True
+        self.loop.repairs[self] = None
+
         if self._file is not None:
             self._file.remove()
         self.loop.call_no_more(self)
@@ -173,6 +177,9 @@ class Acceptor:
             self.loop.unwatch(fd, self)
         self.abandon()
         self.loop.listeners.pop(self, None)
+        self.loop.repairs.pop(self, None)  # last: until then the next turn does it again
+
+    repair = close  # what an interruption has left
 
     def abandon(self) -> None:
         """Close the copies of the descriptors in a forked process. The file stays its owner's."""

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple, Type
 
 import pytest
@@ -51,6 +52,7 @@ from tests.helpers import (
     frame,
     framed,
     is_broken,
+    listening_fd,
     no_pending,
     places_apart,
     reply_bytes,
@@ -691,6 +693,33 @@ def test_interrupted_close_can_be_repeated(which: str, kind: Type[BaseException]
         finally:
             peer.close()
             raw.sock.close()
+
+    at_every_place(scenario, kind)
+
+
+@pytest.mark.parametrize("then", ["listener", "peer", "tick"])
+@pytest.mark.parametrize("which", ["listener", "peer"])
+@BOTH
+def test_interrupted_close_of_a_listener_can_be_repeated(
+    tmp_path: Path, which: str, then: str, kind: Type[BaseException]
+) -> None:
+    path = tmp_path / "socket"
+
+    def scenario(run: Run) -> None:
+        with IpcPeer() as peer:
+            listener = peer.listen(path, lambda session: None)
+            fd = listening_fd(listener)
+            closing: Any = {"listener": listener.close, "peer": peer.close, "tick": lambda: peer.tick(0)}
+            run.once(closing[which])
+            closing[then]()
+            if then == "tick" and which == "listener" and listener.is_open:
+                return  # nothing has begun yet
+            if (which, then) == ("peer", "tick"):
+                peer.close()
+            assert not listener.is_open and not path.exists()
+            with pytest.raises(OSError):
+                os.fstat(fd)
+            listener.close()
 
     at_every_place(scenario, kind)
 

@@ -260,7 +260,7 @@ class Loop(Guard):
                     events = self.poller.poll(wait)
                 except (OSError, ValueError) as exc:
                     pass_on(exc)
-                    if self.closed:  # by a signal handler, or in a fork that a handler has made
+                    if self.closing:  # by a signal handler, or in a fork that a handler has made; maybe not to the end
                         self.check_entry()
                         return count
                     raise
