@@ -142,17 +142,17 @@ class Acceptor:
         self._handshakes: dict[int, _Handshake] = {}  # by descriptor; the oldest comes first
         self._paused_until = math.inf  # while it accepts nothing
         self._complained = False
+
+    def open(self) -> None:
+        """Begin to listen. A call that raises is to be followed by ``close`` if it is one of the loop's listeners then."""
         try:
-            self._sock, self._file = listen(self.place, context is not None)
-            try:
-                self._status = os.fstat(self._sock.fileno())
-                if not isinstance(self.place, str):
-                    self.place = (self.place[0], self._sock.getsockname()[1])
-                loop.listeners[self] = None
-                loop.watch(self._sock.fileno(), READ, self)
-            except BaseException:
-                self.close()
-                raise
+            for self._sock, self._file in map(listen, (self.place,), (self._context is not None,)):
+                break  # stored before a signal is looked at
+            self.loop.listeners[self] = None
+            self._status = os.fstat(self._sock.fileno())
+            if not isinstance(self.place, str):
+                self.place = (self.place[0], self._sock.getsockname()[1])
+            self.loop.watch(self._sock.fileno(), READ, self)
         except OSError as exc:
             explain(exc, f"cannot listen at {self.place!r}")
             raise

@@ -311,7 +311,13 @@ class SessionOpener(Facade):
         from .listener import Acceptor, Listener
 
         take = partial(_add_socket, self, on_session=on_session)
-        return Listener(loop.inside(Acceptor, loop, address, take, lambda: self.timeout, ssl_context))
+        acceptor = Acceptor(loop, address, take, lambda: self.timeout, ssl_context)
+        try:
+            loop.inside(acceptor.open)
+            return Listener(acceptor)
+        except BaseException:
+            Listener(acceptor).close()
+            raise
 
 
 name_methods(SessionOpener, "IpcPeer")

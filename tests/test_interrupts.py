@@ -724,6 +724,21 @@ def test_interrupted_close_of_a_listener_can_be_repeated(
     at_every_place(scenario, kind)
 
 
+@BOTH
+def test_interrupted_listen_leaves_no_listener_that_is_nobodys(tmp_path: Path, kind: Type[BaseException]) -> None:
+    path = tmp_path / "socket"
+
+    def scenario(run: Run) -> None:
+        with IpcPeer() as peer:
+            whole, listener = run.once(lambda: peer.listen(path, lambda session: None))
+            if not whole:
+                assert "listeners=0" in repr(peer)
+                listener = peer.listen(path, lambda session: None)
+            listener.close()
+
+    at_every_place(scenario, kind)
+
+
 @pytest.mark.parametrize("then", ["again", "tick"])
 @BOTH
 def test_interrupted_remove_session_leaves_the_streams_to_their_owner(then: str, kind: Type[BaseException]) -> None:

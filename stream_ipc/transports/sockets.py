@@ -326,7 +326,8 @@ def listen(place: Place, secure: bool) -> tuple[socket.socket, SocketFile | None
     first: OSError | None = None
     for family, sockaddr in resolve(place, secure):
         try:
-            return _listen(family, sockaddr)
+            for found in map(_listen, (family,), (sockaddr,)):  # stored before a signal is looked at
+                return found
         except OSError as exc:
             pass_on(exc)
             first = first or exc
@@ -369,7 +370,8 @@ def _bind_unix(sock: socket.socket, path: str) -> None:
         # Only one process at a time looks and removes, or a second one might remove the new file of the first. The lock of
         # the folder leaves no file behind; if it is held for long, or the file system has none, go on without it.
         try:
-            folder = os.open(os.path.dirname(path) or os.curdir, os.O_RDONLY)
+            for folder in map(os.open, (os.path.dirname(path) or os.curdir,), (os.O_RDONLY,)):
+                break  # stored before a signal is looked at
             for _ in range(_LOCK_TRIES):
                 try:
                     fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
