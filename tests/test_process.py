@@ -24,9 +24,9 @@ from .helpers import (
     Interruption,
     framed,
     limit,
+    new_child,
     patch_process,
     places_apart,
-    poll_process,
     role,
     set_limit,
     tick_until,
@@ -588,7 +588,7 @@ def test_a_popen_whose_lock_is_held_for_ever_is_polled_all_the_same() -> None:
     await_death(process)
     process._waitpid_lock.acquire()  # as an exception of a signal handler inside poll() can leave it
     assert process.poll() is None
-    assert poll_process(process) == 5
+    assert new_child(process).status() == 5
     process._waitpid_lock.release()
     assert process.wait() == 5
 
@@ -614,6 +614,27 @@ def test_a_child_that_another_thread_waits_for_is_left_to_that(peer: IpcPeer) ->
     await_death(process)  # it was not reaped
     process._waitpid_lock.release()
     assert process.wait() == 3
+
+
+def test_an_interruption_while_popen_polls_does_not_lose_the_status() -> None:
+    class Interrupt(InterruptAt):
+        path = subprocess.__file__
+
+    for number in range(1, 100):
+        process: Any = subprocess.Popen(["sh", "-c", "exit 3"])
+        await_death(process)
+        child = new_child(process)
+        interrupt = Interrupt(number, Interruption())
+        try:
+            with interrupt:
+                child.status()
+        except Interruption:
+            assert child.status() == 3, interrupt.where
+        child.reap()
+        assert process.returncode == 3, interrupt.where
+        if not interrupt.hit:
+            break
+    assert 3 < number < 99
 
 
 def test_a_child_that_nobody_gets_a_session_with_is_killed(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:

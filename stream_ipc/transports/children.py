@@ -125,13 +125,18 @@ class Child:
                     return process.returncode
                 info = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if info is not None:
-                    process.poll()
                     self._status = info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
             except ChildProcessError:
                 self._lost = process.poll() == 0  # made up; None if another thread has just got it, and stores it next
             except OSError as exc:
                 pass_on(exc)
-        return process.returncode if self._status is None else self._status
+        if self._status is None:
+            return process.returncode
+        if process.returncode != self._status:
+            process.poll()
+            if process.returncode is not None:
+                process.returncode = self._status  # an interrupted poll() has lost it, and made one up now
+        return self._status
 
     def reap(self) -> None:
         """Reap it, if it is dead and ``Popen`` has not done so. An interrupted call can be made again."""
