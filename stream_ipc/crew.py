@@ -10,6 +10,7 @@ import math
 from functools import partial
 
 from . import log
+from .clock import monotonic
 from .core.waits import Until
 from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe
 from .interruptions import interruption_in
@@ -83,6 +84,7 @@ class Crew:
         self._deaths = 0  # since the last answer of any worker
         self._untidy = False  # whether ``check`` was asked for
         self.closed: bool = False
+        self._others: tuple[Any, ...] = ()  # what was to be torn down before this was closed
         self._loop = loop_of(peer)
         self.tasks: Tasks = Tasks(self._loop, peer)
         self._queue = self.tasks.queue
@@ -446,22 +448,26 @@ class Crew:
         """
         loop = self._loop
         others = tuple(loop.teardowns.all)
+        # atomic: no calls
+        if not self.closed:  # otherwise what an interrupted call has left is no other's
+            self._others = others
+            self.closed = True
+
         text = "this side closed the worker pool"
         for worker in tuple(self._vacant):
             if worker.session is not None:
                 worker.conversation = conversation_of(worker.session)
                 self._workers[worker] = None
         workers = tuple(self._workers)
-        due = None if seconds is None else loop.clock() + seconds
+        due = None if seconds is None else monotonic() + seconds
         try:
             self.close(text)
         finally:  # a done callback may have been interrupted
             for worker in workers:
-                if due is not None:
-                    worker.conversation.hurry(due)
                 _close(worker, text)
         # Side by side; session.close() would do it one by one, and hurry each anew.
-        loop.teardowns.wait([teardown for teardown in loop.teardowns.all if teardown not in others], background=False)
+        mine = [teardown for teardown in loop.teardowns.all if teardown not in self._others]
+        loop.teardowns.wait(mine, due, background=False)
         for worker in workers:
             worker.conversation.close()
 

@@ -37,6 +37,7 @@ from stream_ipc import (
     crew,
     gather,
 )
+from stream_ipc.core.closing import Teardowns
 from stream_ipc.core.replies import Replies
 from stream_ipc.tasks import Task, Tasks
 from tests.helpers import (
@@ -1033,6 +1034,24 @@ def test_interrupted_submit_leaves_a_pool_that_works(kind: Type[BaseException]) 
     assert number > 20
 
 
+def test_what_an_interrupted_close_has_left_is_done_by_a_second_one(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+    heard: List[Any] = []
+    pool = WorkerPool(peer, script(code), 2, on_session=lambda session: session.on_message(heard.append))
+    promises = [pool.submit(Ping()) for _ in range(2)]
+    processes: List[Any] = [session.process for session in pool.workers]
+    tick_until(lambda: len(heard) == 2, peer)
+    once(monkeypatch, Teardowns, "wait")
+    with pytest.raises(KeyboardInterrupt):
+        pool.close()
+    assert [process.poll() for process in processes] == [None, None]
+    pool.close(timeout=0)
+    assert [process.returncode for process in processes] == [-9, -9]
+    assert [outcome(promise) for promise in promises] == [StreamClosedError] * 2
+
+
 @BOTH
 @pytest.mark.parametrize("what", ["pool", "peer"])
 def test_interrupted_close_settles_all_tasks_and_calls_their_callbacks_once(
@@ -1045,10 +1064,12 @@ def test_interrupted_close_settles_all_tasks_and_calls_their_callbacks_once(
             promises = [pool.submit(Ping(index)) for index in range(3)]
             for promise in promises:
                 promise.add_done_callback(called.append)
+            processes: List[Any] = [session.process for session in pool.workers]
             close = partial(pool.close if what == "pool" else peer.close, timeout=0)
             with contextlib.suppress(kind), InterruptAt(number, kind()) as signal:
                 close()
             close()
+            assert [process.returncode for process in processes] != [None], signal.where
             with contextlib.suppress(StreamClosedError):
                 peer.tick(0)
             assert [outcome(promise) for promise in promises] == [StreamClosedError] * 3, signal.where
