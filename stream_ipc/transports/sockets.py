@@ -350,9 +350,9 @@ def _listen(family: int, sockaddr: Any) -> tuple[socket.socket, SocketFile | Non
         sock.listen(_BACKLOG)
         return sock, file
     except BaseException:
+        if family == socket.AF_UNIX and sock.getsockname():  # it was bound, so the file is its own
+            (file or SocketFile(sockaddr)).remove()
         sock.close()
-        if file is not None:
-            file.remove()
         raise
 
 
