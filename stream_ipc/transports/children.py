@@ -1,6 +1,7 @@
 """Child processes: whether one lives, how it ended, and the end of one that was started here.
 
-Knows processes. Must not know channels or sessions. No wait here is without a limit, unless that is what the caller wants.
+Knows processes, and what is read of one while it ends. Must not know channels or sessions. No wait here is without a
+limit, unless that is what the caller wants.
 """
 
 from __future__ import annotations

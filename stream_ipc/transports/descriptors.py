@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "READ_SIZE", "End", "ReadEnd", "WriteEnd", "close_copies", "close_stream", "close_streams", "describe_stream",
-    "grow_pipe", "has_hung_up", "is_socket", "unusable", "wait_readable", "wait_writable",
+    "has_hung_up", "is_socket", "unusable", "wait_readable", "wait_writable",
 ]  # fmt: skip
 
 # With more, a buffer is mapped and unmapped for every read, which makes small round trips slower.
@@ -144,17 +144,6 @@ def is_socket(stream: Any) -> bool:
     # Importing it takes long, and whoever has a socket object has imported it.
     sockets: Any = sys.modules.get("socket")
     return sockets is not None and isinstance(stream, sockets.socket)
-
-
-def grow_pipe(fd: int) -> None:
-    """Have a pipe hold more, if the system allows it and this process has not too many of the kind."""
-    if len(_grown) < MOST_PIPES and hasattr(fcntl, "F_SETPIPE_SZ"):
-        _grown.add(fd)
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
-        except OSError as exc:  # the user has too many, or the limit of one is lower
-            _grown.discard(fd)
-            pass_on(exc)
 
 
 class End:
@@ -273,13 +262,15 @@ class End:
         return None if (status.st_dev, status.st_ino) == self._identity else ", and its number is another file's now"
 
     def grow(self) -> None:
-        """Have what is growable hold more: a large message is on its way."""
+        """Have what is growable hold more, as far as the system allows it: a large message is on its way."""
         self.growable = False
-        if self.socket is None:
-            grow_pipe(self.fd)
-            return
-        sockets: Any = sys.modules["socket"]
+        sockets: Any = sys.modules.get("socket")
         try:
+            if self.socket is None:
+                if len(_grown) < MOST_PIPES and hasattr(fcntl, "F_SETPIPE_SZ"):
+                    _grown.add(self.fd)
+                    fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
+                return
             # The memory is the sender's, is there only while it holds something, and Linux bounds it without an error.
             size = self.socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF)
             with sockets.socket(sockets.AF_UNIX) as fresh:
@@ -287,7 +278,8 @@ class End:
             if size == usual < LARGE_SOCKET:  # its owner has not chosen another
                 self._usual_size = usual
                 self.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, LARGE_SOCKET)
-        except OSError as exc:  # out of descriptors, or the system has a limit that is lower
+        except OSError as exc:  # out of descriptors, the user has too many pipes, or the system has a limit that is lower
+            _grown.discard(self.fd)
             pass_on(exc)
 
     def release(self) -> None:
