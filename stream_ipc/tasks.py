@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .session import Session
     from .transports.spawn import Command
 
-__all__ = ["Attempt", "Task", "Worker"]
+__all__ = ["Attempt", "Task", "Tasks", "Worker"]
 
 _MUCH = 512 * 1024  # bytes; a worker that has more to read gets no further task
 

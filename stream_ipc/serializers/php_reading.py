@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     # (text, where the first property begins, where the object ends) -> the object, or None: read it the other way
     Quick = Callable[[str, int, int], Any]
 
-__all__ = ["TOKEN", "bare", "decoded", "key_of", "mangled", "parse", "raw", "read", "salvage", "unraw"]
+__all__ = ["TOKEN", "bare", "decoded", "key_of", "mangled", "parse", "raw", "read", "salvage"]
 
 
 # -- the form

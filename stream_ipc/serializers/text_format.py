@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENVELOPES", "HEAD_SIZE", "INT_MAX", "INT_MIN", "ByName", "TextFormat", "TextSerializer", "builder",
-    "compile_builder", "find_class", "member_of", "plain_type", "wire_name",
+    "compile_builder", "find_class", "member_of", "other_format", "plain_type", "wire_name",
 ]  # fmt: skip
 
 HEAD_SIZE = 1024  # bytes of an envelope in which its id stands, if a known sender has written it
