@@ -883,10 +883,10 @@ def test_the_workers_pid_in_a_files_name(tmp_path):
 
 
 def events_now(path):
-    """The events of a trace that may be written to meanwhile: it is complete at any time."""
+    """The events of a trace that may be written to meanwhile: from the first ones on it is complete at any time."""
     with open(path, encoding="ascii") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        return json.load(file)
+        return json.loads(file.read() or "[]")
 
 
 def events_of(path):
