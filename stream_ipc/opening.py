@@ -324,7 +324,7 @@ name_methods(SessionOpener, "IpcPeer")
 
 
 def _add_session(
-    peer: SessionOpener, given: Any, make: Callable[[], Channel], on_session: Callable[[Session], Any] | None = None
+    peer: SessionOpener, given: Any, make: Callable[[], Channel], on_session: Any = None, name: str = ""
 ) -> Session:
     """Add a session to a peer, over the channel that a function makes of what was given; ``on_session`` gets it first."""
     loop = peer._loop
@@ -338,6 +338,8 @@ def _add_session(
         else:
             raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
         if isinstance(channel, StreamChannel):
+            if name:
+                channel.connected(name)
             _refuse_streams(loop, channel)
         session = Session(lambda session: Conversation(loop, channel, peer, session))
         conversation = conversation_of(session)
@@ -372,21 +374,16 @@ def _add_socket(
     peer: SessionOpener, sock: socket.socket, name: str, on_session: Callable[[Session], Any] | None = None
 ) -> Session:
     """Add a session over a connected socket; the name says in a few words, if any, what it is connected to."""
+    make: Callable[[], StreamChannel]
+    if _is_tls(sock):
+        from .transports.tls import TlsChannel
 
-    def make() -> StreamChannel:
-        if _is_tls(sock):
-            from .transports.tls import TlsChannel
+        make = partial(TlsChannel, sock, peer.serializer, peer.max_frame_size)
+    else:
+        from .transports.objects import open_channel
 
-            channel: StreamChannel = TlsChannel(sock, peer.serializer, peer.max_frame_size)
-        else:
-            from .transports.objects import open_channel
-
-            channel = open_channel(sock, (sock,), peer.serializer, peer.max_frame_size)
-        if name:
-            channel.connected(name)
-        return channel
-
-    return _add_session(peer, sock, make, on_session)
+        make = partial(open_channel, sock, (sock,), peer.serializer, peer.max_frame_size)
+    return _add_session(peer, sock, make, on_session, name)
 
 
 def _is_tls(stream: Any) -> bool:

@@ -762,6 +762,18 @@ def test_interrupted_remove_session_leaves_the_streams_to_their_owner(then: str,
 
 
 @BOTH
+def test_interrupted_create_socket_session_leaves_the_socket_as_it_was(kind: Type[BaseException]) -> None:
+    def scenario(run: Run) -> None:
+        with IpcPeer() as peer, socket.create_server(("127.0.0.1", 0)) as server:
+            with socket.create_connection(server.getsockname()) as sock:
+                run.once(lambda: peer.create_socket_session(sock))
+                if not peer.sessions:
+                    assert sock.getpeername() and sock.gettimeout() is None
+
+    at_every_place(scenario, kind)
+
+
+@BOTH
 def test_interrupted_batch_loses_nothing(kind: Type[BaseException]) -> None:
     def scenario(run: Run) -> None:
         with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
