@@ -698,6 +698,9 @@ def test_the_id_is_saved_from_broken_requests(rest: bytes) -> None:
     with pytest.raises(SerializationError) as caught:
         S.deserialize(memoryview(response.replace(b's:7:"request"', b's:8:"response"') + rest))
     assert caught.value.response_id == "4.2" and caught.value.request_id is None
+    with pytest.raises(SerializationError) as caught:
+        S.deserialize(REQUEST.replace(b"s:3:", b"s:4:") + rest)
+    assert caught.value.request_id is None
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def salvage(payload: Payload) -> tuple[int, Any]:
     """Return the kind and the id of an envelope whose content is bad; a notification's if these cannot be read."""
     # All known senders write the id first. There may not be enough memory to read the rest.
     found = _find_id(str(bytes(payload[:HEAD_SIZE]), "latin-1"))
-    if found is None:
+    if found is None or len(found[3]) != int(found[2]):
         return NOTIFICATION, None
     return REQUEST if _ENVELOPES[found[1]][0] is RequestEnvelope else RESPONSE, unraw(found[3])
 
