@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import functools
+import gc
 import inspect
 import os
 import random
@@ -759,6 +760,31 @@ def test_interrupted_remove_session_leaves_the_streams_to_their_owner(then: str,
             sock.close()
 
     at_every_place(scenario, kind)
+
+
+class _BeforeTheStreams(InterruptAt):
+    def is_place(self, frame: Any, event: str) -> bool:
+        return frame.f_code.co_name == "_close_channel"
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_peer_that_is_dropped_in_the_middle_of_closing_leaks_nothing(removed: bool) -> None:
+    peer = IpcPeer()
+    read, write = os.pipe()
+    session = peer.create_stream_session(write, read)
+    with pytest.raises(Interruption), _BeforeTheStreams(1, Interruption()):
+        if removed:
+            peer.remove_session(session)
+        else:
+            peer.close()
+    del peer, session
+    gc.collect()
+    for fd in (read, write):
+        if removed:
+            os.close(fd)  # its owner does
+        else:
+            with pytest.raises(OSError):
+                os.fstat(fd)
 
 
 @BOTH

@@ -272,6 +272,15 @@ class Conversation:
         else:
             self._closing.go_on()
 
+    def drop(self) -> None:
+        """Close or release the streams, and leave all else undone: nobody has the peer any more."""
+        if self._release:
+            self.channel.release()
+            return
+        teardown = self.channel.close()
+        if teardown is not None:
+            teardown.abandon()
+
     def abandon(self) -> None:
         """Close the copies of the descriptors in a forked process."""
         reason = StreamClosedError("this is a forked copy of the session; make a new IpcPeer in this process")

@@ -114,14 +114,11 @@ def drop_loop(loop: Loop, owner: str) -> None:
     left = bool(loop.conversations or loop.listeners)
     for listener in tuple(loop.listeners):
         listener.close()
-    for conversation in tuple(loop.conversations):
+    for conversation in _unclosed(loop):
         try:
-            teardown = conversation.channel.close()
+            conversation.drop()
         except Exception:  # of a transport of somebody's own
             log.error("closing the streams of %r failed", conversation.session, exc_info=True)
-        else:
-            if teardown is not None:
-                teardown.abandon()
     loop.teardowns.abandon()
     loop.close()
     if left:  # last, because it may raise; of the line that has dropped the peer, if one has
