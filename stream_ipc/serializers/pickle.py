@@ -288,6 +288,7 @@ def _read(payload: bytes | bytearray) -> Message:
             root = loads(payload)
         except Exception as exc:
             raise _failed_load(payload, exc) from exc
+    # A list of plain data passes for the tuple once its class is known: to ask would take longer, and it does no harm.
     try:
         read = _readers[_text(root[2], "")]
     except (IndexError, KeyError, TypeError):
