@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Place = str | tuple[str, int]  # an address that was checked: the path of a Unix socket, or a host and a port
 
 __all__ = [
-    "SocketFile", "check_address", "check_connected", "describe_address", "explain", "has_vanished", "linger", "listen",
+    "check_address", "check_connected", "describe_address", "explain", "has_vanished", "linger", "listen",
     "other_user", "resolve", "stop_writing", "tune",
 ]  # fmt: skip
 
@@ -297,7 +297,7 @@ _LOCK_TRIES = 100  # to lock a folder...
 _LOCK_PAUSE = 0.01  # ...and seconds between two
 
 
-class SocketFile:
+class _SocketFile:
     """The file of a Unix socket that was made here."""
 
     def __init__(self, path: str) -> None:
@@ -318,7 +318,7 @@ class SocketFile:
             pass_on(exc)
 
 
-def listen(place: Place, secure: bool) -> tuple[socket.socket, SocketFile | None]:
+def listen(place: Place, secure: bool) -> tuple[socket.socket, _SocketFile | None]:
     """Listen at an address; of a host, at the first of its addresses where that can be done.
 
     Returns the socket, which does not block, and its file, if it has one.
@@ -335,14 +335,14 @@ def listen(place: Place, secure: bool) -> tuple[socket.socket, SocketFile | None
     raise first
 
 
-def _listen(family: int, sockaddr: Any) -> tuple[socket.socket, SocketFile | None]:
+def _listen(family: int, sockaddr: Any) -> tuple[socket.socket, _SocketFile | None]:
     sock = socket.socket(family, socket.SOCK_STREAM)
-    file: SocketFile | None = None
+    file: _SocketFile | None = None
     try:
         sock.setblocking(False)
         if family == socket.AF_UNIX:
             _bind_unix(sock, sockaddr)
-            file = SocketFile(sockaddr)
+            file = _SocketFile(sockaddr)
             os.chmod(sockaddr, 0o600)  # it has whatever the umask has left, but until listen() no client can connect
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -351,7 +351,7 @@ def _listen(family: int, sockaddr: Any) -> tuple[socket.socket, SocketFile | Non
         return sock, file
     except BaseException:
         if family == socket.AF_UNIX and sock.getsockname():  # it was bound, so the file is its own
-            (file or SocketFile(sockaddr)).remove()
+            (file or _SocketFile(sockaddr)).remove()
         sock.close()
         raise
 
