@@ -248,6 +248,7 @@ class Crew:
         task, worker, error = attempt.task, attempt.worker, attempt.outcome
         if isinstance(error, RequestTimeoutError):
             worker.retired = True  # it came up, and is busy
+            self.tasks.settle(task, error)  # first: the end of the worker gives what it has to another
             if worker.conversation.is_open:
                 self._kill(worker, f"the worker was killed, because a task took longer than {task.timeout} s")
         elif not self.closed and task.tries < self._retries and not task.settled:

@@ -1338,6 +1338,7 @@ def test_task_that_could_not_be_sent_in_time_is_told_at_once(pool: WorkerPool, m
     monkeypatch.setattr(Replies, "request", request)
     promise: Any = pool.submit(Ping(2))
     monkeypatch.undo()
+    assert len(errors) == 1  # no other worker was to do it
     assert is_settled(promise) and outcome(promise) is RequestTimeoutError
     promise = None
     gc.collect()
