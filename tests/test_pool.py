@@ -1024,7 +1024,7 @@ def test_interruption_while_a_worker_dies_loses_no_task(tmp_path: Path, kind: Ty
 
 @BOTH
 def test_interrupted_submit_leaves_a_pool_that_works(kind: Type[BaseException]) -> None:
-    for number in itertools.count(1, 2 * places_apart()):
+    for number in itertools.count(1, 2 * places_apart() ** 2):  # each costs a process
         with IpcPeer(timeout=20) as peer, WorkerPool(peer, worker(), 1, retries=5) as pool:
             with contextlib.suppress(kind), InterruptAt(number, kind()) as signal:
                 pool.submit(Ping(1))

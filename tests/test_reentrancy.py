@@ -522,6 +522,7 @@ class WaitingStream:
         pass
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("write", [1, 2])
 @pytest.mark.parametrize("how", ["session", "peer", "removed"])
 def test_what_waits_while_closing_writes_is_told_at_once(how: str, write: int) -> None:
