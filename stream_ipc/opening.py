@@ -308,7 +308,8 @@ class SessionOpener(Facade):
         loop.check_open()
         if not callable(on_session):
             raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
-        from .listener import Acceptor, Listener
+        from .core.acceptor import Acceptor
+        from .listener import Listener
 
         take = partial(_add_socket, self, on_session=on_session)
         acceptor = Acceptor(loop, address, take, lambda: self.timeout, ssl_context)

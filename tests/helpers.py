@@ -388,7 +388,7 @@ _LIMITS = {
     "inbox count": ["stream_ipc.core.port.INBOX_COUNT"],
     "inbox count hard": ["stream_ipc.core.port.INBOX_COUNT_HARD"],
     "kill grace": ["stream_ipc.transports.children.KILL_GRACE"],
-    "listener pause": ["stream_ipc.listener.PAUSE"],
+    "listener pause": ["stream_ipc.core.acceptor.PAUSE"],
     "lock tries": ["stream_ipc.transports.sockets._LOCK_TRIES"],
     "terminate grace": ["stream_ipc.transports.children.TERMINATE_GRACE"],
 }
