@@ -1,4 +1,7 @@
-"""``Listener``, as users see it: checks, docs, and the acceptor behind it."""
+"""What listens, as users see it.
+
+Knows the acceptor behind it, which does all of it. Must not know sockets or handshakes.
+"""
 
 from __future__ import annotations
 
