@@ -37,8 +37,8 @@ from stream_ipc import (
     crew,
     gather,
 )
-from stream_ipc.core.closing import Teardowns
 from stream_ipc.core.replies import Replies
+from stream_ipc.core.teardowns import Teardowns
 from stream_ipc.tasks import Task, Tasks
 from tests.helpers import (
     PATIENCE,

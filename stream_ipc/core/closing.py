@@ -1,11 +1,11 @@
-"""Closing: the end of a conversation, in steps that may each be interrupted, and what these leave to be done.
+"""Closing: the end of a conversation, in steps that may each be interrupted.
 
-Knows what is to be done and in which order. Must not know why a conversation ends, nor what a teardown ends.
+Knows what is to be done and in which order. Must not know why a conversation ends. What the steps leave to be done is in
+``teardowns.py``.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from functools import partial
 
@@ -13,19 +13,15 @@ from .. import log
 from ..clock import monotonic
 from ..handlers import Handler
 from ..interruptions import pass_on, pass_on_own
-from ..transports.descriptors import wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
     from typing import Any
 
     from ..transports.channel import Teardown
     from .conversation import Conversation
 
-__all__ = ["TEARDOWN_INTERVAL", "Closing", "Teardowns"]
-
-TEARDOWN_INTERVAL = 0.01  # seconds between two steps of what is not done
+__all__ = ["Closing"]
 
 
 class Closing:
@@ -139,70 +135,3 @@ def _deliver_late(conversation: Conversation, messages: deque[Any]) -> None:
             log.error("on_message handler of %r failed", session, exc_info=True)
     if not taken:
         del messages[0]
-
-
-class Teardowns:
-    """What is left to be done after channels were closed: of one loop, of which turns take the steps, or of several.
-
-    Attributes:
-        all: Those that are not done.
-    """
-
-    def __init__(self, teardowns: Iterable[Teardown] = ()) -> None:
-        self.all: list[Teardown] = [*teardowns]
-
-    def add(self, teardown: Teardown) -> None:
-        """Take one in, unless it is there."""
-        if teardown not in self.all:
-            self.all.append(teardown)
-
-    def step(self, deliver: bool = True, only: Collection[Teardown] | None = None) -> float:
-        """Do what can be done now, of all or of some; returns in how many seconds to call again at the latest.
-
-        Args:
-            deliver: Whether handlers may run.
-            only: Which to do, by default all.
-        """
-        wait = 60.0
-        for teardown in tuple(self.all if only is None else only):
-            left = teardown.step()
-            if deliver and teardown.messages:
-                wait = 0.0  # a handler may do anything, also close this
-                while teardown.messages:
-                    teardown.take(teardown.messages)
-            if left is not None:
-                wait = min(wait, left)
-            elif not teardown.messages and teardown in self.all:
-                self.all.remove(teardown)
-        return wait
-
-    def wait(
-        self, only: Collection[Teardown] | None = None, due: float | None = None, background: bool = True
-    ) -> None:
-        """Block until all are done, side by side. Each of them bounds its own steps.
-
-        Args:
-            only: Which to wait for, by default all that are there now.
-            due: When they have to be done, in the time of ``time.monotonic``; None for their own bounds.
-            background: Also wait for what is in the background. Otherwise it goes on only while others are waited for.
-        """
-        left = tuple(self.all if only is None else only)
-        if due is not None:
-            for teardown in left:
-                teardown.hurry(due)
-        while True:
-            wait = self.step(only=left)
-            left = tuple([teardown for teardown in left if teardown in self.all])
-            if not any([background or not teardown.background for teardown in left]):
-                return
-            try:
-                wait_readable([fd for teardown in left for fd in teardown.fds()], wait)
-            except OSError as exc:  # the system has no memory for it
-                pass_on(exc)
-                time.sleep(min(wait, TEARDOWN_INTERVAL))
-
-    def abandon(self) -> None:
-        """Abandon all."""
-        for teardown in self.all:
-            teardown.abandon()
-        self.all = []

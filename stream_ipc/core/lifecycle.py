@@ -15,11 +15,11 @@ from weakref import WeakSet
 from .. import log
 from ..clock import monotonic
 from ..errors import StreamClosedError
-from .closing import Teardowns
 from .conversation import Conversation
 from .loop import Loop
 from .pending import hold_back
 from .sending import FLUSH_BOUND, flush_bound
+from .teardowns import Teardowns
 from .waits import Until
 
 TYPE_CHECKING = False

@@ -17,9 +17,9 @@ import time
 from ..clock import real_clock
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
-from .closing import TEARDOWN_INTERVAL, Teardowns
 from .guard import Guard
 from .poller import OuterPoller, Poller
+from .teardowns import TEARDOWN_INTERVAL, Teardowns
 from .timers import Inspection, Timers
 from .waker import Waker
 
