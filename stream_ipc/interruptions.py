@@ -1,4 +1,4 @@
-"""Tells what a signal handler has raised from what a piece of code has raised itself, and holds signals back for a moment.
+"""Tells what a signal handler has raised from what a piece of code has raised itself.
 
 Knows ``signal``, which it asks only when something was raised. Programs have handlers of SIGALRM that raise an ordinary
 ``Exception``; where users' code is called in the middle of ours, such a one must pass through like a
@@ -20,11 +20,8 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
     from typing import Any
 
-__all__ = ["Shield", "function_of", "interruption_in", "is_ours", "pass_on", "pass_on_lack_of_stack", "pass_on_own"]
+__all__ = ["function_of", "interruption_in", "is_ours", "pass_on", "pass_on_lack_of_stack", "pass_on_own"]
 
-# All that programs handle as a rule and that do not come from their own mistakes.
-_NAMES = ["INT", "TERM", "HUP", "ALRM", "USR1", "USR2", "CHLD", "PIPE", "PROF", "VTALRM", "WINCH"]
-_SIGNALS = [getattr(_signal, f"SIG{name}") for name in _NAMES]
 _VALID = tuple(_signal.valid_signals())
 _PACKAGE = __name__.rpartition(".")[0]
 
@@ -128,28 +125,3 @@ def function_of(function: Any) -> Any:
     if hasattr(function, "__code__"):
         return function
     return function.__init__ if isinstance(function, type) else type(function).__call__  # type: ignore[misc]
-
-
-class Shield:
-    """Hold signals back for the length of a ``with`` block, for calls whose result an interruption would lose.
-
-    The calls of ``ssl`` run signal handlers after the bytes have moved and before they return, so their result cannot be
-    stored first. A SIGPIPE of a write that fails is dropped. The block must not wait for anything. In a program with
-    several threads another thread may get the signal, and a small gap remains.
-    """
-
-    __slots__ = ("_before",)
-
-    def __enter__(self) -> None:
-        self._before = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())  # runs handlers of what came, and changes nothing yet
-        try:
-            _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGNALS)
-        except BaseException:
-            _signal.pthread_sigmask(_signal.SIG_SETMASK, self._before)
-            raise
-
-    def __exit__(self, kind: type | None, *exc_info: object) -> None:
-        if kind is not None and not kind.__name__.startswith("SSLWant") and hasattr(_signal, "sigtimedwait"):
-            # A write has failed: OpenSSL writes without MSG_NOSIGNAL, and SIGPIPE may be at its default.
-            _signal.sigtimedwait([_signal.SIGPIPE], 0)
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, self._before)

@@ -23,7 +23,7 @@ from itertools import repeat
 
 from .. import log
 from ..errors import InvalidStreamError
-from ..interruptions import Shield, pass_on
+from ..interruptions import pass_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -211,6 +211,8 @@ class End:
     def _make_socket(self) -> None:
         # A socket object, for the flags of send() and recv(). It is detached again when the end is released.
         import socket
+
+        from .shield import Shield
 
         blocking = os.get_blocking(self.fd)
         with Shield():  # if it was lost before it is stored, it would close the descriptor
