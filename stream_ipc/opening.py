@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .listener import Listener
     from .protocols import MessageSerializer
     from .transports.channel import Channel
-    from .transports.message_transport import Transport
+    from .transports.custom_channel import Transport
     from .transports.objects import ReadStream, WriteStream
     from .transports.sockets import Address
     from .transports.spawn import Command, Path, PopenOptions

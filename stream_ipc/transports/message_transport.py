@@ -1,42 +1,30 @@
-"""``MessageTransport`` and ``StreamTransport``, as users see them, and the channels over them.
+"""``MessageTransport`` and ``StreamTransport``, as users see them.
 
-Knows messages, and channels over streams. Must not know sessions. What somebody's own transport raises is left to the core.
+Knows messages, and the channels behind them. Must not know sessions.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from itertools import chain, compress, starmap
 
-from ..errors import StreamClosedError
 from ..interruptions import pass_on
-from ..messages import Message, put_in_envelope, take_out_of_envelope
+from ..messages import Message, take_out_of_envelope
 from ..wire.codec import DEFAULT_MAX_FRAME_SIZE, MessageEncoder
-from .channel import DRAIN_READS, POLL_INTERVAL, Channel, EndOfStream, Inputs
+from .channel import EndOfStream
+from .custom_channel import CustomChannel
 from .descriptors import wait_readable
 from .objects import open_channel
 from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from typing import Any, Protocol
+    from collections.abc import Sequence
+    from typing import Any
 
     from ..protocols import MessageSerializer
-    from .channel import Interest, Received, Teardown
+    from .channel import Channel
     from .objects import ReadStream, WriteStream
-
-    class Transport(Protocol):
-        """What an object must have to be carried by a ``ForeignChannel``, derived from ``MessageTransport`` or not."""
-
-        def send(self, message: Message, /) -> Any: ...
-
-        def receive(self) -> Iterable[Message]: ...
-
-        def read_fds(self) -> Iterable[int]: ...
-
-        def close(self) -> Any: ...
 
 __all__ = ["MessageTransport", "StreamTransport", "channel_of", "transport_of"]
 
@@ -216,7 +204,7 @@ class StreamTransport(MessageTransport):
 
 def channel_of(transport: Any) -> Channel:
     """Return the channel behind a ``StreamTransport``, or a new one over any other transport."""
-    return transport._channel if type(transport) is StreamTransport else ForeignChannel(transport)
+    return transport._channel if type(transport) is StreamTransport else CustomChannel(transport)
 
 
 def transport_of(channel: Channel) -> Any:
@@ -226,107 +214,3 @@ def transport_of(channel: Channel) -> Any:
         transport._channel = channel
         channel.transport = transport
     return channel.transport
-
-
-class ForeignInputs(Inputs):
-    """Reads a ``MessageTransport``, or what has its methods."""
-
-    def __init__(self, transport: Any) -> None:
-        super().__init__()
-        self.received_bytes: int = 0  # declared in each class that stores it, as pyright asks for
-        self.closed: bool = False  # then nothing is asked of it any more
-        self._transport = transport
-
-    def read(self, inbox: deque[Received]) -> None:
-        before = len(inbox)
-        try:
-            # The list goes from receive() into the inbox inside one call, so no interruption can come in between.
-            unused = iter((True,))
-            inbox.extend(chain.from_iterable(compress(starmap(self._transport.receive, [()]), unused)))
-            for _ in unused:
-                raise RuntimeError(f"{type(self._transport).__name__}.receive() raised StopIteration")
-        except StreamClosedError as exc:
-            self.put_end(inbox, exc)
-        self.received_bytes += max(0, len(inbox) - before)  # at least so many; fewer if receive() has turned
-
-    def drain(self, inbox: deque[Received]) -> None:
-        for _ in range(DRAIN_READS):
-            before = len(inbox)
-            self.read(inbox)
-            if self.ended is not None or self.closed or len(inbox) == before:
-                break
-
-
-class ForeignChannel(Channel):
-    """A channel over a ``MessageTransport``, or over any object with its abstract methods; ``TypeError`` for another."""
-
-    volatile = True
-    last: Any = None  # not known
-    writing: bool = False
-    corked: bool = False
-
-    def __init__(self, transport: Any) -> None:
-        if isinstance(transport, type):
-            raise TypeError(f"{transport!r} is a class; pass an instance")
-        for name in ("send", "receive", "read_fds", "close"):
-            if not callable(getattr(transport, name, None)):
-                text = f"{type(transport).__name__} is no transport: it has no method {name}()"
-                raise TypeError(f"{text}; derive it from MessageTransport")
-        self.transport: Any = transport
-        self.outbox: Any = self
-        self.inputs: ForeignInputs = ForeignInputs(transport)
-        self.is_broken: bool = False
-
-    def _asked(self, name: str) -> Any:
-        # A property in MessageTransport; a method in somebody's own class is as good.
-        value = getattr(self.transport, name, None)
-        return value() if callable(value) else value
-
-    def encode(self, kind: int, id: Any, message: Message) -> Message:
-        return put_in_envelope(kind, id, message)
-
-    def put(self, frame: Message) -> None:
-        if self.inputs.closed:  # by a method of its own that was asked how much is queued
-            raise StreamClosedError(self.closed_text())
-        self.transport.send(frame)
-
-    def interest(self) -> Interest:
-        has_ended = self.inputs.ended is not None
-        reads = () if has_ended else tuple(self.transport.read_fds())
-        wants_write = bool(not self.is_broken and self._asked("wants_write"))
-        write_fd = self._asked("write_fd") if wants_write else None
-        for fd in (*reads, -1 if write_fd is None else write_fd):
-            if not isinstance(fd, int):
-                name = type(self.transport).__name__
-                raise TypeError(f"{name}.read_fds and write_fd are to return descriptors, which are ints, not {fd!r:.100}")
-        polls_output = wants_write and write_fd is None
-        polls = polls_output or not (reads or has_ended)
-        return reads, write_fd, POLL_INTERVAL if polls else None, polls_output
-
-    def flush(self) -> None:
-        flush = getattr(self.transport, "flush", None)
-        if flush is not None:
-            flush()
-
-    @property
-    def queued_bytes(self) -> int:
-        if self.is_broken:
-            return 0
-        try:
-            queued = self._asked("queued_bytes") if self._asked("wants_write") else 0
-        except Exception as exc:
-            pass_on(exc)
-            return 0  # the port learns of it when it asks what to watch
-        return queued if isinstance(queued, int) else 1  # something, of unknown size
-
-    def cork(self, corked: bool) -> None:
-        """Do nothing: it is for the transport to gather what is sent."""
-
-    def drop_output(self) -> None:
-        self.is_broken = True
-
-    def close(self) -> Teardown | None:
-        if not self.inputs.closed:
-            self.inputs.closed = True
-            self.transport.close()
-        return None
