@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from .protocols import MessageSerializer
     from .transports.channel import Channel
     from .transports.custom_channel import Transport
-    from .transports.objects import ReadStream, WriteStream
     from .transports.sockets import Address
     from .transports.spawn import Command, Path, PopenOptions
+    from .transports.streams import ReadStream, WriteStream
 
 __all__ = ["SessionOpener"]
 
@@ -159,7 +159,7 @@ class SessionOpener(Facade):
                 nor such methods. The streams stay open.
             ValueError: There is an ``ssl.SSLSocket`` among them.
         """
-        from .transports.objects import open_channel
+        from .transports.streams import open_channel
 
         reads = (read,) if read2 is None else (read, read2)
         if any(map(_is_tls, (write, *reads))):
@@ -381,7 +381,7 @@ def _add_socket(
 
         make = partial(TlsChannel, sock, peer.serializer, peer.max_frame_size)
     else:
-        from .transports.objects import open_channel
+        from .transports.streams import open_channel
 
         make = partial(open_channel, sock, (sock,), peer.serializer, peer.max_frame_size)
     return _add_session(peer, sock, make, on_session, name)

@@ -37,9 +37,9 @@ from stream_ipc import (
 )
 from stream_ipc.core.dispatcher import Dispatcher
 from stream_ipc.interruptions import interruption_in
-from stream_ipc.transports.objects import open_read_end, open_write_end
 from stream_ipc.transports.sockets import listen
 from stream_ipc.transports.spawn import spawn
+from stream_ipc.transports.streams import open_read_end, open_write_end
 from tests.helpers import (
     PATIENCE,
     Alarm,

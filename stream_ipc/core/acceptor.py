@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .. import log
 from ..interruptions import pass_on
-from ..transports import objects  # noqa: F401 - for sessions, for the same reason
+from ..transports import streams  # noqa: F401 - for sessions, for the same reason
 from ..transports.shield import Shield
 from ..transports.sockets import check_address, describe_address, explain, listen, other_user, stop_writing, tune
 from .poller import READ

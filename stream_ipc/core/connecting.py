@@ -11,7 +11,7 @@ import select
 import socket
 
 from ..interruptions import pass_on
-from ..transports import objects  # noqa: F401 - for the session: it may have got the last descriptor
+from ..transports import streams  # noqa: F401 - for the session: it may have got the last descriptor
 from ..transports.sockets import check_address, describe_address, explain, other_user, resolve, tune
 
 TYPE_CHECKING = False

@@ -14,8 +14,8 @@ from ..wire.codec import DEFAULT_MAX_FRAME_SIZE, MessageEncoder
 from .channel import EndOfStream
 from .custom_channel import CustomChannel
 from .descriptors import wait_readable
-from .objects import open_channel
 from .stream_channel import StreamChannel
+from .streams import open_channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ..protocols import MessageSerializer
     from .channel import Channel
-    from .objects import ReadStream, WriteStream
+    from .streams import ReadStream, WriteStream
 
 __all__ = ["MessageTransport", "StreamTransport", "channel_of", "transport_of"]
 

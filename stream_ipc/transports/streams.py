@@ -1,4 +1,4 @@
-"""Opening what a user may pass as a stream, and the ends of objects that have no descriptor.
+"""What users may pass as a stream: how it is opened, and the ends of objects that have no descriptor.
 
 Knows descriptors, sockets, stream objects, and channels over their ends. Must not know frames or messages.
 """
