@@ -11,7 +11,7 @@ from functools import partial
 
 from . import log
 from .clock import monotonic
-from .core.waits import Until
+from .core.until import Until
 from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe
 from .interruptions import interruption_in
 from .messages import Message, is_text

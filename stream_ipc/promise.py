@@ -9,8 +9,8 @@ from math import inf
 from operator import attrgetter
 
 from .arguments import Facade, check_timeout, safe_repr
+from .core.last_look import take_replies
 from .core.owed import DEFERRERS
-from .core.waits import take_replies
 from .messages import Message
 
 TYPE_CHECKING = False

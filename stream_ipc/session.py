@@ -17,8 +17,8 @@ from .arguments import (
     sendable,
 )
 from .core.conversation import Conversation
+from .core.kept import receive
 from .core.sending import flush
-from .core.waits import receive
 from .handling import Handling
 from .messages import Message
 from .promise import ResponsePromise, request

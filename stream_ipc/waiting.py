@@ -11,7 +11,7 @@ from weakref import ref
 
 from .arguments import check_iterable, check_timeout
 from .clock import monotonic
-from .core.waits import take_replies
+from .core.last_look import take_replies
 from .errors import StreamClosedError
 from .interruptions import pass_on
 from .promise import ResponsePromise, is_settled, pending_of, requester_of

@@ -12,11 +12,12 @@ from ..handlers import HandlerList
 from ..messages import NOTIFICATION, Message
 from .closing import Closing
 from .dispatcher import Dispatcher
+from .last_look import read_replies
 from .loop import MAX_DEPTH
 from .port import Port
 from .replies import Replies
 from .sending import FLUSH_BOUND, HIGH_WATER, Batches, flush_bound, make_room
-from .waits import Until, read_replies
+from .until import Until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Notifications that wait for a call of ``receive``.
+"""Notifications that wait for a call of ``receive``, and such a call, which waits for one.
 
 Knows messages, and that one which is kept stands in the inbox until its handlers have seen it. Must not know handlers.
 """
@@ -9,8 +9,10 @@ import sys
 
 from .. import log
 from ..interruptions import pass_on
-from ..messages import is_text
+from ..messages import Message, is_text
 from .items import Delivery
+from .last_look import take_notification
+from .until import within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..handlers import Chain
-    from ..messages import Message
+    from .conversation import Conversation
 
-__all__ = ["Kept", "Wanted"]
+__all__ = ["Kept", "receive"]
 
 # So much is kept for each conversation; the oldest go first.
 KEPT_COUNT = 1000
@@ -186,3 +188,39 @@ def _weigh(message: Message) -> int:
     except Exception as exc:  # of a method of the message's own
         pass_on(exc)
     return size
+
+
+def receive(conversation: Conversation, timeout: float | None, expect: type) -> Entry:
+    """Turn until a notification arrives, and return it; it stays kept."""
+    kept = conversation.dispatcher.kept
+    limit = conversation.loop.limit_of(timeout)
+    while True:
+        entry = kept.find(expect)
+        if entry is not None:
+            conversation.dispatcher.offer(entry)
+            if entry in kept.entries:  # no handler has taken it by a receive() of its own
+                return entry
+        elif not conversation.is_open:
+            raise conversation.closed_error()
+        elif not _await(conversation, Wanted(expect), limit):
+            raise TimeoutError(f"no notification{_of(expect)}{within(timeout)} ({conversation.name})")
+
+
+def _await(conversation: Conversation, wanted: Wanted, limit: float) -> bool:
+    """Turn until a notification is there, or the session is closed; returns whether that is so."""
+    waiting = conversation.dispatcher.kept.waiting
+    try:
+        waiting.append(wanted)
+        if conversation.dispatcher.kept.find(wanted.expect) is not None or not conversation.is_open:
+            return True  # a signal handler has turned, or closed the session, meanwhile
+        conversation.loop.run(wanted, limit)
+        if not wanted.settled and conversation.is_open:
+            take_notification(conversation, wanted, limit)
+    finally:
+        if wanted in waiting:
+            waiting.remove(wanted)
+    return wanted.settled or not conversation.is_open
+
+
+def _of(expect: type) -> str:
+    return "" if expect is Message else f" of class {expect.__name__}"

@@ -20,7 +20,7 @@ from .loop import Loop
 from .pending import hold_back
 from .sending import FLUSH_BOUND, flush_bound
 from .teardowns import Teardowns
-from .waits import Until
+from .until import Until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from ..errors import FrameTooLargeError, RequestTimeoutError
 from ..interruptions import pass_on
 from ..messages import NOTIFICATION
-from .waits import Until, within, write_queued
+from .last_look import write_queued
+from .until import Until, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

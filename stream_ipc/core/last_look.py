@@ -1,6 +1,6 @@
-"""What calls wait for besides a promise, and the last look at a stream before any of them gives up.
+"""The last look at a stream before a call gives up that waits for a reply, a notification or room.
 
-A condition is anything with an attribute ``settled``. Knows conversations, and the loop that turns until one is settled.
+Knows conversations, their ports, and the loop that turns. Must not know what gives up.
 
 What had come in time counts though nobody could look: a process that was stopped, or busy with something else, is late
 itself, and the other side could only write or read as much as this side did. So a last look that comes late goes on while
@@ -10,83 +10,23 @@ the other side does.
 from __future__ import annotations
 
 from ..errors import InvalidStreamError, StreamClosedError
-from ..messages import Message
 from .items import reply_id
-from .kept import Wanted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from typing import Any
 
     from .conversation import Conversation
-    from .kept import Entry
+    from .kept import Wanted
     from .pending import Pending
     from .port import Port
 
-__all__ = ["Until", "read_replies", "receive", "take_replies", "within", "write_queued"]
+__all__ = ["read_replies", "take_notification", "take_replies", "write_queued"]
 
 _LATE = 0.02  # seconds; less is nothing unusual
 _TIMES = 128  # so that a last look takes at most so many pauses
 _PAUSE = 0.01  # seconds that the other side may take from one time to the next
-
-
-class Until:
-    """A condition in the form that ``Loop.run`` waits for."""
-
-    __slots__ = ("_condition",)
-
-    def __init__(self, condition: Callable[[], bool]) -> None:
-        self._condition = condition
-
-    @property
-    def settled(self) -> bool:
-        """Whether the condition holds."""
-        return self._condition()
-
-
-def within(timeout: float | None) -> str:
-    """Return how long something was waited for, for a text."""
-    return "" if timeout is None else f" within {timeout} s"
-
-
-def receive(conversation: Conversation, timeout: float | None, expect: type) -> Entry:
-    """Turn until a notification arrives, and return it; it stays kept."""
-    kept = conversation.dispatcher.kept
-    limit = conversation.loop.limit_of(timeout)
-    while True:
-        entry = kept.find(expect)
-        if entry is not None:
-            conversation.dispatcher.offer(entry)
-            if entry in kept.entries:  # no handler has taken it by a receive() of its own
-                return entry
-        elif not conversation.is_open:
-            raise conversation.closed_error()
-        elif not _await(conversation, Wanted(expect), limit):
-            raise TimeoutError(f"no notification{_of(expect)}{within(timeout)} ({conversation.name})")
-
-
-def _await(conversation: Conversation, wanted: Wanted, limit: float) -> bool:
-    """Turn until a notification is there, or the session is closed; returns whether that is so."""
-    waiting = conversation.dispatcher.kept.waiting
-    try:
-        waiting.append(wanted)
-        if conversation.dispatcher.kept.find(wanted.expect) is not None or not conversation.is_open:
-            return True  # a signal handler has turned, or closed the session, meanwhile
-        conversation.loop.run(wanted, limit)
-        if not wanted.settled and conversation.is_open:
-            _take_notification(conversation, wanted, limit)
-    finally:
-        if wanted in waiting:
-            waiting.remove(wanted)
-    return wanted.settled or not conversation.is_open
-
-
-def _of(expect: type) -> str:
-    return "" if expect is Message else f" of class {expect.__name__}"
-
-
-# -- the last look
 
 
 def take_replies(requests: Iterable[Pending], limit: float) -> None:
@@ -124,7 +64,7 @@ def read_replies(conversation: Conversation, limit: float) -> set[Any]:
     return {id for id in ids if isinstance(id, str)}
 
 
-def _take_notification(conversation: Conversation, wanted: Wanted, limit: float) -> None:
+def take_notification(conversation: Conversation, wanted: Wanted, limit: float) -> None:
     """Dispatch what had come in time, until a call of ``receive`` has what it waits for."""
     loop = conversation.loop
     _read(conversation, limit)

@@ -1,0 +1,31 @@
+"""A condition that a call waits for, and for how long it does, as texts say it.
+
+Knows that ``Loop.run`` waits for anything with an attribute ``settled``.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Until", "within"]
+
+
+class Until:
+    """A condition in the form that ``Loop.run`` waits for."""
+
+    __slots__ = ("_condition",)
+
+    def __init__(self, condition: Callable[[], bool]) -> None:
+        self._condition = condition
+
+    @property
+    def settled(self) -> bool:
+        """Whether the condition holds."""
+        return self._condition()
+
+
+def within(timeout: float | None) -> str:
+    """Return how long something was waited for, for a text."""
+    return "" if timeout is None else f" within {timeout} s"
