@@ -9,7 +9,7 @@ from .arguments import Facade, safe_repr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .core.acceptor import Acceptor
+    from .core.listening import Acceptor
 
 __all__ = ["Listener"]
 

@@ -308,7 +308,7 @@ class SessionOpener(Facade):
         loop.check_open()
         if not callable(on_session):
             raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
-        from .core.acceptor import Acceptor
+        from .core.listening import Acceptor
         from .listener import Listener
 
         take = partial(_add_socket, self, on_session=on_session)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-import stream_ipc.core.acceptor
 import stream_ipc.core.connecting
+import stream_ipc.core.listening
 from stream_ipc import IpcPeer, LogMessage, Session, StreamClosedError
 from tests.helpers import (
     WAIT,
@@ -447,7 +447,7 @@ def test_listening_without_descriptors_names_the_address():
     code = """
 import os, resource, socket, sys, tempfile
 from stream_ipc import IpcPeer
-import stream_ipc.core.acceptor, stream_ipc.listener
+import stream_ipc.core.listening, stream_ipc.listener
 folder = tempfile.mkdtemp()
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 worked = []
@@ -754,7 +754,7 @@ def test_listener_of_another_user_is_not_talked_to(peer, host, path, monkeypatch
 USERS = """
 import os, signal, sys
 import logging, encodings.idna, stream_ipc.serializers.pickle  # another user may not see the files
-import stream_ipc.listener, stream_ipc.core.acceptor, stream_ipc.core.connecting
+import stream_ipc.listener, stream_ipc.core.listening, stream_ipc.core.connecting
 from stream_ipc import IpcPeer, LogMessage
 IpcPeer().close()
 path, listens_as, serves_as, connects_as = sys.argv[1], *map(int, sys.argv[2:])

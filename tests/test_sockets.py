@@ -302,7 +302,8 @@ def test_no_socket_object_is_needed_to_linger() -> None:
 
 CHANGED = """
 import os, socket, sys, time
-from stream_ipc.transports.sockets import listen, other_user
+from stream_ipc.core.listening import listen
+from stream_ipc.transports.sockets import other_user
 
 path = sys.argv[1]
 listener, file = listen(path, False)
@@ -353,7 +354,8 @@ gevent.monkey.patch_all()
 import os, select, socket, tempfile
 from stream_ipc.core.connecting import open_connection
 from stream_ipc.core.loop import Loop
-from stream_ipc.transports.sockets import linger, listen, other_user, tune
+from stream_ipc.core.listening import listen
+from stream_ipc.transports.sockets import linger, other_user, tune
 
 assert socket.socket.__module__.startswith("gevent")
 def wait_for(fd, events, limit):
