@@ -118,7 +118,9 @@ class Crew:
 
     def finish(self) -> None:
         """Turn until all tasks have settled."""
-        self._loop.run(Until(lambda: self.tasks.first is None and not self._under_way()))
+        until = Until(lambda: self.tasks.first is None and not self._under_way())
+        if not until.settled:
+            self._loop.run(until)
 
     # -- giving tasks to workers
 

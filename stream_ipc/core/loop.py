@@ -194,11 +194,12 @@ class Loop(Guard):
     def run(self, until: Any = None, limit: float = math.inf, dispatch: bool = True) -> int:
         """Turn until something has happened, or the clock has reached ``limit``.
 
-        One turn waits for descriptors, writes and reads what is ready, then dispatches what stands in the inboxes.
+        One turn waits for descriptors, writes and reads what is ready, then dispatches what stands in the inboxes. The
+        last one begins when the time is over, or later.
 
         Args:
-            until: What should happen: anything with an attribute ``settled``. What is there already counts even if the
-                time is over. None: a tick, which returns after whatever happens first, or after one turn.
+            until: What should happen and has not yet: anything with an attribute ``settled``. What is there already
+                counts even if the time is over. None: a tick, which returns after whatever happens first.
             limit: A time of the clock, 0 for one turn without waiting, or infinity.
             dispatch: False only moves bytes and leaves messages in the inboxes.
 
@@ -210,45 +211,18 @@ class Loop(Guard):
         starving = depth >= MAX_DEPTH or not dispatch
         todo = self.todo
         count = 0
-        looked = until is not None  # a tick reads before it dispatches, or a busy inbox would keep it from reading
-        last_look = False
         progress = self.progress
         try:
             self.depth = depth + 1
-            if self.repairs:
-                self._repair()
-            if starving:
-                self.starving = True
-                self._update_paused()
+            if self.repairs or self.later or starving:
+                self._begin(starving, dispatch)
+                if until is not None and until.settled:
+                    return count
+            now = self.clock()
             while True:
-                if todo and looked:
-                    if starving:
-                        if dispatch:
-                            count += sum([dispatcher.settle_replies() for dispatcher in tuple(todo)])
-                    elif len(todo) > 1:
-                        count += self._take_turns(until)
-                    else:
-                        for dispatcher in todo:
-                            count += dispatcher.step(until)
-                            break
-                if self.later and dispatch:
-                    self.go_on()
-                if until is not None:
-                    if until.settled:
-                        return count
-                elif looked and self.waker.called:
-                    self.waker.called = False
-                    self.wakeups += 1
-                    return count
-                elif looked and (count or not limit or self.progress != progress or (limit == math.inf and self.is_empty)):
-                    return count
-                now = self.clock()
                 due = self._timers.soonest
                 wait = (limit if limit < due else due) - now
-                if wait <= 0:
-                    if limit <= now and last_look:
-                        return count
-                    last_look = limit <= now
+                if wait < 0:
                     wait = 0
                 if todo or self.has_chores:
                     if until is not None and until.settled:  # a signal handler may have closed its session
@@ -270,7 +244,30 @@ class Loop(Guard):
                     self._do_chores()
                 if now >= due or (not events and wait):
                     self._on_time(now, not events)
-                looked = True  # last: a jump back that follows an if is outside of the try from 3.12 on
+                if todo:
+                    if starving:
+                        if dispatch:
+                            count += sum([dispatcher.settle_replies() for dispatcher in tuple(todo)])
+                    elif len(todo) > 1:
+                        count += self._take_turns(until)
+                    else:
+                        for dispatcher in todo:
+                            count += dispatcher.step(until)
+                            break
+                if self.later and dispatch:
+                    self.go_on()
+                if until is not None:
+                    if until.settled:
+                        return count
+                elif self.waker.called:
+                    self.waker.called = False
+                    self.wakeups += 1
+                    return count
+                elif count or self.progress != progress or (limit == math.inf and self.is_empty):
+                    return count
+                if limit <= now:
+                    return count
+                now = self.clock()  # last: a jump back that follows an if is outside of the try from 3.12 on
         finally:
             self.thread = outer
             self.depth = depth
@@ -324,9 +321,15 @@ class Loop(Guard):
             if conversation.port.paused:
                 conversation.port.update_reading()
 
-    def _repair(self) -> None:
+    def _begin(self, starving: bool, dispatch: bool) -> None:
+        """Do what interruptions have left and what was put off, before anything is waited for."""
         for task in tuple(self.repairs):
             task.repair()
+        if starving:
+            self.starving = True
+            self._update_paused()
+        if dispatch:
+            self.go_on()
 
     def go_on(self) -> None:
         """Call what was put off until now."""
