@@ -171,32 +171,27 @@ class Replies:
         Returns:
             Whether functions of users may have been called.
         """
+        table = self._table
         try:
-            pending = self._table.get(id)
-        except TypeError as exc:  # unhashable, from a serializer that does not check
+            pending = table[id]
+        except (KeyError, TypeError) as exc:  # the latter of what a serializer that does not check takes for an id
             pass_on(exc)
-            pending = None
-        if pending is None:
             log.debug("session %s: late reply to request %.128r dropped: nobody waits for it", self._name, id)
             return False
-        error: Exception | None = None
+        outcome: Message | Exception = reply
         try:
             if not isinstance(reply, pending.expect) or isinstance(reply, ErrorMessage):
-                error = self._error_of(pending, reply)
+                outcome = self._error_of(pending, reply)
         except Exception as exc:  # of the reply's own methods
             pass_on(exc)
-            error = exc
-        if error is None:
-            if not pending.settled:  # a signal handler may have cancelled it
-                pending.outcome = reply
-                pending.settled = next_moment()
-            told = pending.watchers is not None  # behind the call, as which returns another may begin to watch
-            if told or self.watchers:
-                pending.tell()
-        else:
-            told = pending.watchers is not None
-            pending.fail(error)
-        self._table.pop(id, None)
+            outcome = exc
+        if not pending.settled:  # a signal handler may have cancelled it
+            pending.outcome = outcome
+            pending.settled = next_moment()
+        told = pending.watchers is not None  # behind the call, as which returns another may begin to watch
+        if told or self.watchers:
+            pending.tell()
+        table.pop(id, None)
         return told
 
     def _error_of(self, pending: Pending, reply: Message) -> IpcError:
