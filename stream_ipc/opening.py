@@ -5,16 +5,14 @@ Checks what users pass, opens it, and hands the session to the loop of the peer.
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from itertools import starmap
 
 from . import log
+from .adding import TAKEN, add_session, add_socket, close_untaken, is_tls
 from .arguments import DEFAULT, PIPE, Facade, check_timeout, name_methods
-from .core.conversation import Conversation
 from .errors import InvalidStreamError
-from .session import Session, conversation_of
-from .transports.stream_channel import StreamChannel
+from .session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,15 +27,12 @@ if TYPE_CHECKING:
     from .core.loop import Loop
     from .listener import Listener
     from .protocols import MessageSerializer
-    from .transports.channel import Channel
     from .transports.custom_channel import Transport
     from .transports.sockets import Address
     from .transports.spawn import Command, Path, PopenOptions
     from .transports.streams import ReadStream, WriteStream
 
 __all__ = ["SessionOpener"]
-
-_TAKEN = "belongs to another session of this peer; use that one, or call remove_session() with it first"
 
 
 class SessionOpener(Facade):
@@ -69,7 +64,7 @@ class SessionOpener(Facade):
         """
         from .transports.stdio import StdioChannel
 
-        return _add_session(self, "stdio", partial(StdioChannel, self.serializer, self.max_frame_size))
+        return add_session(self._loop, self, "stdio", StdioChannel)
 
     def create_process_session(self, process: subprocess.Popen[Any]) -> Session:
         """Attach to a ``subprocess.Popen``; to end and reap it stays its owner's.
@@ -83,7 +78,7 @@ class SessionOpener(Facade):
         """
         from .transports.process import ProcessChannel
 
-        return _add_session(self, process, partial(ProcessChannel, process, False, self.serializer, self.max_frame_size))
+        return add_session(self._loop, self, process, partial(ProcessChannel, process))
 
     def create_command_session(
         self,
@@ -132,9 +127,8 @@ class SessionOpener(Facade):
             for process in starmap(spawn, ((command, cwd, env, stderr, popen),)):  # stored before a signal is looked at
                 break
             log.debug("%s started", process_name(process))
-            more = group, "pipesize" not in popen
-            make = partial(ProcessChannel, process, True, self.serializer, self.max_frame_size, *more)
-            return _add_session(self, process, make)
+            make = partial(ProcessChannel, process, owned=True, group=group, growable="pipesize" not in popen)
+            return add_session(self._loop, self, process, make)
         except BaseException:
             if process is not None and not any([session.process is process for session in self.sessions]):  # nobody has it
                 kill(process)
@@ -162,10 +156,9 @@ class SessionOpener(Facade):
         from .transports.streams import open_channel
 
         reads = (read,) if read2 is None else (read, read2)
-        if any(map(_is_tls, (write, *reads))):
+        if any(map(is_tls, (write, *reads))):
             raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
-        make = partial(open_channel, write, reads, self.serializer, self.max_frame_size)
-        return _add_session(self, (write, *reads), make)
+        return add_session(self._loop, self, (write, *reads), partial(open_channel, write, reads))
 
     def create_socket_session(self, sock: socket.socket) -> Session:
         """Talk over a connected stream socket, also an ``ssl.SSLSocket``.
@@ -180,7 +173,7 @@ class SessionOpener(Facade):
         """
         from .transports.sockets import check_connected
 
-        return _add_socket(self, sock, check_connected(sock))
+        return add_socket(self._loop, self, sock, check_connected(sock))
 
     def create_session(self, transport: Transport) -> Session:
         """Talk over a transport of one's own, which the session owns and closes.
@@ -192,10 +185,10 @@ class SessionOpener(Facade):
             InvalidStreamError: A session of this peer talks over it.
         """
         if any([other.channel.transport is transport for other in tuple(self._loop.conversations)]):
-            raise InvalidStreamError(f"{type(transport).__name__} {_TAKEN}")
+            raise InvalidStreamError(f"{type(transport).__name__} {TAKEN}")
         from .transports.message_transport import channel_of
 
-        return _add_session(self, transport, partial(channel_of, transport))
+        return add_session(self._loop, self, transport, lambda *_: channel_of(transport))
 
     def create_session_pair(self) -> tuple[Session, Session]:
         """Return two connected sessions of this peer, for tests.
@@ -211,9 +204,9 @@ class SessionOpener(Facade):
 
         a, b = socket.socketpair()
         try:
-            return _add_socket(self, a, ""), _add_socket(self, b, "")
+            return add_socket(self._loop, self, a, ""), add_socket(self._loop, self, b, "")
         except BaseException:
-            _close_untaken(self, a, b)
+            close_untaken(self, a, b)
             raise
 
     # -- connections
@@ -263,9 +256,9 @@ class SessionOpener(Facade):
 
         sock, name = loop.inside(open_connection, loop, address, ssl_context, server_hostname, timeout)
         try:
-            return _add_socket(self, sock, name)
+            return add_socket(self._loop, self, sock, name)
         except BaseException:
-            _close_untaken(self, sock)
+            close_untaken(self, sock)
             raise
 
     def listen(
@@ -311,7 +304,7 @@ class SessionOpener(Facade):
         from .core.listening import Acceptor
         from .listener import Listener
 
-        take = partial(_add_socket, self, on_session=on_session)
+        take = partial(add_socket, loop, self, on_session=on_session)
         acceptor = Acceptor(loop, address, take, lambda: self.timeout, ssl_context)
         try:
             loop.inside(acceptor.open)
@@ -322,77 +315,3 @@ class SessionOpener(Facade):
 
 
 name_methods(SessionOpener, "IpcPeer")
-
-
-def _add_session(
-    peer: SessionOpener, given: Any, make: Callable[[], Channel], on_session: Any = None, name: str = ""
-) -> Session:
-    """Add a session to a peer, over the channel that a function makes of what was given; ``on_session`` gets it first."""
-    loop = peer._loop
-    loop.check_open()
-    outer = loop.enter()
-    channel: Any = None
-    conversation = None
-    try:
-        for channel in starmap(make, ((),)):  # stored before a signal is looked at
-            break
-        else:
-            raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
-        if isinstance(channel, StreamChannel):
-            if name:
-                channel.connected(name)
-            _refuse_streams(loop, channel)
-        session = Session(lambda session: Conversation(loop, channel, peer, session))
-        conversation = conversation_of(session)
-        loop.add(conversation)
-        if on_session is not None:
-            conversation.dispatcher.begin_with(on_session)
-        log.debug("session %s opened%s", session.name, channel.details())
-        conversation.port.rearm()
-        return session
-    except BaseException:  # an interruption: nobody will ever have the session
-        if conversation is not None:
-            conversation.close(release=True)
-        elif channel is not None:
-            channel.release()
-        raise
-    finally:
-        loop.thread = outer
-
-
-def _refuse_streams(loop: Loop, channel: Channel) -> None:
-    """Raise ``InvalidStreamError`` for a channel whose stream another task reads: each would get a part of what comes."""
-    for fd in channel.interest()[0]:
-        owner = loop.poller.owners.get(fd)
-        # Any other owner is what an interrupted call has left.
-        if owner is not None and any([conversation.port is owner for conversation in loop.conversations]):
-            owner.check()  # its stream may be closed, and the number a new one's
-            if loop.poller.owners.get(fd) is owner:
-                raise InvalidStreamError(f"descriptor {fd} {_TAKEN}")
-
-
-def _add_socket(
-    peer: SessionOpener, sock: socket.socket, name: str, on_session: Callable[[Session], Any] | None = None
-) -> Session:
-    """Add a session over a connected socket; the name says in a few words, if any, what it is connected to."""
-    make: Callable[[], StreamChannel]
-    if _is_tls(sock):
-        from .transports.tls import TlsChannel
-
-        make = partial(TlsChannel, sock, peer.serializer, peer.max_frame_size)
-    else:
-        from .transports.streams import open_channel
-
-        make = partial(open_channel, sock, (sock,), peer.serializer, peer.max_frame_size)
-    return _add_session(peer, sock, make, on_session, name)
-
-
-def _is_tls(stream: Any) -> bool:
-    ssl: Any = sys.modules.get("ssl")  # importing it takes long, and whoever has an SSLSocket has imported it
-    return ssl is not None and isinstance(stream, ssl.SSLSocket)
-
-
-def _close_untaken(peer: SessionOpener, *sockets: socket.socket) -> None:
-    """Close sockets that are no session's."""
-    for sock in {*sockets} - {session.socket for session in peer.sessions}:
-        sock.close()

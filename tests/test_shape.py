@@ -32,7 +32,7 @@ LAYERS = [
     ["core.loop"],
     ["core"],  # what is left of it
     ["promise", "handling", "session", "listener", "deferred"],
-    ["opening", "waiting"],
+    ["adding", "opening", "waiting"],
     ["peer"],
     ["tasks", "crew", "pool_map", "pool"],
     [""],  # stream_ipc itself
@@ -586,7 +586,7 @@ UNNEEDED = {
 
 # What such a worker imports of the package: its start waits for each of them, and so does whoever started it.
 NEEDED = {
-    "arguments", "classes", "clock", "errors", "handlers", "handling", "ids", "interruptions", "log", "messages",
+    "adding", "arguments", "classes", "clock", "errors", "handlers", "handling", "ids", "interruptions", "log", "messages",
     "opening", "peer", "promise", "registry", "session", "core", "core.closing", "core.conversation", "core.dispatcher",
     "core.guard", "core.items", "core.kept", "core.last_look", "core.lifecycle", "core.loop", "core.owed", "core.pending",
     "core.poller",

@@ -145,9 +145,9 @@ class ProcessChannel(StreamChannel):
     def __init__(
         self,
         process: subprocess.Popen[Any],
-        owned: bool,
         serializer: MessageSerializer,
         max_frame_size: int,
+        owned: bool = False,
         group: bool = False,
         growable: bool = False,
     ) -> None:

@@ -1,0 +1,123 @@
+"""How a peer gets a session once it is known what it talks over: the channel is made, and the loop takes it in.
+
+Knows channels, conversations and the loop. Must not know what users may pass.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from itertools import starmap
+
+from . import log
+from .core.conversation import Conversation
+from .errors import InvalidStreamError
+from .session import Session, conversation_of
+from .transports.stream_channel import StreamChannel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+
+    from .core.loop import Loop
+    from .opening import SessionOpener
+    from .protocols import MessageSerializer
+    from .transports.channel import Channel
+
+__all__ = ["TAKEN", "add_session", "add_socket", "close_untaken", "is_tls"]
+
+TAKEN = "belongs to another session of this peer; use that one, or call remove_session() with it first"
+
+
+def add_session(
+    loop: Loop,
+    peer: SessionOpener,
+    given: Any,
+    make: Callable[[MessageSerializer, int], Channel],
+    on_session: Callable[[Session], Any] | None = None,
+    name: str = "",
+) -> Session:
+    """Add a session to a peer.
+
+    Args:
+        loop: The peer's.
+        peer: Whose serializer and largest size the channel gets.
+        given: What the user has passed, for a text.
+        make: Makes the channel.
+        on_session: Gets the session before anything that came over it is dispatched.
+        name: What its socket is connected to, in a few words.
+    """
+    loop.check_open()
+    outer = loop.enter()
+    channel: Any = None
+    conversation = None
+    try:
+        for channel in starmap(make, ((peer.serializer, peer.max_frame_size),)):  # stored before a signal is looked at
+            break
+        else:
+            raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
+        if isinstance(channel, StreamChannel):
+            if name:
+                channel.connected(name)
+            _refuse_streams(loop, channel)
+        session = Session(lambda session: Conversation(loop, channel, peer, session))
+        conversation = conversation_of(session)
+        loop.add(conversation)
+        if on_session is not None:
+            conversation.dispatcher.begin_with(on_session)
+        log.debug("session %s opened%s", session.name, channel.details())
+        conversation.port.rearm()
+        return session
+    except BaseException:  # an interruption: nobody will ever have the session
+        if conversation is not None:
+            conversation.close(release=True)
+        elif channel is not None:
+            channel.release()
+        raise
+    finally:
+        loop.thread = outer
+
+
+def _refuse_streams(loop: Loop, channel: Channel) -> None:
+    """Raise ``InvalidStreamError`` for a channel whose stream another task reads: each would get a part of what comes."""
+    for fd in channel.interest()[0]:
+        owner = loop.poller.owners.get(fd)
+        # Any other owner is what an interrupted call has left.
+        if owner is not None and any([conversation.port is owner for conversation in loop.conversations]):
+            owner.check()  # its stream may be closed, and the number a new one's
+            if loop.poller.owners.get(fd) is owner:
+                raise InvalidStreamError(f"descriptor {fd} {TAKEN}")
+
+
+def add_socket(
+    loop: Loop,
+    peer: SessionOpener,
+    sock: socket.socket,
+    name: str,
+    on_session: Callable[[Session], Any] | None = None,
+) -> Session:
+    """Add a session over a connected socket, also one with TLS; otherwise as ``add_session``."""
+    make: Callable[[MessageSerializer, int], Channel]
+    if is_tls(sock):
+        from .transports.tls import TlsChannel
+
+        make = partial(TlsChannel, sock)
+    else:
+        from .transports.streams import open_channel
+
+        make = partial(open_channel, sock, (sock,))
+    return add_session(loop, peer, sock, make, on_session, name)
+
+
+def is_tls(stream: Any) -> bool:
+    """Return whether a stream is an ``ssl.SSLSocket``."""
+    ssl: Any = sys.modules.get("ssl")  # importing it takes long, and whoever has an SSLSocket has imported it
+    return ssl is not None and isinstance(stream, ssl.SSLSocket)
+
+
+def close_untaken(peer: SessionOpener, *sockets: socket.socket) -> None:
+    """Close sockets that are no session's."""
+    for sock in {*sockets} - {session.socket for session in peer.sessions}:
+        sock.close()
