@@ -639,16 +639,16 @@ def test_an_interruption_while_popen_polls_does_not_lose_the_status() -> None:
 
 def test_a_child_that_nobody_gets_a_session_with_is_killed(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     started: List[Any] = []
-    popen = subprocess.Popen
 
-    def start(*args: Any, **kwargs: Any) -> Any:
-        started.append(popen(*args, **kwargs))
-        return started[0]
+    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            started.append(self)
+            super().__init__(*args, **kwargs)
 
     def fail(*args: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(subprocess, "Popen", Popen)
     patch_process(monkeypatch, "ReadEnd", fail)
     before = listing()
     with pytest.raises(MemoryError):

@@ -50,21 +50,17 @@ _PTY_MASTER = os.makedev(5, 2) if sys.platform.startswith("linux") else -1
 
 def wait_readable(fds: Sequence[int], seconds: float) -> bool:
     """Block until one of some descriptors is readable, hung up or broken, or the time is over."""
-    if hasattr(select, "poll"):
-        return _poll(fds, select.POLLIN, seconds)
-    return bool(select.select(fds, [], [], seconds)[0])  # gevent's
+    return _poll(fds, select.POLLIN, seconds)
 
 
 def wait_writable(fd: int, seconds: float) -> bool:
     """Block until a descriptor is writable, hung up or broken, or the time is over."""
-    if hasattr(select, "poll"):
-        return _poll([fd], select.POLLOUT, seconds)
-    return bool(select.select([], [fd], [], seconds)[1])
+    return _poll([fd], select.POLLOUT, seconds)
 
 
 def has_hung_up(fds: Sequence[int]) -> bool:
     """Return whether the other side of a descriptor has closed it altogether, whatever is still to be read."""
-    return hasattr(select, "poll") and _poll(fds, 0, 0)  # a hang-up is always told; gevent has no poll
+    return _poll(fds, 0, 0)  # a hang-up is always told, but not by gevent's poll
 
 
 def _poll(fds: Sequence[int], events: int, seconds: float) -> bool:

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import starmap
 
 from ..interruptions import interruption_in, pass_on
@@ -88,7 +87,7 @@ def spawn(
     theirs: list[int] = []
     ours: list[int] = []
     files: list[Any] = []  # which own ours, one after the other
-    process: subprocess.Popen[bytes] | None = None
+    process: Any = None
     try:
         _open_pipe(theirs, ours, size)
         _open_pipe(ours, theirs, size)
@@ -97,20 +96,18 @@ def spawn(
         elif stderr == subprocess.DEVNULL:
             theirs += map(os.open, [os.devnull], [os.O_RDWR])  # stored before a signal is looked at
         options.update(zip(("stdin", "stdout", "stderr"), (*theirs, stderr)), cwd=cwd, env=env, bufsize=0)
-        start: Any = partial(subprocess.Popen, **options)
-        for process in map(start, (list(command),)):  # stored before a signal is looked at
-            break
-        else:
-            raise RuntimeError("an argument for subprocess.Popen raised StopIteration")
+        process = subprocess.Popen.__new__(subprocess.Popen)  # here before it starts, should an interruption come then
+        process.__init__(list(command), **options)
         _open_files(ours, files)
         process.stdin, process.stdout, process.stderr = (*files, None)[:3]
         _close(theirs)
-        return process
+        started: subprocess.Popen[bytes] = process
+        return started
     except BaseException as exc:
         try:
             refused = isinstance(exc, OSError) and interruption_in(exc) is None  # so that there is no process
-            if process is None and not refused:
-                process = _find_child(exc, *theirs[:2])
+            if not refused and getattr(process, "pid", 0) is None:  # it was not stored yet, or there is none
+                process.pid = _find_pid(*theirs[:2])
             _undo(process, files, ours, theirs)
         except BaseException:  # an interruption
             _undo(process, files, ours, theirs)
@@ -118,6 +115,8 @@ def spawn(
         if isinstance(exc, OSError) and refused and exc.errno in (errno.EMFILE, errno.ENFILE):
             advice = "starting a process takes some descriptors; close some, or raise the limit (ulimit -n)"
             raise OSError(exc.errno, f"{exc.strerror}: {advice}") from exc
+        if isinstance(exc, StopIteration):  # which would end the loop of a caller without a word
+            raise RuntimeError("an argument for subprocess.Popen raised StopIteration") from exc
         raise
 
 
@@ -153,29 +152,14 @@ def _close(fds: list[int]) -> None:
         os.close(fd)
 
 
-def _undo(process: subprocess.Popen[bytes] | None, files: list[Any], *fds: list[int]) -> None:
+def _undo(process: Any, files: list[Any], *fds: list[int]) -> None:
     """Leave nothing of a start that has failed. An interrupted call can be made again."""
     for file in files:
         file.close()
     for some in fds:
         _close(some)
-    if process is not None:
+    if getattr(process, "pid", None):
         kill(process)
-
-
-def _find_child(error: BaseException, *pipes: int) -> subprocess.Popen[bytes] | None:
-    """Return the process whose start was interrupted when it ran already: only the frames of ``Popen`` know it.
-
-    It has the pipes for its stdin and stdout.
-    """
-    traceback = error.__traceback__
-    while traceback is not None:
-        found = traceback.tb_frame.f_locals.get("self")
-        if isinstance(found, subprocess.Popen) and getattr(found, "returncode", 0) is None:
-            found.pid = found.pid or _find_pid(*pipes)  # it was not stored yet, or there is none
-            return found if found.pid else None
-        traceback = traceback.tb_next
-    return None
 
 
 def _find_pid(stdin: int, stdout: int) -> Any:
