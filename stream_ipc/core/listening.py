@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from .. import log
 from ..interruptions import pass_on
 from ..transports import streams  # noqa: F401 - for sessions, for the same reason
+from ..transports.descriptors import End
 from ..transports.shield import Shield
 from ..transports.socket_file import SocketFile, bind_to_path
 from ..transports.sockets import check_address, describe_address, explain, other_user, resolve, stop_writing, tune
@@ -100,7 +101,7 @@ class Acceptor:
             for self._sock, self._file in map(listen, (self.place,), (self._context is not None,)):
                 break  # stored before a signal is looked at
             self.loop.listeners[self] = None
-            self._status = os.fstat(self._sock.fileno())
+            self._end = End(self._sock)
             if not isinstance(self.place, str):
                 self.place = (self.place[0], self._sock.getsockname()[1])
             self.loop.watch(self._sock.fileno(), READ, self)
@@ -142,12 +143,7 @@ class Acceptor:
 
     def check(self) -> None:
         """Check whether the socket was closed by somebody else, which no poller tells."""
-        try:
-            is_ours = os.path.samestat(os.fstat(self._sock.fileno()), self._status)
-        except OSError as exc:
-            pass_on(exc)
-            is_ours = exc.errno != errno.EBADF  # otherwise it cannot be told now
-        if not is_ours and not self.closed:
+        if not self.closed and self._end.why_invalid() is not None:
             log.error("%r: its descriptor was closed by somebody else; it listens no more, so make a new one", self)
             self.loop.unwatch(self._sock.detach(), self)  # the number may be another file's by now
             self.close()
@@ -298,7 +294,7 @@ class Acceptor:
 def listen(place: Place, secure: bool) -> tuple[socket.socket, SocketFile | None]:
     """Listen at an address; of a host, at the first of its addresses where that can be done.
 
-    Returns the socket, which does not block, and its file, if it has one.
+    Returns the socket, and its file, if it has one.
     """
     first: OSError | None = None
     for family, sockaddr in resolve(place, secure):
@@ -316,7 +312,6 @@ def _listen(family: int, sockaddr: Any) -> tuple[socket.socket, SocketFile | Non
     sock = socket.socket(family, socket.SOCK_STREAM)
     file: SocketFile | None = None
     try:
-        sock.setblocking(False)
         if family == socket.AF_UNIX:
             bind_to_path(sock, sockaddr)
             file = SocketFile(sockaddr)
