@@ -157,25 +157,8 @@ class Poller:
         if self._epoll is not None:
             events = self._epoll.poll(timeout)
         else:
-            try:
-                events = [(key.fd, _FROM_SELECTOR[mask]) for key, mask in self._selector.select(timeout)]
-            except OSError as exc:  # select() refuses all if one is closed
-                pass_on(exc)
-                events = self._closed()
-                if not events:
-                    raise
+            events = [(key.fd, _FROM_SELECTOR[mask]) for key, mask in self._selector.select(timeout)]
         return [*events, *self._always.items()]
-
-    def _closed(self) -> list[tuple[int, int]]:
-        """Return the descriptors that were closed while they were watched, as poll would."""
-        closed = []
-        for fd in (*self.owners,):
-            try:
-                os.fstat(fd)
-            except OSError as exc:
-                pass_on(exc)
-                closed.append((fd, READ | WRITE))
-        return closed
 
     @property
     def has_always(self) -> bool:
