@@ -523,14 +523,14 @@ def set_large_pickle(size: int) -> Iterator[None]:
 
 def shared_read_end(stream: Any) -> Any:
     """Return what reads a stream whose open file other processes have, too."""
-    from stream_ipc.transports.descriptors import ReadEnd
+    from stream_ipc.transports.ends import ReadEnd
 
     return ReadEnd(stream, shared=True)
 
 
 def shared_write_end(stream: Any) -> Any:
     """Return what writes a stream whose open file other processes have, too."""
-    from stream_ipc.transports.descriptors import WriteEnd
+    from stream_ipc.transports.ends import WriteEnd
 
     return WriteEnd(stream, shared=True)
 

@@ -9,7 +9,7 @@ from typing import Iterator, List, Tuple
 import pytest
 
 from stream_ipc import IpcPeer, LogMessage, Session
-from stream_ipc.transports import descriptors
+from stream_ipc.transports import ends
 
 from .helpers import PATIENCE, tick_until
 from .os_helpers import program
@@ -65,9 +65,9 @@ def test_a_large_message_makes_both_pipes_larger(peer: IpcPeer, usual: int) -> N
         echo(session, "small")
     assert sizes(session) == [usual, usual]
     echo(session, LARGE)
-    assert sizes(session) == [descriptors.LARGE_PIPE] * 2
+    assert sizes(session) == [ends.LARGE_PIPE] * 2
     echo(session, LARGE)
-    assert sizes(session) == [descriptors.LARGE_PIPE] * 2
+    assert sizes(session) == [ends.LARGE_PIPE] * 2
 
 
 @pipes_can_grow
@@ -102,13 +102,13 @@ def test_pipes_that_were_made_elsewhere_stay_as_they_are(peer: IpcPeer, usual: i
 def test_only_some_pipes_of_a_process_are_larger_at_a_time(
     peer: IpcPeer, usual: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(descriptors, "MOST_PIPES", 3)
+    monkeypatch.setattr(ends, "MOST_PIPES", 3)
     for _ in range(2):  # what was taken is given back
         sessions = [peer.create_command_session(["cat"]) for _ in range(3)]
         for session in sessions:
             echo(session, LARGE)
         found = [size for session in sessions for size in sizes(session)]
-        assert sorted(found) == [usual] * 3 + [descriptors.LARGE_PIPE] * 3
+        assert sorted(found) == [usual] * 3 + [ends.LARGE_PIPE] * 3
         for session in sessions:
             session.close()
 
@@ -117,20 +117,20 @@ def test_only_some_pipes_of_a_process_are_larger_at_a_time(
 def test_a_size_that_the_system_refuses_is_done_without(
     peer: IpcPeer, usual: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(descriptors, "LARGE_PIPE", 0x7FFFFFFF)  # no pipe can hold as much
+    monkeypatch.setattr(ends, "LARGE_PIPE", 0x7FFFFFFF)  # no pipe can hold as much
     session = peer.create_command_session(["cat"])
     echo(session, LARGE)
     assert sizes(session) == [usual, usual]
     monkeypatch.undo()
     another = peer.create_command_session(["cat"])
     echo(another, LARGE)
-    assert sizes(another) == [descriptors.LARGE_PIPE] * 2
+    assert sizes(another) == [ends.LARGE_PIPE] * 2
 
 
 USER_HAS_NO_MORE = """
 import fcntl, os, sys
 from stream_ipc import IpcPeer, LogMessage
-from stream_ipc.transports import descriptors
+from stream_ipc.transports import ends
 from tests.test_buffers import echo, sizes
 
 with IpcPeer() as warm:  # what is imported late is out of reach for another user
@@ -142,7 +142,7 @@ held = []
 try:
     while len(held) < 2000:
         held.append(os.pipe())
-        fcntl.fcntl(held[-1][0], fcntl.F_SETPIPE_SZ, descriptors.LARGE_PIPE)
+        fcntl.fcntl(held[-1][0], fcntl.F_SETPIPE_SZ, ends.LARGE_PIPE)
     sys.exit(print("no limit"))
 except OSError:
     pass
@@ -150,7 +150,7 @@ with IpcPeer() as peer:
     session = peer.create_command_session(["cat"])
     before = sizes(session)
     echo(session, "x" * 300_000)
-    print(sizes(session) == before and before[0] < descriptors.LARGE_PIPE)
+    print(sizes(session) == before and before[0] < ends.LARGE_PIPE)
 """
 
 
@@ -233,7 +233,7 @@ def test_a_tcp_socket_stays_as_it_is(peer: IpcPeer) -> None:
 
 
 def test_a_buffer_that_the_system_does_not_give_is_done_without(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(descriptors, "LARGE_SOCKET", 0x7FFFFFFF)
+    monkeypatch.setattr(ends, "LARGE_SOCKET", 0x7FFFFFFF)
     first, second, sock = pair(peer)
     send(first, second, 4 * sock.getsockopt(*SEND_BUFFER))
 

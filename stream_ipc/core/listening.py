@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from .. import log
 from ..interruptions import pass_on
 from ..transports import streams  # noqa: F401 - for sessions, for the same reason
-from ..transports.descriptors import End
+from ..transports.ends import End
 from ..transports.shield import Shield
 from ..transports.socket_file import SocketFile, bind_to_path
 from ..transports.sockets import check_address, describe_address, explain, other_user, resolve, stop_writing, tune

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..wire.codec import MessageDecoder, TextDecoder
     from .channel import Received
-    from .descriptors import ReadEnd
+    from .ends import ReadEnd
 
 __all__ = ["TAIL", "Input", "StreamInputs", "TextInput", "error_text", "sooner"]
 

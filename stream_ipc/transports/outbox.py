@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from .descriptors import WriteEnd
+    from .ends import WriteEnd
 
 __all__ = ["Outbox"]
 

@@ -13,7 +13,8 @@ from ..interruptions import pass_on
 from ..messages import LogMessage
 from ..wire.codec import TextDecoder
 from .children import DEATH_INTERVAL, Child, ProcessTeardown, process_name
-from .descriptors import ReadEnd, WriteEnd, close_stream
+from .descriptors import close_stream
+from .ends import ReadEnd, WriteEnd
 from .inputs import TAIL, StreamInputs, TextInput, sooner
 from .spawn import check_popen
 from .stream_channel import StreamChannel

@@ -19,7 +19,7 @@ from itertools import starmap
 
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
-from .descriptors import ReadEnd, WriteEnd
+from .ends import ReadEnd, WriteEnd
 from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False

@@ -11,7 +11,8 @@ from itertools import count, repeat
 
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
-from .descriptors import READ_SIZE, End, ReadEnd, WriteEnd, describe_stream, is_socket, unusable
+from .descriptors import READ_SIZE, describe_stream, is_socket, unusable
+from .ends import End, ReadEnd, WriteEnd
 from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False

@@ -16,7 +16,7 @@ import socket
 import ssl
 
 from ..interruptions import pass_on
-from .descriptors import ReadEnd, WriteEnd
+from .ends import ReadEnd, WriteEnd
 from .inputs import Input
 from .shield import Shield
 from .stream_channel import StreamChannel

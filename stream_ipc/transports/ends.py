@@ -1,0 +1,325 @@
+"""One end of a stream with a descriptor, and how to read and write it without blocking.
+
+Knows descriptors and sockets. Must not know frames or messages. Ends of objects that have none are in ``streams.py``.
+
+Descriptors that other processes share (this process's own stdin and stdout, a terminal) keep their flags, because
+``O_NONBLOCK`` belongs to the open file and not to the descriptor: they are read only when they are ready, and written
+in pieces that cannot block. All others are switched to non-blocking while they are in use here.
+
+An end reads and writes by an iterator, and whoever uses it says ``for x in end.reads: break``, so that no interruption
+loses bytes; see ``interruptions``.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import stat
+import sys
+from itertools import repeat
+
+from .. import log
+from ..errors import InvalidStreamError
+from ..interruptions import pass_on
+from .descriptors import READ_SIZE, describe_stream, is_socket, unusable, wait_writable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+__all__ = ["End", "ReadEnd", "WriteEnd"]
+
+PIPE_BUF: int = getattr(select, "PIPE_BUF", 512)
+LARGE_PIPE = 1024 * 1024  # bytes: as much as Linux lets anybody have
+LARGE_SOCKET = 256 * 1024  # bytes, of which Linux makes twice as many; more is no faster
+# Linux counts the pages of all pipes of a user. Once there are too many, each new pipe gets one or two, whichever program
+# makes it: this process takes a quarter of the usual limit at most.
+MOST_PIPES = 16
+
+_grown: set[int] = set()  # descriptors of pipes
+_PTY_MASTER = os.makedev(5, 2) if sys.platform.startswith("linux") else -1
+
+
+class End:
+    """A stream and its descriptor.
+
+    Attributes:
+        stream: The stream as it was given.
+        fd: Its descriptor; a negative number that stands for it if it has none.
+        watched: Whether the descriptor can be waited for.
+        shared: Whether other processes use the same open file.
+        socket: The socket object through which it is used, if it is a socket.
+        error: Why the stream ended, if the descriptor does not tell.
+        growable: Whether this is a pipe or a Unix socket that may be made larger, and was not yet.
+    """
+
+    forbidden_mode: int = -1  # the access mode that this end cannot use
+    growable: bool = False
+    socket: Any = None
+    watched: bool = True
+    error: BaseException | None = None
+    _usual_size: int = 0  # of the buffer of a Unix socket that was made larger
+    _timeout: Any = None  # of a socket object as it was given
+    _blocking: bool | None = None  # whether anything else was, if it is not now
+
+    def __init__(self, stream: Any, shared: bool = False) -> None:
+        self.prepare(stream)  # not before a super().__init__(), behind which an interruption would lose this
+        self.stream = stream
+        try:
+            self.fd: int = stream if isinstance(stream, int) else stream.fileno()
+            status = os.fstat(self.fd)
+            access = fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE
+        except (AttributeError, OSError, TypeError, ValueError, OverflowError) as exc:
+            pass_on(exc)
+            raise unusable(stream, f"{exc}; pass an open file object, socket or descriptor") from exc
+        if access == self.forbidden_mode:
+            what, needed = ("written", "read") if access == os.O_WRONLY else ("read", "written")
+            raise InvalidStreamError(f"{describe_stream(stream)} can only be {what}, and here it is to be {needed}")
+        self._identity = (status.st_dev, status.st_ino)
+        self._mode: int = status.st_mode
+        # Descriptors 0 to 2 and terminals are shared with the process that started this one. The master of a
+        # pseudo-terminal is not: only the process that made it has it.
+        self._is_terminal: bool = stat.S_ISCHR(self._mode) and status.st_rdev != _PTY_MASTER and os.isatty(self.fd)
+        self.shared: bool = shared or self.fd <= 2 or self._is_terminal
+        try:
+            if is_socket(stream):
+                self._timeout = stream.gettimeout()
+                self.socket = stream
+                stream.setblocking(False)
+            elif stat.S_ISSOCK(self._mode):
+                self._make_socket()
+            elif not self.shared and not stat.S_ISREG(self._mode):
+                self._blocking = os.get_blocking(self.fd)
+                os.set_blocking(self.fd, False)
+            self.open()
+        except BaseException:
+            self.release()
+            raise
+
+    def prepare(self, stream: Any) -> None:
+        """Do what is to be done before the stream is looked at."""
+
+    def open(self) -> None:
+        """Get ready to be used, once the stream does not block."""
+
+    def _make_socket(self) -> None:
+        # A socket object, for the flags of send() and recv(). It is detached again when the end is released.
+        import socket
+
+        from .shield import Shield
+
+        blocking = os.get_blocking(self.fd)
+        with Shield():  # if it was lost before it is stored, it would close the descriptor
+            self.socket = socket.socket(fileno=self.fd)
+        if not self.shared:
+            self._blocking = blocking
+            self.socket.settimeout(0)
+            return
+        if self.socket.gettimeout() is not None:  # socket.setdefaulttimeout() was used, and has set the flag
+            self.socket.settimeout(None)
+        if os.get_blocking(self.fd) != blocking:
+            os.set_blocking(self.fd, blocking)
+
+    @property
+    def family(self) -> str:
+        """The name of its socket's family; empty if it is no socket."""
+        return getattr(getattr(self.socket, "family", None), "name", "")
+
+    @property
+    def is_tcp(self) -> bool:
+        """Whether it is a TCP socket."""
+        return self.family in ("AF_INET", "AF_INET6")
+
+    def _socket_flags(self) -> int:
+        # For a socket whose flags are not this process's to change, or that somebody makes blocking again.
+        flag: int = sys.modules["socket"].MSG_DONTWAIT
+        return flag
+
+    def find_invalid(self) -> str | None:
+        """Return what is wrong if the owner closed the stream meanwhile, or None."""
+        why = self.why_invalid()
+        if why is None:
+            return None
+        return f"{describe_stream(self.stream)} was closed while a session was using it{why}; close the session instead"
+
+    def why_invalid(self) -> str | None:
+        """Return how it can be told that the owner closed the stream, maybe nothing, or None."""
+        stream = self.stream
+        try:
+            # File objects and sockets remember that they were closed; their number may belong to another file now.
+            if not isinstance(stream, int) and (getattr(stream, "closed", False) or stream.fileno() != self.fd):
+                return ""
+            status = os.fstat(self.fd)
+        except (OSError, ValueError) as exc:
+            pass_on(exc)
+            if getattr(exc, "errno", errno.EBADF) != errno.EBADF:
+                return None  # it cannot be told now
+            return f" ({exc})"
+        return None if (status.st_dev, status.st_ino) == self._identity else ", and its number is another file's now"
+
+    def grow(self) -> None:
+        """Have what is growable hold more, as far as the system allows it: a large message is on its way."""
+        self.growable = False
+        sockets: Any = sys.modules.get("socket")
+        try:
+            if self.socket is None:
+                if len(_grown) < MOST_PIPES and hasattr(fcntl, "F_SETPIPE_SZ"):
+                    _grown.add(self.fd)
+                    fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
+                return
+            # The memory is the sender's, is there only while it holds something, and Linux bounds it without an error.
+            size = self.socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF)
+            with sockets.socket(sockets.AF_UNIX) as fresh:
+                usual = fresh.getsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF)
+            if size == usual < LARGE_SOCKET:  # its owner has not chosen another
+                self._usual_size = usual
+                self.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, LARGE_SOCKET)
+        except OSError as exc:  # out of descriptors, the user has too many pipes, or the system has a limit that is lower
+            _grown.discard(self.fd)
+            pass_on(exc)
+
+    def release(self) -> None:
+        """Leave the stream as it was found. An interrupted call can be made again."""
+        if self.fd >= 0 and self.find_invalid() is None:
+            try:
+                if self._blocking is not None:
+                    os.set_blocking(self.fd, self._blocking)
+                if self.socket is not None and self.socket is self.stream:
+                    self.socket.settimeout(self._timeout)
+                if self._usual_size:
+                    sockets: Any = sys.modules["socket"]
+                    size = self._usual_size // (2 if sys.platform == "linux" else 1)  # Linux doubles it, and tells that
+                    self.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, size)
+            except OSError as exc:
+                pass_on(exc)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Leave the stream without touching it."""
+        if self.socket is not None and self.socket is not self.stream:
+            self.socket.detach()
+        self.socket = None
+        _grown.discard(self.fd)
+        self.fd = -1
+
+
+def _warn_of_sigpipe() -> None:
+    # A pipe has no MSG_NOSIGNAL, and blocking the signal would take calls for each write.
+    import _signal  # type: ignore[import-not-found]  # of which signal makes enums
+
+    if _signal.getsignal(_signal.SIGPIPE) == _signal.SIG_DFL:
+        log.warn(
+            "SIGPIPE is at its default, so this process will be killed without a word when the other side of a pipe is"
+            " gone; use signal.signal(signal.SIGPIPE, signal.SIG_IGN), which is what Python starts with",
+            RuntimeWarning,
+        )
+
+
+class ReadEnd(End):
+    """The end that is read.
+
+    Attributes:
+        reads: Iterating it once reads once: at most ``READ_SIZE`` bytes, empty at the end of the stream. Raises
+            ``BlockingIOError`` if nothing is there.
+        ahead: What a buffered file object had read before it came here.
+        pending: Whether something can be read that the descriptor does not show (TLS).
+    """
+
+    forbidden_mode: int = os.O_WRONLY
+    pending: bool = False
+    ahead: bytes = b""
+    reads: Iterator[bytes]
+
+    def open(self) -> None:
+        stream, sock = self.stream, self.socket
+        if sock is None:
+            self.reads = map(os.read, repeat(self.fd), repeat(READ_SIZE))
+        else:
+            self.reads = map(sock.recv, repeat(READ_SIZE), repeat(self._socket_flags()))
+        buffered = getattr(stream, "buffer", stream)  # under a text layer
+        try:
+            if hasattr(buffered, "peek") and not self.shared:  # where it could block, peek() would wait
+                self.ahead = bytes(buffered.read1(len(buffered.peek())) or b"")
+        except (OSError, ValueError) as exc:
+            pass_on(exc)
+        except Exception as exc:  # of somebody's own class
+            pass_on(exc)
+            raise unusable(stream, repr(exc)) from exc
+
+    def reads_into(self, view: memoryview) -> Iterator[int]:
+        """Return what reads once into a buffer when it is iterated; the item is the count of bytes."""
+        if self.growable:
+            self.grow()
+        if self.socket is None:
+            return map(os.readv, (self.fd,), ([view],))
+        return map(self.socket.recv_into, (view,), (0,), (self._socket_flags(),))
+
+
+class WriteEnd(End):
+    """The end that is written.
+
+    Attributes:
+        poll_fd: The descriptor that is written and waited for: ``fd``, or one of this process's own for the same file.
+    """
+
+    forbidden_mode: int = os.O_RDONLY
+    poll_fd: int = -1
+
+    def prepare(self, stream: Any) -> None:
+        flush = getattr(stream, "flush", None)
+        if flush is not None:
+            try:
+                flush()  # what its owner wrote before comes first
+            except (OSError, ValueError) as exc:
+                pass_on(exc)
+                raise unusable(stream, str(exc)) from exc
+
+    def open(self) -> None:
+        self.poll_fd = self.fd
+        self.growable: bool = self.family == "AF_UNIX" and not self.shared  # not a socket of the parent's, too
+        if self.socket is None and self.shared and (stat.S_ISFIFO(self._mode) or self._is_terminal):
+            self._reopen()
+        if not self.shared and stat.S_ISFIFO(self._mode):
+            _warn_of_sigpipe()
+
+    def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
+        """Return what writes once when it is iterated: some of the next buffer; the item is how much.
+
+        Raises ``BlockingIOError`` if it would block.
+        """
+        sock = self.socket
+        if sock is not None:
+            flags = self._socket_flags() | getattr(sys.modules["socket"], "MSG_NOSIGNAL", 0)
+            return map(sock.send, buffers, repeat(flags))
+        if self.shared and self.poll_fd == self.fd and not stat.S_ISREG(self._mode):
+            buffers = map(self._cut, buffers)
+        return map(os.write, repeat(self.poll_fd), buffers)
+
+    def _reopen(self) -> None:
+        # The same pipe or terminal as an open file of this process's own, whose O_NONBLOCK nobody else sees.
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        for path in (f"/proc/self/fd/{self.fd}", None):  # a pipe has no other name
+            try:
+                # Stored before a signal is looked at.
+                for self.poll_fd in map(os.open, (path or os.ttyname(self.fd),), (flags,)):
+                    return
+            except OSError as exc:
+                pass_on(exc)
+
+    def _cut(self, buffer: Any) -> memoryview:
+        # A pipe that is writable takes PIPE_BUF bytes without blocking, a terminal just one.
+        if not wait_writable(self.fd, 0):
+            raise BlockingIOError
+        return memoryview(buffer)[: 1 if self._is_terminal else PIPE_BUF]
+
+    def abandon(self) -> None:
+        # atomic: no calls
+        fd = self.poll_fd
+        self.poll_fd = -1
+
+        if fd >= 0 and fd != self.fd:
+            os.close(fd)
+        super().abandon()
