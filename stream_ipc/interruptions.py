@@ -17,6 +17,7 @@ from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import CodeType, FrameType
     from typing import Any
 
@@ -32,20 +33,26 @@ def interruption_in(error: BaseException | None) -> BaseException | None:
     One that users' code has caught, and is dealing with while it calls us, counts no more.
     """
     codes: set[CodeType] | None = None
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        traceback = error.__traceback__
-        if seen and traceback is not None and _is_dealt_with(traceback.tb_frame):
-            return None
-        seen.add(id(error))
+    for made_of in _made_of(error):
+        traceback = made_of.__traceback__
+        if made_of is not error and traceback is not None and _is_dealt_with(traceback.tb_frame):
+            break
         if traceback is not None and codes is None:
             codes = _handler_codes()
         while traceback is not None:
             if traceback.tb_frame.f_code in (codes or ()):
-                return error
+                return made_of
             traceback = traceback.tb_next
-        error = error.__cause__ or error.__context__
     return None
+
+
+def _made_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, what it was made of, and so on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
 
 
 def pass_on(error: BaseException) -> None:
@@ -81,16 +88,14 @@ def pass_on_lack_of_stack(error: BaseException | None) -> None:
 
     What recurses without end where there is room is at fault itself.
     """
-    seen: set[int] = set()
-    while error is not None and not isinstance(error, RecursionError) and id(error) not in seen:
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    if isinstance(error, RecursionError):
-        frame: FrameType | None = sys._getframe()
-        for _ in range(sys.getrecursionlimit() // 2):
-            frame = None if frame is None else frame.f_back
-        if frame is not None:
-            raise error
+    for made_of in _made_of(error):
+        if isinstance(made_of, RecursionError):
+            frame: FrameType | None = sys._getframe()
+            for _ in range(sys.getrecursionlimit() // 2):
+                frame = None if frame is None else frame.f_back
+            if frame is not None:
+                raise made_of
+            break
 
 
 def is_ours(frame: FrameType) -> bool:
