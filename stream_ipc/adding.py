@@ -18,15 +18,16 @@ from .transports.stream_channel import StreamChannel
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
-    from typing import Any
+    from collections.abc import Callable, Mapping
+    from typing import IO, Any
 
     from .core.loop import Loop
     from .opening import SessionOpener
     from .protocols import MessageSerializer
     from .transports.channel import Channel
+    from .transports.spawn import Command, Path, PopenOptions
 
-__all__ = ["TAKEN", "add_session", "add_socket", "close_untaken", "is_tls"]
+__all__ = ["TAKEN", "add_child", "add_session", "add_socket", "close_untaken", "is_tls"]
 
 TAKEN = "belongs to another session of this peer; use that one, or call remove_session() with it first"
 
@@ -89,6 +90,35 @@ def _refuse_streams(loop: Loop, channel: Channel) -> None:
             owner.check()  # its stream may be closed, and the number a new one's
             if loop.poller.owners.get(fd) is owner:
                 raise InvalidStreamError(f"descriptor {fd} {TAKEN}")
+
+
+def add_child(
+    loop: Loop,
+    peer: SessionOpener,
+    command: Command,
+    cwd: Path | None,
+    env: Mapping[str, str] | None,
+    stderr: int | IO[Any] | None,
+    popen: PopenOptions,
+) -> Session:
+    """Start a process and add a session with it; see ``IpcPeer.create_command_session``."""
+    loop.check_open()
+    from .transports.children import kill, process_name
+    from .transports.process import ProcessChannel
+    from .transports.spawn import spawn
+
+    group = bool(popen.get("start_new_session")) or popen.get("process_group") == 0
+    process: Any = None
+    try:
+        for process in starmap(spawn, ((command, cwd, env, stderr, popen),)):  # stored before a signal is looked at
+            break
+        log.debug("%s started", process_name(process))
+        make = partial(ProcessChannel, process, owned=True, group=group, growable="pipesize" not in popen)
+        return add_session(loop, peer, process, make)
+    except BaseException:
+        if process is not None and not any([session.process is process for session in peer.sessions]):  # nobody has it
+            kill(process)
+        raise
 
 
 def add_socket(

@@ -6,10 +6,8 @@ Checks what users pass, opens it, and hands the session to the loop of the peer.
 from __future__ import annotations
 
 from functools import partial
-from itertools import starmap
 
-from . import log
-from .adding import TAKEN, add_session, add_socket, close_untaken, is_tls
+from .adding import TAKEN, add_child, add_session, add_socket, close_untaken, is_tls
 from .arguments import DEFAULT, PIPE, Facade, check_timeout, name_methods
 from .errors import InvalidStreamError
 from .session import Session
@@ -116,23 +114,7 @@ class SessionOpener(Facade):
             ValueError: ``command`` is empty, or ``stderr`` has no descriptor.
             OSError: It cannot be started: ``FileNotFoundError``, ...
         """
-        self._loop.check_open()
-        from .transports.children import kill, process_name
-        from .transports.process import ProcessChannel
-        from .transports.spawn import spawn
-
-        group = bool(popen.get("start_new_session")) or popen.get("process_group") == 0
-        process: Any = None
-        try:
-            for process in starmap(spawn, ((command, cwd, env, stderr, popen),)):  # stored before a signal is looked at
-                break
-            log.debug("%s started", process_name(process))
-            make = partial(ProcessChannel, process, owned=True, group=group, growable="pipesize" not in popen)
-            return add_session(self._loop, self, process, make)
-        except BaseException:
-            if process is not None and not any([session.process is process for session in self.sessions]):  # nobody has it
-                kill(process)
-            raise
+        return add_child(self._loop, self, command, cwd, env, stderr, popen)
 
     def create_stream_session(self, write: WriteStream, read: ReadStream, read2: ReadStream | None = None) -> Session:
         """Talk over any streams: file objects, sockets or raw descriptors.
