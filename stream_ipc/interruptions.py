@@ -17,7 +17,7 @@ from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
     from types import CodeType, FrameType
     from typing import Any
 
@@ -46,13 +46,13 @@ def interruption_in(error: BaseException | None) -> BaseException | None:
     return None
 
 
-def _made_of(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, what it was made of, and so on."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        yield error
-        seen.add(id(error))
+def _made_of(error: BaseException | None) -> Iterable[BaseException]:
+    """Return an error, what it was made of, and so on."""
+    found: dict[int, BaseException] = {}
+    while error is not None and id(error) not in found:
+        found[id(error)] = error
         error = error.__cause__ or error.__context__
+    return found.values()
 
 
 def pass_on(error: BaseException) -> None:
