@@ -5,6 +5,7 @@ Knows processes. Must not know sessions or peers. Starting one is in ``spawn``, 
 
 from __future__ import annotations
 
+import io
 import time
 
 from ..clock import monotonic, real_clock
@@ -13,10 +14,9 @@ from ..interruptions import pass_on
 from ..messages import LogMessage
 from ..wire.codec import TextDecoder
 from .children import DEATH_INTERVAL, Child, ProcessTeardown, process_name
-from .descriptors import close_stream
+from .descriptors import close_stream, describe_stream
 from .ends import ReadEnd, WriteEnd
 from .inputs import TAIL, StreamInputs, TextInput, sooner
-from .spawn import check_popen
 from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
@@ -152,7 +152,7 @@ class ProcessChannel(StreamChannel):
         group: bool = False,
         growable: bool = False,
     ) -> None:
-        check_popen(process)
+        _check_popen(process)
         self.process = process
         self.child: Child = Child(process, group)
         self._owned = owned
@@ -226,3 +226,27 @@ class ProcessChannel(StreamChannel):
     def state_text(self) -> str:
         status = self.process.returncode  # asking would reap it
         return super().state_text + ("" if status is None else f" returncode={status}")
+
+
+def _check_popen(process: Any) -> None:
+    """Raise ``ValueError`` for what is no ``subprocess.Popen`` with binary pipes; the text says what to pass."""
+    advice = "start it with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE)"
+    if isinstance(process, type) or not all(
+        [hasattr(process, name) for name in ("pid", "poll", "args", "returncode", "stdin", "stdout")]
+    ):
+        raise ValueError(f"a session is attached to a subprocess.Popen, not to {process!r:.200}; {advice}")
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(process, name, None)
+        if stream is None:
+            state = "not a pipe"
+        elif isinstance(stream, io.TextIOBase):
+            state = "a text stream"
+            advice = "messages are bytes, so start it without text=True, encoding, errors and universal_newlines"
+        elif not callable(getattr(stream, "fileno", None)):
+            state = f"no pipe but {describe_stream(stream)}"
+        elif getattr(stream, "closed", False):
+            state = "closed"
+        else:
+            continue
+        if name != "stderr" or state not in ("not a pipe", "closed"):  # which may be missing
+            raise ValueError(f"the {name} of {process!r:.200} is {state}; {advice}")

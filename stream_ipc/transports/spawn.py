@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         pipesize: int
 
 
-__all__ = ["check_command", "check_options", "check_popen", "spawn"]
+__all__ = ["check_command", "check_options", "spawn"]
 
 _TEXT = "messages are bytes, so the pipes have no text layer"
 _REFUSED = {
@@ -252,27 +252,3 @@ def _check_stderr(stderr: Any) -> int | None:
         pass_on(exc)
         raise ValueError(f"{wanted} {describe_stream(stderr)}: {exc}") from exc
     return int(fd)
-
-
-def check_popen(process: Any) -> None:
-    """Raise ``ValueError`` for what is no ``subprocess.Popen`` with binary pipes; the text says what to pass."""
-    advice = "start it with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE)"
-    if isinstance(process, type) or not all(
-        [hasattr(process, name) for name in ("pid", "poll", "args", "returncode", "stdin", "stdout")]
-    ):
-        raise ValueError(f"a session is attached to a subprocess.Popen, not to {process!r:.200}; {advice}")
-    for name in ("stdin", "stdout", "stderr"):
-        stream = getattr(process, name, None)
-        if stream is None:
-            state = "not a pipe"
-        elif isinstance(stream, io.TextIOBase):
-            state = "a text stream"
-            advice = "messages are bytes, so start it without text=True, encoding, errors and universal_newlines"
-        elif not callable(getattr(stream, "fileno", None)):
-            state = f"no pipe but {describe_stream(stream)}"
-        elif getattr(stream, "closed", False):
-            state = "closed"
-        else:
-            continue
-        if name != "stderr" or state not in ("not a pipe", "closed"):  # which may be missing
-            raise ValueError(f"the {name} of {process!r:.200} is {state}; {advice}")
