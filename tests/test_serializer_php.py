@@ -20,6 +20,7 @@ from stream_ipc.messages import (
     take_out_of_envelope,
 )
 from stream_ipc.registry import register_type
+from stream_ipc.serializers import php_parser as parser
 from stream_ipc.serializers import php_reading as reading
 from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.text_walk import MAX_DEPTH
@@ -302,7 +303,7 @@ def test_random_floats_are_read_back_unchanged() -> None:
 
 
 def read_without_quick_ways(payload: bytes) -> Any:
-    return reading.parse(payload.decode("latin-1"))
+    return parser.parse(payload.decode("latin-1"), reading._classes, reading._member)
 
 
 def check_message(value: Any) -> None:
@@ -867,7 +868,7 @@ def test_announced_lengths_reserve_nothing() -> None:
 
 def test_work_is_linear() -> None:
     # Counted, not timed: the tokens looked at are as many as the values and keys.
-    item, token = reading._ITEM, reading.TOKEN
+    item, token = parser._ITEM, parser._TOKEN
     for value in (
         b"a:%d:{" % 1000 + b"".join(b"i:%d;a:1:{i:5;N;}" % i for i in range(1000)) + b"}",
         b"a:%d:{" % 1000 + b"".join(b'i:%d;s:3:"xxx";' % (i * 2) for i in range(1000)) + b"}",
@@ -878,11 +879,11 @@ def test_work_is_linear() -> None:
         def counted(function: Any, looked: List[int] = looked) -> Any:
             return lambda text, position=0: (looked.append(position), function(text, position))[1]
 
-        reading._ITEM, reading.TOKEN = counted(item), counted(token)
+        parser._ITEM, parser._TOKEN = counted(item), counted(token)
         try:
             value_of(value)
         finally:
-            reading._ITEM, reading.TOKEN = item, token
+            parser._ITEM, parser._TOKEN = item, token
         assert looked == sorted(set(looked)) and len(looked) < 4100
 
 

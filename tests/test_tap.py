@@ -244,11 +244,11 @@ FRAME = b"\x80\x05\x95%c" + bytes(7)
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (b"", "php: at byte 0, something that is not PHP's format; begins with b''"),
-        (b"a:1:{", "php: at byte 5, something that is not PHP's format"),
-        (b'a:1:{i:0;s:2:"abc";}', "php: at byte 9, a string of another length than it says"),
-        (b"a:1:{i:0;N;i:1;N;}", "php: at byte 0, an array or object that has more or less than it says"),
-        (b"a:0:{}N;", "php: at byte 6, something behind the value"),
+        (b"", "php: payload is not in PHP's format: there is no value that is known at byte 0; begins with b''"),
+        (b"a:1:{", "php: payload is not in PHP's format: an array or object that says it has more than there is at byte"),
+        (b'a:1:{i:0;s:2:"abc";}', "php: payload is not in PHP's format: a string of another length than it says at"),
+        (b"a:1:{i:0;N;i:1;N;}", "php: payload is not in PHP's format: an array or object that goes on after its last item"),
+        (b"a:0:{}N;", "php: payload is not in PHP's format: something after the value at byte 6"),
         (b'{"a":1 "b":2}', "json: JSONDecodeError: Expecting ',' delimiter: line 1 column 8 (char 7)"),
         (b'{"a":1} {}', "json: JSONDecodeError: Extra data"),
         (b"{}", "json: {} is no object"),
@@ -290,6 +290,11 @@ def test_what_is_shared_again_and_again_stays_short():
         begin = time.process_time()
         assert len(look(payload).view) < 500
         assert time.process_time() - begin < 1
+
+
+def test_references_of_php():
+    assert look(b'O:1:"A":2:{s:1:"a";O:1:"B":1:{s:1:"b";i:1;}s:1:"c";r:2;}').view == "A(a=B(b=1), c=B(b=1))"
+    assert "is to what it is part of" in look(b'O:1:"A":1:{s:1:"a";r:1;}').view
 
 
 def test_huge_numbers_and_deep_json():

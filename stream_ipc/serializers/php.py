@@ -10,7 +10,8 @@ from operator import add
 
 from .. import registry
 from ..errors import SerializationError, article
-from .php_reading import key_of, mangled, raw, read, salvage
+from .php_parser import key_of, raw
+from .php_reading import mangled, read, salvage
 from .text_format import INT_MAX, INT_MIN, TextFormat, TextSerializer, wire_name
 from .text_walk import MAX_DEPTH, shown
 

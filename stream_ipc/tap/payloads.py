@@ -15,8 +15,9 @@ import re
 from itertools import chain
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
+from ..errors import SerializationError
 from ..messages import NOTIFICATION, REQUEST, RESPONSE
-from ..serializers.php_reading import TOKEN, bare, decoded
+from ..serializers.php_parser import bare, parse, unraw
 from ..serializers.pickle_objects import GLOBAL, SEPARATOR, Handle, build
 
 __all__ = ["Content", "escaped", "look", "show"]
@@ -49,10 +50,6 @@ class Content(NamedTuple):
     view: str
 
 
-class _Unreadable(Exception):
-    """The payload is not in this format, or is no message."""
-
-
 def look(payload: bytes | bytearray, format: str = "") -> Content:
     """Find out what a payload says.
 
@@ -65,7 +62,7 @@ def look(payload: bytes | bytearray, format: str = "") -> Content:
     try:
         # Names and ids are the sender's.
         return Content(*map(escaped, _content(_FORMATS[format](payload))))
-    except _Unreadable as exc:
+    except SerializationError as exc:
         text = str(exc)
     except Exception as exc:  # of what is broken or hostile there are more kinds than one can list
         text = f"{type(exc).__name__}: {exc}"
@@ -81,7 +78,7 @@ def _content(value: Any) -> Content:
         kind = _ENVELOPES[_last_part(value.name)]
         id, value = value.fields.get("id"), value.fields.get(kind)
     if not isinstance(value, _Object):
-        raise _Unreadable(f"{show(value)} is no object")
+        raise SerializationError(f"{show(value)} is no object")
     id = "" if id is None else id[:_NAME] if isinstance(id, str) else show(id)
     name = value.name[:_NAME]
     return Content(kind, id, name, show(value, _VIEW + len(name), is_inside=False))
@@ -215,11 +212,11 @@ def _read_pickle(payload: bytes | bytearray) -> Any:
     for count, (opcode, arg, at) in enumerate(pickletools.genops(file)):
         before, begin = begin, at or 0
         if before < end != begin and (begin > end or opcode.name == "FRAME"):
-            raise _Unreadable(f"{opcode.name} in a frame that is broken")
+            raise SerializationError(f"{opcode.name} in a frame that is broken")
         if opcode.name == "FRAME":
             end = file.tell() + (arg or 0)
         if opcode.name.endswith("PUT") and (arg or 0) > count:
-            raise _Unreadable(f"{opcode.name} {arg} behind {count} opcodes")
+            raise SerializationError(f"{opcode.name} {arg} behind {count} opcodes")
         if len(first) < 7 and opcode.stack_after and opcode.stack_after[0].name in ("int", "str", "None"):
             first.append(arg)
         if count == _OPCODES:
@@ -270,49 +267,14 @@ def _json_object(pairs: list[tuple[str, Any]]) -> Any:
 
 
 def _read_php(payload: bytes | bytearray) -> Any:
-    value, at = _php_value(payload.decode("latin-1"), 0)
-    if at < len(payload):
-        raise _Unreadable(f"at byte {at}, something behind the value")
-    return value
+    return parse(payload.decode("latin-1"), _PhpClasses(), lambda enum, case: _Word(f"{_last_part(enum)}::{case}"))
 
 
-def _php_value(text: str, at: int) -> tuple[Any, int]:
-    """Return a value, and where it ends."""
-    found = TOKEN(text, at)
-    if found is None:
-        raise _Unreadable(f"at byte {at}, something that is not PHP's format")
-    kind = found.lastgroup or ""
-    content: str = found[kind]
-    end = found.end()
-    value: Any
-    if kind == "text":
-        start, end = end, end + int(content) + 2
-        if text[end - 2 : end] != '";':
-            raise _Unreadable(f"at byte {at}, a string of another length than it says")
-        value = decoded(text[start : end - 2])
-    elif kind in ("array", "object"):
-        value = {}
-        for _ in range(int(content)):
-            key, end = _php_value(text, end)
-            value[key], end = _php_value(text, end)
-        end += 1
-        if text[end - 1 : end] != "}":
-            raise _Unreadable(f"at byte {at}, an array or object that has more or less than it says")
-        if kind == "object":
-            value = _object(str(decoded(found["name"])), {bare(key): value[key] for key in value})
-        elif list(value) == list(range(len(value))):
-            value = list(value.values())
-    elif kind == "int":
-        value = int(content)
-    elif kind == "bool":
-        value = content == "1"
-    elif kind == "float":
-        value = float(content)
-    elif kind == "case":
-        value = _Word(f"{_last_part(found['enum'])}::{content}")
-    else:
-        value = None if kind == "null" else _Word(f"<value {content} again>")
-    return value, end
+class _PhpClasses(dict[str, Any]):
+    """What the parser asks for about a class: here each is one that can have any properties."""
+
+    def __missing__(self, name: str) -> Any:
+        return lambda data: _object(unraw(name), {unraw(bare(key)): value for key, value in data.items()}), 0, None
 
 
 _FORMATS: dict[str, Callable[[bytes | bytearray], Any]] = {
