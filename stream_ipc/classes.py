@@ -1,4 +1,4 @@
-"""What classes are made of: where they are defined, their fields, and how their instances are taken apart and built again.
+"""What classes are made of: their fields, and how their instances are taken apart and built again.
 
 Must not know which classes are registered, messages or formats.
 """
@@ -14,15 +14,12 @@ from .interruptions import pass_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
 __all__ = [
-    "BOTH_SIDES", "RUN", "FieldInfo", "TypeInfo", "fields_of", "is_named_tuple", "is_pydantic", "obstacle", "source",
+    "BOTH_SIDES", "FieldInfo", "TypeInfo", "compile_function", "fields_of", "is_named_tuple", "is_pydantic", "obstacle",
 ]  # fmt: skip
-
-# What a module is called that was not imported but run: by python, by multiprocessing, by runpy.run_path().
-RUN = ("__main__", "__mp_main__", "<run_path>")
 
 # Flags of CPython's type objects.
 _HEAP_TYPE = 1 << 9  # made by a class statement, or by an extension module that says so
@@ -66,7 +63,7 @@ class TypeInfo:
     Attributes:
         cls: The class.
         wire_name: The name it travels under.
-        origin: Where it is defined; see ``source``.
+        origin: The module that defines it, and its file.
         encode: Turns an instance into other data, or None; see ``register_type``.
         decode: The reverse, or None.
         is_enum: Whether it travels as the name of a member.
@@ -143,6 +140,24 @@ class TypeInfo:
                     " or update the sender"
                 ) from exc
             raise self.refused(exc) from exc
+
+    def call(self, values: Sequence[str]) -> str:
+        """Return the source of the call of ``cls`` that builds an instance from the source of each field's value."""
+        # cls(a, b) needs no dict for the arguments, which cls(x=a, y=b) does. Only where the constructor is a plain
+        # function with just the fields first: a dataclass may have keyword-only fields, InitVar parameters in between, or
+        # a constructor of its own.
+        names = tuple([f.parameter for f in self.fields])
+        cls: Any = self.cls
+        code = getattr(cls.__init__, "__code__", None)
+        if (
+            type(cls).__call__ is type.__call__
+            and cls.__new__ is object.__new__
+            and code is not None
+            and code.co_argcount > len(names)
+            and code.co_varnames[1 : 1 + len(names)] == names
+        ):
+            return f"cls({', '.join(values)})"
+        return f"cls({', '.join([f'{name}={value}' for name, value in zip(names, values)])})"
 
     def refused(self, exc: Exception) -> SerializationError:
         """Return the error about a constructor that has raised another one."""
@@ -315,25 +330,13 @@ def _attributes(obj: Any) -> dict[str, Any]:
     return values
 
 
-def source(cls: type) -> tuple[str, Any]:
-    """Return the module that defines a class, by the name under which other programs import it, and its file.
+def compile_function(lines: Sequence[str], names: dict[str, Any]) -> Callable[..., Any]:
+    """Compile the source of one function called ``made``, which sees just ``names``.
 
-    For a module that is run, the interpreter's ``__main__`` does not tell: under cProfile, trace or pdb it is theirs, and
-    runpy leaves none. So the frame that defines the class is looked for, whose names say what is run.
+    Code that names the fields of a class one by one is faster than a loop over them; ``dataclass`` makes ``__init__`` the
+    same way, for the same reason. Only identifiers and ``repr`` of texts go into the source.
     """
-    module = cls.__module__
-    frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") != module:
-        frame = frame.f_back
-    names = getattr(sys.modules.get(module), "__dict__", {}) if frame is None else frame.f_globals
-    spec = names.get("__spec__")
-    if module in RUN:
-        module = "__main__" if spec is None else spec.name
-    elif frame is not None and spec is not None and module not in sys.modules:  # run_module() with another run_name
-        module = spec.name
-    elif "._" in module and module.partition(".")[0] in sys.stdlib_module_names:
-        # Where the standard library keeps a class differs between versions: pathlib._local.PosixPath is pathlib.PosixPath.
-        public = module.partition("._")[0]
-        if getattr(sys.modules.get(public), cls.__name__, None) is cls:
-            module = public
-    return module, names.get("__file__")
+    scope = dict(names)
+    exec("\n".join(lines), scope)  # noqa: S102
+    made: Callable[..., Any] = scope["made"]
+    return made

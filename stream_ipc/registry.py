@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from .classes import BOTH_SIDES, RUN, FieldInfo, TypeInfo, obstacle, source
+from .classes import BOTH_SIDES, TypeInfo, obstacle
 from .errors import SerializationError, printable
 
 TYPE_CHECKING = False
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 __all__ = [
-    "FieldInfo", "TypeInfo", "by_class", "clear_on_change", "lookup", "not_registered", "register", "register_type",
-    "type_info", "wire_name_of",
+    "by_class", "clear_on_change", "lookup", "not_registered", "register", "register_type", "source", "type_info",
+    "wire_name_of",
 ]  # fmt: skip
+
+# What a module is called that was not imported but run: by python, by multiprocessing, by runpy.run_path().
+_RUN = ("__main__", "__mp_main__", "<run_path>")
 
 # Plain data in every format, so that converters would never be asked.
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
@@ -72,7 +75,7 @@ def register(
     by_class[cls] = info
     # A module that is run and imported as well has two classes of one name. Both are sent under it; what comes is of the
     # class that the program which is run knows.
-    if taken is None or taken.cls.__module__ not in RUN or cls.__module__ in RUN:
+    if taken is None or taken.cls.__module__ not in _RUN or cls.__module__ in _RUN:
         _by_name[wire_name] = info
     for cache in _caches:  # last: what is put in from now on is of the new entry
         cache.clear()
@@ -112,6 +115,30 @@ def _check_name(cls: type, wire_name: Any) -> None:
         raise ValueError(f"wire_name of {cls.__qualname__} {what}, as no class name on the wire does: {wire_name!r}")
 
 
+def source(cls: type) -> tuple[str, Any]:
+    """Return the module that defines a class, by the name under which other programs import it, and its file.
+
+    For a module that is run, the interpreter's ``__main__`` does not tell: under cProfile, trace or pdb it is theirs, and
+    runpy leaves none. So the frame that defines the class is looked for, whose names say what is run.
+    """
+    module = cls.__module__
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") != module:
+        frame = frame.f_back
+    names = getattr(sys.modules.get(module), "__dict__", {}) if frame is None else frame.f_globals
+    spec = names.get("__spec__")
+    if module in _RUN:
+        module = "__main__" if spec is None else spec.name
+    elif frame is not None and spec is not None and module not in sys.modules:  # run_module() with another run_name
+        module = spec.name
+    elif "._" in module and module.partition(".")[0] in sys.stdlib_module_names:
+        # Where the standard library keeps a class differs between versions: pathlib._local.PosixPath is pathlib.PosixPath.
+        public = module.partition("._")[0]
+        if getattr(sys.modules.get(public), cls.__name__, None) is cls:
+            module = public
+    return module, names.get("__file__")
+
+
 def _is_same(old: TypeInfo, new: TypeInfo) -> bool:
     """Tell whether two classes are one: made again, or of a module that is there twice."""
     if old.cls.__qualname__ != new.cls.__qualname__:
@@ -119,7 +146,7 @@ def _is_same(old: TypeInfo, new: TypeInfo) -> bool:
     if old.origin[0] == new.origin[0] or old.cls.__module__ == new.cls.__module__:
         return True
     # A script that one of its own modules imports.
-    run = old.cls.__module__ in RUN or new.cls.__module__ in RUN
+    run = old.cls.__module__ in _RUN or new.cls.__module__ in _RUN
     return run and old.origin[1] is not None and old.origin[1] == new.origin[1]
 
 

@@ -29,10 +29,9 @@ import pytest
 
 from stream_ipc import IpcPeer, ResponsePromise, Session, UnexpectedReplyError, registry
 from stream_ipc.advice import advice, converter_line
-from stream_ipc.classes import source
 from stream_ipc.errors import SerializationError
 from stream_ipc.messages import Message
-from stream_ipc.registry import lookup, register_type, type_info
+from stream_ipc.registry import lookup, register_type, source, type_info
 from stream_ipc.serializers.json import JsonMessageSerializer
 from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.pickle import PickleMessageSerializer

@@ -21,7 +21,7 @@ PROGRAM = """
 import sys
 from dataclasses import dataclass
 from stream_ipc import IpcPeer, Message, register_type
-from stream_ipc.classes import source
+from stream_ipc.registry import source
 from stream_ipc.registry import lookup, type_info
 
 @register_type

@@ -42,8 +42,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar, NoReturn
 
+    from ..classes import FieldInfo, TypeInfo
     from ..protocols import Payload
-    from ..registry import FieldInfo, TypeInfo
     from .text_format import Builder, Conversions, Encoder
 
 __all__ = ["JsonMessageSerializer"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, ClassVar
 
-    from ..registry import FieldInfo, TypeInfo
+    from ..classes import FieldInfo, TypeInfo
     from .text_format import Encoder
 
 __all__ = ["PhpMessageSerializer"]

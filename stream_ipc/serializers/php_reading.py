@@ -21,8 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..classes import FieldInfo, TypeInfo
     from ..protocols import Payload
-    from ..registry import FieldInfo, TypeInfo
     from .php_parser import Build, Simple
     from .text_format import Conversions
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta, timezone, tzinfo
 
+from ..classes import TypeInfo
 from ..errors import SerializationError
-from ..registry import TypeInfo
 from .text_walk import shown
 
 TYPE_CHECKING = False

@@ -19,6 +19,7 @@ from collections import defaultdict
 from io import BytesIO
 
 from .. import registry
+from ..classes import compile_function
 from ..errors import SerializationError, article, describe
 from ..interruptions import pass_on
 from ..messages import (
@@ -33,7 +34,6 @@ from ..messages import (
     put_in_envelope,
     take_out_of_envelope,
 )
-from . import call_of_class, compile_function
 from .pickle_objects import (
     ADVICE,
     ATOMS,
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ..classes import TypeInfo
     from ..protocols import Payload
-    from ..registry import TypeInfo
 
     Parts = bytes | list[bytes]
     Write = Callable[[int, Any, Message], Parts]
@@ -436,7 +436,7 @@ def _reader_of(info: TypeInfo) -> Read:
         "        return read_root(root)",
         f"    if kind == {NOTIFICATION}:",
         "        try:",
-        f"            return {call_of_class(info, values)}",
+        f"            return {info.call(values)}",
         "        except Exception as exc:",
         "            raise refused(exc) from exc",
     ]
@@ -444,7 +444,7 @@ def _reader_of(info: TypeInfo) -> Read:
         lines += [
             f"    if kind == {kind} and type(id) is str and len(id) <= {MAX_ID_LENGTH}:",
             "        try:",
-            f"            message = {call_of_class(info, values)}",
+            f"            message = {info.call(values)}",
             "        except Exception as exc:",
             "            raise add_id(refused(exc), kind, id) from exc",
             f"        envelope = new({name})",  # what its constructor does, without the call

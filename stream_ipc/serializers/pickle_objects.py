@@ -13,14 +13,16 @@ from __future__ import annotations
 from _pickle import Pickler
 
 from .. import registry
+from ..classes import compile_function
 from ..errors import SerializationError, article
-from ..registry import TypeInfo, by_class, not_registered
-from . import call_of_class, compile_function
+from ..registry import by_class, not_registered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from ..classes import TypeInfo
 
     TakeApart = Callable[[Any], tuple[Any, ...]]
     Build = Callable[["Handle", "Resolver"], Any]
@@ -281,7 +283,7 @@ def _nested_of(info: TypeInfo) -> Build:
         "        return unusual(handle, resolver)",
         *(f"    if type({value}) not in atoms: {value} = resolver.item({value})" for value in values),
         "    try:",
-        f"        return {call_of_class(info, values)}",
+        f"        return {info.call(values)}",
         "    except Exception as exc:",
         "        raise refused(exc) from exc",
     ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 
 from .. import registry
+from ..classes import compile_function
 from ..errors import SerializationError, article, describe, printable
 from ..interruptions import interruption_in, pass_on
 from ..messages import (
@@ -27,7 +28,6 @@ from ..messages import (
     add_id,
     take_out_of_envelope,
 )
-from . import call_of_class, compile_function
 from .text_walk import MAX_DEPTH, Walk, shown
 
 TYPE_CHECKING = False
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, ClassVar, NoReturn
 
+    from ..classes import FieldInfo, TypeInfo
     from ..protocols import Payload
-    from ..registry import FieldInfo, TypeInfo
 
     Builder = Callable[[dict[Any, Any]], Any]
     Conversions = dict[str, dict[type, Callable[[Any], Any]]]  # by plain_type() of the field and type of the value
@@ -334,7 +334,7 @@ def compile_builder(
         ]
     lines += [
         "    try:",
-        f"        return {call_of_class(info, [f'v{i}' for i in range(len(info.fields))])}",
+        f"        return {info.call([f'v{i}' for i in range(len(info.fields))])}",
         "    except Exception as exc:",
         "        raise refused(exc) from exc",
     ]
