@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "MAX_ID_LENGTH", "NOTIFICATION", "REQUEST", "RESPONSE", "ErrorMessage", "LogMessage", "Message", "RequestEnvelope",
-    "ResponseEnvelope", "add_id", "failed_in_dispatch", "is_text", "put_in_envelope", "take_out_of_envelope",
-    "text_message",
+    "ENVELOPES", "MAX_ID_LENGTH", "NOTIFICATION", "REQUEST", "RESPONSE", "ErrorMessage", "LogMessage", "Message",
+    "RequestEnvelope", "ResponseEnvelope", "add_id", "failed_in_dispatch", "is_text", "put_in_envelope",
+    "take_out_of_envelope", "text_message",
 ]  # fmt: skip
 
 NOTIFICATION, REQUEST, RESPONSE = 0, 1, 2  # the kinds of what travels
@@ -178,6 +178,9 @@ class ResponseEnvelope(Message, _Compared, wire_name="StreamIpc\\Envelope\\Respo
 
     id: str
     response: Message
+
+
+ENVELOPES = (RequestEnvelope, ResponseEnvelope)
 
 
 def put_in_envelope(kind: int, id: Any, message: Message) -> Message:

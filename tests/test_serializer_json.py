@@ -27,8 +27,8 @@ from stream_ipc.messages import (
 from stream_ipc.registry import register_type
 from stream_ipc.serializers import json as module
 from stream_ipc.serializers.json import JsonMessageSerializer
-from stream_ipc.serializers.text_format import plain_type
-from stream_ipc.serializers.text_walk import MAX_DEPTH
+from stream_ipc.serializers.text_classes import plain_type
+from stream_ipc.serializers.text_writing import MAX_DEPTH
 
 from . import php_messages as php
 from .helpers import span

@@ -23,7 +23,7 @@ from stream_ipc.registry import register_type
 from stream_ipc.serializers import php_parser as parser
 from stream_ipc.serializers import php_reading as reading
 from stream_ipc.serializers.php import PhpMessageSerializer
-from stream_ipc.serializers.text_walk import MAX_DEPTH
+from stream_ipc.serializers.text_writing import MAX_DEPTH
 
 from . import php_messages as php
 from .helpers import span

@@ -22,21 +22,10 @@ from json.scanner import make_scanner
 from math import isfinite
 
 from ..errors import SerializationError, article
-from ..messages import REQUEST, RESPONSE
-from .text_format import (
-    ENVELOPES,
-    HEAD_SIZE,
-    INT_MAX,
-    INT_MIN,
-    ByName,
-    TextFormat,
-    TextSerializer,
-    builder,
-    find_class,
-    member_of,
-    wire_name,
-)
-from .text_walk import MAX_DEPTH, TOO_DEEP, shown
+from ..messages import ENVELOPES, REQUEST, RESPONSE
+from .text_classes import ByName, builder, find_class, member_of, shown, wire_name
+from .text_serializer import HEAD_SIZE, TextSerializer
+from .text_writing import INT_MAX, INT_MIN, MAX_DEPTH, TOO_DEEP, TextFormat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +33,8 @@ if TYPE_CHECKING:
 
     from ..classes import FieldInfo, TypeInfo
     from ..protocols import Payload
-    from .text_format import Builder, Conversions, Encoder
+    from .text_classes import Builder, Conversions
+    from .text_writing import Encoder
 
 __all__ = ["JsonMessageSerializer"]
 

@@ -12,8 +12,9 @@ from .. import registry
 from ..errors import SerializationError, article
 from .php_parser import key_of, raw
 from .php_reading import mangled, read, salvage
-from .text_format import INT_MAX, INT_MIN, TextFormat, TextSerializer, wire_name
-from .text_walk import MAX_DEPTH, shown
+from .text_classes import shown, wire_name
+from .text_serializer import TextSerializer
+from .text_writing import INT_MAX, INT_MIN, MAX_DEPTH, TextFormat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar
 
     from ..classes import FieldInfo, TypeInfo
-    from .text_format import Encoder
+    from .text_writing import Encoder
 
 __all__ = ["PhpMessageSerializer"]
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 import re
 
 from ..errors import SerializationError
-from .text_format import INT_MAX, INT_MIN
-from .text_walk import MAX_DEPTH
+from .text_writing import INT_MAX, INT_MIN, MAX_DEPTH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

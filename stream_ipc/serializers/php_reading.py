@@ -13,9 +13,10 @@ import re
 
 from .. import registry
 from ..errors import SerializationError
-from ..messages import MAX_ID_LENGTH, NOTIFICATION, REQUEST, RESPONSE, Message, RequestEnvelope
+from ..messages import ENVELOPES, MAX_ID_LENGTH, NOTIFICATION, REQUEST, RESPONSE, Message, RequestEnvelope
 from .php_parser import bare, decoded, parse, raw, unraw
-from .text_format import ENVELOPES, HEAD_SIZE, ByName, builder, compile_builder, find_class, member_of, wire_name
+from .text_classes import ByName, builder, compile_builder, find_class, member_of, wire_name
+from .text_serializer import HEAD_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ..classes import FieldInfo, TypeInfo
     from ..protocols import Payload
     from .php_parser import Build, Simple
-    from .text_format import Conversions
+    from .text_classes import Conversions
 
 __all__ = ["mangled", "read", "salvage"]
 

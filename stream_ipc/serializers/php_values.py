@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone, tzinfo
 
 from ..classes import TypeInfo
 from ..errors import SerializationError
-from .text_walk import shown
+from .text_classes import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -373,7 +373,7 @@ _OTHER_FORM = "payload is a pickle of another form than this serializer writes" 
 
 
 def _failed_load(payload: Payload, exc: Exception, text: str = "payload is not a pickle") -> SerializationError:
-    from .text_format import other_format  # only this error needs it
+    from .text_serializer import other_format  # only this error needs it
 
     error = SerializationError(f"{text}: {describe(exc)}{other_format(payload, 'a pickle')}")
     _add_id_of_head(error, payload)
