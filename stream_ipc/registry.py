@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 __all__ = [
-    "by_class", "clear_on_change", "lookup", "not_registered", "register", "register_type", "source", "type_info",
+    "Cache", "by_class", "clear_on_change", "lookup", "not_registered", "register", "register_type", "source", "type_info",
     "wire_name_of",
 ]  # fmt: skip
 
@@ -233,6 +233,19 @@ def clear_on_change(cache: dict[Any, Any]) -> None:
     It is never forgotten again, so for dicts at module level.
     """
     _caches.append(cache)
+
+
+class Cache(dict["Any", "Any"]):
+    """Has for a class, or a name, what ``make`` makes of it when it is first asked for, until a class is registered."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._make = make
+        clear_on_change(self)
+
+    def __missing__(self, key: Any) -> Any:
+        made = self[key] = self._make(key)
+        return made
 
 
 def type_info(cls: type) -> TypeInfo:

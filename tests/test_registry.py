@@ -15,7 +15,7 @@ import pytest
 from stream_ipc import registry
 from stream_ipc.errors import SerializationError
 from stream_ipc.messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
-from stream_ipc.registry import clear_on_change, lookup, register, register_type, type_info
+from stream_ipc.registry import Cache, lookup, register, register_type, type_info
 from stream_ipc.serializers.json import JsonMessageSerializer
 from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.pickle import PickleMessageSerializer
@@ -349,8 +349,8 @@ def test_an_unregistered_class() -> None:
 
 
 def test_caches_are_cleared_by_a_registration() -> None:
-    cache: Dict[Any, Any] = {"a": 1}
-    clear_on_change(cache)
+    cache = Cache(str)
+    assert cache["a"] == "a" and cache == {"a": "a"}
     try:
 
         class Clearing(Message):

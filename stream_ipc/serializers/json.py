@@ -21,9 +21,10 @@ from json.encoder import encode_basestring, encode_basestring_ascii
 from json.scanner import make_scanner
 from math import isfinite
 
+from .. import registry
 from ..errors import SerializationError, article
 from ..messages import ENVELOPES, REQUEST, RESPONSE
-from .text_classes import ByName, builder, find_class, member_of, shown, wire_name
+from .text_classes import builder, find_class, member_of, shown, wire_name
 from .text_serializer import HEAD_SIZE, TextSerializer
 from .text_writing import INT_MAX, INT_MIN, MAX_DEPTH, TOO_DEEP, TextFormat
 
@@ -104,7 +105,7 @@ def _member(info: TypeInfo, data: dict[str, Any]) -> Any:
     return member_of(info, name)
 
 
-_builders = ByName(_builder_of)
+_builders = registry.Cache(_builder_of)
 
 
 def _object(data: dict[str, Any]) -> Any:

@@ -86,14 +86,14 @@ class _Php(TextFormat):
     read = staticmethod(read)
     salvage = staticmethod(salvage)
 
-    def __missing__(self, cls: type) -> Encoder:
+    def encoder_of(self, cls: type) -> Encoder:
         # A registration empties this, so that whatever is written after it comes here first.
         for plain in (bytes, bytearray):
             if plain in registry.by_class:
                 self.scalars.pop(plain, None)
             else:
                 self.scalars[plain] = _bytes
-        return super().__missing__(cls)
+        return super().encoder_of(cls)
 
     def info(self, cls: type) -> TypeInfo:
         try:

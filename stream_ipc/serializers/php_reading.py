@@ -15,7 +15,7 @@ from .. import registry
 from ..errors import SerializationError
 from ..messages import ENVELOPES, MAX_ID_LENGTH, NOTIFICATION, REQUEST, RESPONSE, Message, RequestEnvelope
 from .php_parser import bare, decoded, parse, raw, unraw
-from .text_classes import ByName, builder, compile_builder, find_class, member_of, wire_name
+from .text_classes import builder, compile_builder, find_class, member_of, wire_name
 from .text_serializer import HEAD_SIZE
 
 TYPE_CHECKING = False
@@ -105,7 +105,7 @@ def _member(enum: str, case: str) -> Any:
     return member_of(find_class(unraw(enum), _ADVICE), unraw(case))
 
 
-_classes = ByName(_class_of)
+_classes = registry.Cache(_class_of)
 _heads: dict[str, Simple] = {}  # what stands before a message's first property -> what reads it if it is simple
 registry.clear_on_change(_heads)
 

@@ -23,6 +23,7 @@ from ..classes import compile_function
 from ..errors import SerializationError, article, describe
 from ..interruptions import pass_on
 from ..messages import (
+    ENVELOPES,
     MAX_ID_LENGTH,
     NOTIFICATION,
     REQUEST,
@@ -146,26 +147,23 @@ class PickleMessageSerializer:
 # -- writing
 
 
-class _Writers(dict):  # type: ignore[type-arg]
-    """By class, what turns a message into its payload."""
+def _writer_of(cls: type) -> Write:
+    info = registry.type_info(cls)
+    name = info.wire_name
+    if not issubclass(cls, Message):
+        raise SerializationError(f"{name} cannot be sent by itself: it does not derive from Message") from None
+    if issubclass(cls, ENVELOPES):
+        raise SerializationError(f"{name} cannot be sent: it is, or derives from, an envelope inside another") from None
+    return _quick_writer_of(info) if info.fields and not info.is_enum else _general_writer_of(cls)
 
-    def __missing__(self, cls: type) -> Write:
-        info = registry.type_info(cls)
-        name = info.wire_name
-        if not issubclass(cls, Message):
-            raise SerializationError(f"{name} cannot be sent by itself: it does not derive from Message") from None
-        if issubclass(cls, (RequestEnvelope, ResponseEnvelope)):
-            raise SerializationError(f"{name} cannot be sent: it is, or derives from, an envelope inside another") from None
-        write = self[cls] = _writer_of(info) if info.fields and not info.is_enum else _general_writer_of(cls)
-        return write
 
+class _Writers(registry.Cache):
     def expect_large(self, cls: type) -> None:
         """Take note that a message turned out to be large: the pickler passes large texts on without a copy."""
         self[cls] = _general_writer_of(cls)
 
 
-_writers: dict[type, Write] = _Writers()
-registry.clear_on_change(_writers)
+_writers: dict[type, Write] = _Writers(_writer_of)
 
 
 def _general_writer_of(cls: type) -> Write:
@@ -177,7 +175,7 @@ def _general_writer_of(cls: type) -> Write:
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
-def _writer_of(info: TypeInfo) -> Write:
+def _quick_writer_of(info: TypeInfo) -> Write:
     values = [f"v{index}" for index in range(len(info.fields))]
     root = f"(kind, id, shape, {', '.join(values)})"
     lines = [
@@ -409,7 +407,7 @@ def _read_root(root: Any) -> Message:
         info, fields = class_and_fields(shape, root[3:])
         if not issubclass(info.cls, Message):
             raise SerializationError(f"payload is not a message: {info.wire_name} does not derive from Message")
-        if issubclass(info.cls, (RequestEnvelope, ResponseEnvelope)):  # its id would be of any type
+        if issubclass(info.cls, ENVELOPES):  # its id would be of any type
             raise SerializationError(f"payload is not a message: {info.wire_name} is an envelope inside another")
         # Of no other shape: there would be no end of them. And before the constructor, which may register a class.
         if info.fields and shape == shape_of(info):

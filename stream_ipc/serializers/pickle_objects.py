@@ -108,14 +108,6 @@ def class_and_fields(shape: Any, values: tuple[Any, ...]) -> tuple[TypeInfo, dic
 # -- writing
 
 
-class _TakeApart(dict):  # type: ignore[type-arg]
-    """By class, what takes an object apart: ``(shape, value, ...)``."""
-
-    def __missing__(self, cls: type) -> TakeApart:
-        function = self[cls] = _take_apart_of(cls)
-        return function
-
-
 def _take_apart_of(cls: type) -> TakeApart:
     info = by_class.get(cls)
     if info is None:
@@ -134,8 +126,8 @@ def _take_apart_of(cls: type) -> TakeApart:
     return lambda obj: (name, info.values(obj))
 
 
-take_apart: dict[type, TakeApart] = _TakeApart()
-registry.clear_on_change(take_apart)
+# By class, what takes an object apart: (shape, value, ...).
+take_apart: dict[type, TakeApart] = registry.Cache(_take_apart_of)
 
 
 def _enum_key(member: Any) -> str | int:

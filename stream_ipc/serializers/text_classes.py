@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Conversions = dict[str, dict[type, Callable[[Any], Any]]]  # by plain_type() of the field and type of the value
 
 __all__ = [
-    "ByName", "builder", "compile_builder", "find_class", "member_of", "plain_type", "refuse", "shown", "wire_name",
+    "builder", "compile_builder", "find_class", "member_of", "plain_type", "refuse", "shown", "wire_name",
 ]  # fmt: skip
 
 # -- names
@@ -101,19 +101,6 @@ def plain_type(annotation: Any) -> str:
 
 
 # -- instances
-
-
-class ByName(dict[str, "Any"]):
-    """Maps each name of a class to what is made for it when it is first met, until a class is registered."""
-
-    def __init__(self, make: Callable[[str], Any]) -> None:
-        super().__init__()
-        self._make = make
-        registry.clear_on_change(self)
-
-    def __missing__(self, name: str) -> Any:
-        made = self[name] = self._make(name)
-        return made
 
 
 def builder(info: TypeInfo, keys: Sequence[str], conversions: Conversions, rename: Builder | None = None) -> Builder:

@@ -44,7 +44,7 @@ TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 _CONTENT = "scalars[t](v) if (t := type(v)) in scalars else encoders[t](v, depth + 1, seen)"
 
 
-class TextFormat(dict[type, "Encoder"]):
+class TextFormat(registry.Cache):
     """Maps each class to the function that writes its instances, made when the class is first met; reads payloads.
 
     Such a function may raise anything for what it cannot write; then the walk writes it or explains it. What both of them
@@ -75,16 +75,14 @@ class TextFormat(dict[type, "Encoder"]):
     salvage: Callable[[Payload], tuple[int, Any]]  # returns the kind and the id of what could not be read, or raises
 
     def __init__(self, old: bool, scalars: dict[type, Callable[[Any], str]]) -> None:
-        super().__init__()
+        super().__init__(self.encoder_of)
         self.old = old
         self.scalars = scalars
         self.heads: dict[int, tuple[str, str]] = {}  # by kind: what stands before an envelope's id, and before its content
         for kind, cls in zip((REQUEST, RESPONSE), ENVELOPES):
             info = registry.type_info(cls)
             self.heads[kind] = (self.start(info, 2) + self.field(info.fields[0], info), self.field(info.fields[1], info))
-        self.writers: _Writers = _Writers(self)
-        registry.clear_on_change(self)
-        registry.clear_on_change(self.writers)
+        self.writers: dict[type, Write] = registry.Cache(self._writer_of)
 
     def info(self, cls: type) -> TypeInfo:
         """Return the entry of a class that is no plain data, or raise SerializationError."""
@@ -103,17 +101,14 @@ class TextFormat(dict[type, "Encoder"]):
             text = f"{before}{walk.made('the id of the envelope', self.scalars[str], id)}{between}{text}}}"
         return self.encode(text)
 
-    def __missing__(self, cls: type) -> Encoder:
-        made: Encoder
+    def encoder_of(self, cls: type) -> Encoder:
+        """Make the function that writes the instances of a class."""
         if cls is list or cls is tuple:
-            made = self._list_encoder()
-        elif cls is dict:
-            made = self.dict_encoder()
-        else:
-            info = self.info(cls)
-            made = self.enum_encoder(info) if info.is_enum else self._compile(info)
-        self[cls] = made
-        return made
+            return self._list_encoder()
+        if cls is dict:
+            return self.dict_encoder()
+        info = self.info(cls)
+        return self.enum_encoder(info) if info.is_enum else self._compile(info)
 
     def _list_encoder(self) -> Encoder:
         encoders, get, array = self, self.scalars.get, self.array
@@ -153,30 +148,16 @@ class TextFormat(dict[type, "Encoder"]):
         names = {"info": info, "encoders": self, "scalars": self.scalars, "start": self.start, "attribute": self.attribute}
         return compile_function(lines, names)
 
-
-def _braces(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
-
-
-class _Writers(dict[type, "Write"]):
-    """Maps each class to what turns a kind, an id and a message into a payload, made when the class is first met."""
-
-    def __init__(self, format: TextFormat) -> None:
-        super().__init__()
-        self._format = format
-
-    def __missing__(self, cls: type) -> Write:
-        if issubclass(cls, Message):
-            try:
-                made = self[cls] = self._writer(self._format[cls])
-                return made
-            except Exception as exc:
-                pass_on(exc)
-        return self._format.write_by_walk  # which says what is wrong
-
-    def _writer(self, encode: Encoder) -> Write:
-        write, heads = self._format.scalars[str], self._format.heads
-        finish, write_by_walk = self._format.encode, self._format.write_by_walk
+    def _writer_of(self, cls: type) -> Write:
+        write_by_walk = self.write_by_walk  # which says what is wrong
+        if not issubclass(cls, Message):
+            return write_by_walk
+        try:
+            encode = self[cls]
+        except Exception as exc:
+            pass_on(exc)
+            return write_by_walk
+        write, heads, finish = self.scalars[str], self.heads, self.encode
 
         def made(kind: int, id: Any, message: Message) -> bytes:
             try:
@@ -195,6 +176,10 @@ class _Writers(dict[type, "Write"]):
             return write_by_walk(kind, id, message)
 
         return made
+
+
+def _braces(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 # -- by a walk
