@@ -14,7 +14,7 @@ holds nothing but plain data, whatever else is in it, and is read by ``pickle.lo
 from __future__ import annotations
 
 import copyreg
-from _pickle import Unpickler, dumps, loads  # and no others: the loads in Python takes an unfinished line for one
+from _pickle import dumps, loads  # and no others: the loads in Python takes an unfinished line for one
 from collections import defaultdict
 from io import BytesIO
 
@@ -38,8 +38,8 @@ from ..messages import (
 from .pickle_objects import (
     ADVICE,
     ATOMS,
-    GLOBAL,
     ObjectPickler,
+    ObjectUnpickler,
     Resolver,
     build,
     class_and_fields,
@@ -294,25 +294,6 @@ def _read(payload: bytes | bytearray) -> Message:
     return read(root)
 
 
-class _Unpickler(Unpickler):
-    """Answers one global.
-
-    Attributes:
-        built: Whether it was asked for.
-    """
-
-    __slots__ = ("built",)
-    built: bool
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        """Return ``build`` and refuse every other global."""
-        # Nothing is looked up by these names, so fix_imports has nothing to change either.
-        if (module_name, global_name) != GLOBAL:
-            raise SerializationError(f"a payload may not name {module_name}.{global_name}"[:300] + ADVICE)
-        self.built = True
-        return build
-
-
 class _ViewFile:
     """A file over a large payload, of which ``BytesIO`` would make a copy, and then another of each part."""
 
@@ -339,7 +320,7 @@ class _ViewFile:
 def _load_objects(payload: bytes | bytearray) -> Any:
     """Load a payload that may name ``build``, and put objects in place of the handles."""
     _extension_cache.clear()
-    unpickler = _Unpickler(BytesIO(payload) if len(payload) < _LARGE else _ViewFile(payload))  # type: ignore[arg-type]
+    unpickler = ObjectUnpickler(BytesIO(payload) if len(payload) < _LARGE else _ViewFile(payload))  # type: ignore[arg-type]
     unpickler.built = False
     try:
         root = unpickler.load()

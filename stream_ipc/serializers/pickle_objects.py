@@ -10,7 +10,7 @@ could otherwise change an object behind its constructor's back. The ``Resolver``
 
 from __future__ import annotations
 
-from _pickle import Pickler
+from _pickle import Pickler, Unpickler
 
 from .. import registry
 from ..classes import compile_function
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Build = Callable[["Handle", "Resolver"], Any]
 
 __all__ = [
-    "ADVICE", "ATOMS", "GLOBAL", "SEPARATOR", "Builder", "Handle", "ObjectPickler", "Resolver", "build",
+    "ADVICE", "ATOMS", "GLOBAL", "SEPARATOR", "Builder", "Handle", "ObjectPickler", "ObjectUnpickler", "Resolver", "build",
     "class_and_fields", "shape_of", "take_apart",
 ]  # fmt: skip
 
@@ -111,7 +111,7 @@ def class_and_fields(shape: Any, values: tuple[Any, ...]) -> tuple[TypeInfo, dic
 def _take_apart_of(cls: type) -> TakeApart:
     info = by_class.get(cls)
     if info is None:
-        from .values import reducer_of
+        from .pickle_values import reducer_of
 
         reducer = reducer_of(cls)
         if reducer is None:
@@ -171,6 +171,25 @@ class ObjectPickler(Pickler):
 
 
 # -- reading
+
+
+class ObjectUnpickler(Unpickler):
+    """Answers one global.
+
+    Attributes:
+        built: Whether it was asked for.
+    """
+
+    __slots__ = ("built",)
+    built: bool
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        """Return ``build`` and refuse every other global."""
+        # Nothing is looked up by these names, so fix_imports has nothing to change either.
+        if (module_name, global_name) != GLOBAL:
+            raise SerializationError(f"a payload may not name {module_name}.{global_name}"[:300] + ADVICE)
+        self.built = True
+        return build
 
 
 class Resolver:
@@ -253,7 +272,7 @@ def _unusual(handle: Handle, resolver: Resolver) -> Any:
     if type(content) is str or type(content) is int:
         return _enum_member(registry.lookup(shape), content)
     if type(content) is tuple and type(shape) is str:
-        from .values import build_value
+        from .pickle_values import build_value
 
         return build_value(shape, content)
     raise SerializationError("payload is not a message: it holds an object of an unknown form")
