@@ -10,6 +10,7 @@ from _thread import RLock
 from itertools import starmap
 
 from ..interruptions import pass_on
+from ..transports.descriptors import close_all
 from .poller import READ
 
 TYPE_CHECKING = False
@@ -105,9 +106,4 @@ class Waker:
 
     def abandon(self) -> None:
         """Close the pipe in a forked process, where a thread that held the lock does not run."""
-        while self._pipe:
-            # atomic: no calls
-            fd = self._pipe[-1]
-            del self._pipe[-1]
-
-            os.close(fd)
+        close_all(self._pipe)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "READ_SIZE", "close_copies", "close_stream", "close_streams", "describe_stream", "has_hung_up", "is_socket", "unusable",
-    "wait_readable", "wait_writable",
+    "READ_SIZE", "close_all", "close_copies", "close_stream", "close_streams", "describe_stream", "has_hung_up",
+    "is_socket", "unusable", "wait_readable", "wait_writable",
 ]  # fmt: skip
 
 # With more, a buffer is mapped and unmapped for every read, which makes small round trips slower.
@@ -60,6 +60,16 @@ def unusable(stream: Any, why: str) -> InvalidStreamError:
     return InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {why}")
 
 
+def close_all(fds: list[int]) -> None:
+    """Close descriptors, and take each out of the list. An interrupted call can be made again."""
+    while fds:
+        # atomic: no calls
+        fd = fds[-1]
+        del fds[-1]  # before: a number that was closed may be another file's the next moment
+
+        os.close(fd)
+
+
 def close_streams(streams: list[tuple[Any, int]]) -> None:
     """Close streams that were released, and take each out of the list. An interrupted call can be made again."""
     while streams:
@@ -67,7 +77,7 @@ def close_streams(streams: list[tuple[Any, int]]) -> None:
         stream, fd = last
         if isinstance(stream, int):
             # atomic: no calls
-            del streams[-1]  # before: a number that was closed may be another file's the next moment
+            del streams[-1]
 
             try:
                 os.close(fd)

@@ -16,7 +16,7 @@ from itertools import starmap
 
 from ..interruptions import interruption_in, pass_on
 from .children import kill
-from .descriptors import describe_stream
+from .descriptors import close_all, describe_stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def spawn(
         process.__init__(list(command), **options)
         _open_files(ours, files)
         process.stdin, process.stdout, process.stderr = (*files, None)[:3]
-        _close(theirs)
+        close_all(theirs)
         started: subprocess.Popen[bytes] = process
         return started
     except BaseException as exc:
@@ -142,22 +142,12 @@ def _open_files(fds: list[int], files: list[Any]) -> None:
             del fds[0]
 
 
-def _close(fds: list[int]) -> None:
-    """Close descriptors. An interrupted call can be made again."""
-    while fds:
-        # atomic: no calls
-        fd = fds[-1]
-        del fds[-1]
-
-        os.close(fd)
-
-
 def _undo(process: Any, files: list[Any], *fds: list[int]) -> None:
     """Leave nothing of a start that has failed. An interrupted call can be made again."""
     for file in files:
         file.close()
     for some in fds:
-        _close(some)
+        close_all(some)
     if getattr(process, "pid", None):
         kill(process)
 
