@@ -15,7 +15,6 @@ from .text_classes import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 __all__ = ["CLASSES"]
@@ -40,39 +39,29 @@ _ABBREVIATIONS = {
 }  # fmt: skip
 
 
-class _Value(TypeInfo):
-    """Stands for a class of PHP's where the registry has none."""
+class _Date(TypeInfo):
+    def values(self, obj: datetime) -> dict[str, Any]:
+        text = obj.isoformat(" ", "microseconds")
+        date, zone = text[:26], text[26:]
+        if not zone:
+            raise SerializationError(
+                "a naive datetime cannot travel in PHP's format: give it a tzinfo, as datetime.now(timezone.utc) has one"
+            )
+        if "." in zone:
+            text = "a datetime cannot travel in PHP's format with an offset that has fractions of a second"
+            raise SerializationError(text)
+        return {"date": date, "timezone_type": _OFFSET, "timezone": zone}
 
-    def __init__(
-        self, cls: type, wire_name: str, values: Callable[[Any], dict[str, Any]], build: Callable[[Any], Any]
-    ) -> None:
-        super().__init__(cls, wire_name)
-        self.values = values  # type: ignore[assignment,method-assign]
-        self.build = build  # type: ignore[assignment,method-assign]
-
-
-def _take_apart(value: datetime) -> dict[str, Any]:
-    text = value.isoformat(" ", "microseconds")
-    date, zone = text[:26], text[26:]
-    if not zone:
-        raise SerializationError(
-            "a naive datetime cannot travel in PHP's format: give it a tzinfo, as datetime.now(timezone.utc) has one"
-        )
-    if "." in zone:
-        raise SerializationError("a datetime cannot travel in PHP's format with an offset that has fractions of a second")
-    return {"date": date, "timezone_type": _OFFSET, "timezone": zone}
-
-
-def _build(data: dict[str, Any]) -> datetime:
-    date, kind, zone = data.get("date"), data.get("timezone_type"), data.get("timezone")
-    if type(date) is not str or not _DATE(date):
-        raise SerializationError(f"a date of PHP cannot be read: {shown(date)} is no date of the years 1 to 9999")
-    try:
-        if kind == _OFFSET and type(zone) is str and _ZONE_OFFSET(zone):
-            return datetime.fromisoformat(date + zone)
-        return datetime.fromisoformat(date).replace(tzinfo=_zone(kind, zone))
-    except ValueError as exc:
-        raise SerializationError(f"a date of PHP cannot be read: {exc}") from exc
+    def build(self, values: dict[str, Any]) -> datetime:
+        date, kind, zone = values.get("date"), values.get("timezone_type"), values.get("timezone")
+        if type(date) is not str or not _DATE(date):
+            raise SerializationError(f"a date of PHP cannot be read: {shown(date)} is no date of the years 1 to 9999")
+        try:
+            if kind == _OFFSET and type(zone) is str and _ZONE_OFFSET(zone):
+                return datetime.fromisoformat(date + zone)
+            return datetime.fromisoformat(date).replace(tzinfo=_zone(kind, zone))
+        except ValueError as exc:
+            raise SerializationError(f"a date of PHP cannot be read: {exc}") from exc
 
 
 def _zone(kind: Any, zone: Any) -> tzinfo:
@@ -94,9 +83,14 @@ def _zone(kind: Any, zone: Any) -> tzinfo:
     )
 
 
-_DATETIME = _Value(datetime, "DateTimeImmutable", _take_apart, _build)
+class _Properties(TypeInfo):
+    def build(self, values: dict[str, Any]) -> dict[str, Any]:
+        return values
+
+
+# What stands for a class of PHP's where the registry has none.
 CLASSES: dict[str, TypeInfo] = {
-    "stdClass": _Value(dict, "stdClass", dict, dict),
-    "DateTime": _DATETIME,
-    "DateTimeImmutable": _DATETIME,
+    "stdClass": _Properties(dict, "stdClass"),
+    "DateTime": _Date(datetime, "DateTimeImmutable"),
+    "DateTimeImmutable": _Date(datetime, "DateTimeImmutable"),
 }
