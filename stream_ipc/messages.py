@@ -10,7 +10,7 @@ from dataclasses import InitVar, dataclass, field, fields
 from reprlib import recursive_repr
 
 from . import registry
-from .errors import SerializationError
+from .errors import SerializationError, article
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENVELOPES", "MAX_ID_LENGTH", "NOTIFICATION", "REQUEST", "RESPONSE", "ErrorMessage", "LogMessage", "Message",
-    "RequestEnvelope", "ResponseEnvelope", "add_id", "failed_in_dispatch", "is_text", "put_in_envelope",
-    "take_out_of_envelope", "text_message",
+    "RequestEnvelope", "ResponseEnvelope", "add_id", "failed_in_dispatch", "is_text", "no_message",
+    "put_in_envelope", "take_out_of_envelope", "text_message",
 ]  # fmt: skip
 
 NOTIFICATION, REQUEST, RESPONSE = 0, 1, 2  # the kinds of what travels
@@ -178,6 +178,11 @@ class ResponseEnvelope(Message, _Compared, wire_name="StreamIpc\\Envelope\\Respo
 
     id: str
     response: Message
+
+
+def no_message(cls: type) -> SerializationError:
+    """Return the error about a value that is to be sent by itself."""
+    return SerializationError(f"{article(cls)} cannot be sent by itself: only messages can; derive a class from Message")
 
 
 ENVELOPES = (RequestEnvelope, ResponseEnvelope)

@@ -32,6 +32,7 @@ from ..messages import (
     RequestEnvelope,
     ResponseEnvelope,
     add_id,
+    no_message,
     put_in_envelope,
     take_out_of_envelope,
 )
@@ -148,12 +149,11 @@ class PickleMessageSerializer:
 
 
 def _writer_of(cls: type) -> Write:
-    info = registry.type_info(cls)
-    name = info.wire_name
     if not issubclass(cls, Message):
-        raise SerializationError(f"{name} cannot be sent by itself: it does not derive from Message") from None
+        raise no_message(cls)
+    info = registry.type_info(cls)
     if issubclass(cls, ENVELOPES):
-        raise SerializationError(f"{name} cannot be sent: it is, or derives from, an envelope inside another") from None
+        raise SerializationError(f"{info.wire_name} cannot be sent: it is, or derives from, an envelope inside another")
     return _quick_writer_of(info) if info.fields and not info.is_enum else _general_writer_of(cls)
 
 
@@ -221,8 +221,7 @@ def _explain(message: Any, exc: Exception) -> SerializationError:
     """Return the error about a message that cannot be sent because of ``exc``; raise ``exc`` itself if it says all."""
     name = type(message).__name__
     if not isinstance(message, Message):
-        text = f"{article(type(message))} cannot be sent by itself: only messages can; derive a class from Message"
-        return SerializationError(text)
+        raise exc
     if isinstance(exc, RecursionError):
         return SerializationError(f"{name} cannot be sent: it contains itself or is nested too deeply")
     try:

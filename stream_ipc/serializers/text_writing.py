@@ -15,7 +15,7 @@ from .. import registry
 from ..classes import compile_function
 from ..errors import SerializationError, article, describe
 from ..interruptions import pass_on
-from ..messages import ENVELOPES, NOTIFICATION, REQUEST, RESPONSE, Message
+from ..messages import ENVELOPES, NOTIFICATION, REQUEST, RESPONSE, Message, no_message
 from .text_classes import shown
 
 TYPE_CHECKING = False
@@ -207,10 +207,9 @@ class _Walk:
     def text(self, message: Any) -> str:
         """Write a message, or raise SerializationError."""
         if not isinstance(message, Message):
-            name = article(type(message))
             if self._in_envelope:
-                raise SerializationError(f"an envelope must hold a Message, not {name}")
-            raise SerializationError(f"{name} cannot be sent by itself: only messages can; derive a class from Message")
+                raise SerializationError(f"an envelope must hold a Message, not {article(type(message))}")
+            raise no_message(type(message))
         try:
             text = self._value(type(message).__name__, message)
             while self._stack:
