@@ -162,12 +162,7 @@ def parse(text: str, classes: Classes, member: Callable[[str, str], Any]) -> Any
                 _bad(position, "an int beyond 64 bits")
             numbered.append(value)
         elif kind == "array" or kind == "object":
-            count = int(found[kind])
-            if count * _SHORTEST_ITEM >= len(text) - position:
-                _bad(position, "an array or object that says it has more than there is")
-            if len(stack) >= MAX_DEPTH:
-                _bad(position, f"something nested deeper than {MAX_DEPTH} levels")
-            builder, simple = _container(found, count, classes)
+            builder, count, simple = _container(text, found, len(stack), classes)
             value, end = None, position
             if simple is not None and not has_references:
                 end = text.find("}", position) + 1
@@ -184,8 +179,8 @@ def parse(text: str, classes: Classes, member: Callable[[str, str], Any]) -> Any
             value = _referred(found, numbered)
             if type(value) in _SIZED:
                 repeated += len(value)
-                if repeated > max(len(text), _REPEATED):
-                    _bad(position, "a reference that makes more of the arrays and texts referred to than there is in all")
+            if repeated > max(len(text), _REPEATED):
+                _bad(position, "a reference that makes more of the arrays and texts referred to than there is in all")
             if kind == "again":
                 numbered.append(value)
         else:
@@ -227,15 +222,22 @@ def _bad(position: int, what: str) -> NoReturn:
     raise SerializationError(f"payload is not in PHP's format: {what} at byte {position}")
 
 
-def _container(found: re.Match[str], count: int, classes: Classes) -> tuple[Build | None, Simple | None]:
-    """Return what builds a container, None for an array, and what reads it if it is simple."""
-    name = found["name"]
-    if name is None:
-        return None, _simple_list if count > _FEW else None
+def _container(
+    text: str, found: re.Match[str], depth: int, classes: Classes
+) -> tuple[Build | None, int, Simple | None]:
+    """Return what builds a container, None for an array; how many items it has; what reads it if it is simple."""
+    array, name, position = found["array"], found["name"], found.end()
+    count = int(found["object"] if array is None else array)
+    if count * _SHORTEST_ITEM >= len(text) - position:
+        _bad(position, "an array or object that says it has more than there is")
+    if depth >= MAX_DEPTH:
+        _bad(position, f"something nested deeper than {MAX_DEPTH} levels")
+    if array is not None:
+        return None, count, _simple_list if count > _FEW else None
     if len(name) != int(found["size"]):
-        _bad(found.end(), "a class name of another length than it says")
+        _bad(position, "a class name of another length than it says")
     build, expected, simple = classes[name]
-    return build, simple if count == expected else None
+    return build, count, simple if count == expected else None
 
 
 def _array(items: dict[Any, Any]) -> Any:
