@@ -6,6 +6,7 @@ Knows pending requests and sessions. Must not know who chooses a worker for a ta
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 
 from .core.pending import Pending, next_moment
 from .errors import IpcError
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from .core.conversation import Conversation
     from .core.loop import Loop
     from .messages import Message
-    from .session import Session
     from .transports.spawn import Command
 
 __all__ = ["Attempt", "Task", "Tasks", "Worker"]
@@ -211,34 +211,31 @@ class Worker:
         command: What is started.
         deaths: How many in a row have ended before they answered anything, up to this one.
         start_at: When it may be started.
-        session: The session with it, or None. An interruption may have come before anything else was done with it.
-        conversation: What is behind that.
+        session: The session with it, or None.
+        conversation: What is behind that; None until something was done with it.
         running: What it has.
         given: How many tasks it was given in all.
         ready: Whether it can be given any.
-        answered: Whether it has answered one.
+        came_up: Whether it has answered one, or was busy with one for too long.
         due: When it must have given a sign of life; None for not at all.
-        retired: Whether it is killed though it came up.
     """
-
-    conversation: Conversation
 
     def __init__(self, command: Command, deaths: int = 0) -> None:
         self.command = command
         self.deaths = deaths
-        self.start_at: float = 0.0
-        self.session: Session | None = None
+        self.start_at: float = -inf
+        self.session: Any = None
+        self.conversation: Any = None
         self.running: dict[Attempt, None] = {}
         self.given = 0
         self.ready = False
-        self.answered = False
+        self.came_up = False
         self.due: float | None = None
-        self.retired = False
 
     @property
     def is_clogged(self) -> bool:
         """Whether it has to read before a task can be sent to it."""
-        return self.conversation.outbox.queued_bytes > _MUCH and self.conversation.is_writable
+        return self.ready and self.conversation.outbox.queued_bytes > _MUCH and self.conversation.is_writable
 
     def can_take(self, in_flight: int, most: int | None) -> bool:
         """Return whether it can be given a task.
