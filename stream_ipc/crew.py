@@ -168,9 +168,9 @@ class Crew:
             if conversation.outbox.last is last:
                 conversation.replies.remove(attempt)
                 self.tasks.put_back(attempt, False)
-            elif attempt not in conversation.replies:  # the worker must not go on with it
-                self._kill(worker, "this side was interrupted while it sent a task")
-                self.tasks.put_back(attempt, False)
+            elif attempt not in conversation.replies:  # it is sent, so a reply will come
+                attempt.settled = 0
+                conversation.replies.enter(attempt, attempt.deadline)
             raise
 
     def _not_given(self, attempt: Attempt, error: Exception) -> None:

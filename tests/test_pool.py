@@ -1025,6 +1025,21 @@ def test_interruption_while_a_worker_dies_loses_no_task(tmp_path: Path, kind: Ty
 
 
 @BOTH
+def test_interrupted_submit_does_no_task_twice(peer: IpcPeer, tmp_path: Path, kind: Type[BaseException]) -> None:
+    path, numbers = tmp_path / "done", itertools.count()
+    with WorkerPool(peer, worker(), 1, retries=5) as pool:
+        pid = outcome(pool.submit(Ping("pid")))
+
+        def scenario(run: Run) -> None:
+            run.once(lambda: pool.submit(Ping(("count", str(path), next(numbers)))))
+            assert outcome(pool.submit(Ping("pid"))) == pid, "the worker was killed"
+
+        at_every_place(scenario, kind)
+        done = path.read_text().split()
+    assert len(done) == len(set(done)) > 5
+
+
+@BOTH
 def test_interrupted_submit_leaves_a_pool_that_works(kind: Type[BaseException]) -> None:
     for number in itertools.count(1, 2 * places_apart() ** 2):  # each costs a process
         with IpcPeer(timeout=20) as peer, WorkerPool(peer, worker(), 1, retries=5) as pool:
