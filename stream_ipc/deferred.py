@@ -130,8 +130,6 @@ def _defer(reply: DeferredReply, owed: Owed) -> Exception | None:
     owed.guard = guard
     owed.reply = reply._outcome
     reply._owed = owed
-
-    owed.go_on()
     return None
 
 

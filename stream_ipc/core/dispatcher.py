@@ -18,7 +18,7 @@ from ..handlers import HandlerList
 from ..interruptions import pass_on, pass_on_own
 from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..transports.channel import EndOfStream
-from .items import Answer, Delivery, Failure, Opening, reply_id, take_out
+from .items import Delivery, Failure, Opening, reply_id, take_out
 from .kept import Kept
 from .responder import Responder
 
@@ -69,7 +69,7 @@ class Dispatcher:
         self._channel = conversation.channel
         self._inputs = conversation.channel.inputs
         self._replies = conversation.replies
-        self.responder: Responder = Responder(conversation, self)
+        self.responder: Responder = Responder(conversation, self.inbox)
         self._by_class = self.on_message.by_class
         self._scanned = 0  # so many items at the left hold no reply, if _last_scanned is still the last of them
         self._last_scanned: Any = None
@@ -78,7 +78,6 @@ class Dispatcher:
         # None to stop, because it has to wait.
         self._actions: dict[type, Callable[[Any], int | None]] = {
             RequestEnvelope: self.responder.serve,
-            Answer: self.responder.answer,
             Delivery: self._resume,
             Opening: self._open,
             Failure: self._stream_failed,
@@ -165,11 +164,6 @@ class Dispatcher:
             if self.port.paused:
                 self.port.update_reading()
         return count
-
-    def put_back(self, item: Any) -> None:
-        """Have an item dispatched next that was taken out before."""
-        self.inbox.appendleft(item)
-        self._loop.todo[self] = None
 
     def settle_replies(self) -> int:
         """Settle the replies in the inbox before their turn: handlers are nested too deeply to run another."""

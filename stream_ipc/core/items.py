@@ -17,19 +17,8 @@ if TYPE_CHECKING:
 
     from ..handlers import Chain
     from ..messages import Message
-    from .owed import Owed
 
-__all__ = ["Answer", "Delivery", "Failure", "Opening", "reply_id", "take_out"]
-
-
-class Answer:
-    """A reply that is still to be sent."""
-
-    __slots__ = ("id", "reply")
-
-    def __init__(self, id: Any, reply: Message | Owed) -> None:
-        self.id: Any = id
-        self.reply: Message | Owed = reply
+__all__ = ["Delivery", "Failure", "Opening", "reply_id", "take_out"]
 
 
 class Delivery:

@@ -1,4 +1,4 @@
-"""Replies that handlers have put off: who is owed one, and from where it will come.
+"""Replies that are still to be sent: who is owed one, and from where it will come.
 
 Knows the responder that sends them, and pending requests whose outcome is passed on. Must not know how promises or
 deferred replies look to users.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from ..errors import RemoteError, describe
-from ..messages import ErrorMessage
+from ..messages import ErrorMessage, Message, failed_in_dispatch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from typing import Any
     from weakref import ref
 
-    from ..messages import Message
     from .loop import Loop
     from .pending import Pending
     from .responder import Responder
@@ -39,10 +38,18 @@ def find_deferrer(value: Any) -> Any:
 
 
 class Owed:
-    """A reply that a handler has put off.
+    """A reply that a handler has put off, or that an interruption has kept from being sent.
+
+    The responder has it among its ``owed`` from ``enter`` until it is sent, and the loop among its ``later`` as long as
+    something can be done, so the next turn makes an interrupted call again.
+
+    Args:
+        responder: Sends it.
+        id: The request's id.
+        given: The reply, or what a handler has returned in its place.
 
     Attributes:
-        id: The request's id.
+        id: As above.
         source: What the handler has returned, until it has been told to settle this.
         reply: What will be sent, once it is known.
         was_open: Whether the requester's session was open when the reply was sent.
@@ -55,7 +62,6 @@ class Owed:
         "_pending",
         "_promise",
         "_responder",
-        "_sending",
         "call_later",
         "guard",
         "id",
@@ -65,49 +71,83 @@ class Owed:
         "was_open",
     )  # fmt: skip
 
-    def __init__(self, responder: Responder, id: Any, source: Any) -> None:
+    def __init__(self, responder: Responder, id: Any, given: Any) -> None:
+        is_reply = isinstance(given, Message)
         self.id: Any = id
-        self.source: Any = source
-        self.reply: Message | None = None
+        self.source: Any = None if is_reply else given
+        self.reply: Message | None = given if is_reply else None
         self.guard: ref[Any] | None = None
         self.was_open: bool = True
         self.loop: Loop = responder.loop
         self._pending: Pending | None = None  # the request whose outcome is passed on
         self._promise: Any = None
         self._responder: Responder | None = responder
-        self.call_later: Any = None  # made by ``begin``: it is a cycle
-        self._sending = False
+        self.call_later: Any = None  # made when it is needed: it is a cycle
 
     @property
     def is_open(self) -> bool:
         """Whether the requester can still get it."""
         return self._responder is not None and self._responder.is_writable
 
-    def begin(self) -> Exception | None:
-        """Have it settled by what the handler has returned. An interrupted call can be made again.
+    def enter(self) -> None:
+        """Have a turn go on with it, unless it is done."""
+        responder, later = self._responder, self.loop.later
+        # atomic: no calls
+        if responder is not None:
+            responder.owed[self] = None
+            later[self] = None
 
-        Returns:
-            Why that is of no use: it is for another request.
-        """
-        source, responder = self.source, self._responder
-        if source is None or responder is None:
-            return None
+    def go_on(self) -> None:
+        """Send the reply if it is known and was not sent. An interrupted call is made again by the next turn."""
+        responder = self._responder
+        loop = self.loop
+        if responder is None or self not in responder.owed:  # it is done, or being sent
+            loop.later.pop(self, None)
+            return
+        if self.source is not None:
+            self._begin()
+        if self.reply is None:
+            self.reply = self._find_reply()
+        if self.reply is None:
+            loop.later.pop(self, None)
+            responder.port.limit_reading()
+            return
+        owed = responder.owed
+        outbox = responder.port.channel.outbox
+        outer = loop.enter()
+        last = outbox.last
+        try:
+            # atomic: no calls
+            if self in owed:
+                del owed[self]
+
+            responder.send_reply(self.id, self.reply)
+            self.was_open = responder.is_writable
+            self.drop()
+        except BaseException:
+            if outbox.last is last:
+                self.enter()
+            else:
+                self.drop()
+            raise
+        finally:
+            loop.thread = outer
+        if responder.port.paused:
+            responder.port.update_reading()
+
+    def _begin(self) -> None:
+        """Have it settled by what the handler has returned. An interrupted call can be made again."""
         if self.call_later is None:
             self.call_later = partial(self.loop.later.setdefault, self)  # no code of ours, so never interrupted half-way
-        responder.owed[self] = None
-        error: Exception | None = find_deferrer(source)(source, self)
-        if error is None:
-            self.source = None
-            responder.port.limit_reading()
-        else:
-            self._remove(responder)
-        return error
+        error = find_deferrer(self.source)(self.source, self)
+        if error is not None:
+            self.reply = failed_in_dispatch(error)
+        self.source = None
 
     def follow(self, pending: Pending, promise: Any) -> None:
         """Pass on the outcome of a request. An interrupted call can be made again."""
         self._pending = pending
         if pending.settled:
-            self.go_on()
             return
         self._promise = promise  # which stays alive until then
         pending.unwatch(self.call_later)
@@ -117,37 +157,6 @@ class Owed:
 
     def _settled(self, promise: Any) -> None:
         self.go_on()
-
-    def go_on(self) -> None:
-        """Send the reply if it is known and was not sent. An interrupted call is made again by the next turn."""
-        responder = self._responder
-        loop = self.loop
-        if self._sending:
-            return
-        if self.reply is None:
-            self.reply = self._find_reply()
-        if self.reply is None or responder is None or self not in responder.owed:
-            loop.later.pop(self, None)
-            return
-        outbox = responder.port.channel.outbox
-        outer = loop.enter()
-        last = outbox.last
-        try:
-            # atomic: no calls
-            self._sending = True
-            loop.later[self] = None
-
-            responder.send_reply(self.id, self.reply)
-            self.was_open = responder.is_writable
-            self._remove(responder)
-        except BaseException:
-            if outbox.last is last:
-                self._sending = False
-            else:
-                self._remove(responder)
-            raise
-        finally:
-            loop.thread = outer
 
     def _find_reply(self) -> Message | None:
         pending = self._pending
@@ -161,11 +170,6 @@ class Owed:
         if self.guard is None or self.guard() is not None:
             return None
         return ErrorMessage("the DeferredReply that a handler returned for this request was dropped before it was settled")
-
-    def _remove(self, responder: Responder) -> None:
-        self.drop()
-        if responder.port.paused:
-            responder.port.update_reading()
 
     def drop(self) -> None:
         """Drop what it refers to: it is sent, or the session is closed. An interrupted call can be made again."""

@@ -12,7 +12,7 @@ from ..handlers import HandlerList, name_of
 from ..interruptions import interruption_in, pass_on_own
 from ..messages import RESPONSE, ErrorMessage, Message, RequestEnvelope, ResponseEnvelope, failed_in_dispatch
 from ..registry import wire_name_of
-from .items import Answer, take_out
+from .items import take_out
 from .owed import Owed, find_deferrer
 from .sending import HIGH_WATER
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .conversation import Conversation
-    from .dispatcher import Dispatcher
     from .loop import Loop
     from .port import Port
 
@@ -40,23 +39,22 @@ class Responder:
 
     Args:
         conversation: Whose requests.
-        dispatcher: Has the inbox in which requests stand.
+        inbox: Where requests stand.
 
     Attributes:
         loop: The conversation's.
         on_request: Handlers of requests.
-        owed: Replies that handlers have put off.
+        owed: Replies that are still to be sent.
         port: Moves the bytes. The dispatcher attaches it.
     """
 
     port: Port
 
-    def __init__(self, conversation: Conversation, dispatcher: Dispatcher) -> None:
+    def __init__(self, conversation: Conversation, inbox: deque[Any]) -> None:
         self.on_request: HandlerList = HandlerList("on_request", of_messages=True)
         self._conversation = conversation
-        self._dispatcher = dispatcher
         self.owed: dict[Owed, None] = {}
-        self._inbox: deque[Any] = dispatcher.inbox
+        self._inbox = inbox
         self._session = conversation.session
         self.loop: Loop = conversation.loop
         self._channel = conversation.channel
@@ -132,11 +130,10 @@ class Responder:
                 take_out(inbox, item)  # or it would raise this again and again
                 taken = True
             if taken and (last is _UNKNOWN or self._outbox.last is last):
-                if not isinstance(reply, (Message, Owed)) and find_deferrer(reply) is not None:
-                    reply = Owed(self, item.id, reply)
-                if not isinstance(reply, (Message, Owed)):
-                    reply = failed_in_dispatch(exc)
-                self._dispatcher.put_back(Answer(item.id, reply))
+                if not isinstance(reply, Owed):
+                    deferred = isinstance(reply, Message) or find_deferrer(reply) is not None
+                    reply = Owed(self, item.id, reply if deferred else failed_in_dispatch(exc))
+                reply.enter()
             raise
         return 1
 
@@ -148,30 +145,23 @@ class Responder:
             id: Its id.
             error: What is wrong with it.
         """
-        answer = Answer(id, ErrorMessage(f"the request could not be decoded: {error}"))
+        owed = Owed(self, id, ErrorMessage(f"the request could not be decoded: {error}"))
+        # atomic: no calls
         if self._inbox and self._inbox[0] is item:
-            self._inbox[0] = answer
-            self.answer(answer)
+            self.owed[owed] = None
+            self.loop.later[owed] = None
+            del self._inbox[0]
 
-    def answer(self, item: Answer) -> int:
-        """Send a reply that stands in the inbox."""
-        last = self._outbox.last
-        take_out(self._inbox, item)
-        try:
-            self.send_reply(item.id, item.reply)
-        except BaseException:
-            if self._outbox.last is last:
-                self._dispatcher.put_back(item)
-            raise
-        return 0
+        owed.go_on()
 
     def send_reply(self, id: Any, reply: Message | Owed) -> None:
         """Send a reply, or an error in its place, or see to it that it is sent later."""
         if isinstance(reply, Owed):
-            error = self._defer(reply)
-            if error is None:
-                return
-            reply = error
+            reply.enter()
+            reply.go_on()
+            if not self._conversation.is_open:
+                self.drop_owed()
+            return
         if not self._conversation.is_open:
             log.debug("session %s: reply to request %.128r dropped: it is closed", self._conversation.name, id)
             return
@@ -196,19 +186,6 @@ class Responder:
 
     def _log_error_reply(self, id: Any, exc: BaseException) -> None:
         log.debug("session %s: request %.128r was answered with %s", self._conversation.name, id, article(type(exc)))
-
-    def _defer(self, owed: Owed) -> ErrorMessage | None:
-        """Leave a reply to what a handler has returned in its place.
-
-        Returns:
-            The error that is sent if that cannot be.
-        """
-        error = owed.begin()
-        if error is not None:
-            return failed_in_dispatch(error)
-        if not self._conversation.is_open:
-            self.drop_owed()
-        return None
 
     def drop_owed(self) -> None:
         """Drop the replies that are owed: nobody can get them any more. An interrupted call can be made again."""
