@@ -17,7 +17,7 @@ from .interruptions import interruption_in
 from .messages import Message, is_text
 from .peer import loop_of
 from .session import conversation_of
-from .tasks import Attempt, Task, Tasks, Worker
+from .tasks import Attempt, Task, Tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,10 +31,60 @@ if TYPE_CHECKING:
 __all__ = ["Crew"]
 
 _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
+_MUCH = 512 * 1024  # bytes; a worker that has more to read gets no further task
 _CLOGGED_INTERVAL = 0.05  # seconds until the next look at a worker that has much to read
 # So many deaths in a row at least, with no answer in between, fail what is queued, unless a worker still runs that did not
 # have to replace another.
 _DEATHS = 5
+
+
+class Worker:
+    """One process, also before it is started.
+
+    Attributes:
+        command: What is started.
+        deaths: How many in a row have ended before they answered anything, up to this one.
+        start_at: When it may be started.
+        session: The session with it, or None.
+        conversation: What is behind that; None until something was done with it.
+        running: What it has.
+        given: How many tasks it was given in all.
+        ready: Whether it can be given any.
+        came_up: Whether it has answered one, or was busy with one for too long.
+        due: When it must have given a sign of life; None for not at all.
+    """
+
+    def __init__(self, command: Command, deaths: int = 0) -> None:
+        self.command = command
+        self.deaths = deaths
+        self.start_at: float = -math.inf
+        self.session: Any = None
+        self.conversation: Any = None
+        self.running: dict[Attempt, None] = {}
+        self.given = 0
+        self.ready = False
+        self.came_up = False
+        self.due: float | None = None
+
+    @property
+    def is_clogged(self) -> bool:
+        """Whether it has to read before a task can be sent to it."""
+        return self.ready and self.conversation.outbox.queued_bytes > _MUCH and self.conversation.is_writable
+
+    def can_take(self, in_flight: int, most: int | None) -> bool:
+        """Return whether it can be given a task.
+
+        Args:
+            in_flight: How many it has at a time at most.
+            most: How many it is given in all at most; None for no limit.
+        """
+        return (
+            self.ready
+            and len(self.running) < in_flight
+            and self.given != most
+            and self.conversation.outbox.queued_bytes <= _MUCH
+            and self.conversation.is_writable
+        )
 
 
 class Crew:
@@ -165,12 +215,13 @@ class Crew:
             if isinstance(exc, Exception) and interruption_in(exc) is None:
                 self._not_given(attempt, exc)
                 return
+            conversation.replies.remove(attempt)
             if conversation.outbox.last is last:
-                conversation.replies.remove(attempt)
                 self.tasks.put_back(attempt, False)
-            elif attempt not in conversation.replies:  # it is sent, so a reply will come
+            else:  # it is sent, so a reply will come
                 attempt.settled = 0
                 conversation.replies.enter(attempt, attempt.deadline)
+                task.deadline = attempt.deadline
             raise
 
     def _not_given(self, attempt: Attempt, error: Exception) -> None:
@@ -214,7 +265,7 @@ class Crew:
                     worker.due = None
 
         if worker.given == self._tasks_per_worker:
-            self._leave_to_turn()  # it is replaced behind this reply
+            self.check()  # it is replaced behind this reply
         elif self.tasks.queue:
             self._loop.later[self] = None
         self.tasks.tell(task)
@@ -248,11 +299,16 @@ class Crew:
         """Begin with a worker whose session was made."""
         session: Any = worker.session
         try:
-            worker.conversation = conversation_of(session)
+            conversation = conversation_of(session)
+            # atomic: no calls
+            if worker.conversation is not None:
+                return  # a signal handler has turned
+            worker.conversation = conversation
+
             if self.closed:  # by a signal handler
                 self._kill(worker, "this side closed the worker pool")
                 return
-            session.on_close(lambda session: self._leave_to_turn())
+            session.on_close(lambda session: self._replace(worker))
             if self._start_timeout is not None:
                 worker.due = self._loop.clock() + self._start_timeout
                 self._set_timer(worker.due)
@@ -286,13 +342,14 @@ class Crew:
 
     def _kill(self, worker: Worker, text: str) -> None:
         """Kill a worker that cannot be asked to end: it may be busy for ever."""
-        self._leave_to_turn()
+        self.check()
         worker.conversation.hurry(self._loop.clock())
         _close(worker, text)
         self._loop.teardowns.step(deliver=False)
 
     def _replace(self, worker: Worker) -> None:
         """Put another, which is still to be started, in the place of one whose session is closed."""
+        self.check()  # first: it makes an interrupted call again
         for attempt in tuple(worker.running):  # which an interruption has left
             self.tasks.put_back(attempt, False)
         successor = Worker(worker.command, worker.deaths)
@@ -319,20 +376,15 @@ class Crew:
 
     # -- what the loop calls
 
-    def _leave_to_turn(self) -> None:
+    def check(self) -> None:
         """Have all workers looked at in the next turn."""
         # atomic: no calls
         if not self.closed:
             self._untidy = True
             self._loop.later[self] = None
 
-    def check(self) -> None:
-        """Do what is due, and what an interruption has left."""
-        self._leave_to_turn()
-        self.go_on()
-
     def on_time(self, now: float) -> None:
-        """Start workers, or give them up: a time has come."""
+        """Have workers started, or given up: a time has come."""
         if now > -math.inf:  # or the loop only asks when that is
             self.check()
 

@@ -1,12 +1,11 @@
-"""The tasks of a pool, and the workers that do them.
+"""The tasks of a pool, and the attempts of workers at them.
 
-Knows pending requests and sessions. Must not know who chooses a worker for a task: see ``Crew``.
+Knows pending requests. Must not know who chooses a worker for a task, nor what becomes of workers: see ``Crew``.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from math import inf
 
 from .core.pending import Pending, next_moment
 from .errors import IpcError
@@ -19,12 +18,10 @@ if TYPE_CHECKING:
 
     from .core.conversation import Conversation
     from .core.loop import Loop
+    from .crew import Worker
     from .messages import Message
-    from .transports.spawn import Command
 
-__all__ = ["Attempt", "Task", "Tasks", "Worker"]
-
-_MUCH = 512 * 1024  # bytes; a worker that has more to read gets no further task
+__all__ = ["Attempt", "Task", "Tasks"]
 
 
 class Task(Pending):
@@ -202,52 +199,3 @@ class Attempt(Pending):
 
     def tell(self) -> None:
         self.take(self)
-
-
-class Worker:
-    """One process, also before it is started.
-
-    Attributes:
-        command: What is started.
-        deaths: How many in a row have ended before they answered anything, up to this one.
-        start_at: When it may be started.
-        session: The session with it, or None.
-        conversation: What is behind that; None until something was done with it.
-        running: What it has.
-        given: How many tasks it was given in all.
-        ready: Whether it can be given any.
-        came_up: Whether it has answered one, or was busy with one for too long.
-        due: When it must have given a sign of life; None for not at all.
-    """
-
-    def __init__(self, command: Command, deaths: int = 0) -> None:
-        self.command = command
-        self.deaths = deaths
-        self.start_at: float = -inf
-        self.session: Any = None
-        self.conversation: Any = None
-        self.running: dict[Attempt, None] = {}
-        self.given = 0
-        self.ready = False
-        self.came_up = False
-        self.due: float | None = None
-
-    @property
-    def is_clogged(self) -> bool:
-        """Whether it has to read before a task can be sent to it."""
-        return self.ready and self.conversation.outbox.queued_bytes > _MUCH and self.conversation.is_writable
-
-    def can_take(self, in_flight: int, most: int | None) -> bool:
-        """Return whether it can be given a task.
-
-        Args:
-            in_flight: How many it has at a time at most.
-            most: How many it is given in all at most; None for no limit.
-        """
-        return (
-            self.ready
-            and len(self.running) < in_flight
-            and self.given != most
-            and self.conversation.outbox.queued_bytes <= _MUCH
-            and self.conversation.is_writable
-        )

@@ -129,9 +129,6 @@ class Replies:
         pending.deadline = deadline
         self._table[pending.id] = pending
 
-    def __contains__(self, pending: Pending) -> bool:
-        return self._table.get(pending.id) is pending
-
     def _checked(self, generate: Callable[[], Any]) -> str:
         id = generate()
         self._check(id)
