@@ -199,7 +199,7 @@ class Crew:
         queue = self.tasks.queue
         attempt = Attempt.make(task, worker, self.take)
         conversation = worker.conversation
-        last = conversation.outbox.last
+        accepted = conversation.outbox.accepted
         try:
             # atomic: no calls
             if not queue or queue[0] is not task:
@@ -216,7 +216,7 @@ class Crew:
                 self._not_given(attempt, exc)
                 return
             conversation.replies.remove(attempt)
-            if conversation.outbox.last is last:
+            if conversation.outbox.accepted == accepted:
                 self.tasks.put_back(attempt, False)
             else:  # it is sent, so a reply will come
                 attempt.settled = 0

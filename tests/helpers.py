@@ -477,8 +477,8 @@ def received_bytes(session: Session) -> int:
 
 
 def last_sent(session: Session) -> Any:
-    """Return another object after each message that a session has written or queued."""
-    return session._conversation.channel.outbox.last
+    """Return how many messages a session has written or queued."""
+    return session._conversation.channel.outbox.accepted
 
 
 def is_broken(session: Session) -> bool:

@@ -278,6 +278,20 @@ def test_flush_ends_when_the_other_side_does(raw: RawPeer) -> None:
         raw.session.flush()
 
 
+def test_what_was_sent_does_not_stay_in_memory(raw: RawPeer) -> None:
+    session = raw.session
+    session.notify(Note("warm"))
+    tracemalloc.start()
+    try:
+        session.notify(Note(data=bytes(8_000_000)))
+        while session.queued_bytes:
+            raw.read()
+            session.transport.flush()
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def fill(raw: RawPeer, limit: int = 64 * MIB) -> List[str]:
     """Notify until it is refused; returns what was accepted."""
     sent: List[str] = []

@@ -729,7 +729,7 @@ def test_interruptions_lose_and_double_nothing(peer, host, pair):
 
     def send(session):
         number, last = sent[session]
-        if last_sent(session) is not last:  # whether an interrupted notify() has sent its message is for this to say
+        if last_sent(session) != last:  # whether an interrupted notify() has sent its message is for this to say
             number += 1
             sent[session] = [number, last_sent(session)]
         if number < count:

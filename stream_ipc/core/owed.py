@@ -115,7 +115,7 @@ class Owed:
         owed = responder.owed
         outbox = responder.port.channel.outbox
         outer = loop.enter()
-        last = outbox.last
+        accepted = outbox.accepted
         try:
             # atomic: no calls
             if self in owed:
@@ -125,7 +125,7 @@ class Owed:
             self.was_open = responder.is_writable
             self.drop()
         except BaseException:
-            if outbox.last is last:
+            if outbox.accepted == accepted:
                 self.enter()
             else:
                 self.drop()

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Responder"]
 
-_UNKNOWN = object()
-
 _ENVELOPES = frozenset({RequestEnvelope, ResponseEnvelope})
 
 
@@ -68,7 +66,7 @@ class Responder:
     @property
     def is_full(self) -> bool:
         """Whether a reply would only add to a long queue that the other side still reads."""
-        return self._outbox.queued_bytes > HIGH_WATER and self._channel.inputs.ended is None
+        return self._conversation.is_stuck
 
     def serve(self, item: RequestEnvelope) -> int | None:
         """Ask the handlers of a request, and send the reply."""
@@ -80,7 +78,7 @@ class Responder:
         by_class = self.on_request.by_class
         reply: Any = None
         taken = False
-        last: Any = _UNKNOWN
+        accepted: int | None = None
         try:
             if cls in by_class:
                 chain = by_class[cls]
@@ -121,7 +119,7 @@ class Responder:
             if not taken:
                 take_out(inbox, item)
                 taken = True
-            last = self._outbox.last
+            accepted = self._outbox.accepted
             self.send_reply(item.id, reply)
         except BaseException as exc:
             # If the program goes on, the requester gets its reply in the next turn, or learns what happened; if it ends,
@@ -129,7 +127,7 @@ class Responder:
             if not taken and isinstance(exc, Exception) and interruption_in(exc) is None:
                 take_out(inbox, item)  # or it would raise this again and again
                 taken = True
-            if taken and (last is _UNKNOWN or self._outbox.last is last):
+            if taken and accepted in (None, self._outbox.accepted):
                 if not isinstance(reply, Owed):
                     deferred = isinstance(reply, Message) or find_deferrer(reply) is not None
                     reply = Owed(self, item.id, reply if deferred else failed_in_dispatch(exc))

@@ -152,8 +152,8 @@ class Channel:
         share: Channels with the same value take each other's frames, so that a message is encoded once; None: with none.
         transport: The transport as its user knows it.
         inputs: What it is read by.
-        outbox: What is queued to be written: an ``Outbox``, or what has the same ``queued_bytes``, ``last``, ``writing``,
-            ``corked``, ``is_broken`` and ``cork``.
+        outbox: What is queued to be written: an ``Outbox``, or what has the same ``queued_bytes``, ``accepted``,
+            ``writing``, ``corked``, ``is_broken`` and ``cork``.
         process: The ``Popen`` of the child at the other end, or None.
     """
 

@@ -68,7 +68,7 @@ class CustomChannel(Channel):
     """A channel over a ``MessageTransport``, or over any object with its abstract methods; ``TypeError`` for another."""
 
     volatile = True
-    last: Any = None  # not known
+    accepted: int = 0  # not known
     writing: bool = False
     corked: bool = False
 

@@ -38,7 +38,7 @@ class Outbox:
     Attributes:
         queue: Buffers, in order. Always the same list.
         queued_bytes: How many bytes these are, unless a write is under way.
-        last: The frame that was put in last.
+        accepted: How many frames have been put in.
         held: Whether a frame that is put in is not to be written at once: the queue is blocked, corked, or has failed.
         blocked: Whether the stream did not take everything, so that its descriptor is to be waited for.
         corked: Whether small frames are gathered.
@@ -51,12 +51,12 @@ class Outbox:
         "_left",
         "_on_change",
         "_writes",
+        "accepted",
         "blocked",
         "corked",
         "end",
         "error",
         "held",
-        "last",
         "queue",
         "queued_bytes",
         "writing",
@@ -66,7 +66,7 @@ class Outbox:
         self.end: WriteEnd = end
         self.queue: list[Any] = []
         self.queued_bytes: int = 0
-        self.last: Any = None
+        self.accepted: int = 0
         self.held: bool = False
         self.blocked: bool = False
         self.corked: bool = False
@@ -86,7 +86,7 @@ class Outbox:
             return
         # atomic: no calls
         self.queue += frame
-        self.last = frame
+        self.accepted += 1
 
         self._write()
 
@@ -98,7 +98,7 @@ class Outbox:
         # atomic: no calls
         self.queue += frame
         self.queued_bytes += size
-        self.last = frame
+        self.accepted += 1
 
         if self.corked and self.queued_bytes >= _GATHER and not (self.blocked or self.writing):
             self._write()
