@@ -34,8 +34,10 @@ from tests.helpers import (
     nothing_to_dispatch,
     places_apart,
     reply_bytes,
+    request_bytes,
     run_python,
     set_clock,
+    socket_of,
     tick_until,
     unframe,
     values,
@@ -674,6 +676,25 @@ def test_a_closed_stream_is_found_though_another_session_is_busy(peer: IpcPeer) 
     assert [type(error) for error in errors] == [InvalidStreamError]
     for fd in (write, back):
         os.close(fd)
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 2])
+def test_a_stream_that_its_owner_closes_while_its_queue_is_long(peer: IpcPeer, waiting: int) -> None:
+    errors: List[Any] = []
+    clock = set_clock(peer, FakeClock())
+    with RawPeer(peer) as raw:
+        session = raw.session
+        session.on_request(lambda ping: Pong("x" * 3_000_000))
+        session.on_exception(errors.append)
+        raw.write(*[request_bytes(str(index), Ping()) for index in range(1 + waiting)])
+        session.tick(0)
+        assert session.queued_bytes > 1_000_000
+        socket_of(session).close()
+        for _ in range(5):
+            clock.now += 1
+            peer.tick(0)
+        assert [type(error) for error in errors] == [InvalidStreamError] and not session.is_open
+        assert "was closed while a session was using it" in str(errors[0])
 
 
 def test_keeping_a_session_whose_stream_is_gone_changes_nothing(peer: IpcPeer) -> None:

@@ -336,11 +336,11 @@ class Dispatcher:
             keep = self.report(error) and not (isinstance(error, InvalidStreamError) and self._channel.find_invalid())
         finally:  # also if a handler was interrupted
             self._loop.repairs[self.port] = None  # first: after a further interruption the next turn finds out what is left
-            if type(item) is Failure:
-                self.port.failure_reported(keep)
             if not keep and self._conversation.is_open:
                 self._channel.drop_output()
                 self.port.end(reason)
+            if type(item) is Failure:
+                self.port.failure_reported(keep)
 
     def report(self, error: BaseException) -> bool:
         """Tell the on_exception handlers.
