@@ -1,5 +1,6 @@
 """The contract of a tick: what it returns, how long it waits, what it costs, who has a turn."""
 
+import io
 import math
 import os
 import resource
@@ -275,6 +276,29 @@ def test_all_ready_sessions_have_a_turn_in_one_tick(peer: IpcPeer) -> None:
     finally:
         for raw in raws:
             raw.sock.close()
+
+
+def test_an_idle_wait_looks_at_its_streams_once_in_a_while_and_not_twice(peer: IpcPeer) -> None:
+    class Stream(io.RawIOBase):
+        looked = 0
+
+        def fileno(self) -> int:
+            Stream.looked += 1
+            return read
+
+        def readinto(self, buffer: Any) -> int:
+            return os.readv(read, [buffer])
+
+    read, write = os.pipe()
+    session = peer.create_stream_session(write, Stream())
+    peer.tick(0)
+    Stream.looked = 0
+    start = time.monotonic()
+    while time.monotonic() < start + 1.2:
+        peer.tick(start + 1.2 - time.monotonic())
+    assert Stream.looked <= 3
+    session.close()
+    os.close(read)
 
 
 def test_a_thousand_idle_sessions_cost_a_tick_no_more_than_fifty() -> None:

@@ -242,8 +242,10 @@ class Loop(Guard):
                     self._owners.get(fd, self).on_ready(fd, mask)
                 if self.has_chores:
                     self._do_chores()
-                if now >= due or (not events and wait):
-                    self._on_time(now, not events)
+                if not events and wait:
+                    self._on_time(self.clock(), True)
+                elif now >= due:
+                    self._on_time(now, False)
                 if todo:
                     if starving:
                         if dispatch:
