@@ -155,8 +155,7 @@ class ResponsePromise(Facade, Generic[M_co]):
         if not callable(function):
             raise TypeError(f"add_done_callback() takes a function, not {function!r:.100}")
         pending = self._pending
-        pending.requester.loop.check_entry()
-        pending.call_back(function, self)
+        pending.requester.loop.inside(pending.call_back, function, self)
 
     def cancel(self) -> bool:
         """Give the request up; a late reply is discarded.
@@ -171,9 +170,7 @@ class ResponsePromise(Facade, Generic[M_co]):
             RuntimeError: Another thread is using the peer, or this is a fork.
         """
         pending = self._pending
-        pending.requester.loop.check_entry()
-        cancelled: bool = pending.requester.cancel(pending)
-        return cancelled
+        return pending.requester.loop.inside(pending.requester.cancel, pending)
 
 
 def request(

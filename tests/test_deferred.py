@@ -28,6 +28,7 @@ from tests.helpers import (
     FakeClock,
     HurryingClock,
     RawPeer,
+    drop_queued,
     framed,
     is_settled,
     no_pending,
@@ -747,6 +748,19 @@ def test_done_callback_of_a_reply_that_overtakes_a_request_which_has_to_wait(raw
     if what != "closes":
         session.tick(0)
     assert seen == expected
+
+
+def test_an_overdue_reply_behind_requests_is_found_though_the_first_of_these_fills_the_queue(raw: RawPeer) -> None:
+    session = raw.session
+    clock = set_clock(session.peer, FakeClock())
+    session.on_request(lambda ping: Pong("x" * 3_000_000))
+    promise = session.request(Ping(), timeout=1)
+    raw.write(request_bytes("a", Ping()), request_bytes("b", Ping()), reply_bytes(promise.id, Pong("it was there")))
+    for _ in range(3):
+        clock.now += 2
+        session.tick(0)
+    assert promise.settled and promise.wait() == Pong("it was there")
+    drop_queued(session)
 
 
 def test_thousands_of_done_callbacks_that_wait_do_not_exhaust_the_stack(peer: IpcPeer) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Callable, List
 
 import pytest
 
-from stream_ipc import IpcPeer, Message, WorkerPool, as_completed, gather
+from stream_ipc import IpcPeer, Message, PickleMessageSerializer, WorkerPool, as_completed, gather
 from tests.helpers import RawPeer, framed, run_python, shared_write_end, tick_until, unframe
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import listing
@@ -318,6 +318,61 @@ def test_two_threads_at_once_are_an_error(peer: IpcPeer) -> None:
         assert raw.read() == b"" and session.is_open and peer.sessions == (session,)
         raw.write(framed(Note("2")))
         tick_until(lambda: len(results) == 24, peer)
+
+
+class SlowSerializer(PickleMessageSerializer):
+    """Encodes a message of which the value is a function only after this has returned."""
+
+    def serialize(self, message: Message) -> bytes:
+        content: Any = getattr(message, "request", message)
+        if callable(content.value):
+            content.value()
+            content.value = None
+        return super().serialize(message)
+
+
+@pytest.mark.parametrize("how", ["notify", "request", "broadcast"])
+def test_thread_that_sends_keeps_the_others_out(how: str) -> None:
+    with IpcPeer(serializer=SlowSerializer()) as peer, RawPeer(peer) as raw:
+        results: List[Any] = []
+        session = raw.session
+        promise = session.request(Ping())
+        calls: List[Any] = [
+            lambda: session.notify(Ping()),
+            lambda: session.request(Ping()),
+            lambda: session.tick(),
+            lambda: session.flush(),
+            lambda: peer.broadcast(Ping()),
+            lambda: promise.cancel(),
+            lambda: promise.add_done_callback(print),
+            lambda: session.close(),
+        ]
+
+        def try_all() -> None:
+            results.extend([in_thread(call) for call in calls])
+
+        send: Any = peer.broadcast if how == "broadcast" else getattr(session, how)
+        send(Ping(try_all))
+        assert [type(result) for result in results] == [RuntimeError] * len(calls)
+        assert len(raw.messages()) == 2 and session.is_open and not promise.settled
+
+
+@pytest.mark.parametrize("how", ["cancel", "add_done_callback"])
+def test_thread_in_a_done_callback_keeps_the_others_out(peer: IpcPeer, how: str) -> None:
+    with RawPeer(peer) as raw:
+        results: List[Any] = []
+        promise = raw.session.request(Ping())
+
+        def callback(promise: Any) -> None:
+            results.append(in_thread(lambda: raw.session.notify(Note())))
+
+        if how == "cancel":
+            promise.add_done_callback(callback)
+            promise.cancel()
+        else:
+            promise.cancel()
+            promise.add_done_callback(callback)
+        assert [type(result) for result in results] == [RuntimeError]
 
 
 def test_thread_that_waits_keeps_the_others_out(peer: IpcPeer) -> None:

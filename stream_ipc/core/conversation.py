@@ -108,19 +108,22 @@ class Conversation:
 
     def notify(self, message: Message) -> None:
         """Send a notification."""
-        if self.loop.thread is not None:
-            self.loop.check_entry()
-        if not self.is_open:
-            raise self.closed_error()
-        if self.outbox.queued_bytes > HIGH_WATER:
-            make_room(self, self.peer.timeout)
+        loop = self.loop
+        outer = loop.enter()
         try:
-            channel = self.channel
-            channel.put(channel.encode(NOTIFICATION, None, message))
-        except BaseException as exc:
-            self.loop.repairs[self.port] = None
-            self.port.note_write_error(exc)
-            raise
+            if not self.is_open:
+                raise self.closed_error()
+            if self.outbox.queued_bytes > HIGH_WATER:
+                make_room(self, self.peer.timeout)
+            try:
+                channel = self.channel
+                channel.put(channel.encode(NOTIFICATION, None, message))
+            except BaseException as exc:
+                loop.repairs[self.port] = None
+                self.port.note_write_error(exc)
+                raise
+        finally:
+            loop.thread = outer
 
     def send_frame(self, frame: Any) -> None:
         """Send a notification that was encoded before."""

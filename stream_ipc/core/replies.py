@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Replies"]
 
+_NEXT_LOOK = 0.01  # seconds
 _SWEPT = 50  # requests: a table of fewer is not looked through for dropped promises
 
 
@@ -75,49 +76,51 @@ class Replies:
         Raises:
             ValueError: The id cannot be used.
         """
-        loop = self.loop
-        if loop.thread is not None:
-            loop.check_entry()
         conversation = self.conversation
-        if not conversation.is_open:
-            raise conversation.closed_error()
-        deadline = None if timeout is None else loop.clock() + timeout
-        if self._outbox.queued_bytes > HIGH_WATER:
-            make_room(conversation, timeout)
-        table = self._table
-        if len(table) > self._sweep_at:
-            self._sweep()
-        pending: Any = attempt
+        loop = self.loop
+        outer = loop.enter()
         try:
-            # Before the send: the reply may be there at once.
-            if pending is None:
-                entry = Pending(promise)
-                entry.id = id = self._new_id()
-                entry.expect = expect
-                entry.timeout = timeout
-                entry.deadline = deadline
-                entry.settled = 0
-                entry.requester = self
-                entry.outcome = entry.watchers = None
-                pending = table[id] = entry
-            else:
-                self.enter(pending, deadline)
-            # Behind the id generator, which may turn or close: a turn finds out anew what is due.
-            if deadline is not None and deadline < self.due and conversation.is_open:
-                loop.set_timer(conversation, deadline)
-                self.due = deadline
-            if conversation.port.paused:
-                conversation.port.update_reading()  # or its reply might never be read
-            channel = self._channel
-            channel.put(channel.encode(REQUEST, pending.id, message))
-        except BaseException as exc:
-            loop.repairs[conversation.port] = None
-            if pending is not None:
-                pending.settled = 1  # nobody will ever see it
-                self.remove(pending)
-            conversation.port.note_write_error(exc)
-            raise
-        return pending  # type: ignore[no-any-return]
+            if not conversation.is_open:
+                raise conversation.closed_error()
+            deadline = None if timeout is None else loop.clock() + timeout
+            if self._outbox.queued_bytes > HIGH_WATER:
+                make_room(conversation, timeout)
+            table = self._table
+            if len(table) > self._sweep_at:
+                self._sweep()
+            pending: Any = attempt
+            try:
+                # Before the send: the reply may be there at once.
+                if pending is None:
+                    entry = Pending(promise)
+                    entry.id = id = self._new_id()
+                    entry.expect = expect
+                    entry.timeout = timeout
+                    entry.deadline = deadline
+                    entry.settled = 0
+                    entry.requester = self
+                    entry.outcome = entry.watchers = None
+                    pending = table[id] = entry
+                else:
+                    self.enter(pending, deadline)
+                # Behind the id generator, which may turn or close: a turn finds out anew what is due.
+                if deadline is not None and deadline < self.due and conversation.is_open:
+                    loop.set_timer(conversation, deadline)
+                    self.due = deadline
+                if conversation.port.paused:
+                    conversation.port.update_reading()  # or its reply might never be read
+                channel = self._channel
+                channel.put(channel.encode(REQUEST, pending.id, message))
+            except BaseException as exc:
+                loop.repairs[conversation.port] = None
+                if pending is not None:
+                    pending.settled = 1  # nobody will ever see it
+                    self.remove(pending)
+                conversation.port.note_write_error(exc)
+                raise
+            return pending  # type: ignore[no-any-return]
+        finally:
+            loop.thread = outer
 
     def enter(self, pending: Pending, deadline: float | None) -> None:
         """Enter a request that was made before.
@@ -238,7 +241,8 @@ class Replies:
 
         Args:
             now: The time.
-            arrived: Ids of replies that are there and have not been dispatched yet: they came in time.
+            arrived: Ids of replies that are there and have not been dispatched yet: they came in time. Whether they still
+                are is due to be looked at soon: what stands before them may have to wait.
 
         Returns:
             How many have failed.
@@ -248,8 +252,10 @@ class Replies:
         self.due = math.inf  # first: a done callback may send a request that is due earlier
         for pending in tuple(self._table.values()):
             deadline = pending.deadline
-            if deadline is None or pending.id in arrived:
+            if deadline is None:
                 continue
+            if deadline <= now and pending.id in arrived:
+                deadline = now + _NEXT_LOOK
             if deadline > now:
                 if deadline < self.due and not pending.settled:  # by a done callback of another
                     self.due = deadline
