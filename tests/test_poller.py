@@ -68,12 +68,12 @@ def test_a_number_that_the_kernels_set_has_already_is_watched_wherever_the_rebui
 
     for apart, where in interrupted_at_every_place(watch, kind, 10):
         # What a port does after an interruption: it takes what it watched away, and watches it anew.
-        apart.poller.unwatch(apart.sink)
+        apart.poller.unwatch(apart.sink, "writer")
         apart.poller.watch(apart.sink, WRITE, "writer")
         assert apart.ready() == [(apart.sink, WRITE)], where
         os.write(apart.sink, b"x")
         assert apart.ready() == [(apart.source, READ), (apart.sink, WRITE)], where
-        apart.poller.unwatch(apart.sink)
+        apart.poller.unwatch(apart.sink, "writer")
         assert apart.ready() == [(apart.source, READ)], where
 
 

@@ -162,8 +162,8 @@ def wait_for(loop: Loop, fd: int, events: int, limit: float) -> bool:
     awaited = _Awaited()
     try:
         if fd >= 0:
-            loop.watch(fd, events, awaited)
+            loop.poller.watch(fd, events, awaited)
         loop.run(awaited, limit, dispatch=False)
     finally:
-        loop.unwatch(fd, awaited)
+        loop.poller.unwatch(fd, awaited)
     return awaited.settled

@@ -104,7 +104,7 @@ class Acceptor:
             self._end = End(self._sock)
             if not isinstance(self.place, str):
                 self.place = (self.place[0], self._sock.getsockname()[1])
-            self.loop.watch(self._sock.fileno(), READ, self)
+            self.loop.poller.watch(self._sock.fileno(), READ, self)
         except OSError as exc:
             explain(exc, f"cannot listen at {self.place!r}")
             raise
@@ -126,7 +126,7 @@ class Acceptor:
             self._file.remove()
         self.loop.call_no_more(self)
         for fd in (self._sock.fileno(), *self._handshakes):
-            self.loop.unwatch(fd, self)
+            self.loop.poller.unwatch(fd, self)
         self.abandon()
         self.loop.listeners.pop(self, None)
         self.loop.repairs.pop(self, None)  # last: until then the next turn does it again
@@ -145,7 +145,7 @@ class Acceptor:
         """Check whether the socket was closed by somebody else, which no poller tells."""
         if not self.closed and self._end.why_invalid() is not None:
             log.error("%r: its descriptor was closed by somebody else; it listens no more, so make a new one", self)
-            self.loop.unwatch(self._sock.detach(), self)  # the number may be another file's by now
+            self.loop.poller.unwatch(self._sock.detach(), self)  # the number may be another file's by now
             self.close()
 
     # -- turns
@@ -179,7 +179,7 @@ class Acceptor:
             if self.closed:
                 return
             try:
-                self.loop.watch(self._sock.fileno(), READ, self)
+                self.loop.poller.watch(self._sock.fileno(), READ, self)
                 self._paused_until = math.inf
             except OSError as exc:  # there is no memory for it yet
                 pass_on(exc)
@@ -190,7 +190,7 @@ class Acceptor:
         self.loop.set_timer(self, min([self._paused_until, *[handshake.due for handshake in self._handshakes.values()]]))
 
     def _pause(self) -> None:
-        self.loop.unwatch(self._sock.fileno(), self)
+        self.loop.poller.unwatch(self._sock.fileno(), self)
         self._paused_until = self.loop.clock() + PAUSE
         self._set_timer()
 
@@ -261,7 +261,7 @@ class Acceptor:
         try:
             events = self._tls.handshake(handshake.sock)
             if events:
-                self.loop.watch(handshake.sock.fileno(), events, self)
+                self.loop.poller.watch(handshake.sock.fileno(), events, self)
                 return
         except (OSError, ValueError) as exc:
             pass_on(exc)
@@ -287,7 +287,7 @@ class Acceptor:
         fd = handshake.sock.fileno()
         self._handshakes.pop(fd, None)
         self._ready.pop(fd, None)
-        self.loop.unwatch(fd, self)
+        self.loop.poller.unwatch(fd, self)
         self._set_timer()
 
 

@@ -67,11 +67,16 @@ class Poller:
         self.poll = self._poll if self._epoll is None or self._always else self._epoll.poll
 
     def watch(self, fd: int, events: int, owner: Any) -> None:
-        """Watch a descriptor, or watch it for other events than before.
+        """Watch a descriptor for a task, or watch it for other events than before.
 
         Raises:
             OSError: It is closed, or there is no room for another.
         """
+        other = self.owners.get(fd)
+        if other is not None and other is not owner:
+            # The number was given to a new file, so the other's stream was closed and it was not told.
+            self._forget(fd)
+            other.check()
         if self._is_apart:
             self.rebuild()
         if not self._register(fd, events, os.fstat(fd).st_mode):
@@ -90,7 +95,7 @@ class Poller:
                 self._selector.register(fd, wanted)
         except (FileExistsError, KeyError, FileNotFoundError):
             # An interrupted call has left the selector's two tables apart.
-            self.unwatch(fd)
+            self._forget(fd)
             self.rebuild()
             self._selector.register(fd, wanted)
         except PermissionError:  # epoll refuses it
@@ -102,8 +107,12 @@ class Poller:
             return False
         return True
 
-    def unwatch(self, fd: int) -> None:
-        """Stop watching a descriptor. It may be closed already, or not be watched at all."""
+    def unwatch(self, fd: int, owner: Any) -> None:
+        """Stop watching a descriptor, if it is still the task's. It may be closed already, or not be watched at all."""
+        if self.owners.get(fd) is owner:
+            self._forget(fd)
+
+    def _forget(self, fd: int) -> None:
         if self._always.pop(fd, None) is not None:
             self._choose()
         try:
@@ -206,5 +215,5 @@ class OuterPoller(Poller):
     def watch_inner(self) -> None:
         """Watch the other, whose descriptor may be a new one under the same number."""
         fd = self._inner.fileno()
-        self.unwatch(fd)
+        self.unwatch(fd, None)
         self.watch(fd, READ, None)
