@@ -18,9 +18,10 @@ from ..clock import real_clock
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
 from .guard import Guard
+from .inspection import Inspection
 from .poller import OuterPoller, Poller
 from .teardowns import TEARDOWN_INTERVAL, Teardowns
-from .timers import Inspection, Timers
+from .timers import Timers
 from .waker import Waker
 
 TYPE_CHECKING = False
@@ -113,24 +114,6 @@ class Loop(Guard):
         self.has_chores = True
         self.todo.pop(conversation.dispatcher, None)
         self._timers.set(conversation, None)
-
-    def watch(self, fd: int, events: int, owner: Any) -> None:
-        """Watch a descriptor for a task, or watch it for other events than before.
-
-        Raises:
-            OSError: It cannot be watched.
-        """
-        other = self.poller.owners.get(fd)
-        if other is not None and other is not owner:
-            # The number was given to a new file, so the other's stream was closed and it was not told.
-            self.poller.unwatch(fd)
-            other.check()
-        self.poller.watch(fd, events, owner)
-
-    def unwatch(self, fd: int, owner: Any) -> None:
-        """Stop watching a descriptor, if it is still the task's."""
-        if self.poller.owners.get(fd) is owner:
-            self.poller.unwatch(fd)
 
     def set_timer(self, task: Any, when: float | None) -> None:
         """Have ``task.on_time(now)`` called when the clock has come so far; None for not at all.
@@ -322,6 +305,15 @@ class Loop(Guard):
         for conversation in tuple(self.conversations):
             if conversation.port.paused:
                 conversation.port.update_reading()
+
+    def hold_back(self, held: bool, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function while done callbacks are held back; or, not held, may run though a call around it holds them."""
+        before = self.starving
+        try:
+            self.starving = held
+            function(*arguments)
+        finally:
+            self.starving = before
 
     def _begin(self, starving: bool, dispatch: bool) -> None:
         """Do what interruptions have left and what was put off, before anything is waited for."""

@@ -45,19 +45,9 @@ if TYPE_CHECKING:
 else:
     Base = ref
 
-__all__ = ["Pending", "hold_back", "next_moment"]
+__all__ = ["Pending", "next_moment"]
 
 next_moment: Callable[[], int] = count(1).__next__  # numbers what happens: of two, the later one is greater
-
-
-def hold_back(loop: Loop, held: bool, function: Callable[..., Any], *arguments: Any) -> None:
-    """Call a function with done callbacks held back; or, not held, let them run even inside a call that holds them back."""
-    before = loop.starving
-    try:
-        loop.starving = held
-        function(*arguments)
-    finally:
-        loop.starving = before
 
 
 class Pending(Base):

@@ -1,6 +1,6 @@
-"""What is due by the clock: tasks at their times, and now and then a look at what no poller reports.
+"""Timers: what is due by the clock.
 
-Knows times, tasks by their ``on_time``, and what is open in a loop. Must not know what a task does.
+Knows times, and tasks by their ``on_time``. Must not know what a task does.
 """
 
 from __future__ import annotations
@@ -11,12 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .loop import Loop
-
-__all__ = ["Inspection", "Timers"]
-
-CHECK_INTERVAL = 0.5  # seconds between two checks
-_CHECKED_AT_ONCE = 16  # conversations in one check, so that it costs the same with one or a thousand
+__all__ = ["Timers"]
 
 
 class Timers:
@@ -54,33 +49,3 @@ class Timers:
         for task in tuple(self._due):
             task.on_time(-math.inf)  # nothing is due yet; the task sets its timer anew
         return min(self._due.values(), default=math.inf)
-
-
-class Inspection:
-    """Checks some conversations at a time, in turn, and all listeners and pools.
-
-    Owns whose turn it is.
-
-    Attributes:
-        due: When the next check is due.
-    """
-
-    def __init__(self, loop: Loop) -> None:
-        self.due: float = -math.inf
-        self._loop = loop
-        self._checked = 0
-
-    def check(self, now: float) -> None:
-        """Have tasks check whether their streams are still what they were."""
-        self.due = now + CHECK_INTERVAL
-        conversations = tuple(self._loop.conversations)
-        if len(conversations) > _CHECKED_AT_ONCE:
-            at = self._checked % len(conversations)
-            self._checked = at + _CHECKED_AT_ONCE
-            conversations = conversations[at : at + _CHECKED_AT_ONCE]
-        for conversation in conversations:
-            conversation.port.check()
-        for listener in tuple(self._loop.listeners):
-            listener.check()
-        for pool in tuple(self._loop.pools):
-            pool.check()
