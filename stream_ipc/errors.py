@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FrameTooLargeError", "InvalidStreamError", "IpcError", "RemoteError", "RequestTimeoutError", "SerializationError",
-    "StreamClosedError", "UnexpectedReplyError", "article", "describe", "printable",
+    "StreamClosedError", "UnexpectedReplyError", "article", "describe", "printable", "unraised",
 ]  # fmt: skip
 
 
@@ -142,6 +142,15 @@ def printable(text: str) -> str:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
         return text.encode("utf-8", "backslashreplace").decode()
+
+
+def unraised(error: StreamClosedError) -> StreamClosedError:
+    """Return an error like one that is raised, for what outlives it: the frames that it passes through stay with that."""
+    copy = StreamClosedError(*error.args)
+    copy.__cause__ = error.__cause__
+    if isinstance(copy.__cause__, OSError):
+        copy.__cause__.__traceback__ = None
+    return copy
 
 
 def describe(exc: BaseException) -> str:

@@ -378,11 +378,11 @@ UNRAISABLE = ("__del__",)
 # Where each limit is kept, and by which name.
 _LIMITS = {
     "back off": ["stream_ipc.crew._BACK_OFF"],
-    "check interval": ["stream_ipc.core.timers.CHECK_INTERVAL"],
+    "check interval": ["stream_ipc.core.inspection.CHECK_INTERVAL"],
     "death interval": [f"stream_ipc.transports.{module}.DEATH_INTERVAL" for module in ("process", "children")],
     "depth": [f"stream_ipc.core.{module}.MAX_DEPTH" for module in ("loop", "conversation")],
     "exit grace": ["stream_ipc.transports.children.EXIT_GRACE"],
-    "flush bound": [f"stream_ipc.core.{module}.FLUSH_BOUND" for module in ("conversation", "lifecycle", "sending")],
+    "flush bound": [f"stream_ipc.core.{module}.FLUSH_BOUND" for module in ("conversation", "lifecycle", "closing")],
     "inbox bytes": ["stream_ipc.core.port.INBOX_BYTES"],
     "inbox bytes hard": ["stream_ipc.core.port.INBOX_BYTES_HARD"],
     "inbox count": ["stream_ipc.core.port.INBOX_COUNT"],

@@ -305,7 +305,7 @@ def test_a_peer_that_cannot_be_closed_keeps_no_other_from_it(tmp_path: pathlib.P
         from tests.helpers import set_clock
         peers = [IpcPeer() for _ in range(3)]
         for peer in peers:
-            peer.create_session_pair()
+            peer.create_session_pair()[0].notify(Note("", bytes(900000)))
             set_clock(peer, None)
         into = IpcPeer().create_command_session(["sh", "-c", "exec cat >'%s'" % sys.argv[1]])
         into.notify(Note("", bytes(900000)))

@@ -121,6 +121,30 @@ def test_reply_that_is_there_beats_the_deadline(raw: RawPeer) -> None:
     assert promise.wait().value == "in time"
 
 
+@pytest.mark.parametrize("how", ["wait", "notify"])
+def test_the_reason_of_a_session_keeps_no_frame_of_its_users_alive(peer: IpcPeer, how: str) -> None:
+    class Local:
+        pass
+
+    def use(raw: RawPeer) -> "weakref.ref[Local]":
+        local = Local()
+        promises = [raw.session.request(Ping()) for _ in range(2)]
+        raw.sock.close()
+        if how == "notify":
+            with pytest.raises(StreamClosedError):
+                raw.session.notify(Note())
+        for promise in promises:
+            with pytest.raises(StreamClosedError) as info:
+                promise.wait()
+            assert str(info.value) == str(raw.session.reason)
+        return weakref.ref(local)
+
+    with RawPeer(peer) as raw:
+        reference = use(raw)
+        gc.collect()
+        assert reference() is None and raw.session.reason is not None
+
+
 def test_done_never_blocks_and_runs_no_handlers(raw: RawPeer) -> None:
     seen: List[Any] = []
     raw.session.on_message(seen.append)

@@ -1,7 +1,7 @@
-"""Closing: the end of a conversation, in steps that may each be interrupted.
+"""Closing: the end of a conversation, or of many side by side.
 
-Knows what is to be done and in which order. Must not know why a conversation ends. What the steps leave to be done is in
-``teardowns.py``.
+They take nothing any more, what is queued is written for a while, and then each is closed in steps that may be
+interrupted. What the steps leave to be done is in ``teardowns.py``. Must not know why a conversation ends.
 """
 
 from __future__ import annotations
@@ -13,15 +13,56 @@ from .. import log
 from ..clock import monotonic
 from ..handlers import Handler
 from ..interruptions import pass_on, pass_on_own
+from .until import Until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
     from typing import Any
 
+    from ..errors import StreamClosedError
     from ..transports.channel import Teardown
     from .conversation import Conversation
+    from .loop import Loop
 
-__all__ = ["Closing"]
+__all__ = ["FLUSH_BOUND", "Closing", "begin", "flush_bound", "write_out"]
+
+
+FLUSH_BOUND = 1.0  # seconds that closing gives to what is still queued
+
+
+def begin(conversations: Sequence[Conversation], reason: StreamClosedError) -> None:
+    """Take no more messages, fail what is pending, and write what is queued as far as it goes."""
+    for conversation in conversations:
+        conversation.stop()  # all of them first: what fails in one may be a reply that another waits for
+    for conversation in conversations:
+        conversation.replies.fail_all(reason)
+    for conversation in conversations:
+        conversation.port.look_for_end()
+        conversation.port.flush()
+
+
+def flush_bound(seconds: float | None, conversations: Iterable[Conversation]) -> float:
+    """Return how long closing may write what is queued.
+
+    Args:
+        seconds: How long all of closing may take; None for the usual bounds.
+        conversations: What is closed. If one has a child, that is left some of the time.
+    """
+    if seconds is None:
+        return FLUSH_BOUND
+    if any([conversation.channel.process is not None for conversation in conversations]):
+        return min(seconds, max(FLUSH_BOUND, seconds / 2))
+    return seconds
+
+
+def write_out(loop: Loop, conversations: Collection[Conversation], seconds: float) -> None:
+    """Write what is queued, for at most so long."""
+    outboxes = [conversation.outbox for conversation in conversations]
+    # What is being written beneath this call cannot be waited for.
+    written = Until(lambda: not any([outbox.queued_bytes and not outbox.writing for outbox in outboxes]))
+    if seconds > 0 and not written.settled:
+        loop.run(written, loop.clock() + seconds, dispatch=False)
 
 
 class Closing:
@@ -44,7 +85,7 @@ class Closing:
         channel = conversation.channel
         self._close_or_release: Any = channel.release if release else channel.close
         self._steps: deque[Any] = deque([conversation.port.close, partial(conversation.loop.remove, conversation)])
-        self._steps += (self._close_channel, self._fail_pending, conversation.replies.tell, self._log)
+        self._steps += (self._close_channel, self._fail_pending, conversation.loop.go_on, self._log)
         self._steps += conversation.on_close.of(type(conversation.session))
 
     @property

@@ -10,14 +10,13 @@ import math
 from ..errors import InvalidStreamError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, Message
-from .closing import Closing
+from .closing import FLUSH_BOUND, Closing, begin, flush_bound, write_out
 from .dispatcher import Dispatcher
 from .last_look import read_replies
 from .loop import MAX_DEPTH
 from .port import Port
 from .replies import Replies
-from .sending import FLUSH_BOUND, HIGH_WATER, Batches, flush_bound, make_room
-from .until import Until
+from .sending import HIGH_WATER, Batches, make_room
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -209,7 +208,14 @@ class Conversation:
                 self.hurry(loop.clock() + seconds)
             self._release = release
             reason = self._own_reason()
-            self._flush_bounded(reason)
+            if self._closing is None:
+                try:
+                    if self.is_open:
+                        begin([self], reason)
+                    seconds = None if self.due is None else self.due - loop.clock()
+                    write_out(loop, [self], flush_bound(seconds, [self]))
+                finally:  # after an interruption the next turn goes on with closing; not before, or the turns here would
+                    loop.repairs[self] = None
             self.close_now(reason, handlers=False)
             if self._closing is not None:
                 self._closing.wait()  # before the on_close handlers, which run after a child's last words
@@ -228,30 +234,8 @@ class Conversation:
             self._closing.hurry()
 
     def stop(self) -> None:
-        """Take no more messages. The caller fails what is pending next."""
+        """Take no more messages. The caller fails what is pending next; see ``begin`` in ``closing.py``."""
         self.is_open = False
-
-    def begin_close(self) -> None:
-        """Write what is queued as far as it goes."""
-        self.port.look_for_end()
-        self.port.flush()
-
-    def _flush_bounded(self, reason: StreamClosedError) -> None:
-        """Begin to close: write what is queued, within a short bound."""
-        outbox = self.outbox
-        loop = self.loop
-        if self._closing is not None:
-            return
-        try:
-            if self.is_open:
-                self.stop()
-                self.replies.fail_all(reason)
-                self.begin_close()
-            seconds = flush_bound(None if self.due is None else self.due - loop.clock(), [self])
-            if outbox.queued_bytes and not outbox.writing and seconds > 0:
-                loop.run(Until(lambda: not outbox.queued_bytes), loop.clock() + seconds, dispatch=False)
-        finally:  # after an interruption the next turn goes on with closing; not before, or the turns here would
-            loop.repairs[self] = None
 
     def close_now(self, reason: StreamClosedError, handlers: bool = True) -> None:
         """Close at once: what is queued is dropped, what is pending fails, the streams are closed or released.

@@ -15,12 +15,10 @@ from weakref import WeakSet
 from .. import log
 from ..clock import monotonic
 from ..errors import StreamClosedError
+from .closing import FLUSH_BOUND, begin, flush_bound, write_out
 from .conversation import Conversation
 from .loop import Loop
-from .pending import hold_back
-from .sending import FLUSH_BOUND, flush_bound
 from .teardowns import Teardowns
-from .until import Until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,13 +51,13 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
     if seconds is not None:
         for conversation in conversations:
             conversation.hurry(loop.clock() + seconds)
-    _begin_close(loop)
+    _begin(loop)
     try:
-        _write_queued(loop, flush_bound(seconds, conversations))
+        write_out(loop, loop.conversations, flush_bound(seconds, conversations))
     finally:
         loop.repairs |= loop.conversations  # after another interruption turns go on with closing
         _close(loop, handlers=False)
-        hold_back(loop, False, loop.go_on)  # what is left of done callbacks
+        loop.hold_back(False, loop.go_on)  # what is left of done callbacks
         loop.teardowns.wait(due=due, background=False)  # before the on_close handlers, which run after a child's last words
         try:
             _close(loop)
@@ -74,34 +72,22 @@ def _unclosed(loop: Loop) -> list[Conversation]:
     return [*loop.conversations, *[task for task in loop.repairs if isinstance(task, Conversation)]]
 
 
-def _begin_close(loop: Loop) -> None:
-    """Stop taking anything, fail what is pending, and write what is queued as far as it goes."""
+def _begin(loop: Loop) -> None:
+    """Take nothing any more, fail what is pending, and write what is queued as far as it goes."""
     try:
         loop.closing = True
-        conversations = tuple(loop.conversations)
-        hold_back(loop, True, _stop, loop, conversations)  # done callbacks may wait for any of what is pending
-        for conversation in conversations:
-            conversation.begin_close()
+        loop.hold_back(True, _close_others, loop)  # done callbacks may wait for any of what is pending
+        begin(tuple(loop.conversations), StreamClosedError(_CLOSED_TEXT))
     except BaseException:  # an interruption: the next turn goes on with closing
         loop.repairs |= loop.conversations
         raise
 
 
-def _stop(loop: Loop, conversations: Iterable[Conversation]) -> None:
+def _close_others(loop: Loop) -> None:
     for pool in tuple(loop.pools):
         pool.close()
     for listener in tuple(loop.listeners):
         listener.close()
-    for conversation in conversations:
-        conversation.stop()
-    for conversation in conversations:
-        conversation.replies.fail_all(StreamClosedError(_CLOSED_TEXT))
-
-
-def _write_queued(loop: Loop, seconds: float) -> None:
-    done = Until(lambda: not any([conversation.outbox.queued_bytes for conversation in loop.conversations]))
-    if seconds > 0:
-        loop.run(done, loop.clock() + seconds, dispatch=False)
 
 
 def _close(loop: Loop, handlers: bool = True) -> None:
@@ -138,11 +124,11 @@ def _close_all() -> None:
 def _close_side_by_side(loops: Collection[Loop]) -> None:
     for loop in loops:
         loop.thread = None  # its thread has ended, or will never run again
-    left = [loop for loop in loops if _try(loop, partial(_begin_close, loop))]
+    left = [loop for loop in loops if _try(loop, partial(_begin, loop))]
     due = monotonic() + FLUSH_BOUND
     while left and monotonic() < due:
         left = [loop for loop in left if any([c.outbox.queued_bytes for c in loop.conversations])]
-        left = [loop for loop in left if _try(loop, partial(_write_queued, loop, _EXIT_TURN))]
+        left = [loop for loop in left if _try(loop, partial(write_out, loop, loop.conversations, _EXIT_TURN))]
     for loop in loops:
         _try(loop, partial(_close, loop, handlers=False))
     try:
@@ -162,7 +148,7 @@ def _cut_short(loops: Iterable[Loop]) -> None:
     try:
         _kill(loops)  # before anything else: another interruption may come
         for loop in loops:
-            _try(loop, partial(hold_back, loop, True, _close, loop, False), "after an interruption")
+            _try(loop, partial(loop.hold_back, True, _close, loop, False), "after an interruption")
     finally:
         _kill(loops).wait()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from ..errors import InvalidStreamError, StreamClosedError
+from ..errors import InvalidStreamError, StreamClosedError, unraised
 from ..interruptions import pass_on, pass_on_lack_of_stack
 from ..transports.channel import POLL_INTERVAL
 from .items import Failure
@@ -135,14 +135,14 @@ class Port:
         self.watched = dict.fromkeys((*watched, *wanted), 0)  # unknown, until all is done
         for fd in watched:
             if fd not in wanted:
-                loop.unwatch(fd, self)
+                loop.poller.unwatch(fd, self)
         for fd, events in wanted.items():
             if watched.get(fd) == events:
                 continue
             if watched.get(fd) == 0:
-                loop.unwatch(fd, self)
+                loop.poller.unwatch(fd, self)
             try:
-                loop.watch(fd, events, self)
+                loop.poller.watch(fd, events, self)
             except (OSError, TypeError, ValueError, OverflowError) as exc:  # the last three of what is no descriptor
                 pass_on(exc)
                 self.report_failure(InvalidStreamError(f"descriptor {fd!r} cannot be waited for: {exc}"))
@@ -173,7 +173,7 @@ class Port:
         """Stop watching. An interrupted call can be made again."""
         self._closed = True
         for fd in tuple(self.watched):
-            self._loop.unwatch(fd, self)
+            self._loop.poller.unwatch(fd, self)
         self.watched = {}
         self._loop.call_no_more(self)
         self._loop.repairs.pop(self, None)
@@ -370,9 +370,10 @@ class Port:
                 return
             was_open = self._inputs.ended is None
             self.drain()
+            reason = unraised(exc)
             if was_open:
-                self._inputs.correct_end(self._inbox, exc)  # the failed write tells more than the end of what was read
-            self.end(exc)
+                self._inputs.correct_end(self._inbox, reason)  # the failed write tells more than the end of what was read
+            self.end(reason)
 
     def end(self, error: StreamClosedError) -> None:
         """Put the end into the inbox, if it is not there yet."""

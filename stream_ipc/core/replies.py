@@ -10,11 +10,20 @@ from functools import partial
 from weakref import ref
 
 from .. import log
-from ..errors import IpcError, RemoteError, RequestTimeoutError, UnexpectedReplyError, article, printable
+from ..errors import (
+    IpcError,
+    RemoteError,
+    RequestTimeoutError,
+    StreamClosedError,
+    UnexpectedReplyError,
+    article,
+    printable,
+    unraised,
+)
 from ..ids import needs_check
 from ..interruptions import pass_on
 from ..messages import MAX_ID_LENGTH, REQUEST, ErrorMessage
-from .pending import Pending, hold_back, next_moment
+from .pending import Pending, next_moment
 from .sending import HIGH_WATER, make_room
 
 TYPE_CHECKING = False
@@ -61,7 +70,6 @@ class Replies:
         self._new_id: Callable[[], str] = partial(self._checked, generate) if needs_check(ids) else generate
         self._table: dict[str, Pending] = {}
         self._sweep_at = _SWEPT
-        self._failed: dict[Pending, None] = {}  # whose done callbacks ``tell`` calls
 
     def count(self) -> int:
         """Take out the requests whose promises are gone; returns how many are left."""
@@ -208,33 +216,27 @@ class Replies:
             pending.fail(error)
             self.remove(pending)
 
-    def fail_all(self, error: BaseException) -> None:
+    def fail_all(self, error: StreamClosedError) -> None:
         """Fail what is pending: no reply will come any more. An interrupted call can be made again.
 
-        All settle first. ``tell``, or the next turn, then calls their done callbacks, any of which may wait for another of
-        these requests.
+        All settle first. The loop's ``go_on``, in the next turn at the latest, then calls their done callbacks, any of
+        which may wait for another of these requests.
         """
-        hold_back(self.loop, True, self._fail_each, error)
+        self.loop.hold_back(True, self._fail_each, error)
 
-    def _fail_each(self, error: BaseException) -> None:
+    def _fail_each(self, error: StreamClosedError) -> None:
         table = tuple(self._table.values())
         for pending in table:
+            own = unraised(error)  # the session keeps the other as its reason
             moment = next_moment()
             # atomic: no calls
             if not pending.settled:
-                pending.outcome = error
+                pending.outcome = own
                 pending.settled = moment
 
         for pending in table:
-            self._failed[pending] = None  # first: then an interrupted call still leaves it to ``tell``
             pending.fail(error)
             self.remove(pending)
-
-    def tell(self) -> None:
-        """Call the done callbacks of what ``fail_all`` has failed, unless none may run now: then a later turn does."""
-        for pending in tuple(self._failed):
-            pending.go_on()
-            self._failed.pop(pending, None)
 
     def expire(self, now: float, arrived: set[Any]) -> int:
         """Fail the requests whose deadline has passed, and find out when the next is due.

@@ -16,7 +16,7 @@ from .until import Until, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterator
     from typing import Any, TypeVar
 
     from ..messages import Message
@@ -26,13 +26,11 @@ if TYPE_CHECKING:
 
     S = TypeVar("S")
 
-__all__ = ["FLUSH_BOUND", "HIGH_WATER", "Batches", "broadcast", "flush", "flush_bound", "make_room"]
+__all__ = ["HIGH_WATER", "Batches", "broadcast", "flush", "make_room"]
 
 # Above this many queued bytes a send waits until the queue is below it again, and requests of this conversation wait in
 # the inbox, because their replies would only add to the queue.
 HIGH_WATER = 1024 * 1024
-
-FLUSH_BOUND = 1.0  # seconds that closing gives to what is still queued
 
 
 def make_room(conversation: Conversation, timeout: float | None) -> None:
@@ -97,20 +95,6 @@ def flush(conversation: Conversation, timeout: float | None) -> None:
             f"{outbox.queued_bytes} bytes are still queued ({conversation.name}): the other side has not read"
             f" them{within(timeout)}; is it ticking?"
         )
-
-
-def flush_bound(seconds: float | None, conversations: Iterable[Conversation]) -> float:
-    """Return how long closing may write what is queued.
-
-    Args:
-        seconds: How long all of closing may take; None for the usual bounds.
-        conversations: What is closed. If one has a child, that is left some of the time.
-    """
-    if seconds is None:
-        return FLUSH_BOUND
-    if any([conversation.channel.process is not None for conversation in conversations]):
-        return min(seconds, max(FLUSH_BOUND, seconds / 2))
-    return seconds
 
 
 # -- to many

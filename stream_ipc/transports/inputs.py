@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 
 from ..clock import monotonic
-from ..errors import InvalidStreamError, StreamClosedError
+from ..errors import InvalidStreamError, StreamClosedError, unraised
 from ..interruptions import interruption_in
 from ..wire.framing import START
 from .channel import DRAIN_READS, POLL_INTERVAL, Inputs
@@ -320,7 +320,7 @@ class StreamInputs(Inputs):
         else:
             error = StreamClosedError(f"the connection was lost{where} ({self.channel.describe()}): {error_text(cause)}")
         error.__cause__ = cause
-        return error
+        return unraised(error)
 
     def resume(self, inbox: deque[Received]) -> None:
         for source in tuple(self.by_fd.values()):
