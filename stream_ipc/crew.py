@@ -90,8 +90,9 @@ class Worker:
 class Crew:
     """The workers of one pool, which of them has which task, and when another is started.
 
-    Owns the workers and the tasks. Is called by the loop: ``on_time``, ``check``, ``close``, and ``go_on`` in the
-    turn after it was put into ``later``. What an interruption has left is done by ``check``.
+    Owns the workers and the tasks. Nothing is kept beside these: ``go_on``, which the loop calls in the turn after this was
+    put into its ``later``, gives tasks to whoever is free, and after a ``check`` looks first at all workers for what is to
+    be done with them, be it that a time has come, or that an interruption has left it.
 
     Args:
         peer: What drives it.
