@@ -392,9 +392,13 @@ class Crew:
     def go_on(self) -> None:
         """Do what was left to a turn, and give tasks to workers."""
         while not self._loop.starving:  # otherwise this is inside of a call that runs no handlers
-            if self._untidy:
-                self._tidy()
-            self.give()
+            try:
+                if self._untidy:
+                    self._tidy()
+                self.give()
+            except BaseException:
+                self.check()
+                raise
             if not self._untidy:
                 break
 

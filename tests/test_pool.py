@@ -1024,6 +1024,7 @@ def test_interruption_while_a_worker_dies_loses_no_task(tmp_path: Path, kind: Ty
         at_every_place(scenario, kind, step=5)
 
 
+@pytest.mark.matrix
 @BOTH
 def test_interrupted_submit_does_no_task_twice(peer: IpcPeer, tmp_path: Path, kind: Type[BaseException]) -> None:
     path, numbers = tmp_path / "done", itertools.count()
@@ -1145,6 +1146,19 @@ def test_closing_ends_the_worker_of_an_interrupted_start(peer: IpcPeer, monkeypa
         pool.submit(Ping(1))
     pool.close()
     assert peer.sessions == ()
+
+
+def test_interrupted_look_at_workers_is_made_again_by_the_next_turn(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WorkerPool(peer, worker(), 1, tasks_per_worker=1) as pool:
+        promise = pool.submit(Ping())
+        once(monkeypatch, crew, "_close")
+        with pytest.raises(KeyboardInterrupt):
+            promise.wait()
+        assert len(pool.workers) == 1
+        peer.tick(0)
+        assert pool.workers == ()
 
 
 @pytest.mark.matrix
