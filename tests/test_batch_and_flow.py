@@ -13,6 +13,7 @@ from tests.helpers import (
     CpuMeter,
     HurryingClock,
     RawPeer,
+    drop_queued,
     framed,
     no_pending,
     received_bytes,
@@ -503,9 +504,14 @@ def test_reply_in_a_long_stream_is_found(raw: RawPeer) -> None:
 # -- how much is read before it is dispatched
 
 
+@pytest.mark.parametrize("queued", [0, MIB // 2])
 @pytest.mark.parametrize("limit", ["inbox bytes", "inbox count"])
-def test_inbox_that_handlers_do_not_work_off_is_bounded(raw: RawPeer, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+def test_inbox_that_handlers_do_not_work_off_is_bounded(
+    raw: RawPeer, monkeypatch: pytest.MonkeyPatch, limit: str, queued: int
+) -> None:
     set_limit(limit, 100_000 if limit == "inbox bytes" else 100, monkeypatch)
+    raw.session.notify(Note("", bytes(queued)))
+    assert (raw.session.queued_bytes > 0) == (queued > 0)  # which keeps no request waiting
 
     def fail(note: Note) -> None:
         raise ValueError(note.text)
@@ -526,6 +532,7 @@ def test_inbox_that_handlers_do_not_work_off_is_bounded(raw: RawPeer, monkeypatc
     raw.session.off_message(fail)
     tick_until(lambda: "inbox=0" in repr(raw.session) and not raw.session.peer.tick(), raw.session.peer)
     assert received_bytes(raw.session) > sent - 1100  # it was read on; half a note may be left
+    drop_queued(raw.session)
     raw.sock.close()
 
 

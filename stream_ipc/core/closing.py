@@ -39,7 +39,7 @@ def begin(conversations: Sequence[Conversation], reason: StreamClosedError) -> N
         conversation.replies.fail_all(reason)
     for conversation in conversations:
         conversation.port.look_for_end()
-        conversation.port.flush()
+        conversation.port.write_or_report()
 
 
 def flush_bound(seconds: float | None, conversations: Iterable[Conversation]) -> float:

@@ -12,6 +12,7 @@ from ..interruptions import pass_on, pass_on_lack_of_stack
 from ..transports.channel import POLL_INTERVAL
 from .items import Failure
 from .poller import READ, WRITE
+from .sending import HIGH_WATER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ __all__ = ["Port"]
 _INBOX_SMALL = 64  # messages: below this nothing is counted, because the next turn dispatches them
 INBOX_COUNT = 4096  # messages
 INBOX_BYTES = 4 * 1024 * 1024
-# ...but while nothing can be worked off, because a send waits for its queue to drain or because handlers are nested too
+# ...but while nothing can be worked off, because requests wait for the queue to drain or because handlers are nested too
 # deeply, reading must go on, or two sides that flood each other would wait for each other. It is still bounded.
 INBOX_BYTES_HARD = 256 * 1024 * 1024
 INBOX_COUNT_HARD = 500_000
@@ -163,7 +164,7 @@ class Port:
             self._inputs.resume(self._inbox)
             self.rearm()
             if not self.failing:
-                self.flush()
+                self.write_or_report()
                 if self.channel.outbox.is_broken and self._inputs.ended is None and self.channel.find_invalid() is None:
                     self.note_write_error(self.channel.broken_error())
             self._loop.todo[self._dispatcher] = None
@@ -192,7 +193,7 @@ class Port:
             if self.paused:  # then nothing else tells of its end
                 self._read_by(self._inputs.look_for_hangup)
         if outbox.queued_bytes and not outbox.corked:
-            self.flush()
+            self.write_or_report()
         if self._poll_due < math.inf:  # by a clock that may stand still
             self.poll()
         self.rearm()
@@ -202,7 +203,7 @@ class Port:
     def on_ready(self, fd: int, events: int) -> None:
         """Write and read: a descriptor is ready in some way, or (-1) it is time to poll."""
         if events != READ:
-            self.flush()
+            self.write_or_report()
             if events == WRITE or self._closed:
                 return
         if self._reading:
@@ -230,7 +231,7 @@ class Port:
         if self.channel.volatile:
             self.rearm()  # its answers may be others now
         if self._polls_output and not self.failing:
-            self.flush()
+            self.write_or_report()
         if self._closed or self.paused or self.failing or self._inputs.ended is not None:
             return
         self.on_ready(-1, READ)
@@ -275,7 +276,7 @@ class Port:
         dispatcher = self._dispatcher
         if inbox:
             size = self._inputs.received_bytes - dispatcher.dispatched_bytes
-            if self._loop.starving or self.channel.outbox.queued_bytes:
+            if self._loop.starving or self.channel.outbox.queued_bytes > HIGH_WATER:
                 paused = size > INBOX_BYTES_HARD or len(inbox) > INBOX_COUNT_HARD
             else:
                 paused = len(inbox) > INBOX_COUNT or size > INBOX_BYTES
@@ -338,8 +339,8 @@ class Port:
             self.note_write_error(exc)
             raise
 
-    def flush(self) -> None:
-        """Write what the stream takes now; what goes wrong is reported in turn."""
+    def write_or_report(self) -> None:
+        """Write as ``write`` does; what goes wrong is reported in turn."""
         if self._closed:
             return
         try:

@@ -212,7 +212,7 @@ class Batches:
     def flush(self) -> None:
         """Write what was gathered so far; what goes wrong is reported in turn."""
         if self.queued_bytes:
-            self._port.flush()
+            self._port.write_or_report()
         if not self._under_way:  # an interruption has come before the end of the last one
             self._outbox.cork(False)
             self._loop.corked.pop(self, None)

@@ -276,7 +276,7 @@ class ProcessTeardown(Teardown):
                     text.read(self.messages)
         except BlockingIOError:
             if text is not None:
-                text.flush(self.messages, if_due=True)
+                text.give_out(self.messages, if_due=True)
         except (OSError, ValueError) as exc:
             pass_on(exc)
             return True

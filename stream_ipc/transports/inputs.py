@@ -77,7 +77,7 @@ class Input:
             return 0.0
         return None if self.end.watched else POLL_INTERVAL
 
-    def flush(self, inbox: deque[Received], if_due: bool = False) -> None:
+    def give_out(self, inbox: deque[Received], if_due: bool = False) -> None:
         """Append what is not finished as it is, or only if it has waited long enough: of frames, nothing."""
 
     def read(self, inbox: deque[Received]) -> None:
@@ -179,10 +179,10 @@ class TextInput(Input):
             self.due = now + _LINE_DELAY
         return sooner(super().poll_in, max(0.0, self.due - now))
 
-    def flush(self, inbox: deque[Received], if_due: bool = False) -> None:
+    def give_out(self, inbox: deque[Received], if_due: bool = False) -> None:
         if self.ended or (if_due and (self.due is None or monotonic() < self.due)):
             return
-        items, state = self.decoder.flush()
+        items, state = self.decoder.give_out()
         # atomic: no calls
         inbox += items
         self.decoder.state = state
@@ -232,7 +232,7 @@ class StreamInputs(Inputs):
         for source in tuple(self.by_fd.values()):
             if source.is_ahead or not source.end.watched:
                 source.read(inbox)
-            source.flush(inbox, if_due=True)
+            source.give_out(inbox, if_due=True)
         self.on_change()
 
     def drain(self, inbox: deque[Received]) -> None:
@@ -248,13 +248,13 @@ class StreamInputs(Inputs):
                 if self.received_bytes == before:
                     break
         if self.channel.early:
-            self.flush(inbox)
+            self.give_out(inbox)
             self.channel.complete_errors()
 
-    def flush(self, inbox: deque[Received]) -> None:
+    def give_out(self, inbox: deque[Received]) -> None:
         """Append lines of text that are not finished as they are."""
         for source in tuple(self.by_fd.values()):
-            source.flush(inbox)
+            source.give_out(inbox)
 
     def wait(self, seconds: float) -> bool:
         fds = self._fds()
@@ -306,7 +306,7 @@ class StreamInputs(Inputs):
 
     def put_end(self, inbox: deque[Received], error: StreamClosedError | None = None) -> None:
         if self.ended is None:
-            self.flush(inbox)  # before it is asked for its last words
+            self.give_out(inbox)  # before it is asked for its last words
         super().put_end(inbox, error or self.ended_error())
         self.on_change()
 

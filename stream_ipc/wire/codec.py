@@ -243,7 +243,7 @@ class TextDecoder:
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether ``flush`` would return something."""
+        """Whether ``give_out`` would return something."""
         return decode_text(self.state[0])[0] != ""
 
     def decode(self, data: bytes) -> tuple[list[Any], TextState]:
@@ -263,7 +263,7 @@ class TextDecoder:
         said, _ = decode_text(data[: len(data) - len(rest)], final=True)
         return self._messages(texts, said), (rest, begun)
 
-    def flush(self) -> tuple[list[Any], TextState]:
+    def give_out(self) -> tuple[list[Any], TextState]:
         """Return an unfinished line as it is, and the state behind it."""
         held, begun = self.state
         text, held = decode_text(held)
