@@ -121,7 +121,7 @@ class Closing:
             if self.teardown is None:
                 self.teardown = self._close_or_release()
             if self.teardown is not None:
-                self.teardown.take = partial(_deliver_late, self._conversation)
+                self.teardown.take = self._conversation.dispatcher.deliver_late
                 self._conversation.loop.add_teardown(self.teardown)
                 self.hurry()
         except Exception as exc:
@@ -152,27 +152,3 @@ class Closing:
         loop, due = self._conversation.loop, self._conversation.due
         if self.teardown is not None and due is not None:
             self.teardown.hurry(monotonic() + due - loop.clock())
-
-
-def _deliver_late(conversation: Conversation, messages: deque[Any]) -> None:
-    """Give the first message to its handlers though the session is closed: the last words of a child.
-
-    It is taken out before its first handler is called. Errors are logged.
-    """
-    message = messages[0]
-    session = conversation.session
-    taken = False
-    for handler in conversation.dispatcher.on_message.of(type(message)):
-        arguments = (message, session) if handler.takes_both else (message,)
-        try:
-            # atomic: no calls
-            if not taken:
-                taken = True
-                del messages[0]
-
-            handler.function(*arguments)
-        except Exception as exc:
-            pass_on_own(exc)
-            log.error("on_message handler of %r failed", session, exc_info=True)
-    if not taken:
-        del messages[0]

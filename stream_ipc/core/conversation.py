@@ -66,7 +66,6 @@ class Conversation:
         self.on_close: HandlerList = HandlerList("on_close", most=1)
         self.dispatcher: Dispatcher = Dispatcher(self)
         self.port: Port = Port(loop, channel, self.dispatcher)
-        self.dispatcher.attach(self.port)
         self.batches: Batches = Batches(loop, self.port)
         self._closing: Closing | None = None
         self._release = False  # whether closing leaves the streams to their owner

@@ -43,19 +43,16 @@ class Dispatcher:
     Owns the inbox, and the handlers of notifications and failures.
 
     Args:
-        conversation: Has its loop, its channel, its session and its replies by now, and lacks what is made of this.
+        conversation: Half made: loop, channel, session and replies are there, and the port is not.
 
     Attributes:
         inbox: Messages, errors that stand for messages, and other items, in order.
         on_message: Handlers of notifications.
         on_exception: Handlers of failures of the stream.
         dispatched_bytes: ``received_bytes`` of the inputs when the inbox was last empty.
-        port: Moves the bytes. It is made of this, and attached at once.
         kept: Notifications for calls of ``receive``.
         responder: Answers requests.
     """
-
-    port: Port
 
     def __init__(self, conversation: Conversation) -> None:
         self.inbox: deque[Any] = deque()
@@ -84,9 +81,10 @@ class Dispatcher:
             EndOfStream: self._end,
         }
 
-    def attach(self, port: Port) -> None:
-        """Take in the port, once it is made."""
-        self.port = self.responder.port = port
+    @property
+    def port(self) -> Port:
+        """What moves the bytes."""
+        return self._conversation.port
 
     @property
     def awaits_replies(self) -> bool:
@@ -161,8 +159,8 @@ class Dispatcher:
         else:  # not after a break: then the next turn finds out that nothing is left
             loop.todo.pop(self, None)
             self.dispatched_bytes = self._inputs.received_bytes
-            if self.port.paused:
-                self.port.update_reading()
+            if conversation.port.paused:
+                conversation.port.update_reading()
         return count
 
     def settle_replies(self) -> int:
@@ -270,6 +268,28 @@ class Dispatcher:
         if error is not None:
             raise error
         return 1
+
+    def deliver_late(self, messages: deque[Any]) -> None:
+        """Give the first message to its handlers though the session is closed: the last words of a child.
+
+        It is taken out before its first handler is called. Errors are logged.
+        """
+        message = messages[0]
+        taken = False
+        for handler in self.on_message.of(type(message)):
+            arguments = (message, self._session) if handler.takes_both else (message,)
+            try:
+                # atomic: no calls
+                if not taken:
+                    taken = True
+                    del messages[0]
+
+                handler.function(*arguments)
+            except Exception as exc:
+                pass_on_own(exc)
+                log.error("on_message handler of %r failed", self._session, exc_info=True)
+        if not taken:
+            del messages[0]
 
     def offer(self, entry: Entry) -> None:
         """Give a kept message to the handlers that were not there when it came."""

@@ -51,8 +51,7 @@ class Entry:
     Attributes:
         message: The message.
         size: About how many bytes it takes.
-        unseen: True while those that have come since are to see it, because no handler was there for it; otherwise None,
-            as ``offer`` stores it.
+        unseen: True if no handler has seen it yet, so that one that is registered later still may; otherwise None.
         wanted: The call that it came for. While that waits no other takes it, such as one of a handler that is getting it.
     """
 

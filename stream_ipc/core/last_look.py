@@ -2,9 +2,8 @@
 
 Knows conversations, their ports, and the loop that turns. Must not know what gives up.
 
-What had come in time counts though nobody could look: a process that was stopped, or busy with something else, is late
-itself, and the other side could only write or read as much as this side did. So a last look that comes late goes on while
-the other side does.
+A process that was stopped, or busy with something else, is late itself, so what the other side sent meanwhile still counts.
+And it could send only as much as this side read: so a last look that comes late goes on while the other side does.
 """
 
 from __future__ import annotations

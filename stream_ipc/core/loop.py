@@ -61,8 +61,9 @@ class Loop(Guard):
         corked: Batches that gather what is sent until the next turn.
         dispatched: How many items have been dispatched in all, without replies.
         depth: How many dispatches are under way, one inside the other.
-        starving: Whether handlers and done callbacks wait: while only bytes move, beyond MAX_DEPTH, while closing settles.
-        has_chores: Whether something may be corked, ending or to be polled without a descriptor, or nothing may be open.
+        starving: Whether users' functions must wait: while only bytes move, beyond MAX_DEPTH, while closing settles.
+            Inboxes may grow longer then.
+        has_chores: Whether a turn must also poll, uncork or tear down, or nothing may be open.
         waker: Makes the tick that is under way, or the next one, return at once.
         wakeups: Counts ticks that have returned for this.
         progress: Counts what a tick returns for besides messages: drained queues, requests that were given up,

@@ -64,7 +64,8 @@ class Pending(Base):
         outcome: The reply, or the error in its place; None until it has settled.
         requester: What has sent it.
         watchers: Functions that are called with the promise when it settles, or None.
-        callbacks: The same, of users, each with the promise, which they keep alive; not there unless there are watchers.
+        callbacks: Users' functions and the promise that each gets, which these keep alive; None if there are none, and not
+            there at all unless there are watchers.
     """
 
     __slots__ = ("callbacks", "deadline", "expect", "id", "outcome", "requester", "settled", "timeout", "watchers")

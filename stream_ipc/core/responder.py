@@ -43,10 +43,7 @@ class Responder:
         loop: The conversation's.
         on_request: Handlers of requests.
         owed: Replies that are still to be sent.
-        port: Moves the bytes. The dispatcher attaches it.
     """
-
-    port: Port
 
     def __init__(self, conversation: Conversation, inbox: deque[Any]) -> None:
         self.on_request: HandlerList = HandlerList("on_request", of_messages=True)
@@ -57,6 +54,11 @@ class Responder:
         self.loop: Loop = conversation.loop
         self._channel = conversation.channel
         self._outbox = conversation.channel.outbox
+
+    @property
+    def port(self) -> Port:
+        """What moves the bytes."""
+        return self._conversation.port
 
     @property
     def is_writable(self) -> bool:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     # What stands in an inbox: what was decoded, and the end behind it.
     Received = Union[Decoded, "EndOfStream"]
 
-    # Descriptors to read from, a descriptor to write to, and seconds until the next poll without an event.
+    # Descriptors to read from, one to write to, seconds until the next poll without an event, and whether what is queued
+    # can be written only by trying.
     Interest = tuple[Sequence[int], int | None, float | None, bool]
 
 
