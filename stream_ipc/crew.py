@@ -210,18 +210,18 @@ class Crew:
             worker.running[attempt] = None
             worker.given += 1
 
-            conversation.replies.request(None, task.message, task.timeout, task.expect, attempt)
+            conversation.requests.request(None, task.message, task.timeout, task.expect, attempt)
             task.deadline = attempt.deadline
         except BaseException as exc:
             if isinstance(exc, Exception) and interruption_in(exc) is None:
                 self._not_given(attempt, exc)
                 return
-            conversation.replies.remove(attempt)
+            conversation.requests.remove(attempt)
             if conversation.outbox.accepted == accepted:
                 self.tasks.put_back(attempt, False)
             else:  # it is sent, so a reply will come
                 attempt.settled = 0
-                conversation.replies.enter(attempt, attempt.deadline)
+                conversation.requests.enter(attempt, attempt.deadline)
                 task.deadline = attempt.deadline
             raise
 

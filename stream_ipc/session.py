@@ -59,7 +59,7 @@ class Session(Handling):
         state = conversation.state
         why = "" if reason is None or state == "forked" else f" ({conversation.short(reason)})"
         return (
-            f"<Session {conversation.name} {state}{why} pending={conversation.replies.count()}"
+            f"<Session {conversation.name} {state}{why} pending={conversation.requests.count()}"
             f" inbox={len(conversation.dispatcher.inbox)} queued={conversation.outbox.queued_bytes}>"
         )
 
@@ -197,7 +197,7 @@ class Session(Handling):
             check_timeout(timeout)
         else:
             timeout = conversation.peer.timeout
-        return request(conversation.replies, message, timeout, expect)
+        return request(conversation.requests, message, timeout, expect)
 
     def notify(self, message: Message) -> None:
         """Send a message that expects nothing.

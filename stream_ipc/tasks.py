@@ -191,7 +191,7 @@ class Attempt(Pending):
         attempt.id = task.id
         attempt.expect = task.expect
         attempt.timeout = task.timeout
-        attempt.requester = worker.conversation.replies
+        attempt.requester = worker.conversation.requests
         attempt.deadline = attempt.outcome = attempt.callbacks = None
         attempt.watchers = []  # not None, so that ``tell`` is called
         attempt.settled = 0

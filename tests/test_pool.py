@@ -37,7 +37,7 @@ from stream_ipc import (
     crew,
     gather,
 )
-from stream_ipc.core.replies import Replies
+from stream_ipc.core.requests import Requests
 from stream_ipc.core.teardowns import Teardowns
 from stream_ipc.tasks import Task, Tasks
 from tests.helpers import (
@@ -1366,7 +1366,7 @@ def test_task_that_could_not_be_sent_in_time_is_told_at_once(pool: WorkerPool, m
         raise error
 
     errors: List[Any] = []
-    monkeypatch.setattr(Replies, "request", request)
+    monkeypatch.setattr(Requests, "request", request)
     promise: Any = pool.submit(Ping(2))
     monkeypatch.undo()
     assert len(errors) == 1  # no other worker was to do it
@@ -1380,7 +1380,7 @@ def test_task_that_could_not_be_sent_in_time_is_told_at_once(pool: WorkerPool, m
 def test_interrupted_sending_does_not_count_as_a_task(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     with WorkerPool(peer, worker(), 1, tasks_per_worker=3) as pool:
         first = pool.submit(Ping("pid"), expect=Pong).wait().value
-        once(monkeypatch, Replies, "request")
+        once(monkeypatch, Requests, "request")
         with pytest.raises(KeyboardInterrupt):
             pool.submit(Ping(1))  # it stays in the queue
         pids = [pool.submit(Ping("pid"), expect=Pong).wait().value for _ in range(2)]

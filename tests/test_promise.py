@@ -26,7 +26,7 @@ from stream_ipc import (
     as_completed,
     gather,
 )
-from stream_ipc.core import replies
+from stream_ipc.core import requests
 from stream_ipc.core.lifecycle import drop_loop
 from tests.helpers import (
     WAIT,
@@ -561,7 +561,7 @@ def test_dropping_many_promises_takes_as_long_for_each(raw: RawPeer) -> None:
 
 
 def watchers_of(session: Any) -> int:
-    return len(session._conversation.replies.watchers)
+    return len(session._conversation.requests.watchers)
 
 
 def test_iterators_leave_nothing_behind(raw: RawPeer) -> None:
@@ -695,16 +695,16 @@ def test_a_done_callback_that_comes_as_the_moment_of_a_reply_is_taken_is_called(
     # A function in C, at whose return a signal is looked at; no profile function is told of it.
     a, b = peer.create_session_pair()
     b.on_request(lambda ping: Pong(ping.value))
-    real = replies.next_moment
+    real = requests.next_moment
     called: List[Any] = []
 
     def moment() -> int:
-        monkeypatch.setattr(replies, "next_moment", real)
+        monkeypatch.setattr(requests, "next_moment", real)
         promise.add_done_callback(called.append)
         return real()
 
     promise = a.request(Ping(1))
-    monkeypatch.setattr(replies, "next_moment", moment)
+    monkeypatch.setattr(requests, "next_moment", moment)
     assert promise.wait() == Pong(1)
     peer.tick(0)
     assert called == [promise]

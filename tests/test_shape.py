@@ -589,7 +589,7 @@ NEEDED = {
     "adding", "arguments", "classes", "clock", "errors", "handlers", "handling", "ids", "interruptions", "log", "messages",
     "opening", "peer", "promise", "registry", "session", "core", "core.closing", "core.conversation", "core.dispatcher",
     "core.guard", "core.inspection", "core.items", "core.kept", "core.last_look", "core.lifecycle", "core.loop",
-    "core.owed", "core.pending", "core.poller", "core.port", "core.replies", "core.responder", "core.sending",
+    "core.owed", "core.pending", "core.poller", "core.port", "core.requests", "core.responder", "core.sending",
     "core.teardowns", "core.timers", "core.until", "core.waker", "serializers", "serializers.pickle",
     "serializers.pickle_objects", "transports", "transports.channel", "transports.descriptors", "transports.ends",
     "transports.inputs", "transports.outbox", "transports.stdio", "transports.stream_channel", "wire", "wire.codec",

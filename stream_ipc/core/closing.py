@@ -36,7 +36,7 @@ def begin(conversations: Sequence[Conversation], reason: StreamClosedError) -> N
     for conversation in conversations:
         conversation.stop()  # all of them first: what fails in one may be a reply that another waits for
     for conversation in conversations:
-        conversation.replies.fail_all(reason)
+        conversation.requests.fail_all(reason)
     for conversation in conversations:
         conversation.port.look_for_end()
         conversation.port.write_or_report()
@@ -134,7 +134,7 @@ class Closing:
         conversation.dispatcher.inbox.clear()
         conversation.dispatcher.kept.end()
         conversation.dispatcher.responder.drop_owed()
-        conversation.replies.fail_all(conversation.reason)
+        conversation.requests.fail_all(conversation.reason)
 
     def _log(self) -> None:
         conversation = self._conversation

@@ -15,7 +15,7 @@ from .dispatcher import Dispatcher
 from .last_look import read_replies
 from .loop import MAX_DEPTH
 from .port import Port
-from .replies import Replies
+from .requests import Requests
 from .sending import HIGH_WATER, Batches, make_room
 
 TYPE_CHECKING = False
@@ -47,7 +47,7 @@ class Conversation:
         dispatcher: Works off its inbox.
         port: Moves its bytes.
         batches: Gather what is sent.
-        replies: Its pending requests.
+        requests: Its pending requests.
         on_close: Handlers of its end.
         name: What texts call it.
     """
@@ -62,7 +62,7 @@ class Conversation:
         self.reason: StreamClosedError | None = None
         self.due: float | None = None
         self.name: str = channel.describe()
-        self.replies: Replies = Replies(self)
+        self.requests: Requests = Requests(self)
         self.on_close: HandlerList = HandlerList("on_close", most=1)
         self.dispatcher: Dispatcher = Dispatcher(self)
         self.port: Port = Port(loop, channel, self.dispatcher)
@@ -139,21 +139,21 @@ class Conversation:
         loop = self.loop
         if self._writes_until is not None and now >= self._writes_until:
             loop.mark(self.dispatcher)
-        replies = self.replies
-        if now >= replies.due and self.is_open:
-            arrived = read_replies(self, replies.due)
-            if replies.expire(now, arrived):
+        requests = self.requests
+        if now >= requests.due and self.is_open:
+            arrived = read_replies(self, requests.due)
+            if requests.expire(now, arrived):
                 loop.progress += 1
             elif arrived and self.dispatcher.has_work:
                 loop.mark(self.dispatcher)
             elif arrived:  # what stands before these has to wait
                 loop.progress += self.dispatcher.settle_replies()
         else:
-            replies.expire(-math.inf, set())  # fails none, and finds out when the next is due
+            requests.expire(-math.inf, set())  # fails none, and finds out when the next is due
         if self.is_open:  # a done callback may have closed it, or read its end
             writes_until = self._writes_until
             due = math.inf if writes_until is None or now >= writes_until else writes_until
-            loop.set_timer(self, min(due, replies.due))
+            loop.set_timer(self, min(due, requests.due))
 
     def silence_hint(self) -> str:
         """Return what probably keeps a reply from coming, for the error of a request that got none."""
@@ -187,7 +187,7 @@ class Conversation:
         """Begin the while that an ended stream is kept, unless it has begun or nothing is queued."""
         if self._writes_until is None and self.outbox.queued_bytes:
             until = self.loop.clock() + FLUSH_BOUND
-            self.loop.set_timer(self, min(until, self.replies.due))
+            self.loop.set_timer(self, min(until, self.requests.due))
             self._writes_until = until  # last, so that an interrupted call is made again
 
     def close(self, release: bool = False, seconds: float | None = None) -> None:

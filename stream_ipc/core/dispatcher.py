@@ -65,7 +65,7 @@ class Dispatcher:
         self._loop = conversation.loop
         self._channel = conversation.channel
         self._inputs = conversation.channel.inputs
-        self._replies = conversation.replies
+        self._requests = conversation.requests
         self.responder: Responder = Responder(conversation, self.inbox)
         self._by_class = self.on_message.by_class
         self._scanned = 0  # so many items at the left hold no reply, if _last_scanned is still the last of them
@@ -89,7 +89,7 @@ class Dispatcher:
     @property
     def awaits_replies(self) -> bool:
         """Whether requests of this side wait for replies, so that reading must go on."""
-        return self._replies.count() > 0
+        return self._requests.count() > 0
 
     def begin_with(self, function: Callable[[Any], Any]) -> None:
         """Give the session to a function before anything else is dispatched."""
@@ -128,7 +128,7 @@ class Dispatcher:
             item = inbox[0]
             cls = type(item)
             if cls is ResponseEnvelope:
-                told = self._replies.settle(item.id, item.response)
+                told = self._requests.settle(item.id, item.response)
                 if inbox and inbox[0] is item:
                     del inbox[0]
                 count += 1
@@ -175,9 +175,9 @@ class Dispatcher:
         rest = len(items) - len(found)
         for _, item in reversed(found):
             if type(item) is ResponseEnvelope:
-                self._replies.settle(item.id, item.response)
+                self._requests.settle(item.id, item.response)
             else:
-                self._replies.fail(item.response_id, item)
+                self._requests.fail(item.response_id, item)
         for index, item in found:  # after the last is settled: settling twice is nothing, losing one is
             if index < len(inbox) and inbox[index] is item:  # a done callback may have ticked, or closed the session
                 del inbox[index]
@@ -186,7 +186,7 @@ class Dispatcher:
         self._scanned = rest if len(inbox) == rest else 0
         self._last_scanned = inbox[-1] if self._scanned else None
         if self._inputs.ended is not None:
-            self._replies.fail_all(self._inputs.ended)  # the rest of the end has to wait for its turn
+            self._requests.fail_all(self._inputs.ended)  # the rest of the end has to wait for its turn
         return len(found)
 
     def _arrive(self, item: Any) -> int:
@@ -310,7 +310,7 @@ class Dispatcher:
         if error.request_id is not None:
             self.responder.refuse(item, error.request_id, error)
         elif error.response_id is not None:
-            self._replies.fail(error.response_id, error)
+            self._requests.fail(error.response_id, error)
             take_out(self.inbox, item)
         else:
             self._deliver_or_keep(item, ErrorMessage(str(error)))

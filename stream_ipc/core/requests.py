@@ -1,4 +1,4 @@
-"""The requests of one conversation: how they are sent, and which have no reply yet.
+"""The requests of one conversation: they are sent here, and stand here until their reply or an error in its place.
 
 Knows its conversation, promises only as objects that may be dropped, and messages. Must not know frames or descriptors.
 """
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from .conversation import Conversation
     from .loop import Loop
 
-__all__ = ["Replies"]
+__all__ = ["Requests"]
 
-_NEXT_LOOK = 0.01  # seconds
+_NEXT_LOOK = 0.01  # seconds until an overdue request is looked at again whose reply waits for its turn
 _SWEPT = 50  # requests: a table of fewer is not looked through for dropped promises
 
 
-class Replies:
-    """The table of pending requests.
+class Requests:
+    """Sends requests, and holds those that have no reply yet.
 
     Owns the table and the time until which none is due. A scan of the table finds the next such time, so a request
     costs nothing for its deadline as long as it is answered. It is the ``Requester`` of each (see ``pending.py``).
