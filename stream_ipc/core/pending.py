@@ -95,11 +95,19 @@ class Pending(Base):
         """Whether nobody can ever learn the outcome."""
         return not self.watchers and self() is None
 
+    def settle(self, outcome: Any) -> bool:
+        """Take the outcome, unless there is one; returns whether that is so. Telling of it comes next."""
+        moment = next_moment()
+        # atomic: no calls
+        if self.settled:
+            return False
+        self.outcome = outcome
+        self.settled = moment
+        return True
+
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it has settled. An interrupted call can be made again."""
-        if not self.settled:
-            self.outcome = error
-            self.settled = next_moment()
+        self.settle(error)
         if self.watchers is not None or self.requester.watchers:
             self.tell()
 

@@ -227,13 +227,7 @@ class Requests:
     def _fail_each(self, error: StreamClosedError) -> None:
         table = tuple(self._table.values())
         for pending in table:
-            own = unraised(error)  # the session keeps the other as its reason
-            moment = next_moment()
-            # atomic: no calls
-            if not pending.settled:
-                pending.outcome = own
-                pending.settled = moment
-
+            pending.settle(unraised(error))  # the session keeps the other as its reason
         for pending in table:
             pending.fail(error)
             self.remove(pending)
@@ -268,20 +262,9 @@ class Requests:
 
     def cancel(self, pending: Pending) -> bool:
         """Give a request up because nobody wants its reply; returns whether it was still pending."""
-        if pending.settled:
-            if pending.watchers is not None:  # an interrupted call has left this
-                pending.tell()
-            return False
-        error = IpcError(f"request {pending.id} was cancelled by this side")
-        moment = next_moment()
         if pending.watchers is not None:
             self.loop.later[pending] = None
-        # atomic: no calls
-        cancelled = not pending.settled  # a signal handler may have turned
-        if cancelled:
-            pending.outcome = error
-            pending.settled = moment
-
+        cancelled = pending.settle(IpcError(f"request {pending.id} was cancelled by this side"))
         self.remove(pending)
         if pending.watchers is not None or self.watchers:
             pending.tell()
