@@ -17,6 +17,7 @@ from tests.helpers import (
     WAIT,
     CpuMeter,
     FakeClock,
+    HurryingClock,
     Interruption,
     RawPeer,
     framed,
@@ -276,6 +277,21 @@ def test_all_ready_sessions_have_a_turn_in_one_tick(peer: IpcPeer) -> None:
     finally:
         for raw in raws:
             raw.sock.close()
+
+
+def test_waiting_for_what_is_in_an_inbox_makes_no_turn(peer: IpcPeer) -> None:
+    looks: List[int] = []
+    with RawPeer(peer) as one, RawPeer(peer) as two:
+        promises = [raw.session.request(Ping(), timeout=None) for raw in (one, two)]
+        for raw, promise in zip((one, two), promises):
+            raw.write(reply_bytes(promise.id, Pong()))
+        promises[0].wait()
+        set_clock(peer, HurryingClock(lambda: looks.append(1)))  # each turn looks at it
+        for promise in promises:
+            assert promise.wait() == Pong()
+        assert looks == []
+        peer.tick(0)
+        assert len(looks) == 1
 
 
 def test_an_idle_wait_looks_at_its_streams_once_in_a_while_and_not_twice(peer: IpcPeer) -> None:

@@ -38,7 +38,6 @@ __all__ = ["MAX_DEPTH", "Loop"]
 
 MAX_DEPTH = 32  # nested dispatches; a tick beyond this only settles replies
 
-_LONG = 1e9  # seconds; sleep() takes no infinity
 _SLICE = 64  # messages of one conversation before the next has its turn
 
 
@@ -66,8 +65,7 @@ class Loop(Guard):
         has_chores: Whether a turn must also poll, uncork or tear down, or nothing may be open.
         waker: Makes the tick that is under way, or the next one, return at once.
         wakeups: Counts ticks that have returned for this.
-        progress: Counts what a tick returns for besides messages: drained queues, requests that were given up,
-            conversations that opened or closed.
+        progress: Counts what a tick returns for besides messages: queues drained, requests given up, sessions come or gone.
     """
 
     def __init__(self) -> None:
@@ -133,8 +131,8 @@ class Loop(Guard):
 
     def call_no_more(self, task: Any) -> None:
         """Have neither ``on_time`` nor ``poll`` of a task called any more."""
-        self._polled.pop(task, None)
-        self._timers.set(task, None)
+        self.set_polled(task, None)
+        self.set_timer(task, None)
 
     def add_teardown(self, teardown: Teardown) -> None:
         """Take in what is left to be done after something was closed: turns do it, step by step."""
@@ -167,7 +165,7 @@ class Loop(Guard):
             return self.run(None, 0 if self.repairs or (self.later and not self.starving) else math.inf)  # these happen
         if self.closed:
             self.check_entry()
-            time.sleep(min(timeout, _LONG))
+            time.sleep(min(timeout, 1e9))  # which takes no infinity
             return 0
         return self.run(None, self.clock() + timeout if timeout else 0)
 
@@ -198,8 +196,8 @@ class Loop(Guard):
         progress = self.progress
         try:
             self.depth = depth + 1
-            if self.repairs or self.later or starving:
-                self._begin(starving, dispatch)
+            if todo or self.repairs or self.later or starving:
+                count = self._begin(until, starving, dispatch)
                 if until is not None and until.settled:
                     return count
             now = self.clock()
@@ -232,8 +230,7 @@ class Loop(Guard):
                     self._on_time(now, False)
                 if todo:
                     if starving:
-                        if dispatch:
-                            count += sum([dispatcher.settle_replies() for dispatcher in tuple(todo)])
+                        count += self._settle_replies() if dispatch else 0
                     elif len(todo) > 1:
                         count += self._take_turns(until)
                     else:
@@ -316,8 +313,9 @@ class Loop(Guard):
         finally:
             self.starving = before
 
-    def _begin(self, starving: bool, dispatch: bool) -> None:
-        """Do what interruptions have left and what was put off, before anything is waited for."""
+    def _begin(self, until: Any, starving: bool, dispatch: bool) -> int:
+        """Do what interruptions have left and what was put off, before anything is waited for; returns as ``run`` does."""
+        count = 0
         for task in tuple(self.repairs):
             task.repair()
         if starving:
@@ -325,6 +323,14 @@ class Loop(Guard):
             self._update_paused()
         if dispatch:
             self.go_on()
+            if until is not None and self.todo:  # a tick reads first, or a busy inbox would keep it from reading
+                count = self._settle_replies() if starving else self._take_turns(until)
+                self.go_on()
+        return count
+
+    def _settle_replies(self) -> int:
+        """Settle the replies in all inboxes, and nothing else; returns how many."""
+        return sum([dispatcher.settle_replies() for dispatcher in tuple(self.todo)])
 
     def go_on(self) -> None:
         """Call what was put off until now."""
