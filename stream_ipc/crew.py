@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from operator import attrgetter
 
 from . import log
 from .clock import monotonic
@@ -18,6 +19,7 @@ from .messages import Message, is_text
 from .peer import loop_of
 from .session import conversation_of
 from .tasks import Attempt, Task, Tasks
+from .worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,68 +33,18 @@ if TYPE_CHECKING:
 __all__ = ["Crew"]
 
 _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
-_MUCH = 512 * 1024  # bytes; a worker that has more to read gets no further task
 _CLOGGED_INTERVAL = 0.05  # seconds until the next look at a worker that has much to read
 # So many deaths in a row at least, with no answer in between, fail what is queued, unless a worker still runs that did not
 # have to replace another.
 _DEATHS = 5
 
 
-class Worker:
-    """One process, also before it is started.
-
-    Attributes:
-        command: What is started.
-        deaths: How many in a row have ended before they answered anything, up to this one.
-        start_at: When it may be started.
-        session: The session with it, or None.
-        conversation: What is behind that; None until something was done with it.
-        running: What it has.
-        given: How many tasks it was given in all.
-        ready: Whether it can be given any.
-        came_up: Whether it has answered one, or was busy with one for too long.
-        due: When it must have given a sign of life; None for not at all.
-    """
-
-    def __init__(self, command: Command, deaths: int = 0) -> None:
-        self.command = command
-        self.deaths = deaths
-        self.start_at: float = -math.inf
-        self.session: Any = None
-        self.conversation: Any = None
-        self.running: dict[Attempt, None] = {}
-        self.given = 0
-        self.ready = False
-        self.came_up = False
-        self.due: float | None = None
-
-    @property
-    def is_clogged(self) -> bool:
-        """Whether it has to read before a task can be sent to it."""
-        return self.ready and self.conversation.outbox.queued_bytes > _MUCH and self.conversation.is_writable
-
-    def can_take(self, in_flight: int, most: int | None) -> bool:
-        """Return whether it can be given a task.
-
-        Args:
-            in_flight: How many it has at a time at most.
-            most: How many it is given in all at most; None for no limit.
-        """
-        return (
-            self.ready
-            and len(self.running) < in_flight
-            and self.given != most
-            and self.conversation.outbox.queued_bytes <= _MUCH
-            and self.conversation.is_writable
-        )
-
-
 class Crew:
     """The workers of one pool, which of them has which task, and when another is started.
 
-    Owns the workers and the tasks. Nothing is kept beside these: ``go_on``, which the loop calls in the turn after this was
-    put into its ``later``, gives tasks to whoever is free, and after a ``check`` looks first at all workers for what is to
-    be done with them, be it that a time has come, or that an interruption has left it.
+    Owns the workers and the tasks. ``go_on``, which the loop calls in the turn after this was put into its ``later``, gives
+    tasks to whoever is free. After a ``check`` it looks first at all workers for what is to be done with them, be it that a
+    time has come or that an interruption has left it.
 
     Args:
         peer: What drives it.
@@ -128,6 +80,9 @@ class Crew:
         self._start_timeout = start_timeout
         self.size: int = len(commands)
         self._workers: dict[Worker, None] = dict.fromkeys(map(Worker, commands))  # also those that are still to be started
+        # Where to look, so that a task costs the same however many workers there are. Such a look makes both anew.
+        self._free: dict[Worker, None] = {}  # in it are all that can take a task, and some that cannot
+        self._vacant = True  # whether some may still be to be started
         self._deaths = 0  # since the last answer of any worker
         self._untidy = False  # whether the next turn is to look at all workers
         self.closed: bool = False
@@ -160,7 +115,7 @@ class Crew:
     @property
     def can_give(self) -> bool:
         """Whether a worker may be free, or can be started sooner or later."""
-        return any([len(worker.running) < self.in_flight for worker in self._workers])
+        return bool(self._free) or self._vacant
 
     def finish(self) -> None:
         """Turn until all tasks have settled."""
@@ -183,17 +138,32 @@ class Crew:
             task = self.tasks.first
             if task is None:
                 break
-            free = [worker for worker in self._workers if worker.can_take(self.in_flight, self._tasks_per_worker)]
-            worker = min(free, key=_load, default=None)
+            worker = self._find_free()
             # One that may have several gets a second only where no other can have it.
-            if (worker is None or worker.running) and self._start(now, strict):
+            if (worker is None or worker.running) and self._vacant and self._start(now, strict):
                 continue
             if worker is None:
-                self._set_timer(now)
                 break
             self._give_to(worker, task)
         if not self._untidy:
             later.pop(self, None)
+
+    def _find_free(self) -> Worker | None:
+        """Return a worker that can take a task, one that has as few as any."""
+        free = self._free
+        while free:
+            if self.in_flight > 1:
+                worker = min(tuple(free), key=attrgetter("load"))
+            else:
+                for worker in free:  # next(iter(...)) would bear no signal handler that adds one
+                    break
+            if worker.can_take(self.in_flight, self._tasks_per_worker):
+                return worker
+            if worker.is_clogged:
+                self._set_timer(self._loop.clock())
+            if not worker.can_take(self.in_flight, self._tasks_per_worker):
+                free.pop(worker, None)
+        return None
 
     def _give_to(self, worker: Worker, task: Task) -> None:
         """Give the first task in the queue to a worker."""
@@ -237,6 +207,7 @@ class Crew:
         else:  # the task cannot travel
             self.tasks.settle(task, error)
         self.tasks.put_back(attempt, False)
+        self._free[worker] = None
         self.tasks.tell(task)
 
     def take(self, attempt: Attempt) -> None:
@@ -260,6 +231,7 @@ class Crew:
             if attempt in worker.running:
                 del worker.running[attempt]
                 task.attempt = None
+                self._free[worker] = None
                 if not ended and not late:
                     self._deaths = worker.deaths = 0
                     worker.came_up = True
@@ -275,10 +247,13 @@ class Crew:
 
     def _start(self, now: float, strict: bool) -> bool:
         """Start a worker if one is needed and can be started now; returns whether to look for one again."""
-        for worker in self._workers:
-            if worker.session is None and worker.start_at <= now:
+        vacant = [worker for worker in self._workers if worker.session is None]
+        for worker in vacant:
+            if worker.start_at <= now:
                 break
         else:
+            self._vacant = bool(vacant)
+            self._set_timer(now)
             return False
         coming = [other for other in self._workers if other.session is not None and not other.ready]
         if len(coming) >= len(self.tasks.queue):
@@ -318,7 +293,7 @@ class Crew:
             if self._on_session is not None:
                 self._on_session(session)
             if self._hello is None:
-                worker.ready = True
+                self._note_ready(worker)
         except BaseException as exc:
             if not isinstance(exc, Exception) or interruption_in(exc) is not None:
                 if worker.conversation is not None:
@@ -326,6 +301,11 @@ class Crew:
                 raise
             log.error("on_session of a worker pool failed", exc_info=True)
             self._kill(worker, f"on_session failed: {describe(exc)}")
+
+    def _note_ready(self, worker: Worker) -> None:
+        # atomic: no calls
+        worker.ready = True
+        self._free[worker] = None
 
     def _await_sign(self, worker: Worker) -> None:
         session: Any = worker.session
@@ -336,7 +316,7 @@ class Crew:
                 session.off_message(hear)
                 worker.due = None
                 if self._hello is not None:
-                    worker.ready = True
+                    self._note_ready(worker)
                     self._loop.later[self] = None
 
         session.on_message(hear)
@@ -345,7 +325,7 @@ class Crew:
         """Kill a worker that cannot be asked to end: it may be busy for ever."""
         self.check()
         worker.conversation.hurry(self._loop.clock())
-        _close(worker, text)
+        worker.close(text)
         self._loop.teardowns.step(deliver=False)
 
     def _replace(self, worker: Worker) -> None:
@@ -359,6 +339,7 @@ class Crew:
         if is_first:
             del self._workers[worker]
             self._workers[successor] = None
+            self._vacant = True
 
         if is_first and not worker.came_up and not self.closed:
             self._note_death(successor, worker.conversation.reason)
@@ -407,7 +388,9 @@ class Crew:
         # atomic: no calls
         self._untidy = False  # first: users' functions may leave something
         self._loop.later[self] = None
+        self._vacant = True
 
+        self._free.update(self._workers)
         now = self._loop.clock()
         self.tasks.repair()
         for worker in tuple(self._workers):
@@ -423,7 +406,7 @@ class Crew:
             elif worker.due is not None and worker.due <= now:
                 self._kill(worker, f"the worker gave no sign within {self._start_timeout} s, so it was killed")
             elif worker.given == self._tasks_per_worker and not worker.running:
-                _close(worker, "this side replaces the worker, which has done its share of tasks")
+                worker.close("this side replaces the worker, which has done its share of tasks")
         self._set_timer(now)
 
     def _set_timer(self, now: float) -> None:
@@ -472,18 +455,9 @@ class Crew:
             self.close(text)
         finally:  # a done callback may have been interrupted
             for worker in workers:
-                _close(worker, text)
+                worker.close(text)
         # Side by side; session.close() would do it one by one, and hurry each anew.
         mine = [teardown for teardown in loop.teardowns.all if teardown not in self._others]
         loop.teardowns.wait(mine, due, background=False)
         for worker in workers:
             worker.conversation.close()
-
-
-def _load(worker: Worker) -> int:
-    return len(worker.running)
-
-
-def _close(worker: Worker, text: str) -> None:
-    """Close a worker's session. Its process is ended and reaped by ticks."""
-    worker.conversation.close_now(StreamClosedError(f"{text} ({worker.conversation.name})"))

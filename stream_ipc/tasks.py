@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from .core.conversation import Conversation
     from .core.loop import Loop
-    from .crew import Worker
     from .messages import Message
+    from .worker import Worker
 
 __all__ = ["Attempt", "Task", "Tasks"]
 

@@ -40,6 +40,7 @@ from stream_ipc import (
 from stream_ipc.core.requests import Requests
 from stream_ipc.core.teardowns import Teardowns
 from stream_ipc.tasks import Task, Tasks
+from stream_ipc.worker import Worker
 from tests.helpers import (
     PATIENCE,
     CallAt,
@@ -1153,7 +1154,7 @@ def test_interrupted_look_at_workers_is_made_again_by_the_next_turn(
 ) -> None:
     with WorkerPool(peer, worker(), 1, tasks_per_worker=1) as pool:
         promise = pool.submit(Ping())
-        once(monkeypatch, crew, "_close")
+        once(monkeypatch, Worker, "close")
         with pytest.raises(KeyboardInterrupt):
             promise.wait()
         assert len(pool.workers) == 1

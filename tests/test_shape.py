@@ -34,7 +34,7 @@ LAYERS = [
     ["promise", "handling", "session", "listener", "deferred"],
     ["adding", "opening", "waiting"],
     ["peer"],
-    ["tasks", "crew", "pool_map", "pool"],
+    ["worker", "tasks", "crew", "pool_map", "pool"],
     [""],  # stream_ipc itself
     ["tap"],  # which needs nothing of it but what frames and formats look like
     ["__main__"],

@@ -1,0 +1,79 @@
+"""One worker of a pool: its process, and what it has been given.
+
+Knows its session, and the requests by which it has tasks. Must not know the other workers, nor when another is started.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .errors import StreamClosedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .tasks import Attempt
+    from .transports.spawn import Command
+
+__all__ = ["Worker"]
+
+_MUCH = 512 * 1024  # bytes; a worker that has more to read gets no further task
+
+
+class Worker:
+    """One process, also before it is started.
+
+    Attributes:
+        command: What is started.
+        deaths: How many in a row have ended before they answered anything, up to this one.
+        start_at: When it may be started.
+        session: The session with it, or None.
+        conversation: What is behind that; None until something was done with it.
+        running: What it has.
+        given: How many tasks it was given in all.
+        ready: Whether it can be given any.
+        came_up: Whether it has answered one, or was busy with one for too long.
+        due: When it must have given a sign of life; None for not at all.
+    """
+
+    def __init__(self, command: Command, deaths: int = 0) -> None:
+        self.command = command
+        self.deaths = deaths
+        self.start_at: float = -math.inf
+        self.session: Any = None
+        self.conversation: Any = None
+        self.running: dict[Attempt, None] = {}
+        self.given = 0
+        self.ready = False
+        self.came_up = False
+        self.due: float | None = None
+
+    @property
+    def load(self) -> int:
+        """How many tasks it has."""
+        return len(self.running)
+
+    @property
+    def is_clogged(self) -> bool:
+        """Whether it has to read before a task can be sent to it."""
+        return self.ready and self.conversation.outbox.queued_bytes > _MUCH and self.conversation.is_writable
+
+    def can_take(self, in_flight: int, most: int | None) -> bool:
+        """Return whether it can be given a task.
+
+        Args:
+            in_flight: How many it has at a time at most.
+            most: How many it is given in all at most; None for no limit.
+        """
+        return (
+            self.ready
+            and len(self.running) < in_flight
+            and self.given != most
+            and self.conversation.outbox.queued_bytes <= _MUCH
+            and self.conversation.is_writable
+        )
+
+    def close(self, text: str) -> None:
+        """Close its session. Its process is ended and reaped by ticks."""
+        self.conversation.close_now(StreamClosedError(f"{text} ({self.conversation.name})"))
