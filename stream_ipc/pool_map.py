@@ -5,10 +5,10 @@ Knows promises and the tasks behind them. Must not know workers.
 
 from __future__ import annotations
 
-from itertools import islice
+from collections import deque
 
 from .interruptions import pass_on
-from .promise import is_settled, pending_of
+from .promise import pending_of
 from .waiting import stray_stop
 
 TYPE_CHECKING = False
@@ -49,8 +49,9 @@ class Mapped:
         self._message: Any = None  # what was read and is not submitted
         self._tasks = tasks
         self._ahead = ahead
-        self._looked_at = 1 if ordered else ahead  # so many of those under way may be yielded next
+        self._ordered = ordered
         self._under_way: dict[ResponsePromise[Any], None] = {}  # in the order of the tasks
+        self._ready: deque[ResponsePromise[Any]] = deque()  # in that of settling, if that is asked for
         self._end: BaseException | None = None  # what is raised once all is yielded: the input has ended
 
     def __iter__(self) -> Mapped:
@@ -60,17 +61,21 @@ class Mapped:
         under_way = self._under_way
         while True:  # again if what was there was taken, by a handler that has called next() meanwhile
             self._submit()
-            if not under_way:
+            for promise in under_way:
+                break
+            else:
                 end = self._end
                 self._end = StopIteration()
                 raise end or StopIteration
+            until: Any = pending_of(promise) if self._ordered else self
             try:
-                if not self.settled:
-                    self._tasks.loop.run(self)
+                if not until.settled:
+                    self._tasks.loop.run(until)
             except StopIteration as exc:
                 raise stray_stop() from exc
-            promise = next(filter(is_settled, islice(under_way, self._looked_at)), None)
-            if promise is not None:
+            if not self._ordered and self._ready:
+                promise = self._ready[0]
+            if promise in under_way and promise.settled:
                 break
         error = reply = None
         try:
@@ -86,8 +91,11 @@ class Mapped:
 
     @property
     def settled(self) -> bool:
-        """Whether a reply can be yielded, or all were taken; what the loop's ``run`` looks at."""
-        return any(map(is_settled, islice(self._under_way, self._looked_at))) or not self._under_way
+        """Whether any has settled, or all were taken; what the loop's ``run`` looks at."""
+        ready = self._ready
+        while ready and ready[0] not in self._under_way:  # it was yielded, or came to nothing
+            del ready[0]
+        return len(ready) > 0 or not self._under_way
 
     def _submit(self) -> None:
         """Submit as many tasks as may be under way."""
@@ -105,6 +113,8 @@ class Mapped:
                 promise = self._make(self._message)
                 task: Any = pending_of(promise)
                 task.optional = True
+                if not self._ordered:
+                    task.watch(self._ready.append)
                 # atomic: no calls
                 queue += (task,)
                 under_way[promise] = None
