@@ -106,16 +106,19 @@ class LogMessage(Message, _Compared, wire_name="StreamIpc\\Message\\LogMessage")
     level: str = "info"
 
 
+_MARK = object()  # a pickle carries another
+
+
 def text_message(text: str, level: str) -> LogMessage:
     """Return the message for text of a stream that is no message."""
     message = LogMessage(text, level)
-    message.__dict__["_is_text"] = True
+    message.__dict__["_is_text"] = _MARK
     return message
 
 
 def is_text(message: Message) -> bool:
     """Return whether a message was made by ``text_message``, here and not by the other side."""
-    return type(message) is LogMessage and "_is_text" in message.__dict__
+    return type(message) is LogMessage and message.__dict__.get("_is_text") is _MARK
 
 
 @dataclass(repr=False, eq=False)

@@ -6,9 +6,9 @@ from typing import Any, List
 
 import pytest
 
-from stream_ipc import IpcPeer, LogMessage, Message, StreamClosedError
+from stream_ipc import IpcPeer, LogMessage, Message, PickleMessageSerializer, StreamClosedError
 from stream_ipc.core.kept import KEPT_COUNT
-from tests.helpers import CallAt, RawPeer, framed, reply_bytes, values
+from tests.helpers import CallAt, RawPeer, framed, reply_bytes, tick_until, values
 from tests.messages import Note, Ping, Pong
 
 
@@ -188,6 +188,16 @@ def test_stderr_of_a_child_is_not_kept(peer: IpcPeer) -> None:
     assert session.tick(20)
     with pytest.raises(TimeoutError):
         session.receive(0)
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_text_of_a_child_that_is_sent_on_is_a_message_like_any_other(unsafe: bool) -> None:
+    with IpcPeer(serializer=PickleMessageSerializer(unsafe=unsafe)) as peer, RawPeer(peer) as raw:
+        a, b = peer.create_session_pair()
+        raw.session.on_message(a.notify)
+        raw.write(b"stray text\n")
+        tick_until(lambda: peer.tick(0) == 0, peer)
+        assert b.receive(0) == LogMessage("stray text\n", LogMessage.LEVEL_JUNK)
 
 
 def test_errors_of_decoding_are_kept(raw: RawPeer) -> None:
