@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import sys
 
-from .classes import fields_of, is_named_tuple, is_pydantic, obstacle
+from .type_info import fields_of, is_named_tuple, is_pydantic, obstacle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

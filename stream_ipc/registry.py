@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from .classes import BOTH_SIDES, TypeInfo, obstacle
 from .errors import SerializationError, printable
+from .type_info import BOTH_SIDES, TypeInfo, obstacle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

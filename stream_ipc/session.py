@@ -17,9 +17,9 @@ from .arguments import (
     sendable,
 )
 from .core.conversation import Conversation
-from .core.kept import receive
+from .core.receiving import receive
 from .core.sending import flush
-from .handling import Handling
+from .handler_methods import HandlerMethods
 from .messages import Message
 from .promise import ResponsePromise, request
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Session", "conversation_of"]
 
 
-class Session(Handling):
+class Session(HandlerMethods):
     """One conversation with one other process.
 
     Made by the ``create_*`` methods and ``connect`` of ``IpcPeer``. It owns its

@@ -7,7 +7,7 @@ from typing import Any, List
 import pytest
 
 from stream_ipc import IpcPeer, LogMessage, Message, PickleMessageSerializer, StreamClosedError
-from stream_ipc.core.kept import KEPT_COUNT
+from stream_ipc.core.receiving import KEPT_COUNT
 from tests.helpers import CallAt, RawPeer, framed, reply_bytes, tick_until, values
 from tests.messages import Note, Ping, Pong
 
@@ -144,7 +144,7 @@ def test_the_newest_are_kept(raw: RawPeer, caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_a_signal_handler_that_ticks_loses_nothing_that_is_received(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream_ipc.core.kept.KEPT_COUNT", 3)
+    monkeypatch.setattr("stream_ipc.core.receiving.KEPT_COUNT", 3)
     number = 0
     while True:
         number += 1

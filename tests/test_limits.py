@@ -20,7 +20,7 @@ from stream_ipc import (
     WorkerPool,
     gather,
 )
-from stream_ipc.core.kept import KEPT_BYTES, KEPT_COUNT
+from stream_ipc.core.receiving import KEPT_BYTES, KEPT_COUNT
 from stream_ipc.core.sending import HIGH_WATER
 from stream_ipc.wire.codec import LINE_MAX, TextDecoder
 from tests.helpers import RawPeer, framed, limit, request_bytes, set_limit, tick_until

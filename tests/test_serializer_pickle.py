@@ -26,13 +26,13 @@ from typing import Any, Callable, ClassVar, Dict, Generic, Iterator, List, Named
 import pytest
 
 from stream_ipc import registry
-from stream_ipc.classes import compile_function
 from stream_ipc.errors import SerializationError
 from stream_ipc.messages import ErrorMessage, LogMessage, Message, RequestEnvelope, ResponseEnvelope
 from stream_ipc.registry import register_type
 from stream_ipc.serializers import pickle as module
 from stream_ipc.serializers import pickle_objects as objects
 from stream_ipc.serializers.pickle import PickleMessageSerializer
+from stream_ipc.type_info import compile_function
 from tests.helpers import span
 
 S = PickleMessageSerializer()

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom up: a module imports from its own layer and from those before it, and never in a circle.
 LAYERS = [
-    ["clock", "errors", "log", "interruptions", "classes"],
+    ["clock", "errors", "log", "interruptions", "type_info"],
     ["advice"],
     ["registry", "messages", "ids", "protocols"],
     ["serializers"],
@@ -31,7 +31,7 @@ LAYERS = [
     ["core.guard", "core.inspection", "core.items", "core.poller", "core.teardowns", "core.timers", "core.waker"],
     ["core.loop"],
     ["core"],  # what is left of it
-    ["promise", "handling", "session", "listener", "deferred"],
+    ["promise", "handler_methods", "session", "listener", "deferred"],
     ["adding", "opening", "waiting"],
     ["peer"],
     ["worker", "tasks", "crew", "pool_map", "pool"],
@@ -42,7 +42,7 @@ LAYERS = [
 
 # What is below transports/ turns values into other values. ids is not: it asks for the process id and the time. Nor is
 # interruptions: it asks for the handlers of signals.
-PURE = ["errors", "classes", "advice", "registry", "messages", "protocols", "serializers", "wire"]
+PURE = ["errors", "type_info", "advice", "registry", "messages", "protocols", "serializers", "wire"]
 IMPURE = {"os", "socket", "select", "selectors", "subprocess", "time", "threading", "_thread", "signal", "fcntl", "asyncio"}
 
 PUBLIC = [
@@ -586,9 +586,10 @@ UNNEEDED = {
 
 # What such a worker imports of the package: its start waits for each of them, and so does whoever started it.
 NEEDED = {
-    "adding", "arguments", "classes", "clock", "errors", "handlers", "handling", "ids", "interruptions", "log", "messages",
-    "opening", "peer", "promise", "registry", "session", "core", "core.closing", "core.conversation", "core.dispatcher",
-    "core.guard", "core.inspection", "core.items", "core.kept", "core.last_look", "core.lifecycle", "core.loop",
+    "adding", "arguments", "clock", "errors", "handlers", "handler_methods", "ids", "interruptions", "log", "messages",
+    "opening", "peer", "promise", "registry", "session", "type_info", "core", "core.closing", "core.conversation",
+    "core.dispatcher",
+    "core.guard", "core.inspection", "core.items", "core.receiving", "core.last_look", "core.lifecycle", "core.loop",
     "core.owed", "core.pending", "core.poller", "core.port", "core.requests", "core.responder", "core.sending",
     "core.teardowns", "core.timers", "core.until", "core.waker", "serializers", "serializers.pickle",
     "serializers.pickle_objects", "transports", "transports.channel", "transports.descriptors", "transports.ends",

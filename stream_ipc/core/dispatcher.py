@@ -19,7 +19,7 @@ from ..interruptions import pass_on, pass_on_own
 from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..transports.channel import EndOfStream
 from .items import Delivery, Failure, Opening, reply_id, take_out
-from .kept import Kept
+from .receiving import Kept
 from .responder import Responder
 
 TYPE_CHECKING = False
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from ..handlers import Chain
     from .conversation import Conversation
-    from .kept import Entry
     from .port import Port
+    from .receiving import Entry
 
 __all__ = ["Dispatcher"]
 
@@ -43,7 +43,7 @@ class Dispatcher:
     Owns the inbox, and the handlers of notifications and failures.
 
     Args:
-        conversation: Half made: loop, channel, session and replies are there, and the port is not.
+        conversation: Half made: loop, channel, session and requests are there, and the port is not.
 
     Attributes:
         inbox: Messages, errors that stand for messages, and other items, in order.

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .conversation import Conversation
-    from .kept import Wanted
     from .pending import Pending
     from .port import Port
+    from .receiving import Wanted
 
 __all__ = ["read_replies", "take_notification", "take_replies", "write_queued"]
 

@@ -32,8 +32,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar, NoReturn
 
-    from ..classes import FieldInfo, TypeInfo
     from ..protocols import Payload
+    from ..type_info import FieldInfo, TypeInfo
     from .text_classes import Builder, Conversions
     from .text_writing import Encoder
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, ClassVar
 
-    from ..classes import FieldInfo, TypeInfo
+    from ..type_info import FieldInfo, TypeInfo
     from .text_writing import Encoder
 
 __all__ = ["PhpMessageSerializer"]

@@ -22,8 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..classes import FieldInfo, TypeInfo
     from ..protocols import Payload
+    from ..type_info import FieldInfo, TypeInfo
     from .php_parser import Build, Simple
     from .text_classes import Conversions
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta, timezone, tzinfo
 
-from ..classes import TypeInfo
 from ..errors import SerializationError
+from ..type_info import TypeInfo
 from .text_classes import shown
 
 TYPE_CHECKING = False

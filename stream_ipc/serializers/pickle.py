@@ -19,7 +19,6 @@ from collections import defaultdict
 from io import BytesIO
 
 from .. import registry
-from ..classes import compile_function
 from ..errors import SerializationError, article, describe
 from ..interruptions import pass_on
 from ..messages import (
@@ -36,6 +35,7 @@ from ..messages import (
     put_in_envelope,
     take_out_of_envelope,
 )
+from ..type_info import compile_function
 from .pickle_objects import (
     ADVICE,
     ATOMS,
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..classes import TypeInfo
     from ..protocols import Payload
+    from ..type_info import TypeInfo
 
     Parts = bytes | list[bytes]
     Write = Callable[[int, Any, Message], Parts]

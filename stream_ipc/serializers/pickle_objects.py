@@ -13,16 +13,16 @@ from __future__ import annotations
 from _pickle import Pickler, Unpickler
 
 from .. import registry
-from ..classes import compile_function
 from ..errors import SerializationError, article
 from ..registry import by_class, not_registered
+from ..type_info import compile_function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..classes import TypeInfo
+    from ..type_info import TypeInfo
 
     TakeApart = Callable[[Any], tuple[Any, ...]]
     Build = Callable[["Handle", "Resolver"], Any]

@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 
 from .. import registry
-from ..classes import compile_function
 from ..errors import SerializationError, article, printable
 from ..messages import ENVELOPES, MAX_ID_LENGTH, ErrorMessage, LogMessage, Message
+from ..type_info import compile_function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
-    from ..classes import TypeInfo
+    from ..type_info import TypeInfo
 
     Builder = Callable[[dict[Any, Any]], Any]
     Conversions = dict[str, dict[type, Callable[[Any], Any]]]  # by plain_type() of the field and type of the value

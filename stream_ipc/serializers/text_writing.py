@@ -12,10 +12,10 @@ from __future__ import annotations
 from operator import add
 
 from .. import registry
-from ..classes import compile_function
 from ..errors import SerializationError, article, describe
 from ..interruptions import pass_on
 from ..messages import ENVELOPES, NOTIFICATION, REQUEST, RESPONSE, Message, no_message
+from ..type_info import compile_function
 from .text_classes import shown
 
 TYPE_CHECKING = False
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, NoReturn
 
-    from ..classes import FieldInfo, TypeInfo
     from ..protocols import Payload
+    from ..type_info import FieldInfo, TypeInfo
 
     Encoder = Callable[[Any, int, set[int]], str]  # (value, depth, ids of the objects so far)
     Write = Callable[[int, Any, Message], bytes]

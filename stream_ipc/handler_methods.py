@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     RequestH = TypeVar("RequestH", bound=RequestHandler)
     CloseH = TypeVar("CloseH", bound=CloseHandler)
 
-__all__ = ["Handling"]
+__all__ = ["HandlerMethods"]
 
 
 def _registration(method: F) -> F:
@@ -53,7 +53,7 @@ def _registration(method: F) -> F:
     return register  # type: ignore[return-value]
 
 
-class Handling(Facade):
+class HandlerMethods(Facade):
     """The part of ``Session`` that registers handlers."""
 
     if TYPE_CHECKING:
@@ -150,4 +150,4 @@ class Handling(Facade):
         self._conversation.on_close.remove(handler)
 
 
-name_methods(Handling, "Session")
+name_methods(HandlerMethods, "Session")
