@@ -1228,6 +1228,30 @@ def test_interrupted_failure_of_a_write_still_ends_the_session(kind: Type[BaseEx
     assert number > 20
 
 
+@pytest.mark.parametrize("kind", [Interruption, InterruptionError])
+def test_as_completed_learns_of_what_an_interrupted_cancel_has_settled(kind: Type[BaseException]) -> None:
+    number = 1 - places_apart()
+    while True:
+        number += places_apart()
+        with IpcPeer() as peer, RawPeer(peer) as raw:
+            first, second, third = [raw.session.request(Ping()) for _ in range(3)]
+            iterator = as_completed([first, second, third], timeout=2)
+            raw.write(reply_bytes(first.id, Pong()))
+            assert next(iterator) is first  # and it is told of the others as they settle
+            with InterruptAt(number, kind()) as interrupted:
+                try:
+                    second.cancel()
+                except kind:
+                    pass
+            peer.tick(0)
+            if not second.settled:
+                second.cancel()
+            assert next(iterator) is second, interrupted.where
+        if not interrupted.hit:
+            break
+    assert number > 10
+
+
 # -- where the caller has left little stack
 
 

@@ -114,37 +114,22 @@ class Pending(Base):
     def tell(self) -> None:
         """Tell those that watch all requests, and call the functions that watch this one, each once.
 
-        A turn does what an interruption has left of these functions.
+        What an interruption leaves of that, and users' functions that may not run now, a later turn does.
         """
-        watchers = self.watchers
-        watched = watchers is not None and (len(watchers) > 0 or self.callbacks is not None)
-        if watched:
-            self.requester.loop.later[self] = None
+        loop = self.requester.loop
+        loop.later[self] = None
         promise = self()
         # A copy, because the garbage collector may change the set, but not while it is copied.
         for reference in self.requester.watchers.copy():
             waiting = reference()
             if waiting is not None:
                 waiting.note(promise)
-        if watchers is None:
-            return
-        while watchers:
+        while self.watchers:
             # atomic: no calls
-            watcher = watchers[0]
-            del watchers[0]  # entered once, also if it is interrupted
+            watcher = self.watchers[0]
+            del self.watchers[0]  # entered once, also if it is interrupted
 
             watcher(promise)
-        if watched or self.callbacks:
-            self.go_on()
-        else:
-            self.watchers = None
-
-    def go_on(self) -> None:
-        """Call the users' functions that watch it, unless none may run now: then a later turn does."""
-        loop = self.requester.loop
-        if self.watchers:
-            self.tell()
-            return
         while self.watchers is not None and self.callbacks:
             if loop.starving:
                 return
@@ -159,6 +144,13 @@ class Pending(Base):
                 log.error("a done callback of %r failed", promise, exc_info=True)
         self.watchers = None
         loop.later.pop(self, None)
+
+    def go_on(self) -> None:
+        """Tell what is left to be told: a turn calls this."""
+        if self.settled:
+            self.tell()
+        else:  # cancelling it was interrupted before it began
+            self.requester.loop.later.pop(self, None)
 
     def watch(self, watcher: Callable[[Any], Any]) -> None:
         """Have a function called with the promise when it settles, by the requester's loop at the latest."""

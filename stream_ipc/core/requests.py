@@ -262,7 +262,7 @@ class Requests:
 
     def cancel(self, pending: Pending) -> bool:
         """Give a request up because nobody wants its reply; returns whether it was still pending."""
-        if pending.watchers is not None:
+        if pending.watchers is not None or self.watchers:
             self.loop.later[pending] = None
         cancelled = pending.settle(IpcError(f"request {pending.id} was cancelled by this side"))
         self.remove(pending)
