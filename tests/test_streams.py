@@ -42,7 +42,7 @@ from stream_ipc import (
     StreamTransport,
 )
 from stream_ipc.wire.framing import frame_header
-from tests.helpers import PATIENCE, WAIT, CpuMeter, Interruption, framed, role, tick_until
+from tests.helpers import PATIENCE, WAIT, CpuMeter, Interruption, InterruptionError, framed, role, tick_until
 
 from .helpers import drop_queued, shared_read_end, shared_write_end
 from .messages import Note, Ping, Pong
@@ -1473,6 +1473,93 @@ def test_an_object_that_raises_stop_iteration_has_failed(peer: IpcPeer, method: 
             session.notify(Note("a"))
     tick_until(lambda: not session.is_open, peer)
     assert "StopIteration" in str(session.reason)
+
+
+class Scripted(TakesNothing):
+    """A stream object that has something to read, of which one call does something else first."""
+
+    def __init__(self, method: str, first: Callable[[], Any]) -> None:
+        super().__init__(None)
+        self.full = False
+        self.data: Optional[bytes] = framed(Note("there"))
+        self.method = method
+        self.first: Optional[Callable[[], Any]] = first
+
+    def called(self, method: str) -> Any:
+        first = self.first
+        if method == self.method and first is not None:
+            self.first = None
+            return first()
+        return None
+
+    def read(self, size: int) -> Any:
+        instead = self.called("read")
+        if instead is not None:
+            return instead
+        data, self.data = self.data, None
+        return data
+
+    def write(self, data: bytes) -> Optional[int]:
+        self.called("write")
+        return super().write(data)
+
+
+class Ringing:
+    """What a read returns; an alarm comes when its bytes are asked for, once."""
+
+    rung = False
+
+    def __buffer__(self, flags: int) -> memoryview:
+        if not self.rung:
+            self.rung = True
+            ring()
+        return memoryview(framed(Note("there")))
+
+
+def ring() -> None:
+    signal.raise_signal(signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("kind", [InterruptionError, ValueError, TypeError, TimeoutError, Interruption])
+@pytest.mark.parametrize("where", ["read", "write", "buffer"])
+def test_what_a_signal_handler_raises_in_a_method_of_an_object_is_no_fault_of_the_stream(
+    peer: IpcPeer, where: str, kind: Any
+) -> None:
+    if where == "buffer" and sys.version_info < (3, 12):
+        pytest.skip("only what is written in C has a buffer")
+
+    def handler(*_: Any) -> None:
+        raise kind("alarm")
+
+    stream = Scripted("write", ring) if where == "write" else Scripted("read", Ringing if where == "buffer" else ring)
+    session = peer.create_stream_session(stream, stream)  # type: ignore[arg-type]
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(kind, match="alarm"):
+            if where == "write":
+                session.notify(Note("a"))
+            else:
+                peer.tick(0)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert session.receive(PATIENCE) == Note("there")
+    session.notify(Note("b"))
+    session.flush()
+    assert stream.written == (framed(Note("a")) if where == "write" else b"") + framed(Note("b"))
+
+
+@pytest.mark.parametrize("method", ["read", "write"])
+def test_what_a_method_of_an_object_raises_itself_ends_the_session(peer: IpcPeer, method: str) -> None:
+    def fail() -> None:
+        raise LookupError("out of order")
+
+    stream = Scripted(method, fail)
+    session = peer.create_stream_session(stream, stream)  # type: ignore[arg-type]
+    if method == "write":
+        with pytest.raises(StreamClosedError, match="out of order"):
+            session.notify(Note("a"))
+    tick_until(lambda: not session.is_open, peer)
+    assert "out of order" in str(session.reason)
 
 
 @pytest.mark.parametrize("says", [-1, 10_000, "three", b"abc"])

@@ -119,6 +119,7 @@ class ObjectEnd(End):
             except BlockingIOError:
                 raise
             except Exception as exc:
+                pass_on(exc)
                 raise self._failed(exc) from exc
 
     def _failed(self, exc: Exception) -> OSError:
@@ -145,6 +146,7 @@ class ObjectReadEnd(ObjectEnd):
             try:
                 self._result = bytes(memoryview(self._result))
             except TypeError as exc:
+                pass_on(exc)
                 text = f"{describe_stream(self.stream)}.read() returned {self._result!r:.50}; it must return bytes, or None"
                 raise self._failed(OSError(text)) from exc
         # atomic: no calls
