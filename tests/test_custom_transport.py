@@ -343,6 +343,55 @@ def test_receive_that_is_interrupted(peer: IpcPeer, kind: Type[BaseException]) -
     assert values(seen) == ["1", "2"] and session.is_open
 
 
+class Wrapping(WithPipe):
+    """Takes whatever goes wrong in one of its methods for the end of its stream, as many a transport does."""
+
+    wants_write = True  # type: ignore[assignment]
+    fails_in = ""
+
+    def called(self, method: str) -> None:
+        if method == self.fails_in:
+            self.fails_in = ""
+            try:
+                signal.raise_signal(signal.SIGUSR1)
+            except Exception as exc:
+                raise StreamClosedError("the line is dead") from exc
+
+    def send(self, message: Message) -> None:
+        self.called("send")
+        super().send(message)
+
+    def receive(self) -> List[Message]:
+        self.called("receive")
+        return super().receive()
+
+    def flush(self) -> None:
+        self.called("flush")
+
+
+@pytest.mark.parametrize("method", ["send", "receive", "flush"])
+def test_an_alarm_that_a_transport_takes_for_the_end_of_its_stream_is_none(peer: IpcPeer, method: str) -> None:
+    def alarm(*_: Any) -> None:
+        raise InterruptionError("alarm")
+
+    transport = Wrapping()
+    session = peer.create_session(transport)
+    transport.put(Note("there"))
+    transport.fails_in = method
+    old = signal.signal(signal.SIGUSR1, alarm)
+    try:
+        with pytest.raises(InterruptionError, match="alarm"):
+            if method == "send":
+                session.notify(Note("lost"))
+            peer.tick(0)
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+    assert session.receive(5) == Note("there")
+    session.notify(Note("sent"))
+    assert transport.sent == [Note("sent")]
+    transport.wants_write = False  # or closing waits for what is to be written
+
+
 @pytest.mark.parametrize("kind", [OSError, LookupError, StreamClosedError, KeyboardInterrupt])
 @pytest.mark.parametrize("call", ["notify", "request"])
 def test_send_that_raises(peer: IpcPeer, kind: Type[BaseException], call: str) -> None:

@@ -53,6 +53,7 @@ class CustomInputs(Inputs):
             for _ in unused:
                 raise RuntimeError(f"{type(self._transport).__name__}.receive() raised StopIteration")
         except StreamClosedError as exc:
+            pass_on(exc)
             self.put_end(inbox, exc)
         self.received_bytes += max(0, len(inbox) - before)  # at least so many; fewer if receive() has turned
 
@@ -95,7 +96,11 @@ class CustomChannel(Channel):
     def put(self, frame: Message) -> None:
         if self.inputs.closed:  # by a method of its own that was asked how much is queued
             raise StreamClosedError(self.closed_text())
-        self.transport.send(frame)
+        try:
+            self.transport.send(frame)
+        except StreamClosedError as exc:
+            pass_on(exc)
+            raise
 
     def interest(self) -> Interest:
         has_ended = self.inputs.ended is not None
@@ -113,7 +118,11 @@ class CustomChannel(Channel):
     def flush(self) -> None:
         flush = getattr(self.transport, "flush", None)
         if flush is not None:
-            flush()
+            try:
+                flush()
+            except StreamClosedError as exc:
+                pass_on(exc)
+                raise
 
     @property
     def queued_bytes(self) -> int:
