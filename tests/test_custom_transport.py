@@ -10,6 +10,7 @@ from typing import Any, Callable, Deque, Iterator, List, Optional, Type
 import pytest
 
 from stream_ipc import (
+    DeferredReply,
     ErrorMessage,
     FrameTooLargeError,
     InvalidStreamError,
@@ -31,6 +32,7 @@ from tests.helpers import (
     WAIT,
     CpuMeter,
     FakeClock,
+    InterruptAt,
     Interruption,
     InterruptionError,
     RawPeer,
@@ -390,6 +392,37 @@ def test_an_alarm_that_a_transport_takes_for_the_end_of_its_stream_is_none(peer:
     session.notify(Note("sent"))
     assert transport.sent == [Note("sent")]
     transport.wants_write = False  # or closing waits for what is to be written
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_reply_is_sent_once_wherever_sending_it_is_interrupted(deferred: bool) -> None:
+    number = 0
+    while True:
+        number += 1
+        with IpcPeer(timeout=5) as peer:
+            transport = Memory()
+            session = peer.create_session(transport)
+            later = DeferredReply()
+            session.on_request(lambda ping, later=later: later if deferred else Pong(ping.value))
+            transport.incoming += [RequestEnvelope("1", Ping(5))]
+            if deferred:
+                peer.tick(0)
+            with InterruptAt(number, InterruptionError()) as interrupted:
+                try:
+                    if deferred:
+                        later.send(Pong(5))
+                    else:
+                        peer.tick(0)
+                except InterruptionError:
+                    pass
+            if deferred and not later.done:  # it was interrupted before it had begun
+                later.send(Pong(5))
+            tick_until(lambda transport=transport: transport.sent, peer)
+            assert peer.tick(0) == peer.tick(0) == 0
+            assert transport.sent == [ResponseEnvelope("1", Pong(5))], interrupted.where
+        if not interrupted.hit:
+            break
+    assert number > 20
 
 
 @pytest.mark.parametrize("kind", [OSError, LookupError, StreamClosedError, KeyboardInterrupt])

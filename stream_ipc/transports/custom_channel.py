@@ -69,7 +69,7 @@ class CustomChannel(Channel):
     """A channel over a ``MessageTransport``, or over any object with its abstract methods; ``TypeError`` for another."""
 
     volatile = True
-    accepted: int = 0  # not known
+    accepted: int = 0  # what a send() that was interrupted has done is not known, so its reply may be sent twice
     writing: bool = False
     corked: bool = False
 
@@ -97,7 +97,11 @@ class CustomChannel(Channel):
         if self.inputs.closed:  # by a method of its own that was asked how much is queued
             raise StreamClosedError(self.closed_text())
         try:
-            self.transport.send(frame)
+            for _ in map(self.transport.send, (frame,)):  # counted before a signal is looked at
+                self.accepted += 1
+                break
+            else:
+                raise RuntimeError(f"{type(self.transport).__name__}.send() raised StopIteration")
         except StreamClosedError as exc:
             pass_on(exc)
             raise
