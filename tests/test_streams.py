@@ -24,7 +24,8 @@ import time
 import traceback
 import tracemalloc
 import tty
-from typing import Any, Callable, List, Optional, Tuple
+from dataclasses import dataclass
+from typing import Any, Callable, ClassVar, List, Optional, Tuple
 
 import pytest
 
@@ -42,7 +43,17 @@ from stream_ipc import (
     StreamTransport,
 )
 from stream_ipc.wire.framing import frame_header
-from tests.helpers import PATIENCE, WAIT, CpuMeter, Interruption, InterruptionError, framed, role, tick_until
+from tests.helpers import (
+    PATIENCE,
+    WAIT,
+    CpuMeter,
+    InterruptAt,
+    Interruption,
+    InterruptionError,
+    framed,
+    role,
+    tick_until,
+)
 
 from .helpers import drop_queued, shared_read_end, shared_write_end
 from .messages import Note, Ping, Pong
@@ -660,6 +671,100 @@ def test_receive_after_the_end_does_not_make_its_error_longer() -> None:
     assert lengths[0] == lengths[2]
     transport.close()
     os.close(read2)
+
+
+@dataclass
+class Alarmed(Message):
+    """While one is made, an alarm comes, if there is one left."""
+
+    text: str = ""
+    alarms: ClassVar[List[None]] = []
+
+    def __post_init__(self) -> None:
+        if self.alarms:
+            self.alarms.pop()
+            ring()
+
+
+class Two:
+    """A transport with two inputs, one message waiting on each, and then their end."""
+
+    def __init__(self, made_of: Any = StreamTransport) -> None:
+        reads = []
+        for message in (Note("one"), Alarmed("two")):
+            read, write = os.pipe()
+            os.write(write, framed(message))
+            os.close(write)
+            reads.append(read)
+        self.unread, sink = os.pipe()
+        self.transport = made_of(sink, reads, PickleMessageSerializer())
+
+    def close(self) -> None:
+        self.transport.close()
+        os.close(self.unread)
+
+
+@pytest.mark.parametrize("kind", [Interruption, InterruptionError])
+def test_receive_loses_neither_message_nor_end_wherever_it_is_interrupted(kind: Any) -> None:
+    number = 0
+    while True:
+        number += 1
+        two = Two()
+        got: List[Message] = []
+        with InterruptAt(number, kind()) as interrupted:
+            while True:
+                try:
+                    got += two.transport.receive()
+                except kind:
+                    pass
+                except StreamClosedError:
+                    break
+                assert interrupted.count < 10_000, interrupted.where
+        assert got == [Note("one"), Alarmed("two")], interrupted.where
+        two.close()
+        if not interrupted.hit:
+            break
+    assert number > 30
+
+
+@pytest.mark.parametrize("over", ["the transport", "a subclass", "one that was interrupted before"])
+def test_a_session_loses_nothing_when_the_second_of_two_inputs_is_interrupted(peer: IpcPeer, over: str) -> None:
+    class Sub(StreamTransport):
+        pass
+
+    def alarm(*_: Any) -> None:
+        raise InterruptionError
+
+    two = Two(Sub if over == "a subclass" else StreamTransport)
+    before = signal.signal(signal.SIGUSR1, alarm)
+    got: List[Any] = []
+    try:
+        Alarmed.alarms.append(None)
+        if over == "one that was interrupted before":
+            with pytest.raises(InterruptionError):
+                two.transport.receive()
+        session = peer.create_session(two.transport)
+        session.on_message(got.append)
+        while session.is_open:
+            try:
+                peer.tick(PATIENCE)
+            except InterruptionError:
+                pass
+    finally:
+        Alarmed.alarms.clear()
+        signal.signal(signal.SIGUSR1, before)
+    assert got == [Note("one"), Alarmed("two")] and not Alarmed.alarms
+    os.close(two.unread)
+
+
+def test_receive_returns_what_the_first_input_gave_though_the_second_was_closed_by_its_owner() -> None:
+    two = Two()
+    assert len(two.transport.read_fds()) == 2
+    os.close(two.transport.read_fds()[1])
+    assert two.transport.receive() == [Note("one")]
+    with pytest.raises(InvalidStreamError):
+        two.transport.receive()
+    two.close()
 
 
 # -- regular files and the null device

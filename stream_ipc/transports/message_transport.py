@@ -6,8 +6,8 @@ Knows messages, and the channels behind them. Must not know sessions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 
+from ..errors import InvalidStreamError
 from ..interruptions import pass_on
 from ..messages import Message, take_out_of_envelope
 from ..wire.codec import DEFAULT_MAX_FRAME_SIZE, MessageEncoder
@@ -111,7 +111,7 @@ class StreamTransport(MessageTransport):
         ValueError: ``max_frame_size`` is no size that a frame can have.
     """
 
-    __slots__ = ("__dict__", "_channel")
+    __slots__ = ("__dict__", "_channel", "_received")
 
     def __init__(
         self,
@@ -121,6 +121,7 @@ class StreamTransport(MessageTransport):
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     ) -> None:
         MessageEncoder(serializer, max_frame_size)  # checks them before anything is opened
+        self._received: list[Any] = []  # what an interrupted receive() has left
         self._channel = open_channel(write, reads, serializer, max_frame_size)
         self._channel.transport = self
 
@@ -176,7 +177,8 @@ class StreamTransport(MessageTransport):
 
     def read_fds(self) -> Sequence[int]:
         reads, _, poll_in, _ = self._channel.interest()
-        return tuple(reads) if poll_in is None else ()  # none if something can be read that these do not show
+        # None if something can be received that these do not show.
+        return () if self._received or poll_in is not None else tuple(reads)
 
     def receive(self) -> list[Message]:
         """Read each input once and return the messages.
@@ -187,15 +189,25 @@ class StreamTransport(MessageTransport):
             StreamClosedError: All inputs have ended.
         """
         inputs = self._channel.inputs
-        inbox: deque[Any] = deque()
+        inbox: Any = self._received
+        inputs.resume(inbox)
         for fd, source in tuple(inputs.by_fd.items()):
-            if not source.end.shared or wait_readable((fd,), 0):
-                source.read(inbox)
+            try:
+                if not source.end.shared or wait_readable((fd,), 0):
+                    source.read(inbox)
+            except InvalidStreamError as exc:
+                pass_on(exc)
+                if not inbox:
+                    raise
         if inbox and isinstance(inbox[-1], EndOfStream):
             inbox.pop()
-        if not inbox and inputs.ended is not None:
+        # atomic: no calls
+        messages: list[Message] = inbox[:]
+        inbox[:] = ()
+
+        if not messages and inputs.ended is not None:
             raise inputs.ended.with_traceback(None)  # or each call would make it longer
-        return list(inbox)
+        return messages
 
     def close(self) -> None:
         """Close the streams. What is queued is dropped. May be called again."""
@@ -204,7 +216,9 @@ class StreamTransport(MessageTransport):
 
 def channel_of(transport: Any) -> Channel:
     """Return the channel behind a ``StreamTransport``, or a new one over any other transport."""
-    return transport._channel if type(transport) is StreamTransport else CustomChannel(transport)
+    if type(transport) is StreamTransport and not transport._received:
+        return transport._channel
+    return CustomChannel(transport)
 
 
 def transport_of(channel: Channel) -> Any:
@@ -212,5 +226,6 @@ def transport_of(channel: Channel) -> Any:
     if isinstance(channel, StreamChannel) and channel.transport is channel:
         transport = StreamTransport.__new__(StreamTransport)
         transport._channel = channel
+        transport._received = []
         channel.transport = transport
     return channel.transport
