@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from .transports.channel import Channel
     from .transports.spawn import Command, Path, PopenOptions
 
-__all__ = ["TAKEN", "add_child", "add_session", "add_socket", "close_untaken", "is_tls"]
-
-TAKEN = "belongs to another session of this peer; use that one, or call remove_session() with it first"
-
+__all__ = ["add_child", "add_session", "add_socket", "close_untaken", "is_tls"]
 
 def add_session(
     loop: Loop,
@@ -59,17 +56,17 @@ def add_session(
             break
         else:
             raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
-        if isinstance(channel, StreamChannel):
-            if name:
-                channel.connected(name)
-            _refuse_streams(loop, channel)
+        if name and isinstance(channel, StreamChannel):
+            channel.connected(name)
         session = Session(lambda session: Conversation(loop, channel, peer, session))
         conversation = conversation_of(session)
         loop.add(conversation)
         if on_session is not None:
             conversation.dispatcher.begin_with(on_session)
-        log.debug("session %s opened%s", session.name, channel.details())
         conversation.port.rearm()
+        if conversation.port.invalid is not None:
+            raise InvalidStreamError(str(conversation.port.invalid))
+        log.debug("session %s opened%s", session.name, channel.details())
         return session
     except BaseException:  # an interruption: nobody will ever have the session
         if conversation is not None:
@@ -79,17 +76,6 @@ def add_session(
         raise
     finally:
         loop.thread = outer
-
-
-def _refuse_streams(loop: Loop, channel: Channel) -> None:
-    """Raise ``InvalidStreamError`` for a channel whose stream another task reads: each would get a part of what comes."""
-    for fd in channel.interest()[0]:
-        owner = loop.poller.owners.get(fd)
-        # Any other owner is what an interrupted call has left.
-        if owner is not None and any([conversation.port is owner for conversation in loop.conversations]):
-            owner.check()  # its stream may be closed, and the number a new one's
-            if loop.poller.owners.get(fd) is owner:
-                raise InvalidStreamError(f"descriptor {fd} {TAKEN}")
 
 
 def add_child(

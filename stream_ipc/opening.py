@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from .adding import TAKEN, add_child, add_session, add_socket, close_untaken, is_tls
+from .adding import add_child, add_session, add_socket, close_untaken, is_tls
 from .arguments import DEFAULT, PIPE, Facade, check_timeout, name_methods
 from .errors import InvalidStreamError
 from .session import Session
@@ -164,10 +164,12 @@ class SessionOpener(Facade):
 
         Raises:
             TypeError: It lacks a method.
-            InvalidStreamError: A session of this peer talks over it.
+            InvalidStreamError: A session of this peer talks over it, or one of
+                its descriptors cannot be waited for. It stays as it was.
         """
         if any([other.channel.transport is transport for other in tuple(self._loop.conversations)]):
-            raise InvalidStreamError(f"{type(transport).__name__} {TAKEN}")
+            advice = "use that one, or call remove_session() with it first"
+            raise InvalidStreamError(f"{type(transport).__name__} belongs to another session of this peer; {advice}")
         from .transports.message_transport import channel_of
 
         return add_session(self._loop, self, transport, lambda *_: channel_of(transport))

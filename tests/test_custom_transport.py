@@ -4,6 +4,7 @@ import collections
 import os
 import select
 import signal
+import socket
 import sys
 from typing import Any, Callable, Deque, Iterator, List, Optional, Type
 
@@ -36,6 +37,7 @@ from tests.helpers import (
     Interruption,
     InterruptionError,
     RawPeer,
+    listening_fd,
     no_pending,
     read_without_dispatching,
     set_clock,
@@ -1197,3 +1199,121 @@ def test_what_is_no_descriptor_fails_its_session_and_no_other(peer: IpcPeer, att
     expected = odd is not None or attribute == "read_fds"
     assert len(errors) == expected and session.is_open != expected
     transport.wants_write = False  # or closing waits for what is to be written
+
+
+# -- descriptors that have another owner
+
+
+class Naming(Memory):
+    """Names any descriptors as those that it reads, and one as what it waits for to write."""
+
+    def __init__(self, *fds: int, write_fd: Optional[int] = None) -> None:
+        super().__init__()
+        self.fds = fds
+        self.writes_to = write_fd
+
+    @property
+    def wants_write(self) -> bool:
+        return self.writes_to is not None
+
+    @property
+    def write_fd(self) -> Optional[int]:
+        return self.writes_to
+
+    def read_fds(self) -> List[int]:
+        return [*self.fds]
+
+
+def naming(sock: Any, how: str) -> Naming:
+    return Naming(write_fd=sock.fileno()) if how == "write_fd" else Naming(sock.fileno())
+
+
+BOTH_WAYS = pytest.mark.parametrize("how", ["read_fds", "write_fd"])
+
+
+@BOTH_WAYS
+def test_a_transport_that_names_another_sessions_descriptor_is_refused(peer: IpcPeer, how: str) -> None:
+    a, b = peer.create_session_pair()
+    transport = naming(a.socket, how)
+    with pytest.raises(InvalidStreamError, match="belongs to another session of this peer"):
+        peer.create_session(transport)
+    assert peer.sessions == (a, b) and not transport.closed
+    for session, other in ((a, b), (b, a)):
+        other.notify(Note("still works"))
+        assert session.receive(5) == Note("still works")
+    a.close()
+    transport.fds, transport.writes_to = (), None
+    assert peer.create_session(transport).is_open
+
+
+@BOTH_WAYS
+def test_a_transport_that_comes_to_name_another_sessions_descriptor_fails_alone(peer: IpcPeer, how: str) -> None:
+    transport = Naming()
+    session = peer.create_session(transport)
+    errors: List[BaseException] = []
+    session.on_exception(errors.append)
+    a, b = peer.create_session_pair()
+    taken = naming(a.socket, how)
+    transport.fds, transport.writes_to = taken.fds, taken.writes_to
+    peer.tick(0)
+    transport.writes_to = None  # or closing waits for what is to be written
+    b.notify(Note("1"))
+    assert a.receive(5) == Note("1")
+    tick_until(lambda: not session.is_open, peer)
+    assert ["belongs to another session of this peer" in str(error) for error in errors] == [True]
+    assert isinstance(errors[0], InvalidStreamError)
+    b.notify(Note("2"))
+    assert a.receive(5) == Note("2") and a.is_open
+
+
+@BOTH_WAYS
+def test_a_transport_that_names_a_listeners_descriptor_is_refused(peer: IpcPeer, how: str, tmp_path: Any) -> None:
+    made: List[Session] = []
+    with peer.listen(str(tmp_path / "s"), made.append) as listener:
+        fd = listening_fd(listener)
+        with pytest.raises(InvalidStreamError, match="belongs to another session of this peer, or to a listener"):
+            peer.create_session(Naming(write_fd=fd) if how == "write_fd" else Naming(fd))
+        with pytest.raises(InvalidStreamError, match="belongs to another session of this peer, or to a listener"):
+            peer.create_stream_session(fd, fd)
+        session = peer.connect(str(tmp_path / "s"))
+        tick_until(lambda: made, peer)
+        made[0].notify(Note("still listens"))
+        assert session.receive(5) == Note("still listens")
+
+
+def test_of_two_transports_over_one_socket_the_first_has_it_until_it_lets_it_go(peer: IpcPeer) -> None:
+    sock, far = socket.socketpair()
+    with sock, far:
+        first, second = Naming(sock.fileno()), Naming(sock.fileno())
+        session = peer.create_session(first)
+        with pytest.raises(InvalidStreamError, match="belongs to another session"):
+            peer.create_session(second)
+        with pytest.raises(InvalidStreamError, match="belongs to another session"):
+            peer.create_socket_session(sock)
+        first.fds = ()  # it is asked at once, not in the next turn only
+        other = peer.create_session(second)
+        assert session.is_open and other.is_open
+        other.close()
+        assert peer.create_socket_session(sock).is_open
+
+
+def test_what_an_interruption_has_left_keeps_nobody_from_a_descriptor(peer: IpcPeer) -> None:
+    number = 0
+    while True:
+        number += 1
+        sock, far = socket.socketpair()
+        session = peer.create_socket_session(sock)
+        with InterruptAt(number, InterruptionError()) as interrupted:
+            try:
+                peer.remove_session(session)
+            except InterruptionError:
+                pass
+        peer.tick(0)
+        if not session.is_open:
+            peer.create_session(Naming(sock.fileno())).close()
+        session.close()
+        sock.close()
+        far.close()
+        if not interrupted.hit:
+            break
+    assert number > 10

@@ -46,6 +46,7 @@ class Poller:
     def __init__(self) -> None:
         self.on_rebuild: Callable[[], None] | None = None
         self.owners: dict[int, Any] = {}
+        self._files: dict[int, tuple[int, int]] = {}  # which file a watched descriptor was
         self._always: dict[int, int] = {}
         self._selector: Any = selectors.DefaultSelector()
         self._epoll: Any = None
@@ -70,18 +71,25 @@ class Poller:
         """Watch a descriptor for a task, or watch it for other events than before.
 
         Raises:
-            OSError: It is closed, or there is no room for another.
+            OSError: It is closed, another task watches it, or there is no room for another.
         """
         other = self.owners.get(fd)
         if other is not None and other is not owner:
-            # The number was given to a new file, so the other's stream was closed and it was not told.
+            other.check()  # it may not be told yet that its stream was closed, and the number given to a new file
+            other = self.owners.get(fd)
+        status = os.fstat(fd)
+        file = (status.st_dev, status.st_ino)
+        if other is not None and other is not owner:
+            if self._files.get(fd) == file:
+                advice = "use that one, or call remove_session() with it first"
+                raise OSError(f"it belongs to another session of this peer, or to a listener; {advice}")
             self._forget(fd)
-            other.check()
         if self._is_apart:
             self.rebuild()
-        if not self._register(fd, events, os.fstat(fd).st_mode):
+        if not self._register(fd, events, status.st_mode):
             self._always[fd] = events
             self._choose()
+        self._files[fd] = file
         self.owners[fd] = owner
 
     def _register(self, fd: int, events: int, mode: int) -> bool:
@@ -119,6 +127,7 @@ class Poller:
             self._selector.unregister(fd)
         except (KeyError, ValueError, OSError) as exc:
             pass_on(exc)
+        self._files.pop(fd, None)
         self.owners.pop(fd, None)
 
     def lose(self, fd: int) -> None:
@@ -195,6 +204,7 @@ class Poller:
             self._epoll.close()
         self._selector.close()
         self.owners.clear()
+        self._files.clear()
         self._always.clear()
 
 

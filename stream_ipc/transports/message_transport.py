@@ -66,7 +66,9 @@ class MessageTransport(ABC):
         """Return the descriptors that tell when ``receive`` has something.
 
         Asked for again on every tick. Empty if there are none: then ``receive``
-        is called on every tick, and at least every 10 ms while waiting.
+        is called on every tick, and at least every 10 ms while waiting. One
+        that another session or a listener of the peer waits for fails this
+        transport with ``InvalidStreamError``, and does the other no harm.
         """
 
     @abstractmethod
