@@ -12,6 +12,7 @@ from itertools import starmap
 from . import log
 from .core.conversation import Conversation
 from .errors import InvalidStreamError
+from .interruptions import pass_on
 from .session import Session, conversation_of
 from .transports.stream_channel import StreamChannel
 
@@ -56,8 +57,10 @@ def add_session(
             break
         else:
             raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
-        if name and isinstance(channel, StreamChannel):
-            channel.connected(name)
+        if isinstance(channel, StreamChannel):
+            if name:
+                channel.connected(name)
+            _check_free(loop, channel)
         session = Session(lambda session: Conversation(loop, channel, peer, session))
         conversation = conversation_of(session)
         loop.add(conversation)
@@ -71,11 +74,21 @@ def add_session(
     except BaseException:  # an interruption: nobody will ever have the session
         if conversation is not None:
             conversation.close(release=True)
-        elif channel is not None:
+        elif channel is not None and channel.transport is not given:
             channel.release()
         raise
     finally:
         loop.thread = outer
+
+
+def _check_free(loop: Loop, channel: Channel) -> None:
+    """Raise ``InvalidStreamError`` for a channel whose streams somebody else waits for, before anything of it is taken."""
+    for fd in channel.interest()[0]:
+        try:
+            loop.poller.look(fd, None)
+        except OSError as exc:
+            pass_on(exc)
+            raise InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}") from exc
 
 
 def add_child(

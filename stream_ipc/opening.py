@@ -164,8 +164,9 @@ class SessionOpener(Facade):
 
         Raises:
             TypeError: It lacks a method.
-            InvalidStreamError: A session of this peer talks over it, or one of
-                its descriptors cannot be waited for. It stays as it was.
+            InvalidStreamError: A session of this peer talks over it, it is
+                closed, or one of its descriptors cannot be waited for. It stays
+                as it was.
         """
         if any([other.channel.transport is transport for other in tuple(self._loop.conversations)]):
             advice = "use that one, or call remove_session() with it first"

@@ -37,6 +37,7 @@ from tests.helpers import (
     Interruption,
     InterruptionError,
     RawPeer,
+    framed,
     listening_fd,
     no_pending,
     read_without_dispatching,
@@ -1170,6 +1171,67 @@ def test_a_transport_that_a_session_talks_over_is_refused(peer: IpcPeer, of_stre
         assert peer.create_session(transport).is_open
     for fd in (*one, *two):
         os.close(fd)
+
+
+class OwnStreams(StreamTransport):
+    """A class of its own, so that its methods are called."""
+
+
+BOTH_CLASSES = pytest.mark.parametrize("made_of", [StreamTransport, OwnStreams])
+
+
+@BOTH_CLASSES
+@pytest.mark.parametrize("closed", ["transport", "session", "stream"])
+def test_a_transport_that_is_closed_is_refused_at_once(peer: IpcPeer, made_of: Any, closed: str) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        transport = made_of(ours, [ours], PickleMessageSerializer())
+        if closed == "session":
+            peer.create_session(transport).close()
+        elif closed == "transport":
+            transport.close()
+        else:
+            ours.close()
+        with pytest.raises(InvalidStreamError, match=rf"^<{made_of.__name__} .*> cannot be used: .* closed") as caught:
+            peer.create_session(transport)
+        assert "while a session" not in str(caught.value) and not peer.sessions
+        transport.close()
+
+
+@BOTH_CLASSES
+def test_a_transport_whose_end_was_received_already_makes_a_session_that_ends(peer: IpcPeer, made_of: Any) -> None:
+    ours, theirs = socket.socketpair()
+    transport = made_of(ours, [ours], PickleMessageSerializer())
+    theirs.close()
+    with pytest.raises(StreamClosedError):
+        transport.receive()
+    session = peer.create_session(transport)
+    with pytest.raises(StreamClosedError, match="the other side closed the stream"):
+        session.receive(5)
+    tick_until(lambda: not session.is_open, peer)
+    assert ours.fileno() == -1
+
+
+@BOTH_CLASSES
+def test_a_transport_that_is_refused_is_as_it_was(peer: IpcPeer, made_of: Any) -> None:
+    ours, theirs = socket.socketpair()
+    unused, write = os.pipe()
+    session = peer.create_stream_session(write, ours)
+    transport = made_of(ours, [ours], PickleMessageSerializer())
+    with pytest.raises(InvalidStreamError, match=f"descriptor {ours.fileno()} .* belongs to another session"):
+        peer.create_session(transport)
+    assert peer.sessions == (session,)
+    peer.remove_session(session)
+    assert " open " in repr(transport)
+    session = peer.create_session(transport)
+    session.notify(Note("works"))
+    theirs.setblocking(True)
+    assert theirs.recv(1000) == framed(Note("works"))
+    theirs.sendall(framed(Note("works, too")))
+    assert session.receive(5) == Note("works, too")
+    theirs.close()
+    os.close(unused)
+    os.close(write)
 
 
 @pytest.mark.parametrize("odd", ["a", None, 1.5, 2**40, {}])

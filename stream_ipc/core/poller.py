@@ -67,29 +67,37 @@ class Poller:
     def _choose(self) -> None:
         self.poll = self._poll if self._epoll is None or self._always else self._epoll.poll
 
-    def watch(self, fd: int, events: int, owner: Any) -> None:
-        """Watch a descriptor for a task, or watch it for other events than before.
+    def look(self, fd: int, owner: Any) -> os.stat_result:
+        """Return the status of a descriptor that a task is going to watch.
 
         Raises:
-            OSError: It is closed, another task watches it, or there is no room for another.
+            OSError: It is closed, or another task watches it.
         """
         other = self.owners.get(fd)
         if other is not None and other is not owner:
             other.check()  # it may not be told yet that its stream was closed, and the number given to a new file
             other = self.owners.get(fd)
         status = os.fstat(fd)
-        file = (status.st_dev, status.st_ino)
         if other is not None and other is not owner:
-            if self._files.get(fd) == file:
+            if self._files.get(fd) == (status.st_dev, status.st_ino):
                 advice = "use that one, or call remove_session() with it first"
                 raise OSError(f"it belongs to another session of this peer, or to a listener; {advice}")
             self._forget(fd)
+        return status
+
+    def watch(self, fd: int, events: int, owner: Any) -> None:
+        """Watch a descriptor for a task, or watch it for other events than before.
+
+        Raises:
+            OSError: It is closed, another task watches it, or there is no room for another.
+        """
+        status = self.look(fd, owner)
         if self._is_apart:
             self.rebuild()
         if not self._register(fd, events, status.st_mode):
             self._always[fd] = events
             self._choose()
-        self._files[fd] = file
+        self._files[fd] = (status.st_dev, status.st_ino)
         self.owners[fd] = owner
 
     def _register(self, fd: int, events: int, mode: int) -> bool:

@@ -217,9 +217,18 @@ class StreamTransport(MessageTransport):
 
 
 def channel_of(transport: Any) -> Channel:
-    """Return the channel behind a ``StreamTransport``, or a new one over any other transport."""
-    if type(transport) is StreamTransport and not transport._received:
-        return transport._channel
+    """Return the channel behind a ``StreamTransport``, or a new one over any other transport.
+
+    Raises:
+        InvalidStreamError: A ``StreamTransport`` is closed, or one of its streams is.
+    """
+    channel: StreamChannel | None = getattr(transport, "_channel", None) if isinstance(transport, StreamTransport) else None
+    if channel is not None:
+        if channel.find_invalid() is not None:
+            raise InvalidStreamError(f"{transport!r:.100} cannot be used: it is closed, or one of its streams is")
+        # What it has given out, or is to give out itself, a session over its channel would never get.
+        if type(transport) is StreamTransport and channel.inputs.ended is None and not transport._received:
+            return channel
     return CustomChannel(transport)
 
 
