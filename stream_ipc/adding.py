@@ -116,7 +116,7 @@ def add_child(
         return add_session(loop, peer, process, make)
     except BaseException:
         if process is not None and not any([session.process is process for session in peer.sessions]):  # nobody has it
-            kill(process)
+            kill(process, group)
         raise
 
 

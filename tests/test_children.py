@@ -2,8 +2,10 @@
 
 import gc
 import io
+import logging
 import os
 import pathlib
+import re
 import select
 import signal
 import socket
@@ -12,12 +14,22 @@ import sys
 import threading
 import time
 import weakref
-from typing import Any, Iterator, List
+from typing import Any, Callable, Iterator, List
 
 import pytest
 
 from stream_ipc import IpcPeer, LogMessage, Session, StreamClosedError
-from tests.helpers import InterruptAt, Interruption, InterruptionError, limit, role, set_limit, tick_until
+from tests.helpers import (
+    PATIENCE,
+    WAIT,
+    InterruptAt,
+    Interruption,
+    InterruptionError,
+    limit,
+    role,
+    set_limit,
+    tick_until,
+)
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import await_death, ended, kill, listing, log_texts, program, read_to_end, script
 
@@ -323,6 +335,72 @@ class _AroundFork(InterruptAt):
     def is_place(self, frame: Any, event: str) -> bool:
         # Before these lines Popen makes a pipe, and loses it.
         return frame.f_code.co_name == "_execute_child" and "fds_to_keep" in frame.f_locals
+
+
+class InterruptsStart(logging.Filter):
+    """Interrupts the start of a child once it runs, after something else."""
+
+    def __init__(self, first: Callable[[], Any]) -> None:
+        super().__init__()
+        self.first = first
+        self.pid = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        found = re.search(r"\(pid (\d+)\) started", record.getMessage())
+        if found:
+            self.pid = int(found[1])
+            self.first()
+            raise Interruption("while it started")
+        return True
+
+    def __enter__(self) -> "InterruptsStart":
+        logging.getLogger("stream_ipc").addFilter(self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        logging.getLogger("stream_ipc").removeFilter(self)
+
+
+def test_an_interrupted_start_leaves_nothing_of_the_childs_own_group(
+    peer: IpcPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "stream_ipc")
+    read, write = os.pipe()
+    command = ["sh", "-c", "(echo >&2; exec sleep 60) & wait"]
+    with InterruptsStart(lambda: os.read(read, 1)), pytest.raises(Interruption, match="while it started"):
+        peer.create_command_session(command, stderr=write, start_new_session=True)
+    os.close(write)
+    assert select.select([read], [], [], PATIENCE)[0], "the grandchild runs on"
+    assert os.read(read, 100) == b""
+    os.close(read)
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # which is what Popen says of it
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take itself the right to kill its child")
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_child_that_may_not_be_killed_hides_no_error_and_is_not_waited_for_without_end(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ends: bool
+) -> None:
+    set_limit("kill grace", PATIENCE if ends else WAIT, monkeypatch)
+    caplog.set_level(logging.DEBUG, "stream_ipc")
+    before = listing()
+    nobody = InterruptsStart(lambda: os.setresuid(65534, 65534, 0))
+    try:
+        with nobody, pytest.raises(Interruption, match="while it started"):
+            peer.create_command_session(["cat"] if ends else ["sleep", "60"])
+    finally:
+        os.setresuid(0, 0, 0)
+    gc.collect()
+    assert listing() == before and peer.sessions == ()
+    left = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    if ends:  # it has read the end of its stdin
+        assert left == []
+        with pytest.raises(ChildProcessError):
+            os.waitpid(nobody.pid, 0)
+    else:
+        assert [text.endswith(f"(pid {nobody.pid}) still runs after SIGKILL, and is left alone") for text in left] == [True]
+        os.kill(nobody.pid, signal.SIGKILL)
+        os.waitpid(nobody.pid, 0)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux tells which child it is")

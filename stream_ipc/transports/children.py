@@ -1,7 +1,7 @@
 """Child processes: whether one lives, how it ended, and the end of one that was started here.
 
 Knows processes, and what is read of one while it ends. Must not know channels or sessions. No wait here is without a
-limit, unless that is what the caller wants.
+limit.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import select
 import shlex
 import signal
+import time
 from collections import deque
 from collections.abc import Iterable
 
@@ -49,14 +50,6 @@ def process_name(process: subprocess.Popen[Any]) -> str:
     if len(text) > 100:
         text = f"{text[:97]}..."
     return f"child process {text!r} (pid {process.pid})"
-
-
-def kill(process: subprocess.Popen[Any]) -> None:
-    """End a process at once, reap it and close its streams."""
-    process.kill()
-    for stream in (process.stdin, process.stdout, process.stderr):
-        close_stream(stream)
-    process.wait()
 
 
 class Child:
@@ -176,6 +169,24 @@ class Child:
 
 def _always(wait: int) -> bool:
     return True
+
+
+def kill(process: subprocess.Popen[Any], group: bool = False) -> None:
+    """End a process, or all of its group, at once, close its streams and reap it. An interrupted call can be made again."""
+    for stream in (process.stdin, process.stdout, process.stderr):  # first: these end also what may not be killed
+        close_stream(stream)
+    child = Child(process, group)
+    child.send_signal(signal.SIGKILL)
+    due = monotonic() + KILL_GRACE
+    while child.status() is None:
+        if monotonic() >= due:
+            log.error("%s still runs after SIGKILL, and is left alone", process_name(process))
+            return
+        time.sleep(0.001)
+    try:
+        child.reap()
+    except OSError as exc:  # another thread has just done so
+        pass_on(exc)
 
 
 class ProcessTeardown(Teardown):
