@@ -1127,6 +1127,43 @@ def test_what_has_no_descriptor_is_refused_and_nothing_changes(peer: IpcPeer, ba
         assert peer.sessions == ()
 
 
+@pytest.mark.parametrize("refusal", [NotImplementedError, AttributeError, io.UnsupportedOperation, OSError, ValueError])
+def test_an_object_whose_fileno_refuses_is_used_by_its_methods(peer: IpcPeer, refusal: Any) -> None:
+    class Refusing(Scripted):
+        def fileno(self) -> int:
+            raise refusal
+
+    stream = Refusing("", lambda: None)
+    session = peer.create_stream_session(stream, stream)  # type: ignore[arg-type]
+    assert session.receive(PATIENCE) == Note("there")
+    session.notify(Note("a"))
+    assert stream.written == framed(Note("a"))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, LookupError, TypeError, MemoryError])
+@pytest.mark.parametrize("name", ["fileno", "flush", "closed", "write"])
+def test_a_stream_that_raises_anything_while_it_is_opened_is_refused(peer: IpcPeer, name: str, error: Any) -> None:
+    class Raising(io.FileIO if name in ("fileno", "flush") else Scripted):  # type: ignore[misc, unused-ignore]
+        raises = True
+
+        def __getattribute__(self, asked: str) -> Any:
+            if asked == name and type(self).raises:
+                raise error("not today")
+            return super().__getattribute__(asked)
+
+    read, write = os.pipe()
+    stream = Raising(write, "w") if name in ("fileno", "flush") else Raising("", lambda: None)
+    expected = MemoryError if error is MemoryError else InvalidStreamError
+    with pytest.raises(expected, match="not today"):
+        peer.create_stream_session(stream, read)
+    assert not peer.sessions and os.get_blocking(read) and os.get_blocking(write)
+    Raising.raises = False
+    if name not in ("fileno", "flush"):
+        os.close(write)
+    stream.close()
+    os.close(read)
+
+
 def test_closed_streams_are_refused(peer: IpcPeer) -> None:
     read, write = os.pipe()
     closed = os.fdopen(os.dup(read), "rb")

@@ -57,7 +57,7 @@ def _has_descriptor(stream: Any) -> bool:
         return True
     try:
         fd = stream.fileno()
-    except (AttributeError, OSError, ValueError) as exc:  # io.UnsupportedOperation, or it is closed
+    except (AttributeError, NotImplementedError, OSError, ValueError) as exc:  # io.UnsupportedOperation, or it is closed
         pass_on(exc)
         return False
     buffered = getattr(stream, "buffer", stream) if isinstance(stream, io.TextIOBase) else stream
@@ -72,9 +72,16 @@ def _open(kind: type, kind_without: type, stream: Any) -> Any:
         return stream
     if isinstance(stream, bool):
         raise InvalidStreamError(f"{stream} is no stream; pass an open file object, socket or descriptor")
-    for has_descriptor in map(_has_descriptor, (stream,)):
-        for end in map(kind if has_descriptor else kind_without, (stream,)):  # stored before a signal is looked at
-            return end
+    try:
+        for has_descriptor in map(_has_descriptor, (stream,)):
+            for end in map(kind if has_descriptor else kind_without, (stream,)):  # stored before a signal is looked at
+                return end
+            break
+    except (InvalidStreamError, MemoryError, OSError):
+        raise
+    except Exception as exc:  # of somebody's own class
+        pass_on(exc)
+        raise unusable(stream, repr(exc)) from exc
     raise unusable(stream, "a method of it raised StopIteration")
 
 
