@@ -344,7 +344,8 @@ class Session(HandlerMethods):
         terminated after 2 s and killed after 2 s more. What it writes to stderr
         until then still goes to the ``on_message`` handlers. At the end the
         ``on_close`` handlers run. A TCP connection on which the other side is
-        still talking is closed by a later tick, at most a second later.
+        still talking, or has not received all, is closed by a later tick, at
+        most a second later.
 
         Args:
             timeout: Seconds for all of that, in place of these bounds; what is

@@ -21,7 +21,8 @@ import pytest
 from stream_ipc import IpcPeer
 from stream_ipc.transports import sockets
 from stream_ipc.transports.sockets import describe_address, linger, other_user, stop_writing, tune
-from tests.helpers import InterruptAt, Interruption
+from tests.helpers import InterruptAt, Interruption, framed, nothing_is_torn_down, tick_until
+from tests.messages import Note
 from tests.os_helpers import listing
 
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -187,6 +188,47 @@ def test_what_was_written_arrives_though_input_is_unread() -> None:
     assert teardown.step() is None
     assert teardown.fds() == []
     teardown.abandon()
+
+
+def test_what_was_written_arrives_though_the_other_side_talks_only_after_the_close(peer: IpcPeer) -> None:
+    one, other = tcp_pair()
+    with other:
+        other.settimeout(10)
+        session = peer.create_socket_session(one)
+        note = Note(data=bytes(50_000))
+        sent = got = 0
+        while not session.queued_bytes:  # as much as the system takes
+            session.notify(note)
+            sent += len(framed(note))
+        while session.queued_bytes:
+            got += len(other.recv(65536))
+            peer.tick(0)
+        session.close()
+        for _ in range(5):
+            other.sendall(b"still here")
+            peer.tick(0)
+            got += len(other.recv(65536))
+        assert got + len(drain(other)) == sent
+    tick_until(lambda: nothing_is_torn_down(peer), peer)
+
+
+def test_a_close_lingers_until_everything_has_arrived() -> None:
+    one, other = tcp_pair()
+    with other:
+        one.setblocking(False)
+        sent = one.send(bytes(4_000_000))
+        teardown = linger(one)
+        one.close()
+        assert teardown is not None
+        assert teardown.step() is not None
+        other.settimeout(10)
+        size = 0
+        while size < sent:
+            assert teardown.step() is not None or size > 0
+            size += len(other.recv(65536))
+        while teardown.fds():
+            teardown.step()  # the other side says nothing, and has all
+        assert other.recv(1) == b""
 
 
 def test_a_lingering_close_that_an_interruption_loses_is_closed() -> None:

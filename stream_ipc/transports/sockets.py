@@ -7,10 +7,12 @@ with the first session over a socket.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
 import sys
+import termios
 
 from ..clock import monotonic
 from ..interruptions import pass_on
@@ -224,21 +226,39 @@ def stop_writing(sock: socket.socket) -> bool:
         return False
 
 
+# Asks how many bytes of a socket the other host has not acknowledged. FIONWRITE of macOS has no name in Python.
+_UNSENT = 0x40046677 if sys.platform == "darwin" else termios.TIOCOUTQ
+
+
+def _has_unsent(fd: int) -> bool:
+    """Return whether something that was written is still on its way, so that a reset would overtake it."""
+    try:
+        (size,) = struct.unpack("i", fcntl.ioctl(fd, _UNSENT, bytes(4)))
+    except OSError as exc:
+        pass_on(exc)
+        return False
+    return bool(size > 1)  # the end of writing counts for one
+
+
 def linger(sock: socket.socket) -> Teardown | None:
     """End the writing side of a TCP socket that is closed next; returns what is left to be done after that, if anything."""
     try:
-        return _LingeringClose(sock) if stop_writing(sock) else None
+        is_talking = stop_writing(sock)
+        return _LingeringClose(sock, is_talking) if is_talking or _has_unsent(sock.fileno()) else None
     except OSError as exc:  # out of descriptors
         pass_on(exc)
         return None
 
 
 _LINGER = 1.0  # seconds
+_NEXT_LOOK = 0.02  # seconds until it is asked again whether everything has arrived
 _LINGER_READS = 16  # of a step: more would keep other sessions waiting
 
 
 class _LingeringClose(Teardown):
     """Keeps a TCP connection until the other side has read to its end and closes it, for a limited time.
+
+    If the other side has said nothing, it is not kept longer than until everything has arrived.
 
     Owns a copy of the descriptor.
     """
@@ -246,7 +266,8 @@ class _LingeringClose(Teardown):
     background = True
     _fd = -1
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, is_talking: bool) -> None:
+        self._is_talking = is_talking
         # No socket object: under gevent that would be one of gevent's. Stored before a signal is looked at.
         for self._fd in map(os.dup, (sock.fileno(),)):
             break
@@ -266,10 +287,14 @@ class _LingeringClose(Teardown):
             for _ in range(_LINGER_READS):
                 if left <= 0 or not os.read(self._fd, READ_SIZE):
                     break
+                self._is_talking = True
             else:
                 return left
         except BlockingIOError:
-            return left
+            if self._is_talking:
+                return left
+            if _has_unsent(self._fd):
+                return min(left, _NEXT_LOOK)
         except (OSError, MemoryError) as exc:
             pass_on(exc)
         self.abandon()
