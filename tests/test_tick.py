@@ -1,5 +1,6 @@
 """The contract of a tick: what it returns, how long it waits, what it costs, who has a turn."""
 
+import contextlib
 import io
 import math
 import os
@@ -12,15 +13,15 @@ from typing import Any, Callable, List
 
 import pytest
 
-from stream_ipc import IpcPeer, Message, RequestTimeoutError, Session, StreamClosedError
+from stream_ipc import IpcPeer, Message, RequestTimeoutError, Session, StreamClosedError, as_completed, gather
 from tests.helpers import (
     WAIT,
     CpuMeter,
     FakeClock,
-    HurryingClock,
     Interruption,
     RawPeer,
     framed,
+    received_bytes,
     reply_bytes,
     request_bytes,
     role,
@@ -280,18 +281,75 @@ def test_all_ready_sessions_have_a_turn_in_one_tick(peer: IpcPeer) -> None:
 
 
 def test_waiting_for_what_is_in_an_inbox_makes_no_turn(peer: IpcPeer) -> None:
-    looks: List[int] = []
     with RawPeer(peer) as one, RawPeer(peer) as two:
         promises = [raw.session.request(Ping(), timeout=None) for raw in (one, two)]
         for raw, promise in zip((one, two), promises):
             raw.write(reply_bytes(promise.id, Pong()))
         promises[0].wait()
-        set_clock(peer, HurryingClock(lambda: looks.append(1)))  # each turn looks at it
+        one.write(framed(Note()))
+        before = received_bytes(one.session)
         for promise in promises:
             assert promise.wait() == Pong()
-        assert looks == []
+        assert received_bytes(one.session) == before
         peer.tick(0)
-        assert len(looks) == 1
+        assert received_bytes(one.session) > before
+
+
+SLOW = 0.01  # seconds of a fake clock that each handler takes
+
+
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("how", ["tick", "tick_for", "request", "wait", "receive", "gather", "as_completed"])
+def test_slow_handlers_of_a_flood_keep_no_call_beyond_its_time(peer: IpcPeer, how: str, others: int) -> None:
+    with RawPeer(peer) as flood, RawPeer(peer) as other, contextlib.ExitStack() as more:
+        clock = set_clock(peer, FakeClock())
+        seen: List[Any] = []
+
+        def handle(note: Any) -> None:
+            clock.now += SLOW
+            seen.append(note)
+
+        for raw in (flood, *[more.enter_context(RawPeer(peer)) for _ in range(others)]):
+            raw.session.on_message(handle)
+            raw.write(framed(Note()) * 1000)
+        peer.tick(0)
+        assert 1 < len(seen) < 40
+        promises = [other.session.request(Ping(), timeout=0.3 if how == "request" else None) for _ in range(2)]
+        calls: Any = {
+            "tick": lambda: peer.tick(0),
+            "tick_for": lambda: peer.tick_for(0.3),
+            "request": promises[0].wait,
+            "wait": lambda: promises[0].wait(0.3),
+            "receive": lambda: other.session.receive(0.3),
+            "gather": lambda: gather(promises, timeout=0.3),
+            "as_completed": lambda: next(as_completed(promises, timeout=0.3)),
+        }
+        start = clock.now
+        if how.startswith("tick"):
+            calls[how]()
+        else:
+            with pytest.raises(TimeoutError):
+                calls[how]()
+        assert clock.now - start < 0.8
+        flood.session.off_message(handle)
+
+
+def test_slow_done_callbacks_leave_a_tick_in_time(raw: RawPeer) -> None:
+    clock = set_clock(raw.session.peer, FakeClock())
+    called: List[Any] = []
+
+    def slow(promise: Any) -> None:
+        clock.now += SLOW
+        called.append(promise)
+
+    promises = [raw.session.request(Ping(), timeout=None) for _ in range(500)]
+    for promise in promises:
+        promise.add_done_callback(slow)
+    raw.read()
+    raw.write(*[reply_bytes(promise.id, Pong()) for promise in promises])
+    raw.session.tick(0)
+    assert 1 < len(called) < 40
+    tick_until(lambda: len(called) == 500, raw.session.peer)
 
 
 def test_an_idle_wait_looks_at_its_streams_once_in_a_while_and_not_twice(peer: IpcPeer) -> None:

@@ -21,6 +21,7 @@ from ..transports.channel import EndOfStream
 from .items import Delivery, Failure, Opening, reply_id, take_out
 from .receiving import Kept
 from .responder import Responder
+from .timers import end_of_share
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Dispatcher"]
 
-_AHEAD = 64  # replies that a wait settles behind its own at most
+_AHEAD = 64  # replies in a row that are settled at once, also behind the one that is waited for: it spares turns
+_LOOK = 64  # messages that are dispatched between two looks at the clock at most
 
 
 class Dispatcher:
@@ -107,21 +109,21 @@ class Dispatcher:
         return type(first) is not RequestEnvelope or not self.responder.is_full
 
     def step(self, until: Any, goal: int = 0) -> int:
-        """Dispatch what stands in the inbox.
+        """Dispatch what stands in the inbox; returns how many messages that was.
 
         Args:
             until: Something with an attribute ``settled`` at which to stop, or None.
             goal: What ``dispatched`` of the loop may have come to then; 0 for what stands there now. What is dispatched
-                beneath counts too, or a flood could keep this one from ever returning.
-
-        Returns:
-            How many messages that was.
+                beneath counts too, or a flood could keep this one from ever returning. Neither could slow handlers: it
+                stops behind one that runs when ``SHARE`` is over.
         """
         loop = self._loop
         inbox = self.inbox
         conversation = self._conversation
         by_class = self._by_class
         count = 0
+        end: float = 0
+        look = 0  # when dispatched has come to this, it looks at goal and clock
         if not conversation.is_open:
             inbox.clear()  # of what a read that was under way has brought
         while inbox:
@@ -132,16 +134,19 @@ class Dispatcher:
                 if inbox and inbox[0] is item:
                     del inbox[0]
                 count += 1
-                # Replies in a row are settled at once, which runs no handler and spares a turn for each.
-                if (told or not count % _AHEAD) and (
-                    not conversation.is_open or (until is not None and until.settled)
-                ):
-                    break
+                if told or not count % _AHEAD:
+                    if not conversation.is_open or (until is not None and until.settled):
+                        break
+                    end = end_of_share(loop.clock, end)
+                    if not end:
+                        break
             elif until is not None and until.settled:
                 break
             else:
-                if not goal:
-                    goal = loop.dispatched + len(inbox) + 1  # a failure is followed by the end
+                if not look:
+                    goal = goal or loop.dispatched + len(inbox) + 1  # a failure is followed by the end
+                    step = 1  # from one look to the next
+                    look = min(goal, loop.dispatched + 2)
                 if cls not in by_class or self._waiting:
                     done = self._actions.get(cls, self._arrive)(item)
                     if done is None:
@@ -154,8 +159,12 @@ class Dispatcher:
                     if loop.forked:  # a handler has forked, and this is the copy
                         raise loop.refusal()
                     inbox.clear()  # of what a handler or an interruption has left behind the end
-                if loop.dispatched >= goal:
-                    break
+                if loop.dispatched >= look:
+                    end = end_of_share(loop.clock, end)
+                    if loop.dispatched >= goal or not end:
+                        break
+                    step = min(2 * step, _LOOK)
+                    look = min(goal, loop.dispatched + step)
         else:  # not after a break: then the next turn finds out that nothing is left
             loop.todo.pop(self, None)
             self.dispatched_bytes = self._inputs.received_bytes
@@ -221,15 +230,12 @@ class Dispatcher:
             take_out(self.inbox, item)
 
     def _deliver(self, item: Any, message: Message, chain: Chain) -> int:
-        """Give a message to its handlers.
+        """Give a message to its handlers; returns how many messages that was: 1.
 
         Args:
             item: What stands for it in the inbox.
             message: The message.
             chain: The handlers that have not seen it, at least one.
-
-        Returns:
-            How many messages that was: 1.
         """
         inbox = self.inbox
         error: Exception | None = None

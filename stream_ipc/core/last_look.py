@@ -64,12 +64,13 @@ def read_replies(conversation: Conversation, limit: float) -> set[Any]:
 
 
 def take_notification(conversation: Conversation, wanted: Wanted, limit: float) -> None:
-    """Dispatch what had come in time, until a call of ``receive`` has what it waits for."""
+    """Dispatch what had come in time, while something that a call of ``receive`` waits for is among it."""
     loop = conversation.loop
+    inbox = conversation.dispatcher.inbox
     _read(conversation, limit)
-    goal = loop.dispatched + len(conversation.dispatcher.inbox)
+    goal = loop.dispatched + len(inbox)
     before = -1
-    while not wanted.settled and before < loop.dispatched < goal:
+    while not wanted.settled and before < loop.dispatched < goal and any([wanted.is_met_by(item) for item in inbox]):
         before = loop.dispatched
         loop.run(wanted, loop.clock())
 

@@ -124,7 +124,8 @@ class Acceptor:
 
         if self._file is not None:
             self._file.remove()
-        self.loop.call_no_more(self)
+        self.loop.set_polled(self, None)
+        self.loop.set_timer(self, None)
         for fd in (self._sock.fileno(), *self._handshakes):
             self.loop.poller.unwatch(fd, self)
         self.abandon()

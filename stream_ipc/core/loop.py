@@ -21,7 +21,7 @@ from .guard import Guard
 from .inspection import Inspection
 from .poller import OuterPoller, Poller
 from .teardowns import TEARDOWN_INTERVAL, Teardowns
-from .timers import Timers
+from .timers import Timers, end_of_share
 from .waker import Waker
 
 TYPE_CHECKING = False
@@ -128,11 +128,6 @@ class Loop(Guard):
         else:
             self._polled[task] = interval
             self.has_chores = True
-
-    def call_no_more(self, task: Any) -> None:
-        """Have neither ``on_time`` nor ``poll`` of a task called any more."""
-        self.set_polled(task, None)
-        self.set_timer(task, None)
 
     def add_teardown(self, teardown: Teardown) -> None:
         """Take in what is left to be done after something was closed: turns do it, step by step."""
@@ -273,11 +268,12 @@ class Loop(Guard):
         todo = self.todo
         goal = self.dispatched + sum([len(dispatcher.inbox) for dispatcher in tuple(todo)]) + 1
         count = 0
+        end = end_of_share(self.clock)
         while todo:
             before = self.dispatched + count
             for dispatcher in tuple(todo):
                 count += dispatcher.step(until, min(goal, self.dispatched + _SLICE))
-                if self.dispatched >= goal or (until is not None and until.settled):
+                if self.dispatched >= goal or (until is not None and until.settled) or not end_of_share(self.clock, end):
                     return count
             if self.dispatched + count == before:  # what is there cannot be dispatched now
                 break

@@ -176,7 +176,8 @@ class Port:
         for fd in tuple(self.watched):
             self._loop.poller.unwatch(fd, self)
         self.watched = {}
-        self._loop.call_no_more(self)
+        self._loop.set_polled(self, None)
+        self._loop.set_timer(self, None)
         self._loop.repairs.pop(self, None)
 
     def check(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from .. import log
+from ..errors import SerializationError
 from ..interruptions import pass_on
 from ..messages import Message, is_text
 from .items import Delivery
@@ -43,6 +44,10 @@ class Wanted:
     def __init__(self, expect: type) -> None:
         self.expect = expect
         self.settled = False
+
+    def is_met_by(self, item: Any) -> bool:
+        """Return whether an item of an inbox is, or becomes, such a message."""
+        return isinstance(item, (self.expect, SerializationError))
 
 
 class Entry:
@@ -137,7 +142,7 @@ class Kept:
     def _find_wanted(self, message: Message) -> Wanted | None:
         """Return the innermost call that waits for such a message and has none yet."""
         for wanted in reversed(self.waiting):
-            if not wanted.settled and isinstance(message, wanted.expect):
+            if not wanted.settled and wanted.is_met_by(message):
                 return wanted
         return None
 

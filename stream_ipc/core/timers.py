@@ -1,4 +1,4 @@
-"""Timers: what is due by the clock.
+"""Timers: what is due by the clock, and how long dispatching may go on before that has its turn.
 
 Knows times, and tasks by their ``on_time``. Must not know what a task does.
 """
@@ -9,9 +9,25 @@ import math
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
-__all__ = ["Timers"]
+__all__ = ["Timers", "end_of_share"]
+
+SHARE = 0.1  # seconds
+
+
+def end_of_share(clock: Callable[[], float], end: float = 0) -> float:
+    """Return when dispatching has to stop so that descriptors and times have their turn; 0 if that is now.
+
+    Args:
+        clock: The loop's.
+        end: What an earlier call has returned; 0 to begin.
+    """
+    now = clock()
+    if not end:
+        return now + SHARE
+    return end if now < end else 0
 
 
 class Timers:
