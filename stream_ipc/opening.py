@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from .adding import add_child, add_session, add_socket, close_untaken, is_tls
 from .arguments import DEFAULT, PIPE, Facade, check_timeout, name_methods
 from .errors import InvalidStreamError
 from .session import Session
+from .session_maker import make_session
+from .transports.descriptors import is_tls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .core.loop import Loop
     from .listener import Listener
     from .protocols import MessageSerializer
+    from .transports.channel import Channel
     from .transports.custom_channel import Transport
     from .transports.sockets import Address
     from .transports.spawn import Command, Path, PopenOptions
@@ -62,7 +64,7 @@ class SessionOpener(Facade):
         """
         from .transports.stdio import StdioChannel
 
-        return add_session(self._loop, self, "stdio", StdioChannel)
+        return make_session(self._loop, self, "stdio", StdioChannel)
 
     def create_process_session(self, process: subprocess.Popen[Any]) -> Session:
         """Attach to a ``subprocess.Popen``; to end and reap it stays its owner's.
@@ -76,7 +78,7 @@ class SessionOpener(Facade):
         """
         from .transports.process import ProcessChannel
 
-        return add_session(self._loop, self, process, partial(ProcessChannel, process))
+        return make_session(self._loop, self, process, partial(ProcessChannel, process))
 
     def create_command_session(
         self,
@@ -114,7 +116,18 @@ class SessionOpener(Facade):
             ValueError: ``command`` is empty, or ``stderr`` has no descriptor.
             OSError: It cannot be started: ``FileNotFoundError``, ...
         """
-        return add_child(self._loop, self, command, cwd, env, stderr, popen)
+        self._loop.check_open()
+        from .transports.process import ProcessChannel
+        from .transports.spawn import start
+
+        def take(process: subprocess.Popen[bytes], group: bool) -> Session:
+            make = partial(ProcessChannel, process, owned=True, group=group, growable="pipesize" not in popen)
+            return make_session(self._loop, self, process, make)
+
+        def is_taken(process: subprocess.Popen[bytes]) -> bool:
+            return any([session.process is process for session in self.sessions])
+
+        return start(take, is_taken, command, cwd, env, stderr, popen)
 
     def create_stream_session(self, write: WriteStream, read: ReadStream, read2: ReadStream | None = None) -> Session:
         """Talk over any streams: file objects, sockets or raw descriptors.
@@ -140,7 +153,7 @@ class SessionOpener(Facade):
         reads = (read,) if read2 is None else (read, read2)
         if any(map(is_tls, (write, *reads))):
             raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
-        return add_session(self._loop, self, (write, *reads), partial(open_channel, write, reads))
+        return make_session(self._loop, self, (write, *reads), partial(open_channel, write, reads))
 
     def create_socket_session(self, sock: socket.socket) -> Session:
         """Talk over a connected stream socket, also an ``ssl.SSLSocket``.
@@ -155,7 +168,7 @@ class SessionOpener(Facade):
         """
         from .transports.sockets import check_connected
 
-        return add_socket(self._loop, self, sock, check_connected(sock))
+        return _add_socket(self, sock, check_connected(sock))
 
     def create_session(self, transport: Transport) -> Session:
         """Talk over a transport of one's own, which the session owns and closes.
@@ -173,7 +186,7 @@ class SessionOpener(Facade):
             raise InvalidStreamError(f"{type(transport).__name__} belongs to another session of this peer; {advice}")
         from .transports.message_transport import channel_of
 
-        return add_session(self._loop, self, transport, lambda *_: channel_of(transport))
+        return make_session(self._loop, self, transport, lambda *_: channel_of(transport))
 
     def create_session_pair(self) -> tuple[Session, Session]:
         """Return two connected sessions of this peer, for tests.
@@ -189,9 +202,9 @@ class SessionOpener(Facade):
 
         a, b = socket.socketpair()
         try:
-            return add_socket(self._loop, self, a, ""), add_socket(self._loop, self, b, "")
+            return _add_socket(self, a, ""), _add_socket(self, b, "")
         except BaseException:
-            close_untaken(self, a, b)
+            _close_untaken(self, a, b)
             raise
 
     # -- connections
@@ -241,9 +254,9 @@ class SessionOpener(Facade):
 
         sock, name = loop.inside(open_connection, loop, address, ssl_context, server_hostname, timeout)
         try:
-            return add_socket(self._loop, self, sock, name)
+            return _add_socket(self, sock, name)
         except BaseException:
-            close_untaken(self, sock)
+            _close_untaken(self, sock)
             raise
 
     def listen(
@@ -289,7 +302,7 @@ class SessionOpener(Facade):
         from .core.listening import Acceptor
         from .listener import Listener
 
-        take = partial(add_socket, loop, self, on_session=on_session)
+        take = partial(_add_socket, self, on_session=on_session)
         acceptor = Acceptor(loop, address, take, lambda: self.timeout, ssl_context)
         try:
             loop.inside(acceptor.open)
@@ -297,6 +310,28 @@ class SessionOpener(Facade):
         except BaseException:
             Listener(acceptor).close()
             raise
+
+
+def _add_socket(
+    peer: SessionOpener, sock: socket.socket, name: str, on_session: Callable[[Session], Any] | None = None
+) -> Session:
+    """Make a session over a connected socket, also one with TLS; otherwise as ``make_session``."""
+    make: Callable[[MessageSerializer, int], Channel]
+    if is_tls(sock):
+        from .transports.tls import TlsChannel
+
+        make = partial(TlsChannel, sock)
+    else:
+        from .transports.streams import open_channel
+
+        make = partial(open_channel, sock, (sock,))
+    return make_session(peer._loop, peer, sock, make, on_session, name)
+
+
+def _close_untaken(peer: SessionOpener, *sockets: socket.socket) -> None:
+    """Close sockets that are no session's."""
+    for sock in {*sockets} - {session.socket for session in peer.sessions}:
+        sock.close()
 
 
 name_methods(SessionOpener, "IpcPeer")

@@ -32,7 +32,7 @@ LAYERS = [
     ["core.loop"],
     ["core"],  # what is left of it
     ["promise", "handler_methods", "session", "listener", "deferred"],
-    ["adding", "opening", "waiting"],
+    ["session_maker", "opening", "waiting"],
     ["peer"],
     ["worker", "tasks", "crew", "pool_map", "pool"],
     [""],  # stream_ipc itself
@@ -586,11 +586,11 @@ UNNEEDED = {
 
 # What such a worker imports of the package: its start waits for each of them, and so does whoever started it.
 NEEDED = {
-    "adding", "arguments", "clock", "errors", "handlers", "handler_methods", "ids", "interruptions", "log", "messages",
-    "opening", "peer", "promise", "registry", "session", "type_info", "core", "core.closing", "core.conversation",
-    "core.dispatcher",
-    "core.guard", "core.inspection", "core.items", "core.receiving", "core.last_look", "core.lifecycle", "core.loop",
-    "core.owed", "core.pending", "core.poller", "core.port", "core.requests", "core.responder", "core.sending",
+    "arguments", "clock", "errors", "handlers", "handler_methods", "ids", "interruptions", "log", "messages",
+    "opening", "peer", "promise", "registry", "session", "session_maker", "type_info", "core", "core.closing",
+    "core.conversation", "core.dispatcher", "core.guard", "core.inspection", "core.items", "core.receiving",
+    "core.last_look", "core.lifecycle", "core.loop", "core.owed", "core.pending", "core.poller", "core.port",
+    "core.requests", "core.responder", "core.sending",
     "core.teardowns", "core.timers", "core.until", "core.waker", "serializers", "serializers.pickle",
     "serializers.pickle_objects", "transports", "transports.channel", "transports.descriptors", "transports.ends",
     "transports.inputs", "transports.outbox", "transports.stdio", "transports.stream_channel", "wire", "wire.codec",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "READ_SIZE", "close_all", "close_copies", "close_stream", "close_streams", "describe_stream", "has_hung_up",
-    "is_socket", "unusable", "wait_readable", "wait_writable",
+    "is_socket", "is_tls", "unusable", "wait_readable", "wait_writable",
 ]  # fmt: skip
 
 # With more, a buffer is mapped and unmapped for every read, which makes small round trips slower.
@@ -130,3 +130,9 @@ def is_socket(stream: Any) -> bool:
     # Importing it takes long, and whoever has a socket object has imported it.
     sockets: Any = sys.modules.get("socket")
     return sockets is not None and isinstance(stream, sockets.socket)
+
+
+def is_tls(stream: Any) -> bool:
+    """Return whether a stream is an ``ssl.SSLSocket``."""
+    ssl: Any = sys.modules.get("ssl")  # as for sockets
+    return ssl is not None and isinstance(stream, ssl.SSLSocket)

@@ -1,12 +1,10 @@
-"""How a peer gets a session once it is known what it talks over: the channel is made, and the loop takes it in.
+"""Makes a session of a channel, whatever that talks over, and has the loop take it in.
 
 Knows channels, conversations and the loop. Must not know what users may pass.
 """
 
 from __future__ import annotations
 
-import sys
-from functools import partial
 from itertools import starmap
 
 from . import log
@@ -18,19 +16,18 @@ from .transports.stream_channel import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Mapping
-    from typing import IO, Any
+    from collections.abc import Callable
+    from typing import Any
 
     from .core.loop import Loop
     from .opening import SessionOpener
     from .protocols import MessageSerializer
     from .transports.channel import Channel
-    from .transports.spawn import Command, Path, PopenOptions
 
-__all__ = ["add_child", "add_session", "add_socket", "close_untaken", "is_tls"]
+__all__ = ["make_session"]
 
-def add_session(
+
+def make_session(
     loop: Loop,
     peer: SessionOpener,
     given: Any,
@@ -38,12 +35,12 @@ def add_session(
     on_session: Callable[[Session], Any] | None = None,
     name: str = "",
 ) -> Session:
-    """Add a session to a peer.
+    """Make a session, which is the peer's.
 
     Args:
         loop: The peer's.
         peer: Whose serializer and largest size the channel gets.
-        given: What the user has passed, for a text.
+        given: What the user has passed, for a text. A transport stays as it was if it is refused.
         make: Makes the channel.
         on_session: Gets the session before anything that came over it is dispatched.
         name: What its socket is connected to, in a few words.
@@ -89,64 +86,3 @@ def _check_free(loop: Loop, channel: Channel) -> None:
         except OSError as exc:
             pass_on(exc)
             raise InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}") from exc
-
-
-def add_child(
-    loop: Loop,
-    peer: SessionOpener,
-    command: Command,
-    cwd: Path | None,
-    env: Mapping[str, str] | None,
-    stderr: int | IO[Any] | None,
-    popen: PopenOptions,
-) -> Session:
-    """Start a process and add a session with it; see ``IpcPeer.create_command_session``."""
-    loop.check_open()
-    from .transports.children import kill, process_name
-    from .transports.process import ProcessChannel
-    from .transports.spawn import spawn
-
-    group = bool(popen.get("start_new_session")) or popen.get("process_group") == 0
-    process: Any = None
-    try:
-        for process in starmap(spawn, ((command, cwd, env, stderr, popen),)):  # stored before a signal is looked at
-            break
-        log.debug("%s started", process_name(process))
-        make = partial(ProcessChannel, process, owned=True, group=group, growable="pipesize" not in popen)
-        return add_session(loop, peer, process, make)
-    except BaseException:
-        if process is not None and not any([session.process is process for session in peer.sessions]):  # nobody has it
-            kill(process, group)
-        raise
-
-
-def add_socket(
-    loop: Loop,
-    peer: SessionOpener,
-    sock: socket.socket,
-    name: str,
-    on_session: Callable[[Session], Any] | None = None,
-) -> Session:
-    """Add a session over a connected socket, also one with TLS; otherwise as ``add_session``."""
-    make: Callable[[MessageSerializer, int], Channel]
-    if is_tls(sock):
-        from .transports.tls import TlsChannel
-
-        make = partial(TlsChannel, sock)
-    else:
-        from .transports.streams import open_channel
-
-        make = partial(open_channel, sock, (sock,))
-    return add_session(loop, peer, sock, make, on_session, name)
-
-
-def is_tls(stream: Any) -> bool:
-    """Return whether a stream is an ``ssl.SSLSocket``."""
-    ssl: Any = sys.modules.get("ssl")  # importing it takes long, and whoever has an SSLSocket has imported it
-    return ssl is not None and isinstance(stream, ssl.SSLSocket)
-
-
-def close_untaken(peer: SessionOpener, *sockets: socket.socket) -> None:
-    """Close sockets that are no session's."""
-    for sock in {*sockets} - {session.socket for session in peer.sessions}:
-        sock.close()
