@@ -70,7 +70,7 @@ def make_session(
         return session
     except BaseException:  # an interruption: nobody will ever have the session
         if conversation is not None:
-            conversation.close(release=True)
+            conversation.close(release=True, seconds=0)  # what is queued is a transport's own
         elif channel is not None and channel.transport is not given:
             channel.release()
         raise
