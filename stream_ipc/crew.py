@@ -169,8 +169,7 @@ class Crew:
         """Give the first task in the queue to a worker."""
         queue = self.tasks.queue
         attempt = Attempt.make(task, worker, self.take)
-        conversation = worker.conversation
-        accepted = conversation.outbox.accepted
+        requests = worker.conversation.requests
         try:
             # atomic: no calls
             if not queue or queue[0] is not task:
@@ -180,18 +179,17 @@ class Crew:
             worker.running[attempt] = None
             worker.given += 1
 
-            conversation.requests.request(None, task.message, task.timeout, task.expect, attempt)
+            requests.request(None, task.message, task.timeout, task.expect, attempt)
             task.deadline = attempt.deadline
         except BaseException as exc:
             if isinstance(exc, Exception) and interruption_in(exc) is None:
+                requests.withdraw(attempt)
                 self._not_given(attempt, exc)
                 return
-            conversation.requests.remove(attempt)
-            if conversation.outbox.accepted == accepted:
+            if attempt.unsent:
+                requests.withdraw(attempt)
                 self.tasks.put_back(attempt, False)
-            else:  # it is sent, so a reply will come
-                attempt.settled = 0
-                conversation.requests.enter(attempt, attempt.deadline)
+            else:  # a reply will come
                 task.deadline = attempt.deadline
             raise
 

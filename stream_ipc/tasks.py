@@ -173,13 +173,15 @@ class Attempt(Pending):
         task: The task.
         worker: What has it.
         take: Called with this once it has settled.
+        unsent: Is true until it is handed over: its frame, which is empty from then on.
     """
 
-    __slots__ = ("take", "task", "worker")
+    __slots__ = ("take", "task", "unsent", "worker")
 
     task: Task
     worker: Worker
     take: Callable[[Attempt], None]
+    unsent: Any
 
     @classmethod
     def make(cls, task: Task, worker: Worker, take: Callable[[Attempt], None]) -> Attempt:
@@ -195,6 +197,7 @@ class Attempt(Pending):
         attempt.deadline = attempt.outcome = attempt.callbacks = None
         attempt.watchers = []  # not None, so that ``tell`` is called
         attempt.settled = 0
+        attempt.unsent = True
         return attempt
 
     def tell(self) -> None:

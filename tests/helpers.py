@@ -63,6 +63,21 @@ def framed(message: Message) -> bytes:
     return frame(PickleMessageSerializer().serialize(message))
 
 
+class ActingSerializer(PickleMessageSerializer):
+    """Calls a function once, when the next message of a class is to be turned into a payload: users' code may do so."""
+
+    def __init__(self, cls: Type[Message]) -> None:
+        super().__init__()
+        self.cls = cls
+        self.act: Optional[Callable[[], Any]] = None
+
+    def serialize(self, message: Message) -> bytes:
+        if self.act is not None and isinstance(message, self.cls):
+            act, self.act = self.act, None
+            act()
+        return super().serialize(message)
+
+
 def request_bytes(id: str, message: Message) -> bytes:
     return framed(RequestEnvelope(id, message))
 
@@ -476,9 +491,18 @@ def received_bytes(session: Session) -> int:
     return count
 
 
-def last_sent(session: Session) -> Any:
-    """Return how many messages a session has written or queued."""
-    return session._conversation.channel.outbox.accepted
+def frames_of(session: Session) -> List[Any]:
+    """Return a list of the frames that a session sends from now on. Those that were written or queued are empty."""
+    frames: List[Any] = []
+    channel = session._conversation.channel
+    put = channel.put
+
+    def note(frame: Any) -> None:
+        frames.append(frame)
+        put(frame)
+
+    channel.put = note
+    return frames
 
 
 def is_broken(session: Session) -> bool:

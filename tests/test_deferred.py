@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import weakref
+from functools import partial
 from typing import Any, Dict, List, Type
 
 import pytest
@@ -14,7 +15,6 @@ from stream_ipc import (
     DeferredReply,
     ErrorMessage,
     IpcPeer,
-    JsonMessageSerializer,
     Message,
     RemoteError,
     RequestTimeoutError,
@@ -25,8 +25,11 @@ from stream_ipc import (
     gather,
 )
 from tests.helpers import (
+    ActingSerializer,
     FakeClock,
     HurryingClock,
+    Interruption,
+    InterruptionError,
     RawPeer,
     drop_queued,
     framed,
@@ -838,36 +841,25 @@ class RuntimeAlarm(RuntimeError):
     pass
 
 
-class AlarmedSerializer(JsonMessageSerializer):
-    """Is interrupted by a signal while it turns the next reply into a payload."""
-
-    armed = False
-
-    def serialize(self, message: Message) -> bytes:
-        if self.armed and isinstance(message, ResponseEnvelope):
-            self.armed = False
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return super().serialize(message)
-
-
 @pytest.mark.parametrize("how", ["promise", "deferred", "settled later"])
 def test_a_runtime_error_of_a_signal_handler_is_not_taken_for_an_answer(how: str) -> None:
     def alarm(*_: Any) -> None:
         raise RuntimeAlarm("alarm")
 
-    serializer = AlarmedSerializer()
+    serializer = ActingSerializer(ResponseEnvelope)
+    interrupt = partial(os.kill, os.getpid(), signal.SIGUSR1)
     held: List[DeferredReply] = []
 
     def serve(ping: Ping) -> Any:
         if how == "promise":
             promise = d.request(Ping())
             tick_until(lambda: promise.settled, peer)
-            serializer.armed = True
+            serializer.act = interrupt
             return promise
         held.append(DeferredReply())
         if how == "deferred":
             held[0].send(Pong(7))
-            serializer.armed = True
+            serializer.act = interrupt
         return held[0]
 
     old = signal.signal(signal.SIGUSR1, alarm)
@@ -881,9 +873,61 @@ def test_a_runtime_error_of_a_signal_handler_is_not_taken_for_an_answer(how: str
             with pytest.raises(RuntimeAlarm):
                 if how == "settled later":
                     tick_until(lambda: held, peer)
-                    serializer.armed = True
+                    serializer.act = interrupt
                     held[0].send(Pong(7))
                 promise.wait()
             assert promise.wait() == Pong(7)
     finally:
         signal.signal(signal.SIGUSR1, old)
+
+
+@pytest.mark.parametrize("how", ["returned", "promise", "deferred", "settled later", "an error in its place"])
+@pytest.mark.parametrize("error", [Interruption(), InterruptionError()])
+def test_a_reply_is_sent_once_though_what_encodes_it_sends_something_and_is_interrupted(
+    error: BaseException, how: str
+) -> None:
+    serializer = ActingSerializer(ResponseEnvelope)
+    def ring(number: int, frame: Any) -> None:
+        raise error
+
+    def act() -> None:
+        raw.session.notify(Note("progress"))
+        signal.raise_signal(signal.SIGUSR1)
+
+    def serve(ping: Ping) -> Any:
+        if how == "settled later":
+            return held
+        serializer.act = act
+        if how == "promise":
+            return promise
+        if how == "deferred":
+            held.send(Pong(7))
+            return held
+        return Pong(7 if how == "returned" else object())
+
+    held = DeferredReply()
+    old = signal.signal(signal.SIGUSR1, ring)
+    try:
+        with IpcPeer(serializer, timeout=5) as peer, RawPeer(peer) as raw:
+            c, d = peer.create_session_pair()
+            c.on_request(lambda ping: Pong(7))
+            promise = d.request(Ping())
+            promise.wait()
+            raw.session.on_request(serve)
+            raw.write(request_bytes("1", Ping()))
+            with pytest.raises(type(error)):
+                peer.tick(5)
+                serializer.act = act
+                held.send(Pong(7))
+            found: List[Any] = []
+            tick_until(lambda: found.extend(raw.messages()) or len(found) > 1, peer, seconds=5)
+            for _ in range(3):
+                peer.tick(0)
+            found += raw.messages()
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+    assert found[0] == Note("progress") and [reply.id for reply in found[1:]] == ["1"]
+    if how == "an error in its place":
+        assert "could not be sent" in str(found[1].response)
+    else:
+        assert found[1].response == Pong(7)

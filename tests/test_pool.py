@@ -26,6 +26,7 @@ from stream_ipc import (
     LogMessage,
     Message,
     RemoteError,
+    RequestEnvelope,
     RequestTimeoutError,
     ResponsePromise,
     SerializationError,
@@ -43,6 +44,7 @@ from stream_ipc.tasks import Task, Tasks
 from stream_ipc.worker import Worker
 from tests.helpers import (
     PATIENCE,
+    ActingSerializer,
     CallAt,
     CpuMeter,
     HurryingClock,
@@ -1008,6 +1010,32 @@ def test_signal_handler_that_uses_the_pool_at_every_place(
     assert number > 10 and (count > 0) == (act != "submit"), "nothing was interrupted"
 
 
+@BOTH
+def test_a_task_is_given_once_though_what_encodes_it_sends_something_and_is_interrupted(
+    tmp_path: Path, kind: Type[BaseException]
+) -> None:
+    def ring(number: int, frame: Any) -> None:
+        raise kind
+
+    def act() -> None:
+        pool.workers[0].notify(Note("settings"))
+        signal.raise_signal(signal.SIGUSR1)
+
+    path = tmp_path / "done"
+    serializer = ActingSerializer(RequestEnvelope)
+    old = signal.signal(signal.SIGUSR1, ring)
+    try:
+        with IpcPeer(serializer, timeout=5) as peer, WorkerPool(peer, worker(), 1, retries=0) as pool:
+            pid = outcome(pool.submit(Ping("pid")))
+            serializer.act = act
+            with pytest.raises(kind):
+                pool.submit(Ping(("count", str(path), 7)))
+            assert outcome(pool.submit(Ping("pid"))) == pid
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+    assert path.read_text() == "7\n"
+
+
 @pytest.mark.slow
 @BOTH
 def test_interruption_while_a_worker_dies_loses_no_task(tmp_path: Path, kind: Type[BaseException]) -> None:
@@ -1386,6 +1414,20 @@ def test_interrupted_sending_does_not_count_as_a_task(peer: IpcPeer, monkeypatch
             pool.submit(Ping(1))  # it stays in the queue
         pids = [pool.submit(Ping("pid"), expect=Pong).wait().value for _ in range(2)]
         assert pids[0] == first != pids[1]
+
+
+@pytest.mark.parametrize("id", [[], 5, "x" * 200])
+def test_an_id_that_cannot_be_used_fails_its_task(id: Any) -> None:
+    class Ids:
+        def generate(self) -> Any:
+            return next(ids)
+
+    ids = iter([id, "1"])
+    with IpcPeer(id_generator=Ids(), timeout=5) as peer, WorkerPool(peer, worker(), 1) as pool:
+        with pytest.raises(ValueError, match="not a str of at most 128 characters"):
+            pool.submit(Ping(1)).wait()
+        assert pool.pending == 0
+        assert outcome(pool.submit(Ping(2))) == 2
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, "2"])

@@ -23,7 +23,7 @@ from tests.helpers import (
     Alarms,
     CpuMeter,
     framed,
-    last_sent,
+    frames_of,
     patch_handshake,
     replace_socket,
     set_clock,
@@ -725,13 +725,10 @@ def test_interruptions_lose_and_double_nothing(peer, host, pair):
     client.on_message(back.append)
     data = os.urandom(40_000)
 
-    sent = {client: [0, last_sent(client)], server: [0, last_sent(server)]}
+    frames = {client: frames_of(client), server: frames_of(server)}
 
     def send(session):
-        number, last = sent[session]
-        if last_sent(session) != last:  # whether an interrupted notify() has sent its message is for this to say
-            number += 1
-            sent[session] = [number, last_sent(session)]
+        number = frames[session].count([])  # whether an interrupted notify() has sent its message is for this to say
         if number < count:
             session.notify(Note(str(number), data[: 1 + number * 97]))
 

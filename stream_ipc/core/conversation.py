@@ -124,9 +124,9 @@ class Conversation:
             loop.thread = outer
 
     def send_frame(self, frame: Any) -> None:
-        """Send a notification that was encoded before."""
+        """Send a notification that was encoded before, also to others."""
         try:
-            self.channel.put(frame)
+            self.channel.put([*frame])
         except BaseException as exc:
             self.loop.repairs[self.port] = None
             self.port.note_write_error(exc)

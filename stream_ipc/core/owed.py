@@ -52,6 +52,7 @@ class Owed:
         id: As above.
         source: What the handler has returned, until it has been told to settle this.
         reply: What will be sent, once it is known.
+        unsent: Is true until the reply is handed over: the frame that was made last, which is empty from then on.
         was_open: Whether the requester's session was open when the reply was sent.
         loop: The loop of its session.
         call_later: A function of any argument that has ``go_on`` called in that loop's next turn.
@@ -68,6 +69,7 @@ class Owed:
         "loop",
         "reply",
         "source",
+        "unsent",
         "was_open",
     )  # fmt: skip
 
@@ -77,6 +79,7 @@ class Owed:
         self.source: Any = None if is_reply else given
         self.reply: Message | None = given if is_reply else None
         self.guard: ref[Any] | None = None
+        self.unsent: Any = True
         self.was_open: bool = True
         self.loop: Loop = responder.loop
         self._pending: Pending | None = None  # the request whose outcome is passed on
@@ -90,8 +93,11 @@ class Owed:
         return self._responder is not None and self._responder.is_writable
 
     def enter(self) -> None:
-        """Have a turn go on with it, unless it is done."""
+        """Have a turn go on with it, unless its reply was handed over: then it is done."""
         responder, later = self._responder, self.loop.later
+        if not self.unsent:
+            self.drop()
+            return
         # atomic: no calls
         if responder is not None:
             responder.owed[self] = None
@@ -113,22 +119,17 @@ class Owed:
             responder.port.limit_reading()
             return
         owed = responder.owed
-        outbox = responder.port.channel.outbox
         outer = loop.enter()
-        accepted = outbox.accepted
         try:
             # atomic: no calls
             if self in owed:
                 del owed[self]
 
-            responder.send_reply(self.id, self.reply)
+            responder.send(self, self.reply)
             self.was_open = responder.is_writable
             self.drop()
         except BaseException:
-            if outbox.accepted == accepted:
-                self.enter()
-            else:
-                self.drop()
+            self.enter()
             raise
         finally:
             loop.thread = outer
@@ -173,10 +174,11 @@ class Owed:
 
     def drop(self) -> None:
         """Drop what it refers to: it is sent, or the session is closed. An interrupted call can be made again."""
-        if self._pending is not None:
-            self._pending.unwatch(self.call_later)
-            self._pending.unwatch(self._settled)
-        self.loop.later.pop(self, None)
-        if self._responder is not None:
-            self._responder.owed.pop(self, None)
+        pending, responder = self._pending, self._responder
+        if pending is not None:
+            pending.unwatch(self.call_later)
+            pending.unwatch(self._settled)
+        if responder is not None:
+            responder.owed.pop(self, None)
         self.call_later = self._pending = self._promise = self.guard = self.source = self._responder = None
+        self.loop.later.pop(self, None)  # last: a turn makes an interrupted call again

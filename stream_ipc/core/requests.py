@@ -62,7 +62,8 @@ class Requests:
         self.watchers: set[ref[Any]] = set()
         self.conversation: Conversation = conversation
         self.loop: Loop = conversation.loop
-        self._channel = conversation.channel
+        self._encode = conversation.channel.encode
+        self._put = conversation.channel.put
         self._outbox = conversation.outbox
         self._name = conversation.name
         self._ids = ids = conversation.peer.id_generator
@@ -77,9 +78,12 @@ class Requests:
         return len(self._table)
 
     def request(
-        self, promise: Any, message: Message, timeout: float | None, expect: type, attempt: Pending | None = None
+        self, promise: Any, message: Message, timeout: float | None, expect: type, attempt: Any = None
     ) -> Pending:
         """Send a request; its outcome is for the promise, or for the attempt at a task that a pool has made.
+
+        An attempt is a ``Pending``, too; it gets the frame as its ``unsent``, so that the pool can tell whether that was
+        handed over if this raises, and withdraws it if not.
 
         Raises:
             ValueError: The id cannot be used.
@@ -117,13 +121,14 @@ class Requests:
                     self.due = deadline
                 if conversation.port.paused:
                     conversation.port.update_reading()  # or its reply might never be read
-                channel = self._channel
-                channel.put(channel.encode(REQUEST, pending.id, message))
+                frame = self._encode(REQUEST, pending.id, message)
+                if attempt is not None:
+                    attempt.unsent = frame
+                self._put(frame)
             except BaseException as exc:
                 loop.repairs[conversation.port] = None
-                if pending is not None:
-                    pending.settled = 1  # nobody will ever see it
-                    self.remove(pending)
+                if attempt is None and pending is not None:
+                    self.withdraw(pending)
                 conversation.port.note_write_error(exc)
                 raise
             return pending  # type: ignore[no-any-return]
@@ -158,9 +163,14 @@ class Requests:
             return ValueError(f"{name}.generate() returned {id!r}, which a pending request has already")
         return ValueError(f"{name}.generate() returned {id!r:.100}, not a str of at most {MAX_ID_LENGTH} characters")
 
+    def withdraw(self, pending: Pending) -> None:
+        """Take out a request that was not sent, so that nothing becomes of it any more."""
+        pending.settled = 1
+        self.remove(pending)
+
     def remove(self, pending: Pending) -> None:
         """Take a request out of the table."""
-        if self._table.get(pending.id) is pending:
+        if type(pending.id) is str and self._table.get(pending.id) is pending:
             self._table.pop(pending.id, None)
 
     def _sweep(self) -> None:

@@ -80,7 +80,7 @@ class Responder:
         by_class = self.on_request.by_class
         reply: Any = None
         taken = False
-        accepted: int | None = None
+        unsent: Any = True  # then the frame of the reply, which is empty once it is handed over
         try:
             if cls in by_class:
                 chain = by_class[cls]
@@ -121,15 +121,28 @@ class Responder:
             if not taken:
                 take_out(inbox, item)
                 taken = True
-            accepted = self._outbox.accepted
-            self.send_reply(item.id, reply)
+            if isinstance(reply, Owed):
+                reply.enter()
+                reply.go_on()
+                if not self._conversation.is_open:
+                    self.drop_owed()
+            elif not self._conversation.is_open:
+                self._log_dropped(item.id)
+            else:
+                try:
+                    unsent = self._channel.encode(RESPONSE, item.id, reply)
+                    self._channel.put(unsent)
+                except BaseException as exc:
+                    if self._takes_another(exc):
+                        reply = Owed(self, item.id, reply)
+                        self._send_in_place(reply, exc)
         except BaseException as exc:
             # If the program goes on, the requester gets its reply in the next turn, or learns what happened; if it ends,
             # the requester learns that.
             if not taken and isinstance(exc, Exception) and interruption_in(exc) is None:
                 take_out(inbox, item)  # or it would raise this again and again
                 taken = True
-            if taken and accepted in (None, self._outbox.accepted):
+            if taken and unsent:
                 if not isinstance(reply, Owed):
                     deferred = isinstance(reply, Message) or find_deferrer(reply) is not None
                     reply = Owed(self, item.id, reply if deferred else failed_in_dispatch(exc))
@@ -154,29 +167,24 @@ class Responder:
 
         owed.go_on()
 
-    def send_reply(self, id: Any, reply: Message | Owed) -> None:
-        """Send a reply, or an error in its place, or see to it that it is sent later."""
-        if isinstance(reply, Owed):
-            reply.enter()
-            reply.go_on()
-            if not self._conversation.is_open:
-                self.drop_owed()
-            return
+    def send(self, owed: Owed, reply: Message) -> None:
+        """Send an owed reply, or an error in its place."""
         if not self._conversation.is_open:
-            log.debug("session %s: reply to request %.128r dropped: it is closed", self._conversation.name, id)
+            self._log_dropped(owed.id)
             return
         try:
-            channel = self._channel
-            channel.put(channel.encode(RESPONSE, id, reply))
+            self._hand_over(owed, reply)
         except BaseException as exc:
-            self.loop.repairs[self.port] = None
             if self._takes_another(exc):
-                text = reply.message if isinstance(reply, ErrorMessage) else f"the reply could not be sent: {exc}"
-                self._send_error(id, text)
-                self._log_error_reply(id, exc)
+                self._send_in_place(owed, exc)
+
+    def _hand_over(self, owed: Owed, reply: Message) -> None:
+        owed.unsent = self._channel.encode(RESPONSE, owed.id, reply)
+        self._channel.put(owed.unsent)
 
     def _takes_another(self, exc: BaseException) -> bool:
         """Take note of what sending a reply has raised; returns whether another can be sent in its place."""
+        self.loop.repairs[self.port] = None
         self.port.note_write_error(exc)
         if isinstance(exc, (FrameTooLargeError, SerializationError)):
             return True
@@ -187,26 +195,33 @@ class Responder:
     def _log_error_reply(self, id: Any, exc: BaseException) -> None:
         log.debug("session %s: request %.128r was answered with %s", self._conversation.name, id, article(type(exc)))
 
+    def _log_dropped(self, id: Any) -> None:
+        log.debug("session %s: reply to request %.128r dropped: it is closed", self._conversation.name, id)
+
     def drop_owed(self) -> None:
         """Drop the replies that are owed: nobody can get them any more. An interrupted call can be made again."""
         for owed in tuple(self.owed):
             owed.drop()
 
-    def _send_error(self, id: Any, text: str) -> None:
+    def _send_in_place(self, owed: Owed, exc: BaseException) -> None:
+        """Send an error in place of an owed reply, which cannot be sent because of another."""
+        reply = owed.reply
+        text = reply.message if isinstance(reply, ErrorMessage) else f"the reply could not be sent: {exc}"
+        text = text.encode("utf-8", "backslashreplace").decode()
         # Cut to fit: in characters, of which each may take several bytes in the payload.
         limit = getattr(self._channel.transport, "max_frame_size", 4096)
-        text = text.encode("utf-8", "backslashreplace").decode()
+        error = exc
         for length in (len(text), limit // 8, 64, 8):
             shown = text if len(text) <= length else text[:length] + "..."
             try:
-                self._channel.put(self._channel.encode(RESPONSE, id, ErrorMessage(shown)))
+                self._hand_over(owed, ErrorMessage(shown))
+                self._log_error_reply(owed.id, exc)
                 return
-            except BaseException as exc:
-                self.loop.repairs[self.port] = None
-                if not self._takes_another(exc):
+            except BaseException as another:
+                if not self._takes_another(another):
                     return
-                error = exc
-        log.error("%r: no reply to request %.128r could be sent: %s", self._session, id, error)
+                error = another
+        log.error("%r: no reply to request %.128r could be sent: %s", self._session, owed.id, error)
 
 
 def _wrong_reply(function: Any, reply: Any) -> ErrorMessage:

@@ -147,14 +147,15 @@ class Channel:
 
     Attributes:
         encode: Takes a kind, an id and a message; returns the frame for ``put``, of any channel with the same ``share``.
-        put: Sends a frame, or queues it whole.
+        put: Sends a frame, or queues it whole. A frame is a list. It is emptied as it is handed over, not sooner nor later,
+            so an interrupted call can be made again if it is not empty.
         on_change: To be called when ``interest`` answers differently than before; set by the port.
         volatile: ``on_change`` is never called, so ``interest`` is to be asked on every turn.
         share: Channels with the same value take each other's frames, so that a message is encoded once; None: with none.
         transport: The transport as its user knows it.
         inputs: What it is read by.
-        outbox: What is queued to be written: an ``Outbox``, or what has the same ``queued_bytes``, ``accepted``,
-            ``writing``, ``corked``, ``is_broken`` and ``cork``.
+        outbox: What is queued to be written: an ``Outbox``, or what has the same ``queued_bytes``, ``writing``,
+            ``corked``, ``is_broken`` and ``cork``.
         process: The ``Popen`` of the child at the other end, or None.
     """
 

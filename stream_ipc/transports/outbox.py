@@ -38,7 +38,6 @@ class Outbox:
     Attributes:
         queue: Buffers, in order. Always the same list.
         queued_bytes: How many bytes these are, unless a write is under way.
-        accepted: How many frames have been put in.
         held: Whether a frame that is put in is not to be written at once: the queue is blocked, corked, or has failed.
         blocked: Whether the stream did not take everything, so that its descriptor is to be waited for.
         corked: Whether small frames are gathered.
@@ -51,7 +50,6 @@ class Outbox:
         "_left",
         "_on_change",
         "_writes",
-        "accepted",
         "blocked",
         "corked",
         "end",
@@ -66,7 +64,6 @@ class Outbox:
         self.end: WriteEnd = end
         self.queue: list[Any] = []
         self.queued_bytes: int = 0
-        self.accepted: int = 0
         self.held: bool = False
         self.blocked: bool = False
         self.corked: bool = False
@@ -80,13 +77,13 @@ class Outbox:
         self._writes: Iterator[int] = map(sub, sizes, end.writes(map(itemgetter(0), repeat(self.queue))))
 
     def put(self, frame: list[Any]) -> None:
-        """Queue the buffers of a frame, and write what the stream takes now."""
+        """Queue the buffers of a frame, which is empty from then on, and write what the stream takes now."""
         if self.held or self.writing:
             self._put_behind(frame)
             return
         # atomic: no calls
         self.queue += frame
-        self.accepted += 1
+        del frame[:]
 
         self._write()
 
@@ -98,7 +95,7 @@ class Outbox:
         # atomic: no calls
         self.queue += frame
         self.queued_bytes += size
-        self.accepted += 1
+        del frame[:]
 
         if self.corked and self.queued_bytes >= _GATHER and not (self.blocked or self.writing):
             self._write()
