@@ -133,18 +133,22 @@ class Crew:
         """
         later = self._loop.later
         later[self] = None
-        now = self._loop.clock()
-        while not self.closed:
-            task = self.tasks.first
-            if task is None:
-                break
-            worker = self._find_free()
-            # One that may have several gets a second only where no other can have it.
-            if (worker is None or worker.running) and self._vacant and self._start(now, strict):
-                continue
-            if worker is None:
-                break
-            self._give_to(worker, task)
+        try:
+            now = self._loop.clock()
+            while True:
+                task = None if self.closed else self.tasks.first
+                if task is None:
+                    break
+                worker = self._find_free()
+                # One that may have several gets a second only where no other can have it.
+                if (worker is None or worker.running) and self._vacant and self._start(now, strict):
+                    continue
+                if worker is None:
+                    break
+                self._give_to(worker, task)
+        except BaseException:  # a signal handler may have given tasks, too, and have been told that a worker is not free
+            self.check()
+            raise
         if not self._untidy:
             later.pop(self, None)
 

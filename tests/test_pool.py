@@ -951,10 +951,8 @@ def test_tasks_are_spread_though_a_worker_may_have_several(peer: IpcPeer) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("in_flight", [1, 2])
-@pytest.mark.parametrize(
-    ("kind", "act"),
-    [(None, "submit"), (None, "submit and cancel"), (Interruption, "cancel"), (InterruptionError, "cancel")],
-)
+@pytest.mark.parametrize("act", ["submit", "cancel", "submit and cancel"])
+@pytest.mark.parametrize("kind", [None, Interruption, InterruptionError])
 def test_signal_handler_that_uses_the_pool_at_every_place(
     tmp_path: Path, kind: Optional[Type[BaseException]], in_flight: int, act: str
 ) -> None:
