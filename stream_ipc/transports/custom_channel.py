@@ -69,7 +69,6 @@ class CustomChannel(Channel):
     """A channel over a ``MessageTransport``, or over any object with its abstract methods; ``TypeError`` for another."""
 
     volatile = True
-    accepted: int = 0  # what a send() that was interrupted has done is not known, so its reply may be sent twice
     writing: bool = False
     corked: bool = False
 
@@ -90,15 +89,16 @@ class CustomChannel(Channel):
         value = getattr(self.transport, name, None)
         return value() if callable(value) else value
 
-    def encode(self, kind: int, id: Any, message: Message) -> Message:
-        return put_in_envelope(kind, id, message)
+    def encode(self, kind: int, id: Any, message: Message) -> list[Message]:
+        return [put_in_envelope(kind, id, message)]
 
-    def put(self, frame: Message) -> None:
+    def put(self, frame: list[Message]) -> None:
         if self.inputs.closed:  # by a method of its own that was asked how much is queued
             raise StreamClosedError(self.closed_text())
         try:
-            for _ in map(self.transport.send, (frame,)):  # counted before a signal is looked at
-                self.accepted += 1
+            # What a send() that was interrupted has done is not known, so its reply may be sent twice.
+            for _ in map(self.transport.send, frame):  # emptied before a signal is looked at
+                del frame[:]
                 break
             else:
                 raise RuntimeError(f"{type(self.transport).__name__}.send() raised StopIteration")
