@@ -55,7 +55,6 @@ class Crew:
     Attributes:
         size: How many workers there are at most.
         in_flight: How many tasks a worker has at a time at most.
-        closed: Whether nothing can be added any more.
         tasks: The tasks.
     """
 
@@ -85,7 +84,6 @@ class Crew:
         self._vacant = True  # whether some may still be to be started
         self._deaths = 0  # since the last answer of any worker
         self._untidy = False  # whether the next turn is to look at all workers
-        self.closed: bool = False
         self._others: tuple[Any, ...] = ()  # what was to be torn down before this was closed
         self._loop = loop_of(peer)
         self.tasks: Tasks = Tasks(self._loop, peer)
@@ -136,7 +134,7 @@ class Crew:
         try:
             now = self._loop.clock()
             while True:
-                task = None if self.closed else self.tasks.first
+                task = self.tasks.first
                 if task is None:
                     break
                 worker = self._find_free()
@@ -217,7 +215,7 @@ class Crew:
         task, worker, outcome = attempt.task, attempt.worker, attempt.outcome
         if attempt in worker.running:
             ended, late = isinstance(outcome, StreamClosedError), isinstance(outcome, RequestTimeoutError)
-            if ended and not self.closed:
+            if ended and not self.tasks.closed:
                 if task.tries < self._retries and not task.settled:
                     self.tasks.put_back(attempt, True)
                     return
@@ -283,7 +281,7 @@ class Crew:
                 return  # a signal handler has turned
             worker.conversation = conversation
 
-            if self.closed:  # by a signal handler
+            if self.tasks.closed:  # by a signal handler
                 self._kill(worker, "this side closed the worker pool")
                 return
             session.on_close(lambda session: self._replace(worker))
@@ -343,7 +341,7 @@ class Crew:
             self._workers[successor] = None
             self._vacant = True
 
-        if is_first and not worker.came_up and not self.closed:
+        if is_first and not worker.came_up and not self.tasks.closed:
             self._note_death(successor, worker.conversation.reason)
 
     def _note_death(self, successor: Worker, reason: StreamClosedError | None) -> None:
@@ -363,7 +361,7 @@ class Crew:
     def check(self) -> None:
         """Have all workers looked at in the next turn."""
         # atomic: no calls
-        if not self.closed:
+        if not self.tasks.closed:
             self._untidy = True
             self._loop.later[self] = None
 
@@ -413,7 +411,7 @@ class Crew:
 
     def _set_timer(self, now: float) -> None:
         """Have ``on_time`` called when something is due, which until now was not."""
-        if self.closed:
+        if self.tasks.closed:
             return
         times = [worker.due for worker in self._workers if worker.due is not None]
         if self.tasks.queue:
@@ -423,7 +421,7 @@ class Crew:
 
     def close(self, text: str = "this side closed the peer of the worker pool") -> None:
         """Fail all tasks; the text says why. An interrupted call is made again."""
-        self.closed = True
+        self.tasks.close()
         self._loop.set_timer(self, None)
         for worker in tuple(self._workers):
             if worker.conversation is not None:
@@ -444,9 +442,9 @@ class Crew:
         loop = self._loop
         others = tuple(loop.teardowns.all)
         # atomic: no calls
-        if not self.closed:  # otherwise what an interrupted call has left is no other's
+        if not self.tasks.closed:  # otherwise what an interrupted call has left is no other's
             self._others = others
-            self.closed = True
+            self.tasks.closed = True
 
         text = "this side closed the worker pool"
         workers = [worker for worker in self._workers if worker.session is not None]

@@ -141,7 +141,7 @@ class WorkerPool(Facade):
 
     @safe_repr
     def __repr__(self) -> str:
-        state = "closed" if self._crew.closed else "open"
+        state = "closed" if self._crew.tasks.closed else "open"
         return f"<WorkerPool {state} workers={len(self.workers)}/{self._crew.size} pending={self.pending}>"
 
     def __enter__(self) -> WorkerPool:
@@ -149,7 +149,7 @@ class WorkerPool(Facade):
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         try:
-            if kind is None and not self._crew.closed and not self._crew.tasks.loop.forked:
+            if kind is None and not self._crew.tasks.closed and not self._crew.tasks.loop.forked:
                 self._crew.finish()
         finally:
             self.close()
@@ -200,7 +200,6 @@ class WorkerPool(Facade):
                 or this is a fork.
         """
         promise = self._make("submit", check_expect(expect), timeout, message)
-        self._crew.tasks.queue.append(pending_of(promise))
         self._give(promise)
         return promise
 
@@ -214,14 +213,13 @@ class WorkerPool(Facade):
             check_timeout(timeout)
         crew = self._crew
         crew.tasks.loop.check_entry()
-        promise = request(crew.tasks, message, timeout, expect)
-        if crew.closed:  # maybe by the id generator
-            raise RuntimeError("this WorkerPool is closed; make a new one")
-        return promise
+        return request(crew.tasks, message, timeout, expect)
 
     def _give(self, promise: ResponsePromise[Any]) -> None:
-        """Give what is queued to workers, as far as they are free, for a promise whose task was just queued."""
+        """Queue the task of a promise, and give what is queued to workers that are free. It can be called again."""
         crew = self._crew
+        task: Any = pending_of(promise)
+        crew.tasks.enqueue(task)
         if not crew.can_give:
             return
         try:
@@ -301,7 +299,7 @@ class WorkerPool(Facade):
         from .pool_map import Mapped
 
         make = partial(self._make, "map", expect, timeout)
-        return Mapped(source, make, self._give, self._crew.tasks, ordered, ahead)
+        return Mapped(source, make, self._give, self._crew.tasks.loop, ordered, ahead)
 
     def close(self, timeout: float | None = USUAL) -> None:
         """End the workers, side by side. What is queued or with workers fails.

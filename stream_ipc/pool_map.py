@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from .core.loop import Loop
     from .promise import ResponsePromise
-    from .tasks import Tasks
 
 __all__ = ["Mapped"]
 
@@ -27,9 +27,9 @@ class Mapped:
 
     Args:
         source: The tasks.
-        make: Makes the promise of one, whose task goes into the queue then.
-        give: Called with the promise after that; gives what is queued to workers.
-        tasks: Has the queue.
+        make: Makes the promise of one.
+        give: Queues the task of a promise, and gives what is queued to workers. An interrupted call can be made again.
+        loop: What turns until there are replies.
         ordered: Whether replies come in the order of the tasks.
         ahead: How many tasks are submitted and not yielded at most.
     """
@@ -39,15 +39,16 @@ class Mapped:
         source: Iterator[Any],
         make: Callable[[Any], Any],
         give: Callable[[Any], Any],
-        tasks: Tasks,
+        loop: Loop,
         ordered: bool,
         ahead: int,
     ) -> None:
         self._source = source
         self._make = make
         self._give = give
-        self._message: Any = None  # what was read and is not submitted
-        self._tasks = tasks
+        self._message: Any = None  # what was read and has no promise yet
+        self._promise: ResponsePromise[Any] | None = None  # that of the last, until its task is queued
+        self._loop = loop
         self._ahead = ahead
         self._ordered = ordered
         self._under_way: dict[ResponsePromise[Any], None] = {}  # in the order of the tasks
@@ -70,7 +71,7 @@ class Mapped:
             until: Any = pending_of(promise) if self._ordered else self
             try:
                 if not until.settled:
-                    self._tasks.loop.run(until)
+                    self._loop.run(until)
             except StopIteration as exc:
                 raise stray_stop() from exc
             if not self._ordered and self._ready:
@@ -100,29 +101,36 @@ class Mapped:
     def _submit(self) -> None:
         """Submit as many tasks as may be under way."""
         under_way = self._under_way
-        queue = self._tasks.queue
-        while self._end is None and len(under_way) < self._ahead:
-            promise: Any = None
+        while self._end is None and (self._promise is not None or len(under_way) < self._ahead):
+            promise: Any = self._promise
             try:
-                if self._message is None:
-                    for self._message in self._source:  # stored before a signal is looked at
-                        break
-                    else:
-                        self._end = StopIteration()
-                        break
-                promise = self._make(self._message)
-                task: Any = pending_of(promise)
-                task.optional = True
-                if not self._ordered:
-                    task.watch(self._ready.append)
-                # atomic: no calls
-                queue += (task,)
-                under_way[promise] = None
-                self._message = None
+                if promise is None:
+                    if self._message is None:
+                        for self._message in self._source:  # stored before a signal is looked at
+                            break
+                        else:
+                            self._end = StopIteration()
+                            break
+                    message = self._message
+                    promise = self._make(message)
+                    task: Any = pending_of(promise)
+                    task.optional = True
+                    if not self._ordered:
+                        task.watch(self._ready.append)
+                    # atomic: no calls
+                    if self._message is not message:
+                        continue  # the id generator has called next()
+                    self._promise = promise
+                    under_way[promise] = None
+                    self._message = None
 
                 self._give(promise)
+                # atomic: no calls
+                if self._promise is promise:
+                    self._promise = None
             except Exception as exc:  # raised once everything before it is yielded
                 pass_on(exc)
                 under_way.pop(promise, None)
+                self._promise = None
                 self._end = stray_stop() if isinstance(exc, StopIteration) else exc
                 break

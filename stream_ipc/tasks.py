@@ -29,15 +29,17 @@ class Task(Pending):
 
     Attributes:
         requester: The tasks of its pool.
+        number: How many were queued before it, and itself; 0 until it is queued.
         message: What workers get.
         attempt: The request by which a worker has it, or None.
         tries: How many workers have ended while they had it.
         optional: It need not be begun if its promise was dropped.
     """
 
-    __slots__ = ("attempt", "message", "optional", "tries")
+    __slots__ = ("attempt", "message", "number", "optional", "tries")
 
     requester: Tasks
+    number: int
     message: Message
     attempt: Attempt | None
     tries: int
@@ -56,14 +58,17 @@ class Task(Pending):
 class Tasks:
     """The tasks of a pool that no worker has, and the ``Requester`` of all of them (see ``core/pending.py``).
 
+    Owns the queue, out of which a crew takes the first as it gives that to a worker.
+
     Args:
         loop: What drives it.
         peer: Whose ``id_generator`` it uses.
 
     Attributes:
         loop: As above.
-        queue: Tasks that no worker has, and some that have settled. What makes one puts it there.
+        queue: Tasks that no worker has, and some that have settled.
         watchers: Weak references to what has a method ``note``, which gets each promise that settles.
+        closed: Whether none can be queued any more.
     """
 
     conversation: None = None  # each worker has its own
@@ -72,21 +77,44 @@ class Tasks:
         self.loop = loop
         self.queue: deque[Task] = deque()
         self.watchers: set[ref[Any]] = set()
+        self.closed: bool = False
         self._peer = peer
+        self._count = 0  # how many were queued in all
         self._untold: dict[Task, None] = {}  # those that have settled, until everybody who waits was told
 
     def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Task:
-        """Make a task, whose outcome is for the promise."""
+        """Make a task, whose outcome is for the promise. It is still to be queued."""
         task = Task(promise)
         task.requester = self
         task.message = message
         task.timeout = timeout
         task.expect = expect
         task.attempt = task.deadline = task.outcome = task.watchers = task.callbacks = None
-        task.settled = task.tries = 0
+        task.settled = task.tries = task.number = 0
         task.optional = False
         task.id = self._peer.id_generator.generate()
         return task
+
+    def enqueue(self, task: Task) -> None:
+        """Queue a task, unless that was done before. An interrupted call can be made again.
+
+        Raises:
+            RuntimeError: The pool is closed.
+        """
+        # atomic: no calls
+        if task.number:
+            return
+        if not self.closed:
+            self._count += 1
+            task.number = self._count
+            self.queue += (task,)
+            return
+
+        raise RuntimeError("this WorkerPool is closed; make a new one")
+
+    def close(self) -> None:
+        """Queue no more. The caller fails what is queued next."""
+        self.closed = True
 
     def silence(self, task: Task, timeout: float | None) -> str:
         """Return the text of a timeout."""
@@ -94,9 +122,9 @@ class Tasks:
 
     @property
     def first(self) -> Task | None:
-        """The first in the queue that is still to be begun. Those before it are dropped."""
+        """The first in the queue that is still to be begun, unless all are to fail. Those before it are dropped."""
         queue = self.queue
-        while queue:
+        while queue and not self.closed:
             task = queue[0]
             if task.is_wanted:
                 return task

@@ -25,6 +25,7 @@ from stream_ipc import (
     IpcPeer,
     LogMessage,
     Message,
+    PidCounterRequestIdGenerator,
     RemoteError,
     RequestEnvelope,
     RequestTimeoutError,
@@ -351,6 +352,26 @@ def test_handlers_that_take_from_the_map_that_is_waited_for(peer: IpcPeer, pool:
         a.notify(Note())
     assert sorted([*[reply.value for reply in replies], *taken]) == list(range(8)) and len(taken) == 4
     assert next(replies, None) is None
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_id_generator_that_takes_from_the_map_that_is_waited_for(tmp_path: Path, ordered: bool) -> None:
+    class Ids(PidCounterRequestIdGenerator):
+        def generate(self) -> str:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                got.append(next(replies).value)
+            return super().generate()
+
+    calls = 0
+    got: List[Any] = []
+    path = str(tmp_path / "done")
+    with IpcPeer(id_generator=Ids()) as peer, WorkerPool(peer, worker(), 1) as pool:
+        replies = pool.map([Ping(("count", path, number)) for number in range(9)], expect=Pong, ordered=ordered)
+        got += [reply.value for reply in replies]
+        assert sorted([value[2] for value in got]) == list(range(9))
+    assert Path(path).read_text().split() == list("012345678")
 
 
 def test_dropped_map_takes_back_what_is_queued(peer: IpcPeer, tmp_path: Path) -> None:
