@@ -178,7 +178,10 @@ class Tasks:
         self.repair()
 
     def put_back(self, attempt: Attempt, tried: bool) -> None:
-        """Queue a task that a worker has again, before all others. An interrupted call can be made again."""
+        """Queue a task that a worker has again, in its place: before all others but those that were submitted earlier.
+
+        An interrupted call can be made again, and may leave it at another place.
+        """
         task, worker, queue = attempt.task, attempt.worker, self.queue
         # atomic: no calls
         if attempt in worker.running:
@@ -190,6 +193,17 @@ class Tasks:
 
         if queue and queue[-1] is task:
             queue.rotate(1)
+        place = 0
+        try:
+            while True:
+                # atomic: no calls
+                earlier = queue[place + 1]
+                if queue[place] is not task or task.number < earlier.number:
+                    break
+                queue[place], queue[place + 1] = earlier, task
+                place += 1
+        except IndexError:  # it is the last, or a signal handler has given some
+            pass
 
 
 class Attempt(Pending):

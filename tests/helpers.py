@@ -27,6 +27,7 @@ from stream_ipc import (
     ResponseEnvelope,
     ResponsePromise,
     Session,
+    WorkerPool,
 )
 from stream_ipc.wire.framing import Between, Filling
 
@@ -483,6 +484,11 @@ def nothing_is_torn_down(peer: IpcPeer) -> bool:
 def drop_queued(session: Session) -> None:
     """Drop what is queued, so that nothing waits for it to be read when the session is closed."""
     session._conversation.channel.drop_output()
+
+
+def promises_queued(pool: WorkerPool) -> List[Any]:
+    """Return the promises of the tasks of a pool that no worker has, in order."""
+    return [task() for task in pool._crew.tasks.queue]
 
 
 def received_bytes(session: Session) -> int:

@@ -48,6 +48,7 @@ from tests.helpers import (
     ActingSerializer,
     CallAt,
     CpuMeter,
+    FakeClock,
     HurryingClock,
     InterruptAt,
     Interruption,
@@ -56,6 +57,7 @@ from tests.helpers import (
     is_settled,
     no_pending,
     places_apart,
+    promises_queued,
     seeds,
     set_clock,
     set_limit,
@@ -402,6 +404,35 @@ def test_worker_that_was_killed_while_nobody_looked(pool: WorkerPool) -> None:
     process.kill()
     await_death(process)
     assert [outcome(pool.submit(Ping(index))) for index in range(5)] == list(range(5))
+
+
+def test_what_a_dead_worker_had_is_done_by_the_next_one_in_order(peer: IpcPeer, tmp_path: Path) -> None:
+    flag = str(tmp_path / "flag")
+    done: List[Any] = []
+    with WorkerPool(peer, worker(), 1, in_flight=4) as pool:
+        for value in [("once", flag), 1, 2, 3, 4, 5]:
+            pool.submit(Ping(value), expect=Pong).add_done_callback(lambda promise: done.append(promise.wait().value))
+    assert done == [("once", flag), 1, 2, 3, 4, 5]
+
+
+def test_what_dead_workers_had_is_queued_again_in_the_order_in_which_it_was_submitted() -> None:
+    def refuse(session: Session) -> None:
+        sessions.append(session)
+        if len(sessions) > 3:
+            raise OSError("no more")
+
+    for seed in seeds(3):
+        rng = random.Random(seed)
+        sessions: List[Session] = []
+        with IpcPeer() as peer:
+            set_clock(peer, FakeClock())  # so that none is started again
+            pool = WorkerPool(peer, script("time.sleep(600)"), 3, in_flight=3, timeout=None, on_session=refuse)
+            promises = [pool.submit(Ping(number)) for number in range(12)]
+            for session in rng.sample(sessions, 3):
+                os.kill(pid_of(session), signal.SIGKILL)
+                tick_until(lambda session=session: not session.is_open, peer)  # type: ignore[misc]
+            peer.tick(0)
+            assert promises_queued(pool) == promises
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
