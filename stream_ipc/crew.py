@@ -256,7 +256,7 @@ class Crew:
             self._set_timer(now)
             return False
         coming = [other for other in self._workers if other.session is not None and not other.ready]
-        if len(coming) >= len(self.tasks.queue):
+        if not self.tasks.has_more_than(len(coming)):
             return False
         try:
             for worker.session in map(self._create, (worker.command,)):  # stored before a signal is looked at

@@ -6,6 +6,8 @@ Knows pending requests. Must not know who chooses a worker for a task, nor what 
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
+from itertools import islice
 
 from .core.pending import Pending, next_moment
 from .errors import IpcError
@@ -132,6 +134,18 @@ class Tasks:
             if queue and queue[0] is task:
                 del queue[0]
         return None
+
+    def has_more_than(self, count: int) -> bool:
+        """Return whether more than so many are still to be begun. Those before these that are not are dropped."""
+        queue = self.queue
+        while len(queue) > count:
+            unwanted = [task for task in tuple(islice(queue, count + 1)) if not task.is_wanted]
+            if not unwanted:
+                return True
+            for task in unwanted:
+                with suppress(ValueError):  # a signal handler has looked, too
+                    queue.remove(task)
+        return False
 
     def cancel(self, task: Task) -> bool:
         """Give a task up; returns whether it was still pending. A worker that has it goes on, and comes back as usual."""

@@ -250,6 +250,17 @@ def test_thousands_of_tasks(peer: IpcPeer) -> None:
         assert len(pool.workers) == 4
 
 
+def test_no_worker_is_started_for_a_task_that_was_taken_back(peer: IpcPeer) -> None:
+    started: List[Session] = []
+    pool = WorkerPool(peer, ["cat"], 4, on_session=started.append, hello=Note)
+    promises = [pool.submit(Ping(index)) for index in range(3)]
+    promises[1].cancel()
+    promises.append(pool.submit(Ping(3)))  # for which one is coming that nobody else needs
+    assert len(started) == 3 == pool.pending
+    promises.append(pool.submit(Ping(4)))
+    assert len(started) == 4 == pool.pending
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize("in_flight", [10, 1])
 def test_in_flight(peer: IpcPeer, in_flight: int) -> None:
@@ -406,6 +417,7 @@ def test_worker_that_was_killed_while_nobody_looked(pool: WorkerPool) -> None:
     assert [outcome(pool.submit(Ping(index))) for index in range(5)] == list(range(5))
 
 
+@pytest.mark.slow
 def test_what_a_dead_worker_had_is_done_by_the_next_one_in_order(peer: IpcPeer, tmp_path: Path) -> None:
     flag = str(tmp_path / "flag")
     done: List[Any] = []
