@@ -84,7 +84,6 @@ class Crew:
         self._vacant = True  # whether some may still be to be started
         self._deaths = 0  # since the last answer of any worker
         self._untidy = False  # whether the next turn is to look at all workers
-        self._others: tuple[Any, ...] = ()  # what was to be torn down before this was closed
         self._loop = loop_of(peer)
         self.tasks: Tasks = Tasks(self._loop, peer)
         self._loop.pools[self] = None
@@ -330,6 +329,8 @@ class Crew:
 
     def _replace(self, worker: Worker) -> None:
         """Put another, which is still to be started, in the place of one whose session is closed."""
+        if self.tasks.closed:
+            return
         self.check()  # first: it makes an interrupted call again
         for attempt in tuple(worker.running):  # which an interruption has left
             self.tasks.put_back(attempt, False)
@@ -341,7 +342,7 @@ class Crew:
             self._workers[successor] = None
             self._vacant = True
 
-        if is_first and not worker.came_up and not self.tasks.closed:
+        if is_first and not worker.came_up:
             self._note_death(successor, worker.conversation.reason)
 
     def _note_death(self, successor: Worker, reason: StreamClosedError | None) -> None:
@@ -440,12 +441,7 @@ class Crew:
             seconds: How long that may take; None for the usual bounds.
         """
         loop = self._loop
-        others = tuple(loop.teardowns.all)
-        # atomic: no calls
-        if not self.tasks.closed:  # otherwise what an interrupted call has left is no other's
-            self._others = others
-            self.tasks.closed = True
-
+        self.tasks.close()  # first: now workers keep their places, where a call after an interrupted one finds them
         text = "this side closed the worker pool"
         workers = [worker for worker in self._workers if worker.session is not None]
         for worker in workers:
@@ -457,7 +453,7 @@ class Crew:
             for worker in workers:
                 worker.close(text)
         # Side by side; session.close() would do it one by one, and hurry each anew.
-        mine = [teardown for teardown in loop.teardowns.all if teardown not in self._others]
-        loop.teardowns.wait(mine, due, background=False)
+        mine = [worker.conversation.teardown for worker in workers]
+        loop.teardowns.wait([teardown for teardown in loop.teardowns.all if teardown in mine], due, background=False)
         for worker in workers:
             worker.conversation.close()
