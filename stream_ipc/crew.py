@@ -42,9 +42,12 @@ _DEATHS = 5
 class Crew:
     """The workers of one pool, which of them has which task, and when another is started.
 
-    Owns the workers and the tasks. ``go_on``, which the loop calls in the turn after this was put into its ``later``, gives
-    tasks to whoever is free. After a ``check`` it looks first at all workers for what is to be done with them, be it that a
-    time has come or that an interruption has left it.
+    Owns the workers, and what each of them has. A task that is in the queue of ``tasks`` comes to a worker in ``_give_to``,
+    and back in ``Tasks.put_back``, so that no interruption finds it in both or in neither.
+
+    ``go_on``, which the loop calls in the turn after this was put into its ``later``, gives tasks to whoever is free. After a
+    ``check`` it looks first at all workers for what is to be done with them, be it that a time has come or that an
+    interruption has left it.
 
     Args:
         peer: What drives it.
