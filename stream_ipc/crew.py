@@ -45,8 +45,8 @@ class Crew:
     Owns the workers, and what each of them has. A task that is in the queue of ``tasks`` comes to a worker in ``_give_to``,
     and back in ``Tasks.put_back``, so that no interruption finds it in both or in neither.
 
-    ``go_on``, which the loop calls in the turn after this was put into its ``later``, gives tasks to whoever is free. After a
-    ``check`` it looks first at all workers for what is to be done with them, be it that a time has come or that an
+    ``go_on``, which the loop calls in the turn after this was put into its ``later``, gives tasks to whoever is free. After
+    a ``check`` it looks first at all workers for what is to be done with them, be it that a time has come or that an
     interruption has left it.
 
     Args:
@@ -112,11 +112,6 @@ class Crew:
         """Whether something will happen though nothing is open."""
         return self.tasks.first is not None
 
-    @property
-    def can_give(self) -> bool:
-        """Whether a worker may be free, or can be started sooner or later."""
-        return bool(self._free) or self._vacant
-
     def finish(self) -> None:
         """Turn until all tasks have settled."""
         until = Until(lambda: self.tasks.first is None and not self._under_way())
@@ -125,6 +120,18 @@ class Crew:
 
     # -- giving tasks to workers
 
+    def submit(self, task: Task) -> None:
+        """Queue a task, and give what is queued to workers that are free. An interrupted call can be made again.
+
+        Raises:
+            RuntimeError: The pool is closed.
+            TypeError: An argument for new workers is of a wrong kind.
+            ValueError: Such an argument is of no use.
+        """
+        self.tasks.enqueue(task)
+        if self._free or self._vacant:
+            self._loop.inside(self.give, True)
+
     def give(self, strict: bool = False) -> None:
         """Give queued tasks to workers that are free, and start workers for the rest. An interrupted call is made again.
 
@@ -132,6 +139,9 @@ class Crew:
             strict: Raise what is wrong with the arguments for new workers. Otherwise that counts as a death.
         """
         later = self._loop.later
+        if self.tasks.closed:
+            later.pop(self, None)
+            return
         later[self] = None
         try:
             now = self._loop.clock()
@@ -171,7 +181,7 @@ class Crew:
 
     def _give_to(self, worker: Worker, task: Task) -> None:
         """Give the first task in the queue to a worker."""
-        queue = self.tasks.queue
+        queue, free = self.tasks.queue, self._free
         attempt = Attempt.make(task, worker, self.take)
         requests = worker.conversation.requests
         try:
@@ -182,6 +192,8 @@ class Crew:
             task.attempt = attempt
             worker.running[attempt] = None
             worker.given += 1
+            if self.in_flight == 1 and worker in free:
+                del free[worker]  # not to be asked again, though it would be found out
 
             requests.request(None, task.message, task.timeout, task.expect, attempt)
             task.deadline = attempt.deadline

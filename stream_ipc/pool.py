@@ -217,14 +217,9 @@ class WorkerPool(Facade):
 
     def _give(self, promise: ResponsePromise[Any]) -> None:
         """Queue the task of a promise, and give what is queued to workers that are free. It can be called again."""
-        crew = self._crew
-        task: Any = pending_of(promise)
-        crew.tasks.enqueue(task)
-        if not crew.can_give:
-            return
         try:
-            crew.tasks.loop.inside(crew.give, True)
-        except Exception as exc:  # no worker can be started with these arguments
+            self._crew.submit(pending_of(promise))
+        except Exception as exc:  # it is closed, or no worker can be started with these arguments
             if interruption_in(exc) is None:
                 promise.cancel()
             raise

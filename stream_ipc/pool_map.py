@@ -47,7 +47,7 @@ class Mapped:
         self._make = make
         self._give = give
         self._message: Any = None  # what was read and has no promise yet
-        self._promise: ResponsePromise[Any] | None = None  # that of the last, until its task is queued
+        self._promise: ResponsePromise[Any] | None = None  # whose task an interruption may have kept from the queue
         self._loop = loop
         self._ahead = ahead
         self._ordered = ordered
@@ -101,36 +101,40 @@ class Mapped:
     def _submit(self) -> None:
         """Submit as many tasks as may be under way."""
         under_way = self._under_way
-        while self._end is None and (self._promise is not None or len(under_way) < self._ahead):
-            promise: Any = self._promise
+        if self._promise is not None:
+            self._give(self._promise)
+            self._promise = None
+        while self._end is None and len(under_way) < self._ahead:
+            promise: Any = None
             try:
-                if promise is None:
-                    if self._message is None:
-                        for self._message in self._source:  # stored before a signal is looked at
-                            break
-                        else:
-                            self._end = StopIteration()
-                            break
-                    message = self._message
-                    promise = self._make(message)
-                    task: Any = pending_of(promise)
-                    task.optional = True
-                    if not self._ordered:
-                        task.watch(self._ready.append)
-                    # atomic: no calls
-                    if self._message is not message:
-                        continue  # the id generator has called next()
-                    self._promise = promise
-                    under_way[promise] = None
-                    self._message = None
+                if self._message is None:
+                    for self._message in self._source:  # stored before a signal is looked at
+                        break
+                    else:
+                        self._end = StopIteration()
+                        break
+                message = self._message
+                promise = self._make(message)
+                task: Any = pending_of(promise)
+                task.optional = True
+                if not self._ordered:
+                    task.watch(self._ready.append)
+                # atomic: no calls
+                if self._message is not message:
+                    continue  # the id generator has called next()
+                under_way[promise] = None
+                self._message = None
 
                 self._give(promise)
+            except BaseException as exc:
                 # atomic: no calls
-                if self._promise is promise:
-                    self._promise = None
-            except Exception as exc:  # raised once everything before it is yielded
+                if promise in under_way:
+                    self._promise = promise
+
+                if not isinstance(exc, Exception):
+                    raise
                 pass_on(exc)
                 under_way.pop(promise, None)
                 self._promise = None
-                self._end = stray_stop() if isinstance(exc, StopIteration) else exc
+                self._end = stray_stop() if isinstance(exc, StopIteration) else exc  # raised behind all before it
                 break

@@ -107,8 +107,7 @@ class Tasks:
         if task.number:
             return
         if not self.closed:
-            self._count += 1
-            task.number = self._count
+            self._count = task.number = self._count + 1
             self.queue += (task,)
             return
 
@@ -124,9 +123,9 @@ class Tasks:
 
     @property
     def first(self) -> Task | None:
-        """The first in the queue that is still to be begun, unless all are to fail. Those before it are dropped."""
+        """The first in the queue that is still to be begun. Those before it are dropped."""
         queue = self.queue
-        while queue and not self.closed:
+        while queue:
             task = queue[0]
             if task.is_wanted:
                 return task
@@ -229,7 +228,7 @@ class Attempt(Pending):
         task: The task.
         worker: What has it.
         take: Called with this once it has settled.
-        unsent: Is true until it is handed over: its frame, which is empty from then on.
+        unsent: Is true until it is handed over: the task, then the frame, which is empty from then on.
     """
 
     __slots__ = ("take", "task", "unsent", "worker")
@@ -243,7 +242,7 @@ class Attempt(Pending):
     def make(cls, task: Task, worker: Worker, take: Callable[[Attempt], None]) -> Attempt:
         """Make one that is still to be sent."""
         attempt = cls(worker)
-        attempt.task = task
+        attempt.task = attempt.unsent = task
         attempt.worker = worker
         attempt.take = take
         attempt.id = task.id
@@ -253,7 +252,6 @@ class Attempt(Pending):
         attempt.deadline = attempt.outcome = attempt.callbacks = None
         attempt.watchers = []  # not None, so that ``tell`` is called
         attempt.settled = 0
-        attempt.unsent = True
         return attempt
 
     def tell(self) -> None:
