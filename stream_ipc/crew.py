@@ -301,7 +301,7 @@ class Crew:
             session.on_close(lambda session: self._replace(worker))
             if self._start_timeout is not None:
                 worker.due = self._loop.clock() + self._start_timeout
-                self._set_timer(worker.due)
+                self._set_timer(self._loop.clock())
             if self._hello is not None or worker.due is not None:
                 self._await_sign(worker)
             if self._on_session is not None:

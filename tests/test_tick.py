@@ -334,6 +334,48 @@ def test_slow_handlers_of_a_flood_keep_no_call_beyond_its_time(peer: IpcPeer, ho
         flood.session.off_message(handle)
 
 
+@pytest.mark.parametrize("how", ["tick", "wait", "receive", "end"])
+def test_slow_handlers_of_a_flood_keep_no_other_session_from_its_turn(peer: IpcPeer, how: str) -> None:
+    clock = set_clock(peer, FakeClock())
+    ended: List[Any] = []
+    with RawPeer(peer) as flood, RawPeer(peer) as other:
+
+        def handle(note: Note) -> None:
+            clock.now += 2 * SLOW
+            if flood.sock.fileno() >= 0:
+                flood.write(framed(note))  # it never ends
+
+        flood.session.on_message(handle)
+        other.session.on_close(ended.append)
+        flood.write(framed(Note()) * 100)
+        peer.tick(0)
+        promise = other.session.request(Ping(), timeout=1)
+        if how != "end":
+            other.write(reply_bytes(promise.id, Pong()), framed(Note("there")))
+        else:
+            other.sock.close()
+        start = clock.now
+        if how == "wait":
+            assert promise.wait() == Pong()
+        elif how == "receive":
+            assert other.session.receive(1) == Note("there")
+        else:
+            tick_until(lambda: ended if how == "end" else promise.settled, peer)
+        assert clock.now - start < 1
+        flood.session.off_message(handle)
+
+
+def test_receive_finds_what_is_there_though_many_others_have_slow_handlers(peer: IpcPeer) -> None:
+    clock = set_clock(peer, FakeClock())
+    with contextlib.ExitStack() as stack:
+        raws = [stack.enter_context(RawPeer(peer)) for _ in range(10)]
+        for raw in raws[:-1]:
+            raw.session.on_message(lambda note: setattr(clock, "now", clock.now + SLOW))
+            raw.write(framed(Note()) * 50)
+        raws[-1].write(framed(Note("there")))
+        assert raws[-1].session.receive(SLOW) == Note("there")
+
+
 def test_slow_done_callbacks_leave_a_tick_in_time(raw: RawPeer) -> None:
     clock = set_clock(raw.session.peer, FakeClock())
     called: List[Any] = []

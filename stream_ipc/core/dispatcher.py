@@ -21,7 +21,7 @@ from ..transports.channel import EndOfStream
 from .items import Delivery, Failure, Opening, reply_id, take_out
 from .receiving import Kept
 from .responder import Responder
-from .timers import end_of_share
+from .timers import Share
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Dispatcher"]
 
 _AHEAD = 64  # replies in a row that are settled at once, also behind the one that is waited for: it spares turns
-_LOOK = 64  # messages that are dispatched between two looks at the clock at most
 
 
 class Dispatcher:
@@ -114,15 +113,15 @@ class Dispatcher:
         Args:
             until: Something with an attribute ``settled`` at which to stop, or None.
             goal: What ``dispatched`` of the loop may have come to then; 0 for what stands there now. What is dispatched
-                beneath counts too, or a flood could keep this one from ever returning. Neither could slow handlers: it
-                stops behind one that runs when ``SHARE`` is over.
+                beneath counts too, or a flood could keep this one from ever returning. Slow handlers cannot either: it
+                stops when its share of the time is over.
         """
         loop = self._loop
         inbox = self.inbox
         conversation = self._conversation
         by_class = self._by_class
         count = 0
-        end: float = 0
+        share: Share | None = None
         look = 0  # when dispatched has come to this, it looks at goal and clock
         if not conversation.is_open:
             inbox.clear()  # of what a read that was under way has brought
@@ -137,15 +136,16 @@ class Dispatcher:
                 if told or not count % _AHEAD:
                     if not conversation.is_open or (until is not None and until.settled):
                         break
-                    end = end_of_share(loop.clock, end)
-                    if not end:
+                    if share is None:
+                        share = Share(loop.clock)
+                    elif share.is_over():
                         break
             elif until is not None and until.settled:
                 break
             else:
                 if not look:
                     goal = goal or loop.dispatched + len(inbox) + 1  # a failure is followed by the end
-                    step = 1  # from one look to the next
+                    share = share or Share(loop.clock)
                     look = min(goal, loop.dispatched + 2)
                 if cls not in by_class or self._waiting:
                     done = self._actions.get(cls, self._arrive)(item)
@@ -160,11 +160,9 @@ class Dispatcher:
                         raise loop.refusal()
                     inbox.clear()  # of what a handler or an interruption has left behind the end
                 if loop.dispatched >= look:
-                    end = end_of_share(loop.clock, end)
-                    if loop.dispatched >= goal or not end:
+                    if loop.dispatched >= goal or share is None or share.is_over():
                         break
-                    step = min(2 * step, _LOOK)
-                    look = min(goal, loop.dispatched + step)
+                    look = min(goal, loop.dispatched + share.step)
         else:  # not after a break: then the next turn finds out that nothing is left
             loop.todo.pop(self, None)
             self.dispatched_bytes = self._inputs.received_bytes

@@ -68,7 +68,7 @@ def take_notification(conversation: Conversation, wanted: Wanted, limit: float) 
     loop = conversation.loop
     inbox = conversation.dispatcher.inbox
     _read(conversation, limit)
-    goal = loop.dispatched + len(inbox)
+    goal = loop.dispatched + sum([len(dispatcher.inbox) for dispatcher in (conversation.dispatcher, *loop.todo)])
     before = -1
     while not wanted.settled and before < loop.dispatched < goal and any([wanted.is_met_by(item) for item in inbox]):
         before = loop.dispatched

@@ -21,7 +21,7 @@ from .guard import Guard
 from .inspection import Inspection
 from .poller import OuterPoller, Poller
 from .teardowns import TEARDOWN_INTERVAL, Teardowns
-from .timers import Timers, end_of_share
+from .timers import Share, Timers
 from .waker import Waker
 
 TYPE_CHECKING = False
@@ -237,6 +237,8 @@ class Loop(Guard):
                 if until is not None:
                     if until.settled:
                         return count
+                    if count:  # handlers have run, maybe for long; the caller looks once more, which runs none
+                        now = self.clock()
                 elif self.waker.called:
                     self.waker.called = False
                     self.wakeups += 1
@@ -268,23 +270,24 @@ class Loop(Guard):
         todo = self.todo
         goal = self.dispatched + sum([len(dispatcher.inbox) for dispatcher in tuple(todo)]) + 1
         count = 0
-        end = end_of_share(self.clock)
+        share = Share(self.clock)
         while todo:
             before = self.dispatched + count
             for dispatcher in tuple(todo):
                 count += dispatcher.step(until, min(goal, self.dispatched + _SLICE))
-                if self.dispatched >= goal or (until is not None and until.settled) or not end_of_share(self.clock, end):
+                # atomic: no calls
+                if dispatcher in todo:  # the next turn begins with another
+                    del todo[dispatcher]
+                    todo[dispatcher] = None
+
+                if self.dispatched >= goal or (until is not None and until.settled) or share.is_over():
                     return count
             if self.dispatched + count == before:  # what is there cannot be dispatched now
                 break
         return count
 
     def _prepare(self, wait: float, starving: bool) -> float:
-        """Get ready for a turn though something is gathered, stands in an inbox or is polled.
-
-        Returns:
-            How long to wait at most, in seconds.
-        """
+        """Get ready though something is gathered, stands in an inbox or is polled; returns how long to wait, in seconds."""
         for batches in tuple(self.corked):
             batches.flush()
         for dispatcher in tuple(self.todo):

@@ -12,22 +12,37 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["Timers", "end_of_share"]
+__all__ = ["Share", "Timers"]
 
-SHARE = 0.1  # seconds
+_SHARE = 0.1  # seconds
+_SHORT = 0.01  # seconds; if more lies between two looks at the clock, the next comes behind a single message
+_MOST = 100  # messages between two looks at the clock at most
 
 
-def end_of_share(clock: Callable[[], float], end: float = 0) -> float:
-    """Return when dispatching has to stop so that descriptors and times have their turn; 0 if that is now.
+class Share:
+    """The time that dispatching may take before descriptors and times, and other sessions, have their turn.
 
     Args:
         clock: The loop's.
-        end: What an earlier call has returned; 0 to begin.
+
+    Attributes:
+        step: After how many messages ``is_over`` is to be asked next.
     """
-    now = clock()
-    if not end:
-        return now + SHARE
-    return end if now < end else 0
+
+    __slots__ = ("_clock", "_end", "_looked", "step")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.step = 1
+        self._clock = clock
+        self._looked = now = clock()
+        self._end = now + _SHARE
+
+    def is_over(self) -> bool:
+        """Return whether to stop."""
+        now = self._clock()
+        self.step = min(2 * self.step, _MOST) if now - self._looked < _SHORT else 1
+        self._looked = now
+        return now >= self._end
 
 
 class Timers:
