@@ -114,7 +114,7 @@ class Requests:
                     entry.outcome = entry.watchers = None
                     pending = table[id] = entry
                 else:
-                    self.enter(pending, deadline)
+                    self.add(pending, deadline)
                 # Behind the id generator, which may turn or close: a turn finds out anew what is due.
                 if deadline is not None and deadline < self.due and conversation.is_open:
                     loop.set_timer(conversation, deadline)
@@ -135,8 +135,8 @@ class Requests:
         finally:
             loop.thread = outer
 
-    def enter(self, pending: Pending, deadline: float | None) -> None:
-        """Enter a request that was made before.
+    def add(self, pending: Pending, deadline: float | None) -> None:
+        """Add a request that was made before.
 
         Raises:
             ValueError: Its id cannot be used.
