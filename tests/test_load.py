@@ -20,7 +20,7 @@ import pytest
 
 from stream_ipc import IpcPeer
 from tests.conftest import open_descriptors
-from tests.helpers import seeds, tick_until
+from tests.helpers import nothing_is_torn_down, seeds, tick_until
 from tests.messages import Note, Ping, Pong
 
 LONG = bool(os.environ.get("STREAM_IPC_LOAD"))
@@ -188,13 +188,13 @@ def test_connections_one_after_the_other(kind):
     with IpcPeer(timeout=60) as peer, peer.listen(kind.address, on_session, ssl_context=kind.context) as listener:
         for number in range(20):
             once(peer, listener, number)
-        tick_until(lambda: not peer.sessions, peer)
+        tick_until(lambda: not peer.sessions and nothing_is_torn_down(peer), peer)
         gc.collect()
         descriptors, objects = open_descriptors(), len(gc.get_objects())
         begin = time.perf_counter()
         for number in range(count):
             once(peer, listener, number)
-        tick_until(lambda: len(handed) == count + 20 and not peer.sessions, peer)
+        tick_until(lambda: len(handed) == count + 20 and not peer.sessions and nothing_is_torn_down(peer), peer)
         took = time.perf_counter() - begin
         gc.collect()
         assert open_descriptors() == descriptors

@@ -32,7 +32,7 @@ class Share:
     __slots__ = ("_clock", "_end", "_looked", "step")
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.step = 1
+        self.step: int = 1
         self._clock = clock
         self._looked = now = clock()
         self._end = now + _SHARE
