@@ -20,6 +20,7 @@ from tests.helpers import (
     FakeClock,
     Interruption,
     RawPeer,
+    drop_queued,
     framed,
     received_bytes,
     reply_bytes,
@@ -363,6 +364,24 @@ def test_slow_handlers_of_a_flood_keep_no_other_session_from_its_turn(peer: IpcP
             tick_until(lambda: ended if how == "end" else promise.settled, peer)
         assert clock.now - start < 1
         flood.session.off_message(handle)
+
+
+def test_a_reply_behind_a_request_that_has_to_wait_is_taken_though_another_session_floods(peer: IpcPeer) -> None:
+    clock = set_clock(peer, FakeClock())
+    with RawPeer(peer) as flood, RawPeer(peer) as other:
+
+        def handle(note: Note) -> None:
+            clock.now += SLOW
+            flood.write(framed(note))  # it never ends
+
+        flood.session.on_message(handle)
+        other.session.on_request(lambda ping: Pong("x" * 3_000_000))
+        flood.write(framed(Note()) * 100)
+        promise = other.session.request(Ping(), timeout=None)
+        other.write(request_bytes("a", Ping()), request_bytes("b", Ping()), reply_bytes(promise.id, Pong("there")))
+        assert promise.wait(0.3) == Pong("there")
+        flood.session.off_message(handle)
+        drop_queued(other.session)
 
 
 def test_receive_finds_what_is_there_though_many_others_have_slow_handlers(peer: IpcPeer) -> None:

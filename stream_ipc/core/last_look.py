@@ -46,13 +46,14 @@ def take_replies(requests: Iterable[Pending], limit: float) -> None:
 
 def _take_replies(conversation: Conversation, sent: list[Pending], limit: float) -> None:
     loop = conversation.loop
+    dispatcher = conversation.dispatcher
     arrived = read_replies(conversation, limit)
     for pending in sent:
         while not pending.settled and pending.id in arrived:
             before = loop.dispatched
             loop.run(pending, loop.clock())  # what stands before it is dispatched first
-            if loop.dispatched == before and not pending.settled:
-                conversation.dispatcher.settle_replies()  # what stands before it has to wait
+            if not pending.settled and (loop.dispatched == before or not dispatcher.has_work):
+                dispatcher.settle_replies()  # what stands before it has to wait
                 break
 
 
