@@ -82,7 +82,7 @@ class Crew:
         self._start_timeout = start_timeout
         self.size: int = len(commands)
         self._workers: dict[Worker, None] = dict.fromkeys(map(Worker, commands))  # also those that are still to be started
-        # Where to look, so that a task costs the same however many workers there are. Such a look makes both anew.
+        # Where to look for a worker, so that not all are asked for each task. A look at all workers makes both anew.
         self._free: dict[Worker, None] = {}  # in it are all that can take a task, and some that cannot
         self._vacant = True  # whether some may still be to be started
         self._deaths = 0  # since the last answer of any worker

@@ -172,7 +172,7 @@ class Loop(Guard):
         """Turn until something has happened, or the clock has reached ``limit``.
 
         One turn waits for descriptors, writes and reads what is ready, then dispatches what stands in the inboxes. The
-        last one begins when the time is over, or later.
+        last one begins when the time is over. If handlers have taken that time, none does: the caller looks once more.
 
         Args:
             until: What should happen and has not yet: anything with an attribute ``settled``. What is there already
