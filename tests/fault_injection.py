@@ -324,7 +324,7 @@ def _may_raise(frame: Any) -> bool:
     if not frame.f_code.co_filename.startswith(PACKAGE):
         return False  # the standard library ignores some errors, and a scenario's own handlers lose their message
     while frame is not None and not frame.f_code.co_filename.startswith(_TESTS):
-        if frame.f_code.co_name in (*UNRAISABLE, "_remove"):  # the latter is of a WeakSet
+        if frame.f_code.co_name in UNRAISABLE:
             return False
         frame = frame.f_back
     return True

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections import deque
 from functools import partial
-from weakref import WeakSet
+from weakref import ref
 
 from .. import log
 from ..clock import monotonic
@@ -31,12 +31,12 @@ _EXIT_TURN = 0.005  # seconds that one loop may write at exit before the next ha
 
 _CLOSED_TEXT = "this side closed the peer"
 
-_loops: WeakSet[Loop] = WeakSet()
+_loops: set[ref[Loop]] = set()  # no WeakSet: a signal handler's exception would be lost in its callbacks
 
 
 def adopt(loop: Loop) -> None:
     """Close a loop at the end of the interpreter, and abandon its copy in a forked process."""
-    _loops.add(loop)
+    _loops.add(ref(loop, _loops.discard))
 
 
 def close_loop(loop: Loop, seconds: float | None = None) -> None:
@@ -111,9 +111,13 @@ def drop_loop(loop: Loop, owner: str) -> None:
         warnings.warn(f"unclosed {owner}; close it, or use it in a with statement", ResourceWarning, stacklevel=3)
 
 
+def _living() -> list[Loop]:
+    return [loop for loop in [weak() for weak in tuple(_loops)] if loop is not None]
+
+
 def _close_all() -> None:
     """Close all loops at exit, side by side, because each may take its time."""
-    loops = [loop for loop in tuple(_loops) if not loop.closed and not loop.forked]
+    loops = [loop for loop in _living() if not loop.closed and not loop.forked]
     try:
         _close_side_by_side(loops)
     except BaseException:  # an interruption, and there is no later
@@ -173,7 +177,7 @@ def _try(loop: Loop, step: Callable[[], Any], when: str = "at exit") -> bool:
 
 def _after_fork() -> None:
     """Close this process's copies of all descriptors and touch nothing else: it is a fork of the owner."""
-    for loop in tuple(_loops):
+    for loop in _living():
         loop.forked = True
         for conversation in _unclosed(loop):
             conversation.abandon()
