@@ -64,6 +64,7 @@ class Dispatcher:
         self._conversation = conversation
         self._session = conversation.session
         self._loop = conversation.loop
+        self._todo = conversation.loop.todo
         self._channel = conversation.channel
         self._inputs = conversation.channel.inputs
         self._requests = conversation.requests
@@ -116,10 +117,8 @@ class Dispatcher:
                 beneath counts too, or a flood could keep this one from ever returning. Slow handlers cannot either: it
                 stops when its share of the time is over.
         """
-        loop = self._loop
         inbox = self.inbox
         conversation = self._conversation
-        by_class = self._by_class
         count = 0
         share: Share | None = None
         look = 0  # when dispatched has come to this, it looks at goal and clock
@@ -137,13 +136,15 @@ class Dispatcher:
                     if not conversation.is_open or (until is not None and until.settled):
                         break
                     if share is None:
-                        share = Share(loop.clock)
+                        share = Share(self._loop.clock)
                     elif share.is_over():
                         break
             elif until is not None and until.settled:
                 break
             else:
                 if not look:
+                    loop = self._loop
+                    by_class = self._by_class
                     goal = goal or loop.dispatched + len(inbox) + 1  # a failure is followed by the end
                     share = share or Share(loop.clock)
                     look = min(goal, loop.dispatched + 2)
@@ -164,7 +165,7 @@ class Dispatcher:
                         break
                     look = min(goal, loop.dispatched + share.step)
         else:  # not after a break: then the next turn finds out that nothing is left
-            loop.todo.pop(self, None)
+            self._todo.pop(self, None)
             self.dispatched_bytes = self._inputs.received_bytes
             if conversation.port.paused:
                 conversation.port.update_reading()
