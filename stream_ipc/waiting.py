@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import islice
 from weakref import ref
 
 from .arguments import check_iterable, check_timeout
@@ -31,6 +32,8 @@ else:
     Base = ref
 
 __all__ = ["as_completed", "gather", "stray_stop"]
+
+_SOME = 64  # that have settled before the call: of more, not all are asked which was the first
 
 _CHECK = 0.05  # seconds between two turns of several loops, at most: some things are only looked at in turns
 
@@ -184,7 +187,9 @@ def as_completed(promises: Iterable[ResponsePromise[M]], timeout: float | None =
 
     Ticks every peer concerned meanwhile. An iterator that is dropped, or has
     timed out, leaves nothing behind, so ``next(as_completed(pending))`` in a
-    loop is as good as one iterator.
+    loop is as good as one iterator. If more than 64 had settled before the
+    call, the first that it yields is one of these, but maybe not the first that
+    settled.
 
     Args:
         promises: What ``request()`` returned, of any sessions.
@@ -230,9 +235,9 @@ class _AsCompleted(_Waiting):
         self._watching = False  # all of them
 
     def _look(self) -> None:
-        # Maybe nobody asks for another than the first, so what is behind it is not looked at yet.
+        # Maybe nobody asks for another than the first, so not many are looked at yet.
         try:
-            first = next(filter(is_settled, self.given), None)
+            first = min(islice(filter(is_settled, self.given), _SOME), key=is_settled, default=None)
         except AttributeError:
             _check(self.given)
             raise

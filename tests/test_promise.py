@@ -315,20 +315,21 @@ def test_a_promise_in_place_of_a_list(raw: RawPeer, wait: Any) -> None:
     promise.cancel()
 
 
-def test_as_completed_looks_no_further_than_the_first_that_has_settled(peer: IpcPeer) -> None:
+def test_as_completed_looks_no_further_than_some_that_have_settled(peer: IpcPeer) -> None:
     # next(as_completed(pending)) in a loop looks at all that are left each time.
     a, b = peer.create_session_pair()
     b.on_request(lambda message: message)
     open_, settled = a.request(Ping(), timeout=None), a.request(Ping())
     assert gather([settled]) == [Ping()]
     rest: Any = ["no promise"]
-    each = as_completed([settled, *rest])
+    each = as_completed([settled] * 100 + rest)
     assert next(each) is settled
     with pytest.raises(TypeError, match="take promises of request"):
         next(each)
     a.close()
-    with pytest.raises(TypeError, match="take promises of request"):
-        as_completed([*rest, open_, settled])
+    for given in ([*rest, open_, settled], [settled, *rest]):
+        with pytest.raises(TypeError, match="take promises of request"):
+            as_completed(given)
     with pytest.raises(TypeError, match="take promises of request"):
         gather([settled, *rest])
 
@@ -356,6 +357,16 @@ def test_as_completed_yields_in_the_order_of_settling(raw: RawPeer) -> None:
     raw.write(*(reply_bytes(promises[index].id, Pong(index)) for index in order))
     got = [promise.wait(0).value for promise in as_completed([*promises, early, early])]
     assert got == ["early", *order]
+
+
+def test_as_completed_begins_with_what_had_settled_first(raw: RawPeer) -> None:
+    promises = [raw.session.request(Ping(index), expect=Pong) for index in range(4)]
+    raw.write(*(reply_bytes(promises[index].id, Pong(index)) for index in (2, 0, 1)))
+    assert promises[1].wait().value == 1
+    each = as_completed(promises)
+    assert [next(each).wait(0).value for _ in range(3)] == [2, 0, 1]
+    assert next(as_completed(promises)) is promises[2]
+    promises[3].cancel()
 
 
 def test_as_completed_yields_errors_and_timeouts_as_well(raw: RawPeer) -> None:

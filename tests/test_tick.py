@@ -177,6 +177,13 @@ def test_with_nothing_open_none_raises(peer: IpcPeer) -> None:
         peer.tick(None)
 
 
+def test_with_nothing_open_none_returns_once_if_it_was_woken(peer: IpcPeer) -> None:
+    peer.wakeup()
+    assert peer.tick(None) == 0
+    with pytest.raises(StreamClosedError):
+        peer.tick(None)
+
+
 def test_tick_of_a_closed_peer_does_not_spin(peer: IpcPeer) -> None:
     peer.create_session_pair()
     peer.close()

@@ -153,7 +153,7 @@ class Loop(Guard):
                 if conversation.is_open:
                     return self.run()
                 break
-            if self.closed or self.is_empty:
+            if self.closed or (self.is_empty and not self.waker.called):
                 self.check_entry()
                 text = "nothing is open, so tick(None) would wait for ever"
                 raise StreamClosedError(f"{text}: this IpcPeer has no open session and no listener")
