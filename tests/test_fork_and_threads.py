@@ -12,8 +12,16 @@ from typing import Any, Callable, List
 
 import pytest
 
-from stream_ipc import IpcPeer, Message, PickleMessageSerializer, WorkerPool, as_completed, gather
-from tests.helpers import RawPeer, framed, run_python, shared_write_end, tick_until, unframe
+from stream_ipc import (
+    IpcPeer,
+    Message,
+    PickleMessageSerializer,
+    PidCounterRequestIdGenerator,
+    WorkerPool,
+    as_completed,
+    gather,
+)
+from tests.helpers import ActingSerializer, RawPeer, framed, run_python, shared_write_end, tick_until, unframe
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import listing
 
@@ -91,6 +99,35 @@ def test_copy_that_a_handler_forks_stays_a_copy(peer: IpcPeer) -> None:
     os.wait()
     assert os.read(read, 100) == b"refused refused refused "
     assert peer.tick() == 0
+    os.close(read)
+    os.close(write)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("call", ["request with a new id", "request", "notify", "broadcast"])
+def test_copy_that_is_forked_in_the_middle_of_a_send_is_refused(call: str) -> None:
+    class Forking(PidCounterRequestIdGenerator):
+        def generate(self) -> str:
+            if call == "request with a new id":
+                os.fork()
+            return super().generate()
+
+    serializer = ActingSerializer(Message)
+    read, write = os.pipe()
+    main = os.getpid()
+    with IpcPeer(serializer, Forking()) as peer, RawPeer(peer) as raw:
+        serializer.act = None if call == "request with a new id" else os.fork
+        text = "it was sent"
+        try:
+            (peer.broadcast if call == "broadcast" else getattr(raw.session, call.split()[0]))(Ping())
+        except Exception as exc:
+            text = f"{type(exc).__name__}: {exc}"
+        if os.getpid() != main:
+            os.write(write, text.encode())
+            os._exit(0)
+        os.wait()
+        assert os.read(read, 1000).startswith(b"RuntimeError: this IpcPeer belongs to the process that made it")
+        assert text == "it was sent" and len(raw.messages()) == 1
     os.close(read)
     os.close(write)
 

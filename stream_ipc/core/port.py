@@ -364,6 +364,8 @@ class Port:
         If nothing can be written any more, what the other side had written before is still read, and then it ends. After
         an interruption the message may be queued, so the caller has entered the port into ``repairs`` before.
         """
+        if isinstance(exc, (InvalidStreamError, StreamClosedError)):
+            self._loop.check_entry()  # a serializer or an id generator may have forked, and this is the copy
         if isinstance(exc, InvalidStreamError):
             self.report_failure(exc)
         elif isinstance(exc, StreamClosedError) and not self._closed:

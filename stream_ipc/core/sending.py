@@ -107,6 +107,7 @@ def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
         if target.channel.inputs.hides_end:
             target.port.look_for_end()
     frames = _encode_for(targets, message)
+    loop.check_entry()  # a serializer may have forked, and this is the copy
     stuck = []
     taken = 0
     for target in targets:
