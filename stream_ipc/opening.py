@@ -144,8 +144,8 @@ class SessionOpener(Facade):
         ``read`` may be the same as ``write``; ``read2`` is a second input.
 
         Raises:
-            InvalidStreamError: A stream is closed, or has neither a descriptor
-                nor such methods. The streams stay open.
+            InvalidStreamError: A stream is closed or another session's, or has
+                neither a descriptor nor such methods. The streams stay open.
             ValueError: There is an ``ssl.SSLSocket`` among them.
         """
         from .transports.streams import open_channel

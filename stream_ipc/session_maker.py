@@ -78,11 +78,21 @@ def make_session(
         loop.thread = outer
 
 
-def _check_free(loop: Loop, channel: Channel) -> None:
-    """Raise ``InvalidStreamError`` for a channel whose streams somebody else waits for, before anything of it is taken."""
-    for fd in channel.interest()[0]:
+def _check_free(loop: Loop, channel: StreamChannel) -> None:
+    """Raise ``InvalidStreamError`` for a channel whose streams somebody else uses, before anything of it is taken."""
+    reads, output = channel.interest()[0], channel.outbox.end.fd
+    for fd in reads:
         try:
             loop.poller.look(fd, None)
         except OSError as exc:
             pass_on(exc)
             raise InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}") from exc
+    # One that is read, too, as most are, was looked at above: this goes through all sessions.
+    if output not in reads and any([_writes_to(other.channel, output) for other in tuple(loop.conversations)]):
+        advice = "use that one, or call remove_session() with it first"
+        raise InvalidStreamError(f"descriptor {output} is written by another session of this peer; {advice}")
+
+
+def _writes_to(channel: Channel, fd: int) -> bool:
+    """Return whether a channel writes to a descriptor, unless its owner has closed that: it may be another file's now."""
+    return isinstance(channel, StreamChannel) and channel.outbox.end.fd == fd and channel.find_invalid() is None

@@ -1164,6 +1164,31 @@ def test_a_stream_that_raises_anything_while_it_is_opened_is_refused(peer: IpcPe
     os.close(read)
 
 
+@pytest.mark.parametrize("as_number", [False, True])
+def test_what_another_session_writes_to_is_refused_as_output(peer: IpcPeer, as_number: bool) -> None:
+    (ours, far), (read, write) = socket.socketpair(), os.pipe()
+    with far:
+        first = peer.create_socket_session(ours)
+        with pytest.raises(InvalidStreamError, match="is written by another session of this peer; use that one"):
+            peer.create_stream_session(ours.fileno() if as_number else ours, read)
+        first.notify(Note("still works"))
+        assert framed(Note("still works")) == far.recv(1000) and peer.sessions == (first,)
+        peer.remove_session(first)
+        peer.create_stream_session(ours, read).close()
+        os.close(write)
+
+
+def test_output_of_another_session_is_taken_once_its_number_is_another_files(peer: IpcPeer) -> None:
+    (read, write), (read2, write2), (read3, write3) = os.pipe(), os.pipe(), os.pipe()
+    peer.create_stream_session(write, read)
+    with pytest.raises(InvalidStreamError, match="is written by another session"):
+        peer.create_stream_session(write, read2)
+    os.dup2(write3, write)
+    assert peer.create_stream_session(write, read2).is_open
+    for fd in (write2, read3, write3):
+        os.close(fd)
+
+
 def test_closed_streams_are_refused(peer: IpcPeer) -> None:
     read, write = os.pipe()
     closed = os.fdopen(os.dup(read), "rb")
