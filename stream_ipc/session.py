@@ -114,12 +114,13 @@ class Session(HandlerMethods):
 
     @property
     def is_open(self) -> bool:
-        """Whether messages can be sent.
+        """Whether it lasts: something can be sent, or is still to be dispatched.
 
-        False as soon as ``close`` begins, or once the end of the stream is
-        dispatched.
+        False as soon as ``close`` begins, once the end of the stream is
+        dispatched, or once a send has failed for good and what had arrived
+        before is dispatched.
         """
-        return self._conversation.is_open
+        return self._conversation.state == "open"
 
     @property
     def reason(self) -> StreamClosedError | None:
@@ -127,7 +128,8 @@ class Session(HandlerMethods):
 
         Known from the moment that ``on_close`` handlers run.
         """
-        return self._conversation.reason
+        conversation = self._conversation
+        return conversation.channel.inputs.ended if conversation.state == "broken" else conversation.reason
 
     @property
     def queued_bytes(self) -> int:

@@ -10,6 +10,7 @@ import math
 from ..errors import InvalidStreamError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, Message
+from ..transports.channel import EndOfStream
 from .closing import FLUSH_BOUND, Closing, begin, flush_bound, write_out
 from .dispatcher import Dispatcher
 from .last_look import read_replies
@@ -68,6 +69,7 @@ class Conversation:
         self.port: Port = Port(loop, channel, self.dispatcher)
         self.batches: Batches = Batches(loop, self.port)
         self._closing: Closing | None = None
+        self._broken: StreamClosedError | None = None  # why nothing could be sent any more, before this side closed it
         self._release = False  # whether closing leaves the streams to their owner
         self._writes_until: float | None = None  # how long an ended stream is kept for what is still to be written
 
@@ -75,7 +77,8 @@ class Conversation:
     def state(self) -> str:
         """What it is doing, in a word."""
         if self.is_open:
-            return "open"
+            inbox = self.dispatcher.inbox  # what stands in it keeps it open, but for the end behind all that had arrived
+            return "broken" if self.outbox.is_broken and inbox and type(inbox[0]) is EndOfStream else "open"
         if self.reason is None:
             return "closing"
         return "closed" if self._closing is not None else "forked"
@@ -234,6 +237,8 @@ class Conversation:
 
     def stop(self) -> None:
         """Take no more messages. The caller fails what is pending next; see ``begin`` in ``closing.py``."""
+        if self.state == "broken":
+            self._broken = self.channel.inputs.ended
         self.is_open = False
 
     def close_now(self, reason: StreamClosedError, handlers: bool = True) -> None:
@@ -248,7 +253,7 @@ class Conversation:
             self.loop.repairs[self] = None
             # atomic: no calls
             self.is_open = False
-            self.reason = reason
+            self.reason = self._broken or reason
             self._closing = closing
         self._closing.go_on(handlers)
 
