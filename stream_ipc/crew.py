@@ -13,12 +13,12 @@ from operator import attrgetter
 from . import log
 from .clock import monotonic
 from .core.until import Until
-from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe
+from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe, unraised
 from .interruptions import interruption_in
 from .messages import Message, is_text
 from .peer import loop_of
 from .session import conversation_of
-from .tasks import Attempt, Task, Tasks
+from .tasks import Task, Tasks
 from .worker import Worker
 
 TYPE_CHECKING = False
@@ -88,7 +88,7 @@ class Crew:
         self._deaths = 0  # since the last answer of any worker
         self._untidy = False  # whether the next turn is to look at all workers
         self._loop = loop_of(peer)
-        self.tasks: Tasks = Tasks(self._loop, peer)
+        self.tasks: Tasks = Tasks(self._loop, peer, self.take)
         self._loop.pools[self] = None
 
     @property
@@ -104,8 +104,7 @@ class Crew:
 
     def _under_way(self) -> list[Task]:
         """Return the tasks that workers have and that have not settled."""
-        tasks = [attempt.task for worker in tuple(self._workers) for attempt in tuple(worker.running)]
-        return [task for task in tasks if not task.settled]
+        return [task for worker in tuple(self._workers) for task in tuple(worker.running) if not task.settled]
 
     @property
     def waits(self) -> bool:
@@ -182,80 +181,70 @@ class Crew:
     def _give_to(self, worker: Worker, task: Task) -> None:
         """Give the first task in the queue to a worker."""
         queue, free = self.tasks.queue, self._free
-        attempt = Attempt.make(task, worker, self.take)
         requests = worker.conversation.requests
         try:
             # atomic: no calls
-            if not queue or queue[0] is not task:
+            if not queue or queue[0] is not task or task.worker is not None:
                 return  # a finalizer has used the pool
             del queue[0]
-            task.attempt = attempt
-            worker.running[attempt] = None
+            task.worker = worker
+            task.unsent = True
+            worker.running[task] = None
             worker.given += 1
             if self.in_flight == 1 and worker in free:
                 del free[worker]  # not to be asked again, though it would be found out
 
-            requests.request(None, task.message, task.timeout, task.expect, attempt)
-            task.deadline = attempt.deadline
+            requests.request(None, task.message, task.timeout, task.expect, task)
         except BaseException as exc:
-            if isinstance(exc, Exception) and interruption_in(exc) is None:
-                requests.withdraw(attempt)
-                self._not_given(attempt, exc)
-                return
-            if attempt.unsent:
-                requests.withdraw(attempt)
-                self.tasks.put_back(attempt, False)
-            else:  # a reply will come
-                task.deadline = attempt.deadline
-            raise
+            is_error = isinstance(exc, Exception) and interruption_in(exc) is None
+            if task.worker is worker and (is_error or task.unsent):  # otherwise another has it, or a reply will come
+                requests.remove(task)
+                if is_error:
+                    self._take_unsent(worker, task, exc)
+                else:
+                    self.tasks.put_back(worker, task, False)
+            if not is_error:
+                raise
 
-    def _not_given(self, attempt: Attempt, error: Exception) -> None:
-        """Take note that a task could not be sent to a worker."""
-        worker, task = attempt.worker, attempt.task
+    def _take_unsent(self, worker: Worker, task: Task, error: BaseException) -> None:
+        """Take a task that could not be sent to a worker from it."""
         if isinstance(error, RequestTimeoutError):  # it does not read
-            attempt.outcome = error
-            self.take(attempt)
+            self.take(task, error)
             return
         if isinstance(error, (StreamClosedError, InvalidStreamError)):
             worker.ready = False  # it is dead, or its stream is; its end is on the way
         else:  # the task cannot travel
             self.tasks.settle(task, error)
-        self.tasks.put_back(attempt, False)
+        self.tasks.put_back(worker, task, False)
         self._free[worker] = None
-        self.tasks.tell(task)
+        task.go_on()
 
-    def take(self, attempt: Attempt) -> None:
-        """Take what has become of a task that a worker had. An interrupted call can be made again."""
-        task, worker, outcome = attempt.task, attempt.worker, attempt.outcome
-        if attempt in worker.running:
-            ended, late = isinstance(outcome, StreamClosedError), isinstance(outcome, RequestTimeoutError)
-            if ended and not self.tasks.closed:
-                if task.tries < self._retries and not task.settled:
-                    self.tasks.put_back(attempt, True)
-                    return
-                if task.tries:
-                    text = f"{task.tries + 1} workers ended while they had this task; the last one: {outcome}"
-                    outcome = StreamClosedError(text)
-                    outcome.__cause__ = attempt.outcome.__cause__
-            self.tasks.settle(task, outcome)  # first: the end of the worker gives what it has to another
+    def take(self, task: Task, outcome: Any) -> None:
+        """Take a task from its worker, which has answered it or was too slow. An interrupted call is made again."""
+        worker = task.worker
+        if worker is not None:
+            late = isinstance(outcome, RequestTimeoutError)
+            if not task.settled:
+                self.tasks.settle(task, outcome)  # first: the end of the worker gives what it has to another
             if late and worker.conversation.is_open:
                 worker.came_up = True
                 self._kill(worker, f"the worker was killed, because a task took longer than {task.timeout} s")
             # atomic: no calls
-            if attempt in worker.running:
-                del worker.running[attempt]
-                task.attempt = None
+            if task in worker.running:
+                del worker.running[task]
+                task.worker = None
                 self._free[worker] = None
-                if not ended and not late:
+                if not late:
                     self._deaths = worker.deaths = 0
                     worker.came_up = True
                     worker.due = None
+                if worker.given == self._tasks_per_worker:  # it is replaced behind this reply
+                    self._untidy = True
+                    self._loop.later[self] = None
 
-        if worker.given == self._tasks_per_worker:
-            self.check()  # it is replaced behind this reply
-        elif self.tasks.queue:
+        if self.tasks.queue:
             self._loop.later[self] = None
-        self.tasks.tell(task)
+        task.go_on()
 
     # -- workers come and go
 
@@ -347,8 +336,13 @@ class Crew:
         if self.tasks.closed:
             return
         self.check()  # first: it makes an interrupted call again
-        for attempt in tuple(worker.running):  # which an interruption has left
-            self.tasks.put_back(attempt, False)
+        had = tuple(worker.running)
+        for task in had:
+            if task.tries >= self._retries:
+                self.tasks.settle(task, _end_of(worker, task))
+            self.tasks.put_back(worker, task, True)
+        for task in had:
+            task.go_on()
         successor = Worker(worker.command, worker.deaths)
         # atomic: no calls
         is_first = worker in self._workers
@@ -370,7 +364,7 @@ class Crew:
             return  # that one has not failed yet: it is slow to come up, or busy
         if self._deaths >= max(_DEATHS, 3 * self.size):
             text = f"{self._deaths} workers in a row ended before they had answered anything; the last one: {reason}"
-            self.tasks.fail_queued(StreamClosedError(text))
+            self.tasks.fail(self.tasks.queue, StreamClosedError(text))
 
     # -- what the loop calls
 
@@ -408,16 +402,12 @@ class Crew:
 
         self._free.update(self._workers)
         now = self._loop.clock()
-        self.tasks.repair()
         for worker in tuple(self._workers):
             if worker.session is None:
                 continue
             if worker.conversation is None:
                 self._set_up(worker)
-            for attempt in tuple(worker.running):
-                if attempt.outcome is not None:  # an interruption has kept it from being taken
-                    self.take(attempt)
-            if not worker.conversation.is_open:
+            if worker.conversation.reason is not None:
                 self._replace(worker)
             elif worker.due is not None and worker.due <= now:
                 self._kill(worker, f"the worker gave no sign within {self._start_timeout} s, so it was killed")
@@ -442,10 +432,7 @@ class Crew:
         for worker in tuple(self._workers):
             if worker.conversation is not None:
                 worker.conversation.stop()
-                error = StreamClosedError(f"{text} ({worker.conversation.name})")
-                for attempt in tuple(worker.running):
-                    self.tasks.settle(attempt.task, error)
-        self.tasks.fail_queued(StreamClosedError(text))
+        self.tasks.fail([*self._under_way(), *self.tasks.queue], StreamClosedError(text))
         self._loop.later.pop(self, None)
         self._loop.pools.pop(self, None)  # last: an interrupted call is made again
 
@@ -472,3 +459,12 @@ class Crew:
         loop.teardowns.wait([teardown for teardown in loop.teardowns.all if teardown in mine], due, background=False)
         for worker in workers:
             worker.conversation.close()
+
+
+def _end_of(worker: Worker, task: Task) -> StreamClosedError:
+    """Return the error for a task whose worker has ended, and that no other is given."""
+    reason: StreamClosedError = worker.conversation.reason
+    error = unraised(reason)
+    if task.tries:
+        error.args = (f"{task.tries + 1} workers ended while they had this task; the last one: {reason}",)
+    return error

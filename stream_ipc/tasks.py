@@ -1,20 +1,22 @@
-"""The tasks of a pool, and the attempts of workers at them.
+"""The tasks of a pool, and the queue of those that no worker has.
 
 Knows pending requests. Must not know who chooses a worker for a task, nor what becomes of workers: see ``Crew``.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from contextlib import suppress
 from itertools import islice
+from operator import attrgetter
 
-from .core.pending import Pending, next_moment
-from .errors import IpcError
+from .core.pending import Pending
+from .errors import IpcError, StreamClosedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
     from weakref import ref
 
@@ -23,38 +25,60 @@ if TYPE_CHECKING:
     from .messages import Message
     from .worker import Worker
 
-__all__ = ["Attempt", "Task", "Tasks"]
+__all__ = ["Task", "Tasks"]
+
+_number = attrgetter("number")
 
 
 class Task(Pending):
-    """A task and, once it has settled, its outcome: what the promise of ``submit`` refers to.
+    """A request to whichever worker is free, and to another one if that ends: what the promise of ``submit`` refers to.
+
+    A worker that has it, has it among the requests of its conversation, which call ``settle``, ``fail`` and ``tell``. It
+    may have settled before, by ``cancel()``: the worker is busy with it all the same.
 
     Attributes:
         requester: The tasks of its pool.
         number: How many were queued before it, and itself; 0 until it is queued.
         message: What workers get.
-        attempt: The request by which a worker has it, or None.
+        worker: What has it, or None.
+        unsent: Is true until it is handed over to that: the frame, which is empty from then on.
         tries: How many workers have ended while they had it.
         optional: It need not be begun if its promise was dropped.
     """
 
-    __slots__ = ("attempt", "message", "number", "optional", "tries")
+    __slots__ = ("message", "number", "optional", "tries", "unsent", "worker")
 
     requester: Tasks
     number: int
     message: Message
-    attempt: Attempt | None
+    worker: Worker | None
+    unsent: Any
     tries: int
     optional: bool
 
     @property
     def conversation(self) -> Conversation | None:
-        return None if self.attempt is None else self.attempt.requester.conversation
+        worker = self.worker
+        return None if worker is None else worker.conversation
 
     @property
     def is_wanted(self) -> bool:
         """Whether it is still to be begun."""
-        return not self.settled and not (self.optional and self() is None)
+        return not self.settled and self.worker is None and not (self.optional and self() is None)
+
+    @property
+    def is_dropped(self) -> bool:
+        return False  # its worker comes back with the reply
+
+    def settle(self, outcome: Any) -> bool:
+        return False  # its worker has ended, which another may replace
+
+    def fail(self, error: BaseException) -> None:
+        if not isinstance(error, StreamClosedError):
+            self.requester.take(self, error)
+
+    def tell(self) -> None:
+        self.requester.take(self, self.outcome)
 
 
 class Tasks:
@@ -65,24 +89,26 @@ class Tasks:
     Args:
         loop: What drives it.
         peer: Whose ``id_generator`` it uses.
+        take: Called with a task and its outcome when it comes back from its worker. An interrupted call is made again.
 
     Attributes:
         loop: As above.
-        queue: Tasks that no worker has, and some that have settled.
+        take: As above.
         watchers: Weak references to what has a method ``note``, which gets each promise that settles.
         closed: Whether none can be queued any more.
     """
 
     conversation: None = None  # each worker has its own
 
-    def __init__(self, loop: Loop, peer: Any) -> None:
+    def __init__(self, loop: Loop, peer: Any, take: Callable[[Task, Any], None]) -> None:
         self.loop = loop
-        self.queue: deque[Task] = deque()
+        self.take = take
         self.watchers: set[ref[Any]] = set()
         self.closed: bool = False
         self._peer = peer
         self._count = 0  # how many were queued in all
-        self._untold: dict[Task, None] = {}  # those that have settled, until everybody who waits was told
+        self._queue: deque[Task] = deque()
+        self._back: list[Task] = []  # those that are still to get their places in the queue
 
     def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Task:
         """Make a task, whose outcome is for the promise. It is still to be queued."""
@@ -91,7 +117,8 @@ class Tasks:
         task.message = message
         task.timeout = timeout
         task.expect = expect
-        task.attempt = task.deadline = task.outcome = task.watchers = task.callbacks = None
+        task.worker = task.deadline = task.outcome = task.callbacks = None
+        task.watchers = []  # not None, so that ``tell`` is called
         task.settled = task.tries = task.number = 0
         task.optional = False
         task.id = self._peer.id_generator.generate()
@@ -108,10 +135,20 @@ class Tasks:
             return
         if not self.closed:
             self._count = task.number = self._count + 1
-            self.queue += (task,)
+            self._queue += (task,)
             return
 
         raise RuntimeError("this WorkerPool is closed; make a new one")
+
+    def put_back(self, worker: Worker, task: Task, tried: bool) -> None:
+        """Queue a task that a worker has again, before those submitted later. An interrupted call can be made again."""
+        # atomic: no calls
+        if task in worker.running:
+            del worker.running[task]
+            worker.given -= 1
+            task.tries += tried
+            task.worker = task.deadline = None
+            self._back += (task,)
 
     def close(self) -> None:
         """Queue no more. The caller fails what is queued next."""
@@ -120,6 +157,17 @@ class Tasks:
     def silence(self, task: Task, timeout: float | None) -> str:
         """Return the text of a timeout."""
         return f"no reply to task {task.id} within {timeout} s (worker pool)"
+
+    @property
+    def queue(self) -> deque[Task]:
+        """Tasks that no worker has, in the order in which they were submitted, and some that are not wanted."""
+        while self._back:
+            task = self._back[-1]
+            insort(self._queue, task, key=_number)  # it may be there twice after an interruption, but is given once
+            # atomic: no calls
+            if self._back and self._back[-1] is task:
+                del self._back[-1]
+        return self._queue
 
     @property
     def first(self) -> Task | None:
@@ -148,111 +196,19 @@ class Tasks:
 
     def cancel(self, task: Task) -> bool:
         """Give a task up; returns whether it was still pending. A worker that has it goes on, and comes back as usual."""
-        if task.settled:
-            return False
-        error = IpcError(f"task {task.id} was cancelled by this side")
-        self.loop.repairs[self] = None  # first: an interrupted call is gone on with by the next turn
-        cancelled = self.settle(task, error)
-        self.repair()
+        cancelled = self.settle(task, IpcError(f"task {task.id} was cancelled by this side"))
+        task.go_on()
         return cancelled
 
     def settle(self, task: Task, outcome: Any) -> bool:
-        """Take note of the outcome of a task, unless it has one; returns whether that is so. Telling of it comes next."""
-        moment = next_moment()
-        # atomic: no calls
-        if task.settled:
-            return False
-        task.outcome = outcome
-        task.settled = moment
-        self._untold[task] = None
-        return True
+        """Take note of the outcome of a task, unless it has one; returns whether that is so. Its ``go_on`` tells of it."""
+        self.loop.later[task] = None  # first: a turn goes on after an interruption
+        return Pending.settle(task, outcome)
 
-    def tell(self, task: Task) -> None:
-        """Tell those that wait for a task that has settled. An interrupted call can be made again."""
-        if task in self._untold:
-            if task.watchers is not None or self.watchers:
-                task.tell()
-            self._untold.pop(task, None)
-
-    def repair(self) -> None:
-        """Do the same for all. An interrupted call can be made again."""
-        for task in tuple(self._untold):
-            self.tell(task)
-        self.loop.repairs.pop(self, None)
-
-    def fail_queued(self, error: BaseException) -> None:
-        """Fail what is queued. All settle first: a done callback may wait for any of them."""
-        queue = self.queue
-        self.loop.repairs[self] = None
-        for task in tuple(queue):
+    def fail(self, tasks: Iterable[Task], error: BaseException) -> None:
+        """Fail many. All settle first: a done callback may wait for any of them."""
+        tasks = tuple(tasks)
+        for task in tasks:
             self.settle(task, error)
-            if queue and queue[0] is task:
-                del queue[0]
-        self.repair()
-
-    def put_back(self, attempt: Attempt, tried: bool) -> None:
-        """Queue a task that a worker has again, in its place: before all others but those that were submitted earlier.
-
-        An interrupted call can be made again, and may leave it at another place.
-        """
-        task, worker, queue = attempt.task, attempt.worker, self.queue
-        # atomic: no calls
-        if attempt in worker.running:
-            del worker.running[attempt]
-            worker.given -= 1
-            task.tries += tried
-            task.attempt = task.deadline = None
-            queue += (task,)
-
-        if queue and queue[-1] is task:
-            queue.rotate(1)
-        place = 0
-        try:
-            while True:
-                # atomic: no calls
-                earlier = queue[place + 1]
-                if queue[place] is not task or task.number < earlier.number:
-                    break
-                queue[place], queue[place + 1] = earlier, task
-                place += 1
-        except IndexError:  # it is the last, or a signal handler has given some
-            pass
-
-
-class Attempt(Pending):
-    """The request by which a worker has a task.
-
-    It is apart from the task, which may settle before it, by ``cancel()``, or after another attempt.
-
-    Attributes:
-        task: The task.
-        worker: What has it.
-        take: Called with this once it has settled.
-        unsent: Is true until it is handed over: the task, then the frame, which is empty from then on.
-    """
-
-    __slots__ = ("take", "task", "unsent", "worker")
-
-    task: Task
-    worker: Worker
-    take: Callable[[Attempt], None]
-    unsent: Any
-
-    @classmethod
-    def make(cls, task: Task, worker: Worker, take: Callable[[Attempt], None]) -> Attempt:
-        """Make one that is still to be sent."""
-        attempt = cls(worker)
-        attempt.task = attempt.unsent = task
-        attempt.worker = worker
-        attempt.take = take
-        attempt.id = task.id
-        attempt.expect = task.expect
-        attempt.timeout = task.timeout
-        attempt.requester = worker.conversation.requests
-        attempt.deadline = attempt.outcome = attempt.callbacks = None
-        attempt.watchers = []  # not None, so that ``tell`` is called
-        attempt.settled = 0
-        return attempt
-
-    def tell(self) -> None:
-        self.take(self)
+        for task in tasks:
+            task.go_on()

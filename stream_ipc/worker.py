@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .tasks import Attempt
+    from .tasks import Task
     from .transports.spawn import Command
 
 __all__ = ["Worker"]
@@ -43,7 +43,7 @@ class Worker:
         self.start_at: float = -math.inf
         self.session: Any = None
         self.conversation: Any = None
-        self.running: dict[Attempt, None] = {}
+        self.running: dict[Task, None] = {}
         self.given = 0
         self.ready = False
         self.came_up = False

@@ -39,6 +39,7 @@ from stream_ipc import (
     crew,
     gather,
 )
+from stream_ipc.core.pending import Pending
 from stream_ipc.core.requests import Requests
 from stream_ipc.core.teardowns import Teardowns
 from stream_ipc.tasks import Task, Tasks
@@ -445,6 +446,30 @@ def test_what_dead_workers_had_is_queued_again_in_the_order_in_which_it_was_subm
                 tick_until(lambda session=session: not session.is_open, peer)  # type: ignore[misc]
             peer.tick(0)
             assert promises_queued(pool) == promises
+
+
+def test_a_worker_that_dies_costs_each_of_its_tasks_the_same_however_many_it_has() -> None:
+    def count(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return count if frame.f_code.co_filename.endswith("tasks.py") else None
+
+    counts = []
+    for tasks in (100, 400):
+        lines = 0
+        with IpcPeer() as peer:
+            set_clock(peer, FakeClock())  # so that none is started again
+            pool = WorkerPool(peer, script("time.sleep(600)"), 1, in_flight=tasks, timeout=None)
+            promises = [pool.submit(Ping(number)) for number in range(tasks)]
+            os.kill(pid_of(pool.workers[0]), signal.SIGKILL)
+            try:
+                sys.settrace(count)
+                tick_until(lambda: not pool.workers, peer)  # noqa: B023
+            finally:
+                sys.settrace(None)
+            assert promises_queued(pool) == promises
+        counts.append(lines)
+    assert counts[1] < 6 * counts[0]
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
@@ -1199,7 +1224,7 @@ def once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     monkeypatch.setattr(owner, name, interrupted)
 
 
-@pytest.mark.parametrize("where", [(Tasks, "settle"), (Tasks, "tell"), (Task, "tell")])
+@pytest.mark.parametrize("where", [(Tasks, "settle"), (Pending, "settle"), (Task, "go_on"), (Pending, "tell")])
 def test_interrupted_cancel_of_a_running_task(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, where: Any) -> None:
     called: List[Any] = []
     with WorkerPool(peer, worker(), 1) as pool:

@@ -142,13 +142,12 @@ class Pending(Base):
             except Exception as exc:
                 pass_on_own(exc)
                 log.error("a done callback of %r failed", promise, exc_info=True)
-        self.watchers = None
         loop.later.pop(self, None)
 
     def go_on(self) -> None:
         """Tell what is left to be told: a turn calls this."""
         if self.settled:
-            self.tell()
+            Pending.tell(self)
         else:  # cancelling it was interrupted before it began
             self.requester.loop.later.pop(self, None)
 
@@ -168,7 +167,7 @@ class Pending(Base):
             self.callbacks = []
         self.callbacks.append((function, promise))
         if self.settled:
-            self.tell()
+            self.go_on()
 
     def unwatch(self, watcher: Callable[[Any], Any]) -> None:
         """Undo ``watch``, if the function was not called yet."""

@@ -78,12 +78,12 @@ class Requests:
         return len(self._table)
 
     def request(
-        self, promise: Any, message: Message, timeout: float | None, expect: type, attempt: Any = None
+        self, promise: Any, message: Message, timeout: float | None, expect: type, task: Any = None
     ) -> Pending:
-        """Send a request; its outcome is for the promise, or for the attempt at a task that a pool has made.
+        """Send a request; its outcome is for the promise, or for the task of a pool.
 
-        An attempt is a ``Pending``, too; it gets the frame as its ``unsent``, so that the pool can tell whether that was
-        handed over if this raises, and withdraws it if not.
+        A task is a ``Pending``, too; it gets the frame as its ``unsent``, so that the pool can tell whether that was
+        handed over if this raises, and removes it if not.
 
         Raises:
             ValueError: The id cannot be used.
@@ -100,7 +100,7 @@ class Requests:
             table = self._table
             if len(table) > self._sweep_at:
                 self._sweep()
-            pending: Any = attempt
+            pending: Any = task
             try:
                 # Before the send: the reply may be there at once.
                 if pending is None:
@@ -122,12 +122,12 @@ class Requests:
                 if conversation.port.paused:
                     conversation.port.update_reading()  # or its reply might never be read
                 frame = self._encode(REQUEST, pending.id, message)
-                if attempt is not None:
-                    attempt.unsent = frame
+                if task is not None:
+                    task.unsent = frame
                 self._put(frame)
             except BaseException as exc:
                 loop.repairs[conversation.port] = None
-                if attempt is None and pending is not None:
+                if task is None and pending is not None:
                     self.withdraw(pending)
                 conversation.port.note_write_error(exc)
                 raise
@@ -263,7 +263,7 @@ class Requests:
             if deadline <= now and pending.id in arrived:
                 deadline = now + _NEXT_LOOK
             if deadline > now:
-                if deadline < self.due and not pending.settled:  # by a done callback of another
+                if deadline < self.due and pending.id in self._table:  # no done callback of another has removed it
                     self.due = deadline
             else:
                 self.time_out(pending)
