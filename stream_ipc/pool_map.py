@@ -6,6 +6,7 @@ Knows promises and the tasks behind them. Must not know workers.
 from __future__ import annotations
 
 from collections import deque
+from operator import attrgetter
 
 from .interruptions import pass_on
 from .promise import pending_of
@@ -32,7 +33,12 @@ class Mapped:
         loop: What turns until there are replies.
         ordered: Whether replies come in the order of the tasks.
         ahead: How many tasks are submitted and not yielded at most.
+
+    Attributes:
+        settled: Is true if any has settled; what the loop's ``run`` looks at.
     """
+
+    settled: Any = property(attrgetter("_ready"))
 
     def __init__(
         self,
@@ -52,14 +58,16 @@ class Mapped:
         self._ahead = ahead
         self._ordered = ordered
         self._under_way: dict[ResponsePromise[Any], None] = {}  # in the order of the tasks
-        self._ready: deque[ResponsePromise[Any]] = deque()  # in that of settling, if that is asked for
+        # In that of settling, if that is asked for. What was yielded last stays until there is another to wait for: it ends
+        # the wait of a call in which a handler has taken it.
+        self._ready: deque[ResponsePromise[Any]] = deque()
         self._end: BaseException | None = None  # what is raised once all is yielded: the input has ended
 
     def __iter__(self) -> Mapped:
         return self
 
     def __next__(self) -> Any:
-        under_way = self._under_way
+        under_way, ready = self._under_way, self._ready
         while True:  # again if what was there was taken, by a handler that has called next() meanwhile
             self._submit()
             for promise in under_way:
@@ -68,14 +76,16 @@ class Mapped:
                 end = self._end
                 self._end = StopIteration()
                 raise end or StopIteration
+            while ready and ready[0] not in under_way:  # it was yielded, or came to nothing
+                del ready[0]
             until: Any = pending_of(promise) if self._ordered else self
             try:
                 if not until.settled:
                     self._loop.run(until)
             except StopIteration as exc:
                 raise stray_stop() from exc
-            if not self._ordered and self._ready:
-                promise = self._ready[0]
+            if not self._ordered and ready:
+                promise = ready[0]
             if promise in under_way and promise.settled:
                 break
         error = reply = None
@@ -89,14 +99,6 @@ class Mapped:
         if error is not None:
             raise error
         return reply
-
-    @property
-    def settled(self) -> bool:
-        """Whether any has settled, or all were taken; what the loop's ``run`` looks at."""
-        ready = self._ready
-        while ready and ready[0] not in self._under_way:  # it was yielded, or came to nothing
-            del ready[0]
-        return len(ready) > 0 or not self._under_way
 
     def _submit(self) -> None:
         """Submit as many tasks as may be under way."""
