@@ -622,6 +622,28 @@ def test_wait_whose_callback_closes_the_session(peer: IpcPeer) -> None:
     assert not a.is_open
 
 
+def test_slow_done_callbacks_of_many_overdue_requests_keep_no_tick_beyond_its_share(raw: RawPeer) -> None:
+    clock = set_clock(raw.session.peer, FakeClock())
+    called: List[Any] = []
+
+    def slow(promise: Any) -> None:
+        called.append(promise)
+        clock.now += 0.03
+
+    promises = [raw.session.request(Ping(index), timeout=1) for index in range(20)]
+    for promise in promises:
+        promise.add_done_callback(slow)
+    clock.now += 1
+    while len(called) < 20:
+        before = len(called)
+        raw.session.tick(0)
+        assert 1 <= len(called) - before <= 5
+        assert [is_settled(promise) for promise in promises] == [promise in called for promise in promises]
+        assert raw.session.peer.next_deadline() == (0.0 if len(called) < 20 else None)
+    assert called == promises
+    assert [outcome(promise) for promise in promises] == [RequestTimeoutError] * 20
+
+
 def test_request_of_a_done_callback_of_an_overdue_one_is_overdue_in_its_turn(raw: RawPeer) -> None:
     clock = set_clock(raw.session.peer, FakeClock())
     tries: List[Any] = []

@@ -25,6 +25,7 @@ from ..interruptions import pass_on
 from ..messages import MAX_ID_LENGTH, REQUEST, ErrorMessage
 from .pending import Pending, next_moment
 from .sending import HIGH_WATER, make_room
+from .timers import Share
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -245,6 +246,8 @@ class Requests:
     def expire(self, now: float, arrived: set[Any]) -> int:
         """Fail the requests whose deadline has passed, and find out when the next is due.
 
+        Done callbacks may be slow: those that are left when the share of the time is over are due in the next turn.
+
         Args:
             now: The time.
             arrived: Ids of replies that are there and have not been dispatched yet: they came in time. Whether they still
@@ -254,6 +257,7 @@ class Requests:
             How many have failed.
         """
         count = 0
+        share = Share(self.loop.clock)
         self._sweep()
         self.due = math.inf  # first: a done callback may send a request that is due earlier
         for pending in tuple(self._table.values()):
@@ -268,6 +272,9 @@ class Requests:
             else:
                 self.time_out(pending)
                 count += 1
+                if share.is_over():
+                    self.due = min(self.due, now)
+                    break
         return count
 
     def cancel(self, pending: Pending) -> bool:
