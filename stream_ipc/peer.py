@@ -220,8 +220,9 @@ class IpcPeer(SessionOpener):
 
         It is due then though ``fileno()`` is not readable: for an overdue
         request, or what is looked at by time (a transport or a file without a
-        descriptor to wait for, a child that is ending, and where there is no
-        pidfd, as on macOS, every child). Ask whenever the other loop is about
+        descriptor to wait for, a ``DeferredReply`` that a thread may drop, a
+        child that is ending, and where there is no pidfd, as on macOS, every
+        child). Ask whenever the other loop is about
         to wait: after each ``tick(0)`` and ``request()``. Looks through all
         pending requests.
         """

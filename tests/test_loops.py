@@ -5,13 +5,14 @@ import os
 import random
 import select
 import sys
+import threading
 import time
 import tracemalloc
 from typing import Any, Iterator, List
 
 import pytest
 
-from stream_ipc import IpcPeer, RequestTimeoutError, StreamClosedError
+from stream_ipc import DeferredReply, IpcPeer, RequestTimeoutError, StreamClosedError
 from tests.helpers import (
     PATIENCE,
     CpuMeter,
@@ -22,6 +23,7 @@ from tests.helpers import (
     is_settled,
     no_pending,
     reply_bytes,
+    request_bytes,
     role,
     seeds,
     set_clock,
@@ -43,6 +45,29 @@ def clock(peer: IpcPeer) -> FakeClock:
 
 
 # -- next_deadline
+
+
+def test_deferred_reply_that_a_thread_drops_is_noticed_inside_another_loop(peer: IpcPeer) -> None:
+    kept: List[DeferredReply] = []
+    with RawPeer(peer) as raw:
+
+        @raw.session.on_request
+        def later(ping: Ping) -> DeferredReply:
+            kept.append(DeferredReply())
+            return kept[-1]
+
+        raw.write(request_bytes("1", Ping()))
+        tick_until(lambda: kept, peer)
+        for _ in range(2):
+            due = peer.next_deadline()
+            assert due is not None and 0 < due <= 0.5  # nothing is readable when it is dropped
+        thread = threading.Thread(target=kept.clear)
+        thread.start()
+        thread.join()
+        peer.tick(0)
+        (reply,) = raw.messages()
+        assert "was dropped before it was settled" in str(reply.response)  # type: ignore[attr-defined]
+        assert peer.next_deadline() is None
 
 
 def test_nothing_is_due(peer: IpcPeer) -> None:

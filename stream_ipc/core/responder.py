@@ -29,6 +29,8 @@ __all__ = ["Responder"]
 
 _ENVELOPES = frozenset({RequestEnvelope, ResponseEnvelope})
 
+_LOOK_INTERVAL = 0.5  # seconds from one turn to the next, while replies are owed, for a loop that would wait longer
+
 
 class Responder:
     """Answers the requests of one conversation.
@@ -122,6 +124,7 @@ class Responder:
                 take_out(inbox, item)
                 taken = True
             if isinstance(reply, Owed):
+                self.loop.set_timer(self, self.loop.clock() + _LOOK_INTERVAL)
                 reply.enter()
                 reply.go_on()
                 if not self._conversation.is_open:
@@ -149,6 +152,10 @@ class Responder:
                 reply.enter()
             raise
         return 1
+
+    def on_time(self, now: float) -> None:
+        """Have another turn come: a thread may drop what a reply was put off to, which wakes nobody."""
+        self.loop.set_timer(self, self.loop.clock() + _LOOK_INTERVAL if self.owed else None)
 
     def refuse(self, item: Any, id: Any, error: SerializationError) -> None:
         """Answer a request that is none with an error, and no handler sees it.
@@ -202,6 +209,7 @@ class Responder:
         """Drop the replies that are owed: nobody can get them any more. An interrupted call can be made again."""
         for owed in tuple(self.owed):
             owed.drop()
+        self.loop.set_timer(self, None)
 
     def _send_in_place(self, owed: Owed, exc: BaseException) -> None:
         """Send an error in place of an owed reply, which cannot be sent because of another."""
