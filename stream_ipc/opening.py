@@ -6,12 +6,16 @@ Checks what users pass, opens it, and hands the session to the loop of the peer.
 from __future__ import annotations
 
 from functools import partial
+from itertools import starmap
 
+from . import log
 from .arguments import DEFAULT, PIPE, Facade, check_timeout, name_methods
+from .core.conversation import Conversation
 from .errors import InvalidStreamError
-from .session import Session
-from .session_maker import make_session
+from .interruptions import pass_on
+from .session import Session, conversation_of
 from .transports.descriptors import is_tls
+from .transports.stream_channel import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +68,7 @@ class SessionOpener(Facade):
         """
         from .transports.stdio import StdioChannel
 
-        return make_session(self._loop, self, "stdio", StdioChannel)
+        return _make_session(self, "stdio", StdioChannel)
 
     def create_process_session(self, process: subprocess.Popen[Any]) -> Session:
         """Attach to a ``subprocess.Popen``; to end and reap it stays its owner's.
@@ -78,7 +82,7 @@ class SessionOpener(Facade):
         """
         from .transports.process import ProcessChannel
 
-        return make_session(self._loop, self, process, partial(ProcessChannel, process))
+        return _make_session(self, process, partial(ProcessChannel, process))
 
     def create_command_session(
         self,
@@ -122,12 +126,9 @@ class SessionOpener(Facade):
 
         def take(process: subprocess.Popen[bytes], group: bool) -> Session:
             make = partial(ProcessChannel, process, owned=True, group=group, growable="pipesize" not in popen)
-            return make_session(self._loop, self, process, make)
+            return _make_session(self, process, make)
 
-        def is_taken(process: subprocess.Popen[bytes]) -> bool:
-            return any([session.process is process for session in self.sessions])
-
-        return start(take, is_taken, command, cwd, env, stderr, popen)
+        return start(take, command, cwd, env, stderr, popen)
 
     def create_stream_session(self, write: WriteStream, read: ReadStream, read2: ReadStream | None = None) -> Session:
         """Talk over any streams: file objects, sockets or raw descriptors.
@@ -153,7 +154,7 @@ class SessionOpener(Facade):
         reads = (read,) if read2 is None else (read, read2)
         if any(map(is_tls, (write, *reads))):
             raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
-        return make_session(self._loop, self, (write, *reads), partial(open_channel, write, reads))
+        return _make_session(self, (write, *reads), partial(open_channel, write, reads))
 
     def create_socket_session(self, sock: socket.socket) -> Session:
         """Talk over a connected stream socket, also an ``ssl.SSLSocket``.
@@ -186,7 +187,7 @@ class SessionOpener(Facade):
             raise InvalidStreamError(f"{type(transport).__name__} belongs to another session of this peer; {advice}")
         from .transports.message_transport import channel_of
 
-        return make_session(self._loop, self, transport, lambda *_: channel_of(transport))
+        return _make_session(self, transport, lambda *_: channel_of(transport))
 
     def create_session_pair(self) -> tuple[Session, Session]:
         """Return two connected sessions of this peer, for tests.
@@ -200,12 +201,8 @@ class SessionOpener(Facade):
         """
         import socket
 
-        a, b = socket.socketpair()
-        try:
-            return _add_socket(self, a, ""), _add_socket(self, b, "")
-        except BaseException:
-            _close_untaken(self, a, b)
-            raise
+        a, b = _add_own_sockets(self, *socket.socketpair())
+        return a, b
 
     # -- connections
 
@@ -253,11 +250,7 @@ class SessionOpener(Facade):
         from .core.connecting import open_connection
 
         sock, name = loop.inside(open_connection, loop, address, ssl_context, server_hostname, timeout)
-        try:
-            return _add_socket(self, sock, name)
-        except BaseException:
-            _close_untaken(self, sock)
-            raise
+        return _add_own_sockets(self, sock, name=name)[0]
 
     def listen(
         self,
@@ -313,9 +306,9 @@ class SessionOpener(Facade):
 
 
 def _add_socket(
-    peer: SessionOpener, sock: socket.socket, name: str, on_session: Callable[[Session], Any] | None = None
+    peer: SessionOpener, sock: socket.socket, name: str = "", on_session: Callable[[Session], Any] | None = None
 ) -> Session:
-    """Make a session over a connected socket, also one with TLS; otherwise as ``make_session``."""
+    """Make a session over a connected socket, also one with TLS."""
     make: Callable[[MessageSerializer, int], Channel]
     if is_tls(sock):
         from .transports.tls import TlsChannel
@@ -325,13 +318,87 @@ def _add_socket(
         from .transports.streams import open_channel
 
         make = partial(open_channel, sock, (sock,))
-    return make_session(peer._loop, peer, sock, make, on_session, name)
+    return _make_session(peer, sock, make, on_session, name)
 
 
-def _close_untaken(peer: SessionOpener, *sockets: socket.socket) -> None:
-    """Close sockets that are no session's."""
-    for sock in {*sockets} - {session.socket for session in peer.sessions}:
-        sock.close()
+def _add_own_sockets(peer: SessionOpener, *sockets: socket.socket, name: str = "") -> list[Session]:
+    """Make sessions over sockets that nobody else has. If that fails, those that are no session's are closed."""
+    try:
+        return [_add_socket(peer, sock, name) for sock in sockets]
+    except BaseException:
+        for sock in {*sockets} - {session.socket for session in peer.sessions}:
+            sock.close()
+        raise
+
+
+def _make_session(
+    peer: SessionOpener,
+    given: Any,
+    make: Callable[[MessageSerializer, int], Channel],
+    on_session: Callable[[Session], Any] | None = None,
+    name: str = "",
+) -> Session:
+    """Make a session of a channel, and have the loop take it in. If that fails, the streams stay open, as they were.
+
+    Args:
+        peer: Whose session it is, and whose serializer and largest size the channel gets.
+        given: What the user has passed, for a text. A transport stays as it was if it is refused.
+        make: Makes the channel.
+        on_session: Gets the session before anything that came over it is dispatched.
+        name: What its socket is connected to, in a few words.
+    """
+    loop = peer._loop
+    loop.check_open()
+    outer = loop.enter()
+    channel: Any = None
+    conversation = None
+    try:
+        for channel in starmap(make, ((peer.serializer, peer.max_frame_size),)):  # stored before a signal is looked at
+            break
+        else:
+            raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
+        if isinstance(channel, StreamChannel):
+            if name:
+                channel.connected(name)
+            _check_free(loop, channel)
+        session = Session(lambda session: Conversation(loop, channel, peer, session))
+        conversation = conversation_of(session)
+        loop.add(conversation)
+        if on_session is not None:
+            conversation.dispatcher.begin_with(on_session)
+        conversation.port.rearm()
+        if conversation.port.invalid is not None:
+            raise InvalidStreamError(str(conversation.port.invalid))
+        log.debug("session %s opened%s", session.name, channel.details())
+        return session
+    except BaseException:  # an interruption: nobody will ever have the session
+        if conversation is not None:
+            conversation.close(release=True, seconds=0)  # what is queued is a transport's own
+        elif channel is not None and channel.transport is not given:
+            channel.release()
+        raise
+    finally:
+        loop.thread = outer
+
+
+def _check_free(loop: Loop, channel: StreamChannel) -> None:
+    """Raise ``InvalidStreamError`` for a channel whose streams somebody else uses, before anything of it is taken."""
+    reads, output = channel.interest()[0], channel.outbox.end.fd
+    for fd in reads:
+        try:
+            loop.poller.look(fd, None)
+        except OSError as exc:
+            pass_on(exc)
+            raise InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}") from exc
+    # One that is read, too, as most are, was looked at above: this goes through all sessions.
+    if output not in reads and any([_writes_to(other.channel, output) for other in tuple(loop.conversations)]):
+        advice = "use that one, or call remove_session() with it first"
+        raise InvalidStreamError(f"descriptor {output} is written by another session of this peer; {advice}")
+
+
+def _writes_to(channel: Channel, fd: int) -> bool:
+    """Return whether a channel writes to a descriptor, unless its owner has closed that: it may be another file's now."""
+    return isinstance(channel, StreamChannel) and channel.outbox.end.fd == fd and channel.find_invalid() is None
 
 
 name_methods(SessionOpener, "IpcPeer")

@@ -76,7 +76,6 @@ _REFUSED = {
 
 def start(
     take: Callable[[subprocess.Popen[bytes], bool], T],
-    is_taken: Callable[[subprocess.Popen[bytes]], bool],
     command: Command,
     cwd: Path | None,
     env: Mapping[str, str] | None,
@@ -87,7 +86,6 @@ def start(
 
     Args:
         take: Called with the process, and whether it leads a process group.
-        is_taken: Returns whether somebody has the process, though ``take`` was interrupted.
     """
     group = bool(popen.get("start_new_session")) or popen.get("process_group") == 0
     process: Any = None
@@ -97,7 +95,7 @@ def start(
         log.debug("%s started", process_name(process))
         return take(process, group)
     except BaseException:
-        if process is not None and not is_taken(process):
+        if process is not None:
             kill(process, group)
         raise
 
