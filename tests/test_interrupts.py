@@ -37,8 +37,8 @@ from stream_ipc import (
     gather,
 )
 from stream_ipc.core.dispatcher import Dispatcher
-from stream_ipc.core.listening import listen
 from stream_ipc.interruptions import interruption_in
+from stream_ipc.transports.sockets import listen
 from stream_ipc.transports.spawn import spawn
 from stream_ipc.transports.streams import open_read_end, open_write_end
 from tests.helpers import (

@@ -20,7 +20,7 @@ import pytest
 
 from stream_ipc import IpcPeer
 from stream_ipc.transports import sockets
-from stream_ipc.transports.sockets import describe_address, linger, other_user, stop_writing, tune
+from stream_ipc.transports.sockets import describe_address, linger, other_user, tune
 from tests.helpers import InterruptAt, Interruption, framed, nothing_is_torn_down, tick_until
 from tests.messages import Note
 from tests.os_helpers import listing
@@ -320,8 +320,8 @@ def test_nothing_lingers_where_the_other_side_is_quiet_or_gone() -> None:
     one, other = tcp_pair()
     with one:
         other.close()
-        assert stop_writing(one) is False
-    assert stop_writing(one) is False  # it is closed
+        assert linger(one) is None
+    assert linger(one) is None  # it is closed
 
 
 def test_no_socket_object_is_needed_to_linger() -> None:
@@ -344,8 +344,7 @@ def test_no_socket_object_is_needed_to_linger() -> None:
 
 CHANGED = """
 import os, socket, sys, time
-from stream_ipc.core.listening import listen
-from stream_ipc.transports.sockets import other_user
+from stream_ipc.transports.sockets import listen, other_user
 
 path = sys.argv[1]
 listener, file = listen(path, False)
@@ -396,8 +395,7 @@ gevent.monkey.patch_all()
 import os, select, socket, tempfile
 from stream_ipc.core.connecting import open_connection
 from stream_ipc.core.loop import Loop
-from stream_ipc.core.listening import listen
-from stream_ipc.transports.sockets import linger, other_user, tune
+from stream_ipc.transports.sockets import linger, listen, other_user, tune
 
 assert socket.socket.__module__.startswith("gevent")
 def wait_for(fd, events, limit):

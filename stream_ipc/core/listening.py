@@ -1,4 +1,4 @@
-"""Listening: the socket, and accepting its connections inside turns, with the handshakes that come before a session.
+"""Listening: accepting the connections of a socket inside turns, with the handshakes that come before a session.
 
 Knows sockets, TLS handshakes and the loop. Must not know messages; a session is made by the peer.
 """
@@ -17,8 +17,7 @@ from ..interruptions import pass_on
 from ..transports import streams  # noqa: F401 - for sessions, for the same reason
 from ..transports.ends import End
 from ..transports.shield import Shield
-from ..transports.socket_file import SocketFile, bind_to_path
-from ..transports.sockets import check_address, describe_address, explain, other_user, resolve, stop_writing, tune
+from ..transports.sockets import check_address, describe_address, explain, linger, listen, other_user, tune
 from .poller import READ
 
 TYPE_CHECKING = False
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from ..transports.sockets import Place
     from .loop import Loop
 
-__all__ = ["Acceptor", "listen"]
+__all__ = ["Acceptor"]
 
 # Per turn and listener; each may cost a millisecond:
 _ACCEPTS = 16  # connections that are accepted, whose handshakes begin
@@ -40,8 +39,6 @@ _HANDSHAKES = 256  # under way at a time; further connections wait in the queue 
 _YOUNG = 2.0  # ...until the oldest handshake has lasted so many seconds, and is dropped
 _HANDSHAKE_LIMIT = 30.0  # seconds for a handshake, if the peer has no timeout
 PAUSE = 0.1  # seconds without accepting when there are no descriptors, or too many handshakes
-
-_BACKLOG = 4096  # the system cuts it down to its own limit
 
 # What accept() says of one connection that is gone again. Anything else concerns all of them.
 _GONE = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
@@ -281,7 +278,7 @@ class Acceptor:
     def _drop(self, handshake: _Handshake, why: str) -> None:
         log.info("%r: the TLS handshake of a connection %s failed: %s", self, handshake.name, why)
         self._remove(handshake)
-        stop_writing(handshake.sock)  # so that the other side learns why
+        linger(handshake.sock)  # as long as this call lasts: so that the other side learns why
         handshake.sock.close()
 
     def _remove(self, handshake: _Handshake) -> None:
@@ -290,40 +287,3 @@ class Acceptor:
         self._ready.pop(fd, None)
         self.loop.poller.unwatch(fd, self)
         self._set_timer()
-
-
-def listen(place: Place, secure: bool) -> tuple[socket.socket, SocketFile | None]:
-    """Listen at an address; of a host, at the first of its addresses where that can be done.
-
-    Returns the socket, and its file, if it has one.
-    """
-    first: OSError | None = None
-    for family, sockaddr in resolve(place, secure):
-        try:
-            for found in map(_listen, (family,), (sockaddr,)):  # stored before a signal is looked at
-                return found
-        except OSError as exc:
-            pass_on(exc)
-            first = first or exc
-    assert first is not None
-    raise first
-
-
-def _listen(family: int, sockaddr: Any) -> tuple[socket.socket, SocketFile | None]:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    file: SocketFile | None = None
-    try:
-        if family == socket.AF_UNIX:
-            bind_to_path(sock, sockaddr)
-            file = SocketFile(sockaddr)
-            os.chmod(sockaddr, 0o600)  # it has whatever the umask has left, but until listen() no client can connect
-        else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(sockaddr)
-        sock.listen(_BACKLOG)
-        return sock, file
-    except BaseException:
-        if family == socket.AF_UNIX and sock.getsockname():  # it was bound, so the file is its own
-            (file or SocketFile(sockaddr)).remove()
-        sock.close()
-        raise

@@ -1,4 +1,4 @@
-"""Sockets: addresses, options, who is at the other end, and how a connection ends.
+"""Sockets: addresses, those that listen and their files, options, who is at the other end, and how a connection ends.
 
 An address is a path (a Unix socket) or a pair ``(host, port)`` (TCP). Must not know messages, sessions or peers. Imported
 with the first session over a socket.
@@ -10,13 +10,15 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import struct
 import sys
 import termios
+import time
 
 from ..clock import monotonic
 from ..interruptions import pass_on
-from .channel import DRAIN_READS, Teardown
+from .channel import Teardown
 from .descriptors import READ_SIZE
 
 TYPE_CHECKING = False
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     Place = str | tuple[str, int]  # an address that was checked: the path of a Unix socket, or a host and a port
 
 __all__ = [
-    "check_address", "check_connected", "describe_address", "explain", "has_vanished", "linger", "other_user", "resolve",
-    "stop_writing", "tune",
+    "check_address", "check_connected", "describe_address", "explain", "has_vanished", "linger", "listen", "other_user",
+    "resolve", "tune",
 ]  # fmt: skip
 
 # -- addresses
@@ -124,6 +126,120 @@ def explain(exc: OSError, text: str) -> None:
     exc.args = (exc.strerror,) if exc.errno is None else (exc.errno, exc.strerror)
 
 
+# -- sockets that listen
+
+_BACKLOG = 4096  # the system cuts it down to its own limit
+
+_LOCK_TRIES = 100  # to lock a folder...
+_LOCK_PAUSE = 0.01  # ...and seconds between two
+
+
+def listen(place: Place, secure: bool) -> tuple[socket.socket, _SocketFile | None]:
+    """Listen at an address; of a host, at the first of its addresses where that can be done.
+
+    Returns the socket, and its file, if it has one.
+    """
+    first: OSError | None = None
+    for family, sockaddr in resolve(place, secure):
+        try:
+            for found in map(_listen, (family,), (sockaddr,)):  # stored before a signal is looked at
+                return found
+        except OSError as exc:
+            pass_on(exc)
+            first = first or exc
+    assert first is not None
+    raise first
+
+
+def _listen(family: int, sockaddr: Any) -> tuple[socket.socket, _SocketFile | None]:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    file: _SocketFile | None = None
+    try:
+        if family == socket.AF_UNIX:
+            _bind_to_path(sock, sockaddr)
+            file = _SocketFile(sockaddr)
+            os.chmod(sockaddr, 0o600)  # it has whatever the umask has left, but until listen() no client can connect
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(sockaddr)
+        sock.listen(_BACKLOG)
+        return sock, file
+    except BaseException:
+        if family == socket.AF_UNIX and sock.getsockname():  # it was bound, so the file is its own
+            (file or _SocketFile(sockaddr)).remove()
+        sock.close()
+        raise
+
+
+class _SocketFile:
+    """The file of a Unix socket that listens and was made here."""
+
+    def __init__(self, path: str) -> None:
+        self._path = os.path.abspath(path)
+        self._identity = self._identify()
+
+    def _identify(self) -> tuple[int, int, int]:
+        status = os.lstat(self._path)
+        # The time too: the inode number of a removed file is soon used again.
+        return status.st_dev, status.st_ino, status.st_mtime_ns
+
+    def remove(self) -> None:
+        """Remove the file, unless it is gone or another one has taken its place."""
+        try:
+            if self._identify() == self._identity:
+                os.unlink(self._path)
+        except OSError as exc:
+            pass_on(exc)
+
+
+def _bind_to_path(sock: socket.socket, path: str) -> None:
+    """Bind to a path, also if a dead listener has left its file there."""
+    try:
+        sock.bind(path)
+        return
+    except OSError as exc:
+        pass_on(exc)
+        if exc.errno != errno.EADDRINUSE:
+            raise
+    folder = -1
+    try:
+        # Only one process at a time looks and removes, or a second one might remove the new file of the first. The lock of
+        # the folder leaves no file behind; if it is held for long, or the file system has none, go on without it.
+        try:
+            for folder in map(os.open, (os.path.dirname(path) or os.curdir,), (os.O_RDONLY,)):
+                break  # stored before a signal is looked at
+            for _ in range(_LOCK_TRIES):
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(_LOCK_PAUSE)
+        except OSError as exc:
+            pass_on(exc)
+        _remove_dead(path)
+        sock.bind(path)
+    finally:
+        if folder >= 0:
+            os.close(folder)
+
+
+def _remove_dead(path: str) -> None:
+    """Remove the file of a socket whose listener is gone, if there is one; ``OSError`` for any other file."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FileExistsError(errno.EEXIST, "there is a file that is no socket, which is not replaced")
+    # A socket of another type: one of the same type would be a client to the listener.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        number = probe.connect_ex(path)
+    if number == errno.ECONNREFUSED:
+        os.unlink(path)
+    elif number != errno.ENOENT:
+        raise OSError(errno.EADDRINUSE, "somebody listens there already")
+
+
 # -- connections
 
 # Seconds of silence before the first probe, seconds between probes, and probes that may stay unanswered. A host that
@@ -205,27 +321,6 @@ def has_vanished(sock: socket.socket) -> bool:
     return info[2] + info[3] >= _ASKED and last >= VANISHED * 1000
 
 
-def stop_writing(sock: socket.socket) -> bool:
-    """End the writing side of a socket that does not block and is closed next, so that what was written arrives.
-
-    Closing with unread input makes TCP reset the connection, and that overtakes what is on its way. Returns whether the
-    other side is still talking, so that more may come.
-    """
-    heard = False
-    try:
-        sock.shutdown(socket.SHUT_WR)
-        for _ in range(DRAIN_READS):
-            if not os.read(sock.fileno(), READ_SIZE):  # whatever class the socket is of: the input is dropped
-                return False
-            heard = True
-        return True
-    except BlockingIOError:
-        return heard
-    except (OSError, ValueError, MemoryError) as exc:
-        pass_on(exc)
-        return False
-
-
 # Asks how many bytes of a socket the other host has not acknowledged. FIONWRITE of macOS has no name in Python.
 _UNSENT = 0x40046677 if sys.platform == "darwin" else termios.TIOCOUTQ
 
@@ -241,11 +336,16 @@ def _has_unsent(fd: int) -> bool:
 
 
 def linger(sock: socket.socket) -> Teardown | None:
-    """End the writing side of a TCP socket that is closed next; returns what is left to be done after that, if anything."""
+    """End the writing side of a TCP socket that is closed next, so that what was written arrives.
+
+    Closing with unread input makes TCP reset the connection, and that overtakes what is on its way. Returns what is left
+    to be done, if the other side is still talking, or not everything has arrived.
+    """
     try:
-        is_talking = stop_writing(sock)
-        return _LingeringClose(sock, is_talking) if is_talking or _has_unsent(sock.fileno()) else None
-    except OSError as exc:  # out of descriptors
+        sock.shutdown(socket.SHUT_WR)
+        teardown = _LingeringClose(sock.fileno())
+        return None if teardown.step() is None else teardown
+    except OSError as exc:  # it is gone already, or there is no descriptor
         pass_on(exc)
         return None
 
@@ -266,10 +366,10 @@ class _LingeringClose(Teardown):
     background = True
     _fd = -1
 
-    def __init__(self, sock: socket.socket, is_talking: bool) -> None:
-        self._is_talking = is_talking
+    def __init__(self, fd: int) -> None:
+        self._is_talking = False
         # No socket object: under gevent that would be one of gevent's. Stored before a signal is looked at.
-        for self._fd in map(os.dup, (sock.fileno(),)):
+        for self._fd in map(os.dup, (fd,)):
             break
         self._due = monotonic() + _LINGER
 
