@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "READ_SIZE", "close_all", "close_copies", "close_stream", "close_streams", "describe_stream", "has_hung_up",
-    "is_socket", "is_tls", "unusable", "wait_readable", "wait_writable",
+    "READ_SIZE", "close_all", "close_stream", "describe_stream", "has_hung_up", "is_socket", "is_tls", "unusable",
+    "wait_readable", "wait_writable",
 ]  # fmt: skip
 
 # With more, a buffer is mapped and unmapped for every read, which makes small round trips slower.
@@ -67,26 +67,10 @@ def close_all(fds: list[int]) -> None:
         fd = fds[-1]
         del fds[-1]  # before: a number that was closed may be another file's the next moment
 
-        os.close(fd)
-
-
-def close_streams(streams: list[tuple[Any, int]]) -> None:
-    """Close streams that were released, and take each out of the list. An interrupted call can be made again."""
-    while streams:
-        last = streams[-1]
-        stream, fd = last
-        if isinstance(stream, int):
-            # atomic: no calls
-            del streams[-1]
-
-            try:
-                os.close(fd)
-            except OSError as exc:
-                pass_on(exc)
-            continue
-        close_stream(stream)
-        if streams and streams[-1] is last:
-            del streams[-1]
+        try:
+            os.close(fd)
+        except OSError as exc:  # somebody else has closed it
+            pass_on(exc)
 
 
 def close_stream(stream: Any) -> None:
@@ -99,30 +83,6 @@ def close_stream(stream: Any) -> None:
     except Exception as exc:  # of somebody's own class
         pass_on(exc)
         log.error("closing %s failed", describe_stream(stream), exc_info=True)
-
-
-def close_copies(streams: list[tuple[Any, int]]) -> None:
-    """Close the descriptors of streams in a forked process, and nothing else.
-
-    Nothing is flushed or said to the other side. An object without a descriptor is left alone: closing it could write to a
-    file that it shares with the owner's (``gzip.GzipFile`` does).
-    """
-    for stream, fd in streams:
-        try:
-            if isinstance(stream, int):
-                os.close(fd)
-            elif is_socket(stream):
-                os.close(stream.detach())  # close() would wait for the files that were made of it
-            elif fd >= 0:
-                _raw(stream).close()
-        except (OSError, ValueError):
-            pass  # it is closed
-
-
-def _raw(stream: Any) -> Any:
-    """Return what is below the text layer and the buffer of a file object."""
-    inner = getattr(stream, "buffer", None) or getattr(stream, "raw", None)
-    return stream if inner is None else _raw(inner)
 
 
 def is_socket(stream: Any) -> bool:

@@ -1,4 +1,4 @@
-"""One end of a stream with a descriptor, and how to read and write it without blocking.
+"""The ends of streams with a descriptor: how to read and write one without blocking, and who closes them.
 
 Knows descriptors and sockets. Must not know frames or messages. Ends of objects that have none are in ``streams.py``.
 
@@ -12,25 +12,26 @@ loses bytes; see ``interruptions``.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import select
 import stat
 import sys
-from itertools import repeat
+from itertools import repeat, starmap
 
 from .. import log
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
-from .descriptors import READ_SIZE, describe_stream, is_socket, unusable, wait_writable
+from .descriptors import READ_SIZE, close_all, close_stream, describe_stream, is_socket, unusable, wait_writable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
-__all__ = ["End", "ReadEnd", "WriteEnd"]
+__all__ = ["End", "Ends", "ReadEnd", "WriteEnd"]
 
 PIPE_BUF: int = getattr(select, "PIPE_BUF", 512)
 LARGE_PIPE = 1024 * 1024  # bytes: as much as Linux lets anybody have
@@ -323,3 +324,89 @@ class WriteEnd(End):
         if fd >= 0 and fd != self.fd:
             os.close(fd)
         super().abandon()
+
+
+class Ends:
+    """The ends of the streams of one channel.
+
+    Owns the streams.
+
+    Attributes:
+        released: Whether they were released, so that nothing can be read or written any more.
+    """
+
+    def __init__(self) -> None:
+        self.released: bool = False
+        self._ends: list[Any] = []
+        self._objects: list[Any] = []  # once released: what is still to be closed...
+        self._numbers: list[int] = []  # ...and what of it is a mere descriptor
+
+    def open(self, kind: Callable[..., Any], *arguments: Any) -> Any:
+        """Return a new end, which ``kind`` makes of the arguments."""
+        self._ends += starmap(kind, (arguments,))  # stored before a signal is looked at
+        return self._ends[-1]
+
+    def find_invalid(self) -> str | None:
+        """Return what is wrong with a stream that its owner closed or replaced, or None."""
+        for end in self._ends:
+            text: str | None = end.find_invalid()
+            if text is not None:
+                return text
+        return None
+
+    def release(self) -> None:
+        """Leave the streams as they were found. An interrupted call can be made again."""
+        if not self.released:
+            valid = [end for end in self._ends if end.find_invalid() is None]
+            # For close(). The same stream may be written and read, as an object, as a number, or as both.
+            objects = [*{id(end.stream): end.stream for end in valid if not isinstance(end.stream, int)}.values()]
+            taken = {end.fd for end in valid if not isinstance(end.stream, int)}
+            numbers = [*dict.fromkeys([end.fd for end in valid if end.fd not in taken])]
+            # atomic: no calls
+            self._objects = objects
+            self._numbers = numbers
+            self.released = True
+
+        for end in reversed(self._ends):  # the first end of a stream knows how it was found
+            end.release()
+        self._ends = []
+
+    def close(self) -> None:
+        """Release the streams and close them. An interrupted call can be made again."""
+        self.release()
+        close_all(self._numbers)
+        for stream in reversed(self._objects):
+            close_stream(stream)
+        self._objects = []
+
+    def abandon(self) -> None:
+        """Close this process's copies: it is a fork of the owner, whose flags a release would restore."""
+        for end in self._ends:
+            # To close an object without a descriptor could write to a file that it shares (``gzip.GzipFile``).
+            if end.fd >= 0 and end.find_invalid() is None:
+                _close_copy(end.stream)
+            end.abandon()
+
+    def describe(self) -> str:
+        """Return the descriptors, as texts name them."""
+        fds = sorted({end.fd for end in self._ends if end.watched})
+        if fds:
+            return "fd " + "/".join(map(str, fds))
+        return "stream objects" if self._ends else "no stream"
+
+
+def _close_copy(stream: Any) -> None:
+    """Close the descriptor of a stream in a forked process: nothing is flushed, or said to the other side."""
+    with contextlib.suppress(OSError, ValueError):  # it is closed
+        if isinstance(stream, int):
+            os.close(stream)
+        elif is_socket(stream):
+            os.close(stream.detach())  # close() would wait for the files that were made of it
+        else:
+            _raw(stream).close()
+
+
+def _raw(stream: Any) -> Any:
+    """Return what is below the text layer and the buffer of a file object."""
+    inner = getattr(stream, "buffer", None) or getattr(stream, "raw", None)
+    return stream if inner is None else _raw(inner)

@@ -15,7 +15,7 @@ from ..messages import LogMessage
 from ..wire.codec import TextDecoder
 from .children import DEATH_INTERVAL, Child, ProcessTeardown, process_name
 from .descriptors import close_stream, describe_stream
-from .ends import ReadEnd, WriteEnd
+from .ends import Ends, ReadEnd, WriteEnd
 from .inputs import TAIL, StreamInputs, TextInput, sooner
 from .stream_channel import StreamChannel
 
@@ -159,22 +159,20 @@ class ProcessChannel(StreamChannel):
         self._text: TextInput | None = None  # its stderr
         self._ask_at = 0.0  # no sooner does a send ask whether it lives
         self._clock = real_clock()
-        ends: list[Any] = []
+        ends = Ends()
         try:
-            ends += map(ReadEnd, (process.stdout,))  # stored before a signal is looked at
-            ends += map(WriteEnd, (process.stdin,))
-            ends[0].growable = ends[1].growable = growable
-            super().__init__(ends[1], ends[:1], serializer, max_frame_size, f"pid {process.pid}")
+            reader = ends.open(ReadEnd, process.stdout)
+            writer = ends.open(WriteEnd, process.stdin)
+            reader.growable = writer.growable = growable
+            super().__init__(ends, writer, [reader], serializer, max_frame_size, f"pid {process.pid}")
             if process.stderr is not None and not process.stderr.closed:
-                ends += map(ReadEnd, (process.stderr,))
+                errors = ends.open(ReadEnd, process.stderr)
                 decoder = TextDecoder(LogMessage.LEVEL_STDERR, self.inputs.note_stderr)
-                self._text = TextInput(ends[2], decoder, self.inputs)
-                self.add_input(self._text)
+                self.inputs.by_fd[errors.fd] = self._text = TextInput(errors, decoder, self.inputs)
             self.put: Callable[[Any], None] = self._put
             self.child.watch()
         except BaseException:
-            for end in ends:
-                end.release()
+            ends.release()
             raise
 
     def _put(self, frame: list[Any]) -> None:

@@ -15,11 +15,10 @@ import fcntl
 import io
 import os
 import sys
-from itertools import starmap
 
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
-from .ends import ReadEnd, WriteEnd
+from .ends import Ends, ReadEnd, WriteEnd
 from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
@@ -47,7 +46,7 @@ class StdioChannel(StreamChannel):
         _flush()
         self._copies: dict[int, int] = {}  # of the standard descriptors that are taken over
         self._buffered: list[Any] = []  # what is to be block-buffered again
-        ends: list[Any] = []
+        ends = Ends()
         try:
             self._copy(0, "stdin")
             self._copy(1, "stdout")
@@ -57,13 +56,12 @@ class StdioChannel(StreamChannel):
             self._buffer_lines()
             ahead = _read_ahead()
             # Shared: both are other processes' open files too, so their flags stay as they are.
-            ends += starmap(ReadEnd, [(self._copies[0], True)])  # stored before a signal is looked at
-            ends[0].ahead = ahead
-            ends += starmap(WriteEnd, [(self._copies[1], True)])
-            super().__init__(ends[1], ends[:1], serializer, max_frame_size, "stdio")
+            reader = ends.open(ReadEnd, self._copies[0], True)
+            reader.ahead = ahead
+            writer = ends.open(WriteEnd, self._copies[1], True)
+            super().__init__(ends, writer, [reader], serializer, max_frame_size, "stdio")
         except BaseException:
-            for end in ends:
-                end.release()
+            ends.release()
             self._restore()
             raise
         _active = self

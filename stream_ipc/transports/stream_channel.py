@@ -10,18 +10,19 @@ from ..errors import InvalidStreamError, StreamClosedError
 from ..interruptions import interruption_in
 from ..wire.codec import MessageDecoder, MessageEncoder
 from .channel import POLL_INTERVAL, Channel
-from .descriptors import close_copies, close_streams, describe_stream, wait_writable
+from .descriptors import describe_stream, wait_writable
 from .inputs import Input, StreamInputs, error_text, sooner
 from .outbox import Outbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from ..messages import Message
     from ..protocols import MessageSerializer
     from .channel import Interest, Teardown
+    from .ends import Ends
 
 __all__ = ["StreamChannel"]
 
@@ -32,6 +33,7 @@ class StreamChannel(Channel):
     Its ends own the streams, its outbox what is queued, its inputs all that is read.
 
     Args:
+        ends: The ends of all its streams.
         output: The end that is written.
         reads: The ends that are read.
         serializer: What turns messages into payloads.
@@ -47,7 +49,13 @@ class StreamChannel(Channel):
     input_class: type[Input] = Input
 
     def __init__(
-        self, output: Any, reads: Sequence[Any], serializer: MessageSerializer, max_frame_size: int, name: str = ""
+        self,
+        ends: Ends,
+        output: Any,
+        reads: Iterable[Any],
+        serializer: MessageSerializer,
+        max_frame_size: int,
+        name: str = "",
     ) -> None:
         self.serializer = serializer
         self.max_frame_size = max_frame_size
@@ -57,18 +65,12 @@ class StreamChannel(Channel):
         self.outbox: Outbox = Outbox(output, self._write_failed, self.inputs.on_change)
         self.put: Callable[[Any], None] = self.outbox.put
         self.early: list[StreamClosedError] = []
-        self._ends = _Ends()
+        self._ends = ends
         self._name = name
         self.transport: Any = self  # until somebody asks for a StreamTransport
         for end in reads:
             decoder = MessageDecoder(serializer, max_frame_size, self.inputs.note_text)
-            self.add_input(self.input_class(end, decoder, self.inputs))
-        self._ends.add(output)
-
-    def add_input(self, source: Input) -> None:
-        """Read one more stream."""
-        self._ends.add(source.end)
-        self.inputs.by_fd[source.end.fd] = source
+            self.inputs.by_fd[end.fd] = self.input_class(end, decoder, self.inputs)
 
     @property
     def socket(self) -> Any:
@@ -186,69 +188,3 @@ class StreamChannel(Channel):
     def connected(self, how: str) -> None:
         """Say what its socket is connected to, in a few words for ``describe``."""
         self._name = f"{how} {self.describe()}"
-
-
-class _Ends:
-    """The ends of the streams of one channel.
-
-    Owns the streams.
-
-    Attributes:
-        released: Whether the ends were released, so that nothing can be read or written any more.
-    """
-
-    def __init__(self) -> None:
-        self.released: bool = False
-        self._ends: list[Any] = []
-        self._streams: list[tuple[Any, int]] = []  # once released: what is still to be closed
-
-    def add(self, end: Any) -> None:
-        """Take in an end."""
-        self._ends.append(end)
-
-    def find_invalid(self) -> str | None:
-        """Return what is wrong with a stream that its owner closed or replaced, or None."""
-        for end in self._ends:
-            text: str | None = end.find_invalid()
-            if text is not None:
-                return text
-        return None
-
-    def release(self) -> None:
-        """Leave the streams as they were found. An interrupted call can be made again."""
-        if not self.released:
-            streams = self._find_streams()  # for close(), should their owner call it
-            # atomic: no calls
-            self._streams = streams
-            self.released = True
-
-        for end in reversed(self._ends):  # the first end of a stream knows how it was found
-            end.release()
-        self._ends = []
-
-    def close(self) -> None:
-        """Release the streams and close them. An interrupted call can be made again."""
-        self.release()
-        close_streams(self._streams)
-
-    def abandon(self) -> None:
-        """Close this process's copies: it is a fork of the owner, whose flags a release would restore."""
-        streams = [*self._find_streams(), *self._streams]
-        for end in self._ends:
-            end.abandon()
-        close_copies(streams)
-
-    def _find_streams(self) -> list[tuple[Any, int]]:
-        valid = [end for end in self._ends if end.find_invalid() is None]
-        # The same stream may be written and read, as an object, as a number, or as both.
-        objects = {id(end.stream): (end.stream, end.fd) for end in valid if not isinstance(end.stream, int)}
-        taken = {fd for _, fd in objects.values()}
-        numbers = {end.fd: (end.fd, end.fd) for end in valid if isinstance(end.stream, int) and end.fd not in taken}
-        return [*objects.values(), *numbers.values()]
-
-    def describe(self) -> str:
-        """Return the descriptors, as texts name them."""
-        fds = sorted({end.fd for end in self._ends if end.watched})
-        if fds:
-            return "fd " + "/".join(map(str, fds))
-        return "stream objects" if self._ends else "no stream"

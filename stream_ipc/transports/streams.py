@@ -12,7 +12,7 @@ from itertools import count, repeat
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
 from .descriptors import READ_SIZE, describe_stream, is_socket, unusable
-from .ends import End, ReadEnd, WriteEnd
+from .ends import End, Ends, ReadEnd, WriteEnd
 from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
@@ -66,7 +66,7 @@ def _has_descriptor(stream: Any) -> bool:
     return isinstance(fd, int) and fd >= 0
 
 
-def _open(kind: type, kind_without: type, stream: Any) -> Any:
+def _open(kind: Callable[[Any], Any], kind_without: Callable[[Any], Any], stream: Any) -> Any:
     """Return the end of a stream, of one kind if it has a descriptor, of the other if not; an end is itself."""
     if isinstance(stream, End):
         return stream
@@ -86,17 +86,22 @@ def _open(kind: type, kind_without: type, stream: Any) -> Any:
 
 
 class ObjectEnd(End):
-    """A stream that has no descriptor, and methods that do not block; see ``IpcPeer.create_stream_session``.
+    """The end of a stream that has no descriptor, but a method that does not block: see ``IpcPeer.create_stream_session``.
 
     Owns what the method has returned until that is taken.
     """
 
     watched = False
     shared = False
+    reads_into = None
+    pending = False
+    ahead = b""
+    poll_fd: int = -1
 
-    def __init__(self, stream: Any, method: str) -> None:
+    def __init__(self, method: str, stream: Any) -> None:
         self.stream = stream
         self.fd: int = -next(_numbers)
+        self.reads: Iterator[bytes] = map(self._take_data, map(self._call, repeat(READ_SIZE)))
         target = getattr(stream, "buffer", None) if isinstance(stream, io.TextIOBase) else stream
         self._name = method
         self._method: Any = getattr(target, method, None)
@@ -115,6 +120,15 @@ class ObjectEnd(End):
 
     abandon = release
 
+    def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
+        """Return what writes once when it is iterated: some of the next buffer; the item is how much."""
+        return map(self._take_count, map(self._write, buffers))
+
+    def _write(self, buffer: Any) -> int:
+        piece = bytes(memoryview(buffer)[:READ_SIZE])
+        self._call(piece)
+        return len(piece)
+
     def _call(self, argument: Any) -> None:
         """Call the method once, unless an interrupted call has left a result."""
         if self._result is None:
@@ -129,24 +143,7 @@ class ObjectEnd(End):
                 pass_on(exc)
                 raise self._failed(exc) from exc
 
-    def _failed(self, exc: Exception) -> OSError:
-        """Return what the caller knows how to deal with, for a fault of the stream."""
-        self.error: BaseException | None = exc
-        return exc if isinstance(exc, OSError) else OSError(f"{describe_stream(self.stream)}: {exc!r}")
-
-
-class ObjectReadEnd(ObjectEnd):
-    """The end that is read of a stream without a descriptor."""
-
-    reads_into = None
-    pending = False
-    ahead = b""
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream, "read")
-        self.reads: Iterator[bytes] = map(self._take, map(self._call, repeat(READ_SIZE)))
-
-    def _take(self, _: None) -> bytes:
+    def _take_data(self, _: None) -> bytes:
         if self._result is None:
             raise BlockingIOError
         if not isinstance(self._result, bytes):
@@ -161,25 +158,7 @@ class ObjectReadEnd(ObjectEnd):
         self._result = None
         return data
 
-
-class ObjectWriteEnd(ObjectEnd):
-    """The end that is written of a stream without a descriptor."""
-
-    poll_fd: int = -1
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream, "write")
-
-    def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
-        """Return what writes once when it is iterated: some of the next buffer; the item is how much."""
-        return map(self._take, map(self._write, buffers))
-
-    def _write(self, buffer: Any) -> int:
-        piece = bytes(memoryview(buffer)[:READ_SIZE])
-        self._call(piece)
-        return len(piece)
-
-    def _take(self, size: int) -> int:
+    def _take_count(self, size: int) -> int:
         taken = self._result
         if taken is None or (taken == 0 and isinstance(taken, int)):
             self._result = None
@@ -192,9 +171,14 @@ class ObjectWriteEnd(ObjectEnd):
         self._result = None
         return taken
 
+    def _failed(self, exc: Exception) -> OSError:
+        """Return what the caller knows how to deal with, for a fault of the stream."""
+        self.error: BaseException | None = exc
+        return exc if isinstance(exc, OSError) else OSError(f"{describe_stream(self.stream)}: {exc!r}")
 
-open_read_end: Callable[[Any], Any] = partial(_open, ReadEnd, ObjectReadEnd)
-open_write_end: Callable[[Any], Any] = partial(_open, WriteEnd, ObjectWriteEnd)
+
+open_read_end: Callable[[Any], Any] = partial(_open, ReadEnd, partial(ObjectEnd, "read"))
+open_write_end: Callable[[Any], Any] = partial(_open, WriteEnd, partial(ObjectEnd, "write"))
 
 
 def open_channel(
@@ -205,12 +189,10 @@ def open_channel(
     Raises:
         InvalidStreamError: A stream cannot be used. All stay open, as they were.
     """
-    ends: list[Any] = []
+    ends = Ends()
     try:
-        ends += map(open_read_end, reads)  # stored before a signal is looked at
-        ends += map(open_write_end, (write,))
-        return StreamChannel(ends[-1], ends[:-1], serializer, max_frame_size)
+        inputs = [ends.open(open_read_end, read) for read in reads]
+        return StreamChannel(ends, ends.open(open_write_end, write), inputs, serializer, max_frame_size)
     except BaseException:
-        for end in reversed(ends):
-            end.release()
+        ends.release()
         raise

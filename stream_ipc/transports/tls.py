@@ -16,7 +16,7 @@ import socket
 import ssl
 
 from ..interruptions import pass_on
-from .ends import ReadEnd, WriteEnd
+from .ends import Ends, ReadEnd, WriteEnd
 from .inputs import Input
 from .shield import Shield
 from .stream_channel import StreamChannel
@@ -209,13 +209,14 @@ class TlsChannel(StreamChannel):
     input_class: type[Input] = _Input
 
     def __init__(self, sock: Any, serializer: MessageSerializer, max_frame_size: int) -> None:
-        reader = self._reader = _ReadEnd(sock)
+        ends = Ends()
         try:
-            self._writer = _WriteEnd(sock, reader)
-            super().__init__(self._writer, [reader], serializer, max_frame_size)
+            self._reader = ends.open(_ReadEnd, sock)
+            self._writer = ends.open(_WriteEnd, sock, self._reader)
+            super().__init__(ends, self._writer, [self._reader], serializer, max_frame_size)
             self.connected("TLS")
         except BaseException:
-            reader.release()
+            ends.release()
             raise
 
     def interest(self) -> Interest:
