@@ -171,24 +171,6 @@ def _always(wait: int) -> bool:
     return True
 
 
-def kill(process: subprocess.Popen[Any], group: bool = False) -> None:
-    """End a process, or all of its group, at once, close its streams and reap it. An interrupted call can be made again."""
-    for stream in (process.stdin, process.stdout, process.stderr):  # first: these end also what may not be killed
-        close_stream(stream)
-    child = Child(process, group)
-    child.send_signal(signal.SIGKILL)
-    due = monotonic() + KILL_GRACE
-    while child.status() is None:
-        if monotonic() >= due:
-            log.error("%s still runs after SIGKILL, and is left alone", process_name(process))
-            return
-        time.sleep(0.001)
-    try:
-        child.reap()
-    except OSError as exc:  # another thread has just done so
-        pass_on(exc)
-
-
 class ProcessTeardown(Teardown):
     """Ends a child whose stdin was closed, and reads its output all the while. What is left of its group is terminated.
 
@@ -305,3 +287,13 @@ class ProcessTeardown(Teardown):
         self.messages.clear()
         self._text = None
         self._close()
+
+
+def kill(process: subprocess.Popen[Any], group: bool = False) -> None:
+    """End a process, or all of its group, at once, close its streams and reap it. An interrupted call can be made again."""
+    for stream in (process.stdin, process.stdout, process.stderr):  # first: these end also what may not be killed
+        close_stream(stream)
+    teardown = ProcessTeardown(Child(process, group), None)
+    teardown.hurry(0)
+    while teardown.step() is not None:
+        time.sleep(0.001)
