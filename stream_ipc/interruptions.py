@@ -6,7 +6,7 @@ Knows ``signal``, which it asks only when something was raised. Programs have ha
 
 Such an exception comes as soon as a call has returned, before its result is stored: ``x = f(y)`` can lose what f has made.
 A ``for`` statement stores what an iterator gives before a signal is looked at. So where nothing may be lost this package
-says ``for x in map(f, (y,)): break``.
+says ``for x in map(f, (y,)): break``, and where that is no help, for some calls of ``socket`` and ``ssl``, ``with Shield()``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
     from typing import Any
 
-__all__ = ["function_of", "interruption_in", "is_ours", "pass_on", "pass_on_lack_of_stack", "pass_on_own"]
+__all__ = ["Shield", "function_of", "interruption_in", "is_ours", "pass_on", "pass_on_lack_of_stack", "pass_on_own"]
 
 _VALID = tuple(_signal.valid_signals())
+# All that programs handle as a rule and that do not come from their own mistakes.
+_NAMES = ["INT", "TERM", "HUP", "ALRM", "USR1", "USR2", "CHLD", "PIPE", "PROF", "VTALRM", "WINCH"]
+_HELD_BACK = [getattr(_signal, f"SIG{name}") for name in _NAMES]
+
 _PACKAGE = __name__.rpartition(".")[0]
 
 
@@ -130,3 +134,29 @@ def function_of(function: Any) -> Any:
     if hasattr(function, "__code__"):
         return function
     return function.__init__ if isinstance(function, type) else type(function).__call__  # type: ignore[misc]
+
+
+class Shield:
+    """Hold signals back for the length of a ``with`` block.
+
+    The calls of ``ssl`` run signal handlers after the bytes have moved and before they return, so their result cannot be
+    stored first; nor can that of methods of ``socket`` which are written in Python, such as ``accept``. A SIGPIPE of a
+    write that fails is dropped. The block must not wait for anything. In a program with several threads another thread may
+    get the signal, and a small gap remains.
+    """
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())  # runs handlers of what came, and changes nothing yet
+        try:
+            _signal.pthread_sigmask(_signal.SIG_BLOCK, _HELD_BACK)
+        except BaseException:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, self._before)
+            raise
+
+    def __exit__(self, kind: type | None, *exc_info: object) -> None:
+        if kind is not None and not kind.__name__.startswith("SSLWant") and hasattr(_signal, "sigtimedwait"):
+            # A write has failed: OpenSSL writes without MSG_NOSIGNAL, and SIGPIPE may be at its default.
+            _signal.sigtimedwait([_signal.SIGPIPE], 0)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self._before)

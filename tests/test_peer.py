@@ -515,7 +515,7 @@ def test_streams_of_the_wrong_direction(peer: IpcPeer) -> None:
             peer.create_stream_session(read, read)
         with open(os.devnull, "rb") as file, pytest.raises(InvalidStreamError, match="can only be read"):
             peer.create_stream_session(file, read)
-        with pytest.raises(InvalidStreamError, match="True is no stream"):
+        with pytest.raises(InvalidStreamError, match="True cannot be used as a stream"):
             peer.create_stream_session(True, True)
         assert os.get_blocking(read) and os.get_blocking(write)
     finally:

@@ -13,10 +13,9 @@ import socket
 from dataclasses import dataclass
 
 from .. import log
-from ..interruptions import pass_on
+from ..interruptions import Shield, pass_on
 from ..transports import streams  # noqa: F401 - for sessions, for the same reason
 from ..transports.ends import End
-from ..transports.shield import Shield
 from ..transports.sockets import check_address, describe_address, explain, linger, listen, other_user, tune
 from .poller import READ
 
@@ -141,7 +140,7 @@ class Acceptor:
 
     def check(self) -> None:
         """Check whether the socket was closed by somebody else, which no poller tells."""
-        if not self.closed and self._end.why_invalid() is not None:
+        if not self.closed and self._end.find_invalid() is not None:
             log.error("%r: its descriptor was closed by somebody else; it listens no more, so make a new one", self)
             self.loop.poller.unwatch(self._sock.detach(), self)  # the number may be another file's by now
             self.close()

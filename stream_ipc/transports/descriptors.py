@@ -57,7 +57,8 @@ def describe_stream(stream: Any) -> str:
 
 def unusable(stream: Any, why: str) -> InvalidStreamError:
     """Return the error for what was passed as a stream and is none."""
-    return InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {why}")
+    advice = "pass an open file object, socket or descriptor"
+    return InvalidStreamError(f"{describe_stream(stream)} cannot be used as a stream: {why}; {advice}")
 
 
 def close_all(fds: list[int]) -> None:

@@ -23,7 +23,7 @@ from itertools import repeat, starmap
 
 from .. import log
 from ..errors import InvalidStreamError
-from ..interruptions import pass_on
+from ..interruptions import Shield, pass_on
 from .descriptors import READ_SIZE, close_all, close_stream, describe_stream, is_socket, unusable, wait_writable
 
 TYPE_CHECKING = False
@@ -75,7 +75,7 @@ class End:
             access = fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE
         except (AttributeError, OSError, TypeError, ValueError, OverflowError) as exc:
             pass_on(exc)
-            raise unusable(stream, f"{exc}; pass an open file object, socket or descriptor") from exc
+            raise unusable(stream, str(exc)) from exc
         if access == self.forbidden_mode:
             what, needed = ("written", "read") if access == os.O_WRONLY else ("read", "written")
             raise InvalidStreamError(f"{describe_stream(stream)} can only be {what}, and here it is to be {needed}")
@@ -110,8 +110,6 @@ class End:
         # A socket object, for the flags of send() and recv(). It is detached again when the end is released.
         import socket
 
-        from .shield import Shield
-
         blocking = os.get_blocking(self.fd)
         with Shield():  # if it was lost before it is stored, it would close the descriptor
             self.socket = socket.socket(fileno=self.fd)
@@ -141,25 +139,25 @@ class End:
 
     def find_invalid(self) -> str | None:
         """Return what is wrong if the owner closed the stream meanwhile, or None."""
-        why = self.why_invalid()
-        if why is None:
-            return None
-        return f"{describe_stream(self.stream)} was closed while a session was using it{why}; close the session instead"
-
-    def why_invalid(self) -> str | None:
-        """Return how it can be told that the owner closed the stream, maybe nothing, or None."""
         stream = self.stream
+        how = ""
         try:
             # File objects and sockets remember that they were closed; their number may belong to another file now.
-            if not isinstance(stream, int) and (getattr(stream, "closed", False) or stream.fileno() != self.fd):
-                return ""
-            status = os.fstat(self.fd)
+            if isinstance(stream, int) or not (getattr(stream, "closed", False) or stream.fileno() != self.fd):
+                status = os.fstat(self.fd)
+                if (status.st_dev, status.st_ino) == self._identity:
+                    return None
+                how = ", and its number is another file's now"
         except (OSError, ValueError) as exc:
             pass_on(exc)
             if getattr(exc, "errno", errno.EBADF) != errno.EBADF:
                 return None  # it cannot be told now
-            return f" ({exc})"
-        return None if (status.st_dev, status.st_ino) == self._identity else ", and its number is another file's now"
+            how = f" ({exc})"
+        return self.closed_text(how)
+
+    def closed_text(self, how: str = "") -> str:
+        """Return that the owner closed the stream, and how that can be told."""
+        return f"{describe_stream(self.stream)} was closed while a session was using it{how}; close the session instead"
 
     def grow(self) -> None:
         """Have what is growable hold more, as far as the system allows it: a large message is on its way."""

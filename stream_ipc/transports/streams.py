@@ -71,12 +71,10 @@ def _open(kind: Callable[[Any], Any], kind_without: Callable[[Any], Any], stream
     if isinstance(stream, End):
         return stream
     if isinstance(stream, bool):
-        raise InvalidStreamError(f"{stream} is no stream; pass an open file object, socket or descriptor")
+        raise unusable(stream, "it is a bool")
     try:
-        for has_descriptor in map(_has_descriptor, (stream,)):
-            for end in map(kind if has_descriptor else kind_without, (stream,)):  # stored before a signal is looked at
-                return end
-            break
+        for end in map(kind if _has_descriptor(stream) else kind_without, (stream,)):  # stored before a signal is looked at
+            return end
     except (InvalidStreamError, MemoryError, OSError):
         raise
     except Exception as exc:  # of somebody's own class
@@ -107,13 +105,12 @@ class ObjectEnd(End):
         self._method: Any = getattr(target, method, None)
         self._result: Any = None
         if not callable(self._method):
-            needed = f"it has neither a descriptor nor a method {method}() for bytes"
-            raise unusable(stream, f"{needed}; pass an open file object, socket or descriptor")
+            raise unusable(stream, f"it has neither a descriptor nor a method {method}() for bytes")
         if self.find_invalid() is not None:
             raise unusable(stream, "it is closed")
 
-    def why_invalid(self) -> str | None:
-        return "" if getattr(self.stream, "closed", False) is True else None
+    def find_invalid(self) -> str | None:
+        return self.closed_text() if getattr(self.stream, "closed", False) is True else None
 
     def release(self) -> None:
         """Do nothing: the stream was not changed."""

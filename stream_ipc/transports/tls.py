@@ -15,10 +15,9 @@ from __future__ import annotations
 import socket
 import ssl
 
-from ..interruptions import pass_on
+from ..interruptions import Shield, pass_on
 from .ends import Ends, ReadEnd, WriteEnd
 from .inputs import Input
-from .shield import Shield
 from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
