@@ -6,7 +6,7 @@ Knows ``signal``, which it asks only when something was raised. Programs have ha
 
 Such an exception comes as soon as a call has returned, before its result is stored: ``x = f(y)`` can lose what f has made.
 A ``for`` statement stores what an iterator gives before a signal is looked at. So where nothing may be lost this package
-says ``for x in map(f, (y,)): break``, and where that is no help, for some calls of ``socket`` and ``ssl``, ``with Shield()``.
+says ``for x in map(f, (y,)): break``, and where that is no help, at some calls of ``socket`` and ``ssl``, a ``Shield``.
 """
 
 from __future__ import annotations

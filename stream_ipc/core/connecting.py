@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import ssl
     from typing import Any
 
-    from ..transports.sockets import Place
     from .loop import Loop
 
 __all__ = ["open_connection", "wait_for"]
@@ -37,9 +36,13 @@ def open_connection(
     """Connect to an address; see ``IpcPeer.connect``. Returns the socket, and what it is connected to in a few words."""
     place = check_address(address)
     if context is not None:
-        from ..transports.tls import check_context
+        from ..transports import tls
 
-        check_context(context, False)
+        tls.check_context(context, False)
+        if server_hostname is None and not isinstance(place, str):
+            server_hostname = place[0]
+        if server_hostname is None and context.check_hostname:
+            raise ValueError(f"the ssl_context for {place!r} checks the name of the server; pass server_hostname too")
     elif server_hostname is not None:
         raise ValueError("server_hostname is for TLS; pass an ssl_context too")
     if not isinstance(place, str) and not place[1]:
@@ -47,7 +50,7 @@ def open_connection(
     limit = loop.limit_of(timeout)
     failed, advice = f"cannot connect to {place!r}", ""
     try:
-        sock = _connect_to_any(loop, resolve(place, context is not None), limit)
+        sock: Any = _connect_to_any(loop, resolve(place, context is not None), limit)
         try:
             # Of a Unix socket's listener, the user that it ran as when it began to listen: mostly root, if it has given up
             # these rights since. Root may do as it likes anyway, so only another must not get what is meant for us.
@@ -57,7 +60,12 @@ def open_connection(
                 raise PermissionError(errno.EACCES, text)
             if context is not None:
                 failed, advice = f"cannot finish the TLS handshake with {place!r}", "; does the other side speak TLS?"
-                sock = _shake_hands(loop, sock, place, context, server_hostname, limit)
+                sock = tls.wrap(context, sock, False, server_hostname)
+                while True:
+                    events = tls.handshake(sock)
+                    if not events:
+                        break
+                    _wait(loop, sock.fileno(), events, limit)
             return sock, f"to {describe_address(place)}"
         except BaseException:
             sock.close()
@@ -108,28 +116,6 @@ def _connect(loop: Loop, family: int, sockaddr: Any, limit: float) -> socket.soc
         return sock
     except BaseException:
         sock.close()
-        raise
-
-
-def _shake_hands(
-    loop: Loop, sock: socket.socket, place: Place, context: ssl.SSLContext, server_hostname: str | None, limit: float
-) -> socket.socket:
-    from ..transports.tls import handshake, wrap
-
-    if server_hostname is None and not isinstance(place, str):
-        server_hostname = place[0]
-    try:
-        tls = wrap(context, sock, False, server_hostname)
-    except ValueError as exc:
-        raise ValueError(f"cannot connect to {place!r}: {exc}") from exc
-    try:
-        while True:
-            events = handshake(tls)
-            if not events:
-                return tls
-            _wait(loop, tls.fileno(), events, limit)
-    except BaseException:
-        tls.close()
         raise
 
 

@@ -116,10 +116,8 @@ class End:
         if not self.shared:
             self._blocking = blocking
             self.socket.settimeout(0)
-            return
-        if self.socket.gettimeout() is not None:  # socket.setdefaulttimeout() was used, and has set the flag
+        elif self.socket.gettimeout() is not None:  # socket.setdefaulttimeout() was used, and has set the flag
             self.socket.settimeout(None)
-        if os.get_blocking(self.fd) != blocking:
             os.set_blocking(self.fd, blocking)
 
     @property
@@ -300,13 +298,11 @@ class WriteEnd(End):
     def _reopen(self) -> None:
         # The same pipe or terminal as an open file of this process's own, whose O_NONBLOCK nobody else sees.
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        for path in (f"/proc/self/fd/{self.fd}", None):  # a pipe has no other name
-            try:
-                # Stored before a signal is looked at.
-                for self.poll_fd in map(os.open, (path or os.ttyname(self.fd),), (flags,)):
-                    return
-            except OSError as exc:
-                pass_on(exc)
+        try:  # stored before a signal is looked at
+            for self.poll_fd in map(os.open, (f"/proc/self/fd/{self.fd}",), (flags,)):
+                break
+        except OSError as exc:  # it is not Linux
+            pass_on(exc)
 
     def _cut(self, buffer: Any) -> memoryview:
         # A pipe that is writable takes PIPE_BUF bytes without blocking, a terminal just one.

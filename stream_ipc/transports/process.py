@@ -235,16 +235,15 @@ def _check_popen(process: Any) -> None:
         raise ValueError(f"a session is attached to a subprocess.Popen, not to {process!r:.200}; {advice}")
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(process, name, None)
-        if stream is None:
-            state = "not a pipe"
-        elif isinstance(stream, io.TextIOBase):
+        if isinstance(stream, io.TextIOBase):
             state = "a text stream"
             advice = "messages are bytes, so start it without text=True, encoding, errors and universal_newlines"
-        elif not callable(getattr(stream, "fileno", None)):
+        elif stream is None and name != "stderr":
+            state = "not a pipe"
+        elif stream is not None and not callable(getattr(stream, "fileno", None)):
             state = f"no pipe but {describe_stream(stream)}"
-        elif getattr(stream, "closed", False):
+        elif getattr(stream, "closed", False) and name != "stderr":
             state = "closed"
         else:
             continue
-        if name != "stderr" or state not in ("not a pipe", "closed"):  # which may be missing
-            raise ValueError(f"the {name} of {process!r:.200} is {state}; {advice}")
+        raise ValueError(f"the {name} of {process!r:.200} is {state}; {advice}")
