@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SessionOpener"]
 
+_ADVICE = "use that one, or call remove_session() with it first"
+
 
 class SessionOpener(Facade):
     """The part of ``IpcPeer`` that opens sessions."""
@@ -183,8 +185,7 @@ class SessionOpener(Facade):
                 as it was.
         """
         if any([other.channel.transport is transport for other in tuple(self._loop.conversations)]):
-            advice = "use that one, or call remove_session() with it first"
-            raise InvalidStreamError(f"{type(transport).__name__} belongs to another session of this peer; {advice}")
+            raise InvalidStreamError(f"{type(transport).__name__} belongs to another session of this peer; {_ADVICE}")
         from .transports.message_transport import channel_of
 
         return _make_session(self, transport, lambda *_: channel_of(transport))
@@ -309,16 +310,13 @@ def _add_socket(
     peer: SessionOpener, sock: socket.socket, name: str = "", on_session: Callable[[Session], Any] | None = None
 ) -> Session:
     """Make a session over a connected socket, also one with TLS."""
-    make: Callable[[MessageSerializer, int], Channel]
     if is_tls(sock):
         from .transports.tls import TlsChannel
 
-        make = partial(TlsChannel, sock)
-    else:
-        from .transports.streams import open_channel
+        return _make_session(peer, sock, partial(TlsChannel, sock), on_session, name)
+    from .transports.streams import open_channel
 
-        make = partial(open_channel, sock, (sock,))
-    return _make_session(peer, sock, make, on_session, name)
+    return _make_session(peer, sock, partial(open_channel, sock, (sock,)), on_session, name)
 
 
 def _add_own_sockets(peer: SessionOpener, *sockets: socket.socket, name: str = "") -> list[Session]:
@@ -392,8 +390,7 @@ def _check_free(loop: Loop, channel: StreamChannel) -> None:
             raise InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}") from exc
     # One that is read, too, as most are, was looked at above: this goes through all sessions.
     if output not in reads and any([_writes_to(other.channel, output) for other in tuple(loop.conversations)]):
-        advice = "use that one, or call remove_session() with it first"
-        raise InvalidStreamError(f"descriptor {output} is written by another session of this peer; {advice}")
+        raise InvalidStreamError(f"descriptor {output} is written by another session of this peer; {_ADVICE}")
 
 
 def _writes_to(channel: Channel, fd: int) -> bool:
