@@ -356,8 +356,7 @@ def _make_session(
         else:
             raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
         if isinstance(channel, StreamChannel):
-            if name:
-                channel.connected(name)
+            channel.connected(name)
             _check_free(loop, channel)
         session = Session(lambda session: Conversation(loop, channel, peer, session))
         conversation = conversation_of(session)

@@ -186,5 +186,5 @@ class StreamChannel(Channel):
         return self._name
 
     def connected(self, how: str) -> None:
-        """Say what its socket is connected to, in a few words for ``describe``."""
-        self._name = f"{how} {self.describe()}"
+        """Say what its socket is connected to, in a few words for ``describe``, or none."""
+        self._name = f"{how} {self.describe()}".lstrip()
