@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 import tracemalloc
 from typing import Any, List
 
@@ -9,6 +10,7 @@ import pytest
 
 from stream_ipc import IpcPeer, Message, RequestTimeoutError, ResponseEnvelope, StreamClosedError
 from tests.helpers import (
+    PATIENCE,
     WAIT,
     CpuMeter,
     HurryingClock,
@@ -277,6 +279,27 @@ def test_flush_ends_when_the_other_side_does(raw: RawPeer) -> None:
     tick_until(lambda: not raw.session.is_open, raw.session.peer)
     with pytest.raises(StreamClosedError):
         raw.session.flush()
+
+
+def test_flush_goes_on_while_the_other_side_only_stops_writing(raw: RawPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_limit("flush bound", PATIENCE, monkeypatch)
+    note = Note(data=bytes(800_000))
+    raw.session.notify(note)
+    raw.sock.shutdown(socket.SHUT_WR)
+    with pytest.raises(TimeoutError, match="bytes are still queued"):
+        raw.session.flush(0)  # which sees the end
+    got = bytearray()
+
+    def read() -> None:
+        raw.sock.settimeout(PATIENCE)
+        while len(got) < len(framed(note)):
+            got.extend(raw.sock.recv(1 << 16))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    raw.session.flush(PATIENCE)
+    reader.join()
+    assert raw.session.queued_bytes == 0 and raw.session.is_open and unframe(bytes(got)) == [note]
 
 
 def test_what_was_sent_does_not_stay_in_memory(raw: RawPeer) -> None:

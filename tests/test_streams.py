@@ -1189,6 +1189,36 @@ def test_output_of_another_session_is_taken_once_its_number_is_another_files(pee
         os.close(fd)
 
 
+def test_errors_of_a_transport_alone_do_not_stay_in_memory() -> None:
+    read, write = os.pipe()
+    with open(write, "wb", buffering=0) as output, open(read, "rb", buffering=0) as source:
+        transport = StreamTransport(output, [source], PickleMessageSerializer())
+        other = os.pipe()
+        os.close(other[0])
+        broken = StreamTransport(other[1], [source], PickleMessageSerializer())
+        tracemalloc.start()
+        try:
+            for _ in range(20):
+                with pytest.raises(StreamClosedError):
+                    broken.send(Note(data=bytes(100_000)))
+            assert tracemalloc.get_traced_memory()[0] < 500_000
+        finally:
+            tracemalloc.stop()
+        broken.close()
+        transport.close()
+
+
+def test_transport_that_was_closed_receives_no_more() -> None:
+    read, write = os.pipe()
+    transport = StreamTransport(write, [read], PickleMessageSerializer())
+    transport.send(Note("1"))
+    assert transport.receive() == [Note("1")]
+    transport.close()
+    for _ in range(2):
+        with pytest.raises(StreamClosedError, match="this side closed"):
+            transport.receive()
+
+
 def test_closed_streams_are_refused(peer: IpcPeer) -> None:
     read, write = os.pipe()
     closed = os.fdopen(os.dup(read), "rb")

@@ -447,6 +447,40 @@ def test_an_idle_wait_looks_at_its_streams_once_in_a_while_and_not_twice(
     os.close(read)
 
 
+def test_a_stream_that_is_polled_has_idle_ones_looked_at_no_more_often(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_limit("check interval", 10, monkeypatch)
+
+    class Stream:  # without a descriptor
+        asked = 0
+
+        def read(self, size: int) -> None:
+            Stream.asked += 1
+
+        def write(self, data: bytes) -> int:
+            return len(data)
+
+    class Descriptor(io.RawIOBase):
+        looked = 0
+
+        def fileno(self) -> int:
+            Descriptor.looked += 1
+            return read
+
+    read, write = os.pipe()
+    idle = peer.create_stream_session(write, Descriptor())
+    stream: Any = Stream()
+    peer.create_stream_session(stream, stream)
+    peer.tick(0)
+    Stream.asked = Descriptor.looked = 0
+    tick_until(lambda: Stream.asked > 10, peer)
+    peer.tick(0.1)
+    assert Descriptor.looked <= 1
+    idle.close()
+    os.close(read)
+
+
 def test_a_thousand_idle_sessions_cost_a_tick_no_more_than_fifty() -> None:
     def cost(count: int) -> float:
         with IpcPeer() as peer:

@@ -222,9 +222,9 @@ class Loop(Guard):
                 if self.has_chores:
                     self._do_chores()
                 if not events and wait:
-                    self._on_time(self.clock(), True)
-                elif now >= due:
-                    self._on_time(now, False)
+                    now = self.clock()
+                if now >= due:
+                    self._on_time(now)
                 if todo:
                     if starving:
                         count += self._settle_replies() if dispatch else 0
@@ -346,9 +346,9 @@ class Loop(Guard):
             self.teardowns.step(deliver=not self.starving)
         self.has_chores = bool(self._polled or self.teardowns.all or self.corked or not self.conversations)
 
-    def _on_time(self, now: float, idle: bool) -> None:
-        """Do what is due by the clock, and check streams now and then, also if the clock stands still."""
-        if now >= self._inspection.due or idle:
+    def _on_time(self, now: float) -> None:
+        """Do what is due by the clock, and check streams now and then."""
+        if now >= self._inspection.due:
             self._inspection.check(now)
         self._timers.call(now, self._inspection.due)
 

@@ -374,6 +374,8 @@ class Port:
                 return
             was_open = self._inputs.ended is None
             self.drain()
+            if was_open:
+                self.channel.complete(exc, self._inbox)
             reason = unraised(exc)
             if was_open:
                 self._inputs.correct_end(self._inbox, reason)  # the failed write tells more than the end of what was read

@@ -84,11 +84,11 @@ def flush(conversation: Conversation, timeout: float | None) -> None:
             " handler or a finalizer; nothing more can be written until it returns"
         )
     limit = loop.limit_of(timeout)
-    loop.run(Until(lambda: not outbox.queued_bytes or not conversation.is_writable), limit, dispatch=False)
-    if outbox.queued_bytes and conversation.is_writable:
+    loop.run(Until(lambda: not outbox.queued_bytes or not _drains(conversation)), limit, dispatch=False)
+    if outbox.queued_bytes and _drains(conversation):
         conversation.port.look_for_end()
         write_queued(conversation, limit)
-    if outbox.is_broken or (outbox.queued_bytes and not conversation.is_writable):
+    if outbox.is_broken or (outbox.queued_bytes and not _drains(conversation)):
         raise conversation.closed_error()
     if outbox.queued_bytes:
         raise TimeoutError(
@@ -97,12 +97,20 @@ def flush(conversation: Conversation, timeout: float | None) -> None:
         )
 
 
+def _drains(conversation: Conversation) -> bool:
+    """Return whether the other side may still read what is queued, though it may write no more."""
+    if conversation.is_writable:
+        return True
+    conversation.write_on()
+    return conversation.is_open and conversation.writes_on and conversation.port.invalid is None
+
+
 # -- to many
 
 
 def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
     """Notify every open conversation; see ``IpcPeer.broadcast``."""
-    targets = [conversation for conversation in loop.conversations if conversation.is_open]
+    targets = [conversation for conversation in tuple(loop.conversations) if conversation.is_open]
     for target in targets:
         if target.channel.inputs.hides_end:
             target.port.look_for_end()

@@ -197,6 +197,9 @@ class Channel:
         """Return the error for a message that cannot be written any more."""
         return StreamClosedError(f"the other side no longer reads ({self.describe()})")
 
+    def complete(self, error: StreamClosedError, inbox: deque[Received]) -> None:
+        """Put the other side's last words, which were read since, into the error of a failed write."""
+
     def find_invalid(self) -> str | None:
         """Return what is wrong with a stream that its owner closed or replaced, or None."""
         return None

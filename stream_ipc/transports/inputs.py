@@ -247,9 +247,6 @@ class StreamInputs(Inputs):
                     break
                 if self.received_bytes == before:
                     break
-        if self.channel.early:
-            self.give_out(inbox)
-            self.channel.complete_errors()
 
     def give_out(self, inbox: deque[Received]) -> None:
         """Append lines of text that are not finished as they are."""

@@ -188,7 +188,7 @@ class StreamTransport(MessageTransport):
         What could not be decoded is in the list, too: an error object.
 
         Raises:
-            StreamClosedError: All inputs have ended.
+            StreamClosedError: All inputs have ended, or this side closed it.
         """
         inputs = self._channel.inputs
         inbox: Any = self._received
@@ -209,6 +209,8 @@ class StreamTransport(MessageTransport):
 
         if not messages and inputs.ended is not None:
             raise inputs.ended.with_traceback(None)  # or each call would make it longer
+        if not messages and not inputs.by_fd:
+            raise self._channel.broken_error()
         return messages
 
     def close(self) -> None:

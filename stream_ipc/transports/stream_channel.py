@@ -39,9 +39,6 @@ class StreamChannel(Channel):
         serializer: What turns messages into payloads.
         max_frame_size: The largest payload in bytes, both ways.
         name: What ``describe`` says; by default the descriptors.
-
-    Attributes:
-        early: Errors of writes, made before the other side's last words were read.
     """
 
     inputs: StreamInputs
@@ -64,7 +61,6 @@ class StreamChannel(Channel):
         self.inputs = self.inputs_class(self)
         self.outbox: Outbox = Outbox(output, self._write_failed, self.inputs.on_change)
         self.put: Callable[[Any], None] = self.outbox.put
-        self.early: list[StreamClosedError] = []
         self._ends = ends
         self._name = name
         self.transport: Any = self  # until somebody asks for a StreamTransport
@@ -112,10 +108,7 @@ class StreamChannel(Channel):
         raise self.broken_error() from self.outbox.error
 
     def broken_error(self) -> StreamClosedError:
-        error = StreamClosedError(self.broken_text())
-        if self.inputs.ended is None:
-            self.early.append(error)
-        return error
+        return StreamClosedError(self.broken_text())
 
     def broken_text(self) -> str:
         """Return why nothing can be written any more."""
@@ -126,11 +119,9 @@ class StreamChannel(Channel):
             return str(self.outbox.error)
         return f"the other side no longer reads ({self.describe()}): {self.outbox.error}"
 
-    def complete_errors(self) -> None:
-        """Put the other side's last words, which are read now, into the errors of failed writes."""
-        for error in self.early:
-            error.args = (self.broken_text(),)
-        self.early.clear()
+    def complete(self, error: StreamClosedError, inbox: Any) -> None:
+        self.inputs.give_out(inbox)
+        error.args = (self.broken_text(),)
 
     def interest(self) -> Interest:
         reads, poll_in = self.inputs.interest()
