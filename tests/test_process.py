@@ -652,7 +652,7 @@ def test_a_child_that_nobody_gets_a_session_with_is_killed(peer: IpcPeer, monkey
     patch_process(monkeypatch, "ReadEnd", fail)
     before = listing()
     with pytest.raises(MemoryError):
-        peer.create_command_session(["cat"])
+        peer.create_command_session(["sleep", "60"])  # which does not end with its stdin
     assert started[0].returncode == -signal.SIGKILL
     assert peer.sessions == () and listing() == before
 
