@@ -75,8 +75,8 @@ class WorkerPool(Facade):
         hello: A message class: a worker gets tasks once it has notified the
             pool of one. None: it gets one at once.
         start_timeout: Seconds until a worker must have given its first sign
-            (``hello``, or else any message), or it is killed and replaced; None
-            for no limit.
+            (``hello``, or else any message, be it a line on its stderr), or it
+            is killed and replaced; None for no limit.
         options: Further arguments of ``IpcPeer.create_command_session``.
 
     Raises:
