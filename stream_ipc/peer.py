@@ -1,4 +1,4 @@
-"""The sessions of one program, as users see them: what drives all of them, and their end. ``opening`` opens them.
+"""``IpcPeer``, as users see it: drives the sessions of a program and closes them. ``opening`` opens them.
 
 Checks what users pass, and hands it on to the loop behind it. Must not know how anything is sent.
 """

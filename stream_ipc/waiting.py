@@ -39,7 +39,7 @@ _CHECK = 0.05  # seconds between two turns of several loops, at most: some thing
 
 
 class _Reference(Base):
-    """A weak reference that a set can drop when what it refers to is gone, also if it was never put there."""
+    """A weak reference that is compared by identity: a plain one has no hash once what it refers to is gone."""
 
     __slots__ = ()
 

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..transports.channel import Teardown
+    from .batches import Batches
     from .conversation import Conversation
     from .dispatcher import Dispatcher
-    from .sending import Batches
 
 __all__ = ["MAX_DEPTH", "Loop"]
 

@@ -1,12 +1,10 @@
-"""Sending what is more than a single write: batches, broadcasts, and waiting for room in a long queue.
+"""Sending what is more than a single write: to many, and waiting for a long queue to drain.
 
 Knows conversations, their ports, and the loop. What is read while a send waits is not dispatched. Must not know how a
 message is encoded.
 """
 
 from __future__ import annotations
-
-from contextlib import contextmanager
 
 from ..errors import FrameTooLargeError, RequestTimeoutError
 from ..interruptions import pass_on
@@ -16,17 +14,14 @@ from .until import Until, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
-    from typing import Any, TypeVar
+    from collections.abc import Collection
+    from typing import Any
 
     from ..messages import Message
     from .conversation import Conversation
     from .loop import Loop
-    from .port import Port
 
-    S = TypeVar("S")
-
-__all__ = ["HIGH_WATER", "Batches", "broadcast", "flush", "make_room"]
+__all__ = ["HIGH_WATER", "broadcast", "flush", "make_room"]
 
 # Above this many queued bytes a send waits until the queue is below it again, and requests of this conversation wait in
 # the inbox, because their replies would only add to the queue.
@@ -171,57 +166,3 @@ def _send_to(target: Conversation, message: Message, frame: Any) -> int:
         pass_on(exc)
         target.dispatcher.report(exc)
         return 0
-
-
-# -- many at once
-
-
-class Batches:
-    """The batches of one conversation, which may be one inside the other.
-
-    Owns which are under way, and whether the outbox is corked: it is while there are any.
-    """
-
-    def __init__(self, loop: Loop, port: Port) -> None:
-        self._loop = loop
-        self._port = port
-        self._outbox = port.channel.outbox
-        self._under_way: dict[object, None] = {}
-
-    @property
-    def queued_bytes(self) -> int:
-        """How many bytes were gathered, or wait for another reason."""
-        return self._outbox.queued_bytes  # type: ignore[no-any-return]
-
-    @contextmanager
-    def batch(self, session: S) -> Iterator[S]:
-        """Gather what is sent inside, and give the session to the block; see ``Session.batch``."""
-        loop = self._loop
-        loop.check_entry()
-        batch = object()
-        loop.corked[self] = None  # first: a turn uncorks it if an interruption comes next
-        loop.has_chores = True
-        self._outbox.cork(True)
-        try:
-            self._under_way[batch] = None
-            yield session
-        finally:
-            self._under_way.pop(batch, None)
-            if not loop.forked:
-                loop.inside(self._uncork)
-
-    def _uncork(self) -> None:
-        """Write what was gathered, if no batch is under way any more; raises as ``Port.write``."""
-        if not self._under_way:
-            self._outbox.cork(False)
-            self._port.write()
-            if not self._under_way:
-                self._loop.corked.pop(self, None)  # last: until then the next turn does it again
-
-    def flush(self) -> None:
-        """Write what was gathered so far; what goes wrong is reported in turn."""
-        if self.queued_bytes:
-            self._port.write_or_report()
-        if not self._under_way:  # an interruption has come before the end of the last one
-            self._outbox.cork(False)
-            self._loop.corked.pop(self, None)

@@ -105,5 +105,5 @@ class Waker:
             self.abandon()
 
     def abandon(self) -> None:
-        """Close the pipe in a forked process, where a thread that held the lock does not run."""
+        """Close the pipe without the lock: whoever held it does not run in a forked process."""
         close_all(self._pipe)
