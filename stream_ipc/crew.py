@@ -382,7 +382,7 @@ class Crew:
 
     def go_on(self) -> None:
         """Do what was left to a turn, and give tasks to workers."""
-        while not self._loop.starving:  # otherwise this is inside of a call that runs no handlers
+        while not self._loop.users_wait:  # otherwise this is inside of a call that runs no handlers
             try:
                 if self._untidy:
                     self._tidy()

@@ -57,7 +57,7 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
     finally:
         loop.repairs |= loop.conversations  # after another interruption turns go on with closing
         _close(loop, handlers=False)
-        loop.hold_back(False, loop.go_on)  # what is left of done callbacks
+        loop.with_users_wait(False, loop.go_on)  # what is left of done callbacks
         loop.teardowns.wait(due=due, background=False)  # before the on_close handlers, which run after a child's last words
         try:
             _close(loop)
@@ -76,7 +76,7 @@ def _begin(loop: Loop) -> None:
     """Take nothing any more, fail what is pending, and write what is queued as far as it goes."""
     try:
         loop.closing = True
-        loop.hold_back(True, _close_others, loop)  # done callbacks may wait for any of what is pending
+        loop.with_users_wait(True, _close_others, loop)  # done callbacks may wait for any of what is pending
         begin(tuple(loop.conversations), StreamClosedError(_CLOSED_TEXT))
     except BaseException:  # an interruption: the next turn goes on with closing
         loop.repairs |= loop.conversations
@@ -152,7 +152,7 @@ def _cut_short(loops: Iterable[Loop]) -> None:
     try:
         _kill(loops)  # before anything else: another interruption may come
         for loop in loops:
-            _try(loop, partial(loop.hold_back, True, _close, loop, False), "after an interruption")
+            _try(loop, partial(loop.with_users_wait, True, _close, loop, False), "after an interruption")
     finally:
         _kill(loops).wait()
 

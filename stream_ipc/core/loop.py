@@ -62,7 +62,7 @@ class Loop(Guard):
         corked: Batches that gather what is sent until the next turn.
         dispatched: How many items have been dispatched in all, without replies.
         depth: How many dispatches are under way, one inside the other.
-        starving: Whether users' functions must wait: while only bytes move, beyond MAX_DEPTH, while closing settles.
+        users_wait: Whether users' functions must wait: while only bytes move, beyond MAX_DEPTH, while closing settles.
             Inboxes may grow longer then.
         has_chores: Whether a turn must also poll, uncork or tear down, or nothing may be open.
         waker: Makes the tick that is under way, or the next one, return at once.
@@ -85,7 +85,7 @@ class Loop(Guard):
         self.corked: dict[Batches, None] = {}
         self.dispatched: int = 0
         self.depth: int = 0
-        self.starving: bool = False
+        self.users_wait: bool = False
         self.has_chores: bool = True
         self.progress: int = 0
         self._timers = Timers()
@@ -142,7 +142,7 @@ class Loop(Guard):
         for conversation in tuple(self.conversations):
             if conversation.is_open:  # mostly the first is; what is being closed beneath this call brings nothing more
                 return False
-        if self.teardowns.all or self.repairs or self.listeners or (self.later and not self.starving):
+        if self.teardowns.all or self.repairs or self.listeners or (self.later and not self.users_wait):
             return False
         return not any([pool.waits for pool in self.pools])
 
@@ -159,7 +159,7 @@ class Loop(Guard):
                 self.check_entry()
                 text = "nothing is open, so tick(None) would wait for ever"
                 raise StreamClosedError(f"{text}: this IpcPeer has no open session and no listener")
-            return self.run(None, 0 if self.repairs or (self.later and not self.starving) else math.inf)  # these happen
+            return self.run(None, 0 if self.repairs or (self.later and not self.users_wait) else math.inf)  # these happen
         if self.closed:
             self.check_entry()
             time.sleep(min(timeout, 1e9))  # which takes no infinity
@@ -186,15 +186,15 @@ class Loop(Guard):
             How many messages were dispatched.
         """
         outer = self.enter()
-        depth, starved = self.depth, self.starving
-        starving = depth >= MAX_DEPTH or not dispatch
+        depth, waited = self.depth, self.users_wait
+        users_wait = depth >= MAX_DEPTH or not dispatch
         todo = self.todo
         count = 0
         progress = self.progress
         try:
             self.depth = depth + 1
-            if todo or self.repairs or self.later or starving:
-                count = self._begin(until, starving, dispatch)
+            if todo or self.repairs or self.later or users_wait:
+                count = self._begin(until, users_wait, dispatch)
                 if until is not None and until.settled:
                     return count
             now = self.clock()
@@ -206,7 +206,7 @@ class Loop(Guard):
                 if todo or self.has_chores:
                     if until is not None and until.settled:  # a signal handler may have closed its session
                         return count
-                    wait = self._prepare(wait, starving)
+                    wait = self._prepare(wait, users_wait)
                 if until is None and self.waker.called:
                     wait = 0
                 try:
@@ -226,7 +226,7 @@ class Loop(Guard):
                 if now >= due:
                     self._on_time(now)
                 if todo:
-                    if starving:
+                    if users_wait:
                         count += self._settle_replies() if dispatch else 0
                     elif len(todo) > 1:
                         count += self._take_turns(until)
@@ -253,8 +253,8 @@ class Loop(Guard):
         finally:
             self.thread = outer
             self.depth = depth
-            if starving:
-                self.starving = starved
+            if users_wait:
+                self.users_wait = waited
                 self._update_paused()
             if self._outer is not None:
                 self.waker.show(self._is_busy())
@@ -285,13 +285,13 @@ class Loop(Guard):
                 break
         return count
 
-    def _prepare(self, wait: float, starving: bool) -> float:
+    def _prepare(self, wait: float, users_wait: bool) -> float:
         """Get ready though something is gathered, stands in an inbox or is polled; returns how long to wait, in seconds."""
         for batches in tuple(self.corked):
             batches.flush()
         for dispatcher in tuple(self.todo):
             dispatcher.port.limit_reading()
-            if not starving and wait and dispatcher.has_work:
+            if not users_wait and wait and dispatcher.has_work:
                 wait = 0
         if self.teardowns.all:
             wait = min(wait, TEARDOWN_INTERVAL)
@@ -302,27 +302,27 @@ class Loop(Guard):
             if conversation.port.paused:
                 conversation.port.update_reading()
 
-    def hold_back(self, held: bool, function: Callable[..., Any], *arguments: Any) -> None:
-        """Call a function while done callbacks are held back; or, not held, may run though a call around it holds them."""
-        before = self.starving
+    def with_users_wait(self, wait: bool, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function while users' functions must wait; or (False) may run, though a call around it has them wait."""
+        before = self.users_wait
         try:
-            self.starving = held
+            self.users_wait = wait
             function(*arguments)
         finally:
-            self.starving = before
+            self.users_wait = before
 
-    def _begin(self, until: Any, starving: bool, dispatch: bool) -> int:
+    def _begin(self, until: Any, users_wait: bool, dispatch: bool) -> int:
         """Do what interruptions have left and what was put off, before anything is waited for; returns as ``run`` does."""
         count = 0
         for task in tuple(self.repairs):
             task.repair()
-        if starving:
-            self.starving = True
+        if users_wait:
+            self.users_wait = True
             self._update_paused()
         if dispatch:
             self.go_on()
             if until is not None and self.todo:  # a tick reads first, or a busy inbox would keep it from reading
-                count = self._settle_replies() if starving else self._take_turns(until)
+                count = self._settle_replies() if users_wait else self._take_turns(until)
                 self.go_on()
         return count
 
@@ -343,7 +343,7 @@ class Loop(Guard):
         for task in tuple(self._polled):
             task.poll()
         if self.teardowns.all:
-            self.teardowns.step(deliver=not self.starving)
+            self.teardowns.step(deliver=not self.users_wait)
         self.has_chores = bool(self._polled or self.teardowns.all or self.corked or not self.conversations)
 
     def _on_time(self, now: float) -> None:

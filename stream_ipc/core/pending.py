@@ -131,7 +131,7 @@ class Pending(Base):
 
             watcher(promise)
         while self.watchers is not None and self.callbacks:
-            if loop.starving:
+            if loop.users_wait:
                 return
             try:
                 # atomic: no calls

@@ -265,7 +265,7 @@ class Port:
 
     def limit_reading(self) -> None:
         """Stop reading if the inbox is long; called before each turn while something is in it."""
-        if len(self._inbox) + len(self._owed) > _INBOX_SMALL or self._loop.starving or self.paused:
+        if len(self._inbox) + len(self._owed) > _INBOX_SMALL or self._loop.users_wait or self.paused:
             self.update_reading()
 
     def update_reading(self) -> None:
@@ -277,14 +277,14 @@ class Port:
         dispatcher = self._dispatcher
         if inbox:
             size = self._inputs.received_bytes - dispatcher.dispatched_bytes
-            if self._loop.starving or self.channel.outbox.queued_bytes > HIGH_WATER:
+            if self._loop.users_wait or self.channel.outbox.queued_bytes > HIGH_WATER:
                 paused = size > INBOX_BYTES_HARD or len(inbox) > INBOX_COUNT_HARD
             else:
                 paused = len(inbox) > INBOX_COUNT or size > INBOX_BYTES
         owed = len(self._owed)
         if owed and owed + len(inbox) > INBOX_COUNT and not paused:
             # The other side asks less once it has replies. But these may wait for something that it is still to send.
-            paused = owed + len(inbox) > INBOX_COUNT_HARD or not (self._loop.starving or dispatcher.awaits_replies)
+            paused = owed + len(inbox) > INBOX_COUNT_HARD or not (self._loop.users_wait or dispatcher.awaits_replies)
         self._set_paused(paused)
 
     def _set_paused(self, paused: bool) -> None:

@@ -233,7 +233,7 @@ class Requests:
         All settle first. The loop's ``go_on``, in the next turn at the latest, then calls their done callbacks, any of
         which may wait for another of these requests.
         """
-        self.loop.hold_back(True, self._fail_each, error)
+        self.loop.with_users_wait(True, self._fail_each, error)
 
     def _fail_each(self, error: StreamClosedError) -> None:
         table = tuple(self._table.values())
