@@ -383,7 +383,7 @@ def _check_free(loop: Loop, channel: StreamChannel) -> None:
     reads, output = channel.interest()[0], channel.outbox.end.fd
     for fd in reads:
         try:
-            loop.poller.look(fd, None)
+            loop.poller.check_free(fd, None)
         except OSError as exc:
             pass_on(exc)
             raise InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}") from exc

@@ -18,7 +18,7 @@ from ..handlers import HandlerList
 from ..interruptions import pass_on, pass_on_own
 from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..transports.channel import EndOfStream
-from .items import Delivery, Failure, Opening, reply_id, take_out
+from .items import Delivery, Failure, OnSession, reply_id, take_out
 from .receiving import Kept
 from .responder import Responder
 from .timers import Share
@@ -78,7 +78,7 @@ class Dispatcher:
         self._actions: dict[type, Callable[[Any], int | None]] = {
             RequestEnvelope: self.responder.serve,
             Delivery: self._resume,
-            Opening: self._open,
+            OnSession: self._open,
             Failure: self._stream_failed,
             EndOfStream: self._end,
         }
@@ -95,7 +95,7 @@ class Dispatcher:
 
     def begin_with(self, function: Callable[[Any], Any]) -> None:
         """Give the session to a function before anything else is dispatched."""
-        self.inbox.append(Opening(function))
+        self.inbox.append(OnSession(function))
         self._loop.mark(self)
 
     @property
@@ -327,7 +327,7 @@ class Dispatcher:
             take_out(self.inbox, item)
         return 0
 
-    def _open(self, item: Opening) -> int:
+    def _open(self, item: OnSession) -> int:
         """Give the session to its ``on_session`` function."""
         function, session, inbox = item.function, self._session, self.inbox
         if not inbox or inbox[0] is not item:

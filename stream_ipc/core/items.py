@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..handlers import Chain
     from ..messages import Message
 
-__all__ = ["Delivery", "Failure", "Opening", "reply_id", "take_out"]
+__all__ = ["Delivery", "Failure", "OnSession", "reply_id", "take_out"]
 
 
 class Delivery:
@@ -40,7 +40,7 @@ class Failure:
         self.error: Exception = error
 
 
-class Opening:
+class OnSession:
     """The function that gets the session before anything else of it is dispatched."""
 
     __slots__ = ("function",)

@@ -67,7 +67,7 @@ class Poller:
     def _choose(self) -> None:
         self.poll = self._poll if self._epoll is None or self._always else self._epoll.poll
 
-    def look(self, fd: int, owner: Any) -> os.stat_result:
+    def check_free(self, fd: int, owner: Any) -> os.stat_result:
         """Return the status of a descriptor that a task is going to watch.
 
         Raises:
@@ -91,7 +91,7 @@ class Poller:
         Raises:
             OSError: It is closed, another task watches it, or there is no room for another.
         """
-        status = self.look(fd, owner)
+        status = self.check_free(fd, owner)
         if self._is_apart:
             self.rebuild()
         if not self._register(fd, events, status.st_mode):

@@ -117,14 +117,14 @@ def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
         if target.outbox.queued_bytes > HIGH_WATER and target.is_stuck:
             stuck.append(target)
         elif target.is_open:  # a handler of another may have closed it
-            taken += _send_to(target, message, frames[target.channel.share])
+            taken += _send_to(target, message, frames[target.channel.frame_key])
     if stuck:
         _await_room(loop, stuck, timeout)
     for target in stuck:
         if target.is_stuck:
             target.dispatcher.report(_stuck_error(target, timeout))
         elif target.is_open:
-            taken += _send_to(target, message, frames[target.channel.share])
+            taken += _send_to(target, message, frames[target.channel.frame_key])
     return taken
 
 
@@ -132,7 +132,7 @@ def _encode_for(targets: list[Conversation], message: Message) -> dict[Any, Any]
     """Encode a message before it is sent to anybody.
 
     Returns:
-        For each ``share`` of the targets' channels a frame, or the error that stands for it; None where a channel encodes
+        For each ``frame_key`` of the channels a frame, or the error that stands for it; None where a channel encodes
         for itself.
 
     Raises:
@@ -140,12 +140,12 @@ def _encode_for(targets: list[Conversation], message: Message) -> dict[Any, Any]
     """
     frames: dict[Any, Any] = {}
     for target in targets:
-        share = target.channel.share
-        if share not in frames:
+        key = target.channel.frame_key
+        if key not in frames:
             try:
-                frames[share] = None if share is None else target.channel.encode(NOTIFICATION, None, message)
+                frames[key] = None if key is None else target.channel.encode(NOTIFICATION, None, message)
             except FrameTooLargeError as exc:
-                frames[share] = exc
+                frames[key] = exc
     if frames and all([isinstance(frame, FrameTooLargeError) for frame in frames.values()]):
         raise next(iter(frames.values()))
     return frames

@@ -146,12 +146,12 @@ class Channel:
     """What the core needs of a transport, whatever it is.
 
     Attributes:
-        encode: Takes a kind, an id and a message; returns the frame for ``put``, of any channel with the same ``share``.
+        encode: Takes a kind, an id and a message; returns the frame for ``put``, also of a channel with the same ``frame_key``.
         put: Sends a frame, or queues it whole. A frame is a list. It is emptied as it is handed over, not sooner nor later,
             so an interrupted call can be made again if it is not empty.
         on_change: To be called when ``interest`` answers differently than before; set by the port.
         volatile: ``on_change`` is never called, so ``interest`` is to be asked on every turn.
-        share: Channels with the same value take each other's frames, so that a message is encoded once; None: with none.
+        frame_key: Channels with the same one take each other's frames, so that a message is encoded once; None: with none.
         transport: The transport as its user knows it.
         inputs: What it is read by.
         outbox: What is queued to be written: an ``Outbox``, or what has the same ``queued_bytes``, ``writing``,
@@ -163,7 +163,7 @@ class Channel:
     put: Callable[[Any], None]
     on_change: Callable[[], None]
     volatile = False
-    share: Any = None
+    frame_key: Any = None
     transport: Any
     inputs: Inputs
     outbox: Any = None

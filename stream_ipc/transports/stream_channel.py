@@ -57,7 +57,7 @@ class StreamChannel(Channel):
         self.serializer = serializer
         self.max_frame_size = max_frame_size
         self.encode: Callable[[int, Any, Message], Any] = MessageEncoder(serializer, max_frame_size).encode
-        self.share: Any = (id(serializer), max_frame_size)  # it may have no hash
+        self.frame_key: Any = (id(serializer), max_frame_size)  # it may have no hash
         self.inputs = self.inputs_class(self)
         self.outbox: Outbox = Outbox(output, self._write_failed, self.inputs.on_change)
         self.put: Callable[[Any], None] = self.outbox.put
