@@ -146,7 +146,7 @@ class Channel:
     """What the core needs of a transport, whatever it is.
 
     Attributes:
-        encode: Takes a kind, an id and a message; returns the frame for ``put``, also of a channel with the same ``frame_key``.
+        encode: Takes a kind, an id and a message; returns the frame for ``put``, of any with this ``frame_key``.
         put: Sends a frame, or queues it whole. A frame is a list. It is emptied as it is handed over, not sooner nor later,
             so an interrupted call can be made again if it is not empty.
         on_change: To be called when ``interest`` answers differently than before; set by the port.
