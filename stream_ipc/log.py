@@ -11,6 +11,7 @@ the library takes.
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from .interruptions import is_ours, pass_on
 
@@ -19,26 +20,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = ["debug", "error", "info", "warn", "warning"]
-
-
-def debug(text: str, *args: Any) -> None:
-    """Log what is normal. Without effect in a program that has not imported logging."""
-    _log("debug", text, *args)
-
-
-def info(text: str, *args: Any) -> None:
-    """Log what others have tried in vain. Without effect in a program that has not imported logging."""
-    _log("info", text, *args)
-
-
-def warning(text: str, *args: Any) -> None:
-    """Log what the user of the library should change."""
-    _log("warning", text, *args)
-
-
-def error(text: str, *args: Any, exc_info: Any = None) -> None:
-    """Log a failure that no caller is told of."""
-    _log("error", text, *args, exc_info=exc_info)
 
 
 def warn(text: str, category: type[Warning]) -> None:
@@ -72,3 +53,9 @@ def _log(level: str, text: str, *args: Any, **options: Any) -> None:
         # A log handler may do anything, such as sending the record over the very session that is closing, and callers are
         # often in the middle of what must not stop here.
         pass_on(exc)
+
+
+debug = partial(_log, "debug")  # what is normal; without effect in a program that has not imported logging
+info = partial(_log, "info")  # what others have tried in vain; the same
+warning = partial(_log, "warning")  # what the user of the library should change
+error = partial(_log, "error")  # a failure that no caller is told of
