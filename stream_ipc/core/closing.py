@@ -6,12 +6,8 @@ interrupted. What the steps leave to be done is in ``teardowns.py``. Must not kn
 
 from __future__ import annotations
 
-from collections import deque
-from functools import partial
-
 from .. import log
 from ..clock import monotonic
-from ..handlers import Handler
 from ..interruptions import pass_on, pass_on_own
 from .until import Until
 
@@ -68,8 +64,8 @@ def write_out(loop: Loop, conversations: Collection[Conversation], seconds: floa
 class Closing:
     """What is left to be done to close one conversation.
 
-    Owns the steps. Each may be done twice, and leaves the queue after it is done; an ``on_close`` handler leaves it before
-    it is called. A call that is interrupted is made again by the next turn.
+    Owns the ``on_close`` handlers that are still to be called: each leaves the queue before. All else may be done twice. A
+    call that is interrupted is made again by the next turn.
 
     Args:
         conversation: What is closed.
@@ -77,44 +73,42 @@ class Closing:
 
     Attributes:
         teardown: What is left to be done after the streams were closed, or None.
+        is_done: Whether nothing else is left to be done.
     """
 
     def __init__(self, conversation: Conversation, release: bool) -> None:
         self.teardown: Teardown | None = None
+        self.is_done: bool = False
         self._conversation = conversation
         channel = conversation.channel
         self._close_or_release: Any = channel.release if release else channel.close
-        self._steps: deque[Any] = deque([conversation.port.close, partial(conversation.loop.remove, conversation)])
-        self._steps += (self._close_channel, self._fail_pending, conversation.loop.go_on, self._log)
-        self._steps += conversation.on_close.of(type(conversation.session))
-
-    @property
-    def is_done(self) -> bool:
-        """Whether every step was taken."""
-        return not self._steps
+        self._handlers = [*conversation.on_close.of(type(conversation.session))]
+        self._ended = False  # whether only handlers are left to be called
 
     def go_on(self, handlers: bool = True) -> None:
-        """Take the steps that are left; ``on_close`` handlers only if these are to be called."""
-        steps = self._steps
-        session = self._conversation.session
-        while steps:
-            step = steps[0]
-            if not isinstance(step, Handler):
-                step()
-                if steps and steps[0] is step:
-                    del steps[0]
-                continue
-            if not handlers:
-                return
+        """Do what is left; call ``on_close`` handlers only if that is said."""
+        conversation = self._conversation
+        session = conversation.session
+        if not self._ended:
+            conversation.port.close()
+            conversation.loop.remove(conversation)
+            self._close_channel()
+            self._fail_pending()
+            self._ended = True
+        conversation.loop.go_on()
+        while self._handlers and handlers:
             try:
                 # atomic: no calls
-                del steps[0]  # entered once, even if it closes the session again or is interrupted
+                handler = self._handlers[0]
+                del self._handlers[0]  # entered once, even if it closes the session again or is interrupted
 
-                step.function(session)
+                handler.function(session)
             except Exception as exc:
                 pass_on_own(exc)
                 log.error("on_close handler of %r failed", session, exc_info=True)
-        self._conversation.loop.repairs.pop(self._conversation, None)
+        if not self._handlers:
+            self.is_done = True
+            conversation.loop.repairs.pop(conversation, None)
 
     def _close_channel(self) -> None:
         try:
@@ -135,10 +129,6 @@ class Closing:
         conversation.dispatcher.kept.end()
         conversation.dispatcher.responder.drop_owed()
         conversation.requests.fail_all(conversation.reason)
-
-    def _log(self) -> None:
-        conversation = self._conversation
-        assert conversation.reason is not None
         log.debug("session %s closed: %s", conversation.name, conversation.short(conversation.reason))
 
     def wait(self) -> None:
