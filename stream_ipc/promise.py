@@ -183,7 +183,7 @@ def request(
 
 
 def _pass_on(promise: ResponsePromise[Any], owed: Owed) -> None:
-    owed.follow(promise._pending, promise)
+    owed.follow(promise._pending)
 
 
 DEFERRERS[ResponsePromise] = _pass_on

@@ -61,7 +61,6 @@ class Owed:
 
     __slots__ = (
         "_pending",
-        "_promise",
         "_responder",
         "call_later",
         "guard",
@@ -83,7 +82,6 @@ class Owed:
         self.was_open: bool = True
         self.loop: Loop = responder.loop
         self._pending: Pending | None = None  # the request whose outcome is passed on
-        self._promise: Any = None
         self._responder: Responder | None = responder
         self.call_later: Any = None  # made when it is needed: it is a cycle
 
@@ -145,16 +143,14 @@ class Owed:
             self.reply = failed_in_dispatch(error)
         self.source = None
 
-    def follow(self, pending: Pending, promise: Any) -> None:
+    def follow(self, pending: Pending) -> None:
         """Pass on the outcome of a request. An interrupted call can be made again."""
         self._pending = pending
-        if pending.settled:
-            return
-        self._promise = promise  # which stays alive until then
-        pending.unwatch(self.call_later)
-        pending.unwatch(self._settled)
-        pending.watch(self.call_later)  # first: a turn does what an interruption of the other has left
-        pending.watch(self._settled)
+        if not pending.settled:
+            pending.unwatch(self.call_later)
+            pending.unwatch(self._settled)
+            pending.watch(self.call_later)  # first: a turn does what an interruption of the other has left
+            pending.watch(self._settled)
 
     def _settled(self, promise: Any) -> None:
         self.go_on()
@@ -180,5 +176,5 @@ class Owed:
             pending.unwatch(self._settled)
         if responder is not None:
             responder.owed.pop(self, None)
-        self.call_later = self._pending = self._promise = self.guard = self.source = self._responder = None
+        self.call_later = self._pending = self.guard = self.source = self._responder = None
         self.loop.later.pop(self, None)  # last: a turn makes an interrupted call again
