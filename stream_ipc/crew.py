@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from operator import attrgetter
 
 from . import log
 from .clock import monotonic
@@ -166,7 +165,7 @@ class Crew:
         free = self._free
         while free:
             if self.in_flight > 1:
-                worker = min(tuple(free), key=attrgetter("load"))
+                worker = min(tuple(free), key=lambda worker: len(worker.running))
             else:
                 for worker in free:  # next(iter(...)) would bear no signal handler that adds one
                     break
@@ -308,7 +307,7 @@ class Crew:
     def _note_ready(self, worker: Worker) -> None:
         # atomic: no calls
         worker.ready = True
-        self._free[worker] = None
+        self._free[worker] = self._loop.later[self] = None
 
     def _await_sign(self, worker: Worker) -> None:
         session: Any = worker.session
@@ -320,7 +319,6 @@ class Crew:
                 worker.due = None
                 if self._hello is not None:
                     self._note_ready(worker)
-                    self._loop.later[self] = None
 
         session.on_message(hear)
 

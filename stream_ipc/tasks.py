@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from contextlib import suppress
 from itertools import islice
 from operator import attrgetter
 
@@ -183,16 +182,9 @@ class Tasks:
         return None
 
     def has_more_than(self, count: int) -> bool:
-        """Return whether more than so many are still to be begun. Those before these that are not are dropped."""
-        queue = self.queue
-        while len(queue) > count:
-            unwanted = [task for task in tuple(islice(queue, count + 1)) if not task.is_wanted]
-            if not unwanted:
-                return True
-            for task in unwanted:
-                with suppress(ValueError):  # a signal handler has looked, too
-                    queue.remove(task)
-        return False
+        """Return whether more than so many are still to be begun."""
+        wanted = (task for task in tuple(self.queue) if task.is_wanted)
+        return len([*islice(wanted, count + 1)]) > count
 
     def cancel(self, task: Task) -> bool:
         """Give a task up; returns whether it was still pending. A worker that has it goes on, and comes back as usual."""

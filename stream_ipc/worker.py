@@ -50,11 +50,6 @@ class Worker:
         self.due: float | None = None
 
     @property
-    def load(self) -> int:
-        """How many tasks it has."""
-        return len(self.running)
-
-    @property
     def is_clogged(self) -> bool:
         """Whether it has to read before a task can be sent to it."""
         return self.ready and self.conversation.outbox.queued_bytes > _MUCH and self.conversation.is_writable
