@@ -10,7 +10,6 @@ import math
 from functools import partial
 
 from . import log
-from .clock import monotonic
 from .core.until import Until
 from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe, unraised
 from .interruptions import interruption_in
@@ -440,23 +439,20 @@ class Crew:
         Args:
             seconds: How long that may take; None for the usual bounds.
         """
-        loop = self._loop
         self.tasks.close()  # first: now workers keep their places, where a call after an interrupted one finds them
         text = "this side closed the worker pool"
         workers = [worker for worker in self._workers if worker.session is not None]
         for worker in workers:
             worker.conversation = conversation_of(worker.session)  # an interruption may have kept it from being set up
-        due = None if seconds is None else monotonic() + seconds
+            if seconds is not None:
+                worker.conversation.hurry(self._loop.clock() + seconds)
         try:
             self.close(text)
         finally:  # a done callback may have been interrupted
             for worker in workers:
                 worker.close(text)
-        # Side by side; session.close() would do it one by one, and hurry each anew.
-        mine = [worker.conversation.teardown for worker in workers]
-        loop.teardowns.wait([teardown for teardown in loop.teardowns.all if teardown in mine], due, background=False)
         for worker in workers:
-            worker.conversation.close()
+            worker.conversation.close()  # which waits for its process
 
 
 def _end_of(worker: Worker, task: Task) -> StreamClosedError:

@@ -36,15 +36,14 @@ class Teardowns:
         if teardown not in self.all:
             self.all.append(teardown)
 
-    def step(self, deliver: bool = True, only: Collection[Teardown] | None = None) -> float:
-        """Do what can be done now, of all or of some; returns in how many seconds to call again at the latest.
+    def step(self, deliver: bool = True) -> float:
+        """Do what can be done now; returns in how many seconds to call again at the latest.
 
         Args:
             deliver: Whether handlers may run.
-            only: Which to do, by default all.
         """
         wait = 60.0
-        for teardown in tuple(self.all if only is None else only):
+        for teardown in tuple(self.all):
             left = teardown.step()
             if deliver and teardown.messages:
                 wait = 0.0  # a handler may do anything, also close this
@@ -59,7 +58,7 @@ class Teardowns:
     def wait(
         self, only: Collection[Teardown] | None = None, due: float | None = None, background: bool = True
     ) -> None:
-        """Block until all are done, side by side. Each of them bounds its own steps.
+        """Block until some are done; all go on, side by side. Each of them bounds its own steps.
 
         Args:
             only: Which to wait for, by default all that are there now.
@@ -71,12 +70,12 @@ class Teardowns:
             for teardown in left:
                 teardown.hurry(due)
         while True:
-            wait = self.step(only=left)
+            wait = self.step()
             left = tuple([teardown for teardown in left if teardown in self.all])
             if not any([background or not teardown.background for teardown in left]):
                 return
             try:
-                wait_readable([fd for teardown in left for fd in teardown.fds()], wait)
+                wait_readable([fd for teardown in self.all for fd in teardown.fds()], wait)
             except OSError as exc:  # the system has no memory for it
                 pass_on(exc)
                 time.sleep(min(wait, TEARDOWN_INTERVAL))
