@@ -194,24 +194,21 @@ class Crew:
 
             requests.request(None, task.message, task.timeout, task.expect, task)
         except BaseException as exc:
-            is_error = isinstance(exc, Exception) and interruption_in(exc) is None
-            if task.worker is worker and (is_error or task.unsent):  # otherwise another has it, or a reply will come
+            error = exc if isinstance(exc, Exception) and interruption_in(exc) is None else None
+            if task.worker is worker and (error or task.unsent):  # otherwise another has it, or a reply will come
                 requests.remove(task)
-                if is_error:
-                    self._take_unsent(worker, task, exc)
-                else:
-                    self.tasks.put_back(worker, task, False)
-            if not is_error:
+                self._take_unsent(worker, task, error)
+            if error is None:
                 raise
 
-    def _take_unsent(self, worker: Worker, task: Task, error: BaseException) -> None:
-        """Take a task that could not be sent to a worker from it."""
+    def _take_unsent(self, worker: Worker, task: Task, error: Exception | None) -> None:
+        """Take a task that was not sent to a worker from it, because of an error or an interruption."""
         if isinstance(error, RequestTimeoutError):  # it does not read
             self.take(task, error)
             return
         if isinstance(error, (StreamClosedError, InvalidStreamError)):
             worker.ready = False  # it is dead, or its stream is; its end is on the way
-        else:  # the task cannot travel
+        elif error is not None:  # the task cannot travel
             self.tasks.settle(task, error)
         self.tasks.put_back(worker, task, False)
         self._free[worker] = None

@@ -13,7 +13,6 @@ from weakref import ref
 from .arguments import check_iterable, check_timeout
 from .clock import monotonic
 from .core.last_look import take_replies
-from .errors import StreamClosedError
 from .interruptions import pass_on
 from .promise import ResponsePromise, is_settled, pending_of, requester_of
 from .transports.descriptors import wait_readable
@@ -77,20 +76,13 @@ class _Waiting:
         """
         if not self._loops:
             self._loops = list({requester.loop for requester in {*map(requester_of, self.given)}})
+        turn = self._loops[0].run if len(self._loops) == 1 else self._turn_all
         while not until.settled:
-            if len(self._loops) == 1:
-                self._loops[0].run(until, self._limit)
-            else:
-                self._turn_all(until)
-            if until.settled:
-                break
-            if self._clock() >= self._limit:
+            turn(until, self._limit)
+            if self._clock() >= self._limit and not until.settled:
                 take_replies([pending for pending in map(pending_of, self.given) if not pending.settled], self._limit)
-                return bool(until.settled)
-            if all([loop.closed for loop in self._loops]):
-                # Closing settles everything, so this is never so. But then nothing else would end this.
-                raise StreamClosedError("every peer of these requests is closed, so nothing can settle them")
-        return True
+                break
+        return bool(until.settled)
 
     def too_late(self) -> TimeoutError:
         """Return the error that says how many are unfinished."""
@@ -98,7 +90,7 @@ class _Waiting:
         text = f"{len(left)} of {len({*self.given})} requests got no reply within {self._timeout} s"
         return TimeoutError(f"{text}; they are still pending")
 
-    def _turn_all(self, until: Any) -> None:
+    def _turn_all(self, until: Any, limit: float) -> None:
         # Each loop has its own clock and poller; their descriptors can be waited for together.
         for loop in self._loops:
             loop.run(until, 0)
@@ -106,7 +98,7 @@ class _Waiting:
         if until.settled or not loops:
             return
         dues = [loop.next_deadline() for loop in loops]  # some of their transports may have no descriptor
-        wait = max(0.0, min(_CHECK, self._limit - self._clock(), *[due for due in dues if due is not None]))
+        wait = max(0.0, min(_CHECK, limit - self._clock(), *[due for due in dues if due is not None]))
         try:
             fds = [loop.fileno() for loop in loops]
         except OSError as exc:  # this program's selector has no descriptor

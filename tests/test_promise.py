@@ -27,7 +27,6 @@ from stream_ipc import (
     gather,
 )
 from stream_ipc.core import requests
-from stream_ipc.core.lifecycle import drop_loop
 from tests.helpers import (
     WAIT,
     CallAt,
@@ -647,19 +646,6 @@ def test_callbacks_that_take_from_the_iterator_that_is_waited_for(raw: RawPeer) 
     raw.write(*[reply_bytes(promise.id, Pong()) for promise in promises])
     assert sorted([*iterator, *taken], key=promises.index) == promises
     assert taken and next(iterator, None) is None
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_waiting_for_what_nothing_can_settle_is_an_error_and_does_not_spin(count: int) -> None:
-    # Nobody can get there: closing settles everything. Here the loops are released behind the backs of their sessions.
-    peers = [IpcPeer(timeout=None) for _ in range(count)]
-    promises = [peer.create_session_pair()[0].request(Ping()) for peer in peers]
-    for peer in peers:
-        with pytest.warns(ResourceWarning):
-            drop_loop(peer._loop, "peer")
-    for call in (lambda: gather(promises), lambda: next(as_completed(promises))):
-        with pytest.raises(StreamClosedError, match="every peer of these requests is closed"):
-            call()
 
 
 def test_what_a_signal_handler_raises_inside_of_a_done_callback_is_logged(caplog: pytest.LogCaptureFixture) -> None:
