@@ -106,7 +106,7 @@ class Dispatcher:
         first = self.inbox[0]
         if type(first) is EndOfStream:
             return not self._conversation.writes_on
-        return type(first) is not RequestEnvelope or not self.responder.is_full
+        return type(first) is not RequestEnvelope or not self._conversation.is_stuck
 
     def step(self, until: Any, goal: int = 0) -> int:
         """Dispatch what stands in the inbox; returns how many messages that was.

@@ -88,7 +88,7 @@ class Owed:
     @property
     def is_open(self) -> bool:
         """Whether the requester can still get it."""
-        return self._responder is not None and self._responder.is_writable
+        return self._responder is not None and self._responder.conversation.is_writable
 
     def enter(self) -> None:
         """Have a turn go on with it, unless its reply was handed over: then it is done."""
@@ -114,7 +114,7 @@ class Owed:
             self.reply = self._find_reply()
         if self.reply is None:
             loop.later.pop(self, None)
-            responder.port.limit_reading()
+            responder.conversation.port.limit_reading()
             return
         owed = responder.owed
         outer = loop.enter()
@@ -124,15 +124,15 @@ class Owed:
                 del owed[self]
 
             responder.send(self, self.reply)
-            self.was_open = responder.is_writable
+            self.was_open = responder.conversation.is_writable
             self.drop()
         except BaseException:
             self.enter()
             raise
         finally:
             loop.thread = outer
-        if responder.port.paused:
-            responder.port.update_reading()
+        if responder.conversation.port.paused:
+            responder.conversation.port.update_reading()
 
     def _begin(self) -> None:
         """Have it settled by what the handler has returned. An interrupted call can be made again."""

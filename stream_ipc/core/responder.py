@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from .conversation import Conversation
     from .loop import Loop
-    from .port import Port
 
 __all__ = ["Responder"]
 
@@ -42,6 +41,7 @@ class Responder:
         inbox: Where requests stand.
 
     Attributes:
+        conversation: As above.
         loop: The conversation's.
         on_request: Handlers of requests.
         owed: Replies that are still to be sent.
@@ -49,7 +49,7 @@ class Responder:
 
     def __init__(self, conversation: Conversation, inbox: deque[Any]) -> None:
         self.on_request: HandlerList = HandlerList("on_request", of_messages=True)
-        self._conversation = conversation
+        self.conversation: Conversation = conversation
         self.owed: dict[Owed, None] = {}
         self._inbox = inbox
         self._session = conversation.session
@@ -57,24 +57,9 @@ class Responder:
         self._channel = conversation.channel
         self._outbox = conversation.channel.outbox
 
-    @property
-    def port(self) -> Port:
-        """What moves the bytes."""
-        return self._conversation.port
-
-    @property
-    def is_writable(self) -> bool:
-        """Whether the other side can still get something."""
-        return self._conversation.is_writable
-
-    @property
-    def is_full(self) -> bool:
-        """Whether a reply would only add to a long queue that the other side still reads."""
-        return self._conversation.is_stuck
-
     def serve(self, item: RequestEnvelope) -> int | None:
         """Ask the handlers of a request, and send the reply."""
-        if self._outbox.queued_bytes > HIGH_WATER and self.is_full:
+        if self._outbox.queued_bytes > HIGH_WATER and self.conversation.is_stuck:
             return None
         request = item.request
         cls = type(request)
@@ -127,9 +112,9 @@ class Responder:
                 self.loop.set_timer(self, self.loop.clock() + _LOOK_INTERVAL)
                 reply.enter()
                 reply.go_on()
-                if not self._conversation.is_open:
+                if not self.conversation.is_open:
                     self.drop_owed()
-            elif not self._conversation.is_open:
+            elif not self.conversation.is_open:
                 self._log_dropped(item.id)
             else:
                 try:
@@ -176,7 +161,7 @@ class Responder:
 
     def send(self, owed: Owed, reply: Message) -> None:
         """Send an owed reply, or an error in its place."""
-        if not self._conversation.is_open:
+        if not self.conversation.is_open:
             self._log_dropped(owed.id)
             return
         try:
@@ -191,19 +176,19 @@ class Responder:
 
     def _takes_another(self, exc: BaseException) -> bool:
         """Take note of what sending a reply has raised; returns whether another can be sent in its place."""
-        self.loop.repairs[self.port] = None
-        self.port.note_write_error(exc)
+        self.loop.repairs[self.conversation.port] = None
+        self.conversation.port.note_write_error(exc)
         if isinstance(exc, (FrameTooLargeError, SerializationError)):
             return True
         if not isinstance(exc, (StreamClosedError, InvalidStreamError)):  # of which the port has taken note
-            self.port.report_failure(exc)
+            self.conversation.port.report_failure(exc)
         return False
 
     def _log_error_reply(self, id: Any, exc: BaseException) -> None:
-        log.debug("session %s: request %.128r was answered with %s", self._conversation.name, id, article(type(exc)))
+        log.debug("session %s: request %.128r was answered with %s", self.conversation.name, id, article(type(exc)))
 
     def _log_dropped(self, id: Any) -> None:
-        log.debug("session %s: reply to request %.128r dropped: it is closed", self._conversation.name, id)
+        log.debug("session %s: reply to request %.128r dropped: it is closed", self.conversation.name, id)
 
     def drop_owed(self) -> None:
         """Drop the replies that are owed: nobody can get them any more. An interrupted call can be made again."""
