@@ -670,6 +670,17 @@ def test_bad_ids(identity: Any) -> None:
     assert caught.value.request_id is None
 
 
+@pytest.mark.parametrize("key", ["\0*\0id", "\0StreamIpc\\Envelope\\RequestEnvelope\0id"])
+def test_an_envelope_is_checked_whoever_may_see_its_properties(key: str) -> None:
+    message = LogMessage("x")
+    for identity, content, text in ((["1"], message, "id of an"), ("x" * 129, message, "id of an"), ("1", 5, "content of")):
+        data = S.serialize(RequestEnvelope("ID", message)).replace(b's:2:"id";s:2:"ID";', written(key) + written(identity))
+        data = data.replace(S.serialize(message), written(content))
+        with pytest.raises(SerializationError, match=text):
+            S.deserialize(data)
+    assert S.deserialize(S.serialize(RequestEnvelope("ID", message)).replace(written("id"), written(key))).id == "ID"
+
+
 @pytest.mark.parametrize("content", [5, None, "x", [], Point(1, 2), Suit.Hearts])
 def test_envelopes_hold_messages(content: Any) -> None:
     with pytest.raises(SerializationError, match="must hold a Message"):

@@ -111,7 +111,10 @@ def builder(info: TypeInfo, keys: Sequence[str], conversions: Conversions, renam
 
     def otherwise(data: dict[Any, Any]) -> Any:
         # Not every field was sent: the registry knows the defaults.
-        data = data if rename is None else rename(data)
+        if rename is not None:
+            data = rename(data)
+            if all([key in data for key in keys]):
+                return build(data)  # which checks an envelope
         values = {}
         for f, key in zip(info.fields, keys, strict=True):
             if key in data:
@@ -122,7 +125,8 @@ def builder(info: TypeInfo, keys: Sequence[str], conversions: Conversions, renam
     lines = ["def made(data):", "    try:", "        pass"]
     lines += [f"        v{i} = data[{key!r}]" for i, key in enumerate(keys)]
     lines += ["    except KeyError:", "        return otherwise(data)"]
-    return compile_builder(lines, info, conversions, {"otherwise": otherwise})
+    build = compile_builder(lines, info, conversions, {"otherwise": otherwise})
+    return build
 
 
 def compile_builder(
