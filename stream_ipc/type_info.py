@@ -141,6 +141,15 @@ class TypeInfo:
                 ) from exc
             raise self.refused(exc) from exc
 
+    @property
+    def make(self) -> Callable[..., Any]:
+        """What builds an instance of a class with fields from the values of all, in order. It raises anything."""
+        names = ", ".join([f"v{i}" for i in range(len(self.fields))])
+        call = self.call(names.split(", "))
+        if call == f"cls({names})":
+            return self.cls
+        return compile_function([f"def made({names}):", f"    return {call}"], {"cls": self.cls})
+
     def call(self, values: Sequence[str]) -> str:
         """Return the source of the call of ``cls`` that builds an instance from the source of each field's value."""
         # cls(a, b) needs no dict for the arguments, which cls(x=a, y=b) does. Only where the constructor is a plain

@@ -135,7 +135,7 @@ def test_envelopes(name):
 
 
 def test_a_pickle_of_the_standard_library():
-    payload = pickle.dumps((1, "1.2", "App\\Job\0name\0more", "x", {"k": [1, (2, "x")], "x": b"y"}), 5)
+    payload = pickle.dumps((1, "1.2", "App\\Job\0name\0more", ("x", {"k": [1, (2, "x")], "x": b"y"})), 5)
     assert pickle.FRAME in payload and pickle.MEMOIZE in payload
     view = "App\\Job(name='x', more={'k': [1, (2, 'x')], 'x': b'y'})"
     assert look(payload) == ("request", "1.2", "App\\Job", view)
@@ -173,12 +173,12 @@ def test_long_values_are_shortened(name):
     assert "(5000 characters)" in view
     assert len(view) < 500
     name = "Long" * 45
-    payload = pickle.dumps((0, None, f"{name}\0field", list(range(100))), 5)
+    payload = pickle.dumps((0, None, f"{name}\0field", (list(range(100)),)), 5)
     assert look(payload).view.startswith(f"{name}(field=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, ")
 
 
 def test_names_and_ids_cannot_write_on_the_screen():
-    payload = pickle.dumps((1, "7\x1b[2J\n8", "a\x1b]0;b\x07\r\nc\0d\x1b", "e\x1b"), 5)
+    payload = pickle.dumps((1, "7\x1b[2J\n8", "a\x1b]0;b\x07\r\nc\0d\x1b", ("e\x1b",)), 5)
     content = look(payload)
     assert content == ("request", "7\\x1b[2J\\n8", "a\\x1b]0;b\\x07\\r\\nc", "a\\x1b]0;b\\x07\\r\\nc(d\\x1b='e\\x1b')")
     for text in (b'{"__class":"A\\u001b\\n","b\\u001b":1}', b'O:3:"A\x1b\n":1:{s:2:"b\x1b";i:1;}', b"\x1b\n"):
@@ -188,17 +188,6 @@ def test_names_and_ids_cannot_write_on_the_screen():
 def test_bytes_are_shortened():
     view = look(PickleMessageSerializer().serialize(Job("x", point=b"\xff" * 10**6))).view
     assert re.search(r"point=b'(\\xff)+\.\.\.' \(1000000 bytes\)", view)
-
-
-@pytest.mark.parametrize("name", ["pickle", "plain pickle"])
-def test_of_a_pickle_that_is_too_long_the_class_is_shown(name):
-    job = Job("x", point=list(range(100_000)))
-    for kind, id, message in (
-        ("request", "1.2", RequestEnvelope("1.2", job)),
-        ("response", "1.2", ResponseEnvelope("1.2", job)),
-        ("notification", "", job),
-    ):
-        assert look(FORMATS[name].serialize(message)) == (kind, id, NAMES[name], f"{NAMES[name]}(...)")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -238,9 +227,6 @@ def test_garbage():
             assert look(data, rng.choice(["", "pickle", "json", "php"])).view != ""
 
 
-FRAME = b"\x80\x05\x95%c" + bytes(7)
-
-
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
@@ -252,13 +238,10 @@ FRAME = b"\x80\x05\x95%c" + bytes(7)
         (b'{"a":1 "b":2}', "json: JSONDecodeError: Expecting ',' delimiter: line 1 column 8 (char 7)"),
         (b'{"a":1} {}', "json: JSONDecodeError: Extra data"),
         (b"{}", "json: {} is no object"),
-        (b"\x80\x05\xff", "pickle: ValueError: at position 2, opcode b'\\xff' unknown"),
-        (b"\x80\x05Nrrest.", "pickle: LONG_BINPUT 1953719666 behind 2 opcodes"),
-        (FRAME % 9 + b"(K\0K\0\x8a\x19" + b"a" * 25 + b"\x8c\5r\0\0\0\1NNNN.", "pickle: SHORT_BINUNICODE in a frame that"),
-        (FRAME % 11 + FRAME[2:] % 2 + b"N.", "pickle: FRAME in a frame that is broken"),
-        (pickle.dumps("x" * 50, 5)[:30], "pickle: ValueError: expected 50 bytes in a unicodestring1, but only"),
+        (b"\x80\x05\xff", "pickle: UnpicklingError: invalid load key, '\\xff'."),
+        (pickle.dumps("x" * 50, 5)[:30], "pickle: UnpicklingError: pickle data was truncated"),
         (pickle.dumps("x", 5), "pickle: 'x' is no object"),
-        (pickle.dumps((0, None, "A\0b\0c", 1), 5), "pickle: ValueError: zip() argument 2 is shorter"),
+        (pickle.dumps((0, None, "A\0b\0c", (1,)), 5), "pickle: ValueError: zip() argument 2 is shorter"),
     ],
 )
 def test_what_is_unreadable_says_why(payload, reason):
@@ -450,7 +433,7 @@ def test_summary():
     lines.clear()
     assert report.finish()
     assert "".join(lines).splitlines() == [
-        "-> 136 bytes: 2 requests",
+        "-> 142 bytes: 2 requests",
         f"<- {size} bytes: 1 request, 1 junk, 2 responses, 1 notification, 1 unreadable",
         "slowest requests:",
         "  250.0 ms  1  App\\Job",

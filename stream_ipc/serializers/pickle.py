@@ -2,8 +2,8 @@
 
 Knows the registry and messages. Must not know frames or streams.
 
-The payload is a pickle of one tuple ``(kind, id, shape, value, ...)``: what the envelope holds, the class and the names of
-its fields, and the fields' values. ``pickle_objects.py`` has what a shape is, and how the objects among the values travel.
+The payload is a pickle of one tuple ``(kind, id, shape, content)``: what the envelope holds, the class and the names of its
+fields, and their values. ``pickle_objects.py`` has what a shape is, and how the objects among the values travel.
 The one global that a payload ever names is ``build``, which stands for these.
 
 Most messages are small and hold no objects, and for these both directions use the module's quickest functions: a message
@@ -39,6 +39,7 @@ from ..type_info import compile_function
 from .pickle_objects import (
     ADVICE,
     ATOMS,
+    SEPARATOR,
     ObjectPickler,
     ObjectUnpickler,
     Resolver,
@@ -58,11 +59,9 @@ if TYPE_CHECKING:
 
     Parts = bytes | list[bytes]
     Write = Callable[[int, Any, Message], Parts]
-    Read = Callable[[tuple[Any, ...]], Message]
 
 __all__ = ["PickleMessageSerializer", "build"]  # where pickles say that build is: see GLOBAL
 
-_KINDS = (NOTIFICATION, REQUEST, RESPONSE)  # a set would look at the hash of a tuple without end
 _LARGE = 64 * 1024  # bytes: from here on a payload is read where it is
 _SMALL = 1024  # bytes: up to here the pickler of a payload is used again
 
@@ -154,7 +153,7 @@ def _writer_of(cls: type) -> Write:
     info = registry.type_info(cls)
     if issubclass(cls, ENVELOPES):
         raise SerializationError(f"{info.wire_name} cannot be sent: it is, or derives from, an envelope inside another")
-    return _quick_writer_of(info) if info.fields and not info.is_enum else _general_writer_of(cls)
+    return _quick_writer_of(info) if info.fields else _general_writer_of(cls)
 
 
 class _Writers(registry.Cache):
@@ -167,8 +166,11 @@ _writers: dict[type, Write] = _Writers(_writer_of)
 
 
 def _general_writer_of(cls: type) -> Write:
-    take = take_apart[cls]
-    return lambda kind, id, message: _write((kind, id, *take(message)), message)
+    def write(kind: int, id: Any, message: Message) -> Parts:
+        shape, *values = take_apart[cls](message)
+        return _write((kind, id, shape, tuple(values) if SEPARATOR in shape else values[0]), message)
+
+    return write
 
 
 # What dumps() writes as it is. Whatever else a field holds is the pickler's, which meets objects.
@@ -177,7 +179,7 @@ _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 def _quick_writer_of(info: TypeInfo) -> Write:
     values = [f"v{index}" for index in range(len(info.fields))]
-    root = f"(kind, id, shape, {', '.join(values)})"
+    root = f"(kind, id, shape, ({', '.join(values)},))"
     lines = [
         "def made(kind, id, message):",
         *(f"    {value} = message.{field.name}" for field, value in zip(info.fields, values)),
@@ -285,12 +287,51 @@ def _read(payload: bytes | bytearray) -> Message:
             root = loads(payload)
         except Exception as exc:
             raise _failed_load(payload, exc) from exc
-    # A list of plain data passes for the tuple once its class is known: to ask would take longer, and it does no harm.
+    # Plain data of another type passes for a tuple once the class is known: to ask would take longer, and it does no harm.
     try:
-        read = _readers[_text(root[2], "")]
-    except (IndexError, KeyError, TypeError):
-        read = _read_root
-    return read(root)
+        kind, id, shape, content = root
+        make, count = _makers[_text(shape, "")]
+        if len(content) != count:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        if type(root) is not tuple or len(root) != 4:
+            raise SerializationError(_OTHER_FORM) from None
+        make, content = _first_of_shape, (shape, content)
+    try:
+        message: Message = make(*content)
+    except SerializationError as exc:
+        add_id(exc, kind, id)
+        raise
+    except Exception as exc:
+        raise add_id(registry.lookup(shape.split(SEPARATOR)[0]).refused(exc), kind, id) from exc
+    if kind == NOTIFICATION:
+        return message
+    if type(id) is str and len(id) <= MAX_ID_LENGTH:
+        if kind == RESPONSE:
+            return ResponseEnvelope(id, message)
+        if kind == REQUEST:
+            return RequestEnvelope(id, message)
+    text = f"its id is not a str of at most {MAX_ID_LENGTH} characters, or it is of a kind that this side does not know"
+    raise SerializationError(f"payload is not a message: {text}")
+
+
+# What makes the message of a root, by its shape, and how many values that takes.
+_makers: dict[str, tuple[Callable[..., Any], int]] = {}
+registry.clear_on_change(_makers)
+
+
+def _first_of_shape(shape: Any, content: Any) -> Message:
+    """Return the message of a root for which there is no maker yet, or raise SerializationError."""
+    info, fields = class_and_fields(shape, content)
+    if not issubclass(info.cls, Message):
+        raise SerializationError(f"payload is not a message: {info.wire_name} does not derive from Message")
+    if issubclass(info.cls, ENVELOPES):  # its id would be of any type
+        raise SerializationError(f"payload is not a message: {info.wire_name} is an envelope inside another")
+    # Of no other shape: there would be no end of them. And before the constructor, which may register a class.
+    if info.fields and shape == shape_of(info):
+        _makers[shape] = info.make, len(info.fields)
+    message: Message = info.build(fields)
+    return message
 
 
 class _ViewFile:
@@ -335,9 +376,8 @@ def _load_objects(payload: bytes | bytearray) -> Any:
     # READONLY_BUFFER and BYTEARRAY8 make a memoryview, which the resolver refuses, and name nothing.
     if not built and not (0x98 in payload and 0x96 in payload):
         return root
-    resolver = Resolver(not built)
     try:
-        return root[:3] + tuple([resolver.item(value) for value in root[3:]])
+        return root[:3] + Resolver(not built).item(root[3:])  # the shape is not looked into
     except SerializationError as exc:
         add_id(exc, *root[:2])
         raise
@@ -369,71 +409,6 @@ def _add_id_of_head(error: SerializationError, payload: Any) -> None:
             add_id(error, head[1][0], head[3][: head[2][0]].decode())
         except UnicodeDecodeError:
             pass
-
-
-# -- from a root to its message
-
-
-def _read_root(root: Any) -> Message:
-    """Return the message or the envelope of any root, or raise SerializationError."""
-    if type(root) is not tuple or len(root) < 4:
-        raise SerializationError(_OTHER_FORM)
-    kind, id, shape = root[:3]
-    if kind not in _KINDS:
-        raise SerializationError("payload is not a message: it is of a kind that this side does not know")
-    if kind != NOTIFICATION and (type(id) is not str or len(id) > MAX_ID_LENGTH):
-        raise SerializationError(f"payload is not an envelope: its id is not a str of at most {MAX_ID_LENGTH} characters")
-    try:
-        info, fields = class_and_fields(shape, root[3:])
-        if not issubclass(info.cls, Message):
-            raise SerializationError(f"payload is not a message: {info.wire_name} does not derive from Message")
-        if issubclass(info.cls, ENVELOPES):  # its id would be of any type
-            raise SerializationError(f"payload is not a message: {info.wire_name} is an envelope inside another")
-        # Of no other shape: there would be no end of them. And before the constructor, which may register a class.
-        if info.fields and shape == shape_of(info):
-            _readers[shape] = _reader_of(info)
-        message: Message = info.build(fields)
-    except SerializationError as exc:
-        add_id(exc, kind, id)
-        raise
-    return put_in_envelope(kind, id, message)
-
-
-# By shape, what makes the message or the envelope of a root.
-_readers: dict[str, Read] = {}
-registry.clear_on_change(_readers)
-
-
-def _reader_of(info: TypeInfo) -> Read:
-    values = [f"v{index}" for index in range(len(info.fields))]
-    lines = [
-        "def made(root):",
-        "    try:",
-        f"        kind, id, _, {', '.join(values)} = root",
-        "    except ValueError:",
-        "        return read_root(root)",
-        f"    if kind == {NOTIFICATION}:",
-        "        try:",
-        f"            return {info.call(values)}",
-        "        except Exception as exc:",
-        "            raise refused(exc) from exc",
-    ]
-    for kind, name in ((REQUEST, "request"), (RESPONSE, "response")):
-        lines += [
-            f"    if kind == {kind} and type(id) is str and len(id) <= {MAX_ID_LENGTH}:",
-            "        try:",
-            f"            message = {info.call(values)}",
-            "        except Exception as exc:",
-            "            raise add_id(refused(exc), kind, id) from exc",
-            f"        envelope = new({name})",  # what its constructor does, without the call
-            "        envelope.id = id",
-            f"        envelope.{name} = message",
-            "        return envelope",
-        ]
-    lines.append("    return read_root(root)")
-    names = {"read_root": _read_root, "add_id": add_id, "new": object.__new__}
-    envelopes = {"request": RequestEnvelope, "response": ResponseEnvelope}
-    return compile_function(lines, {"cls": info.cls, "refused": info.refused, **names, **envelopes})
 
 
 # -- unsafe=True

@@ -19,7 +19,7 @@ from ..type_info import compile_function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from ..type_info import TypeInfo
@@ -86,20 +86,20 @@ def shape_of(info: TypeInfo) -> str:
     return SEPARATOR.join([info.wire_name, *(field.name for field in info.fields)])
 
 
-def class_and_fields(shape: Any, values: tuple[Any, ...]) -> tuple[TypeInfo, dict[str, Any]]:
+def class_and_fields(shape: Any, content: Any) -> tuple[TypeInfo, dict[str, Any]]:
     """Return the class of a shape that was received, and its fields by name."""
-    if type(shape) is str and SEPARATOR in shape:
+    if type(content) is dict:
+        info = registry.lookup(shape)
+        fields = content
+    elif type(content) is tuple and type(shape) is str and SEPARATOR in shape:
         name, *names = shape.split(SEPARATOR)
         info = registry.lookup(name)
-        if len(names) != len(values):
-            text = f"{info.wire_name} comes with {len(names)} fields and {len(values)} values"
+        if len(names) != len(content):
+            text = f"{info.wire_name} comes with {len(names)} fields and {len(content)} values"
             raise SerializationError(f"payload is not a message: {text}")
-        fields = dict(zip(names, values))
+        fields = dict(zip(names, content))
     else:
-        if len(values) != 1 or type(values[0]) is not dict:
-            raise SerializationError("payload is not a message: its fields are not a dict")
-        fields = values[0]
-        info = registry.lookup(shape)
+        raise SerializationError("payload is not a message: it has no fields")
     if info.is_enum:  # its members are not made, but found
         raise SerializationError(f"payload is not a message: {info.wire_name} is an enum, and has no fields")
     return info, fields
@@ -212,17 +212,10 @@ class Resolver:
     def item(self, value: Any) -> Any:
         """Return a value with objects in place of handles."""
         cls = type(value)
-        done = self._done
-        key = id(value)
-        if cls is Handle:  # is in itself only by way of a container, which notices
-            if key in done:
-                return done[key]
-            shape = value[0] if value else None
-            make = _find_nested(shape, _unusual) if type(shape) is str else _unusual  # a tuple's hash may have no end
-            made = done[key] = make(value, self)
-            return made
         if cls in ATOMS:
             return value
+        done = self._done
+        key = id(value)
         if key in done:
             if done[key] is not _IN_PROGRESS:
                 return done[key]
@@ -231,43 +224,46 @@ class Resolver:
             raise SerializationError(f"payload contains {article(cls)} that contains itself; only plain data may")
         done[key] = _IN_PROGRESS
         result: Any = value
-        if cls is list:
-            if not ATOMS.issuperset(map(type, value)):
-                value[:] = [self.item(item) for item in value]
+        if cls is Handle:
+            shape = value[0] if value else None
+            make = _nested.get(shape, _unusual) if type(shape) is str else _unusual  # the hash of a deep tuple has no end
+            result = make(value, self)
+        elif cls is list:
+            value[:] = self._items(value)
         elif cls is tuple:
-            if not ATOMS.issuperset(map(type, value)):
-                result = tuple([self.item(item) for item in value])
+            result = tuple(self._items(value))
         elif cls is dict:
-            if not ATOMS.issuperset(map(type, value)):
-                pairs = [(self.item(name), item) for name, item in value.items()]
-                value.clear()
-                value.update(pairs)
-            for name, item in value.items():
-                if type(item) not in ATOMS:
-                    value[name] = self.item(item)
+            pairs = list(zip(self._items(value), self._items(value.values())))
+            value.clear()
+            value.update(pairs)
         elif cls is set:
-            items = [self.item(item) for item in value]
+            items = self._items(value)
             value.clear()
             value.update(items)
         elif cls is frozenset:
-            result = frozenset([self.item(item) for item in value])
+            result = frozenset(self._items(value))
         else:
             raise SerializationError(f"payload is not a message: it may not hold {article(cls)}")
         done[key] = result
         return result
 
+    def _items(self, values: Iterable[Any]) -> list[Any]:
+        items = list(values)
+        return items if ATOMS.issuperset(map(type, items)) else [self.item(item) for item in items]
+
+
+_IN_PROGRESS = object()
+
 
 def _unusual(handle: Handle, resolver: Resolver) -> Any:
     """Build what is not to be built by a function for its class: the first of its shape, and others."""
-    shape, *values = handle or (None,)
-    if type(shape) is str and SEPARATOR in shape:
-        info, fields = class_and_fields(shape, tuple(values))
-        if info.fields and shape == shape_of(info):
+    shape, *values = [resolver.item(part) for part in handle] or (None,)
+    content = values[0] if len(values) == 1 else None
+    is_shape = type(shape) is str and SEPARATOR in shape
+    if is_shape or type(content) is dict:
+        info, fields = class_and_fields(shape, tuple(values) if is_shape else content)
+        if info.fields and shape == shape_of(info):  # before the constructor, which may register a class
             _nested[shape] = _nested_of(info)
-        return info.build({name: resolver.item(value) for name, value in fields.items()})
-    content = resolver.item(values[0]) if len(values) == 1 else None
-    if type(content) is dict:
-        info, fields = class_and_fields(shape, (content,))
         return info.build(fields)
     if type(content) is str or type(content) is int:
         return _enum_member(registry.lookup(shape), content)
@@ -281,7 +277,6 @@ def _unusual(handle: Handle, resolver: Resolver) -> Any:
 # By shape, what builds an object inside a message.
 _nested: dict[str, Build] = {}
 registry.clear_on_change(_nested)
-_find_nested = _nested.get
 
 
 def _nested_of(info: TypeInfo) -> Build:
@@ -299,9 +294,6 @@ def _nested_of(info: TypeInfo) -> Build:
         "        raise refused(exc) from exc",
     ]
     return compile_function(lines, {"refused": info.refused, "cls": info.cls, "atoms": ATOMS, "unusual": _unusual})
-
-
-_IN_PROGRESS = object()
 
 
 def _enum_member(info: TypeInfo, key: str | int) -> Any:

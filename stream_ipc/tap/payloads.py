@@ -2,7 +2,7 @@
 
 Knows the three formats. Must not know the registry: an ``_Object`` stands for each object, so the tap needs none of the
 program's modules, and imports and calls nothing that a payload names. It takes the time and the memory that decoding a
-payload takes its receiver. A hostile pickle can exhaust both, as ``PickleMessageSerializer`` says; a broken one cannot.
+payload takes its receiver. A hostile pickle can exhaust both, as ``PickleMessageSerializer`` says.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import pickletools
 import re
 from itertools import chain
-from typing import Any, Callable, Iterable, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, NamedTuple
 
 from ..errors import SerializationError
 from ..messages import NOTIFICATION, REQUEST, RESPONSE
@@ -26,7 +25,6 @@ _VIEW = 160  # characters of the fields
 _NAME = 200  # characters of a class name or an id
 _TEXT = 60  # characters of one text
 _BYTES = 24  # bytes of one
-_OPCODES = 50_000  # of a pickle that is shown; of a longer one only the class is
 _LEVEL = 6  # characters less for what is inside another value
 
 # By the last part of its name: the kind of an envelope, which is also the field with its message.
@@ -72,8 +70,9 @@ def look(payload: bytes | bytearray, format: str = "") -> Content:
 
 def _content(value: Any) -> Content:
     kind, id = "notification", None
-    if type(value) is tuple and len(value) >= 3 and type(value[0]) is int and value[0] in _KINDS:  # a safe pickle
-        kind, id, value = _KINDS[value[0]], value[1], _built(value[2:])
+    if type(value) is tuple and len(value) == 4 and type(value[0]) is int and value[0] in _KINDS:  # a safe pickle
+        kind, id, shape, content = value
+        kind, value = _KINDS[kind], _built(shape, *(content if SEPARATOR in shape else [content]))
     elif isinstance(value, _Object) and _last_part(value.name) in _ENVELOPES:
         kind = _ENVELOPES[_last_part(value.name)]
         id, value = value.fields.get("id"), value.fields.get(kind)
@@ -150,7 +149,7 @@ def show(value: Any, room: int = _VIEW, is_inside: bool = True) -> str:
     is in many others.
     """
     if isinstance(value, Handle):
-        value = _built(value)
+        value = _built(*value)
     parts: Iterable[tuple[str, Any]]
     begin, more, end = "(", "...", ")"
     if isinstance(value, _Object):
@@ -205,40 +204,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _read_pickle(payload: bytes | bytearray) -> Any:
-    file = io.BytesIO(payload)
-    first: list[Any] = []
-    begin = end = 0  # of the opcode before; of its frame
-    # The unpickler takes as much memory as a broken pickle says, and reads other opcodes behind a frame that ends in one.
-    for count, (opcode, arg, at) in enumerate(pickletools.genops(file)):
-        before, begin = begin, at or 0
-        if before < end != begin and (begin > end or opcode.name == "FRAME"):
-            raise SerializationError(f"{opcode.name} in a frame that is broken")
-        if opcode.name == "FRAME":
-            end = file.tell() + (arg or 0)
-        if opcode.name.endswith("PUT") and (arg or 0) > count:
-            raise SerializationError(f"{opcode.name} {arg} behind {count} opcodes")
-        if len(first) < 7 and opcode.stack_after and opcode.stack_after[0].name in ("int", "str", "None"):
-            first.append(arg)
-        if count == _OPCODES:
-            return _beginning(*first)
-    file.seek(0)
-    return _Unpickler(file).load()
+    return _Unpickler(io.BytesIO(payload)).load()
 
 
-def _beginning(kind: Any, id: Any, shape: Any, *more: Any) -> Any:
-    """Return what stands for a pickle that is too long, of which only the first ints and texts are known."""
-    rest = [_Word("...")]
-    if isinstance(kind, int):
-        return kind, id, shape.split(SEPARATOR)[0], tuple(rest)
-    made = _object(f"{kind}.{id}", {}, rest)  # a plain pickle: the module and the name of a class
-    if id in _ENVELOPES:
-        made.fields = {"id": more[0], more[1]: _object(f"{more[2]}.{more[3]}", {}, rest)}
-    return made
-
-
-def _built(parts: Sequence[Any]) -> Any:
-    """Return what stands for an object of a safe pickle, which consists of a shape and values."""
-    shape, *values = parts
+def _built(shape: str, *values: Any) -> Any:
+    """Return what stands for an object of a safe pickle."""
     name, *names = shape.split(SEPARATOR)
     content = values[0] if values else None
     if names:
