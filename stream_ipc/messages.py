@@ -6,8 +6,7 @@ Knows the registry, where every message class is entered. Must not know how mess
 from __future__ import annotations
 
 import enum
-from dataclasses import InitVar, dataclass, field, fields
-from reprlib import recursive_repr
+from dataclasses import InitVar, dataclass, field
 
 from . import registry
 from .errors import SerializationError, article
@@ -66,25 +65,8 @@ class Message:
         registry.register(cls, wire_name)
 
 
-class _Compared:
-    """What ``dataclass`` would write for each class below, one by one, which would take longer than all else here."""
-
-    __slots__ = ()
-
-    @recursive_repr()
-    def __repr__(self) -> str:
-        values = ", ".join([f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)])  # type: ignore[arg-type]
-        return f"{type(self).__qualname__}({values})"
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        names = [f.name for f in fields(self)]  # type: ignore[arg-type]
-        return [getattr(self, name) for name in names] == [getattr(other, name) for name in names]
-
-
-@dataclass(repr=False, eq=False)
-class LogMessage(Message, _Compared, wire_name="StreamIpc\\Message\\LogMessage"):
+@dataclass
+class LogMessage(Message, wire_name="StreamIpc\\Message\\LogMessage"):
     """Text with a level.
 
     The library itself makes them of text that is no message: bytes between
@@ -121,8 +103,8 @@ def is_text(message: Message) -> bool:
     return type(message) is LogMessage and message.__dict__.get("_is_text") is _MARK
 
 
-@dataclass(repr=False, eq=False)
-class ErrorMessage(Message, _Compared, wire_name="StreamIpc\\Message\\ErrorMessage"):
+@dataclass
+class ErrorMessage(Message, wire_name="StreamIpc\\Message\\ErrorMessage"):
     """An error as text.
 
     As the reply to a request it makes the requester's ``wait()`` raise
@@ -157,8 +139,8 @@ def failed_in_dispatch(error: BaseException) -> ErrorMessage:
     return ErrorMessage("Error in dispatch", error)
 
 
-@dataclass(repr=False, eq=False)
-class RequestEnvelope(Message, _Compared, wire_name="StreamIpc\\Envelope\\RequestEnvelope"):
+@dataclass
+class RequestEnvelope(Message, wire_name="StreamIpc\\Envelope\\RequestEnvelope"):
     """A message that expects a reply.
 
     Attributes:
@@ -170,8 +152,8 @@ class RequestEnvelope(Message, _Compared, wire_name="StreamIpc\\Envelope\\Reques
     request: Message
 
 
-@dataclass(repr=False, eq=False)
-class ResponseEnvelope(Message, _Compared, wire_name="StreamIpc\\Envelope\\ResponseEnvelope"):
+@dataclass
+class ResponseEnvelope(Message, wire_name="StreamIpc\\Envelope\\ResponseEnvelope"):
     """The answer to a request.
 
     Attributes:

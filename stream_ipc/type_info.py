@@ -93,13 +93,12 @@ class TypeInfo:
     def fields(self) -> tuple[FieldInfo, ...]:
         """The declared fields; empty for a class that is rebuilt from its attributes or has converters."""
         if self._fields is None:
-            is_built = self.encode is None and _constructor_of(self.cls) != ""
-            self._open = self.encode is None and not is_built
-            fields = fields_of(self.cls) if is_built else ()
-            problem = _mismatch(self.cls, fields) if is_built else ""
+            fields = None if self.encode is not None else fields_of(self.cls)
+            problem = "" if fields is None else _mismatch(self.cls, fields)
             if problem:
                 raise SerializationError(f"{self.wire_name} cannot travel: {problem}")
-            self._fields = fields
+            self._open = self.encode is None and fields is None
+            self._fields = fields or ()
         return self._fields
 
     def values(self, obj: Any) -> dict[str, Any]:
@@ -206,23 +205,6 @@ class TypeInfo:
 BOTH_SIDES = "; call register_type() with the same encode and decode on both sides"
 
 
-def _constructor_of(cls: type) -> str:
-    """Tell whose constructor rebuilds the instances of a class: ``"dataclass"``, ``"attrs"`` or ``"NamedTuple"``.
-
-    An empty text if they are rebuilt from their attributes.
-    """
-    # A class that derives from a dataclass and is not decorated itself has its base's fields, constructor and checks;
-    # one with a constructor of its own has not.
-    for base in cls.__mro__:
-        if "__dataclass_fields__" in base.__dict__:
-            return "dataclass"
-        if "__attrs_attrs__" in base.__dict__:
-            return "attrs"
-        if "__init__" in base.__dict__ or "__new__" in base.__dict__:
-            break
-    return "NamedTuple" if is_named_tuple(cls) else ""
-
-
 def is_named_tuple(cls: type) -> bool:
     """Tell whether a class is a NamedTuple or derives from one."""
     return issubclass(cls, tuple) and hasattr(cls, "_fields")
@@ -244,8 +226,9 @@ def obstacle(cls: type, strict: bool = True) -> str:
             if base is cls:
                 return "its content is not in its attributes"
             return f"it derives from {base.__name__}, whose content is not in its attributes"
-    if _constructor_of(cls):
-        return _mismatch(cls, fields_of(cls)) if strict else ""
+    fields = fields_of(cls)
+    if fields is not None:
+        return _mismatch(cls, fields) if strict else ""
     for base in cls.__mro__[:-1]:
         slots = base.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -268,21 +251,25 @@ def is_pydantic(cls: type) -> bool:
     return any([base.__name__ == "BaseModel" and base.__module__.startswith("pydantic.") for base in cls.__mro__])
 
 
-def fields_of(cls: Any) -> tuple[FieldInfo, ...]:
-    """Return what the constructor of a class takes; nothing for a class that is rebuilt from its attributes."""
-    kind = _constructor_of(cls)
-    if kind == "dataclass":
-        missing = dataclasses.MISSING
-        declared = [f for f in dataclasses.fields(cls) if f.init]
-        return tuple([_field(f, f.name, f.default is missing and f.default_factory is missing) for f in declared])
-    if kind == "attrs":  # calls the parameter of a private field _x just x
-        nothing = getattr(sys.modules.get("attr"), "NOTHING", None)
-        declared = [a for a in cls.__attrs_attrs__ if a.init]
-        return tuple([_field(a, getattr(a, "alias", None) or a.name.lstrip("_"), a.default is nothing) for a in declared])
-    if kind == "NamedTuple":
+def fields_of(cls: Any) -> tuple[FieldInfo, ...] | None:
+    """Return what the constructor of a class takes, or None if instances are rebuilt from their attributes."""
+    # A class that derives from a dataclass and is not decorated itself has its base's fields, constructor and checks;
+    # one with a constructor of its own has not.
+    for base in cls.__mro__:
+        if "__dataclass_fields__" in base.__dict__:
+            missing = dataclasses.MISSING
+            declared = [f for f in dataclasses.fields(cls) if f.init]
+            return tuple([_field(f, f.name, f.default is missing and f.default_factory is missing) for f in declared])
+        if "__attrs_attrs__" in base.__dict__:  # calls the parameter of a private field _x just x
+            nothing = getattr(sys.modules.get("attr"), "NOTHING", None)
+            named = [(a, getattr(a, "alias", None) or a.name.lstrip("_")) for a in cls.__attrs_attrs__ if a.init]
+            return tuple([_field(a, name, a.default is nothing) for a, name in named])
+        if "__init__" in base.__dict__ or "__new__" in base.__dict__:
+            break
+    if is_named_tuple(cls):
         annotations, defaults = _annotations(cls), getattr(cls, "_field_defaults", {})
         return tuple([FieldInfo(f, annotations.get(f, object), {}, f, f not in defaults) for f in cls._fields])
-    return ()
+    return None
 
 
 def _field(f: Any, parameter: str, is_required: bool) -> FieldInfo:

@@ -27,7 +27,7 @@ from stream_ipc.messages import (
 from stream_ipc.registry import register_type
 from stream_ipc.serializers import json as module
 from stream_ipc.serializers.json import JsonMessageSerializer
-from stream_ipc.serializers.text_classes import plain_type
+from stream_ipc.serializers.text_serializer import plain_type
 from stream_ipc.serializers.text_writing import MAX_DEPTH
 
 from . import php_messages as php

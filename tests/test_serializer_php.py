@@ -20,8 +20,8 @@ from stream_ipc.messages import (
     take_out_of_envelope,
 )
 from stream_ipc.registry import register_type
+from stream_ipc.serializers import php as reading
 from stream_ipc.serializers import php_parser as parser
-from stream_ipc.serializers import php_reading as reading
 from stream_ipc.serializers.php import PhpMessageSerializer
 from stream_ipc.serializers.text_writing import MAX_DEPTH
 

@@ -24,8 +24,7 @@ from math import isfinite
 from .. import registry
 from ..errors import SerializationError, article
 from ..messages import ENVELOPES, REQUEST, RESPONSE
-from .text_classes import builder, find_class, member_of, shown, wire_name
-from .text_serializer import HEAD_SIZE, TextSerializer
+from .text_serializer import HEAD_SIZE, TextSerializer, builder, find_class, member_of, shown, wire_name
 from .text_writing import INT_MAX, INT_MIN, MAX_DEPTH, TOO_DEEP, TextFormat
 
 TYPE_CHECKING = False
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
     from ..protocols import Payload
     from ..type_info import FieldInfo, TypeInfo
-    from .text_classes import Builder, Conversions
+    from .text_serializer import Builder, Conversions
     from .text_writing import Encoder
 
 __all__ = ["JsonMessageSerializer"]

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone, tzinfo
 
 from ..errors import SerializationError
 from ..type_info import TypeInfo
-from .text_classes import shown
+from .text_serializer import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

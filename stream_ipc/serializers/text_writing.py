@@ -16,7 +16,7 @@ from ..errors import SerializationError, article, describe
 from ..interruptions import pass_on
 from ..messages import ENVELOPES, NOTIFICATION, REQUEST, RESPONSE, Message, no_message
 from ..type_info import compile_function
-from .text_classes import shown
+from .text_serializer import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
