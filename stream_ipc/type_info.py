@@ -144,28 +144,34 @@ class TypeInfo:
     def make(self) -> Callable[..., Any]:
         """What builds an instance of a class with fields from the values of all, in order. It raises anything."""
         names = ", ".join([f"v{i}" for i in range(len(self.fields))])
-        call = self.call(names.split(", "))
+        call = self._call()
         if call == f"cls({names})":
             return self.cls
         return compile_function([f"def made({names}):", f"    return {call}"], {"cls": self.cls})
 
-    def call(self, values: Sequence[str]) -> str:
-        """Return the source of the call of ``cls`` that builds an instance from the source of each field's value."""
-        # cls(a, b) needs no dict for the arguments, which cls(x=a, y=b) does. Only where the constructor is a plain
+    def compile_builder(self, lines: list[str], names: dict[str, Any]) -> Callable[..., Any]:
+        """Compile a function that builds an instance of a class with fields, or raises SerializationError.
+
+        ``lines`` is its source, up to where ``v0``, ``v1``, ... are the fields' values, and ``names`` what that sees.
+        """
+        end = f"    try:\n        return {self._call()}\n    except Exception as exc:\n        raise refused(exc) from exc"
+        return compile_function([*lines, end], {**names, "cls": self.cls, "refused": self.refused})
+
+    def _call(self) -> str:
+        # cls(v0, v1) needs no dict for the arguments, which cls(x=v0, y=v1) does. Only where the constructor is a plain
         # function with just the fields first: a dataclass may have keyword-only fields, InitVar parameters in between, or
         # a constructor of its own.
         names = tuple([f.parameter for f in self.fields])
         cls: Any = self.cls
         code = getattr(cls.__init__, "__code__", None)
-        if (
+        in_order = (
             type(cls).__call__ is type.__call__
             and cls.__new__ is object.__new__
             and code is not None
             and code.co_argcount > len(names)
             and code.co_varnames[1 : 1 + len(names)] == names
-        ):
-            return f"cls({', '.join(values)})"
-        return f"cls({', '.join([f'{name}={value}' for name, value in zip(names, values)])})"
+        )
+        return f"cls({', '.join([f'v{i}' if in_order else f'{name}=v{i}' for i, name in enumerate(names)])})"
 
     def refused(self, exc: Exception) -> SerializationError:
         """Return the error about a constructor that has raised another one."""

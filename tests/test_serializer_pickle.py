@@ -1781,7 +1781,7 @@ def test_what_is_made_on_the_way_is_not_taken_for_what_was_sent() -> None:
 
 def test_functions_for_a_class_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: Dict[str, int] = collections.Counter()
-    for place in (module, objects):
+    for place in (module, objects, sys.modules["stream_ipc.type_info"]):
         monkeypatch.setattr(place, "compile_function", lambda lines, names: counts.update([lines[0]]) or real(lines, names))
     real = compile_function
     register_type(type("Unrelated", (), {}))  # which empties the caches

@@ -103,10 +103,7 @@ class PickleMessageSerializer:
                 names the field.
         """
         kind, id, content = take_out_of_envelope(message)
-        try:
-            payload = self.writers[type(content)](kind, id, content)
-        except Exception as exc:
-            raise self.failure(content, exc) from exc
+        payload = self.writers[type(content)](kind, id, content)
         return payload if isinstance(payload, bytes) else b"".join(payload)
 
     @property
@@ -119,12 +116,6 @@ class PickleMessageSerializer:
         with the class of a message whose payload is large and in one piece.
         """
         return _plain_writers if self._unsafe else _writers
-
-    def failure(self, message: Message, exc: Exception) -> SerializationError:
-        """Return the error for what a writer has raised, or raise that."""
-        if self._unsafe:
-            return SerializationError(f"{type(message).__name__} cannot be pickled: {describe(exc)}")
-        return _explain(message, exc)
 
     def deserialize(self, payload: Payload) -> Message:
         """Turn a payload into its message.
@@ -167,8 +158,11 @@ _writers: dict[type, Write] = _Writers(_writer_of)
 
 def _general_writer_of(cls: type) -> Write:
     def write(kind: int, id: Any, message: Message) -> Parts:
-        shape, *values = take_apart[cls](message)
-        return _write((kind, id, shape, tuple(values) if SEPARATOR in shape else values[0]), message)
+        try:
+            shape, *values = take_apart[cls](message)
+            return _write((kind, id, shape, tuple(values) if SEPARATOR in shape else values[0]), message)
+        except Exception as exc:
+            raise _explain(message, exc) from exc
 
     return write
 
@@ -182,12 +176,16 @@ def _quick_writer_of(info: TypeInfo) -> Write:
     root = f"(kind, id, shape, ({', '.join(values)},))"
     lines = [
         "def made(kind, id, message):",
-        *(f"    {value} = message.{field.name}" for field, value in zip(info.fields, values)),
-        f"    if {' and '.join([f'type({value}) in plain' for value in values])}:",
-        f"        return dumps({root}, 5)",
-        f"    return write({root}, message)",
+        "    try:",
+        *(f"        {value} = message.{field.name}" for field, value in zip(info.fields, values)),
+        f"        if {' and '.join([f'type({value}) in plain' for value in values])}:",
+        f"            return dumps({root}, 5)",
+        f"        return write({root}, message)",
+        "    except Exception as exc:",
+        "        raise explain(message, exc) from exc",
     ]
-    return compile_function(lines, {"shape": shape_of(info), "dumps": dumps, "write": _write, "plain": _PLAIN})
+    names = {"shape": shape_of(info), "dumps": dumps, "explain": _explain, "write": _write, "plain": _PLAIN}
+    return compile_function(lines, names)
 
 
 # Between messages, because making one takes longer than a small message. A property of a message can lead back in here,
@@ -221,9 +219,8 @@ def _write(root: tuple[Any, ...], message: Message) -> Parts:
 
 def _explain(message: Any, exc: Exception) -> SerializationError:
     """Return the error about a message that cannot be sent because of ``exc``; raise ``exc`` itself if it says all."""
+    pass_on(exc)
     name = type(message).__name__
-    if not isinstance(message, Message):
-        raise exc
     if isinstance(exc, RecursionError):
         return SerializationError(f"{name} cannot be sent: it contains itself or is nested too deeply")
     try:
@@ -415,7 +412,11 @@ def _add_id_of_head(error: SerializationError, payload: Any) -> None:
 
 
 def _plain_dumps(kind: int, id: Any, message: Message) -> bytes:
-    return dumps(put_in_envelope(kind, id, message), 5)
+    try:
+        return dumps(put_in_envelope(kind, id, message), 5)
+    except Exception as exc:
+        pass_on(exc)
+        raise SerializationError(f"{type(message).__name__} cannot be pickled: {describe(exc)}") from exc
 
 
 _plain_writers: dict[type, Write] = defaultdict(lambda: _plain_dumps)

@@ -288,12 +288,8 @@ def _nested_of(info: TypeInfo) -> Build:
         "    except ValueError:",
         "        return unusual(handle, resolver)",
         *(f"    if type({value}) not in atoms: {value} = resolver.item({value})" for value in values),
-        "    try:",
-        f"        return {info.call(values)}",
-        "    except Exception as exc:",
-        "        raise refused(exc) from exc",
     ]
-    return compile_function(lines, {"refused": info.refused, "cls": info.cls, "atoms": ATOMS, "unusual": _unusual})
+    return info.compile_builder(lines, {"atoms": ATOMS, "unusual": _unusual})
 
 
 def _enum_member(info: TypeInfo, key: str | int) -> Any:

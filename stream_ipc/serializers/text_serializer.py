@@ -13,7 +13,6 @@ from .. import registry
 from ..errors import SerializationError, article, printable
 from ..interruptions import interruption_in, pass_on
 from ..messages import ENVELOPES, MAX_ID_LENGTH, ErrorMessage, LogMessage, Message, add_id, take_out_of_envelope
-from ..type_info import compile_function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -137,12 +136,8 @@ def builder(info: TypeInfo, keys: Sequence[str], conversions: Conversions, renam
 def compile_builder(
     lines: list[str], info: TypeInfo, conversions: Conversions, names: dict[str, Any]
 ) -> Callable[..., Any]:
-    """Compile a function that builds an instance of a class with fields.
-
-    ``lines`` is its source, up to where ``v0``, ``v1``, ... are the values of the fields, as they were read, and ``names``
-    what that sees.
-    """
-    names = {**names, "Message": Message, "bad_id": _bad_id, "cls": info.cls, "refuse": refuse, "refused": info.refused}
+    """Do what ``TypeInfo.compile_builder`` does, with values as they were read."""
+    names = {**names, "Message": Message, "bad_id": _bad_id, "refuse": refuse}
     lines = list(lines)
     for i, f in enumerate(info.fields):
         for n, (cls, convert) in enumerate(conversions.get(plain_type(f.annotation), {}).items()):
@@ -153,13 +148,7 @@ def compile_builder(
             f"    if type(v0) is not str or len(v0) > {MAX_ID_LENGTH}: raise bad_id()",
             "    if not isinstance(v1, Message): refuse('the content of an envelope', v1)",
         ]
-    lines += [
-        "    try:",
-        f"        return {info.call([f'v{i}' for i in range(len(info.fields))])}",
-        "    except Exception as exc:",
-        "        raise refused(exc) from exc",
-    ]
-    return compile_function(lines, names)
+    return info.compile_builder(lines, names)
 
 
 def _bad_id() -> SerializationError:

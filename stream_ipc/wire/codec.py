@@ -113,9 +113,6 @@ class MessageEncoder:
 
     def _failure(self, message: Message, exc: Exception) -> SerializationError:
         pass_on(exc)
-        if _offers(self.serializer, "failure", "serialize"):
-            failure: SerializationError = self.serializer.failure(message, exc)  # type: ignore[attr-defined]
-            return failure
         if isinstance(exc, SerializationError):
             raise exc  # with its own cause
         return SerializationError(
