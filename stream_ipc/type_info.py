@@ -173,6 +173,17 @@ class TypeInfo:
         )
         return f"cls({', '.join([f'v{i}' if in_order else f'{name}=v{i}' for i, name in enumerate(names)])})"
 
+    def member(self, key: str | int) -> Any:
+        """Return the member of an enum by its name, or flags by their value, or raise SerializationError."""
+        cls: Any = self.cls
+        try:
+            if not self.is_enum:
+                raise KeyError(key)
+            return cls.__members__[key] if isinstance(key, str) else cls(key)
+        except Exception as exc:
+            text = f"{self.wire_name} has no member {key!r:.100}; add it to the enum on this side too"
+            raise SerializationError(text) from exc
+
     def refused(self, exc: Exception) -> SerializationError:
         """Return the error about a constructor that has raised another one."""
         return SerializationError(f"{self.wire_name} cannot be built from the values received: {describe(exc)}")

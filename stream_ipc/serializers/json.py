@@ -24,7 +24,7 @@ from math import isfinite
 from .. import registry
 from ..errors import SerializationError, article
 from ..messages import ENVELOPES, REQUEST, RESPONSE
-from .text_serializer import HEAD_SIZE, TextSerializer, builder, find_class, member_of, shown, wire_name
+from .text_serializer import HEAD_SIZE, TextSerializer, builder, find_class, shown, wire_name
 from .text_writing import INT_MAX, INT_MIN, MAX_DEPTH, TOO_DEEP, TextFormat
 
 TYPE_CHECKING = False
@@ -93,15 +93,11 @@ def _without_class(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _member(info: TypeInfo, data: dict[str, Any]) -> Any:
-    cls: Any = info.cls
     name, value = data.get("name"), data.get("value")
-    if type(value) is int and issubclass(cls, enum.Flag) and (type(name) is not str or name not in cls.__members__):
-        try:
-            return cls(value)  # a combination of flags is no member
-        except Exception as exc:
-            text = f"{info.wire_name} has no value {value}; add it to the enum on this side too"
-            raise SerializationError(text) from exc
-    return member_of(info, name)
+    is_known = type(name) is str and name in info.cls.__members__  # type: ignore[attr-defined]
+    if not is_known and type(value) is int and issubclass(info.cls, enum.Flag):
+        return info.member(value)  # a combination of flags is no member
+    return info.member(name if type(name) is str else "")
 
 
 _builders = registry.Cache(_builder_of)

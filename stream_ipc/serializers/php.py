@@ -23,7 +23,6 @@ from .text_serializer import (
     builder,
     compile_builder,
     find_class,
-    member_of,
     shown,
     wire_name,
 )
@@ -166,7 +165,7 @@ def _info_of(name: str) -> TypeInfo:
 
 
 def _member(enum: str, case: str) -> Any:
-    return member_of(find_class(unraw(enum), _ADVICE), unraw(case))
+    return find_class(unraw(enum), _ADVICE).member(unraw(case))
 
 
 _classes = registry.Cache(_class_of)

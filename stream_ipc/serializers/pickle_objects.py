@@ -19,7 +19,7 @@ from ..type_info import compile_function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection
     from typing import Any
 
     from ..type_info import TypeInfo
@@ -229,27 +229,27 @@ class Resolver:
             make = _nested.get(shape, _unusual) if type(shape) is str else _unusual  # the hash of a deep tuple has no end
             result = make(value, self)
         elif cls is list:
-            value[:] = self._items(value)
-        elif cls is tuple:
-            result = tuple(self._items(value))
-        elif cls is dict:
-            pairs = list(zip(self._items(value), self._items(value.values())))
-            value.clear()
-            value.update(pairs)
+            if (items := self._items(value)) is not value:
+                value[:] = items
+        elif cls is tuple or cls is frozenset:
+            result = cls(self._items(value))  # itself, if nothing is new
         elif cls is set:
-            items = self._items(value)
-            value.clear()
-            value.update(items)
-        elif cls is frozenset:
-            result = frozenset(self._items(value))
+            if (items := self._items(value)) is not value:
+                value.clear()
+                value.update(items)
+        elif cls is dict:
+            names, items = self._items(value), self._items(content := value.values())
+            if names is not value or items is not content:
+                pairs = list(zip(names, items))
+                value.clear()
+                value.update(pairs)
         else:
             raise SerializationError(f"payload is not a message: it may not hold {article(cls)}")
         done[key] = result
         return result
 
-    def _items(self, values: Iterable[Any]) -> list[Any]:
-        items = list(values)
-        return items if ATOMS.issuperset(map(type, items)) else [self.item(item) for item in items]
+    def _items(self, values: Collection[Any]) -> Collection[Any]:
+        return values if ATOMS.issuperset(map(type, values)) else [self.item(value) for value in values]
 
 
 _IN_PROGRESS = object()
@@ -266,7 +266,7 @@ def _unusual(handle: Handle, resolver: Resolver) -> Any:
             _nested[shape] = _nested_of(info)
         return info.build(fields)
     if type(content) is str or type(content) is int:
-        return _enum_member(registry.lookup(shape), content)
+        return registry.lookup(shape).member(content)
     if type(content) is tuple and type(shape) is str:
         from .pickle_values import build_value
 
@@ -290,13 +290,3 @@ def _nested_of(info: TypeInfo) -> Build:
         *(f"    if type({value}) not in atoms: {value} = resolver.item({value})" for value in values),
     ]
     return info.compile_builder(lines, {"atoms": ATOMS, "unusual": _unusual})
-
-
-def _enum_member(info: TypeInfo, key: str | int) -> Any:
-    if not info.is_enum:
-        raise SerializationError(f"payload is not a message: {info.wire_name} is no enum")
-    try:
-        return info.cls[key] if isinstance(key, str) else info.cls(key)  # type: ignore[index]
-    except (KeyError, ValueError) as exc:
-        text = f"{info.wire_name} has no member {key!r:.100}; add it to the enum on this side too"
-        raise SerializationError(text) from exc

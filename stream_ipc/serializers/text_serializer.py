@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Conversions = dict[str, dict[type, Callable[[Any], Any]]]  # by plain_type() of the field and type of the value
 
 __all__ = [
-    "HEAD_SIZE", "TextSerializer", "builder", "compile_builder", "find_class", "member_of", "other_format", "plain_type",
+    "HEAD_SIZE", "TextSerializer", "builder", "compile_builder", "find_class", "other_format", "plain_type",
     "shown", "wire_name",
 ]  # fmt: skip
 
@@ -57,15 +57,6 @@ def find_class(name: Any, advice: str = "") -> TypeInfo:
         return registry.type_info(_OLD_NAMES[name])
     advice = advice or "import a class with this wire_name on this side too"
     raise SerializationError(f"Unknown class: {printable(name[:200])} ({advice})")
-
-
-def member_of(info: TypeInfo, name: Any) -> Any:
-    """Return the member of an enum whose name was read, or raise SerializationError."""
-    cls: Any = info.cls
-    member = cls.__members__.get(name) if info.is_enum and type(name) is str else None
-    if member is None:
-        raise SerializationError(f"{info.wire_name} has no member {shown(name)}; add it to the enum on this side too")
-    return member
 
 
 def shown(value: Any) -> str:

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Iterator
 
 __all__ = ["Log", "Trace"]
@@ -25,17 +25,13 @@ _TIME = re.compile(rb"^[0-9]+ +([0-9]+\.[0-9]{6}) ", re.M)
 
 @contextmanager
 def _locked(fd: int) -> Iterator[None]:
-    try:
+    with suppress(OSError):  # of a file system without locks: then one tap is enough
         fcntl.flock(fd, fcntl.LOCK_EX)
-    except OSError:
-        pass  # a file system without locks: then one tap is enough
     try:
         yield
     finally:
-        try:
+        with suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_UN)
-        except OSError:
-            pass
 
 
 class Log:
@@ -83,10 +79,8 @@ class Log:
             yield now - self._start
             text = "".join(self._lines)
             self._lines.clear()
-            try:
+            with suppress(OSError):  # a log without a reader is no reason to end the conversation
                 os.write(self._fd, text.encode("utf-8", "backslashreplace"))
-            except OSError:
-                pass  # a log without a reader is no reason to end the conversation
 
     def _age(self, now: float) -> float:
         """Return how long ago the first line of the file was written, in seconds."""
@@ -159,15 +153,12 @@ class Trace:
         self._events.clear()
         if not text:
             return
-        with _locked(self._fd):
-            try:
-                end = self._find_end()
-                data = (b",\n" if end else b"[\n") + text.encode("ascii") + _CLOSE
-                if os.pwrite(self._fd, data, end) < len(data):
-                    os.ftruncate(self._fd, end)
-                    os.pwrite(self._fd, _CLOSE if end else b"", end)
-            except OSError:
-                pass
+        with _locked(self._fd), suppress(OSError):
+            end = self._find_end()
+            data = (b",\n" if end else b"[\n") + text.encode("ascii") + _CLOSE
+            if os.pwrite(self._fd, data, end) < len(data):
+                os.ftruncate(self._fd, end)
+                os.pwrite(self._fd, _CLOSE if end else b"", end)
 
     def _find_end(self) -> int:
         """Return where the last event ends."""

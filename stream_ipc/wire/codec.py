@@ -251,8 +251,7 @@ class TextDecoder:
         texts: list[str] = []
         for line in lines:
             line, begun = self._cut(texts, line, begun)
-            if line[-1:] == b"\r":
-                line = line[:-1]
+            line = line.removesuffix(b"\r")
             if line or not begun:
                 texts.append(decode_text(line, final=True)[0])
             begun = False
