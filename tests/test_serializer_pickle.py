@@ -587,6 +587,23 @@ def test_a_constructor_that_refuses_says_whose_request_it_was() -> None:
     assert (caught.value.request_id, caught.value.response_id) == (None, None)
 
 
+def test_an_error_of_another_payload_is_not_taken_for_one_of_this() -> None:
+    @dataclass
+    class Sealed(Message, wire_name="test.Sealed"):
+        content: bytes
+
+        def __post_init__(self) -> None:
+            S.deserialize(self.content)
+
+    inner = root("test.Gone", obj(), 1, s("5"))
+    with pytest.raises(SerializationError) as caught:
+        S.deserialize(inner)
+    assert caught.value.request_id == "5"
+    for payload in (flat("test.Sealed", content=b"B" + struct.pack("<I", len(inner)) + inner),) * 2:
+        error = refused(payload, r"^test\.Sealed cannot be built from the values received: .*Unknown class: test\.Gone")
+        assert error.request_id is None
+
+
 def test_a_constructor_is_called_once_also_if_it_refuses() -> None:
     calls: List[Any] = []
 

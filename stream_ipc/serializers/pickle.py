@@ -293,13 +293,12 @@ def _read(payload: bytes | bytearray) -> Message:
     except (KeyError, TypeError, ValueError):
         if type(root) is not tuple or len(root) != 4:
             raise SerializationError(_OTHER_FORM) from None
-        make, content = _first_of_shape, (shape, content)
+        make, content = _first_of_shape, root
     try:
         message: Message = make(*content)
-    except SerializationError as exc:
-        add_id(exc, kind, id)
-        raise
     except Exception as exc:
+        if make is _first_of_shape:
+            raise
         raise add_id(registry.lookup(shape.split(SEPARATOR)[0]).refused(exc), kind, id) from exc
     if kind == NOTIFICATION:
         return message
@@ -317,17 +316,21 @@ _makers: dict[str, tuple[Callable[..., Any], int]] = {}
 registry.clear_on_change(_makers)
 
 
-def _first_of_shape(shape: Any, content: Any) -> Message:
+def _first_of_shape(kind: Any, id: Any, shape: Any, content: Any) -> Message:
     """Return the message of a root for which there is no maker yet, or raise SerializationError."""
-    info, fields = class_and_fields(shape, content)
-    if not issubclass(info.cls, Message):
-        raise SerializationError(f"payload is not a message: {info.wire_name} does not derive from Message")
-    if issubclass(info.cls, ENVELOPES):  # its id would be of any type
-        raise SerializationError(f"payload is not a message: {info.wire_name} is an envelope inside another")
-    # Of no other shape: there would be no end of them. And before the constructor, which may register a class.
-    if info.fields and shape == shape_of(info):
-        _makers[shape] = info.make, len(info.fields)
-    message: Message = info.build(fields)
+    try:
+        info, fields = class_and_fields(shape, content)
+        if not issubclass(info.cls, Message):
+            raise SerializationError(f"payload is not a message: {info.wire_name} does not derive from Message")
+        if issubclass(info.cls, ENVELOPES):  # its id would be of any type
+            raise SerializationError(f"payload is not a message: {info.wire_name} is an envelope inside another")
+        # Of no other shape: there would be no end of them. And before the constructor, which may register a class.
+        if info.fields and shape == shape_of(info):
+            _makers[shape] = info.make, len(info.fields)
+        message: Message = info.build(fields)
+    except SerializationError as exc:
+        add_id(exc, kind, id)
+        raise
     return message
 
 

@@ -257,7 +257,8 @@ _IN_PROGRESS = object()
 
 def _unusual(handle: Handle, resolver: Resolver) -> Any:
     """Build what is not to be built by a function for its class: the first of its shape, and others."""
-    shape, *values = [resolver.item(part) for part in handle] or (None,)
+    shape, *parts = handle or (None,)
+    values = [resolver.item(part) for part in parts]
     content = values[0] if len(values) == 1 else None
     is_shape = type(shape) is str and SEPARATOR in shape
     if is_shape or type(content) is dict:
