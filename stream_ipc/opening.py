@@ -14,7 +14,6 @@ from .core.conversation import Conversation
 from .errors import InvalidStreamError
 from .interruptions import pass_on
 from .session import Session, conversation_of
-from .transports.descriptors import is_tls
 from .transports.stream_channel import StreamChannel
 
 TYPE_CHECKING = False
@@ -123,14 +122,22 @@ class SessionOpener(Facade):
             OSError: It cannot be started: ``FileNotFoundError``, ...
         """
         self._loop.check_open()
+        from .transports.children import kill, process_name
         from .transports.process import ProcessChannel
-        from .transports.spawn import start
+        from .transports.spawn import spawn
 
-        def take(process: subprocess.Popen[bytes], group: bool) -> Session:
+        group = bool(popen.get("start_new_session")) or popen.get("process_group") == 0
+        process: Any = None
+        try:
+            for process in map(spawn, (command,), (cwd,), (env,), (stderr,), (popen,)):
+                break  # stored before a signal is looked at
+            log.debug("%s started", process_name(process))
             make = partial(ProcessChannel, process, owned=True, group=group, growable="pipesize" not in popen)
             return _make_session(self, process, make)
-
-        return start(take, command, cwd, env, stderr, popen)
+        except BaseException:
+            if process is not None:
+                kill(process, group)
+            raise
 
     def create_stream_session(self, write: WriteStream, read: ReadStream, read2: ReadStream | None = None) -> Session:
         """Talk over any streams: file objects, sockets or raw descriptors.
@@ -154,8 +161,6 @@ class SessionOpener(Facade):
         from .transports.streams import open_channel
 
         reads = (read,) if read2 is None else (read, read2)
-        if any(map(is_tls, (write, *reads))):
-            raise ValueError("an SSLSocket is written and read in one; pass it to create_socket_session()")
         return _make_session(self, (write, *reads), partial(open_channel, write, reads))
 
     def create_socket_session(self, sock: socket.socket) -> Session:
@@ -310,13 +315,9 @@ def _add_socket(
     peer: SessionOpener, sock: socket.socket, name: str = "", on_session: Callable[[Session], Any] | None = None
 ) -> Session:
     """Make a session over a connected socket, also one with TLS."""
-    if is_tls(sock):
-        from .transports.tls import TlsChannel
+    from .transports.streams import open_socket
 
-        return _make_session(peer, sock, partial(TlsChannel, sock), on_session, name)
-    from .transports.streams import open_channel
-
-    return _make_session(peer, sock, partial(open_channel, sock, (sock,)), on_session, name)
+    return _make_session(peer, sock, partial(open_socket, sock), on_session, name)
 
 
 def _add_own_sockets(peer: SessionOpener, *sockets: socket.socket, name: str = "") -> list[Session]:
@@ -341,7 +342,6 @@ def _make_session(
     Args:
         peer: Whose session it is, and whose serializer and largest size the channel gets.
         given: What the user has passed, for a text. A transport stays as it was if it is refused.
-        make: Makes the channel.
         on_session: Gets the session before anything that came over it is dispatched.
         name: What its socket is connected to, in a few words.
     """

@@ -14,9 +14,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import starmap
 
-from .. import log
 from ..interruptions import interruption_in, pass_on
-from .children import kill, process_name
+from .children import kill
 from .descriptors import close_all, describe_stream
 
 TYPE_CHECKING = False
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
     from typing import IO, Any, Protocol, TypedDict, TypeVar
 
-    T = TypeVar("T")
     T_co = TypeVar("T_co", covariant=True)
 
     class Items(Protocol[T_co]):
@@ -58,7 +56,7 @@ if TYPE_CHECKING:
         pipesize: int
 
 
-__all__ = ["check_command", "check_options", "spawn", "start"]
+__all__ = ["check_command", "check_options", "spawn"]
 
 _TEXT = "messages are bytes, so the pipes have no text layer"
 _REFUSED = {
@@ -74,32 +72,6 @@ _REFUSED = {
 }
 
 
-def start(
-    take: Callable[[subprocess.Popen[bytes], bool], T],
-    command: Command,
-    cwd: Path | None,
-    env: Mapping[str, str] | None,
-    stderr: int | IO[Any] | None,
-    popen: PopenOptions,
-) -> T:
-    """Start a process and hand it over; if that fails, it is ended. For the other arguments see ``create_command_session``.
-
-    Args:
-        take: Called with the process, and whether it leads a process group.
-    """
-    group = bool(popen.get("start_new_session")) or popen.get("process_group") == 0
-    process: Any = None
-    try:
-        for process in starmap(spawn, ((command, cwd, env, stderr, popen),)):  # stored before a signal is looked at
-            break
-        log.debug("%s started", process_name(process))
-        return take(process, group)
-    except BaseException:
-        if process is not None:
-            kill(process, group)
-        raise
-
-
 def spawn(
     command: Command,
     cwd: Path | None,
@@ -107,7 +79,7 @@ def spawn(
     stderr: int | IO[Any] | None,
     popen: PopenOptions,
 ) -> subprocess.Popen[bytes]:
-    """Start a process with pipes for its stdio."""
+    """Start a process with pipes for its stdio; see ``create_command_session``."""
     check_command(command)
     stderr = check_options(cwd, env, stderr, **popen)
     options: dict[str, Any] = dict(popen)
@@ -216,7 +188,7 @@ def check_command(command: Any) -> None:
 
 
 def check_options(cwd: Any = None, env: Any = None, stderr: Any = subprocess.PIPE, **popen: Any) -> int | None:
-    """Raise for what a process cannot be started with, as far as that can be said before; see ``start``.
+    """Raise for what a process cannot be started with, as far as that can be said before; see ``spawn``.
 
     Returns:
         What Popen takes for ``stderr``, with a descriptor in place of a file.

@@ -11,12 +11,13 @@ from itertools import count, repeat
 
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
-from .descriptors import READ_SIZE, describe_stream, is_socket, unusable
+from .descriptors import READ_SIZE, describe_stream, is_socket, is_tls, unusable
 from .ends import End, Ends, ReadEnd, WriteEnd
 from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any, Protocol
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     ReadStream = int | HasFileno | HasRead
     WriteStream = int | HasFileno | HasWrite
 
-__all__ = ["open_channel", "open_read_end", "open_write_end"]
+__all__ = ["open_channel", "open_read_end", "open_socket", "open_write_end"]
 
 _BUFFERS = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.BufferedRWPair)  # they pass bytes on as they are
 
@@ -72,6 +73,8 @@ def _open(kind: Callable[[Any], Any], kind_without: Callable[[Any], Any], stream
         return stream
     if isinstance(stream, bool):
         raise unusable(stream, "it is a bool")
+    if is_tls(stream):
+        raise InvalidStreamError("an SSLSocket is written and read in one; pass it to create_socket_session()")
     try:
         for end in map(kind if _has_descriptor(stream) else kind_without, (stream,)):  # stored before a signal is looked at
             return end
@@ -193,3 +196,12 @@ def open_channel(
     except BaseException:
         ends.release()
         raise
+
+
+def open_socket(sock: socket.socket, serializer: MessageSerializer, max_frame_size: int) -> StreamChannel:
+    """Return a channel over a connected socket, also over one with TLS."""
+    if not is_tls(sock):
+        return open_channel(sock, (sock,), serializer, max_frame_size)
+    from .tls import TlsChannel
+
+    return TlsChannel(sock, serializer, max_frame_size)
