@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from functools import partial
-from itertools import count, repeat
+from itertools import count
 
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
@@ -102,7 +102,7 @@ class ObjectEnd(End):
     def __init__(self, method: str, stream: Any) -> None:
         self.stream = stream
         self.fd: int = -next(_numbers)
-        self.reads: Iterator[bytes] = map(self._take_data, map(self._call, repeat(READ_SIZE)))
+        self.reads: Iterator[bytes] = iter(self._read, None)  # which it never returns
         target = getattr(stream, "buffer", None) if isinstance(stream, io.TextIOBase) else stream
         self._name = method
         self._method: Any = getattr(target, method, None)
@@ -120,15 +120,6 @@ class ObjectEnd(End):
 
     abandon = release
 
-    def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
-        """Return what writes once when it is iterated: some of the next buffer; the item is how much."""
-        return map(self._take_count, map(self._write, buffers))
-
-    def _write(self, buffer: Any) -> int:
-        piece = bytes(memoryview(buffer)[:READ_SIZE])
-        self._call(piece)
-        return len(piece)
-
     def _call(self, argument: Any) -> None:
         """Call the method once, unless an interrupted call has left a result."""
         if self._result is None:
@@ -143,7 +134,8 @@ class ObjectEnd(End):
                 pass_on(exc)
                 raise self._failed(exc) from exc
 
-    def _take_data(self, _: None) -> bytes:
+    def _read(self) -> bytes:
+        self._call(READ_SIZE)
         if self._result is None:
             raise BlockingIOError
         if not isinstance(self._result, bytes):
@@ -158,14 +150,20 @@ class ObjectEnd(End):
         self._result = None
         return data
 
-    def _take_count(self, size: int) -> int:
+    def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
+        """Return what writes once when it is iterated: some of the next buffer; the item is how much."""
+        return map(self._write, buffers)
+
+    def _write(self, buffer: Any) -> int:
+        piece = bytes(memoryview(buffer)[:READ_SIZE])
+        self._call(piece)
         taken = self._result
         if taken is None or (taken == 0 and isinstance(taken, int)):
             self._result = None
             raise BlockingIOError
-        if not isinstance(taken, int) or not 0 <= taken <= size:
+        if not isinstance(taken, int) or not 0 <= taken <= len(piece):
             self._result = None
-            text = f"write() returned {taken!r:.50} for {size} bytes; it must return how many it took, or None"
+            text = f"write() returned {taken!r:.50} for {len(piece)} bytes; it must return how many it took, or None"
             raise self._failed(OSError(text))
         # atomic: no calls
         self._result = None

@@ -82,21 +82,11 @@ class _ReadEnd(ReadEnd):
         self.retry: bool = False  # set once what the read had to wait for has happened
         super().__init__(sock)
         sock.suppress_ragged_eofs = False
-        self.reads: Iterator[bytes] = self
+        self.reads: Iterator[bytes] = iter(self._read, None)  # which it never returns
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        parts = self._parts
-        self._read(parts)
-        data = b"".join(parts)
-        # atomic: no calls
-        parts[:] = ()
-        return data
-
-    def _read(self, parts: list[bytes]) -> None:
+    def _read(self) -> bytes:
         """Read some records, the end included."""
+        parts = self._parts
         self.retry = self.holds_up_writing = False
         while not self._ended and sum(map(len, parts)) < _READ:
             try:
@@ -108,14 +98,18 @@ class _ReadEnd(ReadEnd):
                 self.wants_write = isinstance(exc, ssl.SSLWantWriteError)
                 if not parts:
                     raise BlockingIOError from None
-                return
+                break
             except OSError as exc:
                 pass_on(exc)
                 if not parts:
                     raise _ended_without_saying(exc, self.socket) from exc
-                return  # the next read meets it again
+                break  # the next read meets it again
             if len(data) < _RECORD:  # what is more is still with the system, and the poller tells
-                return
+                break
+        whole = b"".join(parts)
+        # atomic: no calls
+        parts[:] = ()
+        return whole
 
     @property
     def pending(self) -> bool:  # type: ignore[override]
@@ -155,25 +149,21 @@ class _WriteEnd(WriteEnd):
         self._taken: int | None = None
 
     def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
-        return map(self._take, map(self._write, buffers))
+        return map(self._write, buffers)
 
-    def _write(self, buffer: Any) -> None:
-        if self._taken is not None:
-            return
-        if self._piece is None:
-            self._piece = memoryview(buffer)[:_WRITE]
-        try:
-            with Shield():
-                taken = self.socket.send(self._piece) if self._piece else 0
-                self._taken = taken
-                self._piece = None
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
-            self._reader.holds_up_writing = isinstance(exc, ssl.SSLWantReadError)
-            raise BlockingIOError from exc
-
-    def _take(self, _: None) -> Any:
+    def _write(self, buffer: Any) -> Any:
+        if self._taken is None:
+            if self._piece is None:
+                self._piece = memoryview(buffer)[:_WRITE]
+            try:
+                with Shield():
+                    self._taken = self.socket.send(self._piece) if self._piece else 0
+                    self._piece = None
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+                self._reader.holds_up_writing = isinstance(exc, ssl.SSLWantReadError)
+                raise BlockingIOError from exc
         # atomic: no calls
-        taken = self._taken  # set by now; to ask would be a jump, at which 3.10 looks at signals
+        taken = self._taken
         self._taken = None
         return taken
 
