@@ -19,6 +19,7 @@ from typing import Any, Callable, Iterator, List
 import pytest
 
 from stream_ipc import IpcPeer, LogMessage, Session, StreamClosedError
+from stream_ipc.transports import children
 from tests.helpers import (
     PATIENCE,
     WAIT,
@@ -424,6 +425,34 @@ def test_an_interrupted_start_leaves_no_child(peer: IpcPeer, kind: Any, options:
             break
         places.append(interrupt.where)
     assert any("fork_exec" in place for place in places)
+
+
+class _WhileItIsKilled(InterruptAt):
+    path = children.__file__
+
+    def is_place(self, frame: Any, event: str) -> bool:
+        # At the top of kill() itself nothing has begun that could be gone on with.
+        return super().is_place(frame, event) and (event != "call" or frame.f_code.co_name != "kill")
+
+
+@pytest.mark.parametrize("kind", [Interruption, InterruptionError])
+def test_a_start_that_is_interrupted_twice_leaves_no_child(peer: IpcPeer, caplog: Any, kind: Any) -> None:
+    caplog.set_level(logging.DEBUG, "stream_ipc")
+    number = 0
+    while True:
+        number += 1
+        second = _WhileItIsKilled(number, kind())
+        nobody = InterruptsStart(second.__enter__)
+        try:
+            with nobody, pytest.raises((Interruption, kind)):
+                peer.create_command_session(["sleep", "60"])
+        finally:
+            second.__exit__()
+        with pytest.raises(ChildProcessError):
+            os.waitpid(nobody.pid, os.WNOHANG)
+        if not second.hit:
+            break
+    assert number > 10
 
 
 @pytest.mark.parametrize("command", [["cat", 5], ["cat", None], ["c\0at"], [b"cat", "x\0"]])

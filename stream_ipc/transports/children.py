@@ -290,7 +290,15 @@ class ProcessTeardown(Teardown):
 
 
 def kill(process: subprocess.Popen[Any], group: bool = False) -> None:
-    """End a process, or all of its group, at once, close its streams and reap it. An interrupted call can be made again."""
+    """End a process, or all of its group, at once, close its streams and reap it, also if an interruption comes meanwhile."""
+    try:
+        _kill(process, group)
+    except BaseException:
+        _kill(process, group)
+        raise
+
+
+def _kill(process: subprocess.Popen[Any], group: bool) -> None:
     for stream in (process.stdin, process.stdout, process.stderr):  # first: these end also what may not be killed
         close_stream(stream)
     teardown = ProcessTeardown(Child(process, group), None)
