@@ -344,10 +344,14 @@ def linger(sock: socket.socket) -> Teardown | None:
     try:
         sock.shutdown(socket.SHUT_WR)
         teardown = _LingeringClose(sock.fileno())
-        return None if teardown.step() is None else teardown
     except OSError as exc:  # it is gone already, or there is no descriptor
         pass_on(exc)
         return None
+    try:
+        return None if teardown.step() is None else teardown
+    except BaseException:
+        teardown.abandon()
+        raise
 
 
 _LINGER = 1.0  # seconds
