@@ -290,7 +290,7 @@ class ProcessTeardown(Teardown):
 
 
 def kill(process: subprocess.Popen[Any], group: bool = False) -> None:
-    """End a process, or all of its group, at once, close its streams and reap it, also if an interruption comes meanwhile."""
+    """End a process, or all of its group, at once, close its streams and reap it, though an interruption comes."""
     try:
         _kill(process, group)
     except BaseException:
