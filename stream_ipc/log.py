@@ -17,6 +17,7 @@ from .interruptions import is_ours, pass_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 __all__ = ["debug", "error", "info", "warn", "warning"]
@@ -55,7 +56,7 @@ def _log(level: str, text: str, *args: Any, **options: Any) -> None:
         pass_on(exc)
 
 
-debug = partial(_log, "debug")  # what is normal; without effect in a program that has not imported logging
-info = partial(_log, "info")  # what others have tried in vain; the same
-warning = partial(_log, "warning")  # what the user of the library should change
-error = partial(_log, "error")  # a failure that no caller is told of
+debug: Callable[..., None] = partial(_log, "debug")  # what is normal; nothing unless the program has imported logging
+info: Callable[..., None] = partial(_log, "info")  # what others have tried in vain; the same
+warning: Callable[..., None] = partial(_log, "warning")  # what the user of the library should change
+error: Callable[..., None] = partial(_log, "error")  # a failure that no caller is told of
