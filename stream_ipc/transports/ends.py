@@ -384,9 +384,7 @@ class Ends:
     def describe(self) -> str:
         """Return the descriptors, as texts name them."""
         fds = sorted({end.fd for end in self._ends if end.watched})
-        if fds:
-            return "fd " + "/".join(map(str, fds))
-        return "stream objects" if self._ends else "no stream"
+        return "fd " + "/".join(map(str, fds)) if fds else "stream objects"
 
 
 def _close_copy(stream: Any) -> None:

@@ -16,7 +16,7 @@ import socket
 import ssl
 
 from ..interruptions import Shield, pass_on
-from .ends import Ends, ReadEnd, WriteEnd
+from .ends import End, Ends
 from .inputs import Input
 from .stream_channel import StreamChannel
 
@@ -68,21 +68,27 @@ def handshake(sock: ssl.SSLSocket) -> int:
     return 0
 
 
-class _ReadEnd(ReadEnd):
-    """The end of an ``ssl.SSLSocket`` that is read; its handshake is made by the first read or write."""
+class _End(End):
+    """The end of an ``ssl.SSLSocket``, for both ways; its handshake is made by the first read or write."""
 
     reads_into: Any = None
+    ahead: bytes = b""
     wants_write: bool = False  # reading has to wait until the descriptor is writable
     holds_up_writing: bool = False  # writing has to wait until something was read
+    _suppress: bool | None = None  # what it was told before about an end without a word
 
-    def __init__(self, sock: Any) -> None:
-        self._suppress = sock.suppress_ragged_eofs
-        self._parts: list[bytes] = []
-        self._ended = False
-        self.retry: bool = False  # set once what the read had to wait for has happened
-        super().__init__(sock)
-        sock.suppress_ragged_eofs = False
+    def open(self) -> None:
+        self.poll_fd: int = self.fd
         self.reads: Iterator[bytes] = iter(self._read, None)  # which it never returns
+        self.retry: bool = False  # set once what a read had to wait for has happened
+        self._parts: list[bytes] = []  # what was read
+        self._ended = False
+        # What is being written, and how much of it was: OpenSSL wants a write that was refused to be tried again with
+        # the same bytes, and a result may not have been taken when an interruption came.
+        self._piece: Any = None
+        self._taken: int | None = None
+        self._suppress = self.stream.suppress_ragged_eofs
+        self.stream.suppress_ragged_eofs = False
 
     def _read(self) -> bytes:
         """Read some records, the end included."""
@@ -112,13 +118,43 @@ class _ReadEnd(ReadEnd):
         return whole
 
     @property
-    def pending(self) -> bool:  # type: ignore[override]
+    def pending(self) -> bool:
+        """Whether something can be read that the descriptor does not show."""
         if self.retry or self._parts:
             return True
         return self.socket is not None and not self._ended and self.socket.pending() > 0
 
+    def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
+        """Return what writes once when it is iterated: some of the next buffer; the item is how much."""
+        return map(self._write, buffers)
+
+    def _write(self, buffer: Any) -> Any:
+        if self._taken is None:
+            if self._piece is None:
+                self._piece = memoryview(buffer)[:_WRITE]
+            try:
+                with Shield():
+                    self._taken = self.socket.send(self._piece) if self._piece else 0
+                    self._piece = None
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+                self.holds_up_writing = isinstance(exc, ssl.SSLWantReadError)
+                raise BlockingIOError from exc
+        # atomic: no calls
+        taken = self._taken
+        self._taken = None
+        return taken
+
+    def say_goodbye(self) -> None:
+        """Tell the other side that nothing follows, unless half a record was written. May be called again."""
+        if self._piece is None and self.find_invalid() is None:
+            try:
+                with Shield():
+                    self.socket.unwrap()
+            except (OSError, ValueError) as exc:  # it was sent; the answer is not waited for
+                pass_on(exc)
+
     def release(self) -> None:
-        if self.stream.fileno() >= 0:
+        if self._suppress is not None and self.stream.fileno() >= 0:
             self.stream.suppress_ragged_eofs = self._suppress
         super().release()
 
@@ -135,46 +171,6 @@ def _ended_without_saying(exc: OSError, sock: Any) -> OSError:
     if ended:
         return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the other side ended it without saying so (no TLS close_notify)")
     return exc
-
-
-class _WriteEnd(WriteEnd):
-    """The end of an ``ssl.SSLSocket`` that is written."""
-
-    def __init__(self, sock: Any, reader: _ReadEnd) -> None:
-        super().__init__(sock)
-        self._reader = reader
-        # What is being written, and how much of it was: OpenSSL wants a write that was refused to be tried again with
-        # the same bytes, and a result may not have been taken when an interruption came.
-        self._piece: Any = None
-        self._taken: int | None = None
-
-    def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
-        return map(self._write, buffers)
-
-    def _write(self, buffer: Any) -> Any:
-        if self._taken is None:
-            if self._piece is None:
-                self._piece = memoryview(buffer)[:_WRITE]
-            try:
-                with Shield():
-                    self._taken = self.socket.send(self._piece) if self._piece else 0
-                    self._piece = None
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
-                self._reader.holds_up_writing = isinstance(exc, ssl.SSLWantReadError)
-                raise BlockingIOError from exc
-        # atomic: no calls
-        taken = self._taken
-        self._taken = None
-        return taken
-
-    def say_goodbye(self) -> None:
-        """Tell the other side that nothing follows, unless half a record was written. May be called again."""
-        if self._piece is None and self.find_invalid() is None:
-            try:
-                with Shield():
-                    self.socket.unwrap()
-            except (OSError, ValueError) as exc:  # it was sent; the answer is not waited for
-                pass_on(exc)
 
 
 class _Input(Input):
@@ -197,9 +193,8 @@ class TlsChannel(StreamChannel):
     def __init__(self, sock: Any, serializer: MessageSerializer, max_frame_size: int) -> None:
         ends = Ends()
         try:
-            self._reader = ends.open(_ReadEnd, sock)
-            self._writer = ends.open(_WriteEnd, sock, self._reader)
-            super().__init__(ends, self._writer, [self._reader], serializer, max_frame_size)
+            self._end = ends.open(_End, sock)
+            super().__init__(ends, self._end, [self._end], serializer, max_frame_size)
             self.connected("TLS")
         except BaseException:
             ends.release()
@@ -207,16 +202,16 @@ class TlsChannel(StreamChannel):
 
     def interest(self) -> Interest:
         reads, write_fd, poll_in, polls_output = super().interest()
-        if self._reader.wants_write and self.inputs.by_fd:
-            write_fd = self._reader.fd
-        elif self._reader.holds_up_writing:
+        if self._end.wants_write and self.inputs.by_fd:
+            write_fd = self._end.fd
+        elif self._end.holds_up_writing:
             write_fd = None
         return reads, write_fd, poll_in, polls_output
 
     def flush(self) -> None:
-        if self._reader.wants_write:  # it could not read because it has to write first
-            self._reader.wants_write = False
-            self._reader.retry = True
+        if self._end.wants_write:  # it could not read because it has to write first
+            self._end.wants_write = False
+            self._end.retry = True
         try:
             super().flush()
         finally:
@@ -228,5 +223,5 @@ class TlsChannel(StreamChannel):
 
     def before_close(self) -> Teardown | None:
         if self.outbox.error is None:
-            self._writer.say_goodbye()
+            self._end.say_goodbye()
         return super().before_close()
