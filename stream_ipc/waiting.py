@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from itertools import islice
-from weakref import ref
 
 from .arguments import check_iterable, check_timeout
 from .clock import monotonic
 from .core.last_look import take_replies
+from .core.pending import Reference
 from .interruptions import pass_on
 from .promise import ResponsePromise, is_settled, pending_of, requester_of
 from .transports.descriptors import wait_readable
@@ -23,29 +23,16 @@ if TYPE_CHECKING:
     from typing import Any, Literal, TypeVar, overload
 
     from .core.loop import Loop
+    from .core.pending import Requester
     from .messages import Message
 
     M = TypeVar("M", bound=Message)
-    Base = ref[Any]
-else:
-    Base = ref
 
 __all__ = ["as_completed", "gather", "stray_stop"]
 
 _SOME = 64  # that have settled before the call: of more, not all are asked which was the first
 
 _CHECK = 0.05  # seconds between two turns of several loops, at most: some things are only looked at in turns
-
-
-class _Reference(Base):
-    """A weak reference that is compared by identity: a plain one has no hash once what it refers to is gone."""
-
-    __slots__ = ()
-
-    if not TYPE_CHECKING:
-        __hash__ = object.__hash__
-        __eq__ = object.__eq__
-        __ne__ = object.__ne__
 
 
 class _Waiting:
@@ -220,10 +207,8 @@ class _AsCompleted(_Waiting):
 
     def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
         super().__init__(promises, timeout)
-        self._rest: dict[ResponsePromise[Any], None] | None = (
-            None  # what was never in the queue; made when it is needed
-        )
-        self._watched: list[tuple[set[ref[Any]], ref[Any]]] = []
+        self._rest: Any = None  # a dict of what was never in the queue; made when it is needed
+        self._references: dict[Requester, Reference] = {}
         self._watching = False  # all of them
 
     def _look(self) -> None:
@@ -286,13 +271,10 @@ class _AsCompleted(_Waiting):
 
     def _watch(self) -> None:
         """Be told of each promise that settles from now on, and find those that have settled."""
-        self._unwatch()
-        given = tuple(self._rest or ())  # a signal handler may turn, and so change it
+        given = tuple(self._rest)  # a signal handler may turn, and so change it
         for requester in set(map(requester_of, given)):
             watchers = requester.watchers
-            watcher = _Reference(self, watchers.discard)
-            self._watched.append((watchers, watcher))
-            watchers.add(watcher)
+            watchers.add(self._references.setdefault(requester, Reference(self, watchers.discard)))
         for promise in sorted(filter(is_settled, given), key=is_settled):
             self.note(promise)
         self._watching = True
@@ -300,7 +282,5 @@ class _AsCompleted(_Waiting):
     def _unwatch(self) -> None:
         """Be told no more, so that nothing stays behind. What comes next begins anew."""
         self._watching = False
-        while self._watched:
-            watchers, watcher = self._watched[-1]
-            watchers.discard(watcher)
-            del self._watched[-1]
+        for requester, reference in tuple(self._references.items()):
+            requester.watchers.discard(reference)

@@ -45,12 +45,23 @@ if TYPE_CHECKING:
 else:
     Base = ref
 
-__all__ = ["Pending", "next_moment"]
+__all__ = ["Pending", "Reference", "next_moment"]
 
 next_moment: Callable[[], int] = count(1).__next__  # numbers what happens: of two, the later one is greater
 
 
-class Pending(Base):
+class Reference(Base):
+    """A weak reference that is equal to itself alone, so that tables need not ask what it refers to, which may be gone."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__
+        __eq__ = object.__eq__
+        __ne__ = object.__ne__
+
+
+class Pending(Reference):
     """A request and, once it has settled, its outcome.
 
     A weak reference to the promise, so that a promise that is dropped leaves nothing behind.
@@ -69,11 +80,6 @@ class Pending(Base):
     """
 
     __slots__ = ("callbacks", "deadline", "expect", "id", "outcome", "requester", "settled", "timeout", "watchers")
-
-    if not TYPE_CHECKING:
-        __hash__ = object.__hash__  # that of a weak reference asks what it refers to
-        __eq__ = object.__eq__
-        __ne__ = object.__ne__
 
     id: str
     expect: type
