@@ -133,7 +133,8 @@ class Crew:
         """Give queued tasks to workers that are free, and start workers for the rest. An interrupted call is made again.
 
         Args:
-            strict: Raise what is wrong with the arguments for new workers. Otherwise that counts as a death.
+            strict: Raise what is wrong with the arguments for new workers, which otherwise counts as a death, and leave it
+                to a turn to look at workers.
         """
         later = self._loop.later
         if self.tasks.closed:
@@ -141,6 +142,8 @@ class Crew:
             return
         later[self] = None
         try:
+            if self._untidy and not strict:
+                self._tidy()
             now = self._loop.clock()
             while True:
                 task = self.tasks.first
@@ -223,7 +226,7 @@ class Crew:
                 self.tasks.settle(task, outcome)  # first: the end of the worker gives what it has to another
             if late and worker.conversation.is_open:
                 worker.came_up = True
-                self._kill(worker, f"the worker was killed, because a task took longer than {task.timeout} s")
+                worker.kill(f"the worker was killed, because a task took longer than {task.timeout} s")
             # atomic: no calls
             if task in worker.running:
                 del worker.running[task]
@@ -280,9 +283,9 @@ class Crew:
             worker.conversation = conversation
 
             if self.tasks.closed:  # by a signal handler
-                self._kill(worker, "this side closed the worker pool")
+                worker.kill("this side closed the worker pool")
                 return
-            session.on_close(lambda session: self._replace(worker))
+            session.on_close(lambda session: self.check())
             if self._start_timeout is not None:
                 worker.due = self._loop.clock() + self._start_timeout
                 self._set_timer(self._loop.clock())
@@ -295,10 +298,10 @@ class Crew:
         except BaseException as exc:
             if not isinstance(exc, Exception) or interruption_in(exc) is not None:
                 if worker.conversation is not None:
-                    self._kill(worker, "its start was interrupted")
+                    worker.kill("its start was interrupted")
                 raise
             log.error("on_session of a worker pool failed", exc_info=True)
-            self._kill(worker, f"on_session failed: {describe(exc)}")
+            worker.kill(f"on_session failed: {describe(exc)}")
 
     def _note_ready(self, worker: Worker) -> None:
         # atomic: no calls
@@ -318,18 +321,10 @@ class Crew:
 
         session.on_message(hear)
 
-    def _kill(self, worker: Worker, text: str) -> None:
-        """Kill a worker that cannot be asked to end: it may be busy for ever."""
-        self.check()
-        worker.conversation.hurry(self._loop.clock())
-        worker.close(text)
-        self._loop.teardowns.step(deliver=False)
-
     def _replace(self, worker: Worker) -> None:
         """Put another, which is still to be started, in the place of one whose session is closed."""
-        if self.tasks.closed:
+        if self.tasks.closed:  # by a done callback; a call of close that was interrupted is to find the worker
             return
-        self.check()  # first: it makes an interrupted call again
         had = tuple(worker.running)
         for task in had:
             if task.tries >= self._retries:
@@ -377,21 +372,14 @@ class Crew:
     def go_on(self) -> None:
         """Do what was left to a turn, and give tasks to workers."""
         while not self._loop.users_wait:  # otherwise this is inside of a call that runs no handlers
-            try:
-                if self._untidy:
-                    self._tidy()
-                self.give()
-            except BaseException:
-                self.check()
-                raise
-            if not self._untidy:
+            self.give()
+            if self.tasks.closed or not self._untidy:
                 break
 
     def _tidy(self) -> None:
         """Look at all workers."""
         # atomic: no calls
         self._untidy = False  # first: users' functions may leave something
-        self._loop.later[self] = None
         self._vacant = True
 
         self._free.update(self._workers)
@@ -404,7 +392,7 @@ class Crew:
             if worker.conversation.reason is not None:
                 self._replace(worker)
             elif worker.due is not None and worker.due <= now:
-                self._kill(worker, f"the worker gave no sign within {self._start_timeout} s, so it was killed")
+                worker.kill(f"the worker gave no sign within {self._start_timeout} s, so it was killed")
             elif worker.given == self._tasks_per_worker and not worker.running:
                 worker.close("this side replaces the worker, which has done its share of tasks")
         self._set_timer(now)

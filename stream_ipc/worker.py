@@ -72,3 +72,8 @@ class Worker:
     def close(self, text: str) -> None:
         """Close its session. Its process is ended and reaped by ticks."""
         self.conversation.close_now(StreamClosedError(f"{text} ({self.conversation.name})"))
+
+    def kill(self, text: str) -> None:
+        """Close its session, and have its process killed, which may be busy for ever."""
+        self.conversation.hurry(-math.inf)
+        self.close(text)
