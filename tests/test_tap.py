@@ -1,7 +1,6 @@
 """``python3 -m stream_ipc tap`` and ``decode``: what they show, and that nobody notices them."""
 
 import collections
-import ctypes
 import datetime
 import decimal
 import enum
@@ -50,27 +49,6 @@ from .helpers import PATIENCE, frame, seeds
 
 ROOT = Path(__file__).resolve().parent.parent
 CHILD = str(Path(__file__).resolve().parent / "tap_child.py")
-
-PR_SET_CHILD_SUBREAPER = 36
-
-
-@pytest.fixture(autouse=True)
-def no_orphan_is_left(nothing_is_left):
-    """See that no process is left, also no child of a child: on Linux these become this process's own."""
-    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: None
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    yield
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            break
-        if not pid:
-            assert time.monotonic() < end, "a process is left"
-            time.sleep(0.01)
-    prctl(PR_SET_CHILD_SUBREAPER, 0)
-
 
 @register_type
 class Colour(enum.Enum):
