@@ -30,6 +30,7 @@ from stream_ipc import (
     WorkerPool,
 )
 from stream_ipc.wire.framing import Between, Filling
+from tests.fork_server import BEGINNING
 
 # What the paths of the package's code begin with. That of a checkout may have "stream_ipc" in it, too.
 PACKAGE = os.path.dirname(stream_ipc.__file__) + os.sep
@@ -377,7 +378,7 @@ def run_python(
 
 def after(imports: str, code: str) -> str:
     """Code behind its imports, among which no garbage is looked for: that is much of what a short program does."""
-    return f"import gc\ngc.disable()\n{imports}\ngc.enable()\ngc.freeze()\ndel gc\n{code}"
+    return f"{BEGINNING}{imports}\ngc.enable()\ngc.freeze()\ndel gc\n{code}"
 
 
 def role(name: str, *args: object) -> List[str]:
