@@ -556,11 +556,11 @@ def test_a_wait_does_not_settle_all_of_a_flood_of_replies_first(raw: RawPeer) ->
 def test_dropping_many_promises_takes_as_long_for_each(raw: RawPeer) -> None:
     def seconds(count: int) -> float:
         promises = collections.deque(raw.session.request(Ping(1), timeout=None) for _ in range(count))
-        start = time.perf_counter()
+        start = time.process_time()
         while promises:
             promises.popleft()
         assert no_pending(raw.session)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     with raw.session.batch():
         # 10 if linear, 100 if quadratic.

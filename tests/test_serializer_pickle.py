@@ -1641,7 +1641,7 @@ def test_any_mutation_is_a_message_or_an_error(number: int) -> None:
         if too_costly(mutant):
             skipped += 1
             continue
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             message = S.deserialize(rng.choice([bytes, bytearray])(mutant))
         except SerializationError as error:
@@ -1657,7 +1657,7 @@ def test_any_mutation_is_a_message_or_an_error(number: int) -> None:
                 assert isinstance(inner, Message)
                 assert not isinstance(inner, (RequestEnvelope, ResponseEnvelope))
             assert_no_machinery(message)
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
     assert messages > 20  # else nothing was tested but the refusal
     assert skipped < 400
     assert slowest < 2.0
