@@ -214,12 +214,12 @@ everything = False
 
 def places_apart() -> int:
     """Return how far apart the places are at which a sweep interrupts: each of them is tried where everything runs."""
-    return 1 if everything else 5
+    return 1 if everything else 7
 
 
 def span(full: float) -> float:
-    """Return how long or how often something is tried that finds more the longer it takes: an eighth of it by default."""
-    return full if everything else full / 8
+    """Return how long or how often something is tried that finds more the longer it takes: a twelfth of it by default."""
+    return full if everything else full / 12
 
 
 class Interruption(BaseException):

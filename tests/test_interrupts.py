@@ -423,7 +423,7 @@ class Run:
 def at_every_place(scenario: Callable[[Run], None], kind: Type[BaseException], step: int = 1) -> None:
     """Run a scenario with an interruption at its first place, at its second, and so on until there is no further.
 
-    Where not everything runs, four of five places are left out.
+    Where not everything runs, six of seven places are left out.
     """
     failures = []
     number = 1

@@ -245,10 +245,10 @@ def test_two_pools_on_one_peer_and_one_after_the_other(peer: IpcPeer) -> None:
 
 
 def test_thousands_of_tasks(peer: IpcPeer) -> None:
-    with WorkerPool(peer, worker(), 4) as pool:
-        promises = [pool.submit(Ping(index), expect=Pong) for index in range(4000)]
-        assert [reply.value for reply in gather(promises, 50)] == list(range(4000))
-        assert len(pool.workers) == 4
+    with WorkerPool(peer, worker(), 3) as pool:
+        promises = [pool.submit(Ping(index), expect=Pong) for index in range(2000)]
+        assert [reply.value for reply in gather(promises, 50)] == list(range(2000))
+        assert len(pool.workers) == 3
 
 
 def test_no_worker_is_started_for_a_task_that_was_taken_back(peer: IpcPeer) -> None:

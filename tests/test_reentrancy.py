@@ -51,7 +51,7 @@ ENOUGH = 4
 def at_every_place(scenario: Callable[[int], CallAt]) -> None:
     """Run a scenario with a call at its first place, at its second, and so on until there is no further.
 
-    Where not everything runs, four of five places are left out.
+    Where not everything runs, six of seven places are left out.
     """
     failures: List[str] = []
     number = 1 - places_apart()

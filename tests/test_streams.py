@@ -1255,7 +1255,7 @@ def test_only_connected_stream_sockets_are_taken(peer: IpcPeer) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("kind", ["stdio", "socket"])
-def test_32_mib_echoed_twice_at_once(peer: IpcPeer, kind: str) -> None:
+def test_8_mib_echoed_twice_at_once(peer: IpcPeer, kind: str) -> None:
     if kind == "stdio":
         session = peer.create_command_session(role("echo"))
         process = None
@@ -1265,7 +1265,7 @@ def test_32_mib_echoed_twice_at_once(peer: IpcPeer, kind: str) -> None:
         theirs.close()
         session = peer.create_socket_session(ours)
     try:
-        values = [bytes([index]) * (32 * 1024 * 1024) for index in (1, 2)]
+        values = [bytes([index]) * (8 * 1024 * 1024) for index in (1, 2)]
         promises = [session.request(Ping(value), expect=Pong) for value in values]
         for promise, value in zip(promises, values):
             assert promise.wait().value == value

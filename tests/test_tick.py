@@ -252,7 +252,7 @@ def test_endless_flood_does_not_keep_a_tick_or_a_wait_from_returning(raw: RawPee
         assert 0 < raw.session.peer.tick() < 50000
         assert 0 < raw.session.tick(20) < 50000
         with pytest.raises(RequestTimeoutError):
-            raw.session.request(Ping(), timeout=0.1).wait()
+            raw.session.request(Ping(), timeout=WAIT).wait()
     assert meter.real < 15
 
 

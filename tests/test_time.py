@@ -15,6 +15,7 @@ import pytest
 
 from stream_ipc import IpcPeer, ResponsePromise, as_completed, gather
 from tests.helpers import (
+    WAIT,
     FakeClock,
     RawPeer,
     framed,
@@ -156,7 +157,7 @@ def test_receive_does_not_go_on_for_ever(raw: RawPeer) -> None:
     raw.write(framed(Note("again")))
     session.on_message(lambda note: raw.write(framed(Note("again"))))
     with pytest.raises(TimeoutError):
-        session.receive(0.1, expect=Ping)
+        session.receive(WAIT, expect=Ping)
 
 
 @pytest.mark.parametrize("call", ["flush", "notify", "broadcast"])
