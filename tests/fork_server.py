@@ -1,4 +1,4 @@
-"""Children that start no interpreter: they are forked from one that has imported what the roles of ``child.py`` need.
+"""Children that start no interpreter: they are forked from one that has imported what a tap and the roles of tests need.
 
 To start and to import is most of what such a child does, and not what its test is about. It is forked twice, so that it
 becomes the child of the tests' process: Linux gives an orphan to the nearest process that asks for it. It has what it would
@@ -23,6 +23,7 @@ from typing import Any, Dict, FrozenSet, List, Optional, Tuple
 BEGINNING = "import gc\ngc.disable()\n"
 
 _START = "from tests.fork_server import _next_program; exec(_next_program())"
+_MODULE = "import runpy; runpy.run_module('stream_ipc', run_name='__main__', alter_sys=True)"
 _LIMITS = [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]
 _MOST = 100_000  # bytes of a request
 # What Popen is told of a child that differs in nothing but its descriptors, and its environment.
@@ -30,7 +31,6 @@ _USUAL = {
     "executable": None,
     "preexec_fn": None,
     "close_fds": True,
-    "cwd": None,
     "shell": False,
     "gid": None,
     "gids": None,
@@ -85,8 +85,16 @@ class ForkServer:
         """Return what the server is to be told, or None if only a real start can do what is asked for."""
         if os.getpid() != self._pid or threading.active_count() > 1:  # whose child it is to be, and who gets the answer
             return None
-        args = options["args"]
-        if not isinstance(args, list) or args[:3] != [sys.executable, "-S", "-c"] or not args[3].startswith(BEGINNING):
+        args, folder = options["args"], options["cwd"]
+        if not isinstance(args, list) or args[:2] != [sys.executable, "-S"]:
+            return None
+        if args[2] == "-c" and args[3].startswith(BEGINNING):
+            program = args[3]
+        elif args[2:4] == ["-m", "stream_ipc"]:
+            program = _MODULE
+        else:
+            return None
+        if folder is not None and not (isinstance(folder, str) and os.path.isdir(folder)):
             return None
         if any(options.get(name, value) != value for name, value in _USUAL.items()):
             return None
@@ -95,7 +103,8 @@ class ForkServer:
             return None
         if _handed_down(environ) != self._handed_down or not all(map(_is_pipe, (options["p2cread"], options["c2pwrite"]))):
             return None
-        child = args[3:], dict(environ), os.getcwd(), list(options["pass_fds"]), options["start_new_session"]
+        passed, leads = list(options["pass_fds"]), options["start_new_session"]
+        child = [program, *map(os.fsdecode, args[4:])], dict(environ), folder or os.getcwd(), passed, leads
         request = marshal.dumps(child)
         return request if len(request) < _MOST else None
 
@@ -119,7 +128,11 @@ def _handed_down(environ: Any) -> Tuple[Dict[str, str], FrozenSet[int], List[Tup
 
 def _next_program() -> str:
     """Fork children as they are asked for; return in each, with the program that it is to run."""
-    from tests import child, pool_child  # noqa: F401 - what they import is there then
+    import argparse  # noqa: F401 - what is imported here is there
+    import runpy  # noqa: F401
+
+    from stream_ipc.tap import relay  # noqa: F401
+    from tests import child, pool_child  # noqa: F401
 
     server = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
