@@ -680,12 +680,10 @@ def test_something_fails_once(sweep: Callable[[str, int], Iterator[Dict[str, Any
 def as_long_as(seconds: float) -> Iterator[None]:
     """Runs until the time is over, each with a seed of its own."""
     end = time.monotonic() + seconds
-    while True:
+    while time.monotonic() < end:
         for seed in seeds(1):
             random.seed(seed)
             yield
-        if time.monotonic() >= end:  # once at least, on a busy machine, too
-            break
 
 
 def several(seconds: float) -> Iterator[Dict[str, Any]]:
@@ -717,4 +715,6 @@ def test_several_faults_at_a_time() -> None:
 @pytest.mark.parametrize("name", ["pipes", "tcp", "child"])
 def test_real_alarms(name: str) -> None:
     """Signals come when they come: between any two instructions, and in the middle of calls of the system."""
-    assert run_all(alarms(name, max(SECONDS / 3, span(0.8))))
+    end = time.monotonic() + 4 * PATIENCE
+    while not run_all(alarms(name, max(SECONDS / 3, span(0.8)))):  # on a busy machine none may have come yet
+        assert time.monotonic() < end
