@@ -169,6 +169,7 @@ def children_find_the_package() -> Iterator[None]:
         sys.modules.setdefault("tests", __import__("tests"))
         if not helpers.everything and "CI" not in os.environ and os.path.exists("/proc/self/task"):
             fork_server = ForkServer()
+            own_children.clear()  # it is no test's
         yield
         if fork_server is not None:
             fork_server.close()
