@@ -409,7 +409,7 @@ class Crew:
 
     def close(self, text: str = "this side closed the peer of the worker pool") -> None:
         """Fail all tasks; the text says why. An interrupted call is made again."""
-        self.tasks.close()
+        self.tasks.closed = True
         self._loop.set_timer(self, None)
         for worker in tuple(self._workers):
             if worker.conversation is not None:
@@ -424,7 +424,7 @@ class Crew:
         Args:
             seconds: How long that may take; None for the usual bounds.
         """
-        self.tasks.close()  # first: now workers keep their places, where a call after an interrupted one finds them
+        self.tasks.closed = True  # first: now workers keep their places, where a call after an interrupted one finds them
         text = "this side closed the worker pool"
         workers = [worker for worker in self._workers if worker.session is not None]
         for worker in workers:

@@ -53,7 +53,6 @@ class Mapped:
         self._make = make
         self._give = give
         self._message: Any = None  # what was read and has no promise yet
-        self._promise: ResponsePromise[Any] | None = None  # whose task an interruption may have kept from the queue
         self._loop = loop
         self._ahead = ahead
         self._ordered = ordered
@@ -103,11 +102,13 @@ class Mapped:
     def _submit(self) -> None:
         """Submit as many tasks as may be under way."""
         under_way = self._under_way
-        if self._promise is not None:
-            self._give(self._promise)
-            self._promise = None
+        promise: Any
+        for promise in reversed(under_way):  # the last task may have been kept from the queue by an interruption
+            if not pending_of(promise).number:
+                self._give(promise)
+            break
         while self._end is None and len(under_way) < self._ahead:
-            promise: Any = None
+            promise = None
             try:
                 if self._message is None:
                     for self._message in self._source:  # stored before a signal is looked at
@@ -128,15 +129,8 @@ class Mapped:
                 self._message = None
 
                 self._give(promise)
-            except BaseException as exc:
-                # atomic: no calls
-                if promise in under_way:
-                    self._promise = promise
-
-                if not isinstance(exc, Exception):
-                    raise
+            except Exception as exc:
                 pass_on(exc)
                 under_way.pop(promise, None)
-                self._promise = None
                 self._end = stray_stop() if isinstance(exc, StopIteration) else exc  # raised behind all before it
                 break

@@ -149,10 +149,6 @@ class Tasks:
             task.worker = task.deadline = None
             self._back += (task,)
 
-    def close(self) -> None:
-        """Queue no more. The caller fails what is queued next."""
-        self.closed = True
-
     def silence(self, task: Task, timeout: float | None) -> str:
         """Return the text of a timeout."""
         return f"no reply to task {task.id} within {timeout} s (worker pool)"
