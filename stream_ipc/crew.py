@@ -118,13 +118,7 @@ class Crew:
     # -- giving tasks to workers
 
     def submit(self, task: Task) -> None:
-        """Queue a task, and give what is queued to workers that are free. An interrupted call can be made again.
-
-        Raises:
-            RuntimeError: The pool is closed.
-            TypeError: An argument for new workers is of a wrong kind.
-            ValueError: Such an argument is of no use.
-        """
+        """Queue a task, and give what is queued to workers that are free. An interrupted call can be made again."""
         self.tasks.enqueue(task)
         if self._free or self._vacant:
             self._loop.inside(self.give, True)
@@ -419,11 +413,7 @@ class Crew:
         self._loop.pools.pop(self, None)  # last: an interrupted call is made again
 
     def close_workers(self, seconds: float | None) -> None:
-        """Fail all tasks, and end the workers side by side.
-
-        Args:
-            seconds: How long that may take; None for the usual bounds.
-        """
+        """Fail all tasks, and end the workers side by side, within so many seconds or the usual bounds."""
         self.tasks.closed = True  # first: now workers keep their places, where a call after an interrupted one finds them
         text = "this side closed the worker pool"
         workers = [worker for worker in self._workers if worker.session is not None]

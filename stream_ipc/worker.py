@@ -55,12 +55,7 @@ class Worker:
         return self.ready and self.conversation.outbox.queued_bytes > _MUCH and self.conversation.is_writable
 
     def can_take(self, in_flight: int, most: int | None) -> bool:
-        """Return whether it can be given a task.
-
-        Args:
-            in_flight: How many it has at a time at most.
-            most: How many it is given in all at most; None for no limit.
-        """
+        """Return whether it can be given a task, if it may have so many at a time, and so many in all, or any number."""
         return (
             self.ready
             and len(self.running) < in_flight

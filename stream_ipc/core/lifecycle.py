@@ -40,12 +40,7 @@ def adopt(loop: Loop) -> None:
 
 
 def close_loop(loop: Loop, seconds: float | None = None) -> None:
-    """Close every conversation and listener, and end what was started, side by side.
-
-    Args:
-        loop: The loop.
-        seconds: How long all of it may take; None for the usual bounds.
-    """
+    """Close every conversation and listener, and end what was started, side by side; see ``IpcPeer.close``."""
     due = None if seconds is None else monotonic() + seconds
     conversations = _unclosed(loop)
     if seconds is not None:

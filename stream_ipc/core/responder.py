@@ -143,13 +143,7 @@ class Responder:
         self.loop.set_timer(self, self.loop.clock() + _LOOK_INTERVAL if self.owed else None)
 
     def refuse(self, item: Any, id: Any, error: SerializationError) -> None:
-        """Answer a request that is none with an error, and no handler sees it.
-
-        Args:
-            item: What stands for it in the inbox.
-            id: Its id.
-            error: What is wrong with it.
-        """
+        """Answer a request that is none, for which an item stands in the inbox, with an error. No handler sees it."""
         owed = Owed(self, id, ErrorMessage(f"the request could not be decoded: {error}"))
         # atomic: no calls
         if self._inbox and self._inbox[0] is item:

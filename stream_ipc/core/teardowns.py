@@ -37,11 +37,7 @@ class Teardowns:
             self.all.append(teardown)
 
     def step(self, deliver: bool = True) -> float:
-        """Do what can be done now; returns in how many seconds to call again at the latest.
-
-        Args:
-            deliver: Whether handlers may run.
-        """
+        """Do what can be done now, and let handlers run if it is to deliver; returns in how many seconds to call again."""
         wait = 60.0
         for teardown in tuple(self.all):
             left = teardown.step()
