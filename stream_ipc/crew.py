@@ -215,7 +215,7 @@ class Crew:
         """Take a task from its worker, which has answered it or was too slow. An interrupted call is made again."""
         worker = task.worker
         if worker is not None:
-            late = isinstance(outcome, RequestTimeoutError)
+            late, ended = isinstance(outcome, RequestTimeoutError), isinstance(outcome, StreamClosedError)
             if not task.settled:
                 self.tasks.settle(task, outcome)  # first: the end of the worker gives what it has to another
             if late and worker.conversation.is_open:
@@ -226,7 +226,7 @@ class Crew:
                 del worker.running[task]
                 task.worker = None
                 self._free[worker] = None
-                if not late:
+                if not late and not ended:
                     self._deaths = worker.deaths = 0
                     worker.came_up = True
                     worker.due = None

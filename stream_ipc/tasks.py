@@ -10,6 +10,7 @@ from collections import deque
 from itertools import islice
 from operator import attrgetter
 
+from .core.loop import MAX_DEPTH
 from .core.pending import Pending
 from .errors import IpcError, StreamClosedError
 
@@ -73,7 +74,8 @@ class Task(Pending):
         return False  # its worker has ended, which another may replace
 
     def fail(self, error: BaseException) -> None:
-        if not isinstance(error, StreamClosedError):
+        # What the end of its worker means is decided where that is replaced: never, if handlers are nested too deeply.
+        if not isinstance(error, StreamClosedError) or self.requester.loop.depth > MAX_DEPTH:
             self.requester.take(self, error)
 
     def tell(self) -> None:

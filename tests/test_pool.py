@@ -1431,12 +1431,10 @@ def test_flush_starts_no_workers(peer: IpcPeer) -> None:
         session.close(0)
 
 
-@pytest.mark.slow
-def test_map_out_of_order_in_deeply_nested_handlers(peer: IpcPeer, pool: WorkerPool) -> None:
-    pool.submit(Ping(1)).wait()
+def nested_too_deeply(peer: IpcPeer, act: Callable[[], Any]) -> None:
+    """Call a function where handlers are nested so deeply that no other handler runs."""
     a, b = peer.create_session_pair()
     depth = 0
-    got: List[Any] = []
 
     def ring(*args: Any) -> None:
         raise KeyboardInterrupt("it hangs")
@@ -1449,7 +1447,7 @@ def test_map_out_of_order_in_deeply_nested_handlers(peer: IpcPeer, pool: WorkerP
             a.notify(Note("x"))
             peer.tick(0.5)
         else:
-            got.extend(pool.map([Ping(5)], expect=Pong, ordered=False))
+            act()
 
     a.notify(Note("x"))
     old = signal.signal(signal.SIGALRM, ring)
@@ -1459,7 +1457,24 @@ def test_map_out_of_order_in_deeply_nested_handlers(peer: IpcPeer, pool: WorkerP
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, old)
+
+
+@pytest.mark.slow
+def test_map_out_of_order_in_deeply_nested_handlers(peer: IpcPeer, pool: WorkerPool) -> None:
+    pool.submit(Ping(1)).wait()
+    got: List[Any] = []
+    nested_too_deeply(peer, lambda: got.extend(pool.map([Ping(5)], expect=Pong, ordered=False)))
     assert [reply.value for reply in got] == [5]
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_worker_that_dies_while_handlers_are_nested_deeply_fails_its_task(peer: IpcPeer, retries: int) -> None:
+    got: List[Any] = []
+    with WorkerPool(peer, worker(), 1, retries=retries) as pool:
+        pool.submit(Ping(1)).wait()
+        nested_too_deeply(peer, lambda: got.append(outcome(pool.submit(Ping(("exit", 3)), timeout=None))))
+        assert got == [StreamClosedError]
+        assert outcome(pool.submit(Ping(2))) == 2
 
 
 @pytest.mark.slow
