@@ -42,14 +42,9 @@ def register(
     *,
     strict: bool = False,
 ) -> None:
-    """Enter a class under its wire name; see ``register_type``.
+    """Enter a class under its wire name, by default the one it has already; see ``register_type``.
 
-    Args:
-        cls: The class.
-        wire_name: The name; by default the one it has already, or else ``module.QualName``.
-        encode: See ``register_type``.
-        decode: See ``register_type``.
-        strict: Whether methods of its own that say how it is pickled are a reason to refuse it.
+    If ``strict``, methods of its own that say how it is pickled are a reason to refuse it.
     """
     _check(cls, encode, decode, strict)
     origin = source(cls)

@@ -151,14 +151,7 @@ class Tap:
     def run(self, log: Log, trace: Trace | None, format: str, coloured: bool) -> int:
         """Pass on what the worker and the parent say to each other until the worker ends.
 
-        Args:
-            log: Where lines are written.
-            trace: Where events are written.
-            format: See ``Report``.
-            coloured: See ``Report``.
-
-        Returns:
-            The worker's exit status; the negative number of the signal that has killed it.
+        Returns its exit status, or the negative number of the signal that has killed it.
         """
         report = Report(log.write, ("->", "<-"), format, coloured, f"{self.pid} ", trace)
         watcher = Watcher(report, log, trace)

@@ -155,10 +155,7 @@ def decode_text(data: bytes, final: bool = False) -> tuple[str, bytes]:
 class MessageDecoder(FrameDecoder):
     """Turns the bytes of one stream into messages.
 
-    Args:
-        serializer: What turns a payload into a message.
-        max_frame_size: See ``FrameDecoder``.
-        note: Called with text that belongs to no frame, when its message is made.
+    ``note`` is called with text that belongs to no frame, when its message is made.
     """
 
     def __init__(
