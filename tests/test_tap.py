@@ -217,8 +217,10 @@ def test_garbage():
         (b'{"a":1 "b":2}', "json: JSONDecodeError: Expecting ',' delimiter: line 1 column 8 (char 7)"),
         (b'{"a":1} {}', "json: JSONDecodeError: Extra data"),
         (b"{}", "json: {} is no object"),
-        (b"\x80\x05\xff", "pickle: UnpicklingError: invalid load key, '\\xff'."),
-        (pickle.dumps("x" * 50, 5)[:30], "pickle: UnpicklingError: pickle data was truncated"),
+        (b"\x80\x05\xff", "pickle: KeyError: 255"),
+        (pickle.dumps("x" * 50, 5)[:30], "pickle: UnpicklingError: pickle exhausted before end of frame"),
+        (b"\x80\x05Nrrest.", "pickle: None is no object"),  # nothing is reserved for as many objects as this speaks of
+        (b"\x80\x05\x96" + bytes([255] * 7) + b"\0abc.", "pickle: EOFError"),
         (pickle.dumps("x", 5), "pickle: 'x' is no object"),
         (pickle.dumps((0, None, "A\0b\0c", (1,)), 5), "pickle: ValueError: zip() argument 2 is shorter"),
     ],

@@ -2,7 +2,8 @@
 
 Knows the three formats. Must not know the registry: an ``_Object`` stands for each object, so the tap needs none of the
 program's modules, and imports and calls nothing that a payload names. It takes the time and the memory that decoding a
-payload takes its receiver. A hostile pickle can exhaust both, as ``PickleMessageSerializer`` says.
+payload takes its receiver, or more of it. A hostile pickle can exhaust both, as ``PickleMessageSerializer`` says; a
+broken one cannot.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import pickle
 import re
 from itertools import chain
-from typing import Any, Callable, Iterable, NamedTuple
+from typing import Any, Callable, ClassVar, Iterable, NamedTuple
 
 from ..errors import SerializationError
 from ..messages import NOTIFICATION, REQUEST, RESPONSE
@@ -195,8 +196,17 @@ def _leaf(value: Any) -> str:
 
 # -- pickles
 
+_InPython: Any = pickle._Unpickler  # which reserves nothing that a broken pickle only announces, but for a bytearray
 
-class _Unpickler(pickle.Unpickler):
+
+class _Unpickler(_InPython):  # type: ignore[misc]
+    dispatch: ClassVar[dict[int, Any]] = dict(_InPython.dispatch)
+
+    def load_bytearray8(self) -> None:
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == GLOBAL:
             return build
