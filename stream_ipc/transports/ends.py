@@ -55,6 +55,12 @@ class End:
         socket: The socket object through which it is used, if it is a socket.
         error: Why the stream ended, if the descriptor does not tell.
         growable: Whether this is a pipe or a Unix socket that may be made larger, and was not yet.
+        reads: Iterating it once reads once: at most ``READ_SIZE`` bytes, empty at the end of the stream. Raises
+            ``BlockingIOError`` if nothing is there.
+        reads_into: The same, of a buffer, or None: returns what reads once into it; the item is the count of bytes.
+        ahead: What a buffered file object had read before it came here.
+        pending: Whether something can be read that the descriptor does not show (TLS).
+        poll_fd: The descriptor that is written and waited for: ``fd``, or one of this process's own for the same file.
     """
 
     forbidden_mode: int = -1  # the access mode that this end cannot use
@@ -62,6 +68,11 @@ class End:
     socket: Any = None
     watched: bool = True
     error: BaseException | None = None
+    reads: Iterator[bytes]
+    reads_into: Any = None
+    ahead: bytes = b""
+    pending: bool = False
+    poll_fd: int = -1
     _usual_size: int = 0  # of the buffer of a Unix socket that was made larger
     _timeout: Any = None  # of a socket object as it was given
     _blocking: bool | None = None  # whether anything else was, if it is not now
@@ -216,30 +227,20 @@ def _warn_of_sigpipe() -> None:
 
 
 class ReadEnd(End):
-    """The end that is read.
-
-    Attributes:
-        reads: Iterating it once reads once: at most ``READ_SIZE`` bytes, empty at the end of the stream. Raises
-            ``BlockingIOError`` if nothing is there.
-        ahead: What a buffered file object had read before it came here.
-        pending: Whether something can be read that the descriptor does not show (TLS).
-    """
+    """The end that is read."""
 
     forbidden_mode: int = os.O_WRONLY
-    pending: bool = False
-    ahead: bytes = b""
-    reads: Iterator[bytes]
 
     def open(self) -> None:
         stream, sock = self.stream, self.socket
         if sock is None:
-            self.reads = map(os.read, repeat(self.fd), repeat(READ_SIZE))
+            self.reads: Iterator[bytes] = map(os.read, repeat(self.fd), repeat(READ_SIZE))
         else:
             self.reads = map(sock.recv, repeat(READ_SIZE), repeat(self._socket_flags()))
         buffered = getattr(stream, "buffer", stream)  # under a text layer
         try:
             if hasattr(buffered, "peek") and not self.shared:  # where it could block, peek() would wait
-                self.ahead = bytes(buffered.read1(len(buffered.peek())) or b"")
+                self.ahead: bytes = bytes(buffered.read1(len(buffered.peek())) or b"")
         except (OSError, ValueError) as exc:
             pass_on(exc)
         except Exception as exc:  # of somebody's own class
@@ -247,7 +248,6 @@ class ReadEnd(End):
             raise unusable(stream, repr(exc)) from exc
 
     def reads_into(self, view: memoryview) -> Iterator[int]:
-        """Return what reads once into a buffer when it is iterated; the item is the count of bytes."""
         if self.growable:
             self.grow()
         if self.socket is None:
@@ -256,14 +256,9 @@ class ReadEnd(End):
 
 
 class WriteEnd(End):
-    """The end that is written.
-
-    Attributes:
-        poll_fd: The descriptor that is written and waited for: ``fd``, or one of this process's own for the same file.
-    """
+    """The end that is written."""
 
     forbidden_mode: int = os.O_RDONLY
-    poll_fd: int = -1
 
     def prepare(self, stream: Any) -> None:
         flush = getattr(stream, "flush", None)
@@ -275,7 +270,7 @@ class WriteEnd(End):
                 raise unusable(stream, str(exc)) from exc
 
     def open(self) -> None:
-        self.poll_fd = self.fd
+        self.poll_fd: int = self.fd
         self.growable: bool = self.family == "AF_UNIX" and not self.shared  # not a socket of the parent's, too
         if self.socket is None and self.shared and (stat.S_ISFIFO(self._mode) or self._is_terminal):
             self._reopen()

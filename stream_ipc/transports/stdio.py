@@ -116,12 +116,11 @@ class StdioChannel(StreamChannel):
                 pass_on(exc)
 
     def _restore(self) -> None:
-        while self._buffered:
+        for stream in self._buffered:
             try:
-                self._buffered[-1].reconfigure(line_buffering=False)
+                stream.reconfigure(line_buffering=False)
             except (OSError, ValueError) as exc:
                 pass_on(exc)
-            del self._buffered[-1]
         for number, copy in tuple(self._copies.items()):
             os.dup2(copy, number)
             # atomic: no calls

@@ -94,10 +94,6 @@ class ObjectEnd(End):
 
     watched = False
     shared = False
-    reads_into = None
-    pending = False
-    ahead = b""
-    poll_fd: int = -1
 
     def __init__(self, method: str, stream: Any) -> None:
         self.stream = stream

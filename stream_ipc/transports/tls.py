@@ -71,8 +71,6 @@ def handshake(sock: ssl.SSLSocket) -> int:
 class _End(End):
     """The end of an ``ssl.SSLSocket``, for both ways; its handshake is made by the first read or write."""
 
-    reads_into: Any = None
-    ahead: bytes = b""
     wants_write: bool = False  # reading has to wait until the descriptor is writable
     holds_up_writing: bool = False  # writing has to wait until something was read
     _suppress: bool | None = None  # what it was told before about an end without a word
@@ -118,8 +116,7 @@ class _End(End):
         return whole
 
     @property
-    def pending(self) -> bool:
-        """Whether something can be read that the descriptor does not show."""
+    def pending(self) -> bool:  # type: ignore[override]
         if self.retry or self._parts:
             return True
         return self.socket is not None and not self._ended and self.socket.pending() > 0
