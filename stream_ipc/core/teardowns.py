@@ -51,15 +51,12 @@ class Teardowns:
                 self.all.remove(teardown)
         return wait
 
-    def wait(
-        self, only: Collection[Teardown] | None = None, due: float | None = None, background: bool = True
-    ) -> None:
+    def wait(self, only: Collection[Teardown] | None = None, due: float | None = None) -> None:
         """Block until some are done; all go on, side by side. Each of them bounds its own steps.
 
         Args:
             only: Which to wait for, by default all that are there now.
             due: When they have to be done, in the time of ``time.monotonic``; None for their own bounds.
-            background: Also wait for what is in the background. Otherwise it goes on only while others are waited for.
         """
         left = tuple(self.all if only is None else only)
         if due is not None:
@@ -67,8 +64,7 @@ class Teardowns:
                 teardown.hurry(due)
         while True:
             wait = self.step()
-            left = tuple([teardown for teardown in left if teardown in self.all])
-            if not any([background or not teardown.background for teardown in left]):
+            if not any([teardown in self.all for teardown in left]):
                 return
             try:
                 wait_readable([fd for teardown in self.all for fd in teardown.fds()], wait)
