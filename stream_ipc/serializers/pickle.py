@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..protocols import Payload
-    from ..type_info import TypeInfo
 
     Parts = bytes | list[bytes]
     Write = Callable[[int, Any, Message], Parts]
@@ -138,54 +137,42 @@ class PickleMessageSerializer:
 # -- writing
 
 
-def _writer_of(cls: type) -> Write:
+# What dumps() writes as it is. Whatever else a field holds is the pickler's, which meets objects.
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
+def _writer_of(cls: type, is_large: bool = False) -> Write:
     if not issubclass(cls, Message):
         raise no_message(cls)
     info = registry.type_info(cls)
     if issubclass(cls, ENVELOPES):
         raise SerializationError(f"{info.wire_name} cannot be sent: it is, or derives from, an envelope inside another")
-    return _quick_writer_of(info) if info.fields else _general_writer_of(cls)
+    values = [f"v{index}" for index in range(len(info.fields))]
+    content = f"({', '.join(values)},)" if values else "info.values(message)"
+    root = f"(kind, id, shape, {content})"
+    lines = [
+        "def made(kind, id, message):",
+        "    try:",
+        *(f"        {value} = message.{field.name}" for field, value in zip(info.fields, values)),
+    ]
+    if values and not is_large:
+        lines.append(f"        if {' and '.join([f'type({value}) in plain' for value in values])}: return dumps({root}, 5)")
+    lines += [
+        f"        return write({root}, message)",
+        "    except Exception as exc:",
+        "        raise explain(message, exc) from exc",
+    ]
+    names = {"shape": shape_of(info), "info": info, "plain": _PLAIN, "dumps": dumps, "write": _write, "explain": _explain}
+    return compile_function(lines, names)
 
 
 class _Writers(registry.Cache):
     def expect_large(self, cls: type) -> None:
         """Take note that a message turned out to be large: the pickler passes large texts on without a copy."""
-        self[cls] = _general_writer_of(cls)
+        self[cls] = _writer_of(cls, is_large=True)
 
 
 _writers: dict[type, Write] = _Writers(_writer_of)
-
-
-def _general_writer_of(cls: type) -> Write:
-    def write(kind: int, id: Any, message: Message) -> Parts:
-        try:
-            shape, *values = take_apart[cls](message)
-            return _write((kind, id, shape, tuple(values) if SEPARATOR in shape else values[0]), message)
-        except Exception as exc:
-            raise _explain(message, exc) from exc
-
-    return write
-
-
-# What dumps() writes as it is. Whatever else a field holds is the pickler's, which meets objects.
-_PLAIN = frozenset({str, int, float, bool, type(None)})
-
-
-def _quick_writer_of(info: TypeInfo) -> Write:
-    values = [f"v{index}" for index in range(len(info.fields))]
-    root = f"(kind, id, shape, ({', '.join(values)},))"
-    lines = [
-        "def made(kind, id, message):",
-        "    try:",
-        *(f"        {value} = message.{field.name}" for field, value in zip(info.fields, values)),
-        f"        if {' and '.join([f'type({value}) in plain' for value in values])}:",
-        f"            return dumps({root}, 5)",
-        f"        return write({root}, message)",
-        "    except Exception as exc:",
-        "        raise explain(message, exc) from exc",
-    ]
-    names = {"shape": shape_of(info), "dumps": dumps, "explain": _explain, "write": _write, "plain": _PLAIN}
-    return compile_function(lines, names)
 
 
 # Between messages, because making one takes longer than a small message. A property of a message can lead back in here,
