@@ -122,16 +122,20 @@ class TypeInfo:
 
         Unknown names among the values are dropped, fields without a value take their defaults.
         """
-        if self.decode is not None:
-            return self._decoded(self.decode, values)
         fields = self.fields
-        if self._open:
-            return self._build_open(values)
         known: dict[str, Any] = {}
         try:
-            known = {f.parameter: values[f.name] for f in fields if f.name in values}
-            return self.cls(**known)
+            if self.decode is not None:
+                known["value"] = values["value"]
+                obj = self.decode(known["value"])
+            elif self._open:
+                obj = _rebuilt(self.cls, values)
+            else:
+                known = {f.parameter: values[f.name] for f in fields if f.name in values}
+                obj = self.cls(**known)
         except Exception as exc:
+            if self.decode is not None and not known:
+                raise SerializationError(f"{self.wire_name} cannot be built: its 'value' was not sent{BOTH_SIDES}") from exc
             missing = [f.name for f in fields if f.is_required and f.parameter not in known]
             if missing:
                 raise SerializationError(
@@ -139,6 +143,12 @@ class TypeInfo:
                     " or update the sender"
                 ) from exc
             raise self.refused(exc) from exc
+        if self.decode is not None and type(obj) is not self.cls:
+            raise SerializationError(
+                f"{self.wire_name} cannot be built: the decode of its register_type() returned {article(type(obj))};"
+                f" it must return {article(self.cls)}"
+            )
+        return obj
 
     @property
     def make(self) -> Callable[..., Any]:
@@ -187,36 +197,6 @@ class TypeInfo:
     def refused(self, exc: Exception) -> SerializationError:
         """Return the error about a constructor that has raised another one."""
         return SerializationError(f"{self.wire_name} cannot be built from the values received: {describe(exc)}")
-
-    def _decoded(self, decode: Callable[[Any], Any], values: dict[str, Any]) -> Any:
-        if "value" not in values:
-            raise SerializationError(f"{self.wire_name} cannot be built: its 'value' was not sent{BOTH_SIDES}")
-        try:
-            obj = decode(values["value"])
-        except Exception as exc:
-            raise self.refused(exc) from exc
-        if type(obj) is not self.cls:
-            raise SerializationError(
-                f"{self.wire_name} cannot be built: the decode of its register_type() returned {article(type(obj))};"
-                f" it must return {article(self.cls)}"
-            )
-        return obj
-
-    def _build_open(self, values: dict[str, Any]) -> Any:
-        try:
-            obj: Any = object.__new__(self.cls)
-            for name, value in values.items():
-                # object.__setattr__ so that a frozen class can be rebuilt; dunder names are no fields.
-                if isinstance(name, str) and not name.startswith("__"):
-                    try:
-                        object.__setattr__(obj, name, value)
-                    except AttributeError:
-                        if hasattr(self.cls, name):  # a property that cannot be set
-                            raise
-                        # No slot for it: this side does not know it.
-            return obj
-        except Exception as exc:
-            raise self.refused(exc) from exc
 
 
 BOTH_SIDES = "; call register_type() with the same encode and decode on both sides"
@@ -341,6 +321,21 @@ def _attributes(obj: Any) -> dict[str, Any]:
     values.update(getattr(obj, "__dict__", {}))
     values.pop("__orig_class__", None)  # which Box[int](5) leaves behind
     return values
+
+
+def _rebuilt(cls: type, values: dict[str, Any]) -> Any:
+    """Return an instance with these attributes; its constructor is not called."""
+    obj: Any = object.__new__(cls)
+    for name, value in values.items():
+        # object.__setattr__ so that a frozen class can be rebuilt; dunder names are no fields.
+        if isinstance(name, str) and not name.startswith("__"):
+            try:
+                object.__setattr__(obj, name, value)
+            except AttributeError:
+                if hasattr(cls, name):  # a property that cannot be set
+                    raise
+                # No slot for it: this side does not know it.
+    return obj
 
 
 def compile_function(lines: Sequence[str], names: dict[str, Any]) -> Callable[..., Any]:
