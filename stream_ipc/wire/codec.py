@@ -96,7 +96,11 @@ class MessageEncoder:
         try:
             payload = self._writers[type(message)](kind, id, message)
         except Exception as exc:
-            raise self._failure(message, exc) from exc
+            pass_on(exc)
+            if isinstance(exc, SerializationError):
+                raise
+            text = f"{type(self.serializer).__name__} could not serialize {type(message).__name__}: {describe(exc)}"
+            raise SerializationError(text) from exc
         if type(payload) is bytes:
             size = len(payload)
             if size <= self._joined:
@@ -110,14 +114,6 @@ class MessageEncoder:
                 f"{type(self.serializer).__name__}.serialize() returned {article(type(payload))}, not bytes"
             )
         return bytes(payload)
-
-    def _failure(self, message: Message, exc: Exception) -> SerializationError:
-        pass_on(exc)
-        if isinstance(exc, SerializationError):
-            raise exc  # with its own cause
-        return SerializationError(
-            f"{type(self.serializer).__name__} could not serialize {type(message).__name__}: {describe(exc)}"
-        )
 
     def _frame(self, message: Message, payload: bytes | list[Any]) -> list[Any]:
         chunks: list[Any] = payload if type(payload) is list else [payload]
