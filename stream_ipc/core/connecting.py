@@ -26,7 +26,7 @@ __all__ = ["open_connection", "wait_for"]
 _RETRY = 0.01  # how often a Unix socket whose queue is full is tried again, in seconds
 
 
-class _TooLate(Exception):
+class _TooLate(OSError):
     """It took too long."""
 
 
@@ -79,12 +79,12 @@ def open_connection(
 
 def _connect_to_any(loop: Loop, found: list[tuple[int, Any]], limit: float) -> socket.socket:
     """Connect to the first of some addresses at which somebody listens."""
-    first: Exception | None = None
+    first: OSError | None = None
     for index, (family, sockaddr) in enumerate(found):
         now = loop.clock()
         try:  # one that does not answer leaves time for the others
             return _connect(loop, family, sockaddr, now + (limit - now) / (len(found) - index))
-        except (OSError, _TooLate) as exc:
+        except OSError as exc:
             pass_on(exc)
             first = first or exc
     assert first is not None
@@ -95,8 +95,8 @@ def _connect(loop: Loop, family: int, sockaddr: Any, limit: float) -> socket.soc
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        number = sock.connect_ex(sockaddr)
         while True:
+            number = sock.connect_ex(sockaddr)
             if number != errno.EAGAIN or family != socket.AF_UNIX:
                 break
             # The queue of the listener is full, and no descriptor tells when it has room.
@@ -104,7 +104,6 @@ def _connect(loop: Loop, family: int, sockaddr: Any, limit: float) -> socket.soc
             if now >= limit:
                 raise _TooLate
             _wait(loop, -1, 0, min(now + _RETRY, limit))
-            number = sock.connect_ex(sockaddr)
         if number in (errno.EINPROGRESS, errno.EINTR, errno.EWOULDBLOCK):
             _wait(loop, sock.fileno(), select.POLLOUT, limit)
             number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -16,7 +16,7 @@ from .. import log
 from ..interruptions import Shield, pass_on
 from ..transports import streams  # noqa: F401 - for sessions, for the same reason
 from ..transports.ends import End
-from ..transports.sockets import check_address, describe_address, explain, linger, listen, other_user, tune
+from ..transports.sockets import check_address, describe_address, explain, linger, listen, other_user, remove_file, tune
 from .poller import READ
 
 TYPE_CHECKING = False
@@ -119,7 +119,7 @@ class Acceptor:
         self.loop.repairs[self] = None
 
         if self._file is not None:
-            self._file.remove()
+            remove_file(self._file)
         self.loop.set_polled(self, None)
         self.loop.set_timer(self, None)
         for fd in (self._sock.fileno(), *self._handshakes):

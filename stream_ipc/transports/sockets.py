@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     Address = str | bytes | os.PathLike[str] | os.PathLike[bytes] | tuple[str, int]
+    SocketFile = tuple[str, int, int, int]  # a path, and what tells its file from another
     Place = str | tuple[str, int]  # an address that was checked: the path of a Unix socket, or a host and a port
 
 __all__ = [
     "check_address", "check_connected", "describe_address", "explain", "has_vanished", "linger", "listen", "other_user",
-    "resolve", "tune",
+    "remove_file", "resolve", "tune",
 ]  # fmt: skip
 
 # -- addresses
@@ -134,7 +135,7 @@ _LOCK_TRIES = 100  # to lock a folder...
 _LOCK_PAUSE = 0.01  # ...and seconds between two
 
 
-def listen(place: Place, secure: bool) -> tuple[socket.socket, _SocketFile | None]:
+def listen(place: Place, secure: bool) -> tuple[socket.socket, SocketFile | None]:
     """Listen at an address; of a host, at the first of its addresses where that can be done.
 
     Returns the socket, and its file, if it has one.
@@ -151,13 +152,13 @@ def listen(place: Place, secure: bool) -> tuple[socket.socket, _SocketFile | Non
     raise first
 
 
-def _listen(family: int, sockaddr: Any) -> tuple[socket.socket, _SocketFile | None]:
+def _listen(family: int, sockaddr: Any) -> tuple[socket.socket, SocketFile | None]:
     sock = socket.socket(family, socket.SOCK_STREAM)
-    file: _SocketFile | None = None
+    file: SocketFile | None = None
     try:
         if family == socket.AF_UNIX:
             _bind_to_path(sock, sockaddr)
-            file = _SocketFile(sockaddr)
+            file = _identify(sockaddr)
             os.chmod(sockaddr, 0o600)  # it has whatever the umask has left, but until listen() no client can connect
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -166,30 +167,24 @@ def _listen(family: int, sockaddr: Any) -> tuple[socket.socket, _SocketFile | No
         return sock, file
     except BaseException:
         if family == socket.AF_UNIX and sock.getsockname():  # it was bound, so the file is its own
-            (file or _SocketFile(sockaddr)).remove()
+            remove_file(file or _identify(sockaddr))
         sock.close()
         raise
 
 
-class _SocketFile:
-    """The file of a Unix socket that listens and was made here."""
+def _identify(path: str) -> SocketFile:
+    path = os.path.abspath(path)
+    status = os.lstat(path)
+    return path, status.st_dev, status.st_ino, status.st_mtime_ns  # the inode number of a removed file is soon used again
 
-    def __init__(self, path: str) -> None:
-        self._path = os.path.abspath(path)
-        self._identity = self._identify()
 
-    def _identify(self) -> tuple[int, int, int]:
-        status = os.lstat(self._path)
-        # The time too: the inode number of a removed file is soon used again.
-        return status.st_dev, status.st_ino, status.st_mtime_ns
-
-    def remove(self) -> None:
-        """Remove the file, unless it is gone or another one has taken its place."""
-        try:
-            if self._identify() == self._identity:
-                os.unlink(self._path)
-        except OSError as exc:
-            pass_on(exc)
+def remove_file(file: SocketFile) -> None:
+    """Remove the file of a socket that listened, unless it is gone or another one has taken its place."""
+    try:
+        if _identify(file[0]) == file:
+            os.unlink(file[0])
+    except OSError as exc:
+        pass_on(exc)
 
 
 def _bind_to_path(sock: socket.socket, path: str) -> None:
