@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from itertools import islice
 
 from .arguments import check_iterable, check_timeout
 from .clock import monotonic
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["as_completed", "gather", "stray_stop"]
 
-_SOME = 64  # that have settled before the call: of more, not all are asked which was the first
+_FEW = 64  # promises: of more, not all are asked which has settled first
 
 _CHECK = 0.05  # seconds between two turns of several loops, at most: some things are only looked at in turns
 
@@ -166,9 +165,9 @@ def as_completed(promises: Iterable[ResponsePromise[M]], timeout: float | None =
 
     Ticks every peer concerned meanwhile. An iterator that is dropped, or has
     timed out, leaves nothing behind, so ``next(as_completed(pending))`` in a
-    loop is as good as one iterator. If more than 64 had settled before the
-    call, the first that it yields is one of these, but maybe not the first that
-    settled.
+    loop is as good as one iterator. Of more than 64, the first that it yields
+    is one that had settled before the call, if there is one, but maybe not the
+    one that had settled first.
 
     Args:
         promises: What ``request()`` returned, of any sessions.
@@ -212,9 +211,10 @@ class _AsCompleted(_Waiting):
         self._watching = False  # all of them
 
     def _look(self) -> None:
-        # Maybe nobody asks for another than the first, so not many are looked at yet.
+        # Maybe nobody asks for another than the first, so of many not all are looked at yet.
         try:
-            first = min(islice(filter(is_settled, self.given), _SOME), key=is_settled, default=None)
+            settled = filter(is_settled, self.given)
+            first = next(settled, None) if len(self.given) > _FEW else min(settled, key=is_settled, default=None)
         except AttributeError:
             _check(self.given)
             raise

@@ -314,7 +314,7 @@ def test_a_promise_in_place_of_a_list(raw: RawPeer, wait: Any) -> None:
     promise.cancel()
 
 
-def test_as_completed_looks_no_further_than_some_that_have_settled(peer: IpcPeer) -> None:
+def test_as_completed_looks_no_further_than_one_of_many_that_has_settled(peer: IpcPeer) -> None:
     # next(as_completed(pending)) in a loop looks at all that are left each time.
     a, b = peer.create_session_pair()
     b.on_request(lambda message: message)
