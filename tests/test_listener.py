@@ -126,7 +126,8 @@ def test_two_peers(host, tmp_path, address):
 
 
 @pytest.mark.parametrize("address", ADDRESSES[1:])
-def test_closing_while_the_other_side_talks_loses_nothing(host, tmp_path, address):
+def test_closing_while_the_other_side_talks_loses_nothing(host, tmp_path, address, monkeypatch):
+    set_limit("linger", 20.0, monkeypatch)
     # TCP resets a connection that is closed over something unread, or when something comes for it later; and whoever
     # gets a reset loses what he has not read yet.
     with IpcPeer() as here, IpcPeer() as there, here.listen(real(address, tmp_path), host) as listener:
@@ -141,7 +142,7 @@ def test_closing_while_the_other_side_talks_loses_nothing(host, tmp_path, addres
         server.notify(Note("unread"))
         began = time.monotonic()
         client.close()
-        assert time.monotonic() - began < 0.9  # it does not wait for the other side, as long as that may take
+        assert time.monotonic() - began < 10  # it does not wait for the other side, as long as that may take
         for _ in range(3):
             server.notify(Note("comes too late"))
         tick_until(lambda: not server.is_open, here, there)

@@ -771,7 +771,8 @@ def test_the_end_of_one_child_does_not_wait_for_another(peer: IpcPeer) -> None:
     assert second.request(Ping(2), expect=Pong).wait().value == 2
 
 
-def test_closing_after_the_death_is_immediate(peer: IpcPeer) -> None:
+def test_closing_after_the_death_is_immediate(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_limit("exit grace", 20.0, monkeypatch)
     session = peer.create_command_session(role("work"))
     process = session.process
     session.request(Ping(["none more"])).wait()
@@ -781,18 +782,21 @@ def test_closing_after_the_death_is_immediate(peer: IpcPeer) -> None:
     start = time.monotonic()
     session.close()
     session.close()
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 10
     assert process.returncode == -signal.SIGKILL
 
 
-def test_closing_while_a_grandchild_holds_the_pipes_is_immediate(peer: IpcPeer, tmp_path: pathlib.Path) -> None:
+def test_closing_while_a_grandchild_holds_the_pipes_is_immediate(
+    peer: IpcPeer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_limit("exit grace", 20.0, monkeypatch)
     with Gate(tmp_path / "gate") as gate:
         session = peer.create_command_session(role("leave a grandchild", gate.path, "stay"))
         assert session.receive(PATIENCE) == Note("before")
         process = session.process
         start = time.monotonic()
         session.close()
-        assert time.monotonic() - start < 1.8  # less than the first grace
+        assert time.monotonic() - start < 10
         assert process is not None and process.returncode == 3
 
 

@@ -801,7 +801,7 @@ def test_half_closed_stream_that_is_not_read_blocks_no_tick(peer: IpcPeer) -> No
         with CpuMeter() as meter:
             for _ in range(20):
                 assert peer.tick(0) == 0 and raw.session.tick(0) == 0
-        assert meter.real < 0.5
+        assert meter.real < 5
         assert raw.session.queued_bytes
         clock.now += 0.9
         data = b""
