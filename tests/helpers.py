@@ -324,7 +324,10 @@ class AlarmError(Exception):
 
 
 class Alarms:
-    """A signal every millisecond; its handler raises, or just counts."""
+    """A signal every millisecond; its handler raises, or just counts.
+
+    What it raises where nobody can catch it, in a finalizer, is dropped.
+    """
 
     def __init__(self, raises: bool, kind: Type[BaseException] = Alarm) -> None:
         self.raises = raises
@@ -341,13 +344,19 @@ class Alarms:
 
     def __enter__(self) -> "Alarms":
         gc.collect()  # or an alarm may come in a weak reference's callback of what other tests have left, where it is lost
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._drop
         self._old: Any = signal.signal(signal.SIGALRM, self._ring)
         signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
         return self
 
+    def _drop(self, unraisable: Any) -> None:
+        if unraisable.exc_type is not self.kind:
+            self._hook(unraisable)
+
     def __exit__(self, *exc_info: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self._old)
+        sys.unraisablehook = self._hook
 
     def call(self, function: Callable[[], Any]) -> Tuple[bool, Any]:
         """Call; returns whether it was not interrupted, and its result."""

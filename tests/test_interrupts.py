@@ -1058,9 +1058,9 @@ def test_keyboard_interrupt_by_a_real_sigint(peer: IpcPeer) -> None:
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
     # The timer's signal becomes the interrupt while the wait sleeps.
     old_alarm = signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
         with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             a.receive(20)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1051,8 +1051,8 @@ def test_an_interrupted_close_can_be_repeated_and_ends_the_child(
         set_limit("exit grace", 0.4, monkeypatch)
         old = signal.signal(signal.SIGALRM, interrupt)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.1)
             with pytest.raises(Interrupted):
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
                 close()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -253,6 +253,7 @@ def test_a_signal_handler_that_takes_long(raw: RawPeer) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.02)
         assert promise.wait() == Pong(1)
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
 
 
