@@ -10,8 +10,9 @@ import pytest
 
 from stream_ipc import IpcPeer, LogMessage, Session
 from stream_ipc.transports import ends
+from stream_ipc.transports.streams import open_write_end
 
-from .helpers import PATIENCE, tick_until
+from .helpers import PATIENCE, InterruptAt, Interruption, tick_until
 from .os_helpers import program
 
 fcntl = pytest.importorskip("fcntl")
@@ -214,6 +215,27 @@ def test_a_send_buffer_that_was_asked_for_stays(peer: IpcPeer) -> None:
     chosen = sock.getsockopt(*SEND_BUFFER)
     send(first, second, 4 * chosen)
     assert sock.getsockopt(*SEND_BUFFER) == chosen
+
+
+def test_an_interrupted_release_of_a_larger_buffer_can_be_repeated() -> None:
+    number = 0
+    while True:
+        number += 1
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            usual = ours.getsockopt(*SEND_BUFFER)
+            end = open_write_end(ours)
+            end.grow()
+            interrupt = InterruptAt(number, Interruption())
+            try:
+                with interrupt:
+                    end.release()
+            except Interruption:
+                end.release()
+            assert ours.getsockopt(*SEND_BUFFER) == usual, interrupt.where
+        if not interrupt.hit:
+            break
+    assert number > 5
 
 
 def test_a_tcp_socket_stays_as_it_is(peer: IpcPeer) -> None:

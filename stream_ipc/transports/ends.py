@@ -209,8 +209,9 @@ class End:
         """Leave the stream without touching it."""
         if self.socket is not None and self.socket is not self.stream:
             self.socket.detach()
-        self.socket = None
         _grown.discard(self.fd)
+        # atomic: no calls
+        self.socket = None
         self.fd = -1
 
 
