@@ -1,5 +1,6 @@
 """What every test checks beside its own subject: nothing is left behind. And what most of them begin with."""
 
+import contextlib
 import ctypes
 import gc
 import inspect
@@ -87,7 +88,8 @@ def children() -> List[int]:
     """Return all child processes, those that are dead and not reaped, too."""
     found: List[int] = []
     for name in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{name}/children") as file:
+        # A thread may have ended meanwhile; its children are another's then.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/self/task/{name}/children") as file:
             found += map(int, file.read().split())
     return found
 
