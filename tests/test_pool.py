@@ -1191,7 +1191,7 @@ def test_what_an_interrupted_close_has_left_is_done_by_a_second_one(
 def test_interrupted_close_settles_all_tasks_and_calls_their_callbacks_once(
     kind: Type[BaseException], what: str
 ) -> None:
-    for number in itertools.count(1, places_apart()):
+    for number in itertools.count(1, places_apart() ** 2):  # each costs a process
         called: List[Any] = []
         with IpcPeer(timeout=20) as peer:
             pool = WorkerPool(peer, ["cat"], 1)

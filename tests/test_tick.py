@@ -489,7 +489,7 @@ def test_a_thousand_idle_sessions_cost_a_tick_no_more_than_fifty() -> None:
             best = 1e9
             for _ in range(10):
                 began = time.process_time()
-                for _ in range(50):
+                for _ in range(20):
                     peer.tick()
                 best = min(best, time.process_time() - began)
             return best
