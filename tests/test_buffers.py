@@ -278,6 +278,7 @@ with IpcPeer() as peer:
 """
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", ["pipes", "sockets"])
 def test_the_first_large_message_needs_no_descriptor(kind: str) -> None:
     # Nothing is imported before that a program with small messages would not have.

@@ -233,6 +233,7 @@ def test_a_master_that_leaves_ends_its_children() -> None:
         kill(process)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_while_children_are_ended_at_exit_kills_them_at_once(number: signal.Signals) -> None:
     # They ignore SIGTERM, and their time is not over while this test runs.

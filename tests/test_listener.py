@@ -408,6 +408,7 @@ os.rmdir(folder)
     assert "Too many open files" in done.stderr
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("how", ["accepted", "connected"])
 def test_a_connection_may_get_the_last_descriptor(tmp_path, how):
     # Nothing else can be opened then, not even to import what its session needs.
@@ -797,7 +798,7 @@ finally:
     ("listens", "serves", "connects", "shown"),
     [
         (0, 65534, 65534, "served"),  # it was bound before the process gave up the rights of root
-        (65533, 65534, 65534, "PermissionError .* user 65533 listens there"),
+        pytest.param(65533, 65534, 65534, "PermissionError .* user 65533 listens there", marks=pytest.mark.slow),
         pytest.param(65534, 65534, 65534, "served", marks=pytest.mark.slow),
         (0, 65533, 65534, "StreamClosedError "),  # that one runs as another user
     ],

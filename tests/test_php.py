@@ -121,6 +121,7 @@ def test_python_slave_without_a_master_ends(format: str) -> None:
 
 
 @with_php
+@pytest.mark.matrix
 @pytest.mark.parametrize("format", ["php", "json"])
 def test_php_slave_without_a_master_ends(format: str) -> None:
     assert PHP is not None

@@ -923,6 +923,7 @@ def check_trace(events, count=3):
     assert len(by_kind["i", "unreadable"]) == 2
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("how", ["end", "SIGTERM", "SIGKILL of the worker"])
 def test_trace(how, tmp_path):
     trace = tmp_path / "trace"

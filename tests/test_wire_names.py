@@ -107,6 +107,7 @@ def tool(name: str) -> Any:
 
 SLOW = pytest.mark.slow
 RUNPY = "import runpy; runpy."
+EXEC = "exec(open('script.py').read()"
 PDB = ["-m", "pdb", "-c", "continue", "-c", "quit"]
 TRACE = ["-m", "trace", "--listfuncs"]
 
@@ -120,8 +121,8 @@ SCRIPTS: List[Any] = [
     pytest.param(["-m", "IPython", "script.py"], id="IPython", marks=[SLOW, tool("IPython")]),
     pytest.param(["-c", RUNPY + "run_path('script.py', run_name='__main__')"], id="run_path-as-main", marks=SLOW),
     pytest.param(["-c", RUNPY + "run_path('script.py')"], id="run_path", marks=SLOW),
-    pytest.param(["-c", "exec(open('script.py').read())"], id="exec", marks=SLOW),
-    pytest.param(["-c", "import types; exec(open('script.py').read(), vars(types.ModuleType('__main__')))"], id="notebook"),
+    pytest.param(["-c", f"{EXEC})"], id="exec", marks=SLOW),
+    pytest.param(["-c", f"import types; {EXEC}, vars(types.ModuleType('__main__')))"], id="notebook", marks=SLOW),
 ]  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def test_a_script_and_its_worker(folder: Path, arguments: List[str]) -> None:
 
 MODULES: List[Any] = [
     pytest.param(["-m", "pkg.mod"], id="m"),
-    pytest.param(["-m", "cProfile", "-m", "pkg.mod"], id="cProfile"),
+    pytest.param(["-m", "cProfile", "-m", "pkg.mod"], id="cProfile", marks=SLOW),
     pytest.param(["-m", "profile", "-m", "pkg.mod"], id="profile", marks=SLOW),
     pytest.param([*TRACE, "--module", "pkg.mod"], id="trace", marks=SLOW),
     pytest.param([*PDB, "-m", "pkg.mod"], id="pdb", marks=SLOW),
