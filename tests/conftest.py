@@ -1,6 +1,5 @@
 """What every test checks beside its own subject: nothing is left behind. And what most of them begin with."""
 
-import contextlib
 import ctypes
 import gc
 import inspect
@@ -87,10 +86,12 @@ def children_left() -> str:
 def children() -> List[int]:
     """Return all child processes, those that are dead and not reaped, too."""
     found: List[int] = []
-    for name in os.listdir("/proc/self/task"):
-        # A thread may have ended meanwhile; its children are another's then.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/self/task/{name}/children") as file:
-            found += map(int, file.read().split())
+    try:
+        for name in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{name}/children") as file:
+                found += map(int, file.read().split())
+    except OSError:  # a thread has ended, and one that was looked at before may have its children
+        return children()
     return found
 
 
@@ -169,7 +170,7 @@ def children_find_the_package() -> Iterator[None]:
         patch.setenv("PYTHONPATH", ROOT + (os.pathsep + path if path else ""))
         patch.syspath_prepend(ROOT)
         sys.modules.setdefault("tests", __import__("tests"))
-        if not helpers.everything and "CI" not in os.environ and os.path.exists("/proc/self/task"):
+        if not helpers.everything and "CI" not in os.environ and os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
             fork_server = ForkServer()
             own_children.clear()  # it is no test's
         yield
