@@ -12,8 +12,8 @@ marked ``atomic: no calls``, where none can come. ``tests/README.rst`` has more 
 from __future__ import annotations
 
 import math
+import sys
 import time
-from operator import attrgetter
 
 from ..clock import real_clock
 from ..errors import StreamClosedError
@@ -40,7 +40,6 @@ __all__ = ["MAX_DEPTH", "Loop"]
 MAX_DEPTH = 32  # nested dispatches; a tick beyond this only settles replies
 
 _SLICE = 64  # messages of one conversation before the next has its turn
-_inbox = attrgetter("inbox")  # in C: who waits for one reply after the other has all inboxes counted each time
 
 
 class Loop(Guard):
@@ -267,11 +266,13 @@ class Loop(Guard):
     def _take_turns(self, until: Any) -> int:
         """Let dispatchers work off in turn what is in their inboxes now, until ``until`` has settled."""
         todo = self.todo
-        goal = self.dispatched + sum(map(len, map(_inbox, tuple(todo)))) + 1
+        goal = sys.maxsize
         count = 0
         share = Share(self.clock)
         while todo:
             before = self.dispatched + count
+            if until is None or count:  # a call that waits for one reply after the other mostly needs no second round
+                goal = min(goal, self.dispatched + sum([len(dispatcher.inbox) for dispatcher in tuple(todo)]) + 1)
             for dispatcher in tuple(todo):
                 count += dispatcher.step(until, min(goal, self.dispatched + _SLICE))
                 # atomic: no calls
