@@ -7,6 +7,7 @@ conversations of workers, over which tasks are sent. Must not know processes.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import partial
 
 from . import log
@@ -71,6 +72,7 @@ class Crew:
         hello: type[Message] | None,
         start_timeout: float | None,
     ) -> None:
+        self._loop = loop_of(peer)
         self._create = partial(peer.create_command_session, **options)
         self._retries = retries
         self._tasks_per_worker = tasks_per_worker
@@ -85,7 +87,9 @@ class Crew:
         self._vacant = True  # whether some may still be to be started
         self._deaths = 0  # since the last answer of any worker
         self._untidy = False  # whether the next turn is to look at all workers
-        self._loop = loop_of(peer)
+        self._sending: dict[Task, None] = {}  # what calls are giving to workers now
+        self._unheard: dict[Worker, None] = {}  # whose first sign is waited for
+        self._notice = partial(self._loop.later.setdefault, self)  # a handler that has the loop call go_on
         self.tasks: Tasks = Tasks(self._loop, peer, self.take)
         self._loop.pools[self] = None
 
@@ -136,6 +140,8 @@ class Crew:
             return
         later[self] = None
         try:
+            for silent in tuple(self._unheard):
+                self._hear(silent)
             if self._untidy and not strict:
                 self._tidy()
             now = self._loop.clock()
@@ -184,6 +190,7 @@ class Crew:
             del queue[0]
             task.worker = worker
             task.unsent = True
+            self._sending[task] = None
             worker.running[task] = None
             worker.given += 1
             if self.in_flight == 1 and worker in free:
@@ -197,6 +204,10 @@ class Crew:
                 self._take_unsent(worker, task, error)
             if error is None:
                 raise
+        finally:  # whatever it has interrupted: from now on _tidy() finds what was not sent
+            # atomic: no calls
+            if task in self._sending:
+                del self._sending[task]
 
     def _take_unsent(self, worker: Worker, task: Task, error: Exception | None) -> None:
         """Take a task that was not sent to a worker from it, because of an error or an interruption."""
@@ -303,17 +314,26 @@ class Crew:
         self._free[worker] = self._loop.later[self] = None
 
     def _await_sign(self, worker: Worker) -> None:
-        session: Any = worker.session
-        sign: Any = Message if self._hello is None else self._hello
+        self._unheard[worker] = None
+        # Functions in C: into these no signal handler's exception comes, and nothing else would tell of the message.
+        worker.session.on_message(worker.heard.append)
+        worker.session.on_message(self._notice)
 
-        def hear(message: Message) -> None:
-            if isinstance(message, sign) and (self._hello is None or not is_text(message)):
-                session.off_message(hear)
-                worker.due = None
-                if self._hello is not None:
-                    self._note_ready(worker)
+    def _hear(self, worker: Worker) -> None:
+        """Look for the first sign of a worker in what has come from it. An interrupted call is made again."""
+        if any(map(self._is_sign, tuple(worker.heard))):
+            worker.due = None
+            if self._hello is not None:
+                self._note_ready(worker)
+            for handler in (worker.heard.append, self._notice):
+                with suppress(ValueError):  # done before an interruption
+                    worker.session.off_message(handler)
+            self._unheard.pop(worker, None)
+        elif worker.conversation.reason is not None:
+            self._unheard.pop(worker, None)
 
-        session.on_message(hear)
+    def _is_sign(self, message: Message) -> bool:
+        return self._hello is None or (isinstance(message, self._hello) and not is_text(message))
 
     def _replace(self, worker: Worker) -> None:
         """Put another, which is still to be started, in the place of one whose session is closed."""
@@ -383,6 +403,10 @@ class Crew:
                 continue
             if worker.conversation is None:
                 self._set_up(worker)
+            for task in tuple(worker.running):
+                if task.unsent and task not in self._sending:  # an interruption has kept it from being put back
+                    worker.conversation.requests.remove(task)
+                    self.tasks.put_back(worker, task, False)
             if worker.conversation.reason is not None:
                 self._replace(worker)
             elif worker.due is not None and worker.due <= now:

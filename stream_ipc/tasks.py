@@ -5,7 +5,7 @@ Knows pending requests. Must not know who chooses a worker for a task, nor what 
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left
 from collections import deque
 from itertools import islice
 from operator import attrgetter
@@ -74,8 +74,9 @@ class Task(Pending):
         return False  # its worker has ended, which another may replace
 
     def fail(self, error: BaseException) -> None:
-        # What the end of its worker means is decided where that is replaced: never, if handlers are nested too deeply.
-        if not isinstance(error, StreamClosedError) or self.requester.loop.depth > MAX_DEPTH:
+        # What the end of its worker means is decided where that is replaced: never, if handlers are nested too deeply. But
+        # if it has settled, an interruption may have kept those that wait from being told.
+        if self.settled or not isinstance(error, StreamClosedError) or self.requester.loop.depth > MAX_DEPTH:
             self.requester.take(self, error)
 
     def tell(self) -> None:
@@ -160,7 +161,9 @@ class Tasks:
         """Tasks that no worker has, in the order in which they were submitted, and some that are not wanted."""
         while self._back:
             task = self._back[-1]
-            insort(self._queue, task, key=_number)  # it may be there twice after an interruption, but is given once
+            place = bisect_left(self._queue, task.number, key=_number)
+            if task not in tuple(self._queue)[place : place + 1]:  # where an interruption may have left it
+                self._queue.insert(place, task)
             # atomic: no calls
             if self._back and self._back[-1] is task:
                 del self._back[-1]

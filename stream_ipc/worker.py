@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .messages import Message
     from .tasks import Task
     from .transports.spawn import Command
 
@@ -35,6 +36,7 @@ class Worker:
         ready: Whether it can be given any.
         came_up: Whether it has answered one, or was busy with one for too long.
         due: When it must have given a sign of life; None for not at all.
+        heard: What has come from it until then.
     """
 
     def __init__(self, command: Command, deaths: int = 0) -> None:
@@ -48,6 +50,7 @@ class Worker:
         self.ready = False
         self.came_up = False
         self.due: float | None = None
+        self.heard: list[Message] = []
 
     @property
     def is_clogged(self) -> bool:

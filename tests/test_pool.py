@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -1138,6 +1139,68 @@ def test_interruption_while_a_worker_dies_loses_no_task(tmp_path: Path, kind: Ty
             assert outcome(promises[0])[0] == "once"
 
         at_every_place(scenario, kind, step=5)
+
+
+def await_output(session: Session) -> None:
+    """Wait until a worker has written something, which is not read yet."""
+    assert session.process is not None and session.process.stdout is not None
+    assert select.select([session.process.stdout.fileno()], [], [], PATIENCE)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", ["close", "close the peer", "tick", "next"])
+def test_what_waits_for_a_task_is_told_though_taking_its_reply_was_interrupted(then: str) -> None:
+    def scenario(run: Run) -> None:
+        called: List[Any] = []
+        with IpcPeer(timeout=20) as peer:
+            pool = WorkerPool(peer, worker(), 1, tasks_per_worker=1 if then == "tick" else None)
+            replies: Any = pool.map([Ping(1)], ordered=False)
+            if then == "next":
+                replies._submit()
+            else:
+                pool.submit(Ping(1)).add_done_callback(called.append)
+            await_output(pool.workers[0])
+            run.once(lambda: peer.tick(0))
+            if then == "close the peer":
+                peer.close()
+            elif then != "tick":
+                pool.close()
+            if then == "next":
+                with contextlib.suppress(StreamClosedError):
+                    called.append(next(replies))
+                return
+            tick_until(lambda: len(called) == 1, peer)
+
+    at_every_place(scenario, Interruption, step=3)
+
+
+@pytest.mark.slow
+@BOTH
+def test_interrupted_refusal_of_a_task_leaves_its_worker_free(peer: IpcPeer, kind: Type[BaseException]) -> None:
+    with WorkerPool(peer, worker(), 1) as pool:
+        gather([pool.submit(Ping())])
+
+        def scenario(run: Run) -> None:
+            promises: List[Any] = []
+            run.once(lambda: promises.append(pool.submit(Ping(lambda: None))))
+            assert outcome(pool.submit(Ping(2))) == 2
+            assert pool.pending == 0 and all([outcome(promise) is SerializationError for promise in promises])
+
+        at_every_place(scenario, kind)
+
+
+@pytest.mark.slow
+@BOTH
+def test_hello_is_heard_though_an_interruption_comes(kind: Type[BaseException]) -> None:
+    def scenario(run: Run) -> None:
+        with IpcPeer(timeout=20) as peer, WorkerPool(peer, worker("hello", "0"), 1, hello=Note) as pool:
+            promise = pool.submit(Ping(1))
+            await_output(pool.workers[0])
+            run.once(lambda: peer.tick(0))
+            assert outcome(promise) == 1
+            assert len(pool.workers) == 1
+
+    at_every_place(scenario, kind, step=3)
 
 
 @pytest.mark.matrix
