@@ -150,7 +150,7 @@ class Crew:
                 if task is None:
                     break
                 worker = self._find_free()
-                # One that may have several gets a second only where no other can have it.
+                # A busy one gets another task only if no other is free and none can be started.
                 if (worker is None or worker.running) and self._vacant and self._start(now, strict):
                     continue
                 if worker is None:
@@ -169,7 +169,7 @@ class Crew:
             if self.in_flight > 1:
                 worker = min(tuple(free), key=lambda worker: len(worker.running))
             else:
-                for worker in free:  # next(iter(...)) would bear no signal handler that adds one
+                for worker in free:  # not next(iter(free)): it raises if a signal handler adds one
                     break
             if worker.can_take(self.in_flight, self._tasks_per_worker):
                 return worker

@@ -132,7 +132,7 @@ class HandlerList:
         return tuple([h for h in self._handlers if h.types is None or issubclass(cls, h.types)])
 
     def chain_of(self, cls: type) -> Chain:
-        """Return the same as a chain: the first and the chain of the others, so that nobody has to cut it for a message."""
+        """Return them as nested pairs (first, rest), so that delivering a message slices nothing."""
         try:
             return self.by_class[cls]
         except KeyError:

@@ -32,7 +32,7 @@ _PACKAGE = __name__.rpartition(".")[0]
 
 
 def interruption_in(error: BaseException | None) -> BaseException | None:
-    """Return the exception of a signal handler that an error is, or was made of; None if there is none.
+    """Return the exception of a signal handler that an error is, or was raised from; None if there is none.
 
     One that users' code has caught, and is dealing with while it calls us, counts no more.
     """
@@ -51,7 +51,7 @@ def interruption_in(error: BaseException | None) -> BaseException | None:
 
 
 def _made_of(error: BaseException | None) -> Iterable[BaseException]:
-    """Return an error, what it was made of, and so on."""
+    """Return an error, what it was raised from (its cause or context), and so on."""
     found: dict[int, BaseException] = {}
     while error is not None and id(error) not in found:
         found[id(error)] = error
@@ -60,7 +60,7 @@ def _made_of(error: BaseException | None) -> Iterable[BaseException]:
 
 
 def pass_on(error: BaseException) -> None:
-    """Raise the exception of a signal handler that an error is, or was made of; return if there is none.
+    """Raise the exception of a signal handler that an error is, or was raised from; return if there is none.
 
     For each ``except OSError`` in which something can be interrupted: many a handler raises a ``TimeoutError``, which is
     one.
@@ -71,10 +71,10 @@ def pass_on(error: BaseException) -> None:
 
 
 def pass_on_own(error: BaseException) -> None:
-    """Raise the exception of a signal handler that came where it was caught; return if users' code that was called has it.
+    """Raise a signal handler's exception, unless it came out of the user's function that was called.
 
-    For each ``except Exception`` around a handler's call. A signal is looked at when a call has returned, too: that of a
-    function in C, and before 3.11 of any.
+    That function may have set the alarm itself. For each ``except Exception`` around a handler's call. A signal is looked
+    at when a call has returned, too: that of a function in C, and before 3.11 of any.
     """
     here = below = error.__traceback__
     while here is not None and below is not None and below.tb_frame is here.tb_frame:

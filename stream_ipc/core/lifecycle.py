@@ -165,7 +165,7 @@ def _try(loop: Loop, step: Callable[[], Any], when: str = "at exit") -> bool:
     try:
         loop.inside(step)
     except Exception:
-        log.error("closing %r %s failed", loop, when, exc_info=True)
+        log.error("closing an IpcPeer with %d sessions %s failed", len(loop.conversations), when, exc_info=True)
         return False
     return True
 

@@ -50,8 +50,8 @@ class Poller:
         self._always: dict[int, int] = {}
         self._selector: Any = selectors.DefaultSelector()
         self._epoll: Any = None
-        # select() of EpollSelector builds keys that nobody here needs, and drops events of a number that was closed while
-        # its open file lives on, so that a wait for it would spin. So the same set is waited for through a second object.
+        # EpollSelector.select() builds keys that nobody needs, and hides the events of a number that was closed while a
+        # copy keeps its file open, so that a wait would spin. So a copy of its descriptor is polled.
         if type(self._selector) is getattr(selectors, "EpollSelector", None) and hasattr(select, "epoll"):
             try:
                 number = self._selector.fileno()

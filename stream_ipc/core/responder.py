@@ -97,7 +97,7 @@ class Responder:
                     self._log_error_reply(item.id, exc)
                 if reply is not None:
                     break
-                taken = True  # it is; see the end of Loop.run's loop
+                taken = True  # it is already: a loop in a try must not end with an if (tests/README.rst)
             if not isinstance(reply, Message) or type(reply) in _ENVELOPES:
                 if reply is None:
                     reply = ErrorMessage(f"Unhandled request: {wire_name_of(cls)}")

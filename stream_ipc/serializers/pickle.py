@@ -250,7 +250,7 @@ def _check(value: Any, path: str, seen: dict[int, Any]) -> None:
 
 # -- loading
 
-# With nothing to remove it returns a text as it is, and raises TypeError for all else: the hash of a deep tuple has no end.
+# With "" it returns a str as it is and raises TypeError for all else: hashing a hostile nested tuple would never end.
 _text = str.removeprefix
 
 

@@ -57,10 +57,9 @@ def check_max_frame_size(size: int) -> int:
 
 
 def _offers(serializer: Any, feature: str, method: str) -> bool:
-    """Return whether a serializer has an optional feature, and the method that it belongs to was not overridden since.
+    """Return whether an optional attribute of a serializer may be used in place of a method.
 
-    That is so in a class that overrides the method and inherits the feature, and for an object whose own method somebody
-    has replaced.
+    It may not if a subclass or the object itself has replaced the method, and not the attribute.
     """
     if method not in getattr(serializer, "__dict__", ()):
         for cls in type(serializer).__mro__:
@@ -81,7 +80,7 @@ class MessageEncoder:
         for name in ("serialize", "deserialize"):
             if not callable(getattr(serializer, name, None)):
                 raise TypeError(f"{type(serializer).__name__} is no serializer: it has no method {name}()")
-        # Those of a serializer need no envelope, and may return a list of buffers so that large bytes are not copied.
+        # The writers of our serializers take no envelope, and may return several buffers, so that none is copied.
         offers = _offers(serializer, "writers", "serialize")
         self._writers: dict[type, Callable[[int, Any, Message], Any]]
         self._writers = serializer.writers if offers else defaultdict(lambda: self._serialize)  # type: ignore[attr-defined]
@@ -157,7 +156,7 @@ class MessageDecoder(FrameDecoder):
     def __init__(
         self, serializer: MessageSerializer, max_frame_size: int, note: Callable[[str], Any] | None = None
     ) -> None:
-        # One of ours returns messages and nothing else, and keeps nothing of a payload, whose buffer can be used again.
+        # Our serializers return only messages and keep nothing of a payload, so its buffer can be used again.
         self._reuses = _offers(serializer, "reader", "deserialize")
         super().__init__(max_frame_size, serializer.reader if self._reuses else self._make_checked)  # type: ignore[attr-defined]
         self._serializer = serializer
