@@ -120,7 +120,8 @@ class Session(HandlerMethods):
         dispatched, or once a send has failed for good and what had arrived
         before is dispatched.
         """
-        return self._conversation.state == "open"
+        conversation = self._conversation
+        return conversation.is_open and not (conversation.outbox.is_broken and conversation.state == "broken")
 
     @property
     def reason(self) -> StreamClosedError | None:
