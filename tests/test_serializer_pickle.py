@@ -1551,6 +1551,51 @@ def test_a_class_that_derives_from_an_envelope_is_none() -> None:
     refused(root("test.Envelope", obj(id=b"]", request=i(1))))
 
 
+def test_an_object_in_place_of_the_fields_is_not_asked_for_them() -> None:
+    asked: List[str] = []
+
+    @register_type(wire_name="test.Sized")
+    class Sized:
+        def __len__(self) -> int:
+            asked.append("len")
+            raise OSError
+
+        def __iter__(self) -> Any:
+            asked.append("iter")
+            raise KeyboardInterrupt
+
+    assert travel(Box(1)) == Box(1)  # its class has been met
+    for shape in ("test.Box\0value", "test.Box"):
+        error = refused(root(shape, call("test.Sized", b"}"), 1, s("REQ1")), "it has no fields")
+        assert error.request_id == "REQ1"
+    assert asked == []
+
+
+def test_what_is_written_beside_objects_is_not_too_deep_to_be_read() -> None:
+    for wrap in (lambda v: [v], lambda v: (v,)):
+        value: Any = Point(1)
+        for _ in range(400):
+            value = wrap(value)
+        assert travel(Box(value)) == Box(value)
+
+
+def test_a_constructor_that_fails_behind_a_new_name_of_its_class() -> None:
+    @dataclass
+    class Renamed(Message, wire_name="test.Renamed"):
+        value: int
+
+        def __post_init__(self) -> None:
+            if self.value < 0:
+                register_type(Renamed, wire_name="test.Other")
+                raise ValueError("below zero")
+
+    payload = S.serialize(RequestEnvelope("REQ1", Renamed(1)))
+    assert S.deserialize(payload) == RequestEnvelope("REQ1", Renamed(1))
+    with pytest.raises(SerializationError, match="test.Renamed cannot be built.*below zero") as caught:
+        S.deserialize(flat("test.Renamed", 1, s("REQ1"), value=i(-1)))
+    assert caught.value.request_id == "REQ1"
+
+
 def test_nested_too_deeply_on_the_way_in() -> None:
     # A hostile sender's; ours refuses to make it.
     deep = b"]" * 50_000 + b"a" * 49_999

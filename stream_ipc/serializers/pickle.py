@@ -39,7 +39,6 @@ from ..type_info import compile_function
 from .pickle_objects import (
     ADVICE,
     ATOMS,
-    SEPARATOR,
     ObjectPickler,
     ObjectUnpickler,
     Resolver,
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..protocols import Payload
+    from ..type_info import TypeInfo
 
     Parts = bytes | list[bytes]
     Write = Callable[[int, Any, Message], Parts]
@@ -274,7 +274,7 @@ def _read(payload: bytes | bytearray) -> Message:
     # Plain data of another type passes for a tuple once the class is known: to ask would take longer, and it does no harm.
     try:
         kind, id, shape, content = root
-        make, count = _makers[_text(shape, "")]
+        make, count, info = _makers[_text(shape, "")]
         if len(content) != count:
             raise ValueError
     except (KeyError, TypeError, ValueError):
@@ -286,7 +286,7 @@ def _read(payload: bytes | bytearray) -> Message:
     except Exception as exc:
         if make is _first_of_shape:
             raise
-        raise add_id(registry.lookup(shape.split(SEPARATOR)[0]).refused(exc), kind, id) from exc
+        raise add_id(info.refused(exc), kind, id) from exc
     if kind == NOTIFICATION:
         return message
     if type(id) is str and len(id) <= MAX_ID_LENGTH:
@@ -298,8 +298,8 @@ def _read(payload: bytes | bytearray) -> Message:
     raise SerializationError(f"payload is not a message: {text}")
 
 
-# What makes the message of a root, by its shape, and how many values that takes.
-_makers: dict[str, tuple[Callable[..., Any], int]] = {}
+# What makes the message of a root, by its shape, how many values that takes, and of which class it is.
+_makers: dict[str, tuple[Callable[..., Any], int, TypeInfo]] = {}
 registry.clear_on_change(_makers)
 
 
@@ -313,7 +313,7 @@ def _first_of_shape(kind: Any, id: Any, shape: Any, content: Any) -> Message:
             raise SerializationError(f"payload is not a message: {info.wire_name} is an envelope inside another")
         # Of no other shape: there would be no end of them. And before the constructor, which may register a class.
         if info.fields and shape == shape_of(info):
-            _makers[shape] = info.make, len(info.fields)
+            _makers[shape] = info.make, len(info.fields), info
         message: Message = info.build(fields)
     except SerializationError as exc:
         add_id(exc, kind, id)
@@ -357,14 +357,20 @@ def _load_objects(payload: bytes | bytearray) -> Any:
     except Exception as exc:
         del unpickler  # which holds all that was read so far
         raise _failed_load(payload, exc) from exc
-    if type(root) is not tuple:  # a handle, or a list that may hold some
+    if type(root) is not tuple or len(root) != 4:  # a handle, or a list that may hold some
         raise SerializationError(_OTHER_FORM)
     built = unpickler.built
     # READONLY_BUFFER and BYTEARRAY8 make a memoryview, which the resolver refuses, and name nothing.
     if not built and not (0x98 in payload and 0x96 in payload):
         return root
     try:
-        return root[:3] + Resolver(not built).item(root[3:])  # the shape is not looked into
+        item = Resolver(not built).item
+        content = root[3]
+        if type(content) is tuple:
+            return (*root[:3], tuple([item(value) for value in content]))
+        if type(content) is dict:
+            return (*root[:3], item(content))
+        raise SerializationError("payload is not a message: it has no fields")
     except SerializationError as exc:
         add_id(exc, *root[:2])
         raise

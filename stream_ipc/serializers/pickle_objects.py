@@ -229,10 +229,11 @@ class Resolver:
             make = _nested.get(shape, _unusual) if type(shape) is str else _unusual  # the hash of a deep tuple has no end
             result = make(value, self)
         elif cls is list:
-            if (items := self._items(value)) is not value:
-                value[:] = items
+            if not ATOMS.issuperset(map(type, value)):
+                value[:] = [self.item(item) for item in value]
         elif cls is tuple or cls is frozenset:
-            result = cls(self._items(value))  # itself, if nothing is new
+            if not ATOMS.issuperset(map(type, value)):
+                result = cls([self.item(item) for item in value])
         elif cls is set:
             if (items := self._items(value)) is not value:
                 value.clear()
