@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 
 from . import log
+from .clock import monotonic
 from .core.until import Until
 from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe, unraised
 from .interruptions import interruption_in
@@ -321,7 +322,8 @@ class Crew:
 
     def _hear(self, worker: Worker) -> None:
         """Look for the first sign of a worker in what has come from it. An interrupted call is made again."""
-        if any(map(self._is_sign, tuple(worker.heard))):
+        heard = tuple(worker.heard)
+        if any(map(self._is_sign, heard)):
             worker.due = None
             if self._hello is not None:
                 self._note_ready(worker)
@@ -331,6 +333,7 @@ class Crew:
             self._unheard.pop(worker, None)
         elif worker.conversation.reason is not None:
             self._unheard.pop(worker, None)
+        del worker.heard[: len(heard)]
 
     def _is_sign(self, message: Message) -> bool:
         return self._hello is None or (isinstance(message, self._hello) and not is_text(message))
@@ -433,25 +436,29 @@ class Crew:
             if worker.conversation is not None:
                 worker.conversation.stop()
         self.tasks.fail([*self._under_way(), *self.tasks.queue], StreamClosedError(text))
+        self.tasks.queue.clear()
         self._loop.later.pop(self, None)
         self._loop.pools.pop(self, None)  # last: an interrupted call is made again
 
     def close_workers(self, seconds: float | None) -> None:
         """Fail all tasks, and end the workers side by side, within so many seconds or the usual bounds."""
+        loop = self._loop
         self.tasks.closed = True  # first: now workers keep their places, where a call after an interrupted one finds them
         text = "this side closed the worker pool"
         workers = [worker for worker in self._workers if worker.session is not None]
         for worker in workers:
             worker.conversation = conversation_of(worker.session)  # an interruption may have kept it from being set up
-            if seconds is not None:
-                worker.conversation.hurry(self._loop.clock() + seconds)
+        due = None if seconds is None else monotonic() + seconds
         try:
             self.close(text)
         finally:  # a done callback may have been interrupted
             for worker in workers:
                 worker.close(text)
+        # Side by side; session.close() would do it one by one, and hurry each anew.
+        mine = [worker.conversation.teardown for worker in workers]
+        loop.teardowns.wait([teardown for teardown in loop.teardowns.all if teardown in mine], due, background=False)
         for worker in workers:
-            worker.conversation.close()  # which waits for its process
+            worker.conversation.close()
 
 
 def _end_of(worker: Worker, task: Task) -> StreamClosedError:

@@ -36,7 +36,7 @@ class Worker:
         ready: Whether it can be given any.
         came_up: Whether it has answered one, or was busy with one for too long.
         due: When it must have given a sign of life; None for not at all.
-        heard: What has come from it until then.
+        heard: What has come from it until then, and was not looked at yet.
     """
 
     def __init__(self, command: Command, deaths: int = 0) -> None:

@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..transports.channel import Channel
+    from ..transports.channel import Channel, Teardown
     from .loop import Loop
 
 __all__ = ["Conversation"]
@@ -264,6 +264,11 @@ class Conversation:
             self.close_now(self._own_reason())
         else:
             self._closing.go_on()
+
+    @property
+    def teardown(self) -> Teardown | None:
+        """What is left to be done after it was closed, or None."""
+        return None if self._closing is None else self._closing.teardown
 
     def drop(self) -> None:
         """Close or release the streams, and leave all else undone: nobody has the peer any more."""

@@ -53,9 +53,9 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
         loop.repairs |= loop.conversations  # after another interruption turns go on with closing
         _close(loop, handlers=False)
         loop.with_users_wait(False, loop.go_on)  # what is left of done callbacks
+        loop.teardowns.wait(due=due, background=False)  # before the on_close handlers, which run after a child's last words
         try:
-            for conversation in _unclosed(loop):  # their on_close handlers run after a child's last words
-                conversation.close()
+            _close(loop)
         finally:  # an on_close handler may have been interrupted
             _close(loop)
             loop.teardowns.wait(due=due)

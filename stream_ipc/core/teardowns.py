@@ -36,10 +36,17 @@ class Teardowns:
         if teardown not in self.all:
             self.all.append(teardown)
 
-    def step(self, deliver: bool = True) -> float:
-        """Do what can be done now, and let handlers run if it is to deliver; returns in how many seconds to call again."""
+    def step(self, deliver: bool = True, only: Collection[Teardown] | None = None) -> float:
+        """Do what can be done now, of all or of some; returns in how many seconds to call again at the latest.
+
+        Args:
+            deliver: Whether handlers may run.
+            only: Which to do, by default all.
+        """
         wait = 60.0
-        for teardown in tuple(self.all):
+        for teardown in tuple(self.all if only is None else only):
+            if teardown not in self.all:  # a handler has forked, and this is the copy
+                continue
             left = teardown.step()
             if deliver and teardown.messages:
                 wait = 0.0  # a handler may do anything, also close this
@@ -51,23 +58,27 @@ class Teardowns:
                 self.all.remove(teardown)
         return wait
 
-    def wait(self, only: Collection[Teardown] | None = None, due: float | None = None) -> None:
-        """Block until some are done; all go on, side by side. Each of them bounds its own steps.
+    def wait(
+        self, only: Collection[Teardown] | None = None, due: float | None = None, background: bool = True
+    ) -> None:
+        """Block until all are done, side by side. Each of them bounds its own steps.
 
         Args:
             only: Which to wait for, by default all that are there now.
             due: When they have to be done, in the time of ``time.monotonic``; None for their own bounds.
+            background: Also wait for what is in the background. Otherwise it goes on only while others are waited for.
         """
         left = tuple(self.all if only is None else only)
         if due is not None:
             for teardown in left:
                 teardown.hurry(due)
         while True:
-            wait = self.step()
-            if not any([teardown in self.all for teardown in left]):
+            wait = self.step(only=left)
+            left = tuple([teardown for teardown in left if teardown in self.all])
+            if not any([background or not teardown.background for teardown in left]):
                 return
             try:
-                wait_readable([fd for teardown in self.all for fd in teardown.fds()], wait)
+                wait_readable([fd for teardown in left for fd in teardown.fds()], wait)
             except OSError as exc:  # the system has no memory for it
                 pass_on(exc)
                 time.sleep(min(wait, TEARDOWN_INTERVAL))
