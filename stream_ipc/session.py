@@ -114,14 +114,12 @@ class Session(HandlerMethods):
 
     @property
     def is_open(self) -> bool:
-        """Whether it lasts: something can be sent, or is still to be dispatched.
+        """Whether it lasts.
 
-        False as soon as ``close`` begins, once the end of the stream is
-        dispatched, or once a send has failed for good and what had arrived
-        before is dispatched.
+        False as soon as ``close`` begins, or once a tick has dispatched the end
+        of the stream, also if a send has failed before.
         """
-        conversation = self._conversation
-        return conversation.is_open and not (conversation.outbox.is_broken and conversation.state == "broken")
+        return self._conversation.is_open
 
     @property
     def reason(self) -> StreamClosedError | None:
@@ -129,8 +127,7 @@ class Session(HandlerMethods):
 
         Known from the moment that ``on_close`` handlers run.
         """
-        conversation = self._conversation
-        return conversation.channel.inputs.ended if conversation.state == "broken" else conversation.reason
+        return self._conversation.reason
 
     @property
     def queued_bytes(self) -> int:

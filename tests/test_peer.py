@@ -210,7 +210,7 @@ def test_broadcast_with_a_dead_session(peer: IpcPeer) -> None:
         assert peer.broadcast(Note("x")) == 2
         assert one.messages() == [Note("x")] and two.messages() == [Note("x")]
         assert errors == [(StreamClosedError, dead.session)]
-        tick_until(lambda: not two.session.is_open, peer)
+        tick_until(lambda: not dead.session.is_open, peer)
         assert peer.sessions == (one.session,)
 
 

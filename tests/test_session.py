@@ -9,7 +9,7 @@ import struct
 import typing
 import weakref
 from functools import partial
-from typing import Any, Callable, List, Union
+from typing import Any, List, Union
 
 import pytest
 
@@ -1033,52 +1033,6 @@ def test_send_to_a_side_that_is_gone(raw: RawPeer) -> None:
     tick_until(lambda: not raw.session.is_open, raw.session.peer)
     assert seen == ["last words"]
     assert errors == []  # the end of a stream is no failure of it; on_close tells
-
-
-def in_a_batch(session: Session) -> None:
-    with session.batch():
-        session.notify(Note())
-
-
-FAILING_SENDS: List[Callable[[Session], Any]] = [
-    lambda session: session.notify(Note()),
-    lambda session: session.request(Ping()),
-    lambda session: session.peer.broadcast(Note()),
-    in_a_batch,
-]
-
-
-@pytest.mark.parametrize("send", FAILING_SENDS)
-@pytest.mark.parametrize("then", ["tick", "close", "close the peer"])
-def test_session_is_not_open_once_a_send_has_failed_for_good(send: Callable[[Session], Any], then: str) -> None:
-    with IpcPeer() as peer, RawPeer(peer) as raw:
-        session = raw.session
-        reasons: List[Any] = []
-        session.on_close(lambda session: reasons.append(session.reason))
-        raw.sock.close()
-        try:
-            send(session)
-        except StreamClosedError:
-            pass
-        assert not session.is_open and peer.sessions == () and "broken" in repr(session)
-        why = session.reason
-        assert isinstance(why, StreamClosedError) and "the other side no longer reads" in str(why)
-        assert reasons == []  # handlers run in turns
-        {"tick": peer.tick, "close": session.close, "close the peer": peer.close}[then]()
-        assert reasons == [why] and session.reason is why
-
-
-def test_session_is_open_until_what_had_arrived_before_a_send_failed_is_dispatched(raw: RawPeer) -> None:
-    session = raw.session
-    seen: List[Any] = []
-    raw.write(framed(Note("1")), framed(Note("2")))
-    raw.sock.close()
-    with pytest.raises(StreamClosedError):
-        session.notify(Note())
-    while session.is_open:
-        assert session.reason is None
-        seen.append(session.receive(5))
-    assert seen == [Note("1"), Note("2")]
 
 
 def test_request_that_cannot_be_sent_leaves_nothing(raw: RawPeer) -> None:

@@ -10,7 +10,6 @@ import math
 from ..errors import InvalidStreamError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, Message
-from ..transports.channel import EndOfStream
 from .batches import Batches
 from .closing import FLUSH_BOUND, Closing, begin, flush_bound, write_out
 from .dispatcher import Dispatcher
@@ -70,7 +69,6 @@ class Conversation:
         self.port: Port = Port(loop, channel, self.dispatcher)
         self.batches: Batches = Batches(loop, self.port)
         self._closing: Closing | None = None
-        self._broken: StreamClosedError | None = None  # why nothing could be sent any more, before this side closed it
         self._release = False  # whether closing leaves the streams to their owner
         self._writes_until: float | None = None  # how long an ended stream is kept for what is still to be written
 
@@ -78,8 +76,7 @@ class Conversation:
     def state(self) -> str:
         """What it is doing, in a word."""
         if self.is_open:
-            inbox = self.dispatcher.inbox  # what stands in it keeps it open, but for the end behind all that had arrived
-            return "broken" if self.outbox.is_broken and inbox and type(inbox[0]) is EndOfStream else "open"
+            return "open"
         if self.reason is None:
             return "closing"
         return "closed" if self._closing is not None else "forked"
@@ -238,8 +235,6 @@ class Conversation:
 
     def stop(self) -> None:
         """Take no more messages. The caller fails what is pending next; see ``begin`` in ``closing.py``."""
-        if self.state == "broken":
-            self._broken = self.channel.inputs.ended
         self.is_open = False
 
     def close_now(self, reason: StreamClosedError, handlers: bool = True) -> None:
@@ -254,7 +249,7 @@ class Conversation:
             self.loop.repairs[self] = None
             # atomic: no calls
             self.is_open = False
-            self.reason = self._broken or reason
+            self.reason = reason
             self._closing = closing
         self._closing.go_on(handlers)
 
