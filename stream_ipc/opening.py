@@ -315,9 +315,9 @@ def _add_socket(
     peer: SessionOpener, sock: socket.socket, name: str = "", on_session: Callable[[Session], Any] | None = None
 ) -> Session:
     """Make a session over a connected socket, also one with TLS."""
-    from .transports.streams import open_socket
+    from .transports.streams import socket_opener
 
-    return _make_session(peer, sock, partial(open_socket, sock), on_session, name)
+    return _make_session(peer, sock, socket_opener(sock), on_session, name)
 
 
 def _add_own_sockets(peer: SessionOpener, *sockets: socket.socket, name: str = "") -> list[Session]:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     ReadStream = int | HasFileno | HasRead
     WriteStream = int | HasFileno | HasWrite
 
-__all__ = ["open_channel", "open_read_end", "open_socket", "open_write_end"]
+__all__ = ["open_channel", "open_read_end", "open_write_end", "socket_opener"]
 
 _BUFFERS = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.BufferedRWPair)  # they pass bytes on as they are
 
@@ -192,10 +192,13 @@ def open_channel(
         raise
 
 
-def open_socket(sock: socket.socket, serializer: MessageSerializer, max_frame_size: int) -> StreamChannel:
-    """Return a channel over a connected socket, also over one with TLS."""
+def socket_opener(sock: socket.socket) -> Callable[[MessageSerializer, int], StreamChannel]:
+    """Return what makes a channel over a connected socket, also over one with TLS.
+
+    It does not make it itself: before 3.11 a signal handler's exception could come as the channel is returned.
+    """
     if not is_tls(sock):
-        return open_channel(sock, (sock,), serializer, max_frame_size)
+        return partial(open_channel, sock, (sock,))
     from .tls import TlsChannel
 
-    return TlsChannel(sock, serializer, max_frame_size)
+    return partial(TlsChannel, sock)
