@@ -64,8 +64,8 @@ def write_out(loop: Loop, conversations: Collection[Conversation], seconds: floa
 class Closing:
     """What is left to be done to close one conversation.
 
-    Owns the ``on_close`` handlers that are still to be called: each leaves the queue before. All else may be done twice. A
-    call that is interrupted is made again by the next turn.
+    Owns the ``on_close`` handlers that are still to be called: each leaves the list before it is. All else may be done
+    twice, as what it closes takes care of that. A call that is interrupted is made again by the next turn.
 
     Args:
         conversation: What is closed.
@@ -86,7 +86,7 @@ class Closing:
         self._ended = False  # whether only handlers are left to be called
 
     def go_on(self, handlers: bool = True) -> None:
-        """Do what is left; call ``on_close`` handlers only if that is said."""
+        """Do what is left, without the ``on_close`` handlers unless ``handlers``."""
         conversation = self._conversation
         session = conversation.session
         if not self._ended:

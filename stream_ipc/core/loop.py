@@ -264,14 +264,14 @@ class Loop(Guard):
             self.poller.lose(fd)
 
     def _take_turns(self, until: Any) -> int:
-        """Let dispatchers work off in turn what is in their inboxes now, until ``until`` has settled."""
+        """Let dispatchers work off their inboxes in turn until ``until`` has settled, but not what nested turns read."""
         todo = self.todo
         goal = sys.maxsize
         count = 0
         share = Share(self.clock)
         while todo:
             before = self.dispatched + count
-            if until is None or count:  # a call that waits for one reply after the other mostly needs no second round
+            if until is None or count:  # a wait seldom needs a second round
                 goal = min(goal, self.dispatched + sum([len(dispatcher.inbox) for dispatcher in tuple(todo)]) + 1)
             for dispatcher in tuple(todo):
                 count += dispatcher.step(until, min(goal, self.dispatched + _SLICE))

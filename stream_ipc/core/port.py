@@ -195,7 +195,7 @@ class Port:
                 self._read_by(self._inputs.look_for_hangup)
         if outbox.queued_bytes and not outbox.corked:
             self.write_or_report()
-        if self._poll_due < math.inf:  # by a clock that may stand still
+        if self._poll_due < math.inf:
             self.poll()
         self.rearm()
 
