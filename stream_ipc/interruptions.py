@@ -26,7 +26,8 @@ __all__ = ["Shield", "function_of", "interruption_in", "is_ours", "pass_on", "pa
 _VALID = tuple(_signal.valid_signals())
 # All that programs handle as a rule and that do not come from their own mistakes.
 _NAMES = ["INT", "TERM", "HUP", "ALRM", "USR1", "USR2", "CHLD", "PIPE", "PROF", "VTALRM", "WINCH"]
-_HELD_BACK = [getattr(_signal, f"SIG{name}") for name in _NAMES]
+# Windows lacks most of them, and there an IpcPeer tells that this package cannot be used.
+_HELD_BACK = [getattr(_signal, f"SIG{name}") for name in _NAMES if hasattr(_signal, f"SIG{name}")]
 
 _PACKAGE = __name__.rpartition(".")[0]
 

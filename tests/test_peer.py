@@ -636,3 +636,27 @@ def test_a_stream_belongs_to_one_session(peer: IpcPeer) -> None:
         os.close(fd)
     session3.close()
     process.wait(20)
+
+
+ON_WINDOWS = """
+import _signal, sys, types
+lean = types.ModuleType("_signal")
+for name, value in vars(_signal).items():
+    has = not name.startswith("SIG") or name in ("SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_DFL")
+    if has and name not in ("pthread_sigmask", "sigtimedwait", "setitimer"):
+        setattr(lean, name, value)
+sys.modules["_signal"] = lean
+for name in ("fcntl", "termios", "pwd", "grp", "resource"):
+    sys.modules[name] = None
+sys.platform = "win32"
+import stream_ipc
+try:
+    stream_ipc.IpcPeer()
+except OSError as exc:
+    print(exc)
+"""
+
+
+def test_on_windows_it_can_be_imported_and_a_peer_says_what_is_needed() -> None:
+    done = run_python(ON_WINDOWS)
+    assert done.stdout.startswith("stream_ipc needs Linux or macOS"), done.stderr
