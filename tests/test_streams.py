@@ -644,6 +644,73 @@ def test_receive_tells_a_closed_descriptor_from_the_end_of_the_stream() -> None:
     os.close(read2)
 
 
+def test_receive_of_a_transport_that_only_writes_returns_nothing_until_it_is_closed() -> None:
+    read, write = os.pipe()
+    transport = StreamTransport(write, [], PickleMessageSerializer())
+    assert transport.receive() == []
+    transport.close()
+    with pytest.raises(StreamClosedError, match="this side closed the stream"):
+        transport.receive()
+    os.close(read)
+
+
+class Closing:
+    """A stream whose ``close`` closes its descriptor, and may be interrupted before it does."""
+
+    def __init__(self, fd: int, interrupted: bool = False) -> None:
+        self.fd = fd
+        self.interrupted = interrupted
+        self.calls = 0
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def close(self) -> None:
+        self.calls += 1
+        if self.interrupted and self.calls == 1:
+            raise Interruption
+        os.close(self.fd)
+
+
+@pytest.mark.parametrize("first", ["write", "read"])
+def test_an_interrupted_close_that_is_repeated_closes_only_what_is_left(peer: IpcPeer, first: str) -> None:
+    (read, write), (read2, write2) = os.pipe(), os.pipe()
+    output, source = Closing(write, first == "read"), Closing(read2, first == "write")
+    session = peer.create_stream_session(output, source)
+    with pytest.raises(Interruption):
+        session.close()
+    others = [os.dup(read) for _ in range(3)]  # with the number of what is closed
+    peer.tick(0)
+    session.close()
+    assert sorted([output.calls, source.calls]) == [1, 2]
+    for fd in (*others, read, write2):
+        os.close(fd)  # it is open
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("interrupted", ["write", "read"])
+def test_a_fork_after_an_interrupted_close_has_no_copy_of_what_is_left(peer: IpcPeer, interrupted: str) -> None:
+    (read, write), (read2, write2) = os.pipe(), os.pipe()
+    output, source = Closing(write, interrupted == "write"), Closing(read2, interrupted == "read")
+    session = peer.create_stream_session(output, source)
+    with pytest.raises(Interruption):
+        session.close()
+    pid = os.fork()
+    if pid == 0:
+        left = 0
+        for fd in (write, read2):
+            try:
+                os.fstat(fd)
+                left += 1
+            except OSError:
+                pass
+        os._exit(left)
+    assert os.waitpid(pid, 0)[1] == 0
+    session.close()
+    for fd in (read, write2):
+        os.close(fd)
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_closing_the_transport_of_a_session_is_noticed(peer: IpcPeer, given: bool) -> None:
     a, b = socket.socketpair()

@@ -60,9 +60,11 @@ class End:
         reads_into: The same, of a buffer, or None: returns what reads once into it; the item is the count of bytes.
         ahead: What a buffered file object had read before it came here.
         pending: Whether something can be read that the descriptor does not show (TLS).
+        identity: Which file the descriptor was.
         poll_fd: The descriptor that is written and waited for: ``fd``, or one of this process's own for the same file.
     """
 
+    identity: tuple[int, int] | None = None
     forbidden_mode: int = -1  # the access mode that this end cannot use
     growable: bool = False
     socket: Any = None
@@ -90,7 +92,7 @@ class End:
         if access == self.forbidden_mode:
             what, needed = ("written", "read") if access == os.O_WRONLY else ("read", "written")
             raise InvalidStreamError(f"{describe_stream(stream)} can only be {what}, and here it is to be {needed}")
-        self._identity = (status.st_dev, status.st_ino)
+        self.identity = (status.st_dev, status.st_ino)
         self._mode: int = status.st_mode
         # Descriptors 0 to 2 and terminals are shared with the process that started this one. The master of a
         # pseudo-terminal is not: only the process that made it has it.
@@ -154,7 +156,7 @@ class End:
             # File objects and sockets remember that they were closed; their number may belong to another file now.
             if isinstance(stream, int) or not (getattr(stream, "closed", False) or stream.fileno() != self.fd):
                 status = os.fstat(self.fd)
-                if (status.st_dev, status.st_ino) == self._identity:
+                if (status.st_dev, status.st_ino) == self.identity:
                     return None
                 how = ", and its number is another file's now"
         except (OSError, ValueError) as exc:
@@ -328,7 +330,8 @@ class Ends:
     def __init__(self) -> None:
         self.released: bool = False
         self._ends: list[Any] = []
-        self._objects: list[Any] = []  # once released: what is still to be closed...
+        # Once released: what is still to be closed, with its descriptor and the file that this was...
+        self._objects: list[tuple[Any, int, Any]] = []
         self._numbers: list[int] = []  # ...and what of it is a mere descriptor
 
     def open(self, kind: Callable[..., Any], *arguments: Any) -> Any:
@@ -349,8 +352,9 @@ class Ends:
         if not self.released:
             valid = [end for end in self._ends if end.find_invalid() is None]
             # For close(). The same stream may be written and read, as an object, as a number, or as both.
-            objects = [*{id(end.stream): end.stream for end in valid if not isinstance(end.stream, int)}.values()]
-            taken = {end.fd for end in valid if not isinstance(end.stream, int)}
+            given = {id(end.stream): end for end in valid if not isinstance(end.stream, int)}.values()
+            objects = [(end.stream, end.fd, end.identity) for end in given]
+            taken = {end.fd for end in given}
             numbers = [*dict.fromkeys([end.fd for end in valid if end.fd not in taken])]
             # atomic: no calls
             self._objects = objects
@@ -365,9 +369,17 @@ class Ends:
         """Release the streams and close them. An interrupted call can be made again."""
         self.release()
         close_all(self._numbers)
-        for stream in reversed(self._objects):
-            close_stream(stream)
-        self._objects = []
+        objects = self._objects
+        while objects:
+            # atomic: no calls
+            closing = objects[-1:]
+            del objects[-1:]  # before: it may fork, or call this again
+
+            try:
+                close_stream(closing[0][0])
+            except BaseException:  # an interruption
+                objects += closing
+                raise
 
     def abandon(self) -> None:
         """Close this process's copies: it is a fork of the owner, whose flags a release would restore."""
@@ -376,11 +388,26 @@ class Ends:
             if end.fd >= 0 and end.find_invalid() is None:
                 _close_copy(end.stream)
             end.abandon()
+        close_all(self._numbers)
+        while self._objects:
+            stream, fd, identity = self._objects.pop()
+            if fd >= 0 and _identity_of(fd) == identity:
+                _close_copy(stream)
 
     def describe(self) -> str:
         """Return the descriptors, as texts name them."""
         fds = sorted({end.fd for end in self._ends if end.watched})
         return "fd " + "/".join(map(str, fds)) if fds else "stream objects"
+
+
+def _identity_of(fd: int) -> tuple[int, int] | None:
+    """Return what tells the open file of a descriptor from others, or None if it is closed."""
+    try:
+        status = os.fstat(fd)
+    except OSError as exc:
+        pass_on(exc)
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _close_copy(stream: Any) -> None:
