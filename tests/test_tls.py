@@ -22,6 +22,8 @@ from tests.helpers import (
     WAIT,
     Alarms,
     CpuMeter,
+    InterruptAt,
+    Interruption,
     framed,
     frames_of,
     patch_handshake,
@@ -413,6 +415,20 @@ def test_each_handshake_has_the_timeout_that_the_peer_had_then(peer, listener):
             peer.tick(0)
             assert "handshakes=1" in repr(listener)
             assert sock.recv(1) == b""
+
+
+def test_an_interruption_while_a_handshake_is_dropped_is_not_lost(peer, listener):
+    class InAbandon(InterruptAt):
+        def is_place(self, frame, event):
+            return event == "call" and frame.f_code.co_name == "abandon"
+
+    with raw_client(listener.address) as sock:
+        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")  # and is still there, so the end lingers
+        with InAbandon(1, Interruption()) as interrupt:
+            with pytest.raises(Interruption):
+                tick_until(lambda: interrupt.hit, peer)
+        peer.tick(0)
+        tick_until(lambda: "handshakes=0" in repr(listener), peer)
 
 
 @pytest.mark.slow

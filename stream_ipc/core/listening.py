@@ -277,8 +277,12 @@ class Acceptor:
     def _drop(self, handshake: _Handshake, why: str) -> None:
         log.info("%r: the TLS handshake of a connection %s failed: %s", self, handshake.name, why)
         self._remove(handshake)
-        linger(handshake.sock)  # as long as this call lasts: so that the other side learns why
-        handshake.sock.close()
+        try:
+            teardown = linger(handshake.sock)  # as long as this call lasts: so that the other side learns why
+            if teardown is not None:
+                teardown.abandon()  # no finalizer: it would swallow an interruption
+        finally:
+            handshake.sock.close()
 
     def _remove(self, handshake: _Handshake) -> None:
         fd = handshake.sock.fileno()
