@@ -274,6 +274,12 @@ def test_server_with_another_name(peer, host, listener, client_side):
     assert peer.connect(listener.address, ssl_context=client_side, server_hostname="localhost").is_open
 
 
+def test_a_name_that_no_server_can_have(peer, host, listener, client_side):
+    with pytest.raises(ValueError, match=r"cannot connect to \('127.0.0.1', \d+\): ") as caught:
+        peer.connect(listener.address, ssl_context=client_side, server_hostname=".x")
+    assert type(caught.value) is ValueError and peer.sessions == ()
+
+
 def test_contexts_for_the_wrong_side(peer, host, server_side, client_side, tmp_path):
     path = str(tmp_path / "socket")
     with pytest.raises(ValueError, match="PROTOCOL_TLS_SERVER"):

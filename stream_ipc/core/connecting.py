@@ -59,8 +59,12 @@ def open_connection(
                 text = f"user {user} listens there, and this process runs as {os.geteuid()}"
                 raise PermissionError(errno.EACCES, text)
             if context is not None:
+                try:
+                    sock = tls.wrap(context, sock, False, server_hostname)
+                except ValueError as exc:  # of the name
+                    pass_on(exc)
+                    raise ValueError(f"{failed}: {exc}") from exc
                 failed, advice = f"cannot finish the TLS handshake with {place!r}", "; does the other side speak TLS?"
-                sock = tls.wrap(context, sock, False, server_hostname)
                 while True:
                     events = tls.handshake(sock)
                     if not events:

@@ -49,6 +49,8 @@ def check_context(context: Any, server_side: bool) -> None:
 
 def wrap(context: ssl.SSLContext, sock: socket.socket, server_side: bool, name: str | None = None) -> ssl.SSLSocket:
     """Put TLS around a connected socket, which it then owns; the handshake is still to be made."""
+    if isinstance(name, str):
+        name.encode("idna")  # ssl does so, but not before the socket is its own, and then nobody would close it
     options: dict[str, Any] = {"do_handshake_on_connect": False, "suppress_ragged_eofs": False}
     return context.wrap_socket(sock, server_side, server_hostname=name, **options)
 
