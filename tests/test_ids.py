@@ -131,6 +131,17 @@ def test_a_generator_that_closes_the_session(kind: str) -> None:
         assert no_pending(session) and transport.sent == [] and raw.read() == b""
 
 
+def test_an_error_of_another_stream_that_a_generator_raises_stays_as_it_is() -> None:
+    def fail() -> None:
+        raise StreamClosedError("of another thing")
+
+    generator = Acting()
+    with IpcPeer(id_generator=generator) as peer, RawPeer(peer) as raw:
+        generator.action = fail
+        with pytest.raises(StreamClosedError, match="^of another thing$"):
+            raw.session.request(Ping())
+
+
 def test_a_generator_that_closes_the_pool() -> None:
     generator = Acting()
     with IpcPeer(id_generator=generator) as peer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from ..errors import InvalidStreamError, StreamClosedError, unraised
-from ..interruptions import pass_on, pass_on_lack_of_stack
+from ..interruptions import interruption_in, pass_on, pass_on_lack_of_stack
 from ..transports.channel import POLL_INTERVAL
 from .items import Failure
 from .poller import READ, WRITE
@@ -364,17 +364,20 @@ class Port:
         If nothing can be written any more, what the other side had written before is still read, and then it ends. After
         an interruption the message may be queued, so the caller has entered the port into ``repairs`` before.
         """
-        if isinstance(exc, (InvalidStreamError, StreamClosedError)):
+        if isinstance(exc, (InvalidStreamError, StreamClosedError)) or (
+            self._loop.forked and isinstance(exc, Exception) and interruption_in(exc) is None
+        ):
             self._loop.check_entry()  # a serializer or an id generator may have forked, and this is the copy
         if isinstance(exc, InvalidStreamError):
             self.report_failure(exc)
         elif isinstance(exc, StreamClosedError) and not self._closed:
+            is_of_write = self.channel.outbox.is_broken  # and not an id generator's own, say
             self.channel.drop_output()
             if self._reading:  # by a call beneath this one, which goes on to the end
                 return
             was_open = self._inputs.ended is None
             self.drain()
-            if was_open:
+            if was_open and is_of_write:
                 self.channel.complete(exc, self._inbox)
             reason = unraised(exc)
             if was_open:

@@ -186,6 +186,7 @@ class ProcessChannel(StreamChannel):
                 pass_on(exc)
                 gone = False
             if gone:  # it could still be written to while a grandchild holds its stdin
+                self.drop_output()
                 raise self.broken_error()
         self.outbox.put(frame)
 
