@@ -10,9 +10,9 @@ from itertools import starmap
 
 from . import log
 from .arguments import DEFAULT, PIPE, Facade, check_timeout, name_methods
+from .core.claims import ADVICE, check_free, claim
 from .core.conversation import Conversation
 from .errors import InvalidStreamError
-from .interruptions import pass_on
 from .session import Session, conversation_of
 from .transports.stream_channel import StreamChannel
 
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from .transports.streams import ReadStream, WriteStream
 
 __all__ = ["SessionOpener"]
-
-_ADVICE = "use that one, or call remove_session() with it first"
 
 
 class SessionOpener(Facade):
@@ -190,7 +188,7 @@ class SessionOpener(Facade):
                 as it was.
         """
         if any([other.channel.transport is transport for other in tuple(self._loop.conversations)]):
-            raise InvalidStreamError(f"{type(transport).__name__} belongs to another session of this peer; {_ADVICE}")
+            raise InvalidStreamError(f"{type(transport).__name__} belongs to another session of this peer; {ADVICE}")
         from .transports.message_transport import channel_of
 
         return _make_session(self, transport, lambda *_: channel_of(transport))
@@ -357,10 +355,11 @@ def _make_session(
             raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
         if isinstance(channel, StreamChannel):
             channel.connected(name)
-            _check_free(loop, channel)
+            check_free(loop, channel)
         session = Session(lambda session: Conversation(loop, channel, peer, session))
         conversation = conversation_of(session)
         loop.add(conversation)
+        claim(loop, channel)
         if on_session is not None:
             conversation.dispatcher.begin_with(on_session)
         conversation.port.rearm()
@@ -376,25 +375,6 @@ def _make_session(
         raise
     finally:
         loop.thread = outer
-
-
-def _check_free(loop: Loop, channel: StreamChannel) -> None:
-    """Raise ``InvalidStreamError`` for a channel whose streams somebody else uses, before anything of it is taken."""
-    reads, output = channel.interest()[0], channel.outbox.end.fd
-    for fd in reads:
-        try:
-            loop.poller.check_free(fd, None)
-        except OSError as exc:
-            pass_on(exc)
-            raise InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}") from exc
-    # One that is read, too, as most are, was looked at above: this goes through all sessions.
-    if output not in reads and any([_writes_to(other.channel, output) for other in tuple(loop.conversations)]):
-        raise InvalidStreamError(f"descriptor {output} is written by another session of this peer; {_ADVICE}")
-
-
-def _writes_to(channel: Channel, fd: int) -> bool:
-    """Return whether a channel writes to a descriptor, unless its owner has closed that: it may be another file's now."""
-    return isinstance(channel, StreamChannel) and channel.outbox.end.fd == fd and channel.find_invalid() is None
 
 
 name_methods(SessionOpener, "IpcPeer")

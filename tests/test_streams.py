@@ -1245,6 +1245,20 @@ def test_what_another_session_writes_to_is_refused_as_output(peer: IpcPeer, as_n
         os.close(write)
 
 
+def test_what_another_session_writes_to_is_refused_as_both_ways(peer: IpcPeer) -> None:
+    (ours, far), (read, write) = socket.socketpair(), os.pipe()
+    with far:
+        first = peer.create_stream_session(ours, read)
+        with pytest.raises(InvalidStreamError, match="is written by another session of this peer; use that one"):
+            peer.create_socket_session(ours)
+        first.notify(Note("still works"))
+        assert framed(Note("still works")) == far.recv(1000) and peer.sessions == (first,)
+        peer.remove_session(first)
+        peer.create_socket_session(ours).close()
+        os.close(read)
+        os.close(write)
+
+
 def test_output_of_another_session_is_taken_once_its_number_is_another_files(peer: IpcPeer) -> None:
     (read, write), (read2, write2), (read3, write3) = os.pipe(), os.pipe(), os.pipe()
     peer.create_stream_session(write, read)

@@ -36,6 +36,7 @@ class Poller:
 
     Attributes:
         owners: The owner of each watched descriptor.
+        writers: Who writes to a descriptor, by a weak reference; it is watched only when it is full.
         on_rebuild: Called when ``fileno`` has to be watched again, though it is the same number.
         poll: Waits at most so many seconds (0: not at all) and returns (descriptor, events) of each that is ready. Bits
             other than READ and WRITE mean that it is hung up or broken: reading and writing will both tell more.
@@ -46,6 +47,7 @@ class Poller:
     def __init__(self) -> None:
         self.on_rebuild: Callable[[], None] | None = None
         self.owners: dict[int, Any] = {}
+        self.writers: dict[int, Callable[[], Any]] = {}
         self._files: dict[int, tuple[int, int]] = {}  # which file a watched descriptor was
         self._always: dict[int, int] = {}
         self._selector: Any = selectors.DefaultSelector()
@@ -212,6 +214,7 @@ class Poller:
             self._epoll.close()
         self._selector.close()
         self.owners.clear()
+        self.writers.clear()
         self._files.clear()
         self._always.clear()
 
