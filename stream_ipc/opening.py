@@ -134,7 +134,10 @@ class SessionOpener(Facade):
             return _make_session(self, process, make)
         except BaseException:
             if process is not None:
-                kill(process, group)
+                try:
+                    _close_nobodys(self, lambda session: session.process is process)
+                finally:
+                    kill(process, group)
             raise
 
     def create_stream_session(self, write: WriteStream, read: ReadStream, read2: ReadStream | None = None) -> Session:
@@ -319,13 +322,23 @@ def _add_socket(
 
 
 def _add_own_sockets(peer: SessionOpener, *sockets: socket.socket, name: str = "") -> list[Session]:
-    """Make sessions over sockets that nobody else has. If that fails, those that are no session's are closed."""
+    """Make sessions over sockets that nobody else has. If that fails, all of them are closed."""
     try:
         return [_add_socket(peer, sock, name) for sock in sockets]
     except BaseException:
-        for sock in {*sockets} - {session.socket for session in peer.sessions}:
-            sock.close()
+        try:
+            _close_nobodys(peer, lambda session: session.socket in sockets)
+        finally:
+            for sock in sockets:
+                sock.close()
         raise
+
+
+def _close_nobodys(peer: SessionOpener, is_one: Callable[[Session], bool]) -> None:
+    """Close the sessions that a call has made before it was interrupted: nobody will ever have them."""
+    for conversation in tuple(peer._loop.conversations):
+        if is_one(conversation.session):
+            conversation.close(seconds=0)
 
 
 def _make_session(

@@ -801,6 +801,39 @@ def test_interrupted_create_socket_session_leaves_the_socket_as_it_was(kind: Typ
     at_every_place(scenario, kind)
 
 
+class InMakeSession(InterruptAt):
+    """Interrupts just as a session is about to be made."""
+
+    def is_place(self, frame: Any, event: str) -> bool:
+        return event == "call" and frame.f_code.co_name == "_make_session"
+
+
+@BOTH
+def test_a_session_pair_that_is_interrupted_between_the_two_leaves_none(
+    peer: IpcPeer, kind: Type[BaseException]
+) -> None:
+    with pytest.raises(kind), InMakeSession(2, kind("between")):
+        peer.create_session_pair()
+    assert peer.sessions == ()
+
+
+def test_a_command_whose_session_gets_lost_on_the_way_is_no_session(peer: IpcPeer) -> None:
+    # Before 3.11 a signal is looked at when a function in Python has returned.
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        if event == "return":
+            sys.settrace(None)
+            raise Interruption
+        return trace if frame.f_code.co_name == "_make_session" else None
+
+    with pytest.raises(Interruption):
+        sys.settrace(trace)
+        try:
+            peer.create_command_session(["cat"])
+        finally:
+            sys.settrace(None)
+    assert peer.sessions == ()
+
+
 @BOTH
 def test_interrupted_batch_loses_nothing(kind: Type[BaseException]) -> None:
     def scenario(run: Run) -> None:
