@@ -290,7 +290,7 @@ class ProcessTeardown(Teardown):
 
 
 def kill(process: subprocess.Popen[Any], group: bool = False) -> None:
-    """End a process, or all of its group, at once, close its streams and reap it, though an interruption comes."""
+    """End a process, or all of its group, at once, close its streams and reap it, though one interruption comes."""
     try:
         _kill(process, group)
     except BaseException:
