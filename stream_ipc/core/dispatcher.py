@@ -145,10 +145,11 @@ class Dispatcher:
                 if not look:
                     loop = self._loop
                     by_class = self._by_class
+                    waiting = self._waiting
                     goal = goal or loop.dispatched + len(inbox) + 1  # a failure is followed by the end
                     share = share or Share(loop.clock)
                     look = min(goal, loop.dispatched + 2)
-                if cls not in by_class or self._waiting:
+                if cls not in by_class or waiting:
                     done = self._actions.get(cls, self._arrive)(item)
                     if done is None:
                         return count
