@@ -206,6 +206,9 @@ def test_garbage():
             assert look(data, rng.choice(["", "pickle", "json", "php"])).view != ""
 
 
+BROKEN_OFF = "EOFError" if sys.version_info >= (3, 15) else "UnpicklingError: pickle exhausted before end of frame"
+
+
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
@@ -218,7 +221,7 @@ def test_garbage():
         (b'{"a":1} {}', "json: JSONDecodeError: Extra data"),
         (b"{}", "json: {} is no object"),
         (b"\x80\x05\xff", "pickle: KeyError: 255"),
-        (pickle.dumps("x" * 50, 5)[:30], "pickle: UnpicklingError: pickle exhausted before end of frame"),
+        (pickle.dumps("x" * 50, 5)[:30], "pickle: " + BROKEN_OFF),
         (b"\x80\x05Nrrest.", "pickle: None is no object"),  # nothing is reserved for as many objects as this speaks of
         (b"\x80\x05\x96" + bytes([255] * 7) + b"\0abc.", "pickle: EOFError"),
         (pickle.dumps("x", 5), "pickle: 'x' is no object"),
