@@ -1141,6 +1141,43 @@ def test_interruption_while_a_worker_dies_loses_no_task(tmp_path: Path, kind: Ty
         at_every_place(scenario, kind, step=5)
 
 
+def test_closed_pool_keeps_none_of_its_tasks(peer: IpcPeer) -> None:
+    pool = WorkerPool(peer, worker(), 1)
+
+    def submit() -> "weakref.ref[Ping]":
+        message = Ping(1)
+        pool.submit(message)
+        return weakref.ref(message)
+
+    messages = [submit() for _ in range(50)]
+    pool.close()
+    gc.collect()
+    assert pool.pending == 0 and [message for message in messages if message() is not None] == []
+
+
+def test_what_a_worker_says_before_its_hello_is_not_kept(peer: IpcPeer) -> None:
+    code = """
+from stream_ipc import IpcPeer
+from tests.messages import Note, Ping, Pong
+session = IpcPeer().create_stdio_session()
+session.on_request(lambda ping: Pong(ping.value))
+for _ in range(50):
+    session.notify(Pong("not yet"))
+session.notify(Note("hello"))
+while session.is_open:
+    session.tick(None)
+"""
+    said: List[Any] = []
+
+    def hear(session: Session) -> None:
+        session.on_message(lambda message: said.append(weakref.ref(message)))
+
+    with WorkerPool(peer, program(code), 1, hello=Note, on_session=hear) as pool:
+        assert outcome(pool.submit(Ping(1))) == 1
+        gc.collect()
+        assert len(said) == 51 and [message for message in said if message() is not None] == []
+
+
 def await_output(session: Session) -> None:
     """Wait until a worker has written something, which is not read yet."""
     assert session.process is not None and session.process.stdout is not None

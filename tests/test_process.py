@@ -6,6 +6,7 @@ import inspect
 import os
 import pathlib
 import resource
+import select
 import signal
 import struct
 import subprocess
@@ -672,6 +673,19 @@ def test_a_child_that_is_closed_ends_by_itself_first(peer: IpcPeer) -> None:
     process = session.process
     session.close()
     assert process is not None and process.returncode == 7
+
+
+def test_a_session_that_closes_runs_no_handlers_of_another_that_is_still_ending(peer: IpcPeer) -> None:
+    other = peer.create_command_session(script("os.close(1); sys.stdin.read(); os.write(2, b'last words\\n')"))
+    session = peer.create_command_session(["cat"])
+    heard: List[Any] = []
+    other.on_message(lambda text: heard.append(text.message))
+    tick_until(lambda: not other.is_open, peer)
+    assert other.process is not None and other.process.stderr is not None
+    assert select.select([other.process.stderr], [], [], PATIENCE)[0]  # they are there, and not read yet
+    session.close(timeout=0)
+    assert heard == []
+    tick_until(lambda: heard == ["last words"], peer)
 
 
 def test_a_child_that_ignores_the_end_of_its_stdin_is_terminated(peer: IpcPeer, short_graces: None) -> None:
