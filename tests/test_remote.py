@@ -496,8 +496,10 @@ def test_example_with_a_launcher_that_fails() -> None:
     done = example("--launcher", "sh -c 'echo all lines are busy >&2; exit 5'", "--workers", "3")
     assert (done.stdout, done.returncode) == ("0 of 6 jobs are done\n", 1)
     words = "exited with exit status 5; the end of its stderr:\nall lines are busy"
-    # Each worker has three attempts, and the tasks' error has the words of the last one.
-    assert done.stderr.count(words) == 10 and "9 workers in a row ended" in done.stderr.splitlines()[-2]
+    # Each worker has three attempts, and the tasks' error has the words of the last one. That one is told of on its own
+    # only if the pool did not notice its end together with that of another.
+    assert done.stderr.count(words) in (8, 9, 10), done.stderr
+    assert "9 workers in a row ended" in done.stderr.splitlines()[-2]
 
 
 @pytest.mark.slow
