@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 __all__ = [
-    "DEFAULT", "PIPE", "POOLS", "USUAL", "Facade", "check_expect", "check_iterable", "check_message", "check_plugin",
-    "check_timeout", "close_bound", "expectable", "name_methods", "safe_repr", "sendable",
+    "DEFAULT", "PIPE", "POOLS", "USUAL", "Facade", "check_expect", "check_iterable", "check_message", "check_timeout",
+    "close_bound", "expectable", "name_methods", "safe_repr", "sendable",
 ]  # fmt: skip
 
 
@@ -117,15 +117,6 @@ def check_iterable(takes: str, given: Any) -> None:
     """Raise ``TypeError`` for what cannot be iterated."""
     if not hasattr(given, "__iter__"):
         raise TypeError(f"{takes}, not {given!r:.100}")
-
-
-def check_plugin(kind: str, plugin: Any, *names: str) -> None:
-    """Raise ``TypeError`` for an object that lacks a method."""
-    for name in names:
-        if not callable(getattr(plugin, name, None)):
-            raise TypeError(f"{kind} has no method {name}(): {plugin!r:.100}")
-    if isinstance(plugin, type):
-        raise TypeError(f"{plugin!r} is a class; pass an instance: {plugin.__name__}()")
 
 
 def check_timeout(timeout: Any, name: str = "timeout", optional: bool = True) -> None:

@@ -6,7 +6,6 @@ conversations of workers, over which tasks are sent. Must not know processes.
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from functools import partial
 
@@ -34,8 +33,8 @@ __all__ = ["Crew"]
 
 _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
 _CLOGGED_INTERVAL = 0.05  # seconds until the next look at a worker that has much to read
-# So many deaths in a row at least, with no answer in between, fail what is queued, unless a worker still runs that did not
-# have to replace another.
+# After so many deaths in a row at least, without an answer in between, what is queued fails; not while a worker still runs
+# that has not replaced another.
 _DEATHS = 5
 
 
@@ -383,8 +382,7 @@ class Crew:
 
     def on_time(self, now: float) -> None:
         """Have workers started, or given up: a time has come."""
-        if now > -math.inf:  # or the loop only asks when that is
-            self.check()
+        self.check()
 
     def go_on(self) -> None:
         """Do what was left to a turn, and give tasks to workers."""

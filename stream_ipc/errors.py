@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FrameTooLargeError", "InvalidStreamError", "IpcError", "RemoteError", "RequestTimeoutError", "SerializationError",
-    "StreamClosedError", "UnexpectedReplyError", "article", "describe", "printable", "unraised",
+    "StreamClosedError", "UnexpectedReplyError", "article", "check_plugin", "describe", "printable", "unraised", "within",
 ]  # fmt: skip
 
 
@@ -144,8 +144,17 @@ def printable(text: str) -> str:
         return text.encode("utf-8", "backslashreplace").decode()
 
 
+def check_plugin(kind: str, plugin: Any, *names: str, advice: str = "") -> None:
+    """Raise ``TypeError`` for an object of a user's class that lacks a method."""
+    for name in names:
+        if not callable(getattr(plugin, name, None)):
+            raise TypeError(f"{kind} has no method {name}(){advice}: {plugin!r:.100}")
+    if isinstance(plugin, type):
+        raise TypeError(f"{plugin!r} is a class; pass an instance: {plugin.__name__}()")
+
+
 def unraised(error: StreamClosedError) -> StreamClosedError:
-    """Return an error like one that is raised, for what outlives it: the frames that it passes through stay with that."""
+    """Return a copy without a traceback, for what may be kept for long: a raised error keeps its frames alive."""
     copy = StreamClosedError(*error.args)
     copy.__cause__ = error.__cause__
     if isinstance(copy.__cause__, OSError):
@@ -163,3 +172,8 @@ def describe(exc: BaseException) -> str:
             raise
         text = "(it has no text)"
     return f"{type(exc).__name__}: {text}"
+
+
+def within(timeout: float | None) -> str:
+    """Return how long something was waited for, for a text."""
+    return "" if timeout is None else f" within {timeout} s"

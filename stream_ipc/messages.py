@@ -123,6 +123,8 @@ class ErrorMessage(Message, wire_name="StreamIpc\\Message\\ErrorMessage"):
         if not isinstance(self.message, str):  # it may come off the wire, and str() of the whole must not fail
             raise TypeError(f"message of an ErrorMessage must be a str, not {type(self.message).__name__}")
         if exception is not None:
+            if not isinstance(exception, BaseException):
+                raise TypeError(f"exception of an ErrorMessage must be an exception, not {type(exception).__name__}")
             import traceback  # slow to import, and most programs never need it
 
             lines = traceback.format_exception(type(exception), exception, exception.__traceback__)

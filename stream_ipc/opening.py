@@ -10,8 +10,8 @@ from itertools import starmap
 
 from . import log
 from .arguments import DEFAULT, PIPE, Facade, check_timeout, name_methods
-from .core.claims import ADVICE, check_free, claim
 from .core.conversation import Conversation
+from .core.poller import ADVICE
 from .errors import InvalidStreamError
 from .session import Session, conversation_of
 from .transports.stream_channel import StreamChannel
@@ -135,7 +135,7 @@ class SessionOpener(Facade):
         except BaseException:
             if process is not None:
                 try:
-                    _close_nobodys(self, lambda session: session.process is process)
+                    _close_orphans(self, lambda session: session.process is process)
                 finally:
                     kill(process, group)
             raise
@@ -302,13 +302,14 @@ class SessionOpener(Facade):
         from .core.listening import Acceptor
         from .listener import Listener
 
-        take = partial(_add_socket, self, on_session=on_session)
-        acceptor = Acceptor(loop, address, take, lambda: self.timeout, ssl_context)
+        hand_over = partial(_add_socket, self, on_session=on_session)
+        acceptor = Acceptor(loop, address, hand_over, lambda: self.timeout, ssl_context)
+        listener = Listener(acceptor)
         try:
             loop.inside(acceptor.open)
-            return Listener(acceptor)
+            return listener
         except BaseException:
-            Listener(acceptor).close()
+            listener.close()
             raise
 
 
@@ -327,14 +328,14 @@ def _add_own_sockets(peer: SessionOpener, *sockets: socket.socket, name: str = "
         return [_add_socket(peer, sock, name) for sock in sockets]
     except BaseException:
         try:
-            _close_nobodys(peer, lambda session: session.socket in sockets)
+            _close_orphans(peer, lambda session: session.socket in sockets)
         finally:
             for sock in sockets:
                 sock.close()
         raise
 
 
-def _close_nobodys(peer: SessionOpener, is_one: Callable[[Session], bool]) -> None:
+def _close_orphans(peer: SessionOpener, is_one: Callable[[Session], bool]) -> None:
     """Close the sessions that a call has made before it was interrupted: nobody will ever have them."""
     for conversation in tuple(peer._loop.conversations):
         if is_one(conversation.session):
@@ -368,11 +369,11 @@ def _make_session(
             raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
         if isinstance(channel, StreamChannel):
             channel.connected(name)
-            check_free(loop, channel)
+            loop.claims.check_free(channel)
         session = Session(lambda session: Conversation(loop, channel, peer, session))
         conversation = conversation_of(session)
         loop.add(conversation)
-        claim(loop, channel)
+        loop.claims.add(channel)
         if on_session is not None:
             conversation.dispatcher.begin_with(on_session)
         conversation.port.rearm()

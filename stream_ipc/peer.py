@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 
-from .arguments import USUAL, check_message, check_plugin, check_timeout, close_bound, safe_repr, sendable
+from .arguments import USUAL, check_message, check_timeout, close_bound, safe_repr, sendable
 from .core.lifecycle import adopt, close_loop, drop_loop
 from .core.loop import Loop
 from .core.sending import broadcast
+from .errors import check_plugin
 from .ids import PidCounterRequestIdGenerator
 from .opening import SessionOpener
 from .session import Session, conversation_of
@@ -222,9 +223,8 @@ class IpcPeer(SessionOpener):
         request, or what is looked at by time (a transport or a file without a
         descriptor to wait for, a ``DeferredReply`` that a thread may drop, a
         child that is ending, and where there is no pidfd, as on macOS, every
-        child). Ask whenever the other loop is about
-        to wait: after each ``tick(0)`` and ``request()``. Looks through all
-        pending requests.
+        child). Ask whenever the other loop is about to wait: after each
+        ``tick(0)`` and ``request()``. Looks through all pending requests.
         """
         loop = self._loop
         if loop.closing and not loop.forked:
@@ -246,7 +246,7 @@ class IpcPeer(SessionOpener):
         if not isinstance(session, Session):
             raise TypeError(f"remove_session() takes a Session, not {session!r:.200}")
         if session.peer is not self:
-            raise ValueError(f"{session!r} belongs to another peer")
+            raise ValueError(f"{session!r} belongs to another peer; call remove_session() of that one: session.peer")
         self._loop.check_entry()
         conversation_of(session).close(release=True)
 

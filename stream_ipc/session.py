@@ -114,10 +114,10 @@ class Session(HandlerMethods):
 
     @property
     def is_open(self) -> bool:
-        """Whether it lasts.
+        """Whether the session is open.
 
         False as soon as ``close`` begins, or once a tick has dispatched the end
-        of the stream, also if a send has failed before.
+        of the stream. A send that fails does not change it by itself.
         """
         return self._conversation.is_open
 
@@ -186,12 +186,8 @@ class Session(HandlerMethods):
         """
         if type(message) not in sendable:
             check_message("request", message)
-        try:
-            if expect not in expectable:
-                expect = check_expect(expect)
-        except TypeError:  # also of what has no hash
-            check_expect(expect)
-            raise
+        if type(expect) is not type or expect not in expectable:
+            expect = check_expect(expect)
         conversation = self._conversation
         if timeout is not DEFAULT:
             check_timeout(timeout)

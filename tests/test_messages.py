@@ -96,6 +96,11 @@ def test_error_message_of_an_exception_that_was_not_raised() -> None:
     assert str(ErrorMessage("text", SyntaxError("bad", ("f.py", 1, 2, "x = = 1")))).count("SyntaxError: bad") == 1
 
 
+def test_error_message_of_what_is_no_exception() -> None:
+    with pytest.raises(TypeError, match="exception of an ErrorMessage must be an exception, not str"):
+        ErrorMessage("text", "why")  # type: ignore[arg-type]
+
+
 def test_error_message_of_odd_exceptions() -> None:
     class NoText(Exception):
         def __str__(self) -> str:

@@ -1271,10 +1271,11 @@ def test_reply_is_dispatched_though_much_is_queued(raw: RawPeer, where: str) -> 
     assert raw.session.queued_bytes > 2 << 20
 
 
-@pytest.mark.parametrize("bad", ["Pong", None, Pong(1), (Pong, Note), typing.Union[Pong, Note]])
+@pytest.mark.parametrize("bad", ["Pong", None, Pong(1), [Pong], (Pong, Note), typing.Union[Pong, Note]])
 def test_expecting_what_is_no_class_is_refused_at_once(raw: RawPeer, bad: Any) -> None:
-    with pytest.raises(TypeError, match="expect"):
+    with pytest.raises(TypeError, match="expect") as caught:
         raw.session.request(Ping(), expect=bad)
+    assert caught.value.__context__ is None  # it is said once
     assert raw.read() == b"" and no_pending(raw.session)
 
 

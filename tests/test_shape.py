@@ -29,6 +29,7 @@ LAYERS = [
     ["transports"],
     ["handlers", "arguments"],
     ["core.guard", "core.inspection", "core.items", "core.poller", "core.teardowns", "core.timers", "core.waker"],
+    ["core.claims"],
     ["core.loop"],
     ["core"],  # what is left of it
     ["promise", "handler_methods", "session", "listener", "deferred"],

@@ -168,6 +168,26 @@ def test_with_nothing_open_a_number_sleeps(peer: IpcPeer) -> None:
     assert meter.real < 5
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_with_nothing_open_infinity_sleeps_as_any_number_does(peer: IpcPeer, closed: bool) -> None:
+    class Woken(Exception):
+        pass
+
+    def wake(number: int, frame: Any) -> None:
+        raise Woken
+
+    if closed:
+        peer.close()
+    old = signal.signal(signal.SIGALRM, wake)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.7)  # more than from one look at streams to the next
+        with pytest.raises(Woken), CpuMeter() as meter:
+            peer.tick(math.inf)
+        assert not meter.spins
+    finally:
+        signal.signal(signal.SIGALRM, old)
+
+
 def test_with_nothing_open_none_raises(peer: IpcPeer) -> None:
     with pytest.raises(StreamClosedError):
         peer.tick(None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from ..errors import InvalidStreamError, StreamClosedError, describe
+from ..errors import InvalidStreamError, StreamClosedError
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, Message
 from .batches import Batches
@@ -150,11 +150,22 @@ class Conversation:
             elif arrived:  # what stands before these has to wait
                 loop.progress += self.dispatcher.settle_replies()
         else:
-            requests.expire(-math.inf, set())  # fails none, and finds out when the next is due
+            requests.update_due()
+        self._set_timer(now)
+
+    def update_timer(self) -> None:
+        """Find out anew when something is due: what a timer was set for may have been answered."""
+        self.dispatcher.responder.update_timer()
+        if self.requests.due < math.inf:
+            self.requests.update_due()
+            self._set_timer(-math.inf)
+
+    def _set_timer(self, done: float) -> None:
+        """Set the timer to what is due next; what was due at ``done`` or before is done."""
         if self.is_open:  # a done callback may have closed it, or read its end
             writes_until = self._writes_until
-            due = math.inf if writes_until is None or now >= writes_until else writes_until
-            loop.set_timer(self, min(due, requests.due))
+            due = math.inf if writes_until is None or writes_until <= done else writes_until
+            self.loop.set_timer(self, min(due, self.requests.due))
 
     def silence_hint(self) -> str:
         """Return what probably keeps a reply from coming, for the error of a request that got none."""
@@ -179,13 +190,13 @@ class Conversation:
     # -- closing
 
     @property
-    def writes_on(self) -> bool:
+    def is_writing_out(self) -> bool:
         """Whether an ended stream is kept for what is queued: the other side may still read, though it writes no more."""
         until = self._writes_until
         return until is not None and self.outbox.queued_bytes > 0 and self.loop.clock() < until
 
-    def write_on(self) -> None:
-        """Begin the while that an ended stream is kept, unless it has begun or nothing is queued."""
+    def start_writing_out(self) -> None:
+        """Start the time for which an ended stream is kept, unless it has started or nothing is queued."""
         if self._writes_until is None and self.outbox.queued_bytes:
             until = self.loop.clock() + FLUSH_BOUND
             self.loop.set_timer(self, min(until, self.requests.due))
@@ -286,7 +297,7 @@ class Conversation:
 
     def short(self, reason: BaseException) -> str:
         """Return a reason in a few words: without what its text repeats of the name, and what a child has written."""
-        text = describe(reason).partition(": ")[2]
+        text = str(reason)
         process = self.channel.process
         if process is not None:
             _, found, rest = text.partition(f"(pid {process.pid}) ")

@@ -105,7 +105,7 @@ class Dispatcher:
             return False
         first = self.inbox[0]
         if type(first) is EndOfStream:
-            return not self._conversation.writes_on
+            return not self._conversation.is_writing_out
         return type(first) is not RequestEnvelope or not self._conversation.is_stuck
 
     def step(self, until: Any, goal: int = 0) -> int:
@@ -304,7 +304,7 @@ class Dispatcher:
         if not entry.unseen or not chain or not self._conversation.is_open:
             return
         delivery = Delivery(message, chain)
-        for entry.unseen in map(self.inbox.appendleft, (delivery,)):  # None; stored before a signal is looked at
+        for entry.unseen in map(self.inbox.appendleft, (delivery,)):  # returns None, stored before a signal is looked at
             break
         self._loop.mark(self)
         self._deliver(delivery, message, chain)
@@ -393,8 +393,8 @@ class Dispatcher:
 
     def _end(self, item: EndOfStream) -> int | None:
         """Close behind the last message."""
-        self._conversation.write_on()
-        if self._conversation.writes_on:
+        self._conversation.start_writing_out()
+        if self._conversation.is_writing_out:
             return None
         self._conversation.close_now(item.error)
         return 0

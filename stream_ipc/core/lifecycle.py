@@ -35,7 +35,7 @@ _loops: set[ref[Loop]] = set()  # no WeakSet: a signal handler's exception would
 
 
 def adopt(loop: Loop) -> None:
-    """Close a loop at the end of the interpreter, and abandon its copy in a forked process."""
+    """Have a loop closed at the end of the interpreter, and its copy abandoned in a forked process."""
     _loops.add(ref(loop, _loops.discard))
 
 
@@ -102,7 +102,7 @@ def drop_loop(loop: Loop, owner: str) -> None:
             log.error("closing the streams of %r failed", conversation.session, exc_info=True)
     loop.teardowns.abandon()
     loop.close()
-    if left:  # last, because it may raise; of the line that has dropped the peer, if one has
+    if left:  # last, because it may raise; stacklevel 3 is the line that has dropped the peer, if one has
         warnings.warn(f"unclosed {owner}; close it, or use it in a with statement", ResourceWarning, stacklevel=3)
 
 

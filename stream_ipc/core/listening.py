@@ -62,23 +62,28 @@ class Acceptor:
     Args:
         loop: What drives it.
         address: As it was given; see ``IpcPeer.listen``.
-        take: Called with each connection, and its name.
+        hand_over: Called with each connection, and its name.
         timeout: Returns how many seconds a handshake may take, or None for a limit of its own.
         context: For TLS, or None.
+
+    Attributes:
+        loop: As above.
+        place: Where it listens; its port is known once it is open.
+        closed: Whether it listens no more.
     """
 
     def __init__(
         self,
         loop: Loop,
         address: Any,
-        take: Callable[[Any, str], Any],
+        hand_over: Callable[[Any, str], Any],
         timeout: Callable[[], float | None],
         context: ssl.SSLContext | None,
     ) -> None:
         self.loop = loop
         self.place: Place = check_address(address)
         self.closed: bool = False
-        self._hand_over = take
+        self._hand_over = hand_over
         self._timeout = timeout
         self._context = context
         if context is not None:

@@ -18,6 +18,7 @@ import time
 from ..clock import real_clock
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
+from .claims import Claims
 from .guard import Guard
 from .inspection import Inspection
 from .poller import OuterPoller, Poller
@@ -50,9 +51,10 @@ class Loop(Guard):
     Attributes:
         clock: Returns the time in seconds.
         poller: Knows which descriptor is watched for which task.
+        claims: Knows which descriptor is written by which channel.
         closed: Whether everything is closed.
-        conversations: The open ones, in the order in which they were made.
-        listeners: The open ones.
+        conversations: Those that are not closed, in the order in which they were made.
+        listeners: Those that are not closed.
         todo: Dispatchers with something to dispatch, in turn.
         teardowns: What is left to be done after something was closed.
         repairs: Tasks that an interruption may have left with work.
@@ -63,7 +65,7 @@ class Loop(Guard):
         depth: How many dispatches are under way, one inside the other.
         users_wait: Whether users' functions must wait: while only bytes move, beyond MAX_DEPTH, while closing settles.
             Inboxes may grow longer then.
-        has_chores: Whether a turn must also poll, uncork or tear down, or nothing may be open.
+        has_chores: Whether a turn must also poll, uncork or tear down; also true while there is no conversation.
         waker: Makes the tick that is under way, or the next one, return at once.
         wakeups: Counts ticks that have returned for this.
         progress: Counts what a tick returns for besides messages: queues drained, requests given up, sessions come or gone.
@@ -74,6 +76,7 @@ class Loop(Guard):
         self.clock: Callable[[], float] = real_clock()
         self.closed: bool = False
         self.poller: Poller = Poller()
+        self.claims: Claims = Claims(self.poller)
         self._owners = self.poller.owners
         self.conversations: dict[Conversation, None] = {}
         self.listeners: dict[Any, None] = {}
@@ -163,7 +166,8 @@ class Loop(Guard):
             self.check_entry()
             time.sleep(min(timeout, 1e9))  # which takes no infinity
             return 0
-        return self.run(None, self.clock() + timeout if timeout else 0)
+        # Nor does this: infinity is None's, for which run() looks whether anything can happen.
+        return self.run(None, self.clock() + min(timeout, 1e9) if timeout else 0)
 
     def limit_of(self, timeout: float | None) -> float:
         """Return when so many seconds are over, by the clock; infinity for None."""
@@ -364,14 +368,14 @@ class Loop(Guard):
 
     def next_deadline(self) -> float | None:
         """Return seconds until a turn is due though ``fileno`` is not readable; None if none is."""
-        if self._is_busy() or self.poller.has_always:
+        if self._is_busy() or self.poller.has_always or any([batches.queued_bytes for batches in self.corked]):
             return 0.0
-        if any([batches.queued_bytes for batches in self.corked]):
-            return 0.0  # a turn lets out what was gathered
-        wait = min(self._polled.values(), default=math.inf)
+        for conversation in tuple(self.conversations):
+            conversation.update_timer()
+        waits = [self._timers.next() - self.clock(), *self._polled.values()]
         if self.teardowns.all:
-            wait = min(wait, TEARDOWN_INTERVAL)
-        wait = min(wait, self._timers.next() - self.clock())
+            waits += [TEARDOWN_INTERVAL]
+        wait = min(waits)
         return None if wait == math.inf else max(0.0, wait)
 
     def _is_busy(self) -> bool:
@@ -392,8 +396,5 @@ class Loop(Guard):
         if self._outer is not None:
             self._outer.close()
         self.poller.close()
-        if self.forked:
-            self.waker.abandon()
-        else:
-            self.waker.close()
+        (self.waker.abandon if self.forked else self.waker.close)()
         self.closed = True

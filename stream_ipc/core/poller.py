@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["READ", "WRITE", "OuterPoller", "Poller"]
+__all__ = ["ADVICE", "READ", "WRITE", "OuterPoller", "Poller"]
+
+ADVICE = "use that one, or call remove_session() with it first"  # of the session that has a descriptor
 
 # The numbers of poll and epoll, so that what epoll reports can be used as it is.
 READ = 1
@@ -36,7 +38,6 @@ class Poller:
 
     Attributes:
         owners: The owner of each watched descriptor.
-        writers: Who writes to a descriptor, by a weak reference; it is watched only when it is full.
         on_rebuild: Called when ``fileno`` has to be watched again, though it is the same number.
         poll: Waits at most so many seconds (0: not at all) and returns (descriptor, events) of each that is ready. Bits
             other than READ and WRITE mean that it is hung up or broken: reading and writing will both tell more.
@@ -47,7 +48,6 @@ class Poller:
     def __init__(self) -> None:
         self.on_rebuild: Callable[[], None] | None = None
         self.owners: dict[int, Any] = {}
-        self.writers: dict[int, Callable[[], Any]] = {}
         self._files: dict[int, tuple[int, int]] = {}  # which file a watched descriptor was
         self._always: dict[int, int] = {}
         self._selector: Any = selectors.DefaultSelector()
@@ -82,8 +82,7 @@ class Poller:
         status = os.fstat(fd)
         if other is not None and other is not owner:
             if self._files.get(fd) == (status.st_dev, status.st_ino):
-                advice = "use that one, or call remove_session() with it first"
-                raise OSError(f"it belongs to another session of this peer, or to a listener; {advice}")
+                raise OSError(f"it belongs to another session of this peer, or to a listener; {ADVICE}")
             self._forget(fd)
         return status
 
@@ -193,18 +192,13 @@ class Poller:
         """Whether some descriptor counts as always ready, of which ``fileno`` does not tell."""
         return bool(self._always)
 
-    @property
-    def has_fileno(self) -> bool:
-        """Whether ``fileno`` returns a descriptor."""
-        return hasattr(self._selector, "fileno")
-
     def fileno(self) -> int:
         """Return a descriptor that is readable while a watched one is ready.
 
         Raises:
             OSError: The selector of this platform has none.
         """
-        if not self.has_fileno:
+        if not hasattr(self._selector, "fileno"):
             raise OSError("the selector of this program has no descriptor to wait for; call tick() now and then instead")
         return int(self._selector.fileno())
 
@@ -214,7 +208,6 @@ class Poller:
             self._epoll.close()
         self._selector.close()
         self.owners.clear()
-        self.writers.clear()
         self._files.clear()
         self._always.clear()
 

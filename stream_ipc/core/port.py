@@ -167,7 +167,7 @@ class Port:
                 self.write_or_report()
                 if self.channel.outbox.is_broken and self._inputs.ended is None and self.channel.find_invalid() is None:
                     self.note_write_error(self.channel.broken_error())
-            self._loop.todo[self._dispatcher] = None
+            self._loop.mark(self._dispatcher)
         repairs.pop(self, None)
 
     def close(self) -> None:
@@ -243,8 +243,7 @@ class Port:
 
     def look_for_end(self) -> None:
         """Ask whether the other side is gone, where only asking tells at once."""
-        if self._inputs.hides_end:
-            self._read_by(self._inputs.look_for_end)
+        self._read_by(self._inputs.look_for_end)
 
     def _read_by(self, method: Callable[[deque[Any]], None]) -> None:
         if self._reading or self._closed or self.failing or self._inputs.ended is not None:
@@ -354,7 +353,7 @@ class Port:
         if not self.channel.outbox.queued_bytes:
             self._loop.progress += 1
             if self._inbox:
-                self._loop.todo[self._dispatcher] = None  # requests may have waited for this
+                self._loop.mark(self._dispatcher)  # requests may have waited for this
         if self.paused:
             self.update_reading()
 

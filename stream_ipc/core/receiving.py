@@ -8,12 +8,11 @@ from __future__ import annotations
 import sys
 
 from .. import log
-from ..errors import SerializationError
+from ..errors import SerializationError, within
 from ..interruptions import pass_on
 from ..messages import Message, is_text
 from .items import Delivery
 from .last_look import take_notification
-from .until import within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

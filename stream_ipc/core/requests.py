@@ -243,6 +243,17 @@ class Requests:
             pending.fail(error)
             self.remove(pending)
 
+    def update_due(self) -> None:
+        """Find out when the next request is due."""
+        for pending in self._table.values():  # mostly the first is
+            if pending.deadline == self.due and not pending.is_dropped:
+                return
+            break
+        self.due = math.inf  # first: a signal handler may send a request that is due earlier
+        self._sweep()
+        deadlines = [pending.deadline for pending in tuple(self._table.values()) if pending.deadline is not None]
+        self.due = min([self.due, *deadlines])
+
     def expire(self, now: float, arrived: set[Any]) -> int:
         """Fail the requests whose deadline has passed, and find out when the next is due.
 
@@ -258,7 +269,6 @@ class Requests:
         """
         count = 0
         share = Share(self.loop.clock)
-        self._sweep()
         self.due = math.inf  # first: a done callback may send a request that is due earlier
         for pending in tuple(self._table.values()):
             deadline = pending.deadline
@@ -269,6 +279,8 @@ class Requests:
             if deadline > now:
                 if deadline < self.due and pending.id in self._table:  # no done callback of another has removed it
                     self.due = deadline
+            elif pending.is_dropped:
+                self.remove(pending)
             else:
                 self.time_out(pending)
                 count += 1
@@ -279,12 +291,10 @@ class Requests:
 
     def cancel(self, pending: Pending) -> bool:
         """Give a request up because nobody wants its reply; returns whether it was still pending."""
-        if pending.watchers is not None or self.watchers:
-            self.loop.later[pending] = None
+        self.loop.later[pending] = None  # first: a turn goes on after an interruption
         cancelled = pending.settle(IpcError(f"request {pending.id} was cancelled by this side"))
         self.remove(pending)
-        if pending.watchers is not None or self.watchers:
-            pending.tell()
+        pending.go_on()
         return cancelled
 
     def silence(self, pending: Pending, timeout: float | None) -> str:

@@ -142,6 +142,11 @@ class Responder:
         """Have another turn come: a thread may drop what a reply was put off to, which wakes nobody."""
         self.loop.set_timer(self, self.loop.clock() + _LOOK_INTERVAL if self.owed else None)
 
+    def update_timer(self) -> None:
+        """Have no turn come for what is owed no more."""
+        if not self.owed:
+            self.loop.set_timer(self, None)
+
     def refuse(self, item: Any, id: Any, error: SerializationError) -> None:
         """Answer a request that is none, for which an item stands in the inbox, with an error. No handler sees it."""
         owed = Owed(self, id, ErrorMessage(f"the request could not be decoded: {error}"))

@@ -6,11 +6,11 @@ message is encoded.
 
 from __future__ import annotations
 
-from ..errors import FrameTooLargeError, RequestTimeoutError
+from ..errors import FrameTooLargeError, RequestTimeoutError, within
 from ..interruptions import pass_on
 from ..messages import NOTIFICATION
 from .last_look import write_queued
-from .until import Until, within
+from .until import Until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def _drains(conversation: Conversation) -> bool:
     """Return whether the other side may still read what is queued, though it may write no more."""
     if conversation.is_writable:
         return True
-    conversation.write_on()
-    return conversation.is_open and conversation.writes_on and conversation.port.invalid is None
+    conversation.start_writing_out()
+    return conversation.is_open and conversation.is_writing_out and conversation.port.invalid is None
 
 
 # -- to many
@@ -107,8 +107,7 @@ def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
     """Notify every open conversation; see ``IpcPeer.broadcast``."""
     targets = [conversation for conversation in tuple(loop.conversations) if conversation.is_open]
     for target in targets:
-        if target.channel.inputs.hides_end:
-            target.port.look_for_end()
+        target.port.look_for_end()
     frames = _encode_for(targets, message)
     loop.check_entry()  # a serializer may have forked, and this is the copy
     stuck = []

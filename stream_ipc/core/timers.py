@@ -77,6 +77,4 @@ class Timers:
 
     def next(self) -> float:
         """Return when the next task is due; infinity if none is."""
-        for task in tuple(self._due):
-            task.on_time(-math.inf)  # nothing is due yet; the task sets its timer anew
         return min(self._due.values(), default=math.inf)

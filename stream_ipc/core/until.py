@@ -1,4 +1,4 @@
-"""A condition that a call waits for, and for how long it does, as texts say it.
+"""A condition that a call waits for.
 
 Knows that ``Loop.run`` waits for anything with an attribute ``settled``.
 """
@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Until", "within"]
+__all__ = ["Until"]
 
 
 class Until:
@@ -24,8 +24,3 @@ class Until:
     def settled(self) -> bool:
         """Whether the condition holds."""
         return self._condition()
-
-
-def within(timeout: float | None) -> str:
-    """Return how long something was waited for, for a text."""
-    return "" if timeout is None else f" within {timeout} s"

@@ -85,11 +85,9 @@ class Inputs:
         junk: The last of the text that came between frames.
         ended: Why nothing more will come, once an ``EndOfStream`` was put into the inbox.
         is_unfinished: Whether a message has begun to arrive.
-        hides_end: Whether only ``look_for_end`` tells at once that the other side is gone.
     """
 
     is_unfinished: bool = False
-    hides_end = False
 
     def __init__(self) -> None:
         self.by_fd: dict[int, Any] = {}

@@ -13,6 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 
 from .. import log
 from ..clock import monotonic
@@ -71,7 +72,7 @@ class Child:
 
     def __init__(self, process: subprocess.Popen[Any], group: bool) -> None:
         self.process: subprocess.Popen[Any] = process
-        self.may_be_dead: Callable[[int], Any] = _always
+        self.may_be_dead: Callable[[], Any] = _always
         self._group = group
         self._reaped: tuple[int, int] = (0, 0)  # its pid once it is, and what the system said
         self._status: int | None = None  # as the system has told it
@@ -92,7 +93,7 @@ class Child:
             else:
                 poller = select.poll()
                 poller.register(self.pidfd, select.POLLIN)
-                self.may_be_dead = poller.poll
+                self.may_be_dead = partial(poller.poll, 0)
 
     def close(self) -> None:
         """Close the pidfd. An interrupted call can be made again."""
@@ -167,7 +168,7 @@ class Child:
             pass_on(exc)
 
 
-def _always(wait: int) -> bool:
+def _always() -> bool:
     return True
 
 

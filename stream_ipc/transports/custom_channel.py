@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from itertools import chain, compress, starmap
 
-from ..errors import StreamClosedError
+from ..errors import StreamClosedError, check_plugin
 from ..interruptions import pass_on
 from ..messages import put_in_envelope
 from .channel import DRAIN_READS, POLL_INTERVAL, Channel, Inputs
@@ -73,12 +73,8 @@ class CustomChannel(Channel):
     corked: bool = False
 
     def __init__(self, transport: Any) -> None:
-        if isinstance(transport, type):
-            raise TypeError(f"{transport!r} is a class; pass an instance")
-        for name in ("send", "receive", "read_fds", "close"):
-            if not callable(getattr(transport, name, None)):
-                text = f"{type(transport).__name__} is no transport: it has no method {name}()"
-                raise TypeError(f"{text}; derive it from MessageTransport")
+        methods = ("send", "receive", "read_fds", "close")
+        check_plugin("transport", transport, *methods, advice=", as a class derived from MessageTransport has")
         self.transport: Any = transport
         self.outbox: Any = self
         self.inputs: CustomInputs = CustomInputs(transport)

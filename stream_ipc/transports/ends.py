@@ -57,7 +57,8 @@ class End:
         growable: Whether this is a pipe or a Unix socket that may be made larger, and was not yet.
         reads: Iterating it once reads once: at most ``READ_SIZE`` bytes, empty at the end of the stream. Raises
             ``BlockingIOError`` if nothing is there.
-        reads_into: The same, of a buffer, or None: returns what reads once into it; the item is the count of bytes.
+        reads_into: Called with a buffer, returns what reads once into it when it is iterated once, and gives the number of
+            bytes. None if only ``reads`` can be used.
         ahead: What a buffered file object had read before it came here.
         pending: Whether something can be read that the descriptor does not show (TLS).
         identity: Which file the descriptor was.
@@ -80,7 +81,7 @@ class End:
     _blocking: bool | None = None  # whether anything else was, if it is not now
 
     def __init__(self, stream: Any, shared: bool = False) -> None:
-        self.prepare(stream)  # not before a super().__init__(), behind which an interruption would lose this
+        self.prepare(stream)  # before anything is stored, so that an interruption here loses nothing
         self.stream = stream
         try:
             self.fd: int = stream if isinstance(stream, int) else stream.fileno()

@@ -209,7 +209,7 @@ class StreamTransport(MessageTransport):
 
         if not messages and inputs.ended is not None:
             raise inputs.ended.with_traceback(None)  # or each call would make it longer
-        if not messages and self._channel.state_text == "closed":  # not one that only writes
+        if not messages and self._channel.is_released:  # not one that only writes
             raise self._channel.broken_error()
         return messages
 

@@ -47,13 +47,11 @@ class ProcessInputs(StreamInputs):
     Owns its last words.
     """
 
-    hides_end = True  # a child may be dead while others hold its pipes
-
     def __init__(self, channel: Any) -> None:
         super().__init__(channel)
         self._child: Child = channel.child
         self._tail = ""  # of stderr
-        self._ask_at = 0.0  # no sooner is the system asked whether it lives
+        self._inspect_at = 0.0  # no sooner is the system asked whether it lives
         self._status_due: float | None = None  # set while an ended stdout waits for the exit status
 
     # -- its death
@@ -70,16 +68,16 @@ class ProcessInputs(StreamInputs):
     def read(self, inbox: deque[Received]) -> None:
         super().read(inbox)
         now = monotonic()
-        if self._child.pidfd < 0 and now < self._ask_at:
+        if self._child.pidfd < 0 and now < self._inspect_at:
             return  # waitid() for each child in every turn is expensive
-        self._ask_at = now + DEATH_INTERVAL
+        self._inspect_at = now + DEATH_INTERVAL
         self.look_for_end(inbox)
         if self.ended is None and self._status_due is not None and now >= self._status_due:
             self.drain(inbox)
             self.put_end(inbox)
 
     def look_for_end(self, inbox: deque[Received]) -> None:
-        if self.ended is None and self._child.may_be_dead(0) and self._child.status() is not None:
+        if self.ended is None and self._child.may_be_dead() and self._child.status() is not None:
             self._died(inbox)
 
     def _died(self, inbox: deque[Received]) -> None:
@@ -157,7 +155,7 @@ class ProcessChannel(StreamChannel):
         self.child: Child = Child(process, group)
         self._owned = owned
         self._text: TextInput | None = None  # its stderr
-        self._ask_at = 0.0  # no sooner does a send ask whether it lives
+        self._send_asks_at = 0.0  # no sooner does a send ask whether it lives
         self._clock = real_clock()
         ends = Ends()
         try:
@@ -178,10 +176,10 @@ class ProcessChannel(StreamChannel):
     def _put(self, frame: list[Any]) -> None:
         """Send a frame if the child lives."""
         now = self._clock()
-        if now >= self._ask_at:
-            self._ask_at = now + _ASK_INTERVAL
+        if now >= self._send_asks_at:
+            self._send_asks_at = now + _ASK_INTERVAL
             try:
-                gone = self.child.may_be_dead(0) and self.child.status() is not None
+                gone = self.child.may_be_dead() and self.child.status() is not None
             except (OSError, MemoryError) as exc:  # the system has no answer now, and a turn asks again
                 pass_on(exc)
                 gone = False

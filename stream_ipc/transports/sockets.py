@@ -47,7 +47,7 @@ def check_address(address: Any) -> Place:
         raise TypeError(f"an address is a path (Unix socket) or a pair (host, port), not {address!r:.100}")
     path = os.fsdecode(address)
     if not path or "\0" in path:
-        raise ValueError(f"{address!r:.200} is no path; a Unix socket needs one to a file")
+        raise ValueError(f"{address!r:.200} is no path; pass the path of the socket's file")
     _, colon, port = path.rpartition(":")
     if "://" in path or (colon and port.isdigit() and os.sep not in path):
         raise ValueError(

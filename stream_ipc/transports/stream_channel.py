@@ -77,9 +77,14 @@ class StreamChannel(Channel):
         """Do nothing: replaced by the port."""
 
     @property
+    def is_released(self) -> bool:
+        """Whether its streams were closed or released."""
+        return self._ends.released
+
+    @property
     def state_text(self) -> str:
         """What it is doing, in a word."""
-        if self._ends.released:
+        if self.is_released:
             return "closed"
         if self.inputs.ended is not None:
             return "ended"  # nothing more will come
@@ -137,7 +142,7 @@ class StreamChannel(Channel):
         return bool(output.watched) and wait_writable(output.poll_fd, seconds)
 
     def find_invalid(self) -> str | None:
-        if self._ends.released:  # through its StreamTransport
+        if self.is_released:  # through its StreamTransport
             return f"its transport ({self._name}) was closed while a session was using it; close the session instead"
         return self._ends.find_invalid()
 
@@ -145,7 +150,7 @@ class StreamChannel(Channel):
 
     def close(self) -> Teardown | None:
         try:
-            return None if self._ends.released else self.before_close()
+            return None if self.is_released else self.before_close()
         finally:  # whatever kept the other side from being told
             self._drop()
             self._ends.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 from collections import defaultdict
 
-from ..errors import FrameTooLargeError, IpcError, SerializationError, article, describe
+from ..errors import FrameTooLargeError, IpcError, SerializationError, article, check_plugin, describe
 from ..interruptions import pass_on, pass_on_lack_of_stack
 from ..messages import LogMessage, Message, put_in_envelope, text_message
 from .framing import LARGE, MAX_FRAME_SIZE, FrameDecoder, frame_header
@@ -77,9 +77,7 @@ class MessageEncoder:
         self.serializer = serializer
         self.max_frame_size: int = check_max_frame_size(max_frame_size)
         self._joined = min(_JOIN, self.max_frame_size)  # bytes of a payload that is put behind its header
-        for name in ("serialize", "deserialize"):
-            if not callable(getattr(serializer, name, None)):
-                raise TypeError(f"{type(serializer).__name__} is no serializer: it has no method {name}()")
+        check_plugin("serializer", serializer, "serialize", "deserialize")
         # The writers of our serializers take no envelope, and may return several buffers, so that none is copied.
         offers = _offers(serializer, "writers", "serialize")
         self._writers: dict[type, Callable[[int, Any, Message], Any]]
