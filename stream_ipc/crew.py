@@ -6,6 +6,7 @@ conversations of workers, over which tasks are sent. Must not know processes.
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from functools import partial
 
@@ -240,7 +241,7 @@ class Crew:
                 if not late and not ended:
                     self._deaths = worker.deaths = 0
                     worker.came_up = True
-                    worker.due = None
+                    worker.due = math.inf
                 if worker.given == self._tasks_per_worker:  # it is replaced behind this reply
                     self._untidy = True
                     self._loop.later[self] = None
@@ -294,7 +295,7 @@ class Crew:
             if self._start_timeout is not None:
                 worker.due = self._loop.clock() + self._start_timeout
                 self._set_timer(self._loop.clock())
-            if self._hello is not None or worker.due is not None:
+            if self._hello is not None or worker.due < math.inf:
                 self._await_sign(worker)
             if self._on_session is not None:
                 self._on_session(session)
@@ -323,7 +324,7 @@ class Crew:
         """Look for the first sign of a worker in what has come from it. An interrupted call is made again."""
         heard = tuple(worker.heard)
         if any(map(self._is_sign, heard)):
-            worker.due = None
+            worker.due = math.inf
             if self._hello is not None:
                 self._note_ready(worker)
             for handler in (worker.heard.append, self._notice):
@@ -410,7 +411,7 @@ class Crew:
                     self.tasks.put_back(worker, task, False)
             if worker.conversation.reason is not None:
                 self._replace(worker)
-            elif worker.due is not None and worker.due <= now:
+            elif worker.due <= now:
                 worker.kill(f"the worker gave no sign within {self._start_timeout} s, so it was killed")
             elif worker.given == self._tasks_per_worker and not worker.running:
                 worker.close("this side replaces the worker, which has done its share of tasks")
@@ -420,16 +421,16 @@ class Crew:
         """Have ``on_time`` called when something is due, which until now was not."""
         if self.tasks.closed:
             return
-        times = [worker.due for worker in self._workers if worker.due is not None]
+        times = [worker.due for worker in self._workers]
         if self.tasks.queue:
             times += [worker.start_at for worker in self._workers if worker.start_at > now]
             times += [now + _CLOGGED_INTERVAL for worker in self._workers if worker.is_clogged]
-        self._loop.set_timer(self, min(times, default=None))
+        self._loop.set_timer(self, min(times))
 
     def close(self, text: str = "this side closed the peer of the worker pool") -> None:
         """Fail all tasks; the text says why. An interrupted call is made again."""
         self.tasks.closed = True
-        self._loop.set_timer(self, None)
+        self._loop.set_timer(self, math.inf)
         for worker in tuple(self._workers):
             if worker.conversation is not None:
                 worker.conversation.stop()

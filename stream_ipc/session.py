@@ -186,7 +186,11 @@ class Session(HandlerMethods):
         """
         if type(message) not in sendable:
             check_message("request", message)
-        if type(expect) is not type or expect not in expectable:
+        try:
+            is_known = expect in expectable
+        except TypeError:  # of what has no hash
+            is_known = False
+        if not is_known:
             expect = check_expect(expect)
         conversation = self._conversation
         if timeout is not DEFAULT:

@@ -35,7 +35,7 @@ class Worker:
         given: How many tasks it was given in all.
         ready: Whether it can be given any.
         came_up: Whether it has answered one, or was busy with one for too long.
-        due: When it must have given a sign of life; None for not at all.
+        due: When it must have given a sign of life; infinity for not at all.
         heard: What has come from it until then, and was not looked at yet.
     """
 
@@ -49,7 +49,7 @@ class Worker:
         self.given = 0
         self.ready = False
         self.came_up = False
-        self.due: float | None = None
+        self.due: float = math.inf
         self.heard: list[Message] = []
 
     @property

@@ -125,8 +125,8 @@ class Acceptor:
 
         if self._file is not None:
             remove_file(self._file)
-        self.loop.set_polled(self, None)
-        self.loop.set_timer(self, None)
+        self.loop.set_polled(self, math.inf)
+        self.loop.set_timer(self, math.inf)
         for fd in (self._sock.fileno(), *self._handshakes):
             self.loop.poller.unwatch(fd, self)
         self.abandon()
@@ -169,7 +169,7 @@ class Acceptor:
                 elif fd in self._handshakes:
                     self._step(self._handshakes[fd])
         if not self._ready:
-            self.loop.set_polled(self, None)
+            self.loop.set_polled(self, math.inf)
 
     def on_time(self, now: float) -> None:
         """Drop handshakes that take too long; accept again after a pause."""

@@ -116,18 +116,18 @@ class Loop(Guard):
         self.corked.pop(conversation.batches, None)
         self.has_chores = True
         self.todo.pop(conversation.dispatcher, None)
-        self._timers.set(conversation, None)
+        self._timers.set(conversation, math.inf)
 
-    def set_timer(self, task: Any, when: float | None) -> None:
-        """Have ``task.on_time(now)`` called when the clock has come so far; None for not at all.
+    def set_timer(self, task: Any, when: float) -> None:
+        """Have ``task.on_time(now)`` called when the clock has come so far; infinity for not at all.
 
         It may be called earlier, also with a time that has not come, and sets its timer anew if it still needs one.
         """
         self._timers.set(task, when)
 
-    def set_polled(self, task: Any, interval: float | None) -> None:
-        """Have ``task.poll()`` called in every turn, and so often (in seconds) while waiting; None for not at all."""
-        if interval is None:
+    def set_polled(self, task: Any, interval: float) -> None:
+        """Have ``task.poll()`` called in every turn, and so often (in seconds) while waiting; infinity for not at all."""
+        if interval == math.inf:
             self._polled.pop(task, None)
         else:
             self._polled[task] = interval

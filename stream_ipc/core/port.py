@@ -95,7 +95,7 @@ class Port:
         if self._closed:  # a user's transport has closed its session
             return
         if self.paused or self.failing or self._inputs.ended is not None:
-            poll_in = POLL_INTERVAL if self._polls_output and not self.failing else None
+            poll_in = POLL_INTERVAL if self._polls_output and not self.failing else math.inf
             wanted = {}
         if write_fd is not None:  # also when the other side has stopped writing: it may still read
             wanted[write_fd] = wanted.get(write_fd, 0) | WRITE
@@ -103,15 +103,11 @@ class Port:
             self._watch(wanted)
         self._poll_again(poll_in)
 
-    def _poll_again(self, seconds: float | None) -> None:
+    def _poll_again(self, seconds: float) -> None:
         """Poll in so many seconds at the latest: in every turn if that is short, otherwise when they are over."""
-        loop = self._loop
-        if seconds is None or seconds <= POLL_INTERVAL:
-            self._poll_due = math.inf
-            loop.set_polled(self, seconds)
-        else:
-            loop.set_polled(self, None)
-            self._poll_due = loop.clock() + seconds
+        is_short = seconds <= POLL_INTERVAL
+        self._loop.set_polled(self, seconds if is_short else math.inf)
+        self._poll_due = math.inf if is_short else self._loop.clock() + seconds
         self._set_timer()
 
     def _set_timer(self) -> None:
@@ -176,8 +172,8 @@ class Port:
         for fd in tuple(self.watched):
             self._loop.poller.unwatch(fd, self)
         self.watched = {}
-        self._loop.set_polled(self, None)
-        self._loop.set_timer(self, None)
+        self._loop.set_polled(self, math.inf)
+        self._loop.set_timer(self, math.inf)
         self._loop.repairs.pop(self, None)
 
     def check(self) -> None:

@@ -6,6 +6,8 @@ is. What is said in ``dispatcher`` about items in the inbox holds here, too.
 
 from __future__ import annotations
 
+import math
+
 from .. import log
 from ..errors import FrameTooLargeError, InvalidStreamError, SerializationError, StreamClosedError, article
 from ..handlers import HandlerList, name_of
@@ -140,12 +142,12 @@ class Responder:
 
     def on_time(self, now: float) -> None:
         """Have another turn come: a thread may drop what a reply was put off to, which wakes nobody."""
-        self.loop.set_timer(self, self.loop.clock() + _LOOK_INTERVAL if self.owed else None)
+        self.loop.set_timer(self, self.loop.clock() + _LOOK_INTERVAL if self.owed else math.inf)
 
     def update_timer(self) -> None:
         """Have no turn come for what is owed no more."""
         if not self.owed:
-            self.loop.set_timer(self, None)
+            self.loop.set_timer(self, math.inf)
 
     def refuse(self, item: Any, id: Any, error: SerializationError) -> None:
         """Answer a request that is none, for which an item stands in the inbox, with an error. No handler sees it."""
@@ -193,7 +195,7 @@ class Responder:
         """Drop the replies that are owed: nobody can get them any more. An interrupted call can be made again."""
         for owed in tuple(self.owed):
             owed.drop()
-        self.loop.set_timer(self, None)
+        self.loop.set_timer(self, math.inf)
 
     def _send_in_place(self, owed: Owed, exc: BaseException) -> None:
         """Send an error in place of an owed reply, which cannot be sent because of another."""

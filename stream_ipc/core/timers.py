@@ -56,9 +56,9 @@ class Timers:
         self.soonest: float = -math.inf
         self._due: dict[Any, float] = {}
 
-    def set(self, task: Any, when: float | None) -> None:
-        """Have a task called at a time; None or infinity for not at all."""
-        if when is None or when == math.inf:
+    def set(self, task: Any, when: float) -> None:
+        """Have a task called at a time; infinity for not at all."""
+        if when == math.inf:
             self._due.pop(task, None)
         else:
             self._due[task] = when

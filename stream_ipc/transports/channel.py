@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     # What stands in an inbox: what was decoded, and the end behind it.
     Received = Union[Decoded, "EndOfStream"]
 
-    # Descriptors to read from, one to write to, seconds until the next poll without an event, and whether what is queued
-    # can be written only by trying.
-    Interest = tuple[Sequence[int], int | None, float | None, bool]
+    # Descriptors to read from, one to write to, seconds until the next poll without an event (infinity for none), and
+    # whether what is queued can be written only by trying.
+    Interest = tuple[Sequence[int], int | None, float, bool]
 
 
 __all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "EndOfStream", "Inputs", "Teardown"]
@@ -176,8 +176,8 @@ class Channel:
         """Return what to wait for.
 
         Returns:
-            Descriptors to read from; one to write to, or None; in how many seconds to poll; whether what is queued can be
-            written only by trying, so that polling writes it, too.
+            Descriptors to read from; one to write to, or None; in how many seconds to poll, or infinity; whether what is
+            queued can be written only by trying, so that polling writes it, too.
         """
         raise NotImplementedError
 

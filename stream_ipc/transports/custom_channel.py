@@ -5,6 +5,7 @@ Knows messages, and what ``MessageTransport`` promises. Must not know sessions; 
 
 from __future__ import annotations
 
+import math
 from itertools import chain, compress, starmap
 
 from ..errors import StreamClosedError, check_plugin
@@ -113,7 +114,7 @@ class CustomChannel(Channel):
                 raise TypeError(f"{name}.read_fds and write_fd are to return descriptors, which are ints, not {fd!r:.100}")
         polls_output = wants_write and write_fd is None
         polls = polls_output or not (reads or has_ended)
-        return reads, write_fd, POLL_INTERVAL if polls else None, polls_output
+        return reads, write_fd, POLL_INTERVAL if polls else math.inf, polls_output
 
     def flush(self) -> None:
         flush = getattr(self.transport, "flush", None)

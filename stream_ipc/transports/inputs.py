@@ -6,6 +6,7 @@ Knows ends that are read, decoders, and the channel that they belong to. Must no
 from __future__ import annotations
 
 import errno
+import math
 
 from ..clock import monotonic
 from ..errors import InvalidStreamError, StreamClosedError, unraised
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .channel import Received
     from .ends import ReadEnd
 
-__all__ = ["TAIL", "Input", "StreamInputs", "TextInput", "error_text", "sooner"]
+__all__ = ["TAIL", "Input", "StreamInputs", "TextInput", "error_text"]
 
 _LARGE_READ = 256 * 1024
 
@@ -71,11 +72,11 @@ class Input:
         return self._data is not None or self._count is not None or self.end.pending
 
     @property
-    def poll_in(self) -> float | None:
-        """Seconds until the next poll without an event; None if the descriptor tells."""
+    def poll_in(self) -> float:
+        """Seconds until the next poll without an event; infinity if the descriptor tells."""
         if self.is_ahead:
             return 0.0
-        return None if self.end.watched else POLL_INTERVAL
+        return math.inf if self.end.watched else POLL_INTERVAL
 
     def give_out(self, inbox: deque[Received], if_due: bool = False) -> None:
         """Append what is not finished as it is, or only if it has waited long enough: of frames, nothing."""
@@ -149,7 +150,7 @@ class TextInput(Input):
     """One stream of text that is read. A line that is not finished in time comes as it is.
 
     Attributes:
-        due: When that is, of the line that has begun.
+        due: When that is, of the line that has begun; infinity if there is none.
     """
 
     __slots__ = ("due",)
@@ -158,7 +159,7 @@ class TextInput(Input):
 
     def __init__(self, end: ReadEnd, decoder: TextDecoder, inputs: StreamInputs) -> None:
         super().__init__(end, decoder, inputs)
-        self.due: float | None = None
+        self.due: float = math.inf
 
     def read(self, inbox: deque[Received]) -> None:
         inputs = self.inputs
@@ -166,27 +167,27 @@ class TextInput(Input):
         super().read(inbox)
         inputs.text_bytes += inputs.received_bytes - before
         if len(inbox) != count:
-            self.due = None  # another line has begun
+            self.due = math.inf  # another line has begun
         inputs.on_change()
 
     @property
-    def poll_in(self) -> float | None:
+    def poll_in(self) -> float:
         if self.ended or not self.decoder.is_unfinished:
-            self.due = None
+            self.due = math.inf
             return super().poll_in
         now = monotonic()
-        if self.due is None:  # not set by read(), which an interruption could end before it has done so
+        if self.due == math.inf:  # not set by read(), which an interruption could end before it has done so
             self.due = now + _LINE_DELAY
-        return sooner(super().poll_in, max(0.0, self.due - now))
+        return min(super().poll_in, max(0.0, self.due - now))
 
     def give_out(self, inbox: deque[Received], if_due: bool = False) -> None:
-        if self.ended or (if_due and (self.due is None or monotonic() < self.due)):
+        if self.ended or (if_due and monotonic() < self.due):
             return
         items, state = self.decoder.give_out()
         # atomic: no calls
         inbox += items
         self.decoder.state = state
-        self.due = None
+        self.due = math.inf
 
 
 class StreamInputs(Inputs):
@@ -216,12 +217,9 @@ class StreamInputs(Inputs):
     def is_unfinished(self) -> bool:  # type: ignore[override]
         return any([source.framed and source.decoder.state is not START for source in self.by_fd.values()])
 
-    def interest(self) -> tuple[list[int], float | None]:
-        """Return what to wait for: descriptors to read from, and seconds until the next poll."""
-        poll_in = None
-        for source in self.by_fd.values():
-            poll_in = sooner(poll_in, source.poll_in)
-        return self._fds(), poll_in
+    def interest(self) -> tuple[list[int], float]:
+        """Return what to wait for: descriptors to read from, and seconds until the next poll, or infinity."""
+        return self._fds(), min([source.poll_in for source in self.by_fd.values()], default=math.inf)
 
     def _fds(self) -> list[int]:
         return [fd for fd, source in self.by_fd.items() if source.end.watched]
@@ -350,11 +348,6 @@ class StreamInputs(Inputs):
         # atomic: no calls
         self.last = None  # this is no end
         self.by_fd = {}
-
-
-def sooner(seconds: float | None, others: float | None) -> float | None:
-    """Return the smaller of two times that may be None."""
-    return others if seconds is None else seconds if others is None else min(seconds, others)
 
 
 def error_text(error: BaseException) -> str:

@@ -5,6 +5,7 @@ Knows messages, and the channels behind them. Must not know sessions.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 from ..errors import InvalidStreamError
@@ -180,7 +181,7 @@ class StreamTransport(MessageTransport):
     def read_fds(self) -> Sequence[int]:
         reads, _, poll_in, _ = self._channel.interest()
         # None if something can be received that these do not show.
-        return () if self._received or poll_in is not None else tuple(reads)
+        return () if self._received or poll_in < math.inf else tuple(reads)
 
     def receive(self) -> list[Message]:
         """Read each input once and return the messages.

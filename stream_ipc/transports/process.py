@@ -6,6 +6,7 @@ Knows processes. Must not know sessions or peers. Starting one is in ``spawn``, 
 from __future__ import annotations
 
 import io
+import math
 import time
 
 from ..clock import monotonic, real_clock
@@ -16,7 +17,7 @@ from ..wire.codec import TextDecoder
 from .children import DEATH_INTERVAL, Child, ProcessTeardown, process_name
 from .descriptors import close_stream, describe_stream
 from .ends import Ends, ReadEnd, WriteEnd
-from .inputs import TAIL, StreamInputs, TextInput, sooner
+from .inputs import TAIL, StreamInputs, TextInput
 from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
@@ -52,17 +53,17 @@ class ProcessInputs(StreamInputs):
         self._child: Child = channel.child
         self._tail = ""  # of stderr
         self._inspect_at = 0.0  # no sooner is the system asked whether it lives
-        self._status_due: float | None = None  # set while an ended stdout waits for the exit status
+        self._status_due: float = math.inf  # until when an ended stdout waits for the exit status
 
     # -- its death
 
-    def interest(self) -> tuple[list[int], float | None]:
+    def interest(self) -> tuple[list[int], float]:
         reads, poll_in = super().interest()
         if self.ended is None:
             if self._child.pidfd >= 0:
                 reads = [*reads, self._child.pidfd]
-            if self._status_due is not None or self._child.pidfd < 0:
-                poll_in = sooner(poll_in, DEATH_INTERVAL)
+            if self._status_due < math.inf or self._child.pidfd < 0:
+                poll_in = min(poll_in, DEATH_INTERVAL)
         return reads, poll_in
 
     def read(self, inbox: deque[Received]) -> None:
@@ -72,7 +73,7 @@ class ProcessInputs(StreamInputs):
             return  # waitid() for each child in every turn is expensive
         self._inspect_at = now + DEATH_INTERVAL
         self.look_for_end(inbox)
-        if self.ended is None and self._status_due is not None and now >= self._status_due:
+        if self.ended is None and now >= self._status_due:
             self.drain(inbox)
             self.put_end(inbox)
 
@@ -97,7 +98,7 @@ class ProcessInputs(StreamInputs):
             return
         if self._child.status() is not None:
             self._died(inbox)
-        elif self._status_due is None:
+        elif self._status_due == math.inf:
             self._status_due = monotonic() + _STATUS_GRACE
 
     # -- texts

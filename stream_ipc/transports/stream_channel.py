@@ -11,7 +11,7 @@ from ..interruptions import interruption_in
 from ..wire.codec import MessageDecoder, MessageEncoder
 from .channel import POLL_INTERVAL, Channel
 from .descriptors import describe_stream, wait_writable
-from .inputs import Input, StreamInputs, error_text, sooner
+from .inputs import Input, StreamInputs, error_text
 from .outbox import Outbox
 
 TYPE_CHECKING = False
@@ -135,7 +135,7 @@ class StreamChannel(Channel):
             return reads, None, poll_in, False
         if output.watched:
             return reads, output.poll_fd, poll_in, False
-        return reads, None, sooner(poll_in, POLL_INTERVAL), True
+        return reads, None, min(poll_in, POLL_INTERVAL), True
 
     def wait_writable(self, seconds: float) -> bool:
         output = self.outbox.end
