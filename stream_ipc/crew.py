@@ -246,6 +246,8 @@ class Crew:
                     self._untidy = True
                     self._loop.later[self] = None
 
+        if worker in self._unheard and worker.came_up:
+            self._hear_no_more(worker)
         if self.tasks.queue:
             self._loop.later[self] = None
         task.go_on()
@@ -316,9 +318,11 @@ class Crew:
 
     def _await_sign(self, worker: Worker) -> None:
         self._unheard[worker] = None
-        # Functions in C: into these no signal handler's exception comes, and nothing else would tell of the message.
-        worker.session.on_message(worker.heard.append)
-        worker.session.on_message(self._notice)
+        # The first two are in C, so that no signal handler's exception comes into them. If one comes into the third, the
+        # next turn finds what that has missed.
+        worker.hearing = (worker.heard.append, self._notice, lambda message: self._hear(worker))
+        for handler in worker.hearing:
+            worker.session.on_message(handler)
 
     def _hear(self, worker: Worker) -> None:
         """Look for the first sign of a worker in what has come from it. An interrupted call is made again."""
@@ -327,13 +331,18 @@ class Crew:
             worker.due = math.inf
             if self._hello is not None:
                 self._note_ready(worker)
-            for handler in (worker.heard.append, self._notice):
-                with suppress(ValueError):  # done before an interruption
-                    worker.session.off_message(handler)
-            self._unheard.pop(worker, None)
+            self._hear_no_more(worker)
         elif worker.conversation.reason is not None:
             self._unheard.pop(worker, None)
         del worker.heard[: len(heard)]
+
+    def _hear_no_more(self, worker: Worker) -> None:
+        """Leave what comes from a worker to others, from the next message on. An interrupted call is made again."""
+        for handler in worker.hearing:
+            with suppress(ValueError):  # done before an interruption
+                worker.session.off_message(handler)
+        worker.hearing = ()
+        self._unheard.pop(worker, None)
 
     def _is_sign(self, message: Message) -> bool:
         return self._hello is None or (isinstance(message, self._hello) and not is_text(message))
@@ -347,8 +356,6 @@ class Crew:
             if task.tries >= self._retries:
                 self.tasks.settle(task, _end_of(worker, task))
             self.tasks.put_back(worker, task, True)
-        for task in had:
-            task.go_on()
         successor = Worker(worker.command, worker.deaths)
         # atomic: no calls
         is_first = worker in self._workers
@@ -359,6 +366,8 @@ class Crew:
 
         if is_first and not worker.came_up:
             self._note_death(successor, worker.conversation.reason)
+        for task in had:  # last: done callbacks may wait for what the successor does
+            task.go_on()
 
     def _note_death(self, successor: Worker, reason: StreamClosedError | None) -> None:
         """Take note that a worker came to nothing, and when another may be started in its place."""
@@ -455,7 +464,7 @@ class Crew:
                 worker.close(text)
         # Side by side; session.close() would do it one by one, and hurry each anew.
         mine = [worker.conversation.teardown for worker in workers]
-        loop.teardowns.wait([teardown for teardown in loop.teardowns.all if teardown in mine], due, background=False)
+        loop.teardowns.wait([teardown for teardown in mine if teardown in loop.teardowns.all], due, background=False)
         for worker in workers:
             worker.conversation.close()
 

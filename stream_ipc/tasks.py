@@ -162,7 +162,7 @@ class Tasks:
         while self._back:
             task = self._back[-1]
             place = bisect_left(self._queue, task.number, key=_number)
-            if task not in tuple(self._queue)[place : place + 1]:  # where an interruption may have left it
+            if place >= len(self._queue) or self._queue[place] is not task:  # where an interruption may have left it
                 self._queue.insert(place, task)
             # atomic: no calls
             if self._back and self._back[-1] is task:

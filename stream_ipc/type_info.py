@@ -191,8 +191,11 @@ class TypeInfo:
                 raise KeyError(key)
             return cls.__members__[key] if isinstance(key, str) else cls(key)
         except Exception as exc:
-            text = f"{self.wire_name} has no member {key!r:.100}; add it to the enum on this side too"
-            raise SerializationError(text) from exc
+            raise self.no_member(key) from exc
+
+    def no_member(self, key: Any) -> SerializationError:
+        """Return the error about a member that this side does not know."""
+        return SerializationError(f"{self.wire_name} has no member {key!r:.100}; add it to the enum on this side too")
 
     def refused(self, exc: Exception) -> SerializationError:
         """Return the error about a constructor that has raised another one."""

@@ -11,6 +11,7 @@ from .errors import StreamClosedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from .messages import Message
@@ -37,6 +38,7 @@ class Worker:
         came_up: Whether it has answered one, or was busy with one for too long.
         due: When it must have given a sign of life; infinity for not at all.
         heard: What has come from it until then, and was not looked at yet.
+        hearing: The handlers that wait for it.
     """
 
     def __init__(self, command: Command, deaths: int = 0) -> None:
@@ -51,6 +53,7 @@ class Worker:
         self.came_up = False
         self.due: float = math.inf
         self.heard: list[Message] = []
+        self.hearing: tuple[Callable[[Message], Any], ...] = ()
 
     @property
     def is_clogged(self) -> bool:

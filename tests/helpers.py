@@ -549,6 +549,11 @@ def listening_fd(listener: Listener) -> int:
     return listener._acceptor._sock.fileno()
 
 
+def handshakes_of(listener: Listener) -> List[Any]:
+    """The sockets whose handshakes are under way."""
+    return [handshake.sock for handshake in listener._acceptor._handshakes.values()]
+
+
 @contextlib.contextmanager
 def set_large_pickle(size: int) -> Iterator[None]:
     """Have payloads of pickle read as large ones from that size on."""

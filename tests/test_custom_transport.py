@@ -170,6 +170,35 @@ def test_object_that_lacks_a_method_is_refused(peer: IpcPeer, missing: str) -> N
     assert peer.sessions == ()
 
 
+@pytest.mark.parametrize("returned", [None, 5])
+def test_receive_that_returns_no_list_is_named(peer: IpcPeer, returned: Any) -> None:
+    errors: List[Exception] = []
+    session = peer.create_session(type("Odd", (Memory,), {"receive": lambda self: returned})())
+    session.on_exception(errors.append)
+    tick_until(lambda: not session.is_open, peer)
+    assert str(errors[0]).startswith("Odd.receive() must return a list of Messages: ")
+
+
+def test_type_error_of_a_receive_stays_as_it_is(peer: IpcPeer) -> None:
+    def receive(self: Any) -> Any:
+        raise TypeError("my own")
+
+    errors: List[Exception] = []
+    session = peer.create_session(type("Odd", (Memory,), {"receive": receive})())
+    session.on_exception(errors.append)
+    tick_until(lambda: not session.is_open, peer)
+    assert str(errors[0]) == "my own"
+
+
+@pytest.mark.parametrize("returned", [None, 5])
+def test_read_fds_that_returns_no_list_is_named(peer: IpcPeer, returned: Any) -> None:
+    errors: List[Exception] = []
+    session = peer.create_session(type("Odd", (Memory,), {"read_fds": lambda self: returned})())
+    session.on_exception(errors.append)
+    tick_until(lambda: not session.is_open, peer)
+    assert str(errors[0]) == f"Odd.read_fds() must return a list of descriptors, not {returned}"
+
+
 @pytest.mark.parametrize("name", ["send", "receive", "read_fds", "close"])
 def test_object_whose_attribute_raises_stop_iteration_is_named(peer: IpcPeer, name: str) -> None:
     def stop(self: Any) -> Any:

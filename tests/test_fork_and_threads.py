@@ -521,6 +521,62 @@ while True:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_a_daemon_thread_that_ticks_on_at_exit_ends_without_a_word() -> None:
+    done = run_python(
+        """
+import threading
+from stream_ipc import IpcPeer
+peer = IpcPeer()
+session = peer.create_command_session(["sh", "-c", "echo up >&2; cat >/dev/null; echo bye >&2; sleep 0.3"])
+said = threading.Event()
+session.on_message(lambda message: said.set())
+def drive():
+    while True:
+        peer.tick(0.001)
+threading.Thread(target=drive, daemon=True).start()
+said.wait()
+""",
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
+def test_a_collection_during_a_fork_does_not_open_the_copy() -> None:
+    # The collector may come while the hook goes through the loops, of which it then removes some.
+    done = run_python(
+        """
+import gc, os
+from stream_ipc import IpcPeer
+gc.disable()
+for number in range(40):
+    peers = [IpcPeer() for _ in range(30)]
+    for _ in range(3):
+        closed = IpcPeer()
+        closed.close()
+        closed.me = closed
+        del closed
+    gc.set_threshold(gc.get_count()[0] + number)
+    gc.enable()
+    pid = os.fork()
+    gc.disable()
+    if not pid:
+        try:
+            peers[0].tick()
+            os._exit(1)
+        except RuntimeError:
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    for peer in peers:
+        peer.close()
+""",
+        strict=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_handler_that_forks_after_fileno_leaves_the_parent_ticking(peer: IpcPeer) -> None:

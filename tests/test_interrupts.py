@@ -386,7 +386,7 @@ BOTH = pytest.mark.parametrize("kind", [Interruption, pytest.param(InterruptionE
 BOTH_ALARMS = pytest.mark.parametrize("kind", [Alarm, pytest.param(AlarmError, marks=pytest.mark.slow)])
 
 # Each of hundreds of attempts takes milliseconds; a few that do not come to an end are enough to know.
-SOON = 2.0
+SOON = 25.0
 ENOUGH = 4
 
 
@@ -1261,6 +1261,41 @@ def test_what_a_signal_handler_has_raised_is_not_raised_again_while_it_is_dealt_
         assert not a.is_open
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def errors_that_do_not_come_out(peer: IpcPeer, scenario: Callable[[Session], Any], kind: Type[Exception]) -> List[str]:
+    """Where an exception of a signal handler is lost, or another comes out in its place."""
+    a, _ = peer.create_session_pair()
+    scenario(a)  # what is compiled at the first use is another test's
+    lost = []
+    number = 1 - places_apart()
+    while True:
+        number += places_apart()
+        error, found = kind("the alarm"), None
+        interrupted = InterruptAt(number, error)
+        try:
+            with interrupted:
+                scenario(a)
+        except Exception as exc:
+            found = exc
+        peer.tick(0)
+        if not interrupted.hit:
+            assert number > 20
+            return lost
+        if found is not error:
+            lost.append(f"{interrupted.where}: {found!r}")
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, TypeError, IndexError, AttributeError])
+@pytest.mark.parametrize("serializer", [PickleMessageSerializer, JsonMessageSerializer, PhpMessageSerializer])
+@pytest.mark.matrix
+def test_an_error_of_a_signal_handler_is_none_of_a_payload(serializer: Callable[[], Any], kind: Type[Exception]) -> None:
+    def scenario(session: Session) -> None:
+        session.notify(Note("nested", [1, {"x": [Pong(2)], "y": {"3": "z"}}]))
+        session.peer.tick(0)
+
+    with IpcPeer(serializer()) as peer:
+        assert errors_that_do_not_come_out(peer, scenario, kind) == []
 
 
 @pytest.mark.parametrize("kind", [Interruption, InterruptionError])

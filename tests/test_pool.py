@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
+import tracemalloc
 import weakref
 from functools import partial
 from pathlib import Path
@@ -40,10 +41,12 @@ from stream_ipc import (
     crew,
     gather,
 )
+from stream_ipc.core import inspection
 from stream_ipc.core.pending import Pending
 from stream_ipc.core.requests import Requests
 from stream_ipc.core.teardowns import Teardowns
 from stream_ipc.tasks import Task, Tasks
+from stream_ipc.transports.channel import Teardown
 from stream_ipc.worker import Worker
 from tests.helpers import (
     PATIENCE,
@@ -602,9 +605,10 @@ def test_task_that_takes_too_long_fails_and_its_worker_is_killed(peer: IpcPeer) 
 
 @pytest.mark.slow
 def test_timeout_counts_from_when_a_worker_gets_the_task(peer: IpcPeer) -> None:
-    with WorkerPool(peer, worker(), 1, timeout=0.6) as pool:
-        promises = [pool.submit(Ping(("sleep", 0.25)), expect=Pong) for _ in range(5)]
-        assert len(gather(promises)) == 5
+    with WorkerPool(peer, worker(), 1, timeout=1.2) as pool:
+        pool.submit(Ping(0), timeout=PATIENCE).wait()
+        promises = [pool.submit(Ping(("sleep", 0.15)), expect=Pong) for _ in range(9)]
+        assert len(gather(promises)) == 9
 
 
 def test_timeout_is_noticed_by_ticks_and_wakes_them(peer: IpcPeer) -> None:
@@ -1176,6 +1180,84 @@ while session.is_open:
         assert outcome(pool.submit(Ping(1))) == 1
         gc.collect()
         assert len(said) == 51 and [message for message in said if message() is not None] == []
+
+
+SPEAKER = """
+from stream_ipc import IpcPeer
+from tests.messages import Note, Ping, Pong
+session = IpcPeer().create_stdio_session()
+@session.on_request
+def work(ping):
+    if ping.value:
+        session.notify(Note(ping.value))
+    return Pong(ping.value)
+with session.batch():
+    for text in sys.argv[1:]:
+        session.notify(Note(text))
+while session.is_open:
+    session.tick(None)
+"""
+
+
+@pytest.mark.parametrize("options", [{"hello": Note}, {"start_timeout": 60}])
+def test_what_a_worker_says_behind_its_first_sign_is_kept(peer: IpcPeer, options: Any) -> None:
+    with WorkerPool(peer, [*program("import sys" + SPEAKER), "sign", "1", "2"], 1, **options) as pool:
+        assert outcome(pool.submit(Ping(None))) is None
+        (session,) = pool.workers
+        assert [session.receive(PATIENCE) for _ in range(2)] == [Note("1"), Note("2")]
+
+
+def test_what_a_worker_says_behind_its_first_reply_is_kept(peer: IpcPeer) -> None:
+    with WorkerPool(peer, program("import sys" + SPEAKER), 1, start_timeout=60) as pool:
+        assert outcome(pool.submit(Ping(None))) is None and outcome(pool.submit(Ping("there"))) == "there"
+        assert pool.workers[0].receive(PATIENCE) == Note("there")
+
+
+def test_a_done_callback_may_wait_for_what_the_next_worker_does(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection, "CHECK_INTERVAL", 3600.0)  # nothing else is to wake it
+    with WorkerPool(peer, worker(), 1, retries=0) as pool:
+        promises = [pool.submit(Ping("die")), pool.submit(Ping(1))]
+        outcomes: List[Any] = []
+        promises[0].add_done_callback(lambda promise: outcomes.append(outcome(promises[1])))
+        assert outcome(promises[0]) is StreamClosedError
+        assert outcomes == [1]
+
+
+def test_a_step_of_many_teardowns_looks_at_each_once() -> None:
+    class Lasting(Teardown):
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Lasting.compared += 1
+            return self is other
+
+        __hash__ = object.__hash__
+
+        def step(self) -> Optional[float]:
+            return 1.0
+
+    teardowns = Teardowns(Lasting() for _ in range(200))
+    teardowns.step()
+    assert len(teardowns.all) == 200 and Lasting.compared < 200
+    teardowns.abandon()
+    assert not teardowns.all
+
+
+def test_what_a_worker_had_is_put_back_without_a_copy_of_the_queue(peer: IpcPeer) -> None:
+    with WorkerPool(peer, script("time.sleep(600)"), 1, in_flight=20, timeout=None) as pool:
+        set_clock(peer, FakeClock())  # so that none is started again
+        promises = [pool.submit(Ping(number)) for number in range(20_000)]
+        os.kill(pid_of(pool.workers[0]), signal.SIGKILL)
+        tracemalloc.start()
+        try:
+            tick_until(lambda: not pool.workers, peer)
+            assert tracemalloc.get_traced_memory()[1] < 100_000  # a copy takes 160,000
+        finally:
+            tracemalloc.stop()
+        assert promises_queued(pool) == promises
+        pool.close()
 
 
 def await_output(session: Session) -> None:

@@ -1259,6 +1259,29 @@ def test_what_another_session_writes_to_is_refused_as_both_ways(peer: IpcPeer) -
         os.close(write)
 
 
+@pytest.mark.parametrize("writer_first", [False, True])
+def test_what_one_session_writes_is_not_read_by_another(peer: IpcPeer, writer_first: bool) -> None:
+    (ours, far), (read, write), (read2, write2) = socket.socketpair(), os.pipe(), os.pipe()
+
+    def write_it() -> Session:
+        return peer.create_stream_session(ours, read)
+
+    def read_it() -> Session:
+        return peer.create_stream_session(write2, ours)
+
+    first, second = (write_it, read_it) if writer_first else (read_it, write_it)
+    with far, ours:
+        session = first()
+        with pytest.raises(InvalidStreamError, match="another session of this peer"):
+            second()
+        peer.remove_session(session)
+        second()
+        peer.close()
+    for fd in (read2, write):
+        os.close(fd)
+    os.close(write2 if second is write_it else read)
+
+
 def test_output_of_another_session_is_taken_once_its_number_is_another_files(peer: IpcPeer) -> None:
     (read, write), (read2, write2), (read3, write3) = os.pipe(), os.pipe(), os.pipe()
     peer.create_stream_session(write, read)

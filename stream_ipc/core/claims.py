@@ -33,19 +33,25 @@ class Claims:
 
     def check_free(self, channel: StreamChannel) -> None:
         """Raise ``InvalidStreamError`` for a channel whose streams somebody else uses, before anything of it is taken."""
-        for fd in channel.interest()[0]:
-            try:
-                self._poller.check_free(fd, None)
-            except OSError as exc:
-                pass_on(exc)
-                raise InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}") from exc
-        output = channel.outbox.end.fd
-        get_other = self._writers.get(output)
-        other = None if get_other is None else get_other()
-        # One that is closed or released has let go of it. And its owner may have closed it: it may be another file's now.
-        if other is None or other is channel or other.outbox.end.fd != output or other.find_invalid() is not None:
-            return
-        raise InvalidStreamError(f"descriptor {output} is written by another session of this peer; {ADVICE}")
+        reads, output = channel.interest()[0], channel.outbox.end
+        for fd in reads:
+            self._check_unwatched(fd)
+        for fd in {*reads, output.fd}:
+            get_other = self._writers.get(fd)
+            other = None if get_other is None else get_other()
+            # One that is closed or released has let go of it. Or its owner has closed it, and it may be another file's now.
+            if other is None or other is channel or other.outbox.end.fd != fd or other.find_invalid() is not None:
+                continue
+            raise InvalidStreamError(f"descriptor {fd} is written by another session of this peer; {ADVICE}")
+        if output.watched:
+            self._check_unwatched(output.fd)
+
+    def _check_unwatched(self, fd: int) -> None:
+        try:
+            self._poller.check_free(fd, None)
+        except OSError as exc:
+            pass_on(exc)
+            raise InvalidStreamError(f"descriptor {fd} cannot be waited for: {exc}") from exc
 
     def add(self, channel: Any) -> None:
         """Take note that a channel writes to its output, if that is a descriptor."""

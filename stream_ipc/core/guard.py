@@ -6,6 +6,7 @@ Knows threads by their number. Must not know what is guarded.
 from __future__ import annotations
 
 from _thread import get_ident
+from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +49,20 @@ class Guard:
                 return outer
 
         raise self.refusal()
+
+    def keep_others_out(self) -> None:
+        """End every other thread that calls from now on, which nobody waits for any more: the interpreter ends."""
+        self.thread = None
+        self.enter = partial(self._enter_alone, get_ident())  # type: ignore[method-assign]
+
+    def _enter_alone(self, me: int) -> int | None:
+        if get_ident() != me:
+            raise SystemExit  # which ends a thread without a word, and lets go of what it holds
+        outer = self.thread
+        self.thread = me
+        if self.forked:
+            raise self.refusal()
+        return me if outer == me else None
 
     def inside(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function inside. No context manager, which a signal handler could keep from leaving."""

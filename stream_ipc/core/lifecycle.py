@@ -107,7 +107,8 @@ def drop_loop(loop: Loop, owner: str) -> None:
 
 
 def _living() -> list[Loop]:
-    return [loop for loop in [weak() for weak in tuple(_loops)] if loop is not None]
+    # A copy, because the garbage collector may change the set, but not while it is copied.
+    return [loop for loop in [weak() for weak in _loops.copy()] if loop is not None]
 
 
 def _close_all() -> None:
@@ -122,7 +123,7 @@ def _close_all() -> None:
 
 def _close_side_by_side(loops: Collection[Loop]) -> None:
     for loop in loops:
-        loop.thread = None  # its thread has ended, or will never run again
+        loop.keep_others_out()
     left = [loop for loop in loops if _try(loop, partial(_begin, loop))]
     due = monotonic() + FLUSH_BOUND
     while left and monotonic() < due:
@@ -139,7 +140,7 @@ def _close_side_by_side(loops: Collection[Loop]) -> None:
 
 
 def _teardowns(loops: Iterable[Loop]) -> Teardowns:
-    return Teardowns([teardown for loop in loops for teardown in loop.teardowns.all])
+    return Teardowns(teardown for loop in loops for teardown in tuple(loop.teardowns.all))
 
 
 def _cut_short(loops: Iterable[Loop]) -> None:
@@ -154,7 +155,7 @@ def _cut_short(loops: Iterable[Loop]) -> None:
 
 def _kill(loops: Iterable[Loop]) -> Teardowns:
     teardowns = _teardowns(loops)
-    for teardown in teardowns.all:
+    for teardown in tuple(teardowns.all):
         teardown.take = deque.clear  # its last words
         teardown.hurry(monotonic())
     teardowns.step()

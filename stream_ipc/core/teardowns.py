@@ -25,16 +25,15 @@ class Teardowns:
     """The teardowns of one loop, of which turns take the steps, or of several.
 
     Attributes:
-        all: Those that are not done.
+        all: Those that are not done, as a dict, because there may be thousands.
     """
 
     def __init__(self, teardowns: Iterable[Teardown] = ()) -> None:
-        self.all: list[Teardown] = [*teardowns]
+        self.all: dict[Teardown, None] = dict.fromkeys(teardowns)
 
     def add(self, teardown: Teardown) -> None:
         """Take one in, unless it is there."""
-        if teardown not in self.all:
-            self.all.append(teardown)
+        self.all[teardown] = None
 
     def step(self, deliver: bool = True, only: Collection[Teardown] | None = None) -> float:
         """Do what can be done now, of all or of some; returns in how many seconds to call again at the latest.
@@ -54,8 +53,8 @@ class Teardowns:
                     teardown.take(teardown.messages)
             if left is not None:
                 wait = min(wait, left)
-            elif not teardown.messages and teardown in self.all:
-                self.all.remove(teardown)
+            elif not teardown.messages:
+                self.all.pop(teardown, None)
         return wait
 
     def wait(
@@ -85,6 +84,6 @@ class Teardowns:
 
     def abandon(self) -> None:
         """Abandon all."""
-        for teardown in self.all:
+        for teardown in tuple(self.all):
             teardown.abandon()
-        self.all = []
+        self.all = {}

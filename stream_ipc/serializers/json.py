@@ -23,6 +23,7 @@ from math import isfinite
 
 from .. import registry
 from ..errors import SerializationError, article
+from ..interruptions import pass_on
 from ..messages import ENVELOPES, REQUEST, RESPONSE
 from .text_serializer import HEAD_SIZE, TextSerializer, builder, find_class, shown, wire_name
 from .text_writing import INT_MAX, INT_MIN, MAX_DEPTH, TOO_DEEP, TextFormat
@@ -97,7 +98,9 @@ def _member(info: TypeInfo, data: dict[str, Any]) -> Any:
     is_known = type(name) is str and name in info.cls.__members__  # type: ignore[attr-defined]
     if not is_known and type(value) is int and issubclass(info.cls, enum.Flag):
         return info.member(value)  # a combination of flags is no member
-    return info.member(name if type(name) is str else "")
+    if type(name) is not str:
+        raise info.no_member(name)
+    return info.member(name)
 
 
 _builders = registry.Cache(_builder_of)
@@ -267,7 +270,8 @@ class _Json(TextFormat):
             value, end = scan(text, start)
         except StopIteration as exc:
             raise json.JSONDecodeError("Expecting value", text, exc.value) from None
-        except (_UnknownClass, TypeError):  # TypeError: the name of a class is a list or dict
+        except (_UnknownClass, TypeError) as exc:  # TypeError: the name of a class is a list or dict
+            pass_on(exc)
             value, end = _plain_decoder.raw_decode(text, start)
             is_built = False
         if end != len(text) and (rest := text[end:].lstrip(_SPACE)):

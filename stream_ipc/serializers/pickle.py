@@ -184,7 +184,8 @@ def _write(root: tuple[Any, ...], message: Message) -> Parts:
     """Turn any root into its payload; ``message`` is the object whose values it has."""
     try:
         pickler = _picklers.pop()
-    except IndexError:
+    except IndexError as exc:
+        pass_on(exc)
         pickler = ObjectPickler()
     pickler.dump(root)  # if this raises, the pickler is in an unknown state and goes
     met, chunks = pickler.met, pickler.chunks
@@ -277,7 +278,8 @@ def _read(payload: bytes | bytearray) -> Message:
         make, count, info = _makers[_text(shape, "")]
         if len(content) != count:
             raise ValueError
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError) as exc:
+        pass_on(exc)
         if type(root) is not tuple or len(root) != 4:
             raise SerializationError(_OTHER_FORM) from None
         make, content = _first_of_shape, root

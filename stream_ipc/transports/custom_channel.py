@@ -56,6 +56,11 @@ class CustomInputs(Inputs):
         except StreamClosedError as exc:
             pass_on(exc)
             self.put_end(inbox, exc)
+        except TypeError as exc:
+            pass_on(exc)
+            if exc.__traceback__ is None or exc.__traceback__.tb_next is not None:  # it is receive()'s own
+                raise
+            raise TypeError(f"{type(self._transport).__name__}.receive() must return a list of Messages: {exc}") from exc
         self.received_bytes += max(0, len(inbox) - before)  # at least so many; fewer if receive() has turned
 
     def drain(self, inbox: deque[Received]) -> None:
@@ -105,7 +110,11 @@ class CustomChannel(Channel):
 
     def interest(self) -> Interest:
         has_ended = self.inputs.ended is not None
-        reads = () if has_ended else tuple(self.transport.read_fds())
+        reads = () if has_ended else self.transport.read_fds()
+        if not hasattr(reads, "__iter__"):
+            name = type(self.transport).__name__
+            raise TypeError(f"{name}.read_fds() must return a list of descriptors, not {reads!r:.100}")
+        reads = tuple(reads)
         wants_write = bool(not self.is_broken and self._asked("wants_write"))
         write_fd = self._asked("write_fd") if wants_write else None
         for fd in (*reads, -1 if write_fd is None else write_fd):

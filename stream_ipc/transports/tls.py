@@ -80,7 +80,8 @@ class _End(End):
     def open(self) -> None:
         self.poll_fd: int = self.fd
         self.reads: Iterator[bytes] = iter(self._read, None)  # which it never returns
-        self.retry: bool = False  # set once what a read had to wait for has happened
+        # Set once what a read had to wait for has happened; and at first, because a read begins the handshake.
+        self.retry: bool = self.stream.version() is None
         self._parts: list[bytes] = []  # what was read
         self._ended = False
         # What is being written, and how much of it was: OpenSSL wants a write that was refused to be tried again with
