@@ -367,6 +367,7 @@ def alarmed(kind: str = "Alarm") -> None:
     seen: List[Message] = []
     session.on_message(seen.append)  # a C function, which nothing can interrupt half way
     interrupted = 0
+    session.notify(Note("up"))
     with Alarms(True, AlarmError if kind == "AlarmError" else Alarm) as alarms:
         while not (seen and isinstance(seen[-1], Note) and seen[-1].text == "end"):
             whole, _ = alarms.call(lambda: session.tick(None))

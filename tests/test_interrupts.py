@@ -1055,6 +1055,7 @@ def test_signals_in_both_processes_lose_nothing(peer: IpcPeer, kind: Type[BaseEx
     with peer.create_command_session(role("alarmed", kind.__name__)) as session:
         sent: List[str] = []
         maybe: List[str] = []
+        assert session.receive(20) == Note("up")
         with Alarms(True, kind) as alarms:
             begin = time.monotonic()
             index = 0
