@@ -183,7 +183,7 @@ class End:
                 return
             # The memory is the sender's, is there only while it holds something, and Linux bounds it without an error.
             size = self.socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF)
-            with sockets.socket(sockets.AF_UNIX) as fresh:
+            with Shield(), sockets.socket(sockets.AF_UNIX) as fresh:  # or an interruption could leave it unclosed
                 usual = fresh.getsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF)
             if size == usual < LARGE_SOCKET:  # its owner has not chosen another
                 self._usual_size = usual

@@ -17,7 +17,7 @@ import termios
 import time
 
 from ..clock import monotonic
-from ..interruptions import pass_on
+from ..interruptions import Shield, pass_on
 from .channel import Teardown
 from .descriptors import READ_SIZE
 
@@ -227,7 +227,7 @@ def _remove_dead(path: str) -> None:
     if not stat.S_ISSOCK(mode):
         raise FileExistsError(errno.EEXIST, "there is a file that is no socket, which is not replaced")
     # A socket of another type: one of the same type would be a client to the listener.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+    with Shield(), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         number = probe.connect_ex(path)
     if number == errno.ECONNREFUSED:
         os.unlink(path)
