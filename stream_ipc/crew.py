@@ -66,6 +66,7 @@ class Crew:
         peer: IpcPeer,
         commands: list[Command],
         options: Mapping[str, Any],
+        *,
         retries: int,
         tasks_per_worker: int | None,
         in_flight: int,

@@ -136,7 +136,15 @@ class WorkerPool(Facade):
         self._timeout = timeout
         commands = [commands[n % len(commands)] for n in range(size)]
         self._crew = Crew(
-            peer, commands, options, retries, tasks_per_worker, in_flight, on_session, hello, start_timeout
+            peer,
+            commands,
+            options,
+            retries=retries,
+            tasks_per_worker=tasks_per_worker,
+            in_flight=in_flight,
+            on_session=on_session,
+            hello=hello,
+            start_timeout=start_timeout,
         )
 
     @safe_repr
