@@ -179,6 +179,29 @@ def test_receive_that_returns_no_list_is_named(peer: IpcPeer, returned: Any) -> 
     assert str(errors[0]).startswith("Odd.receive() must return a list of Messages: ")
 
 
+def test_an_end_whose_text_cannot_be_had_is_an_end(peer: IpcPeer) -> None:
+    class Odd:
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    def receive(self: Any) -> Any:
+        raise StreamClosedError(Odd())
+
+    closed: List[Session] = []
+    session = peer.create_session(type("Ending", (Memory,), {"receive": receive})())
+    session.on_close(closed.append)
+    tick_until(lambda: closed, peer)
+    assert not session.is_open and peer.tick(0) == 0
+
+
+def test_a_receive_that_cannot_be_called_is_told_as_it_is(peer: IpcPeer) -> None:
+    errors: List[Exception] = []
+    session = peer.create_session(type("Odd", (Memory,), {"receive": lambda self, more: []})())
+    session.on_exception(errors.append)
+    tick_until(lambda: not session.is_open, peer)
+    assert "missing 1 required positional argument" in str(errors[0]) and "list" not in str(errors[0])
+
+
 def test_type_error_of_a_receive_stays_as_it_is(peer: IpcPeer) -> None:
     def receive(self: Any) -> Any:
         raise TypeError("my own")

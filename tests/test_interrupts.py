@@ -55,6 +55,7 @@ from tests.helpers import (
     frame,
     framed,
     is_broken,
+    is_settled,
     listening_fd,
     no_pending,
     places_apart,
@@ -1297,6 +1298,31 @@ def test_an_error_of_a_signal_handler_is_none_of_a_payload(serializer: Callable[
 
     with IpcPeer(serializer()) as peer:
         assert errors_that_do_not_come_out(peer, scenario, kind) == []
+
+
+@pytest.mark.parametrize("kind", [Interruption, InterruptionError])
+@pytest.mark.parametrize("call", ["next_deadline", "tick"])
+def test_an_interrupted_look_at_deadlines_makes_none_of_them_late(call: str, kind: Type[BaseException]) -> None:
+    number = 1 - places_apart()
+    while True:
+        number += places_apart()
+        with IpcPeer() as peer, RawPeer(peer) as raw:
+            clock = set_clock(peer, FakeClock())
+            answered, kept = (raw.session.request(Ping(), timeout=seconds) for seconds in (1, 6))
+            raw.write(reply_bytes(answered.id, Pong()))
+            assert answered.wait() == Pong()
+            clock.now += 2  # the timer is of the other, which was answered
+            interrupted = InterruptAt(number, kind())
+            with contextlib.suppress(kind), interrupted:
+                getattr(peer, call)()
+            raw.session.request(Ping(), timeout=300).cancel()
+            clock.now += 4
+            peer.tick(0)
+            peer.tick(0)
+            assert is_settled(kept), interrupted.where
+        if not interrupted.hit:
+            break
+    assert number > 10
 
 
 @pytest.mark.parametrize("kind", [Interruption, InterruptionError])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from ..errors import InvalidStreamError, StreamClosedError
+from ..errors import InvalidStreamError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, Message
 from .batches import Batches
@@ -157,7 +157,7 @@ class Conversation:
         """Find out anew when something is due: what a timer was set for may have been answered."""
         self.dispatcher.responder.update_timer()
         if self.requests.due < math.inf:
-            self.requests.update_due()
+            self.requests.find_due()
             self._set_timer(-math.inf)
 
     def _set_timer(self, done: float) -> None:
@@ -297,7 +297,7 @@ class Conversation:
 
     def short(self, reason: BaseException) -> str:
         """Return a reason in a few words: without what its text repeats of the name, and what a child has written."""
-        text = str(reason)
+        text = describe(reason).partition(": ")[2]  # whose str() may fail
         process = self.channel.process
         if process is not None:
             _, found, rest = text.partition(f"(pid {process.pid}) ")

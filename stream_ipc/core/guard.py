@@ -5,6 +5,7 @@ Knows threads by their number. Must not know what is guarded.
 
 from __future__ import annotations
 
+import sys
 from _thread import get_ident
 from functools import partial
 
@@ -51,13 +52,16 @@ class Guard:
         raise self.refusal()
 
     def keep_others_out(self) -> None:
-        """End every other thread that calls from now on, which nobody waits for any more: the interpreter ends."""
+        """End daemon threads that call from now on: the interpreter ends, and nobody waits for them."""
         self.thread = None
         self.enter = partial(self._enter_alone, get_ident())  # type: ignore[method-assign]
 
     def _enter_alone(self, me: int) -> int | None:
         if get_ident() != me:
-            raise SystemExit  # which ends a thread without a word, and lets go of what it holds
+            threading = sys.modules.get("threading")
+            if threading is None or threading.current_thread().daemon:
+                raise SystemExit  # which ends a thread without a word, and lets go of what it holds
+            raise self.refusal()
         outer = self.thread
         self.thread = me
         if self.forked:

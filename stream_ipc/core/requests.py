@@ -29,7 +29,7 @@ from .timers import Share
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from typing import Any
 
     from ..messages import Message
@@ -243,16 +243,31 @@ class Requests:
             pending.fail(error)
             self.remove(pending)
 
-    def update_due(self) -> None:
-        """Find out when the next request is due."""
+    def find_due(self) -> None:
+        """Find out when the next request is due whose promise is kept."""
         for pending in self._table.values():  # mostly the first is
             if pending.deadline == self.due and not pending.is_dropped:
                 return
             break
-        self.due = math.inf  # first: a signal handler may send a request that is due earlier
         self._sweep()
-        deadlines = [pending.deadline for pending in tuple(self._table.values()) if pending.deadline is not None]
-        self.due = min([self.due, *deadlines])
+        self.update_due()
+
+    def update_due(self, now: float = -math.inf, arrived: Collection[Any] = ()) -> None:
+        """Find out when the next request is due. An interrupted call leaves ``due`` as it was: no request is due earlier.
+
+        Args:
+            now: The time.
+            arrived: See ``expire``. Whether they still are is due to be looked at soon: what stands before them may have
+                to wait.
+        """
+        before = self.due
+        deadlines = [
+            now + _NEXT_LOOK if pending.deadline <= now and pending.id in arrived else pending.deadline
+            for pending in tuple(self._table.values())
+            if pending.deadline is not None
+        ]
+        if self.due == before:  # or a signal handler has sent one that is due earlier
+            self.due = min(deadlines, default=math.inf)
 
     def expire(self, now: float, arrived: set[Any]) -> int:
         """Fail the requests whose deadline has passed, and find out when the next is due.
@@ -261,32 +276,24 @@ class Requests:
 
         Args:
             now: The time.
-            arrived: Ids of replies that are there and have not been dispatched yet: they came in time. Whether they still
-                are is due to be looked at soon: what stands before them may have to wait.
+            arrived: Ids of replies that are there and have not been dispatched yet: they came in time.
 
         Returns:
             How many have failed.
         """
         count = 0
         share = Share(self.loop.clock)
-        self.due = math.inf  # first: a done callback may send a request that is due earlier
         for pending in tuple(self._table.values()):
-            deadline = pending.deadline
-            if deadline is None:
+            if pending.deadline is None or pending.deadline > now or pending.id in arrived:
                 continue
-            if deadline <= now and pending.id in arrived:
-                deadline = now + _NEXT_LOOK
-            if deadline > now:
-                if deadline < self.due and pending.id in self._table:  # no done callback of another has removed it
-                    self.due = deadline
-            elif pending.is_dropped:
+            if pending.is_dropped:
                 self.remove(pending)
             else:
                 self.time_out(pending)
                 count += 1
                 if share.is_over():
-                    self.due = min(self.due, now)
                     break
+        self.update_due(now, arrived)
         return count
 
     def cancel(self, pending: Pending) -> bool:

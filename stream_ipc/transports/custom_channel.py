@@ -58,8 +58,8 @@ class CustomInputs(Inputs):
             self.put_end(inbox, exc)
         except TypeError as exc:
             pass_on(exc)
-            if exc.__traceback__ is None or exc.__traceback__.tb_next is not None:  # it is receive()'s own
-                raise
+            if not str(exc).endswith("is not iterable") or exc.__traceback__.tb_next is not None:  # type: ignore[union-attr]
+                raise  # it is receive()'s own
             raise TypeError(f"{type(self._transport).__name__}.receive() must return a list of Messages: {exc}") from exc
         self.received_bytes += max(0, len(inbox) - before)  # at least so many; fewer if receive() has turned
 
@@ -111,7 +111,7 @@ class CustomChannel(Channel):
     def interest(self) -> Interest:
         has_ended = self.inputs.ended is not None
         reads = () if has_ended else self.transport.read_fds()
-        if not hasattr(reads, "__iter__"):
+        if not hasattr(reads, "__iter__") and not hasattr(reads, "__getitem__"):
             name = type(self.transport).__name__
             raise TypeError(f"{name}.read_fds() must return a list of descriptors, not {reads!r:.100}")
         reads = tuple(reads)
