@@ -252,6 +252,10 @@ class CallAt:
         """Whether the function may be called here: one of the events, in the package's code."""
         return True
 
+    def can_come(self) -> bool:
+        """Whether it may be called now; otherwise it is called at the next place."""
+        return True
+
     def _profile(self, frame: Any, event: str, arg: Any) -> None:
         # It is called millions of times, and mostly for nothing: what is cheap to ask comes first.
         if event not in self.events or not frame.f_code.co_filename.startswith(self.path):
@@ -259,7 +263,9 @@ class CallAt:
         if not self.is_place(frame, event):
             return
         self.count += 1
-        if self.count == self.number:
+        if self.count == self.number and not self.can_come():
+            self.number += 1
+        elif self.count == self.number:
             self.where = f"{event} {getattr(arg, '__qualname__', '')} in {frame.f_code.co_name}:{frame.f_lineno}"
             sys.setprofile(None)
             self._function(signal.SIGUSR1, frame)
@@ -291,6 +297,9 @@ class InterruptAt(CallAt):
 
     def _ring(self, number: int, frame: Any) -> None:
         raise self.error
+
+    def can_come(self) -> bool:
+        return signal.SIGUSR1 not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     def is_place(self, frame: Any, event: str) -> bool:
         code, back = frame.f_code, frame.f_back

@@ -427,6 +427,9 @@ def test_each_handshake_has_the_timeout_that_the_peer_had_then(peer, listener):
 
 def test_an_interruption_while_a_handshake_is_dropped_is_not_lost(peer, listener):
     class InAbandon(InterruptAt):
+        def can_come(self):
+            return True  # in a program with several threads another one may get the signal
+
         def is_place(self, frame, event):
             return event == "call" and frame.f_code.co_name == "abandon"
 
