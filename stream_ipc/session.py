@@ -135,7 +135,7 @@ class Session(HandlerMethods):
 
         Because the other side has not read what was sent before.
         """
-        return self._conversation.outbox.queued_bytes  # type: ignore[no-any-return]
+        return self._conversation.outbox.queued_bytes
 
     # -- sending
 

@@ -35,7 +35,7 @@ class Batches:
     @property
     def queued_bytes(self) -> int:
         """How many bytes were gathered, or wait for another reason."""
-        return self._outbox.queued_bytes  # type: ignore[no-any-return]
+        return self._outbox.queued_bytes
 
     @contextmanager
     def batch(self, session: S) -> Iterator[S]:

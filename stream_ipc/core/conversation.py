@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..transports.channel import Channel, Teardown
+    from ..transports.channel import Channel, Queue, Teardown
     from .loop import Loop
 
 __all__ = ["Conversation"]
@@ -56,7 +56,7 @@ class Conversation:
     def __init__(self, loop: Loop, channel: Channel, peer: Any, session: Any) -> None:
         self.loop = loop
         self.channel = channel
-        self.outbox: Any = channel.outbox
+        self.outbox: Queue = channel.outbox
         self.peer = peer
         self.session = session
         self.is_open: bool = True

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Sequence
-    from typing import Any, Union
+    from typing import Any, Protocol, Union
 
     from ..messages import Message
     from ..wire.codec import Decoded
@@ -22,6 +22,23 @@ if TYPE_CHECKING:
     # Descriptors to read from, one to write to, seconds until the next poll without an event (infinity for none), and
     # whether what is queued can be written only by trying.
     Interest = tuple[Sequence[int], int | None, float, bool]
+
+    class Queue(Protocol):
+        """What is queued to be written: an ``Outbox``, or what knows a transport of somebody's own."""
+
+        @property
+        def queued_bytes(self) -> int: ...
+
+        @property
+        def writing(self) -> bool: ...
+
+        @property
+        def corked(self) -> bool: ...
+
+        @property
+        def is_broken(self) -> bool: ...
+
+        def cork(self, corked: bool) -> None: ...
 
 
 __all__ = ["DRAIN_READS", "POLL_INTERVAL", "Channel", "EndOfStream", "Inputs", "Teardown"]
@@ -152,8 +169,7 @@ class Channel:
         frame_key: Channels with the same one take each other's frames, so that a message is encoded once; None: with none.
         transport: The transport as its user knows it.
         inputs: What it is read by.
-        outbox: What is queued to be written: an ``Outbox``, or what has the same ``queued_bytes``, ``writing``,
-            ``corked``, ``is_broken`` and ``cork``.
+        outbox: What is queued to be written.
         process: The ``Popen`` of the child at the other end, or None.
     """
 
@@ -164,7 +180,7 @@ class Channel:
     frame_key: Any = None
     transport: Any
     inputs: Inputs
-    outbox: Any = None
+    outbox: Queue
     process: Any = None
 
     @property

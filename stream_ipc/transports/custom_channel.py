@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from ..messages import Message
-    from .channel import Interest, Received, Teardown
+    from .channel import Interest, Queue, Received, Teardown
 
     class Transport(Protocol):
         """What an object must have to be carried by a ``CustomChannel``, derived from ``MessageTransport`` or not."""
@@ -82,7 +82,7 @@ class CustomChannel(Channel):
         methods = ("send", "receive", "read_fds", "close")
         check_plugin("transport", transport, *methods, advice=", as a class derived from MessageTransport has")
         self.transport: Any = transport
-        self.outbox: Any = self
+        self.outbox: Queue = self
         self.inputs: CustomInputs = CustomInputs(transport)
         self.is_broken: bool = False
 
