@@ -166,7 +166,7 @@ class Loop(Guard):
             self.check_entry()
             time.sleep(min(timeout, 1e9))  # which takes no infinity
             return 0
-        # Nor does this: infinity is None's, for which run() looks whether anything can happen.
+        # To run(), infinity says that the call was tick(None), which returns once nothing can happen any more.
         return self.run(None, self.clock() + min(timeout, 1e9) if timeout else 0)
 
     def limit_of(self, timeout: float | None) -> float:

@@ -1,6 +1,6 @@
 """A condition that a call waits for.
 
-Knows that ``Loop.run`` waits for anything with an attribute ``settled``.
+Knows that ``Loop.run`` waits for anything with an attribute ``settled``. Must not know what is waited for.
 """
 
 from __future__ import annotations
