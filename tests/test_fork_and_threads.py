@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Tuple
 
 import pytest
 
@@ -103,6 +103,25 @@ def test_copy_that_a_handler_forks_stays_a_copy(peer: IpcPeer) -> None:
     os.close(write)
 
 
+def outcomes_of_a_fork(call: Callable[[], Any]) -> Tuple[str, str]:
+    """What becomes of a call that forks: in this process, and in the copy, which then ends."""
+    main = os.getpid()
+    read, write = os.pipe()
+    outcome = "done"
+    try:
+        call()
+    except Exception as exc:
+        outcome = f"{type(exc).__name__}: {exc}"
+    if os.getpid() != main:
+        os.write(write, outcome.encode())
+        os._exit(0)
+    os.wait()
+    in_copy = os.read(read, 1000).decode()
+    os.close(read)
+    os.close(write)
+    return outcome, in_copy
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("call", ["request with a new id", "request", "notify", "broadcast"])
 def test_copy_that_is_forked_in_the_middle_of_a_send_is_refused(call: str) -> None:
@@ -113,23 +132,12 @@ def test_copy_that_is_forked_in_the_middle_of_a_send_is_refused(call: str) -> No
             return super().generate()
 
     serializer = ActingSerializer(Message)
-    read, write = os.pipe()
-    main = os.getpid()
     with IpcPeer(serializer, Forking()) as peer, RawPeer(peer) as raw:
         serializer.act = None if call == "request with a new id" else os.fork
-        text = "it was sent"
-        try:
-            (peer.broadcast if call == "broadcast" else getattr(raw.session, call.split()[0]))(Ping())
-        except Exception as exc:
-            text = f"{type(exc).__name__}: {exc}"
-        if os.getpid() != main:
-            os.write(write, text.encode())
-            os._exit(0)
-        os.wait()
-        assert os.read(read, 1000).startswith(b"RuntimeError: this IpcPeer belongs to the process that made it")
-        assert text == "it was sent" and len(raw.messages()) == 1
-    os.close(read)
-    os.close(write)
+        send = peer.broadcast if call == "broadcast" else getattr(raw.session, call.split()[0])
+        here, in_copy = outcomes_of_a_fork(lambda: send(Ping()))
+        assert in_copy.startswith("RuntimeError: this IpcPeer belongs to the process that made it")
+        assert here == "done" and len(raw.messages()) == 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and pidfds")

@@ -16,7 +16,7 @@ from tests import test_tls
 from tests.helpers import PATIENCE, ActingSerializer, role, tick_until
 from tests.messages import Ping, Pong
 from tests.os_helpers import Gate, listing, program, script
-from tests.test_fork_and_threads import in_fork
+from tests.test_fork_and_threads import in_fork, outcomes_of_a_fork
 
 certificates, client_side, server_side = test_tls.certificates, test_tls.client_side, test_tls.server_side  # fixtures
 
@@ -106,26 +106,13 @@ def test_a_handshake_that_is_under_way(peer: IpcPeer, server_side: Any, client_s
 @pytest.mark.parametrize("call", ["notify", "request"])
 def test_a_copy_that_is_forked_in_the_middle_of_a_send_over_tls(server_side: Any, client_side: Any, call: str) -> None:
     serializer = ActingSerializer(Message)
-    main = os.getpid()
-    read, write = os.pipe()
     with IpcPeer(serializer) as peer:
         accepted: List[Any] = []
         listener = peer.listen(("127.0.0.1", 0), accepted.append, ssl_context=server_side)
         session = peer.connect(listener.address, ssl_context=client_side, server_hostname="localhost")
         serializer.act = os.fork
-        text = "it was sent"
-        try:
-            getattr(session, call)(Ping())
-        except Exception as exc:
-            text = f"{type(exc).__name__}: {exc}"
-        if os.getpid() != main:
-            os.write(write, text.encode())
-            os._exit(0)
-        os.wait()
-        assert os.read(read, 1000).startswith(b"RuntimeError: this IpcPeer belongs to the process that made it")
-        assert text == "it was sent"
-    os.close(read)
-    os.close(write)
+        here, in_copy = outcomes_of_a_fork(lambda: getattr(session, call)(Ping()))
+        assert here == "done" and in_copy.startswith("RuntimeError: this IpcPeer belongs to the process that made it")
 
 
 def test_what_another_loop_waits_for(peer: IpcPeer) -> None:
