@@ -277,6 +277,30 @@ def test_the_header_is_what_the_struct_module_says() -> None:
             frame_header(size)
 
 
+class Failing(FrameDecoder):
+    """Puts a tuple in the place of a payload for which ``make`` has raised."""
+
+    def failed(self, payload: Union[bytes, bytearray], exc: Exception) -> Any:
+        return bytes(payload), exc
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), struct.error("no"), MemoryError()], ids=repr)
+@pytest.mark.parametrize("rest", [b"", MAGIC, b"junk", b"0123456789"], ids=repr)
+def test_what_make_raises_is_told_from_an_unfinished_header(error: Exception, rest: bytes) -> None:
+    def make(payload: Any) -> Any:
+        if payload == b"bad":
+            raise error
+        return payload
+
+    decoder = Failing(LIMIT, make)
+    bad = (b"bad", error)
+    for good in (b"", b"good"):
+        items, decoder.state = decoder.decode(frame(b"bad") + frame(good) + frame(b"bad") + rest)
+        assert items[:3] == [bad, good, bad]
+        assert b"".join(items[3:]) + held_back(decoder.state) == rest
+        decoder.state = START
+
+
 # --- properties -----------------------------------------------------------------------------------------------
 
 ALPHABET = [0xF3, 0xF3, 0x4A, 0x9D, 0xE2, 0x00, 0x05, 0x41]

@@ -144,22 +144,25 @@ class FrameDecoder:
         limit = self.max_frame_size
         while True:
             if state is START:
-                while True:
-                    try:
+                stop = at
+                try:
+                    while True:
                         number, size = _unpack_from(data, at)
-                    except struct.error:  # an unfinished header, or nothing
-                        if at == end:
+                        start = at + HEADER_SIZE
+                        stop = start + size
+                        if number != _MAGIC_NUMBER or stop > end or size > limit:
+                            break
+                        items.append(make(data[start:stop]))
+                        if stop == end:
                             return items, state
-                        break
-                    start = at + HEADER_SIZE
-                    at = start + size
-                    if number != _MAGIC_NUMBER or at > end or size > limit:
-                        at = start - HEADER_SIZE
-                        break
-                    try:
-                        items.append(make(data[start:at]))
-                    except Exception as exc:
-                        items.append(self.failed(data[start:at], exc))
+                        at = stop
+                except Exception as exc:
+                    if stop > at:  # make has raised it
+                        items.append(self.failed(data[start:stop], exc))
+                        at = stop
+                        continue
+                    if not isinstance(exc, struct.error):
+                        raise
                     if at == end:
                         return items, state
             elif at == end:
