@@ -198,7 +198,7 @@ class Crew:
             if self.in_flight == 1 and worker in free:
                 del free[worker]  # not to be asked again, though it would be found out
 
-            requests.request(None, task.message, task.timeout, task.expect, task)
+            requests.send(task, task.message)
         except BaseException as exc:
             error = exc if isinstance(exc, Exception) and interruption_in(exc) is None else None
             if task.worker is worker and (error or task.unsent):  # otherwise another has it, or a reply will come

@@ -65,7 +65,7 @@ class ResponsePromise(Facade, Generic[M_co]):
     @property
     def id(self) -> str:
         """The request's id."""
-        return self._pending.id
+        return self._pending.id  # type: ignore[return-value]  # it was sent
 
     @property
     def settled(self) -> bool:
@@ -178,7 +178,13 @@ def request(
 ) -> ResponsePromise[M_co]:
     """Send a request; returns its promise."""
     promise: ResponsePromise[M_co] = _new(ResponsePromise)
-    promise._pending = requester.request(promise, message, timeout, expect)
+    promise._pending = pending = requester.pending_class(promise)
+    pending.requester = requester
+    pending.timeout = timeout
+    pending.expect = expect
+    pending.settled = 0
+    pending.id = pending.outcome = pending.watchers = None
+    requester.send(pending, message)
     return promise
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from .core.conversation import Conversation
     from .core.loop import Loop
+    from .core.requests import Requests
     from .messages import Message
     from .worker import Worker
 
@@ -41,18 +42,16 @@ class Task(Pending):
         number: How many were queued before it, and itself; 0 until it is queued.
         message: What workers get.
         worker: What has it, or None.
-        unsent: Is true until it is handed over to that: the frame, which is empty from then on.
         tries: How many workers have ended while they had it.
         optional: It need not be begun if its promise was dropped.
     """
 
-    __slots__ = ("message", "number", "optional", "tries", "unsent", "worker")
+    __slots__ = ("message", "number", "optional", "tries", "worker")
 
     requester: Tasks
     number: int
     message: Message
     worker: Worker | None
-    unsent: Any
     tries: int
     optional: bool
 
@@ -69,6 +68,9 @@ class Task(Pending):
     @property
     def is_dropped(self) -> bool:
         return False  # its worker comes back with the reply
+
+    def withdraw_from(self, requests: Requests) -> None:
+        pass  # the crew takes it back if it was not handed over
 
     def settle(self, outcome: Any) -> bool:
         return False  # its worker has ended, which another may replace
@@ -101,6 +103,7 @@ class Tasks:
     """
 
     conversation: None = None  # each worker has its own
+    pending_class = Task
 
     def __init__(self, loop: Loop, peer: Any, take: Callable[[Task, Any], None]) -> None:
         self.loop = loop
@@ -112,19 +115,14 @@ class Tasks:
         self._queue: deque[Task] = deque()
         self._back: list[Task] = []  # those that are still to get their places in the queue
 
-    def request(self, promise: Any, message: Message, timeout: float | None, expect: type) -> Task:
-        """Make a task, whose outcome is for the promise. It is still to be queued."""
-        task = Task(promise)
-        task.requester = self
+    def send(self, task: Task, message: Message) -> None:
+        """Give a new task its message. It is still to be queued."""
         task.message = message
-        task.timeout = timeout
-        task.expect = expect
-        task.worker = task.deadline = task.outcome = task.callbacks = None
+        task.worker = task.deadline = task.callbacks = None
         task.watchers = []  # not None, so that ``tell`` is called
-        task.settled = task.tries = task.number = 0
+        task.tries = task.number = 0
         task.optional = False
         task.id = self._peer.id_generator.generate()
-        return task
 
     def enqueue(self, task: Task) -> None:
         """Queue a task, unless that was done before. An interrupted call can be made again.

@@ -1673,13 +1673,13 @@ def test_leaving_does_not_wait_for_cancelled_tasks(peer: IpcPeer) -> None:
 def test_task_that_could_not_be_sent_in_time_is_told_at_once(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     pool.submit(Ping(1)).wait()
 
-    def request(*args: Any) -> None:
+    def send(*args: Any) -> None:
         error = RequestTimeoutError("the message was not sent")
         errors.append(weakref.ref(error))
         raise error
 
     errors: List[Any] = []
-    monkeypatch.setattr(Requests, "request", request)
+    monkeypatch.setattr(Requests, "send", send)
     promise: Any = pool.submit(Ping(2))
     monkeypatch.undo()
     assert len(errors) == 1  # no other worker was to do it
@@ -1693,7 +1693,7 @@ def test_task_that_could_not_be_sent_in_time_is_told_at_once(pool: WorkerPool, m
 def test_interrupted_sending_does_not_count_as_a_task(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     with WorkerPool(peer, worker(), 1, tasks_per_worker=3) as pool:
         first = pool.submit(Ping("pid"), expect=Pong).wait().value
-        once(monkeypatch, Requests, "request")
+        once(monkeypatch, Requests, "send")
         with pytest.raises(KeyboardInterrupt):
             pool.submit(Ping(1))  # it stays in the queue
         pids = [pool.submit(Ping("pid"), expect=Pong).wait().value for _ in range(2)]

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from ..messages import Message
     from .conversation import Conversation
     from .loop import Loop
+    from .requests import Requests
 
     class Requester(Protocol):
         """What sends requests: the table of a conversation's, or the tasks of a pool.
 
         Attributes:
+            pending_class: What these are.
             loop: What turns until there is an outcome.
             watchers: Weak references to what has a method ``note``, which gets the promise of each that settles.
             conversation: What they are sent over, if that is the same for all.
@@ -35,7 +37,10 @@ if TYPE_CHECKING:
         @property
         def conversation(self) -> Conversation | None: ...
 
-        def request(self, promise: Any, message: Message, timeout: float | None, expect: type, /) -> Any: ...
+        @property
+        def pending_class(self) -> type[Pending]: ...
+
+        def send(self, pending: Any, message: Message, /) -> None: ...
 
         def cancel(self, pending: Any, /) -> bool: ...
 
@@ -67,21 +72,33 @@ class Pending(Reference):
     A weak reference to the promise, so that a promise that is dropped leaves nothing behind.
 
     Attributes:
-        id: The request's id.
+        id: The request's id; None until it is sent.
         expect: The class of the reply.
         timeout: The request's limit in seconds; None for no limit.
         deadline: When the reply must be there, in the time of the loop's clock; None for no limit.
         settled: 0 until the outcome is known; then the moment at which it became known, by ``next_moment``.
         outcome: The reply, or the error in its place; None until it has settled.
-        requester: What has sent it.
+        requester: What sends it.
+        unsent: The frame once there is one, which is empty as soon as it was handed over.
         watchers: Functions that are called with the promise when it settles, or None.
         callbacks: Users' functions and the promise that each gets, which these keep alive; None if there are none, and not
             there at all unless there are watchers.
     """
 
-    __slots__ = ("callbacks", "deadline", "expect", "id", "outcome", "requester", "settled", "timeout", "watchers")
+    __slots__ = (
+        "callbacks",
+        "deadline",
+        "expect",
+        "id",
+        "outcome",
+        "requester",
+        "settled",
+        "timeout",
+        "unsent",
+        "watchers",
+    )  # fmt: skip
 
-    id: str
+    id: str | None
     expect: type
     timeout: float | None
     deadline: float | None
@@ -90,6 +107,7 @@ class Pending(Reference):
     watchers: list[Callable[[Any], Any]] | None
     callbacks: list[tuple[Callable[[Any], Any], Any]] | None
     requester: Requester
+    unsent: Any
 
     @property
     def conversation(self) -> Conversation | None:
@@ -110,6 +128,11 @@ class Pending(Reference):
         self.outcome = outcome
         self.settled = moment
         return True
+
+    def withdraw_from(self, requests: Requests) -> None:
+        """Have nothing become of it any more: sending it has failed, and nobody gets the promise."""
+        self.settled = 1
+        requests.remove(self)
 
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it has settled. An interrupted call can be made again."""

@@ -46,7 +46,8 @@ class Requests:
     """Sends requests, and holds those that have no reply yet.
 
     Owns the table and the time until which none is due. A scan of the table finds the next such time, so a request
-    costs nothing for its deadline as long as it is answered. It is the ``Requester`` of each (see ``pending.py``).
+    costs nothing for its deadline as long as it is answered. It is the ``Requester`` of each (see ``pending.py``),
+    but for the tasks of a pool.
 
     Args:
         conversation: What the requests are sent over.
@@ -57,6 +58,8 @@ class Requests:
         due: No request is due earlier.
         watchers: Weak references to what has a method ``note``, which gets each promise that settles.
     """
+
+    pending_class = Pending
 
     def __init__(self, conversation: Conversation) -> None:
         self.due: float = math.inf
@@ -78,13 +81,8 @@ class Requests:
         self._sweep()
         return len(self._table)
 
-    def request(
-        self, promise: Any, message: Message, timeout: float | None, expect: type, task: Any = None
-    ) -> Pending:
-        """Send a request; its outcome is for the promise, or for the task of a pool.
-
-        A task is a ``Pending``, too; it gets the frame as its ``unsent``, so that the pool can tell whether that was
-        handed over if this raises, and removes it if not.
+    def send(self, pending: Pending, message: Message) -> None:
+        """Send a request, with a new id if it has none, and let it stand in the table. If this raises, it is withdrawn.
 
         Raises:
             ValueError: The id cannot be used.
@@ -95,56 +93,37 @@ class Requests:
         try:
             if not conversation.is_open:
                 raise conversation.closed_error()
+            timeout = pending.timeout
             deadline = None if timeout is None else loop.clock() + timeout
             if self._outbox.queued_bytes > HIGH_WATER:
                 make_room(conversation, timeout)
             table = self._table
             if len(table) > self._sweep_at:
                 self._sweep()
-            pending: Any = task
             try:
-                # Before the send: the reply may be there at once.
-                if pending is None:
-                    entry = Pending(promise)
-                    entry.id = id = self._new_id()
-                    entry.expect = expect
-                    entry.timeout = timeout
-                    entry.deadline = deadline
-                    entry.settled = 0
-                    entry.requester = self
-                    entry.outcome = entry.watchers = None
-                    pending = table[id] = entry
+                id = pending.id
+                if id is None:
+                    id = pending.id = self._new_id()
                 else:
-                    self.add(pending, deadline)
+                    self._check(id)
+                # Before it is put: the reply may be there at once.
+                pending.deadline = deadline
+                table[id] = pending
                 # Behind the id generator, which may turn or close: a turn finds out anew what is due.
                 if deadline is not None and deadline < self.due and conversation.is_open:
                     loop.set_timer(conversation, deadline)
                     self.due = deadline
                 if conversation.port.paused:
                     conversation.port.update_reading()  # or its reply might never be read
-                frame = self._encode(REQUEST, pending.id, message)
-                if task is not None:
-                    task.unsent = frame
+                pending.unsent = frame = self._encode(REQUEST, id, message)
                 self._put(frame)
             except BaseException as exc:
                 loop.repairs[conversation.port] = None
-                if task is None and pending is not None:
-                    self.withdraw(pending)
+                pending.withdraw_from(self)
                 conversation.port.note_write_error(exc)
                 raise
-            return pending  # type: ignore[no-any-return]
         finally:
             loop.thread = outer
-
-    def add(self, pending: Pending, deadline: float | None) -> None:
-        """Add a request that was made before.
-
-        Raises:
-            ValueError: Its id cannot be used.
-        """
-        self._check(pending.id)
-        pending.deadline = deadline
-        self._table[pending.id] = pending
 
     def _checked(self, generate: Callable[[], Any]) -> str:
         id = generate()
@@ -164,15 +143,11 @@ class Requests:
             return ValueError(f"{name}.generate() returned {id!r}, which a pending request has already")
         return ValueError(f"{name}.generate() returned {id!r:.100}, not a str of at most {MAX_ID_LENGTH} characters")
 
-    def withdraw(self, pending: Pending) -> None:
-        """Take out a request that was not sent, so that nothing becomes of it any more."""
-        pending.settled = 1
-        self.remove(pending)
-
     def remove(self, pending: Pending) -> None:
         """Take a request out of the table."""
-        if type(pending.id) is str and self._table.get(pending.id) is pending:
-            self._table.pop(pending.id, None)
+        id = pending.id
+        if type(id) is str and self._table.get(id) is pending:
+            self._table.pop(id, None)
 
     def _sweep(self) -> None:
         """Take out the requests whose promises are gone. A late reply finds none, and is dropped.
