@@ -7,7 +7,6 @@ interrupted. What the steps leave to be done is in ``teardowns.py``. Must not kn
 from __future__ import annotations
 
 from .. import log
-from ..clock import monotonic
 from ..interruptions import pass_on, pass_on_own
 from .until import Until
 
@@ -139,6 +138,6 @@ class Closing:
 
     def hurry(self) -> None:
         """Have what is left done by the time that the conversation knows."""
-        loop, due = self._conversation.loop, self._conversation.due
+        due = self._conversation.due
         if self.teardown is not None and due is not None:
-            self.teardown.hurry(monotonic() + due - loop.clock())
+            self.teardown.hurry(due)

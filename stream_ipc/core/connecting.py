@@ -69,7 +69,7 @@ def open_connection(
                     events = tls.handshake(sock)
                     if not events:
                         break
-                    _wait(loop, sock.fileno(), events, limit)
+                    _wait_or_fail(loop, sock.fileno(), events, limit)
             return sock, f"to {describe_address(place)}"
         except BaseException:
             sock.close()
@@ -107,9 +107,9 @@ def _connect(loop: Loop, family: int, sockaddr: Any, limit: float) -> socket.soc
             now = loop.clock()
             if now >= limit:
                 raise _TooLate
-            _wait(loop, -1, 0, min(now + _RETRY, limit))
+            _wait_or_fail(loop, -1, 0, min(now + _RETRY, limit))
         if number in (errno.EINPROGRESS, errno.EINTR, errno.EWOULDBLOCK):
-            _wait(loop, sock.fileno(), select.POLLOUT, limit)
+            _wait_or_fail(loop, sock.fileno(), select.POLLOUT, limit)
             number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if not number and family != socket.AF_UNIX and sock.getsockname() == sock.getpeername():
             number = errno.ECONNREFUSED  # the system chose the same port for our end: TCP then connects it to itself
@@ -122,8 +122,8 @@ def _connect(loop: Loop, family: int, sockaddr: Any, limit: float) -> socket.soc
         raise
 
 
-def _wait(loop: Loop, fd: int, events: int, limit: float) -> None:
-    """Wait until a descriptor is ready; -1: until the time is over."""
+def _wait_or_fail(loop: Loop, fd: int, events: int, limit: float) -> None:
+    """Wait as ``wait_for`` does; raise if the peer was closed meanwhile, or the descriptor is not ready in time."""
     ready = wait_for(loop, fd, events, limit)
     if loop.closing:
         raise RuntimeError("this IpcPeer was closed while it was connecting")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from ..clock import monotonic
 from ..errors import InvalidStreamError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, Message
@@ -43,7 +44,7 @@ class Conversation:
     Attributes:
         is_open: Whether closing has not begun yet.
         reason: Why it is closed, or None; in a forked process, that it is a fork.
-        due: When closing has to be done, by the loop's clock; None for the usual bounds.
+        due: When closing has to be done, in the time of ``monotonic()``; None for the usual bounds.
         outbox: What is queued to be written.
         dispatcher: Works off its inbox.
         port: Moves its bytes.
@@ -216,14 +217,14 @@ class Conversation:
         outer = loop.enter()
         try:
             if seconds is not None:
-                self.hurry(loop.clock() + seconds)
+                self.hurry(monotonic() + seconds)
             self._release = release
             reason = self._own_reason()
             if self._closing is None:
                 try:
                     if self.is_open:
                         begin([self], reason)
-                    seconds = None if self.due is None else self.due - loop.clock()
+                    seconds = None if self.due is None else self.due - monotonic()
                     write_out(loop, [self], flush_bound(seconds, [self]))
                 finally:  # after an interruption the next turn goes on with closing; not before, or the turns here would
                     loop.repairs[self] = None
@@ -239,7 +240,7 @@ class Conversation:
         return StreamClosedError(removed if self._release else self.channel.closed_text())
 
     def hurry(self, due: float) -> None:
-        """Have closing, which may have begun, done by a time of the loop's clock."""
+        """Have closing, which may have begun, done by a time of ``monotonic()``."""
         self.due = due
         if self._closing is not None:
             self._closing.hurry()

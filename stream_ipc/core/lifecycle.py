@@ -43,9 +43,9 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
     """Close every conversation and listener, and end what was started, side by side; see ``IpcPeer.close``."""
     due = None if seconds is None else monotonic() + seconds
     conversations = _unclosed(loop)
-    if seconds is not None:
+    if due is not None:
         for conversation in conversations:
-            conversation.hurry(loop.clock() + seconds)
+            conversation.hurry(due)
     _begin(loop)
     try:
         write_out(loop, loop.conversations, flush_bound(seconds, conversations))

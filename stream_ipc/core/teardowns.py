@@ -64,7 +64,7 @@ class Teardowns:
 
         Args:
             only: Which to wait for, by default all that are there now.
-            due: When they have to be done, in the time of ``time.monotonic``; None for their own bounds.
+            due: When they have to be done, in the time of ``monotonic()``; None for their own bounds.
             background: Also wait for what is in the background. Otherwise it goes on only while others are waited for.
         """
         left = tuple(self.all if only is None else only)

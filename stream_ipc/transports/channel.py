@@ -84,7 +84,7 @@ class Teardown:
         raise NotImplementedError
 
     def hurry(self, due: float) -> None:
-        """Have all done at a time of ``time.monotonic``, whatever has to be cut short for it."""
+        """Have all done at a time of ``monotonic()``, whatever has to be cut short for it."""
 
     def abandon(self) -> None:
         """Close what is held and leave the rest undone: in a fork, or where nobody closes the peer."""
