@@ -1,23 +1,22 @@
-"""The workers of a pool: which of them has which task, which are to be started, which have died.
+"""Which worker of a pool has which task.
 
-Knows the peer and sessions as users do. Of the core it knows the loop, which calls it when a time has come, and the
-conversations of workers, over which tasks are sent. Must not know processes.
+Knows the workers and the tasks, the conversations over which tasks are sent, and the loop, which calls it when a time has
+come. Must not know how a worker is started, nor processes.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from functools import partial
 
-from . import log
 from .clock import monotonic
 from .core.until import Until
-from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, describe, unraised
+from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, unraised
 from .interruptions import interruption_in
-from .messages import Message, is_text
+from .messages import Message
 from .peer import loop_of
 from .session import conversation_of
+from .staff import Staff
 from .tasks import Task, Tasks
 from .worker import Worker
 
@@ -32,18 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Crew"]
 
-_BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
 _CLOGGED_INTERVAL = 0.05  # seconds until the next look at a worker that has much to read
-# After so many deaths in a row at least, without an answer in between, what is queued fails; not while a worker still runs
-# that has not replaced another.
-_DEATHS = 5
 
 
 class Crew:
-    """The workers of one pool, which of them has which task, and when another is started.
+    """Gives the tasks of one pool to its workers, and takes them back.
 
-    Owns the workers, and what each of them has. A task that is in the queue of ``tasks`` comes to a worker in ``_give_to``,
-    and back in ``Tasks.put_back``, so that no interruption finds it in both or in neither.
+    Owns which worker has which task. A task that is in the queue of ``tasks`` comes to a worker in ``_give_to``, and back
+    in ``Tasks.put_back``, so that no interruption finds it in both or in neither.
 
     ``go_on``, which the loop calls in the turn after this was put into its ``later``, gives tasks to whoever is free. After
     a ``check`` it looks first at all workers for what is to be done with them, be it that a time has come or that an
@@ -59,6 +54,7 @@ class Crew:
         size: How many workers there are at most.
         in_flight: How many tasks a worker has at a time at most.
         tasks: The tasks.
+        staff: The workers.
     """
 
     def __init__(
@@ -75,31 +71,26 @@ class Crew:
         start_timeout: float | None,
     ) -> None:
         self._loop = loop_of(peer)
-        self._create = partial(peer.create_command_session, **options)
         self._retries = retries
         self._tasks_per_worker = tasks_per_worker
         self.in_flight: int = in_flight
-        self._on_session = on_session
-        self._hello = hello
-        self._start_timeout = start_timeout
         self.size: int = len(commands)
-        self._workers: dict[Worker, None] = dict.fromkeys(map(Worker, commands))  # also those that are still to be started
-        # Where to look for a worker, so that not all are asked for each task. A look at all workers makes both anew.
-        self._free: dict[Worker, None] = {}  # in it are all that can take a task, and some that cannot
-        self._vacant = True  # whether some may still be to be started
-        self._deaths = 0  # since the last answer of any worker
         self._untidy = False  # whether the next turn is to look at all workers
         self._sending: dict[Task, None] = {}  # what calls are giving to workers now
-        self._unheard: dict[Worker, None] = {}  # whose first sign is waited for
-        self._notice = partial(self._loop.later.setdefault, self)  # a handler that has the loop call go_on
         self.tasks: Tasks = Tasks(self._loop, peer, self.take)
+        self.staff: Staff = Staff(
+            self._loop,
+            peer,
+            commands,
+            self.tasks,
+            partial(self._loop.later.setdefault, self),
+            self.check,
+            options,
+            on_session=on_session,
+            hello=hello,
+            start_timeout=start_timeout,
+        )
         self._loop.pools[self] = None
-
-    @property
-    def sessions(self) -> list[Session]:
-        """Those of the workers that are running."""
-        sessions = [worker.session for worker in self._workers]
-        return [session for session in sessions if session is not None and session.is_open]
 
     @property
     def pending(self) -> int:
@@ -108,7 +99,7 @@ class Crew:
 
     def _under_way(self) -> list[Task]:
         """Return the tasks that workers have and that have not settled."""
-        return [task for worker in tuple(self._workers) for task in tuple(worker.running) if not task.settled]
+        return [task for worker in tuple(self.staff.workers) for task in tuple(worker.running) if not task.settled]
 
     @property
     def waits(self) -> bool:
@@ -126,7 +117,7 @@ class Crew:
     def submit(self, task: Task) -> None:
         """Queue a task, and give what is queued to workers that are free. An interrupted call can be made again."""
         self.tasks.enqueue(task)
-        if self._free or self._vacant:
+        if self.staff.free or self.staff.vacant:
             self._loop.inside(self.give, True)
 
     def give(self, strict: bool = False) -> None:
@@ -142,8 +133,7 @@ class Crew:
             return
         later[self] = None
         try:
-            for silent in tuple(self._unheard):
-                self._hear(silent)
+            self.staff.hear()
             if self._untidy and not strict:
                 self._tidy()
             now = self._loop.clock()
@@ -153,8 +143,10 @@ class Crew:
                     break
                 worker = self._find_free()
                 # A busy one gets another task only if no other is free and none can be started.
-                if (worker is None or worker.running) and self._vacant and self._start(now, strict):
-                    continue
+                if (worker is None or worker.running) and self.staff.vacant:
+                    if self.staff.start(now, strict):
+                        continue
+                    self._set_timer(now)  # it may be too early
                 if worker is None:
                     break
                 self._give_to(worker, task)
@@ -166,7 +158,7 @@ class Crew:
 
     def _find_free(self) -> Worker | None:
         """Return a worker that can take a task, one that has as few as any."""
-        free = self._free
+        free = self.staff.free
         while free:
             if self.in_flight > 1:
                 worker = min(tuple(free), key=lambda worker: len(worker.running))
@@ -183,7 +175,7 @@ class Crew:
 
     def _give_to(self, worker: Worker, task: Task) -> None:
         """Give the first task in the queue to a worker."""
-        queue, free = self.tasks.queue, self._free
+        queue, free = self.tasks.queue, self.staff.free
         requests = worker.conversation.requests
         try:
             # atomic: no calls
@@ -221,7 +213,7 @@ class Crew:
         elif error is not None:  # the task cannot travel
             self.tasks.settle(task, error)
         self.tasks.put_back(worker, task, False)
-        self._free[worker] = None
+        self.staff.free[worker] = None
         task.go_on()
 
     def take(self, task: Task, outcome: Any) -> None:
@@ -234,122 +226,23 @@ class Crew:
             if late and worker.conversation.is_open:
                 worker.came_up = True
                 worker.kill(f"the worker was killed, because a task took longer than {task.timeout} s")
+            if not late and not ended:
+                self.staff.note_answer(worker)
             # atomic: no calls
             if task in worker.running:
                 del worker.running[task]
                 task.worker = None
-                self._free[worker] = None
-                if not late and not ended:
-                    self._deaths = worker.deaths = 0
-                    worker.came_up = True
-                    worker.due = math.inf
+                self.staff.free[worker] = None
                 if worker.given == self._tasks_per_worker:  # it is replaced behind this reply
                     self._untidy = True
                     self._loop.later[self] = None
 
-        if worker in self._unheard and worker.came_up:
-            self._hear_no_more(worker)
         if self.tasks.queue:
             self._loop.later[self] = None
         task.go_on()
 
-    # -- workers come and go
-
-    def _start(self, now: float, strict: bool) -> bool:
-        """Start a worker if one is needed and can be started now; returns whether to look for one again."""
-        vacant = [worker for worker in self._workers if worker.session is None]
-        for worker in vacant:
-            if worker.start_at <= now:
-                break
-        else:
-            self._vacant = bool(vacant)
-            self._set_timer(now)
-            return False
-        coming = [other for other in self._workers if other.session is not None and not other.ready]
-        if not self.tasks.has_more_than(len(coming)):
-            return False
-        try:
-            for worker.session in map(self._create, (worker.command,)):  # stored before a signal is looked at
-                break
-        except Exception as exc:
-            if interruption_in(exc) is not None or (strict and isinstance(exc, (TypeError, ValueError))):
-                raise
-            error = StreamClosedError(f"a worker could not be started: {describe(exc)}")
-            error.__cause__ = exc
-            self._note_death(worker, error)
-        else:
-            self._set_up(worker)
-        return True
-
-    def _set_up(self, worker: Worker) -> None:
-        """Begin with a worker whose session was made."""
-        session: Any = worker.session
-        try:
-            conversation = conversation_of(session)
-            # atomic: no calls
-            if worker.conversation is not None:
-                return  # a signal handler has turned
-            worker.conversation = conversation
-
-            if self.tasks.closed:  # by a signal handler
-                worker.kill("this side closed the worker pool")
-                return
-            session.on_close(lambda session: self.check())
-            if self._start_timeout is not None:
-                worker.due = self._loop.clock() + self._start_timeout
-                self._set_timer(self._loop.clock())
-            if self._hello is not None or worker.due < math.inf:
-                self._await_sign(worker)
-            if self._on_session is not None:
-                self._on_session(session)
-            if self._hello is None:
-                self._note_ready(worker)
-        except BaseException as exc:
-            if not isinstance(exc, Exception) or interruption_in(exc) is not None:
-                if worker.conversation is not None:
-                    worker.kill("its start was interrupted")
-                raise
-            log.error("on_session of a worker pool failed", exc_info=True)
-            worker.kill(f"on_session failed: {describe(exc)}")
-
-    def _note_ready(self, worker: Worker) -> None:
-        # atomic: no calls
-        worker.ready = True
-        self._free[worker] = self._loop.later[self] = None
-
-    def _await_sign(self, worker: Worker) -> None:
-        self._unheard[worker] = None
-        # The first two are in C, so that no signal handler's exception comes into them. If one comes into the third, the
-        # next turn finds what that has missed.
-        worker.hearing = (worker.heard.append, self._notice, lambda message: self._hear(worker))
-        for handler in worker.hearing:
-            worker.session.on_message(handler)
-
-    def _hear(self, worker: Worker) -> None:
-        """Look for the first sign of a worker in what has come from it. An interrupted call is made again."""
-        heard = tuple(worker.heard)
-        if any(map(self._is_sign, heard)):
-            worker.due = math.inf
-            if self._hello is not None:
-                self._note_ready(worker)
-            self._hear_no_more(worker)
-        elif worker.conversation.reason is not None:
-            self._unheard.pop(worker, None)
-        del worker.heard[: len(heard)]
-
-    def _hear_no_more(self, worker: Worker) -> None:
-        """Leave what comes from a worker to others, from the next message on. An interrupted call is made again."""
-        for handler in worker.hearing:
-            with suppress(ValueError):  # done before an interruption
-                worker.session.off_message(handler)
-        worker.hearing = ()
-        self._unheard.pop(worker, None)
-
-    def _is_sign(self, message: Message) -> bool:
-        return self._hello is None or (isinstance(message, self._hello) and not is_text(message))
-
     def _replace(self, worker: Worker) -> None:
-        """Put another, which is still to be started, in the place of one whose session is closed."""
+        """Give what a worker had, whose session is closed, to others, of which one takes its place."""
         if self.tasks.closed:  # by a done callback; a call of close that was interrupted is to find the worker
             return
         had = tuple(worker.running)
@@ -357,30 +250,9 @@ class Crew:
             if task.tries >= self._retries:
                 self.tasks.settle(task, _end_of(worker, task))
             self.tasks.put_back(worker, task, True)
-        successor = Worker(worker.command, worker.deaths)
-        # atomic: no calls
-        is_first = worker in self._workers
-        if is_first:
-            del self._workers[worker]
-            self._workers[successor] = None
-            self._vacant = True
-
-        if is_first and not worker.came_up:
-            self._note_death(successor, worker.conversation.reason)
-        for task in had:  # last: done callbacks may wait for what the successor does
+        self.staff.replace(worker)
+        for task in had:  # last: done callbacks may wait for what another worker does
             task.go_on()
-
-    def _note_death(self, successor: Worker, reason: StreamClosedError | None) -> None:
-        """Take note that a worker came to nothing, and when another may be started in its place."""
-        successor.deaths += 1
-        wait = min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(successor.deaths - 1, 10))
-        successor.start_at = self._loop.clock() + wait
-        self._deaths += 1
-        if any([worker.session is not None and not worker.deaths for worker in self._workers]):
-            return  # that one has not failed yet: it is slow to come up, or busy
-        if self._deaths >= max(_DEATHS, 3 * self.size):
-            text = f"{self._deaths} workers in a row ended before they had answered anything; the last one: {reason}"
-            self.tasks.fail(self.tasks.queue, StreamClosedError(text))
 
     # -- what the loop calls
 
@@ -406,15 +278,14 @@ class Crew:
         """Look at all workers."""
         # atomic: no calls
         self._untidy = False  # first: users' functions may leave something
-        self._vacant = True
 
-        self._free.update(self._workers)
+        self.staff.look_anew()
         now = self._loop.clock()
-        for worker in tuple(self._workers):
+        for worker in tuple(self.staff.workers):
             if worker.session is None:
                 continue
             if worker.conversation is None:
-                self._set_up(worker)
+                self.staff.set_up(worker)
             for task in tuple(worker.running):
                 if task.unsent and task not in self._sending:  # an interruption has kept it from being put back
                     worker.conversation.requests.remove(task)
@@ -422,26 +293,26 @@ class Crew:
             if worker.conversation.reason is not None:
                 self._replace(worker)
             elif worker.due <= now:
-                worker.kill(f"the worker gave no sign within {self._start_timeout} s, so it was killed")
+                self.staff.give_up(worker)
             elif worker.given == self._tasks_per_worker and not worker.running:
                 worker.close("this side replaces the worker, which has done its share of tasks")
         self._set_timer(now)
 
     def _set_timer(self, now: float) -> None:
-        """Have ``on_time`` called when something is due, which until now was not."""
+        """Have ``on_time`` called when something is due that was not due at a time that has just passed."""
         if self.tasks.closed:
             return
-        times = [worker.due for worker in self._workers]
+        times = [worker.due for worker in self.staff.workers]
         if self.tasks.queue:
-            times += [worker.start_at for worker in self._workers if worker.start_at > now]
-            times += [now + _CLOGGED_INTERVAL for worker in self._workers if worker.is_clogged]
+            times += [worker.start_at for worker in self.staff.workers if worker.start_at > now]
+            times += [now + _CLOGGED_INTERVAL for worker in self.staff.workers if worker.is_clogged]
         self._loop.set_timer(self, min(times))
 
     def close(self, text: str = "this side closed the peer of the worker pool") -> None:
         """Fail all tasks; the text says why. An interrupted call is made again."""
         self.tasks.closed = True
         self._loop.set_timer(self, math.inf)
-        for worker in tuple(self._workers):
+        for worker in tuple(self.staff.workers):
             if worker.conversation is not None:
                 worker.conversation.stop()
         self.tasks.fail([*self._under_way(), *self.tasks.queue], StreamClosedError(text))
@@ -454,7 +325,7 @@ class Crew:
         loop = self._loop
         self.tasks.closed = True  # first: now workers keep their places, where a call after an interrupted one finds them
         text = "this side closed the worker pool"
-        workers = [worker for worker in self._workers if worker.session is not None]
+        workers = [worker for worker in self.staff.workers if worker.session is not None]
         for worker in workers:
             worker.conversation = conversation_of(worker.session)  # an interruption may have kept it from being set up
         due = None if seconds is None else monotonic() + seconds

@@ -165,7 +165,7 @@ class WorkerPool(Facade):
     @property
     def workers(self) -> tuple[Session, ...]:
         """The sessions of the workers that are running."""
-        return tuple(self._crew.sessions)
+        return tuple(self._crew.staff.sessions)
 
     @property
     def pending(self) -> int:

@@ -412,7 +412,7 @@ UNRAISABLE = ("__del__",)
 
 # Where each limit is kept, and by which name.
 _LIMITS = {
-    "back off": ["stream_ipc.crew._BACK_OFF"],
+    "back off": ["stream_ipc.staff._BACK_OFF"],
     "check interval": ["stream_ipc.core.inspection.CHECK_INTERVAL"],
     "death interval": [f"stream_ipc.transports.{module}.DEATH_INTERVAL" for module in ("process", "children")],
     "depth": [f"stream_ipc.{module}.MAX_DEPTH" for module in ("core.loop", "core.conversation", "tasks")],

@@ -40,6 +40,7 @@ from stream_ipc import (
     as_completed,
     crew,
     gather,
+    staff,
 )
 from stream_ipc.core import inspection
 from stream_ipc.core.pending import Pending
@@ -1429,7 +1430,7 @@ def test_interrupted_cancel_of_a_running_task(peer: IpcPeer, monkeypatch: pytest
 
 def test_interrupted_start_leaves_no_session_that_is_nobodys(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     with WorkerPool(peer, worker(), 1) as pool:
-        once(monkeypatch, crew, "conversation_of")
+        once(monkeypatch, staff, "conversation_of")
         with pytest.raises(KeyboardInterrupt):
             pool.submit(Ping(1))
         promise = pool.submit(Ping(2))
@@ -1439,7 +1440,7 @@ def test_interrupted_start_leaves_no_session_that_is_nobodys(peer: IpcPeer, monk
 
 def test_closing_ends_the_worker_of_an_interrupted_start(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = WorkerPool(peer, worker(), 1)
-    once(monkeypatch, crew, "conversation_of")
+    once(monkeypatch, staff, "conversation_of")
     with pytest.raises(KeyboardInterrupt):
         pool.submit(Ping(1))
     pool.close()

@@ -1,0 +1,243 @@
+"""The workers of a pool: which are running, which are to be started, which have died before they answered anything.
+
+Knows the peer and sessions as users do, and the conversations of workers. Must not know who is given which task, nor
+processes.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from functools import partial
+
+from . import log
+from .errors import StreamClosedError, describe
+from .interruptions import interruption_in
+from .messages import Message, is_text
+from .session import conversation_of
+from .worker import Worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from .core.loop import Loop
+    from .peer import IpcPeer
+    from .session import Session
+    from .tasks import Tasks
+    from .transports.spawn import Command
+
+__all__ = ["Staff"]
+
+_BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
+# After so many deaths in a row at least, without an answer in between, what is queued fails; not while a worker still runs
+# that has not replaced another.
+_DEATHS = 5
+
+
+class Staff:
+    """The workers of one pool, from their start to their end.
+
+    Owns them, and how many have died in a row.
+
+    Args:
+        loop: What drives them.
+        peer: What starts them.
+        commands: The command of each.
+        tasks: What there is to do: no worker is started without need, and if all die it fails.
+        notice: Called, with anything, when the next turn has something to do; in C, so that nothing interrupts it.
+        check: Called when all workers are to be looked at then.
+        options: Further arguments of ``create_command_session``.
+        on_session: As in ``WorkerPool``, and so are the others.
+
+    Attributes:
+        workers: All, also those that are still to be started.
+        free: All that can take a task, and some that cannot: so not all are asked for each task.
+        vacant: Whether some may still be to be started.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        peer: IpcPeer,
+        commands: list[Command],
+        tasks: Tasks,
+        notice: Callable[..., Any],
+        check: Callable[[], Any],
+        options: Mapping[str, Any],
+        *,
+        on_session: Callable[[Session], Any] | None,
+        hello: type[Message] | None,
+        start_timeout: float | None,
+    ) -> None:
+        self.workers: dict[Worker, None] = dict.fromkeys(map(Worker, commands))
+        self.free: dict[Worker, None] = {}
+        self.vacant: bool = True
+        self._loop = loop
+        self._create = partial(peer.create_command_session, **options)
+        self._tasks = tasks
+        self._notice = notice
+        self._check = check
+        self._on_session = on_session
+        self._hello = hello
+        self._start_timeout = start_timeout
+        self._deaths = 0  # since the last answer of any worker
+        self._unheard: dict[Worker, None] = {}  # whose first sign is waited for
+
+    @property
+    def sessions(self) -> list[Session]:
+        """Those of the workers that are running."""
+        sessions = [worker.session for worker in self.workers]
+        return [session for session in sessions if session is not None and session.is_open]
+
+    def look_anew(self) -> None:
+        """Have all of them looked at for who can take a task, and for who is still to be started."""
+        self.vacant = True
+        self.free.update(self.workers)
+
+    # -- they come
+
+    def start(self, now: float, strict: bool) -> bool:
+        """Start a worker if one is needed and can be started now; returns whether to look for one again.
+
+        Args:
+            now: The time.
+            strict: Raise what is wrong with the arguments for it, which otherwise counts as a death.
+        """
+        vacant = [worker for worker in self.workers if worker.session is None]
+        for worker in vacant:
+            if worker.start_at <= now:
+                break
+        else:
+            self.vacant = bool(vacant)
+            return False
+        coming = [other for other in self.workers if other.session is not None and not other.ready]
+        if not self._tasks.has_more_than(len(coming)):
+            return False
+        try:
+            for worker.session in map(self._create, (worker.command,)):  # stored before a signal is looked at
+                break
+        except Exception as exc:
+            if interruption_in(exc) is not None or (strict and isinstance(exc, (TypeError, ValueError))):
+                raise
+            error = StreamClosedError(f"a worker could not be started: {describe(exc)}")
+            error.__cause__ = exc
+            self._note_death(worker, error)
+        else:
+            self.set_up(worker)
+        return True
+
+    def set_up(self, worker: Worker) -> None:
+        """Begin with a worker whose session was made."""
+        session: Any = worker.session
+        try:
+            conversation = conversation_of(session)
+            # atomic: no calls
+            if worker.conversation is not None:
+                return  # a signal handler has turned
+            worker.conversation = conversation
+
+            if self._tasks.closed:  # by a signal handler
+                worker.kill("this side closed the worker pool")
+                return
+            session.on_close(lambda session: self._check())
+            if self._start_timeout is not None:
+                worker.due = self._loop.clock() + self._start_timeout
+                self._check()
+            if self._hello is not None or worker.due < math.inf:
+                self._await_sign(worker)
+            if self._on_session is not None:
+                self._on_session(session)
+            if self._hello is None:
+                self._note_ready(worker)
+        except BaseException as exc:
+            if not isinstance(exc, Exception) or interruption_in(exc) is not None:
+                if worker.conversation is not None:
+                    worker.kill("its start was interrupted")
+                raise
+            log.error("on_session of a worker pool failed", exc_info=True)
+            worker.kill(f"on_session failed: {describe(exc)}")
+
+    def _note_ready(self, worker: Worker) -> None:
+        # atomic: no calls
+        worker.ready = True
+        self.free[worker] = None
+
+        self._notice()
+
+    def _await_sign(self, worker: Worker) -> None:
+        self._unheard[worker] = None
+        # The first two are in C, so that no signal handler's exception comes into them. If one comes into the third, the
+        # next turn finds what that has missed.
+        worker.hearing = (worker.heard.append, self._notice, lambda message: self._hear(worker))
+        for handler in worker.hearing:
+            worker.session.on_message(handler)
+
+    def hear(self) -> None:
+        """Look for the first signs of workers. An interrupted call is made again."""
+        for worker in tuple(self._unheard):
+            self._hear(worker)
+
+    def _hear(self, worker: Worker) -> None:
+        """Look for the first sign of a worker in what has come from it. An interrupted call is made again."""
+        heard = tuple(worker.heard)
+        if any(map(self._is_sign, heard)):
+            worker.due = math.inf
+            if self._hello is not None:
+                self._note_ready(worker)
+            self._hear_no_more(worker)
+        elif worker.conversation.reason is not None:
+            self._unheard.pop(worker, None)
+        del worker.heard[: len(heard)]
+
+    def _hear_no_more(self, worker: Worker) -> None:
+        """Leave what comes from a worker to others, from the next message on. An interrupted call is made again."""
+        for handler in worker.hearing:
+            with suppress(ValueError):  # done before an interruption
+                worker.session.off_message(handler)
+        worker.hearing = ()
+        self._unheard.pop(worker, None)
+
+    def _is_sign(self, message: Message) -> bool:
+        return self._hello is None or (isinstance(message, self._hello) and not is_text(message))
+
+    def note_answer(self, worker: Worker) -> None:
+        """Take note that a worker has answered. An interrupted call can be made again."""
+        worker.came_up = True
+        worker.due = math.inf
+        self._deaths = worker.deaths = 0
+        if worker in self._unheard:
+            self._hear_no_more(worker)
+
+    # -- they go
+
+    def give_up(self, worker: Worker) -> None:
+        """Kill a worker that has given no sign in time."""
+        worker.kill(f"the worker gave no sign within {self._start_timeout} s, so it was killed")
+
+    def replace(self, worker: Worker) -> None:
+        """Put another, which is still to be started, in the place of one whose session is closed."""
+        successor = Worker(worker.command, worker.deaths)
+        # atomic: no calls
+        is_first = worker in self.workers
+        if is_first:
+            del self.workers[worker]
+            self.workers[successor] = None
+            self.vacant = True
+
+        if is_first and not worker.came_up:
+            self._note_death(successor, worker.conversation.reason)
+
+    def _note_death(self, successor: Worker, reason: StreamClosedError | None) -> None:
+        """Take note that a worker came to nothing, and when another may be started in its place."""
+        successor.deaths += 1
+        wait = min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(successor.deaths - 1, 10))
+        successor.start_at = self._loop.clock() + wait
+        self._deaths += 1
+        if any([worker.session is not None and not worker.deaths for worker in self.workers]):
+            return  # that one has not failed yet: it is slow to come up, or busy
+        if self._deaths >= max(_DEATHS, 3 * len(self.workers)):
+            text = f"{self._deaths} workers in a row ended before they had answered anything; the last one: {reason}"
+            self._tasks.fail(self._tasks.queue, StreamClosedError(text))
+
