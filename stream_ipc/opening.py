@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .core.loop import Loop
     from .listener import Listener
-    from .protocols import MessageSerializer
+    from .protocols import MessageSerializer, RequestIdGenerator
     from .transports.channel import Channel
     from .transports.custom_channel import Transport
     from .transports.sockets import Address
@@ -43,6 +43,7 @@ class SessionOpener(Facade):
 
     if TYPE_CHECKING:
         serializer: MessageSerializer
+        id_generator: RequestIdGenerator
         timeout: float | None
         max_frame_size: int
         _loop: Loop

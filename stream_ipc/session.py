@@ -82,8 +82,7 @@ class Session(HandlerMethods):
     @property
     def peer(self) -> IpcPeer:
         """The peer that it belongs to."""
-        peer: IpcPeer = self._conversation.peer
-        return peer
+        return self._conversation.peer  # type: ignore[return-value]  # the core does not know the class
 
     @property
     def transport(self) -> Any:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .core.conversation import Conversation
     from .core.loop import Loop
     from .core.requests import Requests
+    from .core.roles import Settings
     from .messages import Message
     from .worker import Worker
 
@@ -105,7 +106,7 @@ class Tasks:
     conversation: None = None  # each worker has its own
     pending_class = Task
 
-    def __init__(self, loop: Loop, peer: Any, take: Callable[[Task, Any], None]) -> None:
+    def __init__(self, loop: Loop, peer: Settings, take: Callable[[Task, Any], None]) -> None:
         self.loop = loop
         self.take = take
         self.watchers: set[ref[Any]] = set()

@@ -39,10 +39,13 @@ class _Waiting:
 
     Attributes:
         given: The promises.
+        call: What texts call the function that was called.
     """
 
+    call = "gather()"
+
     def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
-        check_iterable("gather() and as_completed() take a list of promises", promises)
+        check_iterable(f"{self.call} takes a list of promises", promises)
         check_timeout(timeout)
         self.given: list[ResponsePromise[Any]] = list(promises)
         self._look()
@@ -52,7 +55,13 @@ class _Waiting:
         self._limit: float = math.inf if timeout is None else self._clock() + timeout
 
     def _look(self) -> None:
-        _check(self.given)
+        self._check(self.given)
+
+    def _check(self, given: Sequence[object]) -> None:
+        """Raise ``TypeError`` unless all are promises."""
+        if not all([issubclass(cls, ResponsePromise) for cls in {*map(type, given)}]):
+            wrong = next(one for one in given if not isinstance(one, ResponsePromise))
+            raise TypeError(f"{self.call} takes promises, as request() returns them, not {wrong!r:.100}")
 
     def run(self, until: Any) -> bool:
         """Turn until something has settled: anything with an attribute ``settled``.
@@ -92,12 +101,6 @@ class _Waiting:
             loops[0].tick(min(wait, 0.01))
         else:
             wait_readable(fds, wait)
-
-
-def _check(given: Sequence[object]) -> None:
-    if not all([issubclass(cls, ResponsePromise) for cls in {*map(type, given)}]):
-        wrong = next(one for one in given if not isinstance(one, ResponsePromise))
-        raise TypeError(f"gather() and as_completed() take promises of request(), not {wrong!r:.100}")
 
 
 def stray_stop() -> RuntimeError:
@@ -204,6 +207,8 @@ class _AsCompleted(_Waiting):
     weak references, so that an iterator that is dropped leaves nothing behind.
     """
 
+    call = "as_completed()"
+
     def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
         super().__init__(promises, timeout)
         self._rest: Any = None  # a dict of what was never in the queue; made when it is needed
@@ -216,10 +221,10 @@ class _AsCompleted(_Waiting):
             settled = filter(is_settled, self.given)
             first = next(settled, None) if len(self.given) > _FEW else min(settled, key=is_settled, default=None)
         except AttributeError:
-            _check(self.given)
+            self._check(self.given)
             raise
         self._first: list[ResponsePromise[Any]] = [] if first is None else [first]
-        _check(self._first or self.given)
+        self._check(self._first or self.given)
         self._queue = deque(self._first)  # those that have settled, in that order
 
     def __iter__(self) -> _AsCompleted:
@@ -235,7 +240,7 @@ class _AsCompleted(_Waiting):
                 return promise
 
             if self._rest is None:
-                _check(self.given)
+                self._check(self.given)
                 rest = dict.fromkeys(self.given)
                 for promise in self._first:
                     del rest[promise]

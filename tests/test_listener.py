@@ -1047,7 +1047,7 @@ def test_peer_that_is_closed_when_the_connection_is_there(peer, monkeypatch):
 
     patch_wait_for(monkeypatch, peer, close_then)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        with pytest.raises(RuntimeError, match="was closed while it was connecting"):
+        with pytest.raises(RuntimeError, match=r"cannot connect to \(.*: this IpcPeer was closed while it was connecting"):
             peer.connect(server.getsockname())
 
 
@@ -1060,7 +1060,7 @@ def test_peer_that_is_closed_while_it_tries_again(peer, path, monkeypatch):
 
     patch_wait_for(monkeypatch, peer, close_then)
     with full_unix(path), raw_client(path):
-        with pytest.raises(RuntimeError, match="was closed while it was connecting"):
+        with pytest.raises(RuntimeError, match=r"cannot connect to .*: this IpcPeer was closed while it was connecting"):
             peer.connect(path, timeout=None)
 
 

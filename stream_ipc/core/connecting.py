@@ -30,6 +30,10 @@ class _TooLate(OSError):
     """It took too long."""
 
 
+class _Closed(Exception):
+    """The peer was closed meanwhile."""
+
+
 def open_connection(
     loop: Loop, address: Any, context: ssl.SSLContext | None, server_hostname: str | None, timeout: float | None
 ) -> tuple[socket.socket, str]:
@@ -76,6 +80,8 @@ def open_connection(
             raise
     except _TooLate:
         raise TimeoutError(f"{failed} within {timeout} s{advice}") from None
+    except _Closed:
+        raise RuntimeError(f"{failed}: this IpcPeer was closed while it was connecting") from None
     except OSError as exc:
         explain(exc, failed)
         raise
@@ -126,7 +132,7 @@ def _wait_or_fail(loop: Loop, fd: int, events: int, limit: float) -> None:
     """Wait as ``wait_for`` does; raise if the peer was closed meanwhile, or the descriptor is not ready in time."""
     ready = wait_for(loop, fd, events, limit)
     if loop.closing:
-        raise RuntimeError("this IpcPeer was closed while it was connecting")
+        raise _Closed
     if fd >= 0 and not ready:
         raise _TooLate
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ..transports.channel import Channel, Queue, Teardown
     from .loop import Loop
+    from .roles import Settings
 
 __all__ = ["Conversation"]
 
@@ -54,7 +55,7 @@ class Conversation:
         name: What texts call it.
     """
 
-    def __init__(self, loop: Loop, channel: Channel, peer: Any, session: Any) -> None:
+    def __init__(self, loop: Loop, channel: Channel, peer: Settings, session: Any) -> None:
         self.loop = loop
         self.channel = channel
         self.outbox: Queue = channel.outbox

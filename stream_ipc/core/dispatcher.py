@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .conversation import Conversation
     from .port import Port
     from .receiving import Entry
+    from .roles import Awaited
 
 __all__ = ["Dispatcher"]
 
@@ -108,11 +109,11 @@ class Dispatcher:
             return not self._conversation.is_writing_out
         return type(first) is not RequestEnvelope or not self._conversation.is_stuck
 
-    def step(self, until: Any, goal: int = 0) -> int:
+    def step(self, until: Awaited | None, goal: int = 0) -> int:
         """Dispatch what stands in the inbox; returns how many messages that was.
 
         Args:
-            until: Something with an attribute ``settled`` at which to stop, or None.
+            until: What to stop at, or None.
             goal: What ``dispatched`` of the loop may have come to then; 0 for what stands there now. What is dispatched
                 beneath counts too, or a flood could keep this one from ever returning. Slow handlers cannot either: it
                 stops when its share of the time is over.
@@ -369,11 +370,7 @@ class Dispatcher:
                 self.port.failure_reported(keep)
 
     def report(self, error: BaseException) -> bool:
-        """Tell the on_exception handlers.
-
-        Returns:
-            Whether one of them wants the session to stay open.
-        """
+        """Tell the on_exception handlers; returns whether one of them wants the session to stay open."""
         handlers = self.on_exception.of(type(error))
         if not handlers:
             trace = None if isinstance(error, IpcError) else error

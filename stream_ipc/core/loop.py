@@ -1,7 +1,7 @@
 """The loop that drives everything: waits for descriptors and times, and lets conversations dispatch in turn.
 
-Knows tasks by what they answer to (``on_ready``, ``on_time``, ``poll``, ``step``, ``go_on``, ``check``, ``repair``), and
-of dispatchers and their ports when reading has to stop and which replies go first. Must not know messages or streams.
+Knows tasks by their roles (see ``roles.py``), and of dispatchers and their ports when reading has to stop and which
+replies go first. Must not know messages or streams.
 
 Interruptions. An exception that a signal handler raises can come after any call and at the top of any function. A task
 therefore marks that it has work (in ``todo`` or ``repairs``) before it acts, takes an item out of its queue only after
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .batches import Batches
     from .conversation import Conversation
     from .dispatcher import Dispatcher
+    from .roles import Awaited, Polled, Pool, Postponed, Timed
 
 __all__ = ["MAX_DEPTH", "Loop"]
 
@@ -57,7 +58,7 @@ class Loop(Guard):
         listeners: Those that are not closed.
         todo: Dispatchers with something to dispatch, in turn.
         teardowns: What is left to be done after something was closed.
-        repairs: Tasks that an interruption may have left with work.
+        repairs: Tasks that are ``Repairable``: an interruption may have left them with work.
         later: Tasks whose ``go_on`` the next turn calls.
         pools: The crews of worker pools, which have no descriptor: they are checked now and then, and closed with the loop.
         corked: Batches that gather what is sent until the next turn.
@@ -82,8 +83,8 @@ class Loop(Guard):
         self.listeners: dict[Any, None] = {}
         self.todo: dict[Dispatcher, None] = {}
         self.repairs: dict[Any, None] = {}
-        self.later: dict[Any, Any] = {}
-        self.pools: dict[Any, None] = {}
+        self.later: dict[Postponed, Any] = {}
+        self.pools: dict[Pool, None] = {}
         self.corked: dict[Batches, None] = {}
         self.dispatched: int = 0
         self.depth: int = 0
@@ -92,7 +93,7 @@ class Loop(Guard):
         self.progress: int = 0
         self._timers = Timers()
         self._inspection = Inspection(self)
-        self._polled: dict[Any, float] = {}  # tasks without a descriptor, and how often they are polled
+        self._polled: dict[Polled, float] = {}  # tasks without a descriptor, and how often they are polled
         self.teardowns: Teardowns = Teardowns()
         self._outer: OuterPoller | None = None  # once fileno() was asked for
         self.wakeups: int = 0
@@ -118,14 +119,14 @@ class Loop(Guard):
         self.todo.pop(conversation.dispatcher, None)
         self._timers.set(conversation, math.inf)
 
-    def set_timer(self, task: Any, when: float) -> None:
+    def set_timer(self, task: Timed, when: float) -> None:
         """Have ``task.on_time(now)`` called when the clock has come so far; infinity for not at all.
 
         It may be called earlier, also with a time that has not come, and sets its timer anew if it still needs one.
         """
         self._timers.set(task, when)
 
-    def set_polled(self, task: Any, interval: float) -> None:
+    def set_polled(self, task: Polled, interval: float) -> None:
         """Have ``task.poll()`` called in every turn, and so often (in seconds) while waiting; infinity for not at all."""
         if interval == math.inf:
             self._polled.pop(task, None)
@@ -173,15 +174,14 @@ class Loop(Guard):
         """Return when so many seconds are over, by the clock; infinity for None."""
         return math.inf if timeout is None else self.clock() + timeout
 
-    def run(self, until: Any = None, limit: float = math.inf, dispatch: bool = True) -> int:
+    def run(self, until: Awaited | None = None, limit: float = math.inf, dispatch: bool = True) -> int:
         """Turn until something has happened, or the clock has reached ``limit``.
 
         One turn waits for descriptors, writes and reads what is ready, then dispatches what stands in the inboxes. The
         last one begins when the time is over. If handlers have taken that time, none does: the caller looks once more.
 
         Args:
-            until: What should happen and has not yet: anything with an attribute ``settled``. What is there already
-                counts even if the time is over. None: a tick, which returns after whatever happens first.
+            until: What should happen and has not yet, and counts even if the time is over; None: whatever comes first.
             limit: A time of the clock, 0 for one turn without waiting, or infinity.
             dispatch: False only moves bytes and leaves messages in the inboxes.
 
@@ -267,7 +267,7 @@ class Loop(Guard):
         if not self.closing:  # by another thread, at exit
             self.poller.lose(fd)
 
-    def _take_turns(self, until: Any) -> int:
+    def _take_turns(self, until: Awaited | None) -> int:
         """Let dispatchers work off their inboxes in turn until ``until`` has settled, but not what nested turns read."""
         todo = self.todo
         goal = sys.maxsize
@@ -316,7 +316,7 @@ class Loop(Guard):
         finally:
             self.users_wait = before
 
-    def _begin(self, until: Any, users_wait: bool, dispatch: bool) -> int:
+    def _begin(self, until: Awaited | None, users_wait: bool, dispatch: bool) -> int:
         """Do what interruptions have left and what was put off, before anything is waited for; returns as ``run`` does."""
         count = 0
         for task in tuple(self.repairs):

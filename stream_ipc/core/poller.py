@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .roles import Owner
+
 __all__ = ["ADVICE", "READ", "WRITE", "OuterPoller", "Poller"]
 
 ADVICE = "use that one, or call remove_session() with it first"  # of the session that has a descriptor
@@ -37,7 +39,7 @@ class Poller:
     what, and for which task.
 
     Attributes:
-        owners: The owner of each watched descriptor.
+        owners: The ``Owner`` of each watched descriptor.
         on_rebuild: Called when ``fileno`` has to be watched again, though it is the same number.
         poll: Waits at most so many seconds (0: not at all) and returns (descriptor, events) of each that is ready. Bits
             other than READ and WRITE mean that it is hung up or broken: reading and writing will both tell more.
@@ -69,7 +71,7 @@ class Poller:
     def _choose(self) -> None:
         self.poll = self._poll if self._epoll is None or self._always else self._epoll.poll
 
-    def check_free(self, fd: int, owner: Any) -> os.stat_result:
+    def check_free(self, fd: int, owner: Owner | None) -> os.stat_result:
         """Return the status of a descriptor that a task is going to watch.
 
         Raises:
@@ -86,7 +88,7 @@ class Poller:
             self._forget(fd)
         return status
 
-    def watch(self, fd: int, events: int, owner: Any) -> None:
+    def watch(self, fd: int, events: int, owner: Owner | None) -> None:
         """Watch a descriptor for a task, or watch it for other events than before.
 
         Raises:
@@ -124,7 +126,7 @@ class Poller:
             return False
         return True
 
-    def unwatch(self, fd: int, owner: Any) -> None:
+    def unwatch(self, fd: int, owner: Owner | None) -> None:
         """Stop watching a descriptor, if it is still the task's. It may be closed already, or not be watched at all."""
         if self.owners.get(fd) is owner:
             self._forget(fd)

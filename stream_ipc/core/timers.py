@@ -1,6 +1,6 @@
 """Timers: what is due by the clock, and how long dispatching may go on before that has its turn.
 
-Knows times, and tasks by their ``on_time``. Must not know what a task does.
+Knows times, and tasks by their ``on_time`` (see ``roles.py``). Must not know what a task does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import math
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+
+    from .roles import Timed
 
 __all__ = ["Share", "Timers"]
 
@@ -54,9 +55,9 @@ class Timers:
 
     def __init__(self) -> None:
         self.soonest: float = -math.inf
-        self._due: dict[Any, float] = {}
+        self._due: dict[Timed, float] = {}
 
-    def set(self, task: Any, when: float) -> None:
+    def set(self, task: Timed, when: float) -> None:
         """Have a task called at a time; infinity for not at all."""
         if when == math.inf:
             self._due.pop(task, None)

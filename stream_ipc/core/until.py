@@ -1,6 +1,6 @@
 """A condition that a call waits for.
 
-Knows that ``Loop.run`` waits for anything with an attribute ``settled``. Must not know what is waited for.
+Knows nothing of what is waited for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["Until"]
 
 
 class Until:
-    """A condition in the form that ``Loop.run`` waits for."""
+    """A condition in the role of what is ``Awaited`` (see ``roles.py``)."""
 
     __slots__ = ("_condition",)
 

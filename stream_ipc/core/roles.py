@@ -1,0 +1,79 @@
+"""What things must have for what the core does with them: types only.
+
+Knows nothing else. A thing may have several of these roles.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from ..protocols import RequestIdGenerator
+
+    class Settings(Protocol):
+        """A peer, as its conversations see it."""
+
+        @property
+        def timeout(self) -> float | None:
+            """How long a request may take, in seconds, and a send that has to wait for room."""
+
+        @property
+        def id_generator(self) -> RequestIdGenerator:
+            """What makes the ids of requests."""
+
+    class Awaited(Protocol):
+        """What a call can wait for: a pending request, a condition."""
+
+        @property
+        def settled(self) -> object:
+            """Is true once it has come."""
+
+    class Owner(Protocol):
+        """What a descriptor is watched for."""
+
+        def on_ready(self, fd: int, events: int, /) -> object:
+            """The descriptor is ready."""
+
+        def check(self) -> object:
+            """Find out whether it is still the same file."""
+
+    class Timed(Protocol):
+        """What is due at a time."""
+
+        def on_time(self, now: float, /) -> object:
+            """The time has come, or may have."""
+
+    class Polled(Protocol):
+        """What no descriptor tells of."""
+
+        def poll(self) -> object:
+            """Look whether something has happened."""
+
+    class Postponed(Protocol):
+        """What has left something to the next turn."""
+
+        def go_on(self) -> object:
+            """Do what was left. An interrupted call is made again."""
+
+    class Repairable(Protocol):
+        """What an interruption may have left with work."""
+
+        def repair(self) -> object:
+            """Find out what is left, and do it. An interrupted call is made again."""
+
+    class Pool(Postponed, Protocol):
+        """What starts processes when it needs them."""
+
+        @property
+        def waits(self) -> bool:
+            """Whether something will happen though nothing is open."""
+
+        def check(self) -> object:
+            """Look at all of them in the next turn."""
+
+        def close(self) -> object:
+            """Fail what was to be done: the loop is closed."""
+
+
+__all__: list[str] = []
