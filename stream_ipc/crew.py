@@ -79,13 +79,11 @@ class Crew:
         self._sending: dict[Task, None] = {}  # what calls are giving to workers now
         self.tasks: Tasks = Tasks(self._loop, peer, self.take)
         self.staff: Staff = Staff(
-            self._loop,
-            peer,
+            partial(peer.create_command_session, **options),
             commands,
             self.tasks,
             partial(self._loop.later.setdefault, self),
             self.check,
-            options,
             on_session=on_session,
             hello=hello,
             start_timeout=start_timeout,

@@ -1,14 +1,13 @@
 """The workers of a pool: which are running, which are to be started, which have died before they answered anything.
 
-Knows the peer and sessions as users do, and the conversations of workers. Must not know who is given which task, nor
-processes.
+Knows sessions as users do and the conversations behind them, and of tasks whether there are enough. Must not know who is
+given which task, nor processes.
 """
 
 from __future__ import annotations
 
 import math
 from contextlib import suppress
-from functools import partial
 
 from . import log
 from .errors import StreamClosedError, describe
@@ -19,11 +18,9 @@ from .worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from typing import Any
 
-    from .core.loop import Loop
-    from .peer import IpcPeer
     from .session import Session
     from .tasks import Tasks
     from .transports.spawn import Command
@@ -42,13 +39,11 @@ class Staff:
     Owns them, and how many have died in a row.
 
     Args:
-        loop: What drives them.
-        peer: What starts them.
+        create: Starts one: takes a command, and returns the session.
         commands: The command of each.
         tasks: What there is to do: no worker is started without need, and if all die it fails.
         notice: Called, with anything, when the next turn has something to do; in C, so that nothing interrupts it.
         check: Called when all workers are to be looked at then.
-        options: Further arguments of ``create_command_session``.
         on_session: As in ``WorkerPool``, and so are the others.
 
     Attributes:
@@ -59,13 +54,11 @@ class Staff:
 
     def __init__(
         self,
-        loop: Loop,
-        peer: IpcPeer,
+        create: Callable[[Command], Session],
         commands: list[Command],
         tasks: Tasks,
         notice: Callable[..., Any],
         check: Callable[[], Any],
-        options: Mapping[str, Any],
         *,
         on_session: Callable[[Session], Any] | None,
         hello: type[Message] | None,
@@ -74,8 +67,8 @@ class Staff:
         self.workers: dict[Worker, None] = dict.fromkeys(map(Worker, commands))
         self.free: dict[Worker, None] = {}
         self.vacant: bool = True
-        self._loop = loop
-        self._create = partial(peer.create_command_session, **options)
+        self._loop = tasks.loop
+        self._create = create
         self._tasks = tasks
         self._notice = notice
         self._check = check
