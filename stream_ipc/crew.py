@@ -71,6 +71,7 @@ class Crew:
         start_timeout: float | None,
     ) -> None:
         self._loop = loop_of(peer)
+        self._loop.check_open()
         self._retries = retries
         self._tasks_per_worker = tasks_per_worker
         self.in_flight: int = in_flight
@@ -333,8 +334,9 @@ class Crew:
             for worker in workers:
                 worker.close(text)
         # Side by side; session.close() would do it one by one, and hurry each anew.
+        teardowns = loop.chores.teardowns
         mine = [worker.conversation.teardown for worker in workers]
-        loop.teardowns.wait([teardown for teardown in mine if teardown in loop.teardowns.all], due, background=False)
+        teardowns.wait([teardown for teardown in mine if teardown in teardowns.all], due, background=False)
         for worker in workers:
             worker.conversation.close()
 

@@ -493,12 +493,12 @@ def nothing_to_dispatch(peer: IpcPeer) -> bool:
 
 def nothing_in_a_batch(peer: IpcPeer) -> bool:
     """Whether no session is noted as one that is inside ``batch()``."""
-    return not peer._loop.corked
+    return not peer._loop.chores.corked
 
 
 def nothing_is_torn_down(peer: IpcPeer) -> bool:
     """Whether nothing of a session that was closed is still waited for."""
-    return not peer._loop.teardowns.all
+    return not peer._loop.chores.teardowns.all
 
 
 def drop_queued(session: Session) -> None:

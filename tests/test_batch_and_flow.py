@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 import tracemalloc
-from typing import Any, List
+from typing import Any, List, Type
 
 import pytest
 
@@ -124,6 +124,19 @@ def test_batches_in_batches_and_errors_inside(raw: RawPeer) -> None:
     assert values(raw.messages()) == ["1", "2"]
     raw.session.notify(Note("3"))
     assert values(raw.messages()) == ["3"]  # it is over
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, KeyError, StreamClosedError])
+def test_what_a_block_raises_comes_out_though_the_other_side_is_gone(raw: RawPeer, kind: Type[BaseException]) -> None:
+    error = kind("mine")
+    with pytest.raises(kind) as caught:
+        with raw.session.batch() as session:
+            session.notify(Note("x"))
+            raw.sock.close()
+            raise error
+    assert caught.value is error and error.__context__ is None
+    raw.session.peer.tick()
+    assert not raw.session.is_open
 
 
 def test_batches_that_end_in_another_order_than_they_began(raw: RawPeer) -> None:

@@ -296,7 +296,6 @@ def test_with_a_descriptor_a_wait_ends_when_it_is_readable(peer: IpcPeer) -> Non
         session.receive(0)
 
 
-@pytest.mark.slow
 def test_descriptors_may_change(peer: IpcPeer) -> None:
     transport = WithPipe()
     session = peer.create_session(transport)
@@ -311,6 +310,125 @@ def test_descriptors_may_change(peer: IpcPeer) -> None:
     transport.read_fds = list  # type: ignore[method-assign]  # and may go away
     transport.incoming.append(Note("2"))
     assert session.receive(5) == Note("2")
+
+
+class Queueing(WithPipe):
+    """Queues what is sent until it is told to write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: List[Message] = []
+        self.ours, self.theirs = socket.socketpair()
+
+    def send(self, message: Message) -> None:
+        self.queue.append(message)
+
+    @property
+    def wants_write(self) -> bool:
+        return bool(self.queue)
+
+    @property
+    def write_fd(self) -> int:
+        return self.ours.fileno()
+
+    def flush(self) -> None:
+        self.sent += self.queue
+        self.queue.clear()
+
+    def close(self) -> None:
+        super().close()
+        self.ours.close()
+        self.theirs.close()
+
+
+def test_what_a_transport_has_queued_since_the_last_tick_leaves_in_the_next(peer: IpcPeer) -> None:
+    transport = Queueing()
+    session = peer.create_session(transport)
+    session.on_message(session.notify)
+    peer.tick()
+    for number in range(3):
+        session.notify(Note(str(number)))
+        peer.tick()
+        assert values(transport.sent) == [str(n) for n in range(number + 1)]
+    transport.put(Note("3"))
+    assert peer.tick() == 1  # a handler sends
+    peer.tick()
+    assert values(transport.sent) == ["0", "1", "2", "3"]
+    session.notify(Note("4"))
+    assert peer.next_deadline() != 0 and select.select([peer.fileno()], [], [], 0)[0]  # for a loop around this one
+    peer.tick()
+    assert values(transport.sent)[-1] == "4"
+    assert peer.next_deadline() != 0 and not select.select([peer.fileno()], [], [], 0)[0]
+
+
+class Reconnecting(Memory):
+    """Connects anew when the other side is gone, as a rule under the same number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others: List[socket.socket] = []
+        self.connect()
+
+    def connect(self) -> None:
+        if self.others:
+            self.ours.close()
+        self.ours, other = socket.socketpair()
+        self.ours.setblocking(False)
+        self.others.append(other)
+
+    def receive(self) -> List[Message]:
+        try:
+            data = self.ours.recv(1000)
+        except BlockingIOError:
+            return []
+        if not data:
+            self.connect()
+        return [Note(data.decode())] if data else []
+
+    def read_fds(self) -> List[int]:
+        return [self.ours.fileno()]
+
+    def close(self) -> None:
+        super().close()
+        for each in (self.ours, *self.others):
+            each.close()
+
+
+@pytest.mark.parametrize("between", [True, False])
+def test_a_descriptor_may_become_another_file_under_the_same_number(peer: IpcPeer, between: bool) -> None:
+    transport = Reconnecting()
+    session = peer.create_session(transport)
+    number = transport.ours.fileno()
+    for text in ("1", "2", "3"):
+        transport.others[-1].send(text.encode())
+        assert session.receive(5) == Note(text)
+        if between:
+            transport.connect()
+        else:
+            transport.others[-1].shutdown(socket.SHUT_WR)
+            peer.tick()
+        assert transport.ours.fileno() == number
+        transport.others[-1].send(b"x")
+        assert peer.tick() == 1 and session.receive(0) == Note("x")
+
+
+class Careless(WithPipe):
+    def close(self) -> None:
+        Memory.close(self)
+        os.close(self.bell)
+
+
+def test_a_descriptor_that_was_closed_is_no_hang(peer: IpcPeer) -> None:
+    transport = Careless()
+    session = peer.create_session(transport)
+    errors: List[Exception] = []
+    session.on_exception(errors.append)
+    peer.tick()
+    os.close(transport.fd)
+    peer.tick()
+    peer.tick()
+    assert isinstance(errors[0], InvalidStreamError) and f"descriptor {transport.fd} " in str(errors[0])
+    assert len(errors) == 1 and not session.is_open
 
 
 def test_order_of_the_list_is_the_order_of_dispatch(peer: IpcPeer) -> None:

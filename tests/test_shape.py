@@ -29,7 +29,7 @@ LAYERS = [
     ["transports"],
     ["handlers", "arguments"],
     ["core.guard", "core.inspection", "core.items", "core.poller", "core.teardowns", "core.timers", "core.waker"],
-    ["core.claims"],
+    ["core.chores", "core.claims"],
     ["core.loop"],
     ["core"],  # what is left of it
     ["promise", "handler_methods", "session", "listener", "deferred"],
@@ -588,8 +588,8 @@ UNNEEDED = {
 # What such a worker imports of the package: its start waits for each of them, and so does whoever started it.
 NEEDED = {
     "arguments", "clock", "errors", "handlers", "handler_methods", "ids", "interruptions", "log", "messages",
-    "opening", "peer", "promise", "registry", "session", "type_info", "core", "core.batches", "core.claims", "core.closing",
-    "core.conversation", "core.dispatcher", "core.guard", "core.inspection", "core.items", "core.receiving",
+    "opening", "peer", "promise", "registry", "session", "type_info", "core", "core.batches", "core.chores", "core.claims",
+    "core.closing", "core.conversation", "core.dispatcher", "core.guard", "core.inspection", "core.items", "core.receiving",
     "core.last_look", "core.lifecycle", "core.loop", "core.owed", "core.pending", "core.poller", "core.port",
     "core.requests", "core.responder", "core.sending",
     "core.teardowns", "core.timers", "core.until", "core.waker", "serializers", "serializers.pickle",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import TypeVar
 
     from .loop import Loop
@@ -43,24 +43,25 @@ class Batches:
         loop = self._loop
         loop.check_entry()
         batch = object()
-        loop.corked[self] = None  # first: a turn uncorks it if an interruption comes next
-        loop.has_chores = True
+        loop.chores.cork(self)  # first: a turn uncorks it if an interruption comes next
         self._outbox.cork(True)
+        write = self._port.write_or_report  # what the block raises is not to be hidden by what a write does
         try:
             self._under_way[batch] = None
             yield session
+            write = self._port.write
         finally:
             self._under_way.pop(batch, None)
             if not loop.forked:
-                loop.inside(self._uncork)
+                loop.inside(self._uncork, write)
 
-    def _uncork(self) -> None:
-        """Write what was gathered, if no batch is under way any more; raises as ``Port.write``."""
+    def _uncork(self, write: Callable[[], None]) -> None:
+        """Write what was gathered, if no batch is under way any more."""
         if not self._under_way:
             self._outbox.cork(False)
-            self._port.write()
+            write()
             if not self._under_way:
-                self._loop.corked.pop(self, None)  # last: until then the next turn does it again
+                self._loop.chores.corked.pop(self, None)  # last: until then the next turn does it again
 
     def flush(self) -> None:
         """Write what was gathered so far; what goes wrong is reported in turn."""
@@ -68,4 +69,4 @@ class Batches:
             self._port.write_or_report()
         if not self._under_way:  # an interruption has come before the end of the last one
             self._outbox.cork(False)
-            self._loop.corked.pop(self, None)
+            self._loop.chores.corked.pop(self, None)

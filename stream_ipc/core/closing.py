@@ -115,7 +115,7 @@ class Closing:
                 self.teardown = self._close_or_release()
             if self.teardown is not None:
                 self.teardown.take = self._conversation.dispatcher.deliver_late
-                self._conversation.loop.add_teardown(self.teardown)
+                self._conversation.loop.chores.add_teardown(self.teardown)
                 self.hurry()
         except Exception as exc:
             pass_on(exc)
@@ -133,7 +133,7 @@ class Closing:
     def wait(self) -> None:
         """Block until a child has ended. What is done in the background is left to turns."""
         if self.teardown is not None and not self.teardown.background:
-            self._conversation.loop.teardowns.wait([self.teardown])
+            self._conversation.loop.chores.teardowns.wait([self.teardown])
         self.teardown = None
 
     def hurry(self) -> None:

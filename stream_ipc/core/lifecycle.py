@@ -53,12 +53,13 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
         loop.repairs |= loop.conversations  # after another interruption turns go on with closing
         _close(loop, handlers=False)
         loop.with_users_wait(False, loop.go_on)  # what is left of done callbacks
-        loop.teardowns.wait(due=due, background=False)  # before the on_close handlers, which run after a child's last words
+        # Before the on_close handlers, which run after a child's last words.
+        loop.chores.teardowns.wait(due=due, background=False)
         try:
             _close(loop)
         finally:  # an on_close handler may have been interrupted
             _close(loop)
-            loop.teardowns.wait(due=due)
+            loop.chores.teardowns.wait(due=due)
             loop.close()
 
 
@@ -100,7 +101,7 @@ def drop_loop(loop: Loop, owner: str) -> None:
             conversation.drop()
         except Exception:  # of a transport of somebody's own
             log.error("closing the streams of %r failed", conversation.session, exc_info=True)
-    loop.teardowns.abandon()
+    loop.chores.teardowns.abandon()
     loop.close()
     if left:  # last, because it may raise; stacklevel 3 is the line that has dropped the peer, if one has
         warnings.warn(f"unclosed {owner}; close it, or use it in a with statement", ResourceWarning, stacklevel=3)
@@ -140,7 +141,7 @@ def _close_side_by_side(loops: Collection[Loop]) -> None:
 
 
 def _teardowns(loops: Iterable[Loop]) -> Teardowns:
-    return Teardowns(teardown for loop in loops for teardown in tuple(loop.teardowns.all))
+    return Teardowns(teardown for loop in loops for teardown in tuple(loop.chores.teardowns.all))
 
 
 def _cut_short(loops: Iterable[Loop]) -> None:
@@ -179,7 +180,7 @@ def _after_fork() -> None:
             conversation.abandon()
         for listener in tuple(loop.listeners):
             listener.abandon()
-        loop.teardowns.abandon()
+        loop.chores.teardowns.abandon()
         loop.close()
     _loops.clear()
 

@@ -125,7 +125,7 @@ class Acceptor:
 
         if self._file is not None:
             remove_file(self._file)
-        self.loop.set_polled(self, math.inf)
+        self.loop.chores.set_polled(self, math.inf)
         self.loop.set_timer(self, math.inf)
         for fd in (self._sock.fileno(), *self._handshakes):
             self.loop.poller.unwatch(fd, self)
@@ -155,7 +155,7 @@ class Acceptor:
     def on_ready(self, fd: int, events: int) -> None:
         """Note that a connection can be accepted, or a handshake can go on."""
         self._ready[fd] = None
-        self.loop.set_polled(self, 0)
+        self.loop.chores.set_polled(self, 0)
 
     def poll(self) -> None:
         """Accept connections and go on with handshakes, as far as one turn should."""
@@ -169,7 +169,7 @@ class Acceptor:
                 elif fd in self._handshakes:
                     self._step(self._handshakes[fd])
         if not self._ready:
-            self.loop.set_polled(self, math.inf)
+            self.loop.chores.set_polled(self, math.inf)
 
     def on_time(self, now: float) -> None:
         """Drop handshakes that take too long; accept again after a pause."""

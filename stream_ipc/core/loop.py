@@ -18,11 +18,11 @@ import time
 from ..clock import real_clock
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
+from .chores import Chores
 from .claims import Claims
 from .guard import Guard
 from .inspection import Inspection
 from .poller import OuterPoller, Poller
-from .teardowns import TEARDOWN_INTERVAL, Teardowns
 from .timers import Share, Timers
 from .waker import Waker
 
@@ -31,11 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ..transports.channel import Teardown
-    from .batches import Batches
     from .conversation import Conversation
     from .dispatcher import Dispatcher
-    from .roles import Awaited, Polled, Pool, Postponed, Timed
+    from .roles import Awaited, Pool, Postponed, Timed
 
 __all__ = ["MAX_DEPTH", "Loop"]
 
@@ -57,16 +55,14 @@ class Loop(Guard):
         conversations: Those that are not closed, in the order in which they were made.
         listeners: Those that are not closed.
         todo: Dispatchers with something to dispatch, in turn.
-        teardowns: What is left to be done after something was closed.
         repairs: Tasks that are ``Repairable``: an interruption may have left them with work.
         later: Tasks whose ``go_on`` the next turn calls.
         pools: The crews of worker pools, which have no descriptor: they are checked now and then, and closed with the loop.
-        corked: Batches that gather what is sent until the next turn.
         dispatched: How many items have been dispatched in all, without replies.
         depth: How many dispatches are under way, one inside the other.
         users_wait: Whether users' functions must wait: while only bytes move, beyond MAX_DEPTH, while closing settles.
             Inboxes may grow longer then.
-        has_chores: Whether a turn must also poll, uncork or tear down; also true while there is no conversation.
+        chores: What a turn must do besides.
         waker: Makes the tick that is under way, or the next one, return at once.
         wakeups: Counts ticks that have returned for this.
         progress: Counts what a tick returns for besides messages: queues drained, requests given up, sessions come or gone.
@@ -85,16 +81,13 @@ class Loop(Guard):
         self.repairs: dict[Any, None] = {}
         self.later: dict[Postponed, Any] = {}
         self.pools: dict[Pool, None] = {}
-        self.corked: dict[Batches, None] = {}
         self.dispatched: int = 0
         self.depth: int = 0
         self.users_wait: bool = False
-        self.has_chores: bool = True
+        self.chores: Chores = Chores()
         self.progress: int = 0
         self._timers = Timers()
         self._inspection = Inspection(self)
-        self._polled: dict[Polled, float] = {}  # tasks without a descriptor, and how often they are polled
-        self.teardowns: Teardowns = Teardowns()
         self._outer: OuterPoller | None = None  # once fileno() was asked for
         self.wakeups: int = 0
         try:
@@ -108,14 +101,16 @@ class Loop(Guard):
     def add(self, conversation: Conversation) -> None:
         """Take in a conversation."""
         self.conversations[conversation] = None
+        self.chores.add(conversation.port)
         self.progress += 1
 
     def remove(self, conversation: Conversation) -> None:
         """Remove a conversation and what belongs to it, but not its repairs."""
         self.progress += 1
         self.conversations.pop(conversation, None)
-        self.corked.pop(conversation.batches, None)
-        self.has_chores = True
+        self.chores.corked.pop(conversation.batches, None)
+        self.chores.remove(conversation.port)
+        self.chores.due = True
         self.todo.pop(conversation.dispatcher, None)
         self._timers.set(conversation, math.inf)
 
@@ -126,26 +121,13 @@ class Loop(Guard):
         """
         self._timers.set(task, when)
 
-    def set_polled(self, task: Polled, interval: float) -> None:
-        """Have ``task.poll()`` called in every turn, and so often (in seconds) while waiting; infinity for not at all."""
-        if interval == math.inf:
-            self._polled.pop(task, None)
-        else:
-            self._polled[task] = interval
-            self.has_chores = True
-
-    def add_teardown(self, teardown: Teardown) -> None:
-        """Take in what is left to be done after something was closed: turns do it, step by step."""
-        self.teardowns.add(teardown)
-        self.has_chores = True
-
     @property
     def is_empty(self) -> bool:
         """Whether nothing is open, so that nothing can happen."""
         for conversation in tuple(self.conversations):
             if conversation.is_open:  # mostly the first is; what is being closed beneath this call brings nothing more
                 return False
-        if self.teardowns.all or self.repairs or self.listeners or (self.later and not self.users_wait):
+        if self.chores.teardowns.all or self.repairs or self.listeners or (self.later and not self.users_wait):
             return False
         return not any([pool.waits for pool in self.pools])
 
@@ -192,6 +174,7 @@ class Loop(Guard):
         depth, waited = self.depth, self.users_wait
         users_wait = depth >= MAX_DEPTH or not dispatch
         todo = self.todo
+        chores = self.chores
         count = 0
         progress = self.progress
         try:
@@ -206,7 +189,7 @@ class Loop(Guard):
                 wait = (limit if limit < due else due) - now
                 if wait < 0:
                     wait = 0
-                if todo or self.has_chores:
+                if todo or chores.due:
                     if until is not None and until.settled:  # a signal handler may have closed its session
                         return count
                     wait = self._prepare(wait, users_wait)
@@ -222,8 +205,10 @@ class Loop(Guard):
                     raise
                 for fd, mask in events:
                     self._owners.get(fd, self).on_ready(fd, mask)
-                if self.has_chores:
-                    self._do_chores()
+                if chores.due:
+                    chores.do(deliver=not self.users_wait)
+                    if not self.conversations:
+                        chores.due = True  # so that it looks at ``until`` before each wait
                 if not events and wait:
                     now = self.clock()
                 if now >= due:
@@ -291,16 +276,13 @@ class Loop(Guard):
         return count
 
     def _prepare(self, wait: float, users_wait: bool) -> float:
-        """Get ready though something is gathered, stands in an inbox or is polled; returns how long to wait, in seconds."""
-        for batches in tuple(self.corked):
-            batches.flush()
+        """Get ready, with all that is not so in every turn; returns how long to wait, in seconds."""
+        self.chores.prepare()
         for dispatcher in tuple(self.todo):
             dispatcher.port.limit_reading()
             if not users_wait and wait and dispatcher.has_work:
                 wait = 0
-        if self.teardowns.all:
-            wait = min(wait, TEARDOWN_INTERVAL)
-        return min([wait, *self._polled.values()])
+        return min(wait, self.chores.next())
 
     def _update_paused(self) -> None:
         for conversation in tuple(self.conversations):
@@ -344,13 +326,6 @@ class Loop(Guard):
             if not self.later or tuple(self.later) == tasks:
                 break
 
-    def _do_chores(self) -> None:
-        for task in tuple(self._polled):
-            task.poll()
-        if self.teardowns.all:
-            self.teardowns.step(deliver=not self.users_wait)
-        self.has_chores = bool(self._polled or self.teardowns.all or self.corked or not self.conversations)
-
     def _on_time(self, now: float) -> None:
         """Do what is due by the clock, and check streams now and then."""
         if now >= self._inspection.due:
@@ -368,14 +343,13 @@ class Loop(Guard):
 
     def next_deadline(self) -> float | None:
         """Return seconds until a turn is due though ``fileno`` is not readable; None if none is."""
-        if self._is_busy() or self.poller.has_always or any([batches.queued_bytes for batches in self.corked]):
+        chores = self.chores
+        chores.ask_ports()
+        if self._is_busy() or self.poller.has_always or any([batches.queued_bytes for batches in chores.corked]):
             return 0.0
         for conversation in tuple(self.conversations):
             conversation.update_timer()
-        waits = [self._timers.next() - self.clock(), *self._polled.values()]
-        if self.teardowns.all:
-            waits += [TEARDOWN_INTERVAL]
-        wait = min(waits)
+        wait = min(self._timers.next() - self.clock(), chores.next())
         return None if wait == math.inf else max(0.0, wait)
 
     def _is_busy(self) -> bool:

@@ -88,6 +88,15 @@ class Poller:
             self._forget(fd)
         return status
 
+    def is_same(self, fd: int) -> bool:
+        """Return whether a watched descriptor is still that of the same file."""
+        try:
+            status = os.fstat(fd)
+        except OSError as exc:
+            pass_on(exc)
+            return False
+        return self._files.get(fd) == (status.st_dev, status.st_ino)
+
     def watch(self, fd: int, events: int, owner: Owner | None) -> None:
         """Watch a descriptor for a task, or watch it for other events than before.
 

@@ -103,10 +103,18 @@ class Port:
             self._watch(wanted)
         self._poll_again(poll_in)
 
+    def ask_again(self) -> None:
+        """Watch what the channel wants now, of which it does not tell; a descriptor may be another file's now."""
+        watched = self.watched
+        for fd in tuple(watched):
+            if not self._loop.poller.is_same(fd):
+                watched[fd] = 0
+        self.rearm()
+
     def _poll_again(self, seconds: float) -> None:
         """Poll in so many seconds at the latest: in every turn if that is short, otherwise when they are over."""
         is_short = seconds <= POLL_INTERVAL
-        self._loop.set_polled(self, seconds if is_short else math.inf)
+        self._loop.chores.set_polled(self, seconds if is_short else math.inf)
         self._poll_due = math.inf if is_short else self._loop.clock() + seconds
         self._set_timer()
 
@@ -172,7 +180,7 @@ class Port:
         for fd in tuple(self.watched):
             self._loop.poller.unwatch(fd, self)
         self.watched = {}
-        self._loop.set_polled(self, math.inf)
+        self._loop.chores.set_polled(self, math.inf)
         self._loop.set_timer(self, math.inf)
         self._loop.repairs.pop(self, None)
 
@@ -225,8 +233,6 @@ class Port:
         """Read though no descriptor is ready, and write to a stream that has none."""
         if self._closed:
             return
-        if self.channel.volatile:
-            self.rearm()  # its answers may be others now
         if self._polls_output and not self.failing:
             self.write_or_report()
         if self._closed or self.paused or self.failing or self._inputs.ended is not None:
