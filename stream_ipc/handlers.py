@@ -21,6 +21,7 @@ __all__ = ["Handler", "HandlerList", "name_of"]
 
 _PACKAGE = __name__.partition(".")[0]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Handler:
@@ -68,28 +69,10 @@ class HandlerList:
         Raises:
             TypeError: It cannot be called, takes the wrong number of arguments, or its annotation cannot be resolved.
         """
-        if not callable(function):
-            raise TypeError(f"{self._event}() takes a callable, not {function!r:.200}")
-        try:
-            signature = _signature(function)
-        except ValueError:  # a builtin that has none
-            self._add(Handler(function, None, False))
-            return
-        parameters = list(signature.parameters.values())
+        parameters = check_handler(f"{self._event}()", function, self._most)
         positional = [p for p in parameters if p.kind in _POSITIONAL]
         starred = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
         required = [p for p in positional if p.default is inspect.Parameter.empty]
-        keywords = [
-            p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty
-        ]
-        if len(required) > self._most or keywords or (not positional and not starred):
-            number = "one argument" if self._most == 1 else "one or two arguments"
-            raise TypeError(
-                f"{self._event}() takes a handler of {number}, but {name_of(function)} has the signature {signature}"
-            )
-        for test, what in ((inspect.iscoroutinefunction, "coroutine"), (inspect.isgeneratorfunction, "generator")):
-            if test(function):
-                raise TypeError(f"{self._event}() takes a plain function, but {name_of(function)} is a {what} function")
         # A second parameter with a default is the handler's own, unless it is called session. The *args of builtins such as
         # print() are not for the session, and before CPython 3.11 the signature does not show them.
         takes_both = self._most == 2 and (
@@ -143,6 +126,37 @@ class HandlerList:
             if chain and self._handlers is handlers:  # a signal handler may have registered another
                 self.by_class[cls] = chain
             return chain
+
+
+def check_handler(event: str, function: Any, most: int) -> list[inspect.Parameter]:
+    """Return the parameters of a function that is to handle an event; none if it is one in C that does not tell.
+
+    Args:
+        event: What the texts of errors call it.
+        function: What a user has passed.
+        most: How many arguments the event has.
+
+    Raises:
+        TypeError: It cannot be called, or takes the wrong number of arguments, or is no plain function.
+    """
+    if not callable(function):
+        raise TypeError(f"{event} takes a callable, not {function!r:.200}")
+    try:
+        signature = _signature(function)
+    except ValueError:
+        return []
+    parameters = list(signature.parameters.values())
+    positional = [p for p in parameters if p.kind in _POSITIONAL]
+    starred = [p for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL]
+    required = [p for p in parameters if p.default is inspect.Parameter.empty and p.kind not in _STARRED]
+    keywords = [p for p in required if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    if len(required) > most or keywords or not (positional or starred):
+        number = "one argument" if most == 1 else "one or two arguments"
+        raise TypeError(f"{event} takes a handler of {number}, but {name_of(function)} has the signature {signature}")
+    for test, what in ((inspect.iscoroutinefunction, "coroutine"), (inspect.isgeneratorfunction, "generator")):
+        if test(function):
+            raise TypeError(f"{event} takes a plain function, but {name_of(function)} is a {what} function")
+    return parameters
 
 
 def _do_nothing(*arguments: Any) -> None:

@@ -13,6 +13,7 @@ from .arguments import DEFAULT, PIPE, Facade, check_timeout, name_methods
 from .core.conversation import Conversation
 from .core.poller import ADVICE
 from .errors import InvalidStreamError
+from .handlers import check_handler
 from .session import Session, conversation_of
 from .transports.stream_channel import StreamChannel
 
@@ -298,8 +299,7 @@ class SessionOpener(Facade):
         """
         loop = self._loop
         loop.check_open()
-        if not callable(on_session):
-            raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
+        check_handler("on_session", on_session, 1)
         from .core.listening import Acceptor
         from .listener import Listener
 

@@ -23,6 +23,7 @@ from .arguments import (
     sendable,
 )
 from .crew import Crew
+from .handlers import check_handler
 from .interruptions import interruption_in
 from .messages import Message
 from .peer import IpcPeer
@@ -123,8 +124,8 @@ class WorkerPool(Facade):
         check_timeout(start_timeout, "start_timeout")
         if hello is not None:
             hello = check_expect(hello, "hello")
-        if on_session is not None and not callable(on_session):
-            raise TypeError(f"on_session must be a function that takes a session, not {on_session!r:.100}")
+        if on_session is not None:
+            check_handler("on_session", on_session, 1)
         from .transports.spawn import check_command, check_options
 
         for each in commands:

@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator, List
 import pytest
 
 from stream_ipc import IpcPeer, LogMessage, Session, StreamClosedError
-from stream_ipc.transports import children
+from stream_ipc.transports import children, spawn
 from tests.helpers import (
     PATIENCE,
     WAIT,
@@ -27,6 +27,7 @@ from tests.helpers import (
     Interruption,
     InterruptionError,
     limit,
+    places_apart,
     role,
     set_limit,
     tick_until,
@@ -450,6 +451,52 @@ def test_a_start_that_is_interrupted_twice_leaves_no_child(peer: IpcPeer, caplog
             second.__exit__()
         with pytest.raises(ChildProcessError):
             os.waitpid(nobody.pid, os.WNOHANG)
+        if not second.hit:
+            break
+    assert number > 10
+
+
+class _WhileItIsUndone(InterruptAt):
+    path = spawn.__file__
+
+    def is_place(self, frame: Any, event: str) -> bool:
+        return super().is_place(frame, event) and frame.f_code.co_name in ("_undo", "_find_pid")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux tells which child it is")
+@pytest.mark.parametrize("kind", [Interruption, InterruptionError])
+def test_a_start_of_which_undoing_is_interrupted_leaves_no_child(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    def undo_once_the_second_may_come(*arguments: Any) -> None:
+        if begun.pop():
+            second.__enter__()
+        undo(*arguments)
+
+    fork = 0
+    where = ""
+    while "fork_exec" not in where:
+        fork += 1
+        first = _AroundFork(fork, kind())
+        with pytest.raises(kind), first:
+            peer.create_command_session(["sleep", "60"])
+        where = first.where
+    undo = spawn._undo
+    monkeypatch.setattr(spawn, "_undo", undo_once_the_second_may_come)
+    number = 0
+    while True:
+        number += places_apart()
+        begun = [False, True]
+        read, write = os.pipe()
+        second = _WhileItIsUndone(number, kind())
+        try:
+            with pytest.raises(kind), _AroundFork(fork, kind()):
+                peer.create_command_session(["sleep", "60"], pass_fds=[write])
+        finally:
+            second.__exit__()
+        os.close(write)
+        assert read_to_end(read) == b"", second.where
+        os.close(read)
         if not second.hit:
             break
     assert number > 10

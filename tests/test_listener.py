@@ -302,10 +302,16 @@ def test_on_session_may_close_anything(peer, path):
     assert not os.path.exists(path)
 
 
-def test_on_session_must_be_callable(peer, path):
-    with pytest.raises(TypeError, match="on_session"):
-        peer.listen(path, None)
-    assert not os.path.exists(path)
+async def later(session):
+    pass
+
+
+@pytest.mark.parametrize("wrong", [None, lambda: None, lambda session, other: None, later])
+def test_on_session_must_take_a_session(peer, path, wrong):
+    with pytest.raises(TypeError, match="^on_session takes a (callable|handler of one argument|plain function),"):
+        peer.listen(path, wrong)
+    for fine in (print, [].append, lambda *arguments: None, lambda session, other=None: None):
+        peer.listen(path, fine).close()
 
 
 # -- ticking

@@ -164,10 +164,10 @@ def test_wrong_arguments(peer: IpcPeer, pool: WorkerPool) -> None:
     assert pool.pending == 0
     for options in (
         {"size": 0}, {"size": 1.5}, {"retries": -1}, {"in_flight": 0}, {"tasks_per_worker": 0}, {"timeout": -1},
-        {"start_timeout": "x"}, {"hello": int}, {"on_session": 5},
+        {"start_timeout": "x"}, {"hello": int}, {"on_session": 5}, {"on_session": lambda: 5},
     ):  # fmt: skip
         wrong = options
-        with pytest.raises((TypeError, ValueError), match=f"^{next(iter(options))} must be"):
+        with pytest.raises((TypeError, ValueError), match=f"^{next(iter(options))} (must be|takes)"):
             WorkerPool(peer, worker(), **wrong)
     for wrong in ("python3 x.py", ["python3 x.py", []], 5, None, [5], [None]):
         with pytest.raises(TypeError, match="command must be|item of command must be"):
@@ -1714,6 +1714,26 @@ def test_an_id_that_cannot_be_used_fails_its_task() -> None:
                 pool.submit(Ping(1)).wait()
         assert pool.pending == 0
         assert outcome(pool.submit(Ping(2))) == 2
+
+
+@pytest.mark.parametrize("how", ["closed", "in on_close", "in a done callback"])
+def test_a_peer_that_is_closed_takes_no_pool(how: str) -> None:
+    found: List[Any] = []
+
+    def make(*_: Any) -> None:
+        with pytest.raises(RuntimeError, match="^this IpcPeer is closed; make a new one$") as caught:
+            WorkerPool(peer, worker(), 1)
+        found.append(caught.value)
+
+    with IpcPeer(timeout=5) as peer:
+        a, b = peer.create_session_pair()
+        if how == "in on_close":
+            a.on_close(make)
+        elif how == "in a done callback":
+            a.request(Ping()).add_done_callback(make)
+    if how == "closed":
+        make()
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, "2"])

@@ -497,7 +497,7 @@ rows = [{", ".join(f"[{values}]" for values in VALUES_OF_ROWS.values())}]
 print([[[arrival(serializer, value) for value in row] for serializer in serializers] for row in rows])
 """
 LISTS = "int or str keys; none or 0..n: a list"
-CONDITIONS = {"64 bits", "if keys are str", LISTS}
+CONDITIONS = {"fixed offset", "64 bits", "if keys are str", LISTS}
 
 
 def test_table_of_values(tmp_path):

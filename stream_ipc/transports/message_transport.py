@@ -37,7 +37,8 @@ class MessageTransport(ABC):
     ``IpcPeer.create_session``, whose session then owns and closes it. An object
     that merely has the four abstract methods works too. None of them may block.
     Anything but ``StreamClosedError`` that one raises is a failure of the
-    stream: see ``Session.on_exception``.
+    stream: see ``Session.on_exception``. What ``send`` raises comes out of the
+    call that sends.
 
     What ``send`` and ``receive`` see besides users' messages are
     ``RequestEnvelope`` and ``ResponseEnvelope``.

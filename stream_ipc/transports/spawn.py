@@ -105,14 +105,11 @@ def spawn(
         return started
     except BaseException as exc:
         try:
-            refused = isinstance(exc, OSError) and interruption_in(exc) is None  # so that there is no process
-            if not refused and getattr(process, "pid", 0) is None:  # it was not stored yet, or there is none
-                process.pid = _find_pid(*theirs[:2])
-            _undo(process, files, ours, theirs)
+            _undo(exc, process, files, ours, theirs)
         except BaseException:  # an interruption
-            _undo(process, files, ours, theirs)
+            _undo(exc, process, files, ours, theirs)
             raise
-        if isinstance(exc, OSError) and refused and exc.errno in (errno.EMFILE, errno.ENFILE):
+        if isinstance(exc, OSError) and _is_refusal(exc) and exc.errno in (errno.EMFILE, errno.ENFILE):
             advice = "starting a process takes some descriptors; close some, or raise the limit (ulimit -n)"
             raise OSError(exc.errno, f"{exc.strerror}: {advice}") from exc
         if isinstance(exc, StopIteration):  # which would end the loop of a caller without a word
@@ -142,28 +139,33 @@ def _open_files(fds: list[int], files: list[Any]) -> None:
             del fds[0]
 
 
-def _undo(process: Any, files: list[Any], *fds: list[int]) -> None:
+def _is_refusal(exc: BaseException) -> bool:
+    """Return whether the system has refused to start a process, so that there is none."""
+    return isinstance(exc, OSError) and interruption_in(exc) is None
+
+
+def _undo(exc: BaseException, process: Any, files: list[Any], ours: list[int], theirs: list[int]) -> None:
     """Leave nothing of a start that has failed. An interrupted call can be made again."""
+    if getattr(process, "pid", 0) is None and len(theirs) > 1 and not _is_refusal(exc):
+        process.pid = _find_pid(*theirs[:2])  # it was not stored yet, or there is none
     for file in files:
         file.close()
-    for some in fds:
-        close_all(some)
+    close_all(ours)
+    close_all(theirs)
     if getattr(process, "pid", None):
         kill(process)
 
 
 def _find_pid(stdin: int, stdout: int) -> Any:
     """Return the child that has these pipes for its stdin and stdout. Only Linux tells, so elsewhere it is None."""
-    from glob import glob
-
     pid = None
     # It has them by their numbers here until it becomes another program, but so has another thread's child for a moment:
     # what comes later is surer.
     for number, pipe in ((stdin, stdin), (1, stdout), (0, stdin)):
-        for path in glob(f"/proc/[0-9]*/fd/{number}"):
+        for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
             try:
-                if os.path.samestat(os.stat(path), os.fstat(pipe)):
-                    holder = int(path.split("/")[2])
+                if name.isdigit() and os.path.samestat(os.stat(f"/proc/{name}/fd/{number}"), os.fstat(pipe)):
+                    holder = int(name)
                     os.waitid(os.P_PID, holder, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # an error unless it is a child
                     pid = holder
             except OSError:  # somebody else's, or a further interruption, which is as good as the first
