@@ -72,7 +72,7 @@ class IpcPeer(SessionOpener):
         check_plugin("serializer", serializer, "serialize", "deserialize")
         check_plugin("id_generator", id_generator, "generate")
         self.serializer: MessageSerializer = serializer
-        self.id_generator = id_generator
+        self.id_generator: RequestIdGenerator = id_generator
         self.timeout = timeout
         self.max_frame_size = max_frame_size
         self._loop = Loop()
