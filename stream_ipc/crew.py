@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Crew"]
 
-_CLOGGED_INTERVAL = 0.05  # seconds until the next look at a worker that has much to read
-
 
 class Crew:
     """Gives the tasks of one pool to its workers, and takes them back.
@@ -85,6 +83,7 @@ class Crew:
             self.tasks,
             partial(self._loop.later.setdefault, self),
             self.check,
+            partial(self._loop.set_timer, self),
             on_session=on_session,
             hello=hello,
             start_timeout=start_timeout,
@@ -142,10 +141,8 @@ class Crew:
                     break
                 worker = self._find_free()
                 # A busy one gets another task only if no other is free and none can be started.
-                if (worker is None or worker.running) and self.staff.vacant:
-                    if self.staff.start(now, strict):
-                        continue
-                    self._set_timer(now)  # it may be too early
+                if (worker is None or worker.running) and self.staff.vacant and self.staff.start(now, strict):
+                    continue
                 if worker is None:
                     break
                 self._give_to(worker, task)
@@ -167,7 +164,7 @@ class Crew:
             if worker.can_take(self.in_flight, self._tasks_per_worker):
                 return worker
             if worker.is_clogged:
-                self._set_timer(self._loop.clock())
+                self.staff.set_timer(self._loop.clock())
             if not worker.can_take(self.in_flight, self._tasks_per_worker):
                 free.pop(worker, None)
         return None
@@ -295,17 +292,7 @@ class Crew:
                 self.staff.give_up(worker)
             elif worker.given == self._tasks_per_worker and not worker.running:
                 worker.close("this side replaces the worker, which has done its share of tasks")
-        self._set_timer(now)
-
-    def _set_timer(self, now: float) -> None:
-        """Have ``on_time`` called when something is due that was not due at a time that has just passed."""
-        if self.tasks.closed:
-            return
-        times = [worker.due for worker in self.staff.workers]
-        if self.tasks.queue:
-            times += [worker.start_at for worker in self.staff.workers if worker.start_at > now]
-            times += [now + _CLOGGED_INTERVAL for worker in self.staff.workers if worker.is_clogged]
-        self._loop.set_timer(self, min(times))
+        self.staff.set_timer(now)
 
     def close(self, text: str = "this side closed the peer of the worker pool") -> None:
         """Fail all tasks; the text says why. An interrupted call is made again."""

@@ -1,6 +1,6 @@
 """Request ids: text that is unique among the requests which are pending on one session.
 
-Imports nothing of the package. Any object with ``generate()`` will do in place of the two classes here.
+Knows how long one may be. Any object with ``generate()`` will do in place of the two classes here.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import operator
 import os
 import time
 
+from .messages import MAX_ID_LENGTH
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-__all__ = ["PidCounterRequestIdGenerator", "PidHrtimeRequestIdGenerator", "needs_check"]
+__all__ = ["PidCounterRequestIdGenerator", "PidHrtimeRequestIdGenerator", "check_id", "needs_check"]
 
 
 class PidCounterRequestIdGenerator:
@@ -42,6 +44,16 @@ class PidCounterRequestIdGenerator:
 def needs_check(generator: Any) -> bool:
     """Return whether an id that it makes may be of a wrong type, too long or in use."""
     return type(generator) is not PidCounterRequestIdGenerator or generator.generate is not generator._next
+
+
+def check_id(generator: Any, id: Any) -> None:
+    """Raise ``ValueError`` for what a generator has made if it can be no id."""
+    if type(id) is str and len(id) <= MAX_ID_LENGTH:
+        return
+    text = f"{type(generator).__name__}.generate() returned {id!r:.100}"
+    if isinstance(id, str) and type(id) is not str:
+        raise ValueError(f"{text} of a class derived from str; it must be a plain str")
+    raise ValueError(f"{text}, not a str of at most {MAX_ID_LENGTH} characters")
 
 
 class PidHrtimeRequestIdGenerator:

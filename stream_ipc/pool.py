@@ -204,7 +204,8 @@ class WorkerPool(Facade):
         Raises:
             TypeError: An argument is of a wrong kind, be it one for
                 ``create_command_session``.
-            ValueError: ``timeout`` is negative.
+            ValueError: ``timeout`` is negative, or the id generator has made an
+                id that cannot be used.
             RuntimeError: The pool is closed, another thread is using the peer,
                 or this is a fork.
         """

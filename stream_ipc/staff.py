@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Staff"]
 
+_CLOGGED_INTERVAL = 0.05  # seconds until the next look at a worker that has much to read
 _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
 # After so many deaths in a row at least, without an answer in between, what is queued fails; not while a worker still runs
 # that has not replaced another.
@@ -44,6 +45,7 @@ class Staff:
         tasks: What there is to do: no worker is started without need, and if all die it fails.
         notice: Called, with anything, when the next turn has something to do; in C, so that nothing interrupts it.
         check: Called when all workers are to be looked at then.
+        call_at: Called with the time at which they are to be looked at, by the loop's clock.
         on_session: As in ``WorkerPool``, and so are the others.
 
     Attributes:
@@ -59,6 +61,7 @@ class Staff:
         tasks: Tasks,
         notice: Callable[..., Any],
         check: Callable[[], Any],
+        call_at: Callable[[float], Any],
         *,
         on_session: Callable[[Session], Any] | None,
         hello: type[Message] | None,
@@ -72,6 +75,7 @@ class Staff:
         self._tasks = tasks
         self._notice = notice
         self._check = check
+        self._call_at = call_at
         self._on_session = on_session
         self._hello = hello
         self._start_timeout = start_timeout
@@ -89,6 +93,16 @@ class Staff:
         self.vacant = True
         self.free.update(self.workers)
 
+    def set_timer(self, now: float) -> None:
+        """Have them looked at when something is due that was not due at a time that has just passed."""
+        if self._tasks.closed:
+            return
+        times = [worker.due for worker in self.workers]
+        if self._tasks.queue:
+            times += [worker.start_at for worker in self.workers if worker.start_at > now]
+            times += [now + _CLOGGED_INTERVAL for worker in self.workers if worker.is_clogged]
+        self._call_at(min(times))
+
     # -- they come
 
     def start(self, now: float, strict: bool) -> bool:
@@ -104,6 +118,7 @@ class Staff:
                 break
         else:
             self.vacant = bool(vacant)
+            self.set_timer(now)
             return False
         coming = [other for other in self.workers if other.session is not None and not other.ready]
         if not self._tasks.has_more_than(len(coming)):
@@ -136,8 +151,9 @@ class Staff:
                 return
             session.on_close(lambda session: self._check())
             if self._start_timeout is not None:
-                worker.due = self._loop.clock() + self._start_timeout
-                self._check()
+                now = self._loop.clock()
+                worker.due = now + self._start_timeout
+                self.set_timer(now)  # which comes behind what can be read now
             if self._hello is not None or worker.due < math.inf:
                 self._await_sign(worker)
             if self._on_session is not None:

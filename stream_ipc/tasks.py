@@ -13,6 +13,7 @@ from operator import attrgetter
 from .core.loop import MAX_DEPTH
 from .core.pending import Pending
 from .errors import IpcError, StreamClosedError
+from .ids import check_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,13 +118,19 @@ class Tasks:
         self._back: list[Task] = []  # those that are still to get their places in the queue
 
     def send(self, task: Task, message: Message) -> None:
-        """Give a new task its message. It is still to be queued."""
+        """Give a new task its message. It is still to be queued.
+
+        Raises:
+            ValueError: The id cannot be used.
+        """
         task.message = message
         task.worker = task.deadline = task.callbacks = None
         task.watchers = []  # not None, so that ``tell`` is called
         task.tries = task.number = 0
         task.optional = False
-        task.id = self._peer.id_generator.generate()
+        ids = self._peer.id_generator
+        task.id = ids.generate()
+        check_id(ids, task.id)
 
     def enqueue(self, task: Task) -> None:
         """Queue a task, unless that was done before. An interrupted call can be made again.

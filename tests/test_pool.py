@@ -666,6 +666,22 @@ def test_worker_that_ignores_everything_is_killed_by_start_timeout(peer: IpcPeer
         tick_until(lambda: not is_alive(pid), peer)
 
 
+@pytest.mark.parametrize("hello", [Note, None])
+def test_a_sign_that_has_come_counts_though_nobody_has_looked(peer: IpcPeer, hello: Any) -> None:
+    clock = set_clock(peer, FakeClock())
+    started: List[Session] = []
+
+    def slow(session: Session) -> None:
+        started.append(session)
+        assert session.process is not None and session.process.stdout is not None
+        assert select.select([session.process.stdout], [], [], 20)[0]
+        clock.now += 5
+
+    with WorkerPool(peer, worker("hello", "0"), 1, hello=hello, start_timeout=1, on_session=slow) as pool:
+        assert outcome(pool.submit(Ping(1))) == 1
+        assert len(started) == 1
+
+
 @pytest.mark.slow
 def test_start_timeout_without_hello(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker("silent"), 1, start_timeout=0.1) as pool:
@@ -1706,12 +1722,12 @@ def test_an_id_that_cannot_be_used_fails_its_task() -> None:
         def generate(self) -> Any:
             return next(ids)
 
-    bad: List[Any] = [[], 5, "x" * 200]
+    bad: List[Any] = [[], 5, "x" * 200, None]
     ids = iter([*bad, "1"])
     with IpcPeer(id_generator=Ids(), timeout=5) as peer, WorkerPool(peer, worker(), 1) as pool:
         for _ in bad:
             with pytest.raises(ValueError, match="not a str of at most 128 characters"):
-                pool.submit(Ping(1)).wait()
+                pool.submit(Ping(1))
         assert pool.pending == 0
         assert outcome(pool.submit(Ping(2))) == 2
 

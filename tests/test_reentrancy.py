@@ -803,3 +803,31 @@ def test_a_batch_of_another_thread_is_refused(peer: IpcPeer) -> None:
     assert a.request(Ping(), expect=Pong).wait() == Pong()
     assert len(errors) == 1 and errors[0].startswith("another thread")
     assert nothing_in_a_batch(peer)
+
+
+# -- what is looked at now and then
+
+
+def test_a_turn_beneath_an_inspection_leaves_no_session_unread() -> None:
+    def scenario(number: int) -> CallAt:
+        def arrive(*_: Any) -> None:
+            raw.write(framed(Note("1")))
+            peer.tick(0)
+
+        with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+            got: List[Any] = []
+            raw.session.on_message(got.append)
+            clock = set_clock(peer, FakeClock())
+            peer.tick(0)
+            clock.now += 1  # an inspection is due
+            with CallAt(number, arrive) as beneath:
+                peer.tick(0)
+            if not beneath.hit:
+                arrive()
+            raw.write(framed(Note("2")))
+            for _ in range(3):
+                peer.tick(0)
+            assert values(got) == ["1", "2"]
+            return beneath
+
+    at_every_place(scenario)

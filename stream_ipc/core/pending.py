@@ -79,7 +79,7 @@ class Pending(Reference):
         settled: 0 until the outcome is known; then the moment at which it became known, by ``next_moment``.
         outcome: The reply, or the error in its place; None until it has settled.
         requester: What sends it.
-        unsent: The frame once there is one, which is empty as soon as it was handed over.
+        unsent: The frame, which is empty as soon as it was handed over; None after that.
         watchers: Functions that are called with the promise when it settles, or None.
         callbacks: Users' functions and the promise that each gets, which these keep alive; None if there are none, and not
             there at all unless there are watchers.

@@ -261,7 +261,7 @@ class Port:
             self.report_failure(exc)
         finally:
             self._reading = False
-        if self._inbox:
+        if self._inbox or self.paused:  # by a turn beneath, as in on_ready
             self._loop.mark(self._dispatcher)
 
     def limit_reading(self) -> None:

@@ -20,9 +20,9 @@ from ..errors import (
     printable,
     unraised,
 )
-from ..ids import needs_check
+from ..ids import check_id, needs_check
 from ..interruptions import pass_on
-from ..messages import MAX_ID_LENGTH, REQUEST, ErrorMessage
+from ..messages import REQUEST, ErrorMessage
 from .pending import Pending, next_moment
 from .sending import HIGH_WATER, make_room
 from .timers import Share
@@ -117,6 +117,7 @@ class Requests:
                     conversation.port.update_reading()  # or its reply might never be read
                 pending.unsent = frame = self._encode(REQUEST, id, message)
                 self._put(frame)
+                pending.unsent = None  # an empty list takes room, too
             except BaseException as exc:
                 loop.repairs[conversation.port] = None
                 pending.withdraw_from(self)
@@ -131,17 +132,10 @@ class Requests:
         return id  # type: ignore[no-any-return]
 
     def _check(self, id: Any) -> None:
-        if type(id) is not str or len(id) > MAX_ID_LENGTH or id in self._table:
-            raise self._bad_id(id)
-
-    def _bad_id(self, id: Any) -> ValueError:
-        name = type(self._ids).__name__
-        if isinstance(id, str) and type(id) is not str:
-            text = "of a class derived from str; it must be a plain str"
-            return ValueError(f"{name}.generate() returned {id!r:.100} {text}")
-        if type(id) is str and len(id) <= MAX_ID_LENGTH:
-            return ValueError(f"{name}.generate() returned {id!r}, which a pending request has already")
-        return ValueError(f"{name}.generate() returned {id!r:.100}, not a str of at most {MAX_ID_LENGTH} characters")
+        check_id(self._ids, id)
+        if id in self._table:
+            name = type(self._ids).__name__
+            raise ValueError(f"{name}.generate() returned {id!r}, which a pending request has already")
 
     def remove(self, pending: Pending) -> None:
         """Take a request out of the table."""
