@@ -93,11 +93,11 @@ class Crew:
     @property
     def pending(self) -> int:
         """How many tasks are queued or with workers."""
-        return sum([task.is_wanted for task in tuple(self.tasks.queue)]) + len(self._under_way())
+        return sum([task.is_wanted for task in [*self.tasks.queue]]) + len(self._under_way())
 
     def _under_way(self) -> list[Task]:
         """Return the tasks that workers have and that have not settled."""
-        return [task for worker in tuple(self.staff.workers) for task in tuple(worker.running) if not task.settled]
+        return [task for worker in [*self.staff.workers] for task in [*worker.running] if not task.settled]
 
     @property
     def waits(self) -> bool:
@@ -157,9 +157,13 @@ class Crew:
         free = self.staff.free
         while free:
             if self.in_flight > 1:
-                worker = min(tuple(free), key=lambda worker: len(worker.running))
+                worker = min([*free], key=lambda worker: len(worker.running), default=None)
+                if worker is None:
+                    break
             else:
                 for worker in free:  # not next(iter(free)): it raises if a signal handler adds one
+                    break
+                else:
                     break
             if worker.can_take(self.in_flight, self._tasks_per_worker):
                 return worker
@@ -175,16 +179,17 @@ class Crew:
         requests = worker.conversation.requests
         try:
             # atomic: no calls
-            if not queue or queue[0] is not task or task.worker is not None:
+            if queue and queue[0] is task and task.worker is None:
+                del queue[0]
+                task.worker = worker
+                task.unsent = True
+                self._sending[task] = None
+                worker.running[task] = None
+                worker.given += 1
+                if self.in_flight == 1 and worker in free:
+                    del free[worker]  # not to be asked again, though it would be found out
+            else:
                 return  # a finalizer has used the pool
-            del queue[0]
-            task.worker = worker
-            task.unsent = True
-            self._sending[task] = None
-            worker.running[task] = None
-            worker.given += 1
-            if self.in_flight == 1 and worker in free:
-                del free[worker]  # not to be asked again, though it would be found out
 
             requests.send(task, task.message)
         except BaseException as exc:
@@ -277,12 +282,12 @@ class Crew:
 
         self.staff.look_anew()
         now = self._loop.clock()
-        for worker in tuple(self.staff.workers):
+        for worker in [*self.staff.workers]:
             if worker.session is None:
                 continue
             if worker.conversation is None:
                 self.staff.set_up(worker)
-            for task in tuple(worker.running):
+            for task in [*worker.running]:
                 if task.unsent and task not in self._sending:  # an interruption has kept it from being put back
                     worker.conversation.requests.remove(task)
                     self.tasks.put_back(worker, task, False)
@@ -298,7 +303,7 @@ class Crew:
         """Fail all tasks; the text says why. An interrupted call is made again."""
         self.tasks.closed = True
         self._loop.set_timer(self, math.inf)
-        for worker in tuple(self.staff.workers):
+        for worker in [*self.staff.workers]:
             if worker.conversation is not None:
                 worker.conversation.stop()
         self.tasks.fail([*self._under_way(), *self.tasks.queue], StreamClosedError(text))
@@ -311,7 +316,7 @@ class Crew:
         loop = self._loop
         self.tasks.closed = True  # first: now workers keep their places, where a call after an interrupted one finds them
         text = "this side closed the worker pool"
-        workers = [worker for worker in self.staff.workers if worker.session is not None]
+        workers = [worker for worker in [*self.staff.workers] if worker.session is not None]
         for worker in workers:
             worker.conversation = conversation_of(worker.session)  # an interruption may have kept it from being set up
         due = None if seconds is None else monotonic() + seconds

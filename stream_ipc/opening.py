@@ -52,7 +52,7 @@ class SessionOpener(Facade):
     @property
     def sessions(self) -> tuple[Session, ...]:
         """The sessions that are open, in the order in which they were made."""
-        return tuple([each.session for each in tuple(self._loop.conversations) if each.is_open])
+        return tuple([each.session for each in [*self._loop.conversations] if each.is_open])
 
     def create_stdio_session(self) -> Session:
         """Talk over this process's stdin and stdout, as a worker does.
@@ -192,7 +192,7 @@ class SessionOpener(Facade):
                 closed, or one of its descriptors cannot be waited for. It stays
                 as it was.
         """
-        if any([other.channel.transport is transport for other in tuple(self._loop.conversations)]):
+        if any([other.channel.transport is transport for other in [*self._loop.conversations]]):
             raise InvalidStreamError(f"{type(transport).__name__} belongs to another session of this peer; {ADVICE}")
         from .transports.message_transport import channel_of
 
@@ -338,7 +338,7 @@ def _add_own_sockets(peer: SessionOpener, *sockets: socket.socket, name: str = "
 
 def _close_orphans(peer: SessionOpener, is_one: Callable[[Session], bool]) -> None:
     """Close the sessions that a call has made before it was interrupted: nobody will ever have them."""
-    for conversation in tuple(peer._loop.conversations):
+    for conversation in [*peer._loop.conversations]:
         if is_one(conversation.session):
             conversation.close(seconds=0)
 

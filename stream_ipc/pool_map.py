@@ -75,8 +75,13 @@ class Mapped:
                 end = self._end
                 self._end = StopIteration()
                 raise end or StopIteration
-            while ready and ready[0] not in under_way:  # it was yielded, or came to nothing
-                del ready[0]
+            while True:
+                # atomic: no calls
+                if ready and ready[0] not in under_way:  # it was yielded, or came to nothing
+                    del ready[0]
+                else:
+                    break
+
             until: Any = pending_of(promise) if self._ordered else self
             try:
                 if not until.settled:
@@ -94,9 +99,10 @@ class Mapped:
             pass_on(exc)
             error = exc
         # atomic: no calls
-        del under_way[promise]
-        if error is not None:
-            raise error
+        if promise in under_way:
+            del under_way[promise]
+            if error is not None:
+                raise error
         return reply
 
     def _submit(self) -> None:
@@ -123,10 +129,11 @@ class Mapped:
                 if not self._ordered:
                     task.watch(self._ready.append)
                 # atomic: no calls
-                if self._message is not message:
+                if self._message is message:
+                    under_way[promise] = None
+                    self._message = None
+                else:
                     continue  # the id generator has called next()
-                under_way[promise] = None
-                self._message = None
 
                 self._give(promise)
             except Exception as exc:

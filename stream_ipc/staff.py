@@ -85,7 +85,7 @@ class Staff:
     @property
     def sessions(self) -> list[Session]:
         """Those of the workers that are running."""
-        sessions = [worker.session for worker in self.workers]
+        sessions = [worker.session for worker in [*self.workers]]
         return [session for session in sessions if session is not None and session.is_open]
 
     def look_anew(self) -> None:
@@ -97,10 +97,10 @@ class Staff:
         """Have them looked at when something is due that was not due at a time that has just passed."""
         if self._tasks.closed:
             return
-        times = [worker.due for worker in self.workers]
+        times = [worker.due for worker in [*self.workers]]
         if self._tasks.queue:
-            times += [worker.start_at for worker in self.workers if worker.start_at > now]
-            times += [now + _CLOGGED_INTERVAL for worker in self.workers if worker.is_clogged]
+            times += [worker.start_at for worker in [*self.workers] if worker.start_at > now]
+            times += [now + _CLOGGED_INTERVAL for worker in [*self.workers] if worker.is_clogged]
         self._call_at(min(times))
 
     # -- they come
@@ -112,7 +112,7 @@ class Staff:
             now: The time.
             strict: Raise what is wrong with the arguments for it, which otherwise counts as a death.
         """
-        vacant = [worker for worker in self.workers if worker.session is None]
+        vacant = [worker for worker in [*self.workers] if worker.session is None]
         for worker in vacant:
             if worker.start_at <= now:
                 break
@@ -120,12 +120,22 @@ class Staff:
             self.vacant = bool(vacant)
             self.set_timer(now)
             return False
-        coming = [other for other in self.workers if other.session is not None and not other.ready]
+        coming = [other for other in [*self.workers] if other.is_coming]
         if not self._tasks.has_more_than(len(coming)):
             return False
+        start_at = worker.start_at
         try:
-            for worker.session in map(self._create, (worker.command,)):  # stored before a signal is looked at
-                break
+            # atomic: no calls
+            if worker.session is None and worker.start_at <= now:
+                worker.start_at = math.inf  # a turn beneath starts another
+            else:
+                return True
+
+            try:
+                for worker.session in map(self._create, (worker.command,)):  # stored before a signal is looked at
+                    break
+            finally:
+                worker.start_at = start_at
         except Exception as exc:
             if interruption_in(exc) is not None or (strict and isinstance(exc, (TypeError, ValueError))):
                 raise
@@ -142,9 +152,10 @@ class Staff:
         try:
             conversation = conversation_of(session)
             # atomic: no calls
-            if worker.conversation is not None:
+            if worker.conversation is None:
+                worker.conversation = conversation
+            else:
                 return  # a signal handler has turned
-            worker.conversation = conversation
 
             if self._tasks.closed:  # by a signal handler
                 worker.kill("this side closed the worker pool")
@@ -185,7 +196,7 @@ class Staff:
 
     def hear(self) -> None:
         """Look for the first signs of workers. An interrupted call is made again."""
-        for worker in tuple(self._unheard):
+        for worker in [*self._unheard]:
             self._hear(worker)
 
     def _hear(self, worker: Worker) -> None:
@@ -244,7 +255,7 @@ class Staff:
         wait = min(_BACK_OFF_MOST, _BACK_OFF * 2 ** min(successor.deaths - 1, 10))
         successor.start_at = self._loop.clock() + wait
         self._deaths += 1
-        if any([worker.session is not None and not worker.deaths for worker in self.workers]):
+        if any([worker.session is not None and not worker.deaths for worker in [*self.workers]]):
             return  # that one has not failed yet: it is slow to come up, or busy
         if self._deaths >= max(_DEATHS, 3 * len(self.workers)):
             text = f"{self._deaths} workers in a row ended before they had answered anything; the last one: {reason}"

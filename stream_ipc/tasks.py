@@ -139,14 +139,12 @@ class Tasks:
             RuntimeError: The pool is closed.
         """
         # atomic: no calls
-        if task.number:
-            return
-        if not self.closed:
+        if not task.number and not self.closed:
             self._count = task.number = self._count + 1
             self._queue += (task,)
-            return
 
-        raise RuntimeError("this WorkerPool is closed; make a new one")
+        if not task.number:
+            raise RuntimeError("this WorkerPool is closed; make a new one")
 
     def put_back(self, worker: Worker, task: Task, tried: bool) -> None:
         """Queue a task that a worker has again, before those submitted later. An interrupted call can be made again."""
@@ -165,32 +163,36 @@ class Tasks:
     @property
     def queue(self) -> deque[Task]:
         """Tasks that no worker has, in the order in which they were submitted, and some that are not wanted."""
-        while self._back:
-            task = self._back[-1]
+        while True:
+            for task in reversed(self._back):
+                break
+            else:
+                return self._queue
             place = bisect_left(self._queue, task.number, key=_number)
             if place >= len(self._queue) or self._queue[place] is not task:  # where an interruption may have left it
                 self._queue.insert(place, task)
             # atomic: no calls
             if self._back and self._back[-1] is task:
                 del self._back[-1]
-        return self._queue
 
     @property
     def first(self) -> Task | None:
         """The first in the queue that is still to be begun. Those before it are dropped."""
         queue = self.queue
-        while queue:
-            task = queue[0]
+        while True:
+            for task in queue:  # not queue[0] behind a look whether there is one: a signal handler may take that
+                break
+            else:
+                return None
             if task.is_wanted:
                 return task
             # atomic: no calls
             if queue and queue[0] is task:
                 del queue[0]
-        return None
 
     def has_more_than(self, count: int) -> bool:
         """Return whether more than so many are still to be begun."""
-        wanted = (task for task in tuple(self.queue) if task.is_wanted)
+        wanted = (task for task in [*self.queue] if task.is_wanted)
         return len([*islice(wanted, count + 1)]) > count
 
     def cancel(self, task: Task) -> bool:
@@ -200,7 +202,7 @@ class Tasks:
         return cancelled
 
     def settle(self, task: Task, outcome: Any) -> bool:
-        """Take note of the outcome of a task, unless it has one; returns whether that is so. Its ``go_on`` tells of it."""
+        """Take note of the outcome of a task, unless it has one; returns whether it had none. Its ``go_on`` tells of it."""
         self.loop.later[task] = None  # first: a turn goes on after an interruption
         return Pending.settle(task, outcome)
 

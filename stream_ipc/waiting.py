@@ -287,5 +287,5 @@ class _AsCompleted(_Waiting):
     def _unwatch(self) -> None:
         """Be told no more, so that nothing stays behind. What comes next begins anew."""
         self._watching = False
-        for requester, reference in tuple(self._references.items()):
+        for requester, reference in self._references.copy().items():
             requester.watchers.discard(reference)

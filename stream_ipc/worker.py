@@ -29,9 +29,9 @@ class Worker:
     Attributes:
         command: What is started.
         deaths: How many in a row have ended before they answered anything, up to this one.
-        start_at: When it may be started.
+        start_at: When it may be started; infinity while it is.
         session: The session with it, or None.
-        conversation: What is behind that; None until something was done with it.
+        conversation: What is behind that; None until the staff has begun with it.
         running: What it has.
         given: How many tasks it was given in all.
         ready: Whether it can be given any.
@@ -54,6 +54,11 @@ class Worker:
         self.due: float = math.inf
         self.heard: list[Message] = []
         self.hearing: tuple[Callable[[Message], Any], ...] = ()
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether it was started, or is, and cannot be given tasks yet."""
+        return not self.ready and (self.session is not None or self.start_at == math.inf)
 
     @property
     def is_clogged(self) -> bool:

@@ -283,6 +283,43 @@ class CallAt:
         return bool(self.where)
 
 
+class CallAtJump(CallAt):
+    """The same, but where a loop jumps back, and before 3.11 wherever code jumps: there signals are looked at, too."""
+
+    def __enter__(self) -> "CallAtJump":
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: Any, event: str, arg: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(self.path):
+            return None
+        frame.f_trace_opcodes = True
+        before = -1  # where the opcode before this one stands
+
+        def step(frame: Any, event: str, arg: Any) -> Any:
+            nonlocal before
+            if event == "opcode":
+                here, before = before, frame.f_lasti
+                if here >= 0 and _jumps(frame.f_code.co_code[here], before - here) and not self.hit:
+                    self.count += 1
+                    if self.count == self.number:
+                        self.where = f"jump in {frame.f_code.co_name}:{frame.f_lineno}"
+                        sys.settrace(None)
+                        self._function(signal.SIGUSR1, frame)
+            return step
+
+        return step
+
+
+def _jumps(opcode: int, distance: int) -> bool:
+    if sys.version_info >= (3, 11):
+        return "BACKWARD" in dis.opname[opcode]
+    return distance != 2 and opcode in (*dis.hasjabs, *dis.hasjrel) and dis.opname[opcode] != "FOR_ITER"
+
+
 class InterruptAt(CallAt):
     """Raises an exception there, as a handler of SIGUSR1, which it is: its frame is in the traceback.
 

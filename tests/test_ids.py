@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import Any, List
 
 import pytest
 
@@ -10,7 +10,7 @@ from stream_ipc import IpcPeer, RequestTimeoutError, StreamClosedError, WorkerPo
 from stream_ipc.ids import PidCounterRequestIdGenerator, PidHrtimeRequestIdGenerator
 
 from .helpers import FakeClock, RawPeer, is_settled, no_pending, set_clock
-from .messages import Ping
+from .messages import Ping, Pong
 from .test_custom_transport import Memory
 
 
@@ -151,3 +151,23 @@ def test_a_generator_that_closes_the_pool() -> None:
             with pytest.raises(RuntimeError, match="closed"):
                 call(pool)
             assert pool.pending == 0
+
+
+def test_an_id_that_is_free_again_may_be_used_by_a_done_callback() -> None:
+    class Same:
+        def generate(self) -> str:
+            return "x"
+
+    with IpcPeer(id_generator=Same(), timeout=5) as peer:
+        a, b = peer.create_session_pair()
+        b.on_request(lambda ping: Pong(ping.value))
+        later: List[Any] = []
+
+        def again(promise: Any) -> None:
+            peer.tick(0)
+            later.append(a.request(Ping(2)))
+
+        first = a.request(Ping(1))
+        first.add_done_callback(again)
+        assert first.wait() == Pong(1)
+        assert later[0].wait() == Pong(2)

@@ -206,3 +206,21 @@ def test_errors_of_decoding_are_kept(raw: RawPeer) -> None:
     raw.write(frame(b"nonsense"))
     raw.session.tick(20)
     assert type(raw.session.receive(0)).__name__ == "ErrorMessage"
+
+
+def test_what_a_call_is_about_to_return_is_not_dropped_for_newer_ones(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+
+    @a.on_request
+    def flood(ping: Ping) -> Pong:
+        for number in range(1001):
+            a.notify(Note(str(number)))
+        return Pong()
+
+    @b.on_message
+    def wait(message: LogMessage) -> None:
+        b.request(Ping()).wait()
+
+    a.notify(LogMessage("first"))
+    assert b.receive(5, expect=LogMessage) == LogMessage("first")
+    assert [b.receive(0).text for _ in range(999)] == [str(number) for number in range(2, 1001)]

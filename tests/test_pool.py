@@ -1048,6 +1048,7 @@ def test_signal_handler_that_turns_or_closes_while_a_worker_is_started(act: str)
                 peer.tick(0)
             assert len(set(map(id, started))) == len(started), signal.where
             assert len(pool.workers) == (1 if act == "turn" or not signal.hit else 0), signal.where
+            assert peer.sessions == pool.workers, signal.where
         if not signal.hit:
             break
     assert number > 20

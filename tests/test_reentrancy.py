@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from stream_ipc import (
 from tests.helpers import (
     WAIT,
     CallAt,
+    CallAtJump,
     CpuMeter,
     FakeClock,
     RawPeer,
@@ -829,5 +831,38 @@ def test_a_turn_beneath_an_inspection_leaves_no_session_unread() -> None:
                 peer.tick(0)
             assert values(got) == ["1", "2"]
             return beneath
+
+    at_every_place(scenario)
+
+
+# -- where code jumps
+
+
+@pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="3.12 traces no opcodes of frames that are entered later")
+def test_a_turn_where_code_jumps_takes_nothing_twice_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def scenario(number: int) -> CallAt:
+        with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw:
+            got: List[Any] = []
+            done: List[Any] = []
+            closed: List[Any] = []
+            for name in "ab":
+                raw.session.on_message(lambda note, name=name: got.append(name + note.text))
+                raw.session.on_close(closed.append)
+            raw.session.on_request(lambda ping: Pong())
+            promise = raw.session.request(Ping())
+            for _ in range(2):
+                promise.add_done_callback(done.append)
+            raw.write(
+                framed(Note("1")), request_bytes("x", Ping()), framed(Note("2")), reply_bytes(promise.id, Pong()),
+                framed(Note("3")),
+            )  # fmt: skip
+            with CallAtJump(number, lambda *_: peer.tick(0)) as jump:
+                peer.tick(0)
+                raw.session.close()
+            assert sorted(got) == ["a1", "a2", "a3", "b1", "b2", "b3"]
+            assert done == [promise, promise] and closed == [raw.session] * 2
+            assert len(unframe(raw.read())) == 2  # the request and the reply
+            assert not caplog.records
+            return jump
 
     at_every_place(scenario)

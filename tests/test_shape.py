@@ -4,6 +4,7 @@ import ast
 import dis
 import importlib.util
 import inspect
+import itertools
 import os
 import re
 import shutil
@@ -333,6 +334,42 @@ def interruptible(source, nodes):
 def test_atomic_blocks_have_no_calls(module):
     lines = list(interruptible(SOURCES[module], NODES[module]))
     assert not lines, f"lines {lines}: a call, or a loop, in an atomic block; put an empty line before it"
+
+
+def early_exits(source, tree):
+    """The lines in atomic blocks at which an ``if`` does nothing but leave, and more of the block follows.
+
+    CPython 3.10 looks at signals where it jumps, and what follows such an ``if`` is jumped to.
+    """
+    leaving = (ast.Return, ast.Break, ast.Continue, ast.Raise)
+    blocks = [*atomic_blocks(source)]
+    for node in ast.walk(tree):
+        for suite in (getattr(node, "body", ()), getattr(node, "orelse", ()), getattr(node, "finalbody", ())):
+            for first, then in itertools.pairwise(suite) if isinstance(suite, list) else ():
+                leaves = isinstance(first, ast.If) and len(first.body) == 1 and isinstance(first.body[0], leaving)
+                if leaves and any(first.lineno in block and then.lineno in block for block in blocks):
+                    yield first.lineno
+
+
+@each(SOURCES)
+def test_atomic_blocks_have_no_early_exits(module):
+    lines = list(early_exits(SOURCES[module], TREES[module]))
+    assert not lines, f"lines {lines}: ask for what lets the block go on, and let it fall through"
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("if x:\n    return\ny = 1", [3]),
+        ("if x:\n    return\n\ny = 1", []),
+        ("if x:\n    y = 1\nelse:\n    return", []),
+        ("if x:\n    y = 1\n    return\nz = 1", []),
+        ("if x:\n    if y:\n        raise z\n    y = 1", [4]),
+    ],
+)
+def test_the_finder_of_early_exits(body, found):
+    source = "def f():\n    # atomic: no calls\n" + "".join(f"    {line}\n" if line else "\n" for line in body.split("\n"))
+    assert list(early_exits(source, ast.parse(source))) == found
 
 
 def test_no_attribute_is_set_by_a_function():

@@ -67,13 +67,13 @@ class Chores:
 
     def prepare(self) -> None:
         """Do what comes before a wait: write what was gathered, and find out what is to be waited for."""
-        for batches in tuple(self.corked):
+        for batches in [*self.corked]:
             batches.flush()
         self.ask_ports()
 
     def ask_ports(self) -> None:
         """Have those ports watch what they want now that would not do it by themselves."""
-        for port in tuple(self._volatile):
+        for port in [*self._volatile]:
             port.ask_again()
 
     def next(self) -> float:
@@ -89,7 +89,7 @@ class Chores:
         Args:
             deliver: Whether handlers may run.
         """
-        for task in tuple(self._polled):
+        for task in [*self._polled]:
             task.poll()
         if self.teardowns.all:
             self.teardowns.step(deliver)

@@ -53,7 +53,7 @@ def flush_bound(seconds: float | None, conversations: Iterable[Conversation]) ->
 
 def write_out(loop: Loop, conversations: Collection[Conversation], seconds: float) -> None:
     """Write what is queued, for at most so long."""
-    outboxes = [conversation.outbox for conversation in conversations]
+    outboxes = [conversation.outbox for conversation in [*conversations]]
     # What is being written beneath this call cannot be waited for.
     written = Until(lambda: not any([outbox.queued_bytes and not outbox.writing for outbox in outboxes]))
     if seconds > 0 and not written.settled:
@@ -98,10 +98,11 @@ class Closing:
         while self._handlers and handlers:
             try:
                 # atomic: no calls
-                handler = self._handlers[0]
-                del self._handlers[0]  # entered once, even if it closes the session again or is interrupted
+                if self._handlers:
+                    handler = self._handlers[0]
+                    del self._handlers[0]  # entered once, even if it closes the session again or is interrupted
 
-                handler.function(session)
+                    handler.function(session)
             except Exception as exc:
                 pass_on_own(exc)
                 log.error("on_close handler of %r failed", session, exc_info=True)

@@ -261,9 +261,11 @@ class Conversation:
             closing = Closing(self, self._release)
             self.loop.repairs[self] = None
             # atomic: no calls
-            self.is_open = False
-            self.reason = reason
-            self._closing = closing
+            if self._closing is None:  # a turn beneath may have closed it
+                self.is_open = False
+                self.reason = reason
+                self._closing = closing
+
         self._closing.go_on(handlers)
 
     def repair(self) -> None:

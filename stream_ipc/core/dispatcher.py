@@ -125,8 +125,15 @@ class Dispatcher:
         look = 0  # when dispatched has come to this, it looks at goal and clock
         if not conversation.is_open:
             inbox.clear()  # of what a read that was under way has brought
-        while inbox:
-            item = inbox[0]
+        while True:
+            if inbox:  # here, and no condition of the loop: behind that a signal handler may take the last
+                item = inbox[0]
+            else:
+                self._todo.pop(self, None)
+                self.dispatched_bytes = self._inputs.received_bytes
+                if conversation.port.paused:
+                    conversation.port.update_reading()
+                break
             cls = type(item)
             if cls is ResponseEnvelope:
                 told = self._requests.settle(item.id, item.response)
@@ -156,7 +163,7 @@ class Dispatcher:
                         return count
                     count += done
                 else:
-                    count += self._deliver(item, item, by_class[cls])
+                    count += self._deliver(inbox, item, item, by_class[cls])
                 loop.dispatched += 1
                 if not conversation.is_open:
                     if loop.forked:  # a handler has forked, and this is the copy
@@ -166,11 +173,6 @@ class Dispatcher:
                     if loop.dispatched >= goal or share is None or share.is_over():
                         break
                     look = min(goal, loop.dispatched + share.step)
-        else:  # not after a break: then the next turn finds out that nothing is left
-            self._todo.pop(self, None)
-            self.dispatched_bytes = self._inputs.received_bytes
-            if conversation.port.paused:
-                conversation.port.update_reading()
         return count
 
     def settle_replies(self) -> int:
@@ -226,43 +228,42 @@ class Dispatcher:
         if not chain or self._waiting:
             item = self.kept.keep(item, message, chain)
         if chain:
-            self._deliver(item, message, chain)
+            self._deliver(self.inbox, item, message, chain)
         else:
             take_out(self.inbox, item)
 
-    def _deliver(self, item: Any, message: Message, chain: Chain) -> int:
+    def _deliver(self, inbox: deque[Any], item: Any, message: Message, chain: Chain) -> int:
         """Give a message to its handlers; returns how many messages that was: 1.
 
         Args:
+            inbox: The inbox.
             item: What stands for it in the inbox.
             message: The message.
             chain: The handlers that have not seen it, at least one.
         """
-        inbox = self.inbox
         error: Exception | None = None
         while True:
             handler, chain = chain  # type: ignore[misc]
+            arguments = (message, self._session) if handler.takes_both else (message,)
             following = Delivery(message, chain) if chain else None
-            if not inbox or inbox[0] is not item:
-                break  # a turn beneath has gone on with it
             try:
-                # What leads to the handler stands in each branch: 3.10 looks at signals where it jumps.
-                if handler.takes_both:
+                # A turn beneath may have gone on with the item. The act falls through from that look, and the call from the
+                # act, in each branch: 3.10 looks at signals where it jumps.
+                if following is not None:
                     # atomic: no calls
-                    if following is not None:
+                    if inbox and inbox[0] is item:
                         inbox[0] = following
-                    else:
-                        del inbox[0]
 
-                    handler.function(message, self._session)
+                        handler.function(*arguments)
+                    else:
+                        break
                 else:
                     # atomic: no calls
-                    if following is not None:
-                        inbox[0] = following
-                    else:
+                    if inbox and inbox[0] is item:
                         del inbox[0]
 
-                    handler.function(message)
+                        handler.function(*arguments)
+                    break
             except Exception as exc:
                 pass_on_own(exc)
                 if error is None:
@@ -308,7 +309,7 @@ class Dispatcher:
         for entry.unseen in map(self.inbox.appendleft, (delivery,)):  # returns None, stored before a signal is looked at
             break
         self._loop.mark(self)
-        self._deliver(delivery, message, chain)
+        self._deliver(self.inbox, delivery, message, chain)
 
     def _undecodable(self, item: Any, error: SerializationError) -> None:
         """Tell of a payload that is no message: the requester, the promise that waits for it, or the handlers."""
@@ -324,7 +325,7 @@ class Dispatcher:
 
     def _resume(self, item: Delivery) -> int:
         if item.chain:
-            self._deliver(item, item.message, item.chain)
+            self._deliver(self.inbox, item, item.message, item.chain)
         else:
             take_out(self.inbox, item)
         return 0
@@ -332,13 +333,12 @@ class Dispatcher:
     def _open(self, item: OnSession) -> int:
         """Give the session to its ``on_session`` function."""
         function, session, inbox = item.function, self._session, self.inbox
-        if not inbox or inbox[0] is not item:
-            return 0  # a turn beneath has gone on with it
-        try:
+        try:  # a turn beneath may have gone on with it
             # atomic: no calls
-            del inbox[0]  # entered once, whatever comes of it
+            if inbox and inbox[0] is item:
+                del inbox[0]  # entered once, whatever comes of it
 
-            function(session)
+                function(session)
         except Exception:
             self._conversation.close()  # nobody has it
             raise

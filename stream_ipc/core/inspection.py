@@ -41,7 +41,7 @@ class Inspection:
             conversations = conversations[at : at + _CHECKED_AT_ONCE]
         for conversation in conversations:
             conversation.port.check()
-        for listener in tuple(self._loop.listeners):
+        for listener in [*self._loop.listeners]:
             listener.check()
-        for pool in tuple(self._loop.pools):
+        for pool in [*self._loop.pools]:
             pool.check()

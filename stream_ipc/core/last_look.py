@@ -71,7 +71,7 @@ def take_notification(conversation: Conversation, wanted: Wanted, limit: float) 
     _read(conversation, limit)
     goal = loop.dispatched + sum([len(dispatcher.inbox) for dispatcher in (conversation.dispatcher, *loop.todo)])
     before = -1
-    while not wanted.settled and before < loop.dispatched < goal and any([wanted.is_met_by(item) for item in inbox]):
+    while not wanted.settled and before < loop.dispatched < goal and any(map(wanted.is_met_by, [*inbox])):
         before = loop.dispatched
         loop.run(wanted, loop.clock())
 

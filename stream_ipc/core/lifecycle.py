@@ -65,7 +65,7 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
 
 def _unclosed(loop: Loop) -> list[Conversation]:
     """Return the open conversations, and those whose closing has begun and is not done."""
-    return [*loop.conversations, *[task for task in loop.repairs if isinstance(task, Conversation)]]
+    return [*loop.conversations, *[task for task in [*loop.repairs] if isinstance(task, Conversation)]]
 
 
 def _begin(loop: Loop) -> None:
@@ -80,9 +80,9 @@ def _begin(loop: Loop) -> None:
 
 
 def _close_others(loop: Loop) -> None:
-    for pool in tuple(loop.pools):
+    for pool in [*loop.pools]:
         pool.close()
-    for listener in tuple(loop.listeners):
+    for listener in [*loop.listeners]:
         listener.close()
 
 
@@ -94,7 +94,7 @@ def _close(loop: Loop, handlers: bool = True) -> None:
 def drop_loop(loop: Loop, owner: str) -> None:
     """Release what a peer that was never closed has left."""
     left = bool(loop.conversations or loop.listeners)
-    for listener in tuple(loop.listeners):
+    for listener in [*loop.listeners]:
         listener.close()
     for conversation in _unclosed(loop):
         try:
@@ -128,7 +128,7 @@ def _close_side_by_side(loops: Collection[Loop]) -> None:
     left = [loop for loop in loops if _try(loop, partial(_begin, loop))]
     due = monotonic() + FLUSH_BOUND
     while left and monotonic() < due:
-        left = [loop for loop in left if any([c.outbox.queued_bytes for c in loop.conversations])]
+        left = [loop for loop in left if any([c.outbox.queued_bytes for c in [*loop.conversations]])]
         left = [loop for loop in left if _try(loop, partial(write_out, loop, loop.conversations, _EXIT_TURN))]
     for loop in loops:
         _try(loop, partial(_close, loop, handlers=False))
@@ -141,7 +141,7 @@ def _close_side_by_side(loops: Collection[Loop]) -> None:
 
 
 def _teardowns(loops: Iterable[Loop]) -> Teardowns:
-    return Teardowns(teardown for loop in loops for teardown in tuple(loop.chores.teardowns.all))
+    return Teardowns(teardown for loop in loops for teardown in [*loop.chores.teardowns.all])
 
 
 def _cut_short(loops: Iterable[Loop]) -> None:
@@ -156,7 +156,7 @@ def _cut_short(loops: Iterable[Loop]) -> None:
 
 def _kill(loops: Iterable[Loop]) -> Teardowns:
     teardowns = _teardowns(loops)
-    for teardown in tuple(teardowns.all):
+    for teardown in [*teardowns.all]:
         teardown.take = deque.clear  # its last words
         teardown.hurry(monotonic())
     teardowns.step()
@@ -178,7 +178,7 @@ def _after_fork() -> None:
         loop.forked = True
         for conversation in _unclosed(loop):
             conversation.abandon()
-        for listener in tuple(loop.listeners):
+        for listener in [*loop.listeners]:
             listener.abandon()
         loop.chores.teardowns.abandon()
         loop.close()

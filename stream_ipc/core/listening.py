@@ -159,7 +159,7 @@ class Acceptor:
 
     def poll(self) -> None:
         """Accept connections and go on with handshakes, as far as one turn should."""
-        for fd in tuple(self._ready)[:_STEPS]:
+        for fd in [*self._ready][:_STEPS]:
             self._ready.pop(fd, None)
             if self.closed:
                 return
@@ -173,7 +173,7 @@ class Acceptor:
 
     def on_time(self, now: float) -> None:
         """Drop handshakes that take too long; accept again after a pause."""
-        for handshake in tuple(self._handshakes.values()):
+        for handshake in [*self._handshakes.values()]:
             if handshake.due <= now:
                 self._drop_unless_ready(handshake, "it took too long")
         if now >= self._paused_until:

@@ -124,12 +124,12 @@ class Loop(Guard):
     @property
     def is_empty(self) -> bool:
         """Whether nothing is open, so that nothing can happen."""
-        for conversation in tuple(self.conversations):
+        for conversation in [*self.conversations]:
             if conversation.is_open:  # mostly the first is; what is being closed beneath this call brings nothing more
                 return False
         if self.chores.teardowns.all or self.repairs or self.listeners or (self.later and not self.users_wait):
             return False
-        return not any([pool.waits for pool in self.pools])
+        return not any([pool.waits for pool in [*self.pools]])
 
     # -- turns
 
@@ -144,7 +144,8 @@ class Loop(Guard):
                 self.check_entry()
                 text = "nothing is open, so tick(None) would wait for ever"
                 raise StreamClosedError(f"{text}: this IpcPeer has no open session and no listener")
-            return self.run(None, 0 if self.repairs or (self.later and not self.users_wait) else math.inf)  # these happen
+            is_left = self.repairs or (self.later and not self.users_wait)  # something to do at once
+            return self.run(None, 0 if is_left else math.inf)
         if self.closed:
             self.check_entry()
             time.sleep(min(timeout, 1e9))  # which takes no infinity
@@ -261,8 +262,8 @@ class Loop(Guard):
         while todo:
             before = self.dispatched + count
             if until is None or count:  # a wait seldom needs a second round
-                goal = min(goal, self.dispatched + sum([len(dispatcher.inbox) for dispatcher in tuple(todo)]) + 1)
-            for dispatcher in tuple(todo):
+                goal = min(goal, self.dispatched + sum([len(dispatcher.inbox) for dispatcher in [*todo]]) + 1)
+            for dispatcher in [*todo]:
                 count += dispatcher.step(until, min(goal, self.dispatched + _SLICE))
                 # atomic: no calls
                 if dispatcher in todo:  # the next turn begins with another
@@ -278,14 +279,14 @@ class Loop(Guard):
     def _prepare(self, wait: float, users_wait: bool) -> float:
         """Get ready, with all that is not so in every turn; returns how long to wait, in seconds."""
         self.chores.prepare()
-        for dispatcher in tuple(self.todo):
+        for dispatcher in [*self.todo]:
             dispatcher.port.limit_reading()
             if not users_wait and wait and dispatcher.has_work:
                 wait = 0
         return min(wait, self.chores.next())
 
     def _update_paused(self) -> None:
-        for conversation in tuple(self.conversations):
+        for conversation in [*self.conversations]:
             if conversation.port.paused:
                 conversation.port.update_reading()
 
@@ -301,7 +302,7 @@ class Loop(Guard):
     def _begin(self, until: Awaited | None, users_wait: bool, dispatch: bool) -> int:
         """Do what interruptions have left and what was put off, before anything is waited for; returns as ``run`` does."""
         count = 0
-        for task in tuple(self.repairs):
+        for task in [*self.repairs]:
             task.repair()
         if users_wait:
             self.users_wait = True
@@ -315,15 +316,15 @@ class Loop(Guard):
 
     def _settle_replies(self) -> int:
         """Settle the replies in all inboxes, and nothing else; returns how many."""
-        return sum([dispatcher.settle_replies() for dispatcher in tuple(self.todo)])
+        return sum([dispatcher.settle_replies() for dispatcher in [*self.todo]])
 
     def go_on(self) -> None:
         """Call what was put off until now."""
         for _ in range(_SLICE):  # what these bring has its turn, too, before anything is waited for
-            tasks = tuple(self.later)
+            tasks = [*self.later]
             for task in tasks:
                 task.go_on()
-            if not self.later or tuple(self.later) == tasks:
+            if not self.later or [*self.later] == tasks:
                 break
 
     def _on_time(self, now: float) -> None:
@@ -345,16 +346,16 @@ class Loop(Guard):
         """Return seconds until a turn is due though ``fileno`` is not readable; None if none is."""
         chores = self.chores
         chores.ask_ports()
-        if self._is_busy() or self.poller.has_always or any([batches.queued_bytes for batches in chores.corked]):
+        if self._is_busy() or self.poller.has_always or any([batches.queued_bytes for batches in [*chores.corked]]):
             return 0.0
-        for conversation in tuple(self.conversations):
+        for conversation in [*self.conversations]:
             conversation.update_timer()
         wait = min(self._timers.next() - self.clock(), chores.next())
         return None if wait == math.inf else max(0.0, wait)
 
     def _is_busy(self) -> bool:
         """Whether a turn has something to do, whatever the descriptors and the clock say."""
-        return bool(self.repairs or self.later) or any([dispatcher.has_work for dispatcher in self.todo])
+        return bool(self.repairs or self.later) or any([dispatcher.has_work for dispatcher in [*self.todo]])
 
     def mark(self, dispatcher: Dispatcher) -> None:
         """Note, maybe outside of ``run``, that a dispatcher has something to do."""

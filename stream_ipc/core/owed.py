@@ -122,6 +122,8 @@ class Owed:
             # atomic: no calls
             if self in owed:
                 del owed[self]
+            else:
+                return  # a turn beneath has gone on with it
 
             responder.send(self, self.reply)
             self.was_open = responder.conversation.is_writable
@@ -138,7 +140,10 @@ class Owed:
         """Have it settled by what the handler has returned. An interrupted call can be made again."""
         if self.call_later is None:
             self.call_later = partial(self.loop.later.setdefault, self)  # no code of ours, so never interrupted half-way
-        error = find_deferrer(self.source)(self.source, self)
+        source = self.source
+        if source is None:  # a turn beneath has begun
+            return
+        error = find_deferrer(source)(source, self)
         if error is not None:
             self.reply = failed_in_dispatch(error)
         self.source = None

@@ -120,14 +120,15 @@ class Pending(Reference):
         return not self.watchers and self() is None
 
     def settle(self, outcome: Any) -> bool:
-        """Take the outcome, unless there is one; returns whether that is so. Telling of it comes next."""
+        """Take the outcome, unless there is one; returns whether there was none. Telling of it comes next."""
         moment = next_moment()
         # atomic: no calls
-        if self.settled:
-            return False
-        self.outcome = outcome
-        self.settled = moment
-        return True
+        if not self.settled:
+            self.outcome = outcome
+            self.settled = moment
+            return True
+
+        return False
 
     def withdraw_from(self, requests: Requests) -> None:
         """Have nothing become of it any more: sending it has failed, and nobody gets the promise."""
@@ -153,21 +154,25 @@ class Pending(Reference):
             waiting = reference()
             if waiting is not None:
                 waiting.note(promise)
-        while self.watchers:
+        while True:
             # atomic: no calls
-            watcher = self.watchers[0]
-            del self.watchers[0]  # entered once, also if it is interrupted
+            if self.watchers:
+                watcher = self.watchers[0]
+                del self.watchers[0]  # entered once, also if it is interrupted
 
-            watcher(promise)
+                watcher(promise)
+            else:
+                break
         while self.watchers is not None and self.callbacks:
             if loop.users_wait:
                 return
             try:
                 # atomic: no calls
-                function, promise = self.callbacks[0]
-                del self.callbacks[0]
+                if self.callbacks:
+                    function, promise = self.callbacks[0]
+                    del self.callbacks[0]
 
-                function(promise)
+                    function(promise)
             except Exception as exc:
                 pass_on_own(exc)
                 log.error("a done callback of %r failed", promise, exc_info=True)

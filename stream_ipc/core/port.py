@@ -74,7 +74,7 @@ class Port:
     def invalid(self) -> InvalidStreamError | None:
         """The error of a stream that its owner closed, which is still to be reported; or None."""
         if self.failing:
-            for item in self._inbox:
+            for item in self._inbox.copy():  # a signal handler may turn
                 if type(item) is Failure and isinstance(item.error, InvalidStreamError):
                     return item.error
         return None
@@ -106,7 +106,7 @@ class Port:
     def ask_again(self) -> None:
         """Watch what the channel wants now, of which it does not tell; a descriptor may be another file's now."""
         watched = self.watched
-        for fd in tuple(watched):
+        for fd in [*watched]:
             if not self._loop.poller.is_same(fd):
                 watched[fd] = 0
         self.rearm()
@@ -163,7 +163,7 @@ class Port:
         repairs = self._loop.repairs
         self.watched = dict.fromkeys(self.watched, 0)
         if not self._closed:
-            if self._resume_due == math.inf and not any([type(item) is Failure for item in self._inbox]):
+            if self._resume_due == math.inf and not any([type(item) is Failure for item in self._inbox.copy()]):
                 self.failing = False
             self._inputs.resume(self._inbox)
             self.rearm()
@@ -177,7 +177,7 @@ class Port:
     def close(self) -> None:
         """Stop watching. An interrupted call can be made again."""
         self._closed = True
-        for fd in tuple(self.watched):
+        for fd in [*self.watched]:
             self._loop.poller.unwatch(fd, self)
         self.watched = {}
         self._loop.chores.set_polled(self, math.inf)

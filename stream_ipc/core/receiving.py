@@ -93,7 +93,7 @@ class Kept:
 
     def find(self, expect: type) -> Entry | None:
         """Return the oldest message of a class that no other call is about to return."""
-        for entry in tuple(self.entries):  # a signal handler may turn
+        for entry in [*self.entries]:  # a signal handler may turn
             if isinstance(entry.message, expect) and entry.wanted not in self.waiting:
                 return entry
         return None
@@ -151,6 +151,11 @@ class Kept:
         while len(entries) > KEPT_COUNT or (self.size > KEPT_BYTES and len(entries) > 1):
             for entry in entries:
                 break
+            if entry.wanted in self.waiting:  # a call is about to return it
+                others = [entry for entry in [*entries] if entry.wanted not in self.waiting]
+                if not others:
+                    break
+                entry = others[0]
             self.take(entry)
             if not self._told:
                 self._told = True

@@ -101,7 +101,7 @@ class Requests:
             if len(table) > self._sweep_at:
                 self._sweep()
             try:
-                id = pending.id
+                id = pending.id  # the task of a pool has one, for all its workers
                 if id is None:
                     id = pending.id = self._new_id()
                 else:
@@ -148,7 +148,7 @@ class Requests:
 
         The weak references call no function of ours for this: the exception of a signal handler would be ignored in it.
         """
-        for pending in tuple(self._table.values()):
+        for pending in [*self._table.values()]:
             if pending.is_dropped:
                 self.remove(pending)
         self._sweep_at = 4 * len(self._table) + _SWEPT  # so that it costs each request the same, however many there are
@@ -176,10 +176,12 @@ class Requests:
         if not pending.settled:  # a signal handler may have cancelled it
             pending.outcome = outcome
             pending.settled = next_moment()
-        told = pending.watchers is not None  # behind the call, as which returns another may begin to watch
+        told = pending.watchers is not None  # after next_moment(): as that returns, a signal handler may begin to watch
         if told or self.watchers:
             pending.tell()
-        table.pop(id, None)
+            self.remove(pending)  # there may be another with its id, sent by a done callback
+        else:
+            table.pop(id, None)
         return told
 
     def _error_of(self, pending: Pending, reply: Message) -> IpcError:
@@ -232,7 +234,7 @@ class Requests:
         before = self.due
         deadlines = [
             now + _NEXT_LOOK if pending.deadline <= now and pending.id in arrived else pending.deadline
-            for pending in tuple(self._table.values())
+            for pending in [*self._table.values()]
             if pending.deadline is not None
         ]
         if self.due == before:  # or a signal handler has sent one that is due earlier
@@ -252,7 +254,7 @@ class Requests:
         """
         count = 0
         share = Share(self.loop.clock)
-        for pending in tuple(self._table.values()):
+        for pending in [*self._table.values()]:
             if pending.deadline is None or pending.deadline > now or pending.id in arrived:
                 continue
             if pending.is_dropped:

@@ -84,15 +84,18 @@ class Responder:
                 handler, chain = chain
                 function = handler.function
                 arguments = (request, self._session) if handler.takes_both else (request,)
-                if not taken and (not inbox or inbox[0] is not item):
-                    return 0  # a turn beneath has gone on with it
                 try:
-                    # atomic: no calls
-                    if not taken:
-                        taken = True
-                        del inbox[0]
+                    if taken:
+                        reply = function(*arguments)
+                    else:
+                        # atomic: no calls
+                        if inbox and inbox[0] is item:  # in this form for 3.10: see Dispatcher._deliver
+                            taken = True
+                            del inbox[0]
 
-                    reply = function(*arguments)
+                            reply = function(*arguments)
+                        else:
+                            return 0  # a turn beneath has gone on with it
                 except Exception as exc:
                     pass_on_own(exc)
                     reply = failed_in_dispatch(exc)
@@ -193,7 +196,7 @@ class Responder:
 
     def drop_owed(self) -> None:
         """Drop the replies that are owed: nobody can get them any more. An interrupted call can be made again."""
-        for owed in tuple(self.owed):
+        for owed in [*self.owed]:
             owed.drop()
         self.loop.set_timer(self, math.inf)
 

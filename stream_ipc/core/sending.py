@@ -105,7 +105,7 @@ def _drains(conversation: Conversation) -> bool:
 
 def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
     """Notify every open conversation; see ``IpcPeer.broadcast``."""
-    targets = [conversation for conversation in tuple(loop.conversations) if conversation.is_open]
+    targets = [conversation for conversation in [*loop.conversations] if conversation.is_open]
     for target in targets:
         target.port.look_for_end()
     frames = _encode_for(targets, message)

@@ -84,6 +84,6 @@ class Teardowns:
 
     def abandon(self) -> None:
         """Abandon all."""
-        for teardown in tuple(self.all):
+        for teardown in [*self.all]:
             teardown.abandon()
         self.all = {}

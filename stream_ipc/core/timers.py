@@ -68,7 +68,7 @@ class Timers:
 
     def call(self, now: float, bound: float) -> None:
         """Call what is due, and find out anew what ``soonest`` is, at most ``bound``."""
-        for task, when in tuple(self._due.items()):
+        for task, when in self._due.copy().items():
             if when <= now and self._due.get(task) == when:
                 self._due[task] = -math.inf  # it may set the same time again; still due if it is interrupted
                 task.on_time(now)

@@ -251,7 +251,7 @@ class ProcessTeardown(Teardown):
         return None
 
     def _read(self) -> None:
-        for fd, stream in tuple(self._outputs.items()):
+        for fd, stream in self._outputs.copy().items():
             if stream.closed or self._has_ended(fd, stream):
                 close_stream(stream)  # before it is forgotten: an interrupted call is made again
                 del self._outputs[fd]

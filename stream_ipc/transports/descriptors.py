@@ -63,13 +63,16 @@ def unusable(stream: Any, why: str) -> InvalidStreamError:
 
 def close_all(fds: list[int]) -> None:
     """Close descriptors, and take each out of the list. An interrupted call can be made again."""
-    while fds:
-        # atomic: no calls
-        fd = fds[-1]
-        del fds[-1]  # before: a number that was closed may be another file's the next moment
-
+    while True:
         try:
-            os.close(fd)
+            # atomic: no calls
+            if fds:
+                fd = fds[-1]
+                del fds[-1]  # before: a number that was closed may be another file's the next moment
+
+                os.close(fd)
+            else:
+                return
         except OSError as exc:  # somebody else has closed it
             pass_on(exc)
 

@@ -227,14 +227,14 @@ class StreamInputs(Inputs):
     # -- reading
 
     def read(self, inbox: deque[Received]) -> None:
-        for source in tuple(self.by_fd.values()):
+        for source in [*self.by_fd.values()]:
             if source.is_ahead or not source.end.watched:
                 source.read(inbox)
             source.give_out(inbox, if_due=True)
         self.on_change()
 
     def drain(self, inbox: deque[Received]) -> None:
-        for fd, source in tuple(self.by_fd.items()):
+        for fd, source in self.by_fd.copy().items():
             for _ in range(DRAIN_READS):
                 if fd not in self.by_fd or not (source.is_ahead or not source.end.watched or wait_readable((fd,), 0)):
                     break
@@ -248,7 +248,7 @@ class StreamInputs(Inputs):
 
     def give_out(self, inbox: deque[Received]) -> None:
         """Append lines of text that are not finished as they are."""
-        for source in tuple(self.by_fd.values()):
+        for source in [*self.by_fd.values()]:
             source.give_out(inbox)
 
     def wait(self, seconds: float) -> bool:
@@ -279,13 +279,14 @@ class StreamInputs(Inputs):
         """Read an input no more: its stream has ended."""
         source.finish(inbox, error)
         # atomic: no calls
-        if source.end.fd not in self.by_fd:
+        if source.end.fd in self.by_fd:
+            by_fd = {**self.by_fd}  # another dict: a signal handler may turn while somebody goes through this one
+            del by_fd[source.end.fd]
+            self.by_fd = by_fd
+            if source.framed:
+                self.last = source
+        else:
             return
-        by_fd = {**self.by_fd}  # another dict: a signal handler may turn while somebody goes through this one
-        del by_fd[source.end.fd]
-        self.by_fd = by_fd
-        if source.framed:
-            self.last = source
 
         if self._have_ended():
             self.framed_ended(inbox)
@@ -318,14 +319,14 @@ class StreamInputs(Inputs):
         return unraised(error)
 
     def resume(self, inbox: deque[Received]) -> None:
-        for source in tuple(self.by_fd.values()):
+        for source in [*self.by_fd.values()]:
             if source.ended:
                 self.end_input(source, inbox)
         if self.ended is None and self._have_ended():
             self.framed_ended(inbox)
 
     def check(self, inbox: deque[Received]) -> None:
-        for source in tuple(self.by_fd.values()):
+        for source in [*self.by_fd.values()]:
             source.decoder.trim()
         outbox = self.channel.outbox
         if outbox.end.is_tcp:
@@ -335,7 +336,7 @@ class StreamInputs(Inputs):
                 self.drain(inbox)
                 lost = TimeoutError(errno.ETIMEDOUT, "the other host does not answer any more")
                 outbox.drop(lost)
-                for source in tuple(self.by_fd.values()):
+                for source in [*self.by_fd.values()]:
                     self.end_input(source, inbox, lost)
 
     def look_for_hangup(self, inbox: deque[Received]) -> None:

@@ -195,7 +195,7 @@ class StreamTransport(MessageTransport):
         inputs = self._channel.inputs
         inbox: Any = self._received
         inputs.resume(inbox)
-        for fd, source in tuple(inputs.by_fd.items()):
+        for fd, source in inputs.by_fd.copy().items():
             try:
                 if not source.end.shared or wait_readable((fd,), 0):
                     source.read(inbox)

@@ -121,7 +121,7 @@ class StdioChannel(StreamChannel):
                 stream.reconfigure(line_buffering=False)
             except (OSError, ValueError) as exc:
                 pass_on(exc)
-        for number, copy in tuple(self._copies.items()):
+        for number, copy in self._copies.copy().items():
             os.dup2(copy, number)
             # atomic: no calls
             del self._copies[number]
