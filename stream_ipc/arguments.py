@@ -1,4 +1,4 @@
-"""Checks of what users pass, defaults of it, and the base of the classes that they get.
+"""Checks and defaults of arguments, and the base of the classes that users hold.
 
 Knows messages. Must not know sessions.
 """

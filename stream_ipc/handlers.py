@@ -1,6 +1,6 @@
 """The handlers that users register: which of them are for which class, and what they are called with.
 
-Knows how to inspect a callable. Must not know messages, sessions or who calls.
+Knows how to inspect a callable, and which classes may be messages. Must not know sessions or who calls.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def register(
 
 def _check(cls: type, encode: Any, decode: Any, strict: bool) -> None:
     if not isinstance(cls, type):
-        raise TypeError(f"register_type() takes a class, not {cls!r}")
+        raise TypeError(f"register_type() takes a class, not {cls!r:.100}")
     for name, function in (("encode", encode), ("decode", decode)):
         if function is not None and not callable(function):
             raise TypeError(f"{name} of {cls.__qualname__} must be a function, not {function!r:.100}")

@@ -143,7 +143,7 @@ class Loop(Guard):
             if self.closed or (self.is_empty and not self.waker.called):
                 self.check_entry()
                 text = "nothing is open, so tick(None) would wait for ever"
-                raise StreamClosedError(f"{text}: this IpcPeer has no open session and no listener")
+                raise StreamClosedError(f"{text}: this IpcPeer has no session and no listener; open one, or pass seconds")
             is_left = self.repairs or (self.later and not self.users_wait)  # something to do at once
             return self.run(None, 0 if is_left else math.inf)
         if self.closed:

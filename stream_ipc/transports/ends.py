@@ -165,9 +165,9 @@ class End:
             if getattr(exc, "errno", errno.EBADF) != errno.EBADF:
                 return None  # it cannot be told now
             how = f" ({exc})"
-        return self.closed_text(how)
+        return self.taken_away_text(how)
 
-    def closed_text(self, how: str = "") -> str:
+    def taken_away_text(self, how: str = "") -> str:
         """Return that the owner closed the stream, and how that can be told."""
         return f"{describe_stream(self.stream)} was closed while a session was using it{how}; close the session instead"
 

@@ -109,7 +109,7 @@ class ObjectEnd(End):
             raise unusable(stream, "it is closed")
 
     def find_invalid(self) -> str | None:
-        return self.closed_text() if getattr(self.stream, "closed", False) is True else None
+        return self.taken_away_text() if getattr(self.stream, "closed", False) is True else None
 
     def release(self) -> None:
         """Do nothing: the stream was not changed."""

@@ -50,7 +50,7 @@ def check_max_frame_size(size: int) -> int:
         ValueError: It is below 1 or over what the length field can say.
     """
     if not isinstance(size, int) or isinstance(size, bool):
-        raise TypeError(f"max_frame_size must be a number of bytes, not {size!r}")
+        raise TypeError(f"max_frame_size must be a number of bytes, not {size!r:.100}")
     if not 0 < size <= MAX_FRAME_SIZE:
         raise ValueError(f"max_frame_size must be from 1 to {MAX_FRAME_SIZE} bytes, not {size}")
     return size
