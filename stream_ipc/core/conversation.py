@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..transports.channel import Channel, Queue, Teardown
+    from ..transports.channel import Channel, Frame, Queue, Teardown
     from .loop import Loop
     from .roles import Settings
 
@@ -126,7 +126,7 @@ class Conversation:
         finally:
             loop.thread = outer
 
-    def send_frame(self, frame: Any) -> None:
+    def send_frame(self, frame: Frame) -> None:
         """Send a notification that was encoded before, also to others."""
         try:
             self.channel.put([*frame])

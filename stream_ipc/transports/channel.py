@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     # whether what is queued can be written only by trying.
     Interest = tuple[Sequence[int], int | None, float, bool]
 
+    # Buffers or, of a transport of somebody's own, a message. It is emptied as it is handed over, not sooner nor later.
+    Frame = list[Any]
+
     class Queue(Protocol):
         """What is queued to be written: an ``Outbox``, or what knows a transport of somebody's own."""
 
@@ -162,8 +165,7 @@ class Channel:
 
     Attributes:
         encode: Takes a kind, an id and a message; returns the frame for ``put``, of any with this ``frame_key``.
-        put: Sends a frame, or queues it whole. A frame is a list. It is emptied as it is handed over, not sooner nor later,
-            so an interrupted call can be made again if it is not empty.
+        put: Sends a frame, or queues it whole. An interrupted call can be made again if the frame is not empty.
         on_change: To be called when ``interest`` answers differently than before; set by the port.
         volatile: ``on_change`` is never called, so ``interest`` is to be asked on every turn.
         frame_key: Channels with the same one take each other's frames, so that a message is encoded once; None: with none.
@@ -173,8 +175,8 @@ class Channel:
         process: The ``Popen`` of the child at the other end, or None.
     """
 
-    encode: Callable[[int, Any, Message], Any]
-    put: Callable[[Any], None]
+    encode: Callable[[int, Any, Message], Frame]
+    put: Callable[[Frame], None]
     on_change: Callable[[], None]
     volatile = False
     frame_key: Any = None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..wire.codec import MessageDecoder, TextDecoder
     from .channel import Received
     from .ends import ReadEnd
+    from .stream_channel import StreamChannel
 
 __all__ = ["TAIL", "Input", "StreamInputs", "TextInput", "error_text"]
 
@@ -203,10 +204,10 @@ class StreamInputs(Inputs):
         last: The framed one that ended last, or None.
     """
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: StreamChannel) -> None:
         super().__init__()
         self.by_fd: dict[int, Input] = {}
-        self.channel: Any = channel
+        self.channel: StreamChannel = channel
         self.last: Input | None = None
 
     def on_change(self) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from .channel import Frame
     from .ends import WriteEnd
 
 __all__ = ["Outbox"]
@@ -76,7 +77,7 @@ class Outbox:
         sizes = map(len, map(itemgetter(0), repeat(self.queue)))
         self._writes: Iterator[int] = map(sub, sizes, end.writes(map(itemgetter(0), repeat(self.queue))))
 
-    def put(self, frame: list[Any]) -> None:
+    def put(self, frame: Frame) -> None:
         """Queue the buffers of a frame, which is empty from then on, and write what the stream takes now."""
         if self.held or self.writing:
             self._put_behind(frame)
@@ -87,7 +88,7 @@ class Outbox:
 
         self._write()
 
-    def _put_behind(self, frame: list[Any]) -> None:
+    def _put_behind(self, frame: Frame) -> None:
         """Queue a frame that is not to be written at once."""
         if self.error is not None:
             self._failed(None)

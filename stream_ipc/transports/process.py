@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..protocols import MessageSerializer
-    from .channel import Received, Teardown
+    from .channel import Frame, Received, Teardown
 
 __all__ = ["ProcessChannel"]
 
@@ -48,7 +48,7 @@ class ProcessInputs(StreamInputs):
     Owns its last words.
     """
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: ProcessChannel) -> None:
         super().__init__(channel)
         self._child: Child = channel.child
         self._tail = ""  # of stderr
@@ -168,13 +168,13 @@ class ProcessChannel(StreamChannel):
                 errors = ends.open(ReadEnd, process.stderr)
                 decoder = TextDecoder(LogMessage.LEVEL_STDERR, self.inputs.note_stderr)
                 self.inputs.by_fd[errors.fd] = self._text = TextInput(errors, decoder, self.inputs)
-            self.put: Callable[[Any], None] = self._put
+            self.put: Callable[[Frame], None] = self._put
             self.child.watch()
         except BaseException:
             ends.release()
             raise
 
-    def _put(self, frame: list[Any]) -> None:
+    def _put(self, frame: Frame) -> None:
         """Send a frame if the child lives."""
         now = self._clock()
         if now >= self._send_asks_at:

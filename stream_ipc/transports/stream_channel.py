@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..messages import Message
     from ..protocols import MessageSerializer
-    from .channel import Interest, Teardown
+    from .channel import Frame, Interest, Teardown
     from .ends import Ends
 
 __all__ = ["StreamChannel"]
@@ -56,11 +56,11 @@ class StreamChannel(Channel):
     ) -> None:
         self.serializer = serializer
         self.max_frame_size = max_frame_size
-        self.encode: Callable[[int, Any, Message], Any] = MessageEncoder(serializer, max_frame_size).encode
+        self.encode: Callable[[int, Any, Message], Frame] = MessageEncoder(serializer, max_frame_size).encode
         self.frame_key: Any = (id(serializer), max_frame_size)  # it may have no hash
         self.inputs = self.inputs_class(self)
         self.outbox: Outbox = Outbox(output, self._write_failed, self.inputs.on_change)
-        self.put: Callable[[Any], None] = self.outbox.put
+        self.put: Callable[[Frame], None] = self.outbox.put
         self._ends = ends
         self._name = name
         self.transport: Any = self  # until somebody asks for a StreamTransport
