@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .core.loop import Loop
+    from .messages import Message
     from .promise import ResponsePromise
 
 __all__ = ["Mapped"]
@@ -42,9 +43,9 @@ class Mapped:
 
     def __init__(
         self,
-        source: Iterator[Any],
-        make: Callable[[Any], Any],
-        give: Callable[[Any], Any],
+        source: Iterator[Message],
+        make: Callable[[Message], ResponsePromise[Any]],
+        give: Callable[[ResponsePromise[Any]], None],
         loop: Loop,
         ordered: bool,
         ahead: int,
@@ -52,7 +53,7 @@ class Mapped:
         self._source = source
         self._make = make
         self._give = give
-        self._message: Any = None  # what was read and has no promise yet
+        self._message: Message | None = None  # what was read and has no promise yet
         self._loop = loop
         self._ahead = ahead
         self._ordered = ordered

@@ -196,6 +196,6 @@ DEFERRERS[ResponsePromise] = _pass_on
 
 
 # In C, because calls that wait for many promises ask all of them again and again.
-is_settled: Callable[[Any], Any] = attrgetter("_pending.settled")
-pending_of: Callable[[Any], Any] = attrgetter("_pending")
-requester_of: Callable[[Any], Any] = attrgetter("_pending.requester")
+is_settled: Callable[[ResponsePromise[Any]], int] = attrgetter("_pending.settled")
+pending_of: Callable[[ResponsePromise[Any]], Any] = attrgetter("_pending")
+requester_of: Callable[[ResponsePromise[Any]], Requester] = attrgetter("_pending.requester")

@@ -8,16 +8,18 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, Iterator, List, Type
 
 import pytest
 
 from stream_ipc import (
+    DeferredReply,
     InvalidStreamError,
     IpcError,
     IpcPeer,
     Message,
     RequestTimeoutError,
+    ResponseEnvelope,
     Session,
     StreamClosedError,
     as_completed,
@@ -864,5 +866,34 @@ def test_a_turn_where_code_jumps_takes_nothing_twice_and_loses_nothing(caplog: p
             assert len(unframe(raw.read())) == 2  # the request and the reply
             assert not caplog.records
             return jump
+
+    at_every_place(scenario)
+
+
+@pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="3.12 traces no opcodes of frames that are entered later")
+@pytest.mark.parametrize("calls", [CallAt, CallAtJump])
+@pytest.mark.parametrize("of", ["a promise", "a DeferredReply"])
+def test_a_turn_while_a_reply_is_deferred(calls: Type[CallAt], of: str) -> None:
+    def scenario(number: int) -> CallAt:
+        with IpcPeer(timeout=20) as peer, RawPeer(peer) as raw, RawPeer(peer) as other:
+            later: List[Any] = []
+
+            @raw.session.on_request
+            def defer(ping: Ping) -> Any:
+                later.append(other.session.request(ping) if of == "a promise" else DeferredReply())
+                return later[-1]
+
+            raw.write(request_bytes("x", Ping(1)))
+            with calls(number, lambda *_: peer.tick(0)) as turn:
+                peer.tick(0)
+                if of == "a promise":
+                    other.write(reply_bytes(later[0].id, Pong(2)))
+                else:
+                    later[0].send(Pong(2))
+                peer.tick(0)
+            for _ in range(2):
+                peer.tick(0)
+            assert unframe(raw.read()) == [ResponseEnvelope("x", Pong(2))]
+            return turn
 
     at_every_place(scenario)
