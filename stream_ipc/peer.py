@@ -13,6 +13,7 @@ from .core.loop import Loop
 from .core.sending import broadcast
 from .errors import check_plugin
 from .ids import PidCounterRequestIdGenerator
+from .interruptions import pass_on
 from .opening import SessionOpener
 from .session import Session, conversation_of
 from .wire.codec import DEFAULT_MAX_FRAME_SIZE, check_max_frame_size
@@ -213,8 +214,14 @@ class IpcPeer(SessionOpener):
                 if sys.stdin in ready:
                     session.request(TaskRequest(sys.stdin.readline()))
         """
-        self._loop.check_open()
-        return self._loop.fileno()
+        loop = self._loop
+        loop.check_open()
+        try:
+            return loop.fileno()
+        except (OSError, ValueError) as exc:
+            pass_on(exc)
+            loop.check_open()  # a signal handler may have closed it
+            raise
 
     def next_deadline(self) -> float | None:
         """Return in how many seconds ``tick(0)`` is due; None if never.
