@@ -102,12 +102,13 @@ class Dispatcher:
     @property
     def has_work(self) -> bool:
         """Whether ``step`` has something to do."""
-        if not self._conversation.is_open or not self.inbox:
-            return False
-        first = self.inbox[0]
-        if type(first) is EndOfStream:
-            return not self._conversation.is_writing_out
-        return type(first) is not RequestEnvelope or not self._conversation.is_stuck
+        conversation = self._conversation
+        if conversation.is_open:
+            for first in self.inbox:  # a signal handler may take it once it was asked for
+                if type(first) is EndOfStream:
+                    return not conversation.is_writing_out
+                return type(first) is not RequestEnvelope or not conversation.is_stuck
+        return False
 
     def step(self, until: Awaited | None, goal: int = 0) -> int:
         """Dispatch what stands in the inbox; returns how many messages that was.
@@ -278,11 +279,11 @@ class Dispatcher:
         return 1
 
     def deliver_late(self, messages: deque[Any]) -> None:
-        """Give the first message to its handlers though the session is closed: the last words of a child.
-
-        It is taken out before its first handler is called. Errors are logged.
-        """
-        message = messages[0]
+        """Give the first of a child's last words to its handlers, though the session is closed. Errors are logged."""
+        for message in messages:
+            break
+        else:
+            return
         taken = False
         for handler in self.on_message.of(type(message)):
             arguments = (message, self._session) if handler.takes_both else (message,)
@@ -290,7 +291,7 @@ class Dispatcher:
                 # atomic: no calls
                 if not taken:
                     taken = True
-                    del messages[0]
+                    del messages[0]  # before its first handler is called
 
                 handler.function(*arguments)
             except Exception as exc:
