@@ -50,7 +50,7 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
     try:
         write_out(loop, loop.conversations, flush_bound(seconds, conversations))
     finally:
-        loop.repairs |= loop.conversations  # after another interruption turns go on with closing
+        loop.repairs.update(dict.fromkeys(loop.conversations))  # after another interruption turns go on with closing
         _close(loop, handlers=False)
         loop.with_users_wait(False, loop.go_on)  # what is left of done callbacks
         # Before the on_close handlers, which run after a child's last words.
@@ -75,7 +75,7 @@ def _begin(loop: Loop) -> None:
         loop.with_users_wait(True, _close_others, loop)  # done callbacks may wait for any of what is pending
         begin(tuple(loop.conversations), StreamClosedError(_CLOSED_TEXT))
     except BaseException:  # an interruption: the next turn goes on with closing
-        loop.repairs |= loop.conversations
+        loop.repairs.update(dict.fromkeys(loop.conversations))
         raise
 
 

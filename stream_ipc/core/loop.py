@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from .conversation import Conversation
     from .dispatcher import Dispatcher
-    from .roles import Awaited, Pool, Postponed, Timed
+    from .roles import Awaited, Pool, Postponed, Repairable, Timed
 
 __all__ = ["MAX_DEPTH", "Loop"]
 
@@ -78,7 +78,7 @@ class Loop(Guard):
         self.conversations: dict[Conversation, None] = {}
         self.listeners: dict[Any, None] = {}
         self.todo: dict[Dispatcher, None] = {}
-        self.repairs: dict[Any, None] = {}
+        self.repairs: dict[Repairable, None] = {}
         self.later: dict[Postponed, Any] = {}
         self.pools: dict[Pool, None] = {}
         self.dispatched: int = 0
