@@ -92,9 +92,10 @@ class ResponsePromise(Facade, Generic[M_co]):
     def wait(self, timeout: float | None = None) -> M_co:
         """Wait for the reply, and tick the whole peer meanwhile, so handlers run.
 
-        What is already there counts even if the time is over. Further calls
-        return the same reply, or raise the same error again, at once. May be
-        called inside a handler.
+        What is already there counts even if the time is over, unless handlers
+        take 5 s more for what came before it. Further calls return the same
+        reply, or raise the same error again, at once. May be called inside a
+        handler.
 
         Args:
             timeout: Wait at most that many seconds; 0 takes what is there; None

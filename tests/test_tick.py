@@ -9,7 +9,8 @@ import select
 import signal
 import socket
 import time
-from typing import Any, Callable, List
+from dataclasses import dataclass
+from typing import Any, Callable, ClassVar, List
 
 import pytest
 
@@ -392,6 +393,86 @@ def test_slow_handlers_of_a_flood_keep_no_other_session_from_its_turn(peer: IpcP
             tick_until(lambda: ended if how == "end" else promise.settled, peer)
         assert clock.now - start < 1
         flood.session.off_message(handle)
+
+
+@pytest.mark.parametrize("how", ["wait", "gather", "receive"])
+def test_what_is_there_behind_slow_handlers_keeps_no_call_for_long(peer: IpcPeer, how: str) -> None:
+    with RawPeer(peer) as raw:
+        clock = set_clock(peer, FakeClock())
+
+        def handle(note: Note) -> None:
+            clock.now += 0.5
+
+        raw.session.on_message(handle)
+        promise = raw.session.request(Ping(), timeout=None)
+        calls: Any = {
+            "wait": lambda: promise.wait(1),
+            "gather": lambda: gather([promise], timeout=1)[0],
+            "receive": lambda: raw.session.receive(1, expect=Pong),
+        }
+        there = framed(Pong()) if how == "receive" else reply_bytes(promise.id, Pong())
+        raw.write(framed(Note()) * 8, there)
+        assert calls[how]() == Pong()  # so much is waited for
+        if how != "receive":
+            promise = raw.session.request(Ping(), timeout=None)
+            there = reply_bytes(promise.id, Pong())
+        raw.write(framed(Note()) * 100, there)
+        start = clock.now
+        with pytest.raises(TimeoutError):
+            calls[how]()
+        assert clock.now - start < 8
+        tick_until(lambda: "inbox=0" in repr(raw.session), peer)
+        assert calls[how]() == Pong()
+
+
+@dataclass
+class Growing(Message):
+    """While one is made, the other side sends more."""
+
+    text: str
+    send: ClassVar[Callable[[], Any]]
+
+    def __post_init__(self) -> None:
+        Growing.send()
+
+
+@pytest.mark.parametrize("how", ["request", "wait", "receive", "gather"])
+def test_a_call_that_gives_up_late_leaves_what_a_long_inbox_has_no_room_for_unread(peer: IpcPeer, how: str) -> None:
+    with RawPeer(peer) as raw:
+        clock = set_clock(peer, FakeClock())
+        count = 0
+
+        def send() -> None:
+            nonlocal count
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    raw.write(frame)
+                    count += 1
+
+        Growing.send = lambda: None
+        frame = framed(Growing("x" * 2000))
+        Growing.send = send
+
+        def handle(message: Growing) -> None:
+            clock.now += 0.1
+
+        raw.session.on_message(handle)
+        send()
+        promise = raw.session.request(Ping(), timeout=None)
+        for _ in range(3):
+            calls: Any = {
+                "request": lambda: raw.session.request(Ping(), timeout=0.05).wait(),
+                "wait": lambda: promise.wait(0.05),
+                "receive": lambda: raw.session.receive(0.05, expect=Note),
+                "gather": lambda: gather([promise], timeout=0.05),
+            }
+            start = clock.now
+            with pytest.raises(TimeoutError):
+                calls[how]()
+            assert clock.now - start < 1
+        assert count < 10_000, "it reads on"
+        raw.session.off_message(handle)
+        Growing.send = lambda: None
 
 
 def test_a_reply_behind_a_request_that_has_to_wait_is_taken_though_another_session_floods(peer: IpcPeer) -> None:

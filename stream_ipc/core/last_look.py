@@ -3,7 +3,8 @@
 Knows conversations, their ports, and the loop that turns. Must not know what gives up.
 
 A process that was stopped, or busy with something else, is late itself, so what the other side sent meanwhile still counts.
-And it could send only as much as this side read: so a last look that comes late goes on while the other side does.
+And it could send only as much as this side read: so a last look that comes late goes on while the other side does, unless
+the inbox is long. What stands before a reply has its turn first, but not for ever.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = ["read_replies", "take_notification", "take_replies", "write_queued"]
 _LATE = 0.02  # seconds; less is nothing unusual
 _TIMES = 128  # so that a last look takes at most so many pauses
 _PAUSE = 0.01  # seconds that the other side may take from one time to the next
+_TURNS = 5.0  # seconds that handlers may take for what stands before a reply, and that a call is late then
 
 
 def take_replies(requests: Iterable[Pending], limit: float) -> None:
@@ -35,21 +37,23 @@ def take_replies(requests: Iterable[Pending], limit: float) -> None:
         requests: What is waited for.
         limit: Until when, by the loops' clock; infinity if there was no limit.
     """
+    due: float | None = None
     waiting: dict[Conversation, list[Pending]] = {}
     for pending in requests:
         if pending.conversation is not None:
             waiting.setdefault(pending.conversation, []).append(pending)
     for conversation, sent in waiting.items():
         if conversation.is_open:
-            _take_replies(conversation, sent, limit)
+            due = due or conversation.loop.clock() + _TURNS
+            _take_replies(conversation, sent, limit, due)
 
 
-def _take_replies(conversation: Conversation, sent: list[Pending], limit: float) -> None:
+def _take_replies(conversation: Conversation, sent: list[Pending], limit: float, due: float) -> None:
     loop = conversation.loop
     dispatcher = conversation.dispatcher
     arrived = read_replies(conversation, limit)
     for pending in sent:
-        while not pending.settled and pending.id in arrived:
+        while not pending.settled and pending.id in arrived and loop.clock() < due:
             before = loop.dispatched
             loop.run(pending, loop.clock())  # what stands before it is dispatched first
             if not pending.settled and (loop.dispatched == before or not dispatcher.has_work):
@@ -71,9 +75,12 @@ def take_notification(conversation: Conversation, wanted: Wanted, limit: float) 
     _read(conversation, limit)
     goal = loop.dispatched + sum([len(dispatcher.inbox) for dispatcher in (conversation.dispatcher, *loop.todo)])
     before = -1
+    due = loop.clock() + _TURNS
     while not wanted.settled and before < loop.dispatched < goal and any(map(wanted.is_met_by, [*inbox])):
         before = loop.dispatched
         loop.run(wanted, loop.clock())
+        if loop.clock() >= due:
+            break
 
 
 def write_queued(conversation: Conversation, limit: float) -> None:
@@ -102,14 +109,14 @@ def _read(conversation: Conversation, limit: float) -> None:
 
 
 def _read_on(port: Port, times: int) -> None:
-    port.drain()
     inputs = port.channel.inputs
-    for _ in range(times):
-        if port.failing or not inputs.is_unfinished or not inputs.wait(_PAUSE):
-            break
+    while True:
+        port.update_reading()
         before = inputs.received_bytes
-        port.drain()
-        if inputs.received_bytes == before:
+        if not port.paused:
+            port.drain()
+        times -= 1
+        if inputs.received_bytes == before or times < 0 or not inputs.is_unfinished or not inputs.wait(_PAUSE):
             break
 
 
