@@ -542,6 +542,7 @@ def test_control_d_on_a_terminal_ends_the_slave() -> None:
         os.write(master, b"\x04")
         assert process.wait(PATIENCE) == 0
         assert process.stdout.read() == b"'typed by hand\\n'\n"
+        assert process.stderr is not None and b"Ctrl-D ends it" in process.stderr.read()
     finally:
         os.close(slave)
         os.close(master)

@@ -16,6 +16,7 @@ import io
 import os
 import sys
 
+from .. import log
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
 from .ends import Ends, ReadEnd, WriteEnd
@@ -60,6 +61,11 @@ class StdioChannel(StreamChannel):
             reader.ahead = ahead
             writer = ends.open(WriteEnd, self._copies[1], True)
             super().__init__(ends, writer, [reader], serializer, max_frame_size, "stdio")
+            if _is_typed(reader.fd):
+                log.warning(
+                    "stdin is a terminal, where a session expects messages: this program is to be started by another one, by"
+                    " create_command_session(); Ctrl-D ends it"
+                )
         except BaseException:
             ends.release()
             self._restore()
@@ -127,6 +133,19 @@ class StdioChannel(StreamChannel):
             del self._copies[number]
 
             os.close(copy)
+
+
+def _is_typed(fd: int) -> bool:
+    """Return whether somebody types there: a terminal that others send messages through is in raw mode."""
+    if not os.isatty(fd):
+        return False
+    import termios
+
+    try:
+        return bool(termios.tcgetattr(fd)[3] & termios.ICANON)
+    except termios.error as exc:  # it was hung up
+        pass_on(exc)
+        return False
 
 
 def _is_stderr(*wire: int) -> bool:
