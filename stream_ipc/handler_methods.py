@@ -59,6 +59,11 @@ class HandlerMethods(Facade):
     if TYPE_CHECKING:
         _conversation: Conversation
 
+    def _checked(self) -> Conversation:
+        """Return the conversation, unless another thread is using the peer or this is a fork: ``RuntimeError``."""
+        self._conversation.loop.check_entry()
+        return self._conversation
+
     @_registration
     def on_message(self, handler: EventH) -> EventH:
         """Register a handler for notifications; usable as a decorator.
@@ -81,7 +86,7 @@ class HandlerMethods(Facade):
             def show(progress: Progress) -> None:
                 print(f"{progress.done} of {progress.total}")
         """
-        self._conversation.dispatcher.on_message.add(handler, sys._getframe(2))
+        self._checked().dispatcher.on_message.add(handler, sys._getframe(2))
         return handler
 
     @_registration
@@ -103,7 +108,7 @@ class HandlerMethods(Facade):
             def work(request: TaskRequest) -> TaskResponse:
                 return TaskResponse(request.job.upper())
         """
-        self._conversation.dispatcher.responder.on_request.add(handler, sys._getframe(2))
+        self._checked().dispatcher.responder.on_request.add(handler, sys._getframe(2))
         return handler
 
     @_registration
@@ -116,7 +121,7 @@ class HandlerMethods(Facade):
         Without any, failures are logged. That the other side is gone is no
         failure: see ``on_close``. What a handler raises is logged.
         """
-        self._conversation.dispatcher.on_exception.add(handler, sys._getframe(2))
+        self._checked().dispatcher.on_exception.add(handler, sys._getframe(2))
         return handler
 
     def on_close(self, handler: CloseH) -> CloseH:
@@ -127,7 +132,7 @@ class HandlerMethods(Facade):
         released. What it raises is logged. One that is registered after the end
         never runs: look at ``is_open`` then.
         """
-        self._conversation.on_close.add(handler, sys._getframe(1))
+        self._checked().on_close.add(handler, sys._getframe(1))
         return handler
 
     def off_message(self, handler: Callable[..., Any]) -> None:
@@ -135,19 +140,19 @@ class HandlerMethods(Facade):
 
         Takes effect at once, also inside a handler.
         """
-        self._conversation.dispatcher.on_message.remove(handler)
+        self._checked().dispatcher.on_message.remove(handler)
 
     def off_request(self, handler: Callable[..., Any]) -> None:
         """Unregister a handler of ``on_request``, as ``off_message`` does."""
-        self._conversation.dispatcher.responder.on_request.remove(handler)
+        self._checked().dispatcher.responder.on_request.remove(handler)
 
     def off_exception(self, handler: Callable[..., Any]) -> None:
         """Unregister a handler of ``on_exception``, as ``off_message`` does."""
-        self._conversation.dispatcher.on_exception.remove(handler)
+        self._checked().dispatcher.on_exception.remove(handler)
 
     def off_close(self, handler: Callable[..., Any]) -> None:
         """Unregister a handler of ``on_close``, as ``off_message`` does."""
-        self._conversation.on_close.remove(handler)
+        self._checked().on_close.remove(handler)
 
 
 name_methods(HandlerMethods, "Session")

@@ -352,17 +352,22 @@ def test_two_threads_at_once_are_an_error(peer: IpcPeer) -> None:
                 lambda: peer.create_session_pair(),
                 lambda: peer.remove_session(session),
                 lambda: peer.close(),
+                lambda: session.on_message(print),
+                lambda: session.on_request(print),
+                lambda: session.on_exception(print),
+                lambda: session.on_close(print),
+                lambda: session.off_message(handler),
             ]
             for call in calls:
                 results.append(in_thread(call))
 
         raw.write(framed(Note("1")))
         tick_until(lambda: results, peer)
-        assert [type(result) for result in results] == [RuntimeError] * 12
+        assert [type(result) for result in results] == [RuntimeError] * 17
         assert all("thread" in str(result) for result in results)
         assert raw.read() == b"" and session.is_open and peer.sessions == (session,)
         raw.write(framed(Note("2")))
-        tick_until(lambda: len(results) == 24, peer)
+        tick_until(lambda: len(results) == 34, peer)
 
 
 class SlowSerializer(PickleMessageSerializer):

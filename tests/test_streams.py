@@ -422,6 +422,26 @@ def test_a_stream_that_its_owner_closed_is_an_error_and_no_hang(peer: IpcPeer, l
     link.close_b()
 
 
+@pytest.mark.parametrize("how", ["notify", "request", "flush"])
+def test_a_call_on_a_stream_that_its_owner_closed_says_of_which_session(peer: IpcPeer, how: str) -> None:
+    a, b = socket.socketpair()
+    session = peer.create_socket_session(a)
+    a.close()
+    calls: Any = {
+        "notify": lambda: session.notify(Note()),
+        "request": lambda: session.request(Ping()),
+        "flush": session.flush,
+    }
+    if how == "flush":
+        with pytest.raises(InvalidStreamError):
+            session.notify(Note())
+    for _ in range(2):
+        with pytest.raises(InvalidStreamError) as caught:
+            calls[how]()
+        assert caught.value.session is session
+    b.close()
+
+
 def test_a_number_that_was_reused_is_left_alone(peer: IpcPeer, link: Link) -> None:
     session = peer.create_stream_session(*link.a)
     numbers = sorted({end if isinstance(end, int) else end.fileno() for end in link.a})

@@ -68,7 +68,7 @@ class Conversation:
         self.requests: Requests = Requests(self)
         self.on_close: HandlerList = HandlerList("on_close", most=1)
         self.dispatcher: Dispatcher = Dispatcher(self)
-        self.port: Port = Port(loop, channel, self.dispatcher)
+        self.port: Port = Port(loop, channel, self.dispatcher, session)
         self.batches: Batches = Batches(loop, self.port)
         self._closing: Closing | None = None
         self._release = False  # whether closing leaves the streams to their owner
@@ -98,7 +98,7 @@ class Conversation:
         if self.loop.forked:
             return self.loop.refusal()
         if self.is_open and self.port.invalid is not None:
-            return InvalidStreamError(str(self.port.invalid))
+            return InvalidStreamError(str(self.port.invalid), self.session)
         reason = self.reason or self.channel.inputs.ended
         text = f"is being closed ({self.name})" if reason is None else f"is closed: {reason}"
         error = StreamClosedError(f"the session {text}")

@@ -346,10 +346,7 @@ class Dispatcher:
         return 0
 
     def _stream_failed(self, item: Failure) -> int:
-        error = item.error
-        if isinstance(error, InvalidStreamError):
-            error.session = self._session
-        self._failed(item, error)
+        self._failed(item, item.error)
         return 0
 
     def _failed(self, item: Any, error: Exception) -> None:

@@ -51,12 +51,13 @@ class Port:
         failing: Whether a failure stands in the inbox, or was just reported. The channel is left alone meanwhile.
     """
 
-    def __init__(self, loop: Loop, channel: Channel, dispatcher: Dispatcher) -> None:
+    def __init__(self, loop: Loop, channel: Channel, dispatcher: Dispatcher, session: Any) -> None:
         self.channel = channel
         self.failing: bool = False
         self._loop = loop
         self._todo = loop.todo
         self._dispatcher = dispatcher
+        self._session = session  # of errors
         self._inputs = channel.inputs
         self._owed = dispatcher.responder.owed
         self._inbox: deque[Any] = dispatcher.inbox
@@ -302,6 +303,8 @@ class Port:
             raise exc
         pass_on(exc)
         pass_on_lack_of_stack(exc)  # of the caller: a turn that has more room goes on
+        if isinstance(exc, InvalidStreamError):
+            exc.session = self._session
         if self.failing or self._closed:
             return
         failure = Failure(exc)
