@@ -37,31 +37,31 @@ _CHECK = 0.05  # seconds between two turns of several loops, at most: some thing
 class _Waiting:
     """Turns the loops of many promises, any number of them, at most for a time.
 
+    Args:
+        call: What texts call the function that was called.
+        promises: As that got them. Whether they are some is still to be checked, but of the first.
+        timeout: As that got it.
+
     Attributes:
         given: The promises.
-        call: What texts call the function that was called.
     """
 
-    call = "gather()"
-
-    def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
-        check_iterable(f"{self.call} takes a list of promises", promises)
+    def __init__(self, call: str, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
+        check_iterable(f"{call} takes a list of promises", promises)
         check_timeout(timeout)
+        self._call = call
         self.given: list[ResponsePromise[Any]] = list(promises)
-        self._look()
+        self.check(self.given[:1])
         self._loops: list[Loop] = []  # made when it is needed
         self._timeout = timeout
         self._clock: Callable[[], float] = requester_of(self.given[0]).loop.clock if self.given else monotonic
         self._limit: float = math.inf if timeout is None else self._clock() + timeout
 
-    def _look(self) -> None:
-        self._check(self.given)
-
-    def _check(self, given: Sequence[object]) -> None:
+    def check(self, given: Sequence[object]) -> None:
         """Raise ``TypeError`` unless all are promises."""
         if not all([issubclass(cls, ResponsePromise) for cls in {*map(type, given)}]):
             wrong = next(one for one in given if not isinstance(one, ResponsePromise))
-            raise TypeError(f"{self.call} takes promises, as request() returns them, not {wrong!r:.100}")
+            raise TypeError(f"{self._call} takes promises, as request() returns them, not {wrong!r:.100}")
 
     def run(self, until: Any) -> bool:
         """Turn until something has settled: anything with an attribute ``settled``.
@@ -150,7 +150,8 @@ def gather(
         for session, reply in zip(sessions, gather(promises)):
             print(session.name, reply)
     """
-    waiting = _Waiting(promises, timeout)
+    waiting = _Waiting("gather()", promises, timeout)
+    waiting.check(waiting.given)
     for pending in map(pending_of, waiting.given):
         if not pending.settled and not waiting.run(pending):
             raise waiting.too_late()
@@ -207,25 +208,21 @@ class _AsCompleted(_Waiting):
     weak references, so that an iterator that is dropped leaves nothing behind.
     """
 
-    call = "as_completed()"
-
     def __init__(self, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:
-        super().__init__(promises, timeout)
-        self._rest: Any = None  # a dict of what was never in the queue; made when it is needed
-        self._references: dict[Requester, Reference] = {}
-        self._watching = False  # all of them
-
-    def _look(self) -> None:
+        super().__init__("as_completed()", promises, timeout)
         # Maybe nobody asks for another than the first, so of many not all are looked at yet.
         try:
             settled = filter(is_settled, self.given)
             first = next(settled, None) if len(self.given) > _FEW else min(settled, key=is_settled, default=None)
         except AttributeError:
-            self._check(self.given)
+            self.check(self.given)
             raise
         self._first: list[ResponsePromise[Any]] = [] if first is None else [first]
-        self._check(self._first or self.given)
+        self.check(self._first or self.given)
         self._queue = deque(self._first)  # those that have settled, in that order
+        self._rest: Any = None  # a dict of what was never in the queue; made when it is needed
+        self._references: dict[Requester, Reference] = {}
+        self._watching = False  # all of them
 
     def __iter__(self) -> _AsCompleted:
         return self
@@ -240,7 +237,7 @@ class _AsCompleted(_Waiting):
                 return promise
 
             if self._rest is None:
-                self._check(self.given)
+                self.check(self.given)
                 rest = dict.fromkeys(self.given)
                 for promise in self._first:
                     del rest[promise]
