@@ -69,28 +69,15 @@ class HandlerList:
         Raises:
             TypeError: It cannot be called, takes the wrong number of arguments, or its annotation cannot be resolved.
         """
-        parameters = check_handler(f"{self._event}()", function, self._most)
-        positional = [p for p in parameters if p.kind in _POSITIONAL]
-        starred = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
-        required = [p for p in positional if p.default is inspect.Parameter.empty]
-        # A second parameter with a default is the handler's own, unless it is called session. The *args of builtins such as
-        # print() are not for the session, and before CPython 3.11 the signature does not show them.
-        takes_both = self._most == 2 and (
-            len(required) == 2
-            or (starred and not inspect.isbuiltin(function))
-            or (len(positional) > 1 and positional[1].name == "session")
-        )
+        first, takes_both = check_handler(f"{self._event}()", function, self._most)
         types = None
-        if positional:
-            types = _types(function, positional[0].annotation, caller)
+        if first is not None:
+            types = _types(function, first.annotation, caller)
             if self._of_messages and types and not any([_may_be_message(cls) for cls in types]):
                 problem = f"is no message class, so {self._event}() would never call it"
                 remedy = "the message comes first, the session second"
-                raise _refused(function, positional[0].annotation, problem, remedy)
-        self._add(Handler(function, types, takes_both))
-
-    def _add(self, handler: Handler) -> None:
-        self._handlers = [*self._handlers, handler]
+                raise _refused(function, first.annotation, problem, remedy)
+        self._handlers = [*self._handlers, Handler(function, types, takes_both)]
         self.by_class.clear()
 
     def remove(self, function: Callable[..., Any]) -> None:
@@ -128,8 +115,10 @@ class HandlerList:
             return chain
 
 
-def check_handler(event: str, function: Any, most: int) -> list[inspect.Parameter]:
-    """Return the parameters of a function that is to handle an event; none if it is one in C that does not tell.
+def check_handler(event: str, function: Any, most: int) -> tuple[inspect.Parameter | None, bool]:
+    """Return the first parameter of a function that is to handle an event, and whether it takes the second argument.
+
+    The parameter is None if there are only ``*args``, or it is a function in C that does not tell.
 
     Args:
         event: What the texts of errors call it.
@@ -144,10 +133,10 @@ def check_handler(event: str, function: Any, most: int) -> list[inspect.Paramete
     try:
         signature = _signature(function)
     except ValueError:
-        return []
+        return None, False
     parameters = list(signature.parameters.values())
     positional = [p for p in parameters if p.kind in _POSITIONAL]
-    starred = [p for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL]
+    starred = any([p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters])
     required = [p for p in parameters if p.default is inspect.Parameter.empty and p.kind not in _STARRED]
     keywords = [p for p in required if p.kind is inspect.Parameter.KEYWORD_ONLY]
     if len(required) > most or keywords or not (positional or starred):
@@ -156,7 +145,14 @@ def check_handler(event: str, function: Any, most: int) -> list[inspect.Paramete
     for test, what in ((inspect.iscoroutinefunction, "coroutine"), (inspect.isgeneratorfunction, "generator")):
         if test(function):
             raise TypeError(f"{event} takes a plain function, but {name_of(function)} is a {what} function")
-    return parameters
+    # A second parameter with a default is the handler's own, unless it is called session. The *args of builtins such as
+    # print() are not for the session, and before CPython 3.11 the signature does not show them.
+    takes_both = most == 2 and (
+        len(required) == 2
+        or (starred and not inspect.isbuiltin(function))
+        or (len(positional) > 1 and positional[1].name == "session")
+    )
+    return (positional[0] if positional else None), takes_both
 
 
 def _do_nothing(*arguments: Any) -> None:
