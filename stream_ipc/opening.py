@@ -6,11 +6,9 @@ Checks what users pass, opens it, and hands the session to the loop of the peer.
 from __future__ import annotations
 
 from functools import partial
-from itertools import starmap
 
 from . import log
 from .arguments import DEFAULT, PIPE, Facade, check_timeout, name_methods
-from .core.conversation import Conversation
 from .core.poller import ADVICE
 from .errors import InvalidStreamError
 from .handlers import check_handler
@@ -364,14 +362,14 @@ def _make_session(
     channel: Any = None
     conversation = None
     try:
-        for channel in starmap(make, ((peer.serializer, peer.max_frame_size),)):  # stored before a signal is looked at
+        for channel in map(make, (peer.serializer,), (peer.max_frame_size,)):  # stored before a signal is looked at
             break
         else:
             raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
         if isinstance(channel, StreamChannel):
             channel.connected(name)
             loop.claims.check_free(channel)
-        session = Session(lambda session: Conversation(loop, channel, peer, session))
+        session = Session(loop, channel, peer)
         conversation = conversation_of(session)
         loop.add(conversation)
         loop.claims.add(channel)

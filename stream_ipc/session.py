@@ -27,12 +27,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     import subprocess
-    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from typing import Any, TypeVar, overload
 
+    from .core.loop import Loop
+    from .core.roles import Settings
     from .errors import StreamClosedError
     from .peer import IpcPeer
+    from .transports.channel import Channel
 
     M = TypeVar("M", bound=Message)
 
@@ -49,8 +51,8 @@ class Session(HandlerMethods):
     or in a forked copy of the process, are a ``RuntimeError``.
     """
 
-    def __init__(self, make: Callable[[Session], Conversation]) -> None:
-        self._conversation = make(self)
+    def __init__(self, loop: Loop, channel: Channel, peer: Settings) -> None:
+        self._conversation = Conversation(loop, channel, peer, self)
 
     @safe_repr
     def __repr__(self) -> str:
