@@ -125,7 +125,7 @@ class IpcPeer(SessionOpener):
             Exception: What an ``on_message`` handler has raised. The next tick
                 goes on behind that message.
         """
-        if timeout is not None and (timeout != 0 or timeout is False):
+        if timeout is not None:
             check_timeout(timeout)
         return self._loop.tick(timeout)
 

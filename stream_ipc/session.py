@@ -326,7 +326,7 @@ class Session(HandlerMethods):
                 goes on behind that message.
         """
         conversation = self._conversation
-        if timeout is not None and (timeout != 0 or timeout is False):
+        if timeout is not None:
             check_timeout(timeout)
         if conversation.reason is not None:
             conversation.close()  # what an interruption has left
