@@ -39,15 +39,8 @@ frames there have been. FILE is a file, or - for stdin.
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Carry out a command line.
-
-    Args:
-        arguments: What stands behind the program's name; by default the process's own.
-
-    Returns:
-        The exit status.
-    """
+def main() -> int:
+    """Carry out the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python3 -m stream_ipc", description="See what a parent and a worker say.")
     commands = parser.add_subparsers(dest="what", metavar="tap | decode", required=True)
     plain = argparse.RawDescriptionHelpFormatter
@@ -63,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     tap.add_argument("--trace", metavar="FILE", help="append the conversation to FILE in the Trace Event Format")
     tap.usage = "%(prog)s [-h] [--json | --pickle | --php] [--log FILE] [--trace FILE] -- COMMAND..."
     decode.add_argument("file", metavar="FILE")
-    given = sys.argv[1:] if arguments is None else arguments
+    given = sys.argv[1:]
     # By hand: argparse would change what stands behind a --, which may have a -- in it.
     end = given.index("--") if "--" in given and given[:1] == ["tap"] else len(given)
     options = parser.parse_args(given[:end])

@@ -155,7 +155,7 @@ class Tap:
         """
         report = Report(log.write, ("->", "<-"), format, coloured, f"{self.pid} ", trace)
         watcher = Watcher(report, log, trace)
-        watcher.note(lambda: report.note("--", "began", f"monotonic clock {log.clock:.6f}: {self._command}"))
+        watcher.note(lambda: report.line("--", "began", f"monotonic clock {log.clock:.6f}: {self._command}"))
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         there = Direction(FileIO(0), process.stdin, partial(report.feed, "->"), watcher)

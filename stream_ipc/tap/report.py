@@ -84,7 +84,7 @@ class Report:
         for item in items:
             if isinstance(item, Junk):
                 self._count(arrow, "junk", len(item))
-                self._line(arrow, "junk", show(_text(item)), size=f"{len(item)} B")
+                self.line(arrow, "junk", show(_text(item)), size=f"{len(item)} B")
                 self.text(arrow, "junk", item)
             else:
                 self._on_frame(arrow, item)
@@ -92,10 +92,6 @@ class Report:
     def text(self, arrow: str, name: str, data: bytes) -> None:
         """Take text that belongs to no frame. Only the trace shows it."""
         self._event(arrow, "i", name, {"text": _text(data[:_LONG]), "size": len(data)})
-
-    def note(self, arrow: str, kind: str, text: str) -> None:
-        """Write a line that is about no frame."""
-        self._line(arrow, kind, text)
 
     def _on_frame(self, arrow: str, payload: bytes | bytearray) -> None:
         size = len(payload)
@@ -119,7 +115,7 @@ class Report:
             self._event(arrow, "i", name or kind, args)
         if kind == "response" and name.endswith("ErrorMessage"):
             colour = "error"
-        self._line(arrow, kind, view, id, latency, f"{size} B", colour)
+        self.line(arrow, kind, view, id, latency, f"{size} B", colour)
 
     def _give_up(self, arrow: str, id: str) -> None:
         asked = self._waiting.pop((arrow, id), None)
@@ -134,9 +130,10 @@ class Report:
         self._counts[arrow][kind] += 1
         self._bytes[arrow] += size
 
-    def _line(
+    def line(
         self, arrow: str, kind: str, text: str, id: str = "", latency: str = "", size: str = "", colour: str = ""
     ) -> None:
+        """Write a line."""
         begin = f"{self.time:10.6f}" if self._is_timed else f"{self._bytes[arrow]:10}"
         shown = f"{kind:12}"
         if self._coloured:
@@ -151,7 +148,7 @@ class Report:
             self._take(arrow, items)
             if broken:
                 is_whole = False
-                self._line(arrow, "error", f"the stream ended {broken}")
+                self.line(arrow, "error", f"the stream ended {broken}")
                 self._event(arrow, "i", "error", {"text": f"the stream ended {broken}"})
         lines = [text] if text else []
         for arrow, counts in self._counts.items():
