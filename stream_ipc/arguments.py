@@ -82,8 +82,8 @@ def safe_repr(describe: Callable[[Any], str]) -> Callable[[Any], str]:
 
 # Message classes that have been sent before, which need no closer look.
 sendable: set[type] = set()
-# The same of classes that have been expected.
-expectable: set[Any] = {Message}
+# The same of classes that have been expected, by identity: what is passed may have no hash.
+expectable: dict[int, type] = {id(Message): Message}
 
 
 def check_message(method: str, message: Any) -> None:
@@ -102,14 +102,11 @@ def check_message(method: str, message: Any) -> None:
 
 def check_expect(expect: Any, name: str = "expect") -> Any:
     """Return a message class, also of ``Box[int]``; raise ``TypeError`` for anything else."""
-    if type(expect) is type and expect in expectable:
-        return expect
     origin = getattr(expect, "__origin__", None)
     cls = origin if isinstance(origin, type) else expect
     if not isinstance(cls, type) or not issubclass(cls, Message):
         raise TypeError(f"{name} must be a message class, not {expect!r:.100}")
-    if type(cls) is type:  # another metaclass may take it for something else
-        expectable.add(cls)
+    expectable[id(cls)] = cls
     return cls
 
 

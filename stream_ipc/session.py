@@ -187,11 +187,7 @@ class Session(HandlerMethods):
         """
         if type(message) not in sendable:
             check_message("request", message)
-        try:
-            is_known = expect in expectable
-        except TypeError:  # of what has no hash
-            is_known = False
-        if not is_known:
+        if id(expect) not in expectable:
             expect = check_expect(expect)
         conversation = self._conversation
         if timeout is not DEFAULT:
@@ -299,8 +295,7 @@ class Session(HandlerMethods):
                 print("no progress for 5 s")
         """
         check_timeout(timeout)
-        if expect is not Message:
-            expect = check_expect(expect)
+        expect = check_expect(expect)
         conversation = self._conversation
         kept = conversation.dispatcher.kept
         while True:  # again if a signal handler has turned and taken it
