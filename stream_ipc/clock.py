@@ -1,30 +1,19 @@
 """The clock of all limits.
 
 What is waited for are other processes, so limits are in real time also while a library for tests (freezegun) has stopped
-the clock of the rest of the program: a bound that never comes would be a hang. Such libraries replace the functions that
-modules hold, so this one is held by a class.
+the clock of the rest of the program: a bound that never comes would be a hang. Such libraries look for the functions of
+``time`` in all modules and replace them, so this is none of them.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["monotonic", "real_clock"]
+__all__ = ["monotonic"]
 
-
-class _Clock:
-    now = staticmethod(time.monotonic)
-
-
-def real_clock() -> Callable[[], float]:
-    """Return the function that returns the time in seconds."""
-    return _Clock.now
-
-
-def monotonic() -> float:
-    """Return the time in seconds."""
-    return _Clock.now()
+monotonic: Callable[[], float] = partial(time.monotonic)  # in seconds

@@ -15,7 +15,7 @@ import math
 import sys
 import time
 
-from ..clock import real_clock
+from ..clock import monotonic
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
 from .chores import Chores
@@ -70,7 +70,7 @@ class Loop(Guard):
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock: Callable[[], float] = real_clock()
+        self.clock: Callable[[], float] = monotonic
         self.closed: bool = False
         self.poller: Poller = Poller()
         self.claims: Claims = Claims(self.poller)

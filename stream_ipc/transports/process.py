@@ -9,7 +9,7 @@ import io
 import math
 import time
 
-from ..clock import monotonic, real_clock
+from ..clock import monotonic
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
 from ..messages import LogMessage
@@ -157,7 +157,6 @@ class ProcessChannel(StreamChannel):
         self._owned = owned
         self._text: TextInput | None = None  # its stderr
         self._send_asks_at = 0.0  # no sooner does a send ask whether it lives
-        self._clock = real_clock()
         ends = Ends()
         try:
             reader = ends.open(ReadEnd, process.stdout)
@@ -176,7 +175,7 @@ class ProcessChannel(StreamChannel):
 
     def _put(self, frame: Frame) -> None:
         """Send a frame if the child lives."""
-        now = self._clock()
+        now = monotonic()
         if now >= self._send_asks_at:
             self._send_asks_at = now + _ASK_INTERVAL
             try:
