@@ -140,15 +140,15 @@ class IpcPeer(SessionOpener):
                 peer.tick_for(0.02)
         """
         check_timeout(seconds, "seconds", optional=False)
-        clock = self._loop.clock
-        limit = clock() + seconds
-        wakeups = self._loop.wakeups
-        count = self.tick(0)
+        loop = self._loop
+        limit = loop.limit_of(seconds)
+        wakeups = loop.wakeups
+        count = loop.tick(0)
         while True:
-            left = limit - clock()
-            if left <= 0 or self._loop.wakeups != wakeups:
+            left = limit - loop.clock()
+            if left <= 0 or loop.wakeups != wakeups:
                 return count
-            count += self.tick(left)
+            count += loop.tick(left)
 
     def wakeup(self) -> None:
         """Make the tick that is under way, or else the next one, return at once.
