@@ -987,6 +987,7 @@ def test_a_full_disk_does_not_hurt_the_trace(tmp_path):
     trace = tmp_path / "trace"
     limit = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "sys.dont_write_bytecode = True  # it would be cut off, and stay so for the next program\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "from stream_ipc.__main__ import main; sys.exit(main())"
     )
