@@ -114,7 +114,7 @@ def _decode(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
         return 1
     except OSError as exc:
-        parser.error(f"{options.file} cannot be read: {exc}")
+        parser.error(f"{options.file} cannot be read, or its lines cannot be written: {exc}")
     return 0 if is_whole else 1
 
 

@@ -1099,6 +1099,17 @@ def test_decode_of_half_a_frame():
     assert b"the stream ended in the middle of a frame (5 of 6 bytes had arrived)" in done.stdout
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="nothing is always full here")
+def test_decode_onto_a_full_disk():
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "stream_ipc", "decode", "-"],
+            cwd=str(ROOT), input=frame(b"x"), stdout=full, stderr=subprocess.PIPE, timeout=20,
+        )  # fmt: skip
+    assert done.returncode
+    assert b"or its lines cannot be written: [Errno 28]" in done.stderr and b"Traceback" not in done.stderr
+
+
 def test_decode_into_a_pipe_that_nobody_reads():
     process = subprocess.Popen(
         [sys.executable, "-m", "stream_ipc", "decode", "-"],
