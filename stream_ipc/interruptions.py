@@ -37,15 +37,13 @@ def interruption_in(error: BaseException | None) -> BaseException | None:
 
     One that users' code has caught, and is dealing with while it calls us, counts no more.
     """
-    codes: set[CodeType] | None = None
+    codes = _handler_codes()
     for made_of in _made_of(error):
         traceback = made_of.__traceback__
         if made_of is not error and traceback is not None and _is_dealt_with(traceback.tb_frame):
             break
-        if traceback is not None and codes is None:
-            codes = _handler_codes()
         while traceback is not None:
-            if traceback.tb_frame.f_code in (codes or ()):
+            if traceback.tb_frame.f_code in codes:
                 return made_of
             traceback = traceback.tb_next
     return None
