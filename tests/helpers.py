@@ -460,6 +460,7 @@ _LIMITS = {
     "inbox count": ["stream_ipc.core.port.INBOX_COUNT"],
     "inbox count hard": ["stream_ipc.core.port.INBOX_COUNT_HARD"],
     "kill grace": ["stream_ipc.transports.children.KILL_GRACE"],
+    "last look pause": ["stream_ipc.core.last_look._PAUSE"],
     "linger": ["stream_ipc.transports.sockets._LINGER"],
     "listener pause": ["stream_ipc.core.listening.PAUSE"],
     "lock tries": ["stream_ipc.transports.sockets._LOCK_TRIES"],

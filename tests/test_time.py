@@ -25,6 +25,7 @@ from tests.helpers import (
     request_bytes,
     run_python,
     set_clock,
+    set_limit,
     tick_until,
 )
 from tests.messages import Note, Ping, Pong
@@ -77,9 +78,12 @@ def test_behind_much_else(raw: RawPeer, way: Callable[..., Any]) -> None:
 
 
 @each_way
-def test_a_reply_that_is_larger_than_the_stream(raw: RawPeer, way: Callable[..., Any]) -> None:
+def test_a_reply_that_is_larger_than_the_stream(
+    raw: RawPeer, way: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The other side could only write as much as this process read.
     global promise_peer
+    set_limit("last look pause", 5, monkeypatch)  # on a busy machine its thread gets the processor late
     promise_peer = raw.session.peer
     clock = set_clock(promise_peer, FakeClock())
     promise = raw.session.request(Ping(), timeout=1, expect=Pong)
