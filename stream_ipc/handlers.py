@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Chain = Union[Tuple[()], Tuple["Handler", "Chain"]]
 
-__all__ = ["Handler", "HandlerList", "name_of"]
+__all__ = ["Handler", "HandlerList", "check_handler", "name_of"]
 
 _PACKAGE = __name__.partition(".")[0]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
