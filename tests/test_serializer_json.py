@@ -892,6 +892,9 @@ def test_constructors_are_called_once() -> None:
         with pytest.raises(SerializationError, match="ValueError: negative"):
             S.deserialize(data)
     assert calls == [1, 2, -1, -2]
+    counted = '{"__class":"test.json.Counted","a":%d}'
+    S.deserialize(any_payload(f'[{counted % 3},{{"__class":"No","in":{counted % 4}}},{counted % 5}]'))
+    assert calls[4:] == [3, 5]
 
 
 def test_a_constructor_that_raises_key_error() -> None:

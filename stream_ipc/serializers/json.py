@@ -4,9 +4,7 @@ Knows messages, the registry and JSON. Must not know frames or streams, and must
 registry has.
 
 A message is an object with ``__class``, its wire name, first and its fields after it. Reading lets the standard
-library's scanner call us for each object, innermost first. Once it meets an unknown class, the message is built again
-from the outside in, as the original does it, so that what is in an object of that class stays plain data. What was built
-until then is built twice: to look for such classes first would make every message with objects slower.
+library's scanner make dicts of all objects first, because what is in an object of an unknown class stays plain data.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ from math import isfinite
 
 from .. import registry
 from ..errors import SerializationError, article
-from ..interruptions import pass_on
 from ..messages import ENVELOPES, REQUEST, RESPONSE
 from .text_serializer import HEAD_SIZE, TextSerializer, builder, find_class, shown, wire_name
 from .text_writing import INT_MAX, INT_MIN, MAX_DEPTH, TOO_DEEP, TextFormat
@@ -64,22 +61,46 @@ def _old_text(value: str) -> str:
 # -- reading
 
 
-class _UnknownClass(Exception):
-    pass
+_ATOMS = frozenset({type(None), bool, int, float, str})
+_builders: dict[str, Builder] = {}  # by wire name; of known classes only, or there would be no end of them
+registry.clear_on_change(_builders)
 
 
-def _builder_of(name: str) -> Builder:
+def _built(value: Any) -> Any:
+    """Return what was read, with objects in place of the dicts that stand for them."""
+    if type(value) is list:
+        return value if _ATOMS.issuperset(map(type, value)) else list(map(_built, value))
+    if type(value) is not dict:
+        return value
+    name = value.get("__class")
+    build = None
+    if name is not None:  # as in the original, "__class": null is no class
+        build = (_builders.get(name) if type(name) is str else None) or _builder_of(name)
+        if build is None:
+            return value
+    for key, v in value.items():
+        if type(v) is dict or type(v) is list:
+            value[key] = _built(v)
+    return value if build is None else build(value)
+
+
+def _builder_of(name: Any) -> Builder | None:
+    """Return what makes an object of its dict, or None if no such class is known."""
+    if type(name) is not str:
+        raise SerializationError(f"Unknown class: the name of a class must be text, not {article(type(name))}")
     try:
         info = find_class(name)
     except SerializationError:
-        if name != "stdClass":
-            raise _UnknownClass from None
-        return _without_class  # PHP's object that is nothing but its properties
+        return _without_class if name == "stdClass" else None  # PHP's object that is nothing but its properties
+    build: Builder
     if info.is_enum:
-        return partial(_member, info)
-    if info.fields:
-        return builder(info, [f.wire_name for f in info.fields], _CONVERSIONS)
-    return info.build  # for which "__class" is no attribute
+        build = partial(_member, info)
+    elif info.fields:
+        build = builder(info, [f.wire_name for f in info.fields], _CONVERSIONS)
+    else:
+        build = info.build  # for which "__class" is no attribute
+    _builders[name] = build
+    return build
 
 
 _CONVERSIONS: Conversions = {
@@ -103,33 +124,6 @@ def _member(info: TypeInfo, data: dict[str, Any]) -> Any:
     return info.member(name)
 
 
-_builders = registry.Cache(_builder_of)
-
-
-def _object(data: dict[str, Any]) -> Any:
-    name = data.get("__class")
-    if name is None:  # as in the original, "__class": null is no class
-        return data
-    return _builders[name](data)
-
-
-def _from_outside(value: Any) -> Any:
-    """Build what the plain decoder has read, but for what is in objects of unknown classes."""
-    build = None
-    if type(value) is dict and value.get("__class") is not None:
-        name = value["__class"]
-        if type(name) is not str:
-            raise SerializationError(f"Unknown class: the name of a class must be text, not {article(type(name))}")
-        try:
-            build = _builders[name]
-        except _UnknownClass:
-            return value
-    for key, v in enumerate(value) if type(value) is list else value.items():
-        if type(v) in (list, dict):
-            value[key] = _from_outside(v)
-    return value if build is None else build(value)
-
-
 def _parse_int(text: str) -> Any:
     if len(text) < 19:
         return int(text)
@@ -145,11 +139,9 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"it holds {name}")
 
 
-_decoder = json.JSONDecoder(object_hook=_object, parse_int=_parse_int, parse_constant=_no_constant)
-_short_int_decoder = json.JSONDecoder(object_hook=_object, parse_constant=_no_constant)
-_plain_decoder = json.JSONDecoder(parse_int=_parse_int, parse_constant=_no_constant)
+_decoder = json.JSONDecoder(parse_int=_parse_int, parse_constant=_no_constant)
 _scan = make_scanner(_decoder)  # type: ignore[arg-type]
-_scan_short_ints = make_scanner(_short_int_decoder)  # type: ignore[arg-type]
+_scan_short_ints = make_scanner(json.JSONDecoder(parse_constant=_no_constant))  # type: ignore[arg-type]
 
 _SPACE = " \t\n\r"
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]").search
@@ -261,23 +253,17 @@ class _Json(TextFormat):
                 raise SerializationError(f"payload is {TOO_DEEP}")
             if _LONG_INT not in data.translate(_DIGITS):
                 scan = _scan_short_ints
-        if "\\u" in text and _ESCAPED_SURROGATE(text) is not None:
-            # The scanner lets lone ones pass. Pairs become one character, so that what cannot be encoded again is
-            # alone. Only payloads with such escapes pay for being read twice.
-            json.dumps(_plain_decoder.raw_decode(text, start)[0], ensure_ascii=False).encode()
-        is_built = True
         try:
             value, end = scan(text, start)
         except StopIteration as exc:
             raise json.JSONDecodeError("Expecting value", text, exc.value) from None
-        except (_UnknownClass, TypeError) as exc:  # TypeError: the name of a class is a list or dict
-            pass_on(exc)
-            value, end = _plain_decoder.raw_decode(text, start)
-            is_built = False
         if end != len(text) and (rest := text[end:].lstrip(_SPACE)):
             at = len(text) - len(rest)
             raise SerializationError(f"payload is not JSON: something follows the value at character {at}")
-        return value if is_built else _from_outside(value)
+        if "\\u" in text and _ESCAPED_SURROGATE(text) is not None:
+            # The scanner lets lone ones pass. Pairs became one character, so what cannot be encoded again is alone.
+            json.dumps(value, ensure_ascii=False).encode()
+        return _built(value)
 
     def salvage(self, payload: Payload) -> tuple[int, Any]:
         # All known senders write the class and the id first. There may not be enough memory to read the rest.
@@ -285,7 +271,7 @@ class _Json(TextFormat):
         if head is not None:
             kind, id = REQUEST if head[1] == "Request" else RESPONSE, json.loads(head[2])
         else:
-            data, _ = _plain_decoder.raw_decode(str(payload, "utf-8", "replace").strip(_SPACE))
+            data, _ = _decoder.raw_decode(str(payload, "utf-8", "replace").strip(_SPACE))
             kind, id = (REQUEST, RESPONSE)[ENVELOPES.index(find_class(data["__class"]).cls)], data["id"]
         id.encode()  # a lone surrogate would fail once more where it is answered
         return kind, id
@@ -330,9 +316,7 @@ class JsonMessageSerializer(TextSerializer):
     Only registered classes are built. As in the original, an object of another
     class inside a message stays a dict with its ``__class``, and what is in it
     stays plain data; a message, or the message in an envelope, must be of a
-    registered class. A ``stdClass`` arrives as a dict without ``__class``. In a
-    message with an object of an unknown class the constructors of others may
-    run twice, so they should change nothing but their object.
+    registered class. A ``stdClass`` arrives as a dict without ``__class``.
 
     Against PHP: it has no empty dict (``{}`` becomes the same as ``[]``), turns
     the keys ``"0"``, ``"1"`` into ints, writes the float ``1.0`` as ``1``, and
