@@ -133,11 +133,6 @@ def article(cls: type) -> str:
 
 def printable(text: str) -> str:
     """Return a text that any stream can write: what was not UTF-8 is shown with backslashes."""
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        pass
     try:  # bytes that came in as lone surrogates
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:

@@ -14,7 +14,7 @@ from .interruptions import pass_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
 __all__ = [
@@ -153,35 +153,31 @@ class TypeInfo:
     @property
     def make(self) -> Callable[..., Any]:
         """What builds an instance of a class with fields from the values of all, in order. It raises anything."""
-        names = ", ".join([f"v{i}" for i in range(len(self.fields))])
-        call = self._call()
-        if call == f"cls({names})":
+        # The class itself, where the constructor is a plain function with just the fields first: a dataclass may have
+        # keyword-only fields, InitVar parameters in between, or a constructor of its own.
+        names = tuple([f.parameter for f in self.fields])
+        cls: Any = self.cls
+        code = getattr(cls.__init__, "__code__", None)
+        if (
+            type(cls).__call__ is type.__call__
+            and cls.__new__ is object.__new__
+            and code is not None
+            and code.co_argcount > len(names)
+            and code.co_varnames[1 : 1 + len(names)] == names
+        ):
             return self.cls
-        return compile_function([f"def made({names}):", f"    return {call}"], {"cls": self.cls})
+        values = ", ".join([f"v{i}" for i in range(len(names))])
+        arguments = ", ".join([f"{name}=v{i}" for i, name in enumerate(names)])
+        return compile_function([f"def made({values}):", f"    return cls({arguments})"], {"cls": cls})
 
     def compile_builder(self, lines: list[str], names: dict[str, Any]) -> Callable[..., Any]:
         """Compile a function that builds an instance of a class with fields, or raises SerializationError.
 
         ``lines`` is its source, up to where ``v0``, ``v1``, ... are the fields' values, and ``names`` what that sees.
         """
-        end = f"    try:\n        return {self._call()}\n    except Exception as exc:\n        raise refused(exc) from exc"
-        return compile_function([*lines, end], {**names, "cls": self.cls, "refused": self.refused})
-
-    def _call(self) -> str:
-        # cls(v0, v1) needs no dict for the arguments, which cls(x=v0, y=v1) does. Only where the constructor is a plain
-        # function with just the fields first: a dataclass may have keyword-only fields, InitVar parameters in between, or
-        # a constructor of its own.
-        names = tuple([f.parameter for f in self.fields])
-        cls: Any = self.cls
-        code = getattr(cls.__init__, "__code__", None)
-        in_order = (
-            type(cls).__call__ is type.__call__
-            and cls.__new__ is object.__new__
-            and code is not None
-            and code.co_argcount > len(names)
-            and code.co_varnames[1 : 1 + len(names)] == names
-        )
-        return f"cls({', '.join([f'v{i}' if in_order else f'{name}=v{i}' for i, name in enumerate(names)])})"
+        values = ", ".join([f"v{i}" for i in range(len(self.fields))])
+        end = f"    try:\n        return make({values})\n    except Exception as exc:\n        raise refused(exc) from exc"
+        return compile_function([*lines, end], {**names, "make": self.make, "refused": self.refused})
 
     def member(self, key: str | int) -> Any:
         """Return the member of an enum by its name, or flags by their value, or raise SerializationError."""
@@ -230,8 +226,7 @@ def obstacle(cls: type, strict: bool = True) -> str:
     if fields is not None:
         return _mismatch(cls, fields) if strict else ""
     for base in cls.__mro__[:-1]:
-        slots = base.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
+        for name in _slots(base):
             if _is_dunder(name) and name not in ("__dict__", "__weakref__"):
                 what = "it is a pydantic model" if is_pydantic(cls) else f"it has the slot {name}"
                 return f"{what}, so it has state that its attributes do not show"
@@ -240,6 +235,11 @@ def obstacle(cls: type, strict: bool = True) -> str:
                 if name in base.__dict__:
                     return f"it has a method {name}(), so its attributes alone do not rebuild it"
     return ""
+
+
+def _slots(cls: type) -> Iterable[str]:
+    slots = cls.__dict__.get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else slots
 
 
 def _is_dunder(name: Any) -> bool:
@@ -315,8 +315,7 @@ def _attributes(obj: Any) -> dict[str, Any]:
     """Return the attributes of an instance that are its state, those in slots first."""
     values: dict[str, Any] = {}
     for base in reversed(type(obj).__mro__):
-        slots = base.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
+        for name in _slots(base):
             if name.startswith("__") and not name.endswith("__"):
                 name = f"_{base.__name__.lstrip('_')}{name}"
             if not _is_dunder(name) and hasattr(obj, name):
