@@ -252,8 +252,6 @@ def _salvage(payload: Payload) -> tuple[int, Any]:
 
 class _Php(TextFormat):
     name = "PHP's format"
-    # The second time an object is r:<number>, and only the walk counts.
-    guard = ("    if id(value) in seen: raise ValueError", "    seen.add(id(value))")
     reference = "r:{};".format
     leaves_out = True  # as the original does, and it makes a property without a value of a missing one
     read = staticmethod(_read)

@@ -117,7 +117,7 @@ def builder(info: TypeInfo, keys: Sequence[str], conversions: Conversions, renam
                 values[f.name] = data[key] if convert is None else convert(data[key])
         return info.build(values)
 
-    lines = ["def made(data):", "    try:", "        pass"]
+    lines = ["def made(data):", "    try:"]
     lines += [f"        v{i} = data[{key!r}]" for i, key in enumerate(keys)]
     lines += ["    except KeyError:", "        return otherwise(data)"]
     build = compile_builder(lines, info, conversions, {"otherwise": otherwise})
@@ -189,7 +189,6 @@ class TextSerializer:
         if namespace not in ("StreamIpc", "PhpStreamIpc"):
             raise ValueError(f"namespace must be 'StreamIpc' or 'PhpStreamIpc', not {namespace!r}")
         self._format = self.formats[namespace == "PhpStreamIpc"]
-        self._read = self._format.read
 
     def __repr__(self) -> str:
         format = getattr(self, "_format", None)  # None: half made
@@ -238,7 +237,7 @@ class TextSerializer:
                 ``response_id`` says it.
         """
         try:
-            message = self._read(payload)
+            message = self._format.read(payload)
         except Exception as exc:
             if isinstance(exc, MemoryError) and interruption_in(exc) is None:
                 exc.__traceback__ = None  # it holds all that was read so far

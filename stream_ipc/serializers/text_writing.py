@@ -57,7 +57,6 @@ class TextFormat(registry.Cache):
     """
 
     name = ""  # in errors
-    guard: tuple[str, ...] = ()  # what the function of an object does first, as source
     leaves_out = False  # whether a field without a value is left out; otherwise it is an error
     reference: Callable[[int], str] | None = None  # returns what stands for an object again, by its number
     small_int: Callable[..., str] | None = None  # does what scalars[int] does for an int of 64 bits, but quicker
@@ -132,7 +131,9 @@ class TextFormat(registry.Cache):
         return encode
 
     def _compile(self, info: TypeInfo) -> Encoder:
-        lines = ["def made(value, depth, seen):", f"    if depth > {MAX_DEPTH}: raise ValueError", *self.guard]
+        lines = ["def made(value, depth, seen):", f"    if depth > {MAX_DEPTH}: raise ValueError"]
+        if self.reference is not None:  # it would stand for the object, and only the walk counts
+            lines += ["    if id(value) in seen: raise ValueError", "    seen.add(id(value))"]
         if not info.fields:
             lines += [
                 "    values = info.values(value)",
