@@ -107,7 +107,9 @@ def _parameters(cls: Any) -> dict[str, str]:
     if code is None or code.co_flags & 0x0C or code.co_posonlyargcount > 1 or cls.__new__ is not object.__new__:
         return {}
     names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-    attributes = {f.parameter: f.name for f in fields_of(cls) or ()} or dict(zip(names, names))
+    attributes = {f.parameter: f.name for f in fields_of(cls) or ()}
+    if not attributes:  # those that the constructor assigns, or may
+        attributes = {name: name for name in names if name in code.co_names}
     return {name: attributes[name] for name in names} if attributes.keys() >= set(names) else {}
 
 

@@ -85,9 +85,9 @@ def _check(cls: type, encode: Any, decode: Any, strict: bool) -> None:
     if (encode is None) != (decode is None):
         given, missing = ("encode", "decode") if decode is None else ("decode", "encode")
         raise TypeError(f"register_type({cls.__qualname__}) got {given} without {missing}; give both or neither")
+    if cls in _PLAIN:
+        raise TypeError(f"{cls.__qualname__} cannot be registered: it is plain data and travels as it is")
     if encode is not None:
-        if cls in _PLAIN:
-            raise TypeError(f"{cls.__qualname__} cannot be registered: it is plain data and travels as it is")
         return
     if cls in by_class and by_class[cls].encode is None:
         return  # accepted before

@@ -283,6 +283,8 @@ def test_both_converters_or_neither() -> None:
 def test_plain_data_needs_no_converters(cls: Any) -> None:
     with pytest.raises(TypeError, match=f"{cls.__name__} cannot be registered: it is plain data and travels as it is"):
         register_type(cls, encode=lambda x: x, decode=cls)
+    with pytest.raises(TypeError, match=f"{cls.__name__} cannot be registered: it is plain data and travels as it is"):
+        register_type(cls)
 
 
 @pytest.mark.usefixtures("own_registry")
@@ -736,6 +738,7 @@ ADVICE: List[Any] = [
         "on both sides call register_type(datetime, encode=datetime.isoformat, decode=datetime.fromisoformat)",
     ),
     (decimal.Decimal, "on both sides call register_type(Decimal, encode=str, decode=Decimal)"),
+    (collections.UserList, "on both sides call register_type(UserList, encode=f, decode=g), where f(obj) returns plain"),
     (asyncio.Future, "on both sides call register_type(Future, encode=f, decode=g), where f(obj) returns plain data"),
 ]
 
