@@ -449,10 +449,10 @@ UNRAISABLE = ("__del__",)
 
 # Where each limit is kept, and by which name.
 _LIMITS = {
-    "back off": ["stream_ipc.staff._BACK_OFF"],
+    "back off": ["stream_ipc.pool.supervisor._BACK_OFF"],
     "check interval": ["stream_ipc.core.inspection.CHECK_INTERVAL"],
     "death interval": [f"stream_ipc.transports.{module}.DEATH_INTERVAL" for module in ("process", "children")],
-    "depth": [f"stream_ipc.{module}.MAX_DEPTH" for module in ("core.loop", "core.conversation", "tasks")],
+    "depth": [f"stream_ipc.{module}.MAX_DEPTH" for module in ("core.loop", "core.conversation", "pool.tasks")],
     "exit grace": ["stream_ipc.transports.children.EXIT_GRACE"],
     "flush bound": [f"stream_ipc.core.{module}.FLUSH_BOUND" for module in ("conversation", "lifecycle", "closing")],
     "inbox bytes": ["stream_ipc.core.port.INBOX_BYTES"],
@@ -546,7 +546,7 @@ def drop_queued(session: Session) -> None:
 
 def promises_queued(pool: WorkerPool) -> List[Any]:
     """Return the promises of the tasks of a pool that no worker has, in order."""
-    return [task() for task in pool._crew.tasks.queue]
+    return [task() for task in pool._scheduler.tasks.queue]
 
 
 def received_bytes(session: Session) -> int:

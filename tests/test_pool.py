@@ -38,17 +38,16 @@ from stream_ipc import (
     UnexpectedReplyError,
     WorkerPool,
     as_completed,
-    crew,
     gather,
-    staff,
 )
 from stream_ipc.core import inspection
 from stream_ipc.core.pending import Pending
 from stream_ipc.core.requests import Requests
 from stream_ipc.core.teardowns import Teardowns
-from stream_ipc.tasks import Task, Tasks
+from stream_ipc.pool import scheduler, supervisor
+from stream_ipc.pool.tasks import Task, Tasks
+from stream_ipc.pool.worker import Worker
 from stream_ipc.transports.channel import Teardown
-from stream_ipc.worker import Worker
 from tests.helpers import (
     PATIENCE,
     ActingSerializer,
@@ -1447,7 +1446,7 @@ def test_interrupted_cancel_of_a_running_task(peer: IpcPeer, monkeypatch: pytest
 
 def test_interrupted_start_leaves_no_session_that_is_nobodys(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     with WorkerPool(peer, worker(), 1) as pool:
-        once(monkeypatch, staff, "conversation_of")
+        once(monkeypatch, supervisor, "conversation_of")
         with pytest.raises(KeyboardInterrupt):
             pool.submit(Ping(1))
         promise = pool.submit(Ping(2))
@@ -1457,7 +1456,7 @@ def test_interrupted_start_leaves_no_session_that_is_nobodys(peer: IpcPeer, monk
 
 def test_closing_ends_the_worker_of_an_interrupted_start(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = WorkerPool(peer, worker(), 1)
-    once(monkeypatch, staff, "conversation_of")
+    once(monkeypatch, supervisor, "conversation_of")
     with pytest.raises(KeyboardInterrupt):
         pool.submit(Ping(1))
     pool.close()
@@ -1486,14 +1485,14 @@ def test_interrupted_map_gives_no_task_twice(
     with WorkerPool(peer, worker(), 1) as pool:
         pool.submit(Ping(0)).wait()
         replies = pool.map([Ping(("count", str(path), 7))], ordered=ordered)
-        real = crew.Crew.give
+        real = scheduler.Scheduler.give
 
         def give(self: Any, *args: Any, **kwargs: Any) -> None:
-            monkeypatch.setattr(crew.Crew, "give", real)
+            monkeypatch.setattr(scheduler.Scheduler, "give", real)
             real(self, *args, **kwargs)
             raise KeyboardInterrupt  # where it returns
 
-        monkeypatch.setattr(crew.Crew, "give", give)
+        monkeypatch.setattr(scheduler.Scheduler, "give", give)
         with pytest.raises(KeyboardInterrupt):
             next(replies)
         assert len(list(replies)) == 1

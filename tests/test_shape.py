@@ -36,7 +36,7 @@ LAYERS = [
     ["promise", "handler_methods", "session", "listener", "deferred"],
     ["opening", "waiting"],
     ["peer"],
-    ["worker", "tasks", "staff", "crew", "pool_map", "pool"],
+    ["pool"],
     [""],  # stream_ipc itself
     ["tap"],  # which needs nothing of it but what frames and formats look like
     ["__main__"],

@@ -57,7 +57,7 @@ class Loop(Guard):
         todo: Dispatchers with something to dispatch, in turn.
         repairs: Tasks that are ``Repairable``: an interruption may have left them with work.
         later: Tasks whose ``go_on`` the next turn calls.
-        pools: The crews of worker pools, which have no descriptor: they are checked now and then, and closed with the loop.
+        pools: Schedulers of worker pools: they have no descriptor, are checked now and then, and are closed with the loop.
         dispatched: How many items have been dispatched in all, without replies.
         depth: How many dispatches are under way, one inside the other.
         users_wait: Whether users' functions must wait: while only bytes move, beyond MAX_DEPTH, while closing settles.

@@ -1,6 +1,6 @@
 """Workers that are started, given tasks, and replaced when they die.
 
-Checks what users pass, and hands it on to the crew behind it. Must not know how anything is sent.
+Checks what users pass, and hands it on to the scheduler behind it. Must not know how anything is sent.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-from .arguments import (
+from ..arguments import (
     DEFAULT,
     POOLS,
     USUAL,
@@ -22,20 +22,20 @@ from .arguments import (
     safe_repr,
     sendable,
 )
-from .crew import Crew
-from .handlers import check_handler
-from .interruptions import interruption_in
-from .messages import Message
-from .peer import IpcPeer
-from .promise import ResponsePromise, pending_of, request
+from ..handlers import check_handler
+from ..interruptions import interruption_in
+from ..messages import Message
+from ..peer import IpcPeer
+from ..promise import ResponsePromise, pending_of, request
+from .scheduler import Scheduler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TypeVar, overload
 
-    from .session import Session
-    from .transports.spawn import Command, Items
+    from ..session import Session
+    from ..transports.spawn import Command, Items
 
     M = TypeVar("M", bound=Message)
 
@@ -126,7 +126,7 @@ class WorkerPool(Facade):
             hello = check_expect(hello, "hello")
         if on_session is not None:
             check_handler("on_session", on_session, 1)
-        from .transports.spawn import check_command, check_options
+        from ..transports.spawn import check_command, check_options
 
         for each in commands:
             check_command(each)
@@ -136,7 +136,7 @@ class WorkerPool(Facade):
         self._peer = peer
         self._timeout = timeout
         commands = [commands[n % len(commands)] for n in range(size)]
-        self._crew = Crew(
+        self._scheduler = Scheduler(
             peer,
             commands,
             options,
@@ -150,28 +150,28 @@ class WorkerPool(Facade):
 
     @safe_repr
     def __repr__(self) -> str:
-        state = "closed" if self._crew.tasks.closed else "open"
-        return f"<WorkerPool {state} workers={len(self.workers)}/{self._crew.size} pending={self.pending}>"
+        state = "closed" if self._scheduler.tasks.closed else "open"
+        return f"<WorkerPool {state} workers={len(self.workers)}/{self._scheduler.size} pending={self.pending}>"
 
     def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         try:
-            if kind is None and not self._crew.tasks.closed and not self._crew.tasks.loop.forked:
-                self._crew.finish()
+            if kind is None and not self._scheduler.tasks.closed and not self._scheduler.tasks.loop.forked:
+                self._scheduler.finish()
         finally:
             self.close()
 
     @property
     def workers(self) -> tuple[Session, ...]:
         """The sessions of the workers that are running."""
-        return tuple(self._crew.staff.sessions)
+        return tuple(self._scheduler.supervisor.sessions)
 
     @property
     def pending(self) -> int:
         """How many tasks are queued or with workers."""
-        return self._crew.pending
+        return self._scheduler.pending
 
     if TYPE_CHECKING:
 
@@ -221,14 +221,14 @@ class WorkerPool(Facade):
             timeout = self._peer.timeout if self._timeout is DEFAULT else self._timeout
         else:
             check_timeout(timeout)
-        crew = self._crew
-        crew.tasks.loop.check_entry()
-        return request(crew.tasks, message, timeout, expect)
+        scheduler = self._scheduler
+        scheduler.tasks.loop.check_entry()
+        return request(scheduler.tasks, message, timeout, expect)
 
     def _give(self, promise: ResponsePromise[Any]) -> None:
         """Queue the task of a promise, and give what is queued to workers that are free. It can be called again."""
         try:
-            self._crew.submit(pending_of(promise))
+            self._scheduler.submit(pending_of(promise))
         except Exception as exc:  # it is closed, or no worker can be started with these arguments
             if interruption_in(exc) is None:
                 promise.cancel()
@@ -298,13 +298,13 @@ class WorkerPool(Facade):
         if timeout is not POOLS:
             check_timeout(timeout)
         if ahead is None:
-            ahead = 2 * self._crew.size * self._crew.in_flight
+            ahead = 2 * self._scheduler.size * self._scheduler.in_flight
         check_iterable("map() takes an iterable of messages", messages)
         source = iter(messages)
-        from .pool_map import Mapped
+        from .map import MapIterator
 
         make = partial(self._make, "map", expect, timeout)
-        return Mapped(source, make, self._give, self._crew.tasks.loop, ordered, ahead)
+        return MapIterator(source, make, self._give, self._scheduler.tasks.loop, ordered, ahead)
 
     def close(self, timeout: float | None = USUAL) -> None:
         """End the workers, side by side. What is queued or with workers fails.
@@ -316,9 +316,9 @@ class WorkerPool(Facade):
                 default as in ``Session.close``.
         """
         seconds = close_bound(timeout)
-        loop = self._crew.tasks.loop
+        loop = self._scheduler.tasks.loop
         if not loop.forked:
-            loop.inside(self._crew.close_workers, seconds)
+            loop.inside(self._scheduler.close_workers, seconds)
 
 
 def _check_number(name: str, value: Any, least: int, *others: Any) -> None:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 
-from .errors import StreamClosedError
+from ..errors import StreamClosedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .messages import Message
+    from ..messages import Message
+    from ..transports.spawn import Command
     from .tasks import Task
-    from .transports.spawn import Command
 
 __all__ = ["Worker"]
 
@@ -31,7 +31,7 @@ class Worker:
         deaths: How many in a row have ended before they answered anything, up to this one.
         start_at: When it may be started; infinity while it is.
         session: The session with it, or None.
-        conversation: What is behind that; None until the staff has begun with it.
+        conversation: What is behind that; None until the supervisor has begun with it.
         running: What it has.
         given: How many tasks it was given in all.
         ready: Whether it can be given any.

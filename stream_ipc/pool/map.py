@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections import deque
 from operator import attrgetter
 
-from .interruptions import pass_on
-from .promise import pending_of
-from .waiting import stray_stop
+from ..interruptions import pass_on
+from ..promise import pending_of
+from ..waiting import stray_stop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from .core.loop import Loop
-    from .messages import Message
-    from .promise import ResponsePromise
+    from ..core.loop import Loop
+    from ..messages import Message
+    from ..promise import ResponsePromise
 
-__all__ = ["Mapped"]
+__all__ = ["MapIterator"]
 
 
-class Mapped:
+class MapIterator:
     """An iterator over replies and no generator: after an error, ``next()`` goes on.
 
     Args:
@@ -63,7 +63,7 @@ class Mapped:
         self._ready: deque[ResponsePromise[Any]] = deque()
         self._end: BaseException | None = None  # what is raised once all is yielded: the input has ended
 
-    def __iter__(self) -> Mapped:
+    def __iter__(self) -> MapIterator:
         return self
 
     def __next__(self) -> Any:

@@ -1,4 +1,4 @@
-"""The workers of a pool: which are running, which are to be started, which have died before they answered anything.
+"""The supervisor of a pool: which workers are running, which are to be started, which came to nothing.
 
 Knows sessions as users do and the conversations behind them, and of tasks whether there are enough. Must not know who is
 given which task, nor processes.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 
-from . import log
-from .errors import StreamClosedError, describe
-from .interruptions import interruption_in
-from .messages import Message, is_text
-from .session import conversation_of
+from .. import log
+from ..errors import StreamClosedError, describe
+from ..interruptions import interruption_in
+from ..messages import Message, is_text
+from ..session import conversation_of
 from .worker import Worker
 
 TYPE_CHECKING = False
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .session import Session
+    from ..session import Session
+    from ..transports.spawn import Command
     from .tasks import Tasks
-    from .transports.spawn import Command
 
-__all__ = ["Staff"]
+__all__ = ["Supervisor"]
 
 _CLOGGED_INTERVAL = 0.05  # seconds until the next look at a worker that has much to read
 _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
@@ -34,7 +34,7 @@ _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started agai
 _DEATHS = 5
 
 
-class Staff:
+class Supervisor:
     """The workers of one pool, from their start to their end.
 
     Owns them, and how many have died in a row.

@@ -1,4 +1,4 @@
-"""Which worker of a pool has which task.
+"""The scheduler of a pool: which worker has which task.
 
 Knows the workers and the tasks, the conversations over which tasks are sent, and the loop, which calls it when a time has
 come. Must not know how a worker is started, nor processes.
@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from .clock import monotonic
-from .core.until import Until
-from .errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, unraised
-from .interruptions import interruption_in
-from .messages import Message
-from .peer import loop_of
-from .session import conversation_of
-from .staff import Staff
+from ..clock import monotonic
+from ..core.until import Until
+from ..errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, unraised
+from ..interruptions import interruption_in
+from ..messages import Message
+from ..peer import loop_of
+from ..session import conversation_of
+from .supervisor import Supervisor
 from .tasks import Task, Tasks
 from .worker import Worker
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from .peer import IpcPeer
-    from .session import Session
-    from .transports.spawn import Command
+    from ..peer import IpcPeer
+    from ..session import Session
+    from ..transports.spawn import Command
 
-__all__ = ["Crew"]
+__all__ = ["Scheduler"]
 
 
-class Crew:
+class Scheduler:
     """Gives the tasks of one pool to its workers, and takes them back.
 
     Owns which worker has which task. A task that is in the queue of ``tasks`` comes to a worker in ``_give_to``, and back
@@ -52,7 +52,7 @@ class Crew:
         size: How many workers there are at most.
         in_flight: How many tasks a worker has at a time at most.
         tasks: The tasks.
-        staff: The workers.
+        supervisor: The workers.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Crew:
         self._untidy = False  # whether the next turn is to look at all workers
         self._sending: dict[Task, None] = {}  # what calls are giving to workers now
         self.tasks: Tasks = Tasks(self._loop, peer, self.take)
-        self.staff: Staff = Staff(
+        self.supervisor: Supervisor = Supervisor(
             partial(peer.create_command_session, **options),
             commands,
             self.tasks,
@@ -97,7 +97,7 @@ class Crew:
 
     def _under_way(self) -> list[Task]:
         """Return the tasks that workers have and that have not settled."""
-        return [task for worker in [*self.staff.workers] for task in [*worker.running] if not task.settled]
+        return [task for worker in [*self.supervisor.workers] for task in [*worker.running] if not task.settled]
 
     @property
     def waits(self) -> bool:
@@ -115,7 +115,7 @@ class Crew:
     def submit(self, task: Task) -> None:
         """Queue a task, and give what is queued to workers that are free. An interrupted call can be made again."""
         self.tasks.enqueue(task)
-        if self.staff.free or self.staff.vacant:
+        if self.supervisor.free or self.supervisor.vacant:
             self._loop.inside(self.give, True)
 
     def give(self, strict: bool = False) -> None:
@@ -131,7 +131,7 @@ class Crew:
             return
         later[self] = None
         try:
-            self.staff.hear()
+            self.supervisor.hear()
             if self._untidy and not strict:
                 self._tidy()
             now = self._loop.clock()
@@ -141,7 +141,7 @@ class Crew:
                     break
                 worker = self._find_free()
                 # A busy one gets another task only if no other is free and none can be started.
-                if (worker is None or worker.running) and self.staff.vacant and self.staff.start(now, strict):
+                if (worker is None or worker.running) and self.supervisor.vacant and self.supervisor.start(now, strict):
                     continue
                 if worker is None:
                     break
@@ -154,7 +154,7 @@ class Crew:
 
     def _find_free(self) -> Worker | None:
         """Return a worker that can take a task, one that has as few as any."""
-        free = self.staff.free
+        free = self.supervisor.free
         while free:
             if self.in_flight > 1:
                 worker = min([*free], key=lambda worker: len(worker.running), default=None)
@@ -168,14 +168,14 @@ class Crew:
             if worker.can_take(self.in_flight, self._tasks_per_worker):
                 return worker
             if worker.is_clogged:
-                self.staff.set_timer(self._loop.clock())
+                self.supervisor.set_timer(self._loop.clock())
             if not worker.can_take(self.in_flight, self._tasks_per_worker):
                 free.pop(worker, None)
         return None
 
     def _give_to(self, worker: Worker, task: Task) -> None:
         """Give the first task in the queue to a worker."""
-        queue, free = self.tasks.queue, self.staff.free
+        queue, free = self.tasks.queue, self.supervisor.free
         requests = worker.conversation.requests
         try:
             # atomic: no calls
@@ -214,7 +214,7 @@ class Crew:
         elif error is not None:  # the task cannot travel
             self.tasks.settle(task, error)
         self.tasks.put_back(worker, task, False)
-        self.staff.free[worker] = None
+        self.supervisor.free[worker] = None
         task.go_on()
 
     def take(self, task: Task, outcome: Any) -> None:
@@ -228,12 +228,12 @@ class Crew:
                 worker.came_up = True
                 worker.kill(f"the worker was killed, because a task took longer than {task.timeout} s")
             if not late and not ended:
-                self.staff.note_answer(worker)
+                self.supervisor.note_answer(worker)
             # atomic: no calls
             if task in worker.running:
                 del worker.running[task]
                 task.worker = None
-                self.staff.free[worker] = None
+                self.supervisor.free[worker] = None
                 if worker.given == self._tasks_per_worker:  # it is replaced behind this reply
                     self._untidy = True
                     self._loop.later[self] = None
@@ -251,7 +251,7 @@ class Crew:
             if task.tries >= self._retries:
                 self.tasks.settle(task, _end_of(worker, task))
             self.tasks.put_back(worker, task, True)
-        self.staff.replace(worker)
+        self.supervisor.replace(worker)
         for task in had:  # last: done callbacks may wait for what another worker does
             task.go_on()
 
@@ -280,13 +280,13 @@ class Crew:
         # atomic: no calls
         self._untidy = False  # first: users' functions may leave something
 
-        self.staff.look_anew()
+        self.supervisor.look_anew()
         now = self._loop.clock()
-        for worker in [*self.staff.workers]:
+        for worker in [*self.supervisor.workers]:
             if worker.session is None:
                 continue
             if worker.conversation is None:
-                self.staff.set_up(worker)
+                self.supervisor.set_up(worker)
             for task in [*worker.running]:
                 if task.unsent and task not in self._sending:  # an interruption has kept it from being put back
                     worker.conversation.requests.remove(task)
@@ -294,16 +294,16 @@ class Crew:
             if worker.conversation.reason is not None:
                 self._replace(worker)
             elif worker.due <= now:
-                self.staff.give_up(worker)
+                self.supervisor.give_up(worker)
             elif worker.given == self._tasks_per_worker and not worker.running:
                 worker.close("this side replaces the worker, which has done its share of tasks")
-        self.staff.set_timer(now)
+        self.supervisor.set_timer(now)
 
     def close(self, text: str = "this side closed the peer of the worker pool") -> None:
         """Fail all tasks; the text says why. An interrupted call is made again."""
         self.tasks.closed = True
         self._loop.set_timer(self, math.inf)
-        for worker in [*self.staff.workers]:
+        for worker in [*self.supervisor.workers]:
             if worker.conversation is not None:
                 worker.conversation.stop()
         self.tasks.fail([*self._under_way(), *self.tasks.queue], StreamClosedError(text))
@@ -316,7 +316,7 @@ class Crew:
         loop = self._loop
         self.tasks.closed = True  # first: now workers keep their places, where a call after an interrupted one finds them
         text = "this side closed the worker pool"
-        workers = [worker for worker in [*self.staff.workers] if worker.session is not None]
+        workers = [worker for worker in [*self.supervisor.workers] if worker.session is not None]
         for worker in workers:
             worker.conversation = conversation_of(worker.session)  # an interruption may have kept it from being set up
         due = None if seconds is None else monotonic() + seconds

@@ -1,6 +1,6 @@
 """The tasks of a pool, and the queue of those that no worker has.
 
-Knows pending requests. Must not know who chooses a worker for a task, nor what becomes of workers: see ``Crew``.
+Knows pending requests. Must not know who chooses a worker for a task, nor what becomes of workers: see ``Scheduler``.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections import deque
 from itertools import islice
 from operator import attrgetter
 
-from .core.loop import MAX_DEPTH
-from .core.pending import Pending
-from .errors import IpcError, StreamClosedError
-from .ids import check_id
+from ..core.loop import MAX_DEPTH
+from ..core.pending import Pending
+from ..errors import IpcError, StreamClosedError
+from ..ids import check_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from typing import Any
     from weakref import ref
 
-    from .core.conversation import Conversation
-    from .core.loop import Loop
-    from .core.requests import Requests
-    from .core.roles import Settings
-    from .messages import Message
+    from ..core.conversation import Conversation
+    from ..core.loop import Loop
+    from ..core.requests import Requests
+    from ..core.roles import Settings
+    from ..messages import Message
     from .worker import Worker
 
 __all__ = ["Task", "Tasks"]
@@ -72,7 +72,7 @@ class Task(Pending):
         return False  # its worker comes back with the reply
 
     def withdraw_from(self, requests: Requests) -> None:
-        pass  # the crew takes it back if it was not handed over
+        pass  # the scheduler takes it back if it was not handed over
 
     def settle(self, outcome: Any) -> bool:
         return False  # its worker has ended, which another may replace
@@ -90,7 +90,7 @@ class Task(Pending):
 class Tasks:
     """The tasks of a pool that no worker has, and the ``Requester`` of all of them (see ``core/pending.py``).
 
-    Owns the queue, out of which a crew takes the first as it gives that to a worker.
+    Owns the queue, out of which a scheduler takes the first as it gives that to a worker.
 
     Args:
         loop: What drives it.

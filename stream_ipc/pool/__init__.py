@@ -1,0 +1,5 @@
+"""Pools of workers: processes that are started, given tasks, and replaced when they die."""
+
+from .worker_pool import WorkerPool
+
+__all__ = ["WorkerPool"]
