@@ -62,7 +62,7 @@ if TYPE_CHECKING:
         def repair(self) -> object:
             """Find out what is left, and do it. An interrupted call is made again."""
 
-    class Pool(Postponed, Protocol):
+    class Pool(Postponed, Timed, Protocol):
         """What starts processes when it needs them."""
 
         @property

@@ -7,87 +7,49 @@ come. Must not know how a worker is started, nor processes.
 from __future__ import annotations
 
 import math
-from functools import partial
 
 from ..clock import monotonic
 from ..core.until import Until
 from ..errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, unraised
 from ..interruptions import interruption_in
-from ..messages import Message
 from ..peer import loop_of
 from ..session import conversation_of
 from .supervisor import Supervisor
 from .tasks import Task, Tasks
-from .worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
     from typing import Any
 
     from ..peer import IpcPeer
-    from ..session import Session
-    from ..transports.spawn import Command
+    from .options import Options
+    from .worker import Worker
 
 __all__ = ["Scheduler"]
 
 
 class Scheduler:
-    """Gives the tasks of one pool to its workers, and takes them back.
+    """Gives the tasks of one pool to its workers, and takes them back; in the role of a ``Pool`` (see ``core/roles.py``).
 
-    Owns which worker has which task. A task that is in the queue of ``tasks`` comes to a worker in ``_give_to``, and back
-    in ``Tasks.put_back``, so that no interruption finds it in both or in neither.
-
-    ``go_on``, which the loop calls in the turn after this was put into its ``later``, gives tasks to whoever is free. After
-    a ``check`` it looks first at all workers for what is to be done with them, be it that a time has come or that an
-    interruption has left it.
+    Owns whether all workers are to be looked at, be it that a time has come or that an interruption has left something.
 
     Args:
         peer: What drives it.
-        commands: The command of each worker.
-        options: Further arguments of ``create_command_session``.
-        retries: As in ``WorkerPool``, and so are the others.
+        options: What the pool was made with.
 
     Attributes:
-        size: How many workers there are at most.
-        in_flight: How many tasks a worker has at a time at most.
         tasks: The tasks.
         supervisor: The workers.
     """
 
-    def __init__(
-        self,
-        peer: IpcPeer,
-        commands: list[Command],
-        options: Mapping[str, Any],
-        *,
-        retries: int,
-        tasks_per_worker: int | None,
-        in_flight: int,
-        on_session: Callable[[Session], Any] | None,
-        hello: type[Message] | None,
-        start_timeout: float | None,
-    ) -> None:
+    def __init__(self, peer: IpcPeer, options: Options) -> None:
         self._loop = loop_of(peer)
         self._loop.check_open()
-        self._retries = retries
-        self._tasks_per_worker = tasks_per_worker
-        self.in_flight: int = in_flight
-        self.size: int = len(commands)
+        self._options = options
+        self._capacity = options.in_flight * len(options.commands)  # how many tasks all workers can have
         self._untidy = False  # whether the next turn is to look at all workers
-        self._sending: dict[Task, None] = {}  # what calls are giving to workers now
-        self.tasks: Tasks = Tasks(self._loop, peer, self.take)
-        self.supervisor: Supervisor = Supervisor(
-            partial(peer.create_command_session, **options),
-            commands,
-            self.tasks,
-            partial(self._loop.later.setdefault, self),
-            self.check,
-            partial(self._loop.set_timer, self),
-            on_session=on_session,
-            hello=hello,
-            start_timeout=start_timeout,
-        )
+        self.tasks: Tasks = Tasks(self._loop, peer, self.come_back)
+        self.supervisor: Supervisor = Supervisor(peer, options, self.tasks, self)
         self._loop.pools[self] = None
 
     @property
@@ -115,7 +77,7 @@ class Scheduler:
     def submit(self, task: Task) -> None:
         """Queue a task, and give what is queued to workers that are free. An interrupted call can be made again."""
         self.tasks.enqueue(task)
-        if self.supervisor.free or self.supervisor.vacant:
+        if self.tasks.handed_out < self._capacity:
             self._loop.inside(self.give, True)
 
     def give(self, strict: bool = False) -> None:
@@ -137,11 +99,11 @@ class Scheduler:
             now = self._loop.clock()
             while True:
                 task = self.tasks.first
-                if task is None:
+                if task is None or self.tasks.handed_out >= self._capacity:
                     break
-                worker = self._find_free()
+                worker = self._find_free(now)
                 # A busy one gets another task only if no other is free and none can be started.
-                if (worker is None or worker.running) and self.supervisor.vacant and self.supervisor.start(now, strict):
+                if (worker is None or worker.running) and self.supervisor.start(now, strict):
                     continue
                 if worker is None:
                     break
@@ -152,46 +114,21 @@ class Scheduler:
         if not self._untidy:
             later.pop(self, None)
 
-    def _find_free(self) -> Worker | None:
-        """Return a worker that can take a task, one that has as few as any."""
-        free = self.supervisor.free
-        while free:
-            if self.in_flight > 1:
-                worker = min([*free], key=lambda worker: len(worker.running), default=None)
-                if worker is None:
-                    break
-            else:
-                for worker in free:  # not next(iter(free)): it raises if a signal handler adds one
-                    break
-                else:
-                    break
-            if worker.can_take(self.in_flight, self._tasks_per_worker):
-                return worker
-            if worker.is_clogged:
-                self.supervisor.set_timer(self._loop.clock())
-            if not worker.can_take(self.in_flight, self._tasks_per_worker):
-                free.pop(worker, None)
-        return None
+    def _find_free(self, now: float) -> Worker | None:
+        """Return the worker that has the fewest tasks of those that can be sent one."""
+        most = self._options.in_flight
+        have_room = [worker for worker in [*self.supervisor.workers] if len(worker.running) < most and worker.takes_tasks]
+        free = [worker for worker in have_room if not worker.is_clogged]
+        if len(free) < len(have_room):
+            self.supervisor.set_timer(now)
+        return min(free, key=lambda worker: len(worker.running), default=None)
 
     def _give_to(self, worker: Worker, task: Task) -> None:
         """Give the first task in the queue to a worker."""
-        queue, free = self.tasks.queue, self.supervisor.free
         requests = worker.conversation.requests
         try:
-            # atomic: no calls
-            if queue and queue[0] is task and task.worker is None:
-                del queue[0]
-                task.worker = worker
-                task.unsent = True
-                self._sending[task] = None
-                worker.running[task] = None
-                worker.given += 1
-                if self.in_flight == 1 and worker in free:
-                    del free[worker]  # not to be asked again, though it would be found out
-            else:
-                return  # a finalizer has used the pool
-
-            requests.send(task, task.message)
+            if self.tasks.hand_over(task, worker):
+                requests.send(task, task.message)
         except BaseException as exc:
             error = exc if isinstance(exc, Exception) and interruption_in(exc) is None else None
             if task.worker is worker and (error or task.unsent):  # otherwise another has it, or a reply will come
@@ -199,45 +136,34 @@ class Scheduler:
                 self._take_unsent(worker, task, error)
             if error is None:
                 raise
-        finally:  # whatever it has interrupted: from now on _tidy() finds what was not sent
-            # atomic: no calls
-            if task in self._sending:
-                del self._sending[task]
+        finally:
+            task.being_sent = False  # whatever has interrupted this: from now on _tidy() finds what was not sent
 
     def _take_unsent(self, worker: Worker, task: Task, error: Exception | None) -> None:
         """Take a task that was not sent to a worker from it, because of an error or an interruption."""
         if isinstance(error, RequestTimeoutError):  # it does not read
-            self.take(task, error)
+            self.come_back(task, error)
             return
         if isinstance(error, (StreamClosedError, InvalidStreamError)):
             worker.ready = False  # it is dead, or its stream is; its end is on the way
         elif error is not None:  # the task cannot travel
             self.tasks.settle(task, error)
-        self.tasks.put_back(worker, task, False)
-        self.supervisor.free[worker] = None
+        self.tasks.put_back(task, worker, False)
         task.go_on()
 
-    def take(self, task: Task, outcome: Any) -> None:
+    def come_back(self, task: Task, outcome: Any) -> None:
         """Take a task from its worker, which has answered it or was too slow. An interrupted call is made again."""
         worker = task.worker
         if worker is not None:
-            late, ended = isinstance(outcome, RequestTimeoutError), isinstance(outcome, StreamClosedError)
             if not task.settled:
                 self.tasks.settle(task, outcome)  # first: the end of the worker gives what it has to another
-            if late and worker.conversation.is_open:
-                worker.came_up = True
-                worker.kill(f"the worker was killed, because a task took longer than {task.timeout} s")
-            if not late and not ended:
+            if isinstance(outcome, RequestTimeoutError):
+                self.supervisor.note_late(worker, task.timeout)
+            elif not isinstance(outcome, StreamClosedError):
                 self.supervisor.note_answer(worker)
-            # atomic: no calls
-            if task in worker.running:
-                del worker.running[task]
-                task.worker = None
-                self.supervisor.free[worker] = None
-                if worker.given == self._tasks_per_worker:  # it is replaced behind this reply
-                    self._untidy = True
-                    self._loop.later[self] = None
-
+            if worker.given == self._options.tasks_per_worker:
+                self.check()  # it is replaced behind this reply
+            self.tasks.release(task, worker)
         if self.tasks.queue:
             self._loop.later[self] = None
         task.go_on()
@@ -248,9 +174,9 @@ class Scheduler:
             return
         had = tuple(worker.running)
         for task in had:
-            if task.tries >= self._retries:
+            if task.tries >= self._options.retries:
                 self.tasks.settle(task, _end_of(worker, task))
-            self.tasks.put_back(worker, task, True)
+            self.tasks.put_back(task, worker, True)
         self.supervisor.replace(worker)
         for task in had:  # last: done callbacks may wait for what another worker does
             task.go_on()
@@ -277,26 +203,21 @@ class Scheduler:
 
     def _tidy(self) -> None:
         """Look at all workers."""
-        # atomic: no calls
         self._untidy = False  # first: users' functions may leave something
-
-        self.supervisor.look_anew()
         now = self._loop.clock()
         for worker in [*self.supervisor.workers]:
             if worker.session is None:
                 continue
-            if worker.conversation is None:
+            if not worker.is_set_up:
                 self.supervisor.set_up(worker)
             for task in [*worker.running]:
-                if task.unsent and task not in self._sending:  # an interruption has kept it from being put back
+                if task.unsent and not task.being_sent:  # an interruption has kept it from being put back
                     worker.conversation.requests.remove(task)
-                    self.tasks.put_back(worker, task, False)
+                    self.tasks.put_back(task, worker, False)
             if worker.conversation.reason is not None:
                 self._replace(worker)
-            elif worker.due <= now:
-                self.supervisor.give_up(worker)
-            elif worker.given == self._tasks_per_worker and not worker.running:
-                worker.close("this side replaces the worker, which has done its share of tasks")
+            else:
+                self.supervisor.end_if_due(worker, now)
         self.supervisor.set_timer(now)
 
     def close(self, text: str = "this side closed the peer of the worker pool") -> None:
@@ -304,7 +225,7 @@ class Scheduler:
         self.tasks.closed = True
         self._loop.set_timer(self, math.inf)
         for worker in [*self.supervisor.workers]:
-            if worker.conversation is not None:
+            if worker.is_set_up:
                 worker.conversation.stop()
         self.tasks.fail([*self._under_way(), *self.tasks.queue], StreamClosedError(text))
         self.tasks.queue.clear()
@@ -316,9 +237,11 @@ class Scheduler:
         loop = self._loop
         self.tasks.closed = True  # first: now workers keep their places, where a call after an interrupted one finds them
         text = "this side closed the worker pool"
-        workers = [worker for worker in [*self.supervisor.workers] if worker.session is not None]
-        for worker in workers:
-            worker.conversation = conversation_of(worker.session)  # an interruption may have kept it from being set up
+        workers = []
+        for worker in [*self.supervisor.workers]:
+            if worker.session is not None:
+                worker.conversation = conversation_of(worker.session)  # setting it up may have been interrupted
+                workers.append(worker)
         due = None if seconds is None else monotonic() + seconds
         try:
             self.close(text)
@@ -327,15 +250,16 @@ class Scheduler:
                 worker.close(text)
         # Side by side; session.close() would do it one by one, and hurry each anew.
         teardowns = loop.chores.teardowns
-        mine = [worker.conversation.teardown for worker in workers]
-        teardowns.wait([teardown for teardown in mine if teardown in teardowns.all], due, background=False)
+        mine = {worker.conversation.teardown for worker in workers}
+        teardowns.wait([teardown for teardown in [*teardowns.all] if teardown in mine], due, background=False)
         for worker in workers:
             worker.conversation.close()
 
 
 def _end_of(worker: Worker, task: Task) -> StreamClosedError:
     """Return the error for a task whose worker has ended, and that no other is given."""
-    reason: StreamClosedError = worker.conversation.reason
+    reason = worker.conversation.reason
+    assert reason is not None
     error = unraised(reason)
     if task.tries:
         error.args = (f"{task.tries + 1} workers ended while they had this task; the last one: {reason}",)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from functools import partial
 
 from .. import log
 from ..errors import StreamClosedError, describe
@@ -18,11 +19,10 @@ from .worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
+    from ..core.roles import Pool
+    from ..peer import IpcPeer
     from ..session import Session
-    from ..transports.spawn import Command
+    from .options import Options
     from .tasks import Tasks
 
 __all__ = ["Supervisor"]
@@ -40,45 +40,22 @@ class Supervisor:
     Owns them, and how many have died in a row.
 
     Args:
-        create: Starts one: takes a command, and returns the session.
-        commands: The command of each.
+        peer: What starts their processes.
+        options: What the pool was made with.
         tasks: What there is to do: no worker is started without need, and if all die it fails.
-        notice: Called, with anything, when the next turn has something to do; in C, so that nothing interrupts it.
-        check: Called when all workers are to be looked at then.
-        call_at: Called with the time at which they are to be looked at, by the loop's clock.
-        on_session: As in ``WorkerPool``, and so are the others.
+        pool: What the loop knows of the pool: has all workers looked at.
 
     Attributes:
         workers: All, also those that are still to be started.
-        free: All that can take a task, and some that cannot: so not all are asked for each task.
-        vacant: Whether some may still be to be started.
     """
 
-    def __init__(
-        self,
-        create: Callable[[Command], Session],
-        commands: list[Command],
-        tasks: Tasks,
-        notice: Callable[..., Any],
-        check: Callable[[], Any],
-        call_at: Callable[[float], Any],
-        *,
-        on_session: Callable[[Session], Any] | None,
-        hello: type[Message] | None,
-        start_timeout: float | None,
-    ) -> None:
-        self.workers: dict[Worker, None] = dict.fromkeys(map(Worker, commands))
-        self.free: dict[Worker, None] = {}
-        self.vacant: bool = True
+    def __init__(self, peer: IpcPeer, options: Options, tasks: Tasks, pool: Pool) -> None:
+        self.workers: dict[Worker, None] = {Worker(command, options): None for command in options.commands}
         self._loop = tasks.loop
-        self._create = create
+        self._create = partial(peer.create_command_session, **options.popen)
+        self._options = options
         self._tasks = tasks
-        self._notice = notice
-        self._check = check
-        self._call_at = call_at
-        self._on_session = on_session
-        self._hello = hello
-        self._start_timeout = start_timeout
+        self._pool = pool
         self._deaths = 0  # since the last answer of any worker
         self._unheard: dict[Worker, None] = {}  # whose first sign is waited for
 
@@ -88,11 +65,6 @@ class Supervisor:
         sessions = [worker.session for worker in [*self.workers]]
         return [session for session in sessions if session is not None and session.is_open]
 
-    def look_anew(self) -> None:
-        """Have all of them looked at for who can take a task, and for who is still to be started."""
-        self.vacant = True
-        self.free.update(self.workers)
-
     def set_timer(self, now: float) -> None:
         """Have them looked at when something is due that was not due at a time that has just passed."""
         if self._tasks.closed:
@@ -100,8 +72,8 @@ class Supervisor:
         times = [worker.due for worker in [*self.workers]]
         if self._tasks.queue:
             times += [worker.start_at for worker in [*self.workers] if worker.start_at > now]
-            times += [now + _CLOGGED_INTERVAL for worker in [*self.workers] if worker.is_clogged]
-        self._call_at(min(times))
+            times += [now + _CLOGGED_INTERVAL for worker in [*self.workers] if worker.takes_tasks and worker.is_clogged]
+        self._loop.set_timer(self._pool, min(times))
 
     # -- they come
 
@@ -117,8 +89,8 @@ class Supervisor:
             if worker.start_at <= now:
                 break
         else:
-            self.vacant = bool(vacant)
-            self.set_timer(now)
+            if vacant:
+                self.set_timer(now)
             return False
         coming = [other for other in [*self.workers] if other.is_coming]
         if not self._tasks.has_more_than(len(coming)):
@@ -148,11 +120,13 @@ class Supervisor:
 
     def set_up(self, worker: Worker) -> None:
         """Begin with a worker whose session was made."""
-        session: Any = worker.session
+        session = worker.session
+        assert session is not None
         try:
             conversation = conversation_of(session)
             # atomic: no calls
-            if worker.conversation is None:
+            if not worker.is_set_up:
+                worker.is_set_up = True
                 worker.conversation = conversation
             else:
                 return  # a signal handler has turned
@@ -160,39 +134,34 @@ class Supervisor:
             if self._tasks.closed:  # by a signal handler
                 worker.kill("this side closed the worker pool")
                 return
-            session.on_close(lambda session: self._check())
-            if self._start_timeout is not None:
+            session.on_close(lambda session: self._pool.check())
+            options = self._options
+            if options.start_timeout is not None:
                 now = self._loop.clock()
-                worker.due = now + self._start_timeout
+                worker.due = now + options.start_timeout
                 self.set_timer(now)  # which comes behind what can be read now
-            if self._hello is not None or worker.due < math.inf:
-                self._await_sign(worker)
-            if self._on_session is not None:
-                self._on_session(session)
-            if self._hello is None:
-                self._note_ready(worker)
+            if options.hello is not None or worker.due < math.inf:
+                self._await_sign(worker, session)
+            if options.on_session is not None:
+                options.on_session(session)
+            if options.hello is None:
+                worker.ready = True
         except BaseException as exc:
             if not isinstance(exc, Exception) or interruption_in(exc) is not None:
-                if worker.conversation is not None:
+                if worker.is_set_up:
                     worker.kill("its start was interrupted")
                 raise
             log.error("on_session of a worker pool failed", exc_info=True)
             worker.kill(f"on_session failed: {describe(exc)}")
 
-    def _note_ready(self, worker: Worker) -> None:
-        # atomic: no calls
-        worker.ready = True
-        self.free[worker] = None
-
-        self._notice()
-
-    def _await_sign(self, worker: Worker) -> None:
+    def _await_sign(self, worker: Worker, session: Session) -> None:
         self._unheard[worker] = None
         # The first two are in C, so that no signal handler's exception comes into them. If one comes into the third, the
         # next turn finds what that has missed.
-        worker.hearing = (worker.heard.append, self._notice, lambda message: self._hear(worker))
+        notice = partial(self._loop.later.setdefault, self._pool)
+        worker.hearing = (worker.heard.append, notice, lambda message: self._hear(worker))
         for handler in worker.hearing:
-            worker.session.on_message(handler)
+            session.on_message(handler)
 
     def hear(self) -> None:
         """Look for the first signs of workers. An interrupted call is made again."""
@@ -203,9 +172,13 @@ class Supervisor:
         """Look for the first sign of a worker in what has come from it. An interrupted call is made again."""
         heard = tuple(worker.heard)
         if any(map(self._is_sign, heard)):
+            later = self._loop.later
+            # atomic: no calls
             worker.due = math.inf
-            if self._hello is not None:
-                self._note_ready(worker)
+            if self._options.hello is not None:
+                worker.ready = True
+                later[self._pool] = None
+
             self._hear_no_more(worker)
         elif worker.conversation.reason is not None:
             self._unheard.pop(worker, None)
@@ -215,12 +188,13 @@ class Supervisor:
         """Leave what comes from a worker to others, from the next message on. An interrupted call is made again."""
         for handler in worker.hearing:
             with suppress(ValueError):  # done before an interruption
-                worker.session.off_message(handler)
+                worker.conversation.session.off_message(handler)
         worker.hearing = ()
         self._unheard.pop(worker, None)
 
     def _is_sign(self, message: Message) -> bool:
-        return self._hello is None or (isinstance(message, self._hello) and not is_text(message))
+        hello = self._options.hello
+        return hello is None or (isinstance(message, hello) and not is_text(message))
 
     def note_answer(self, worker: Worker) -> None:
         """Take note that a worker has answered. An interrupted call can be made again."""
@@ -232,19 +206,27 @@ class Supervisor:
 
     # -- they go
 
-    def give_up(self, worker: Worker) -> None:
-        """Kill a worker that has given no sign in time."""
-        worker.kill(f"the worker gave no sign within {self._start_timeout} s, so it was killed")
+    def note_late(self, worker: Worker, seconds: float | None) -> None:
+        """Kill a worker that is still busy with a task, which it had so many seconds for."""
+        if worker.conversation.is_open:
+            worker.came_up = True
+            worker.kill(f"the worker was killed, because a task took longer than {seconds} s")
+
+    def end_if_due(self, worker: Worker, now: float) -> None:
+        """Kill a worker that has given no sign in time, and close one that has done its share."""
+        if worker.due <= now:
+            worker.kill(f"the worker gave no sign within {self._options.start_timeout} s, so it was killed")
+        elif worker.given == self._options.tasks_per_worker and not worker.running:
+            worker.close("this side replaces the worker, which has done its share of tasks")
 
     def replace(self, worker: Worker) -> None:
         """Put another, which is still to be started, in the place of one whose session is closed."""
-        successor = Worker(worker.command, worker.deaths)
+        successor = Worker(worker.command, self._options, worker.deaths)
         # atomic: no calls
         is_first = worker in self.workers
         if is_first:
             del self.workers[worker]
             self.workers[successor] = None
-            self.vacant = True
 
         if is_first and not worker.came_up:
             self._note_death(successor, worker.conversation.reason)
@@ -260,4 +242,3 @@ class Supervisor:
         if self._deaths >= max(_DEATHS, 3 * len(self.workers)):
             text = f"{self._deaths} workers in a row ended before they had answered anything; the last one: {reason}"
             self._tasks.fail(self._tasks.queue, StreamClosedError(text))
-

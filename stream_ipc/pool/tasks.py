@@ -1,6 +1,6 @@
-"""The tasks of a pool, and the queue of those that no worker has.
+"""The tasks of a pool: those in its queue, and those that workers have.
 
-Knows pending requests. Must not know who chooses a worker for a task, nor what becomes of workers: see ``Scheduler``.
+Knows pending requests. Must not know who chooses a worker for a task, nor what becomes of workers.
 """
 
 from __future__ import annotations
@@ -44,16 +44,18 @@ class Task(Pending):
         number: How many were queued before it, and itself; 0 until it is queued.
         message: What workers get.
         worker: What has it, or None.
+        being_sent: Whether a call is sending it now.
         tries: How many workers have ended while they had it.
         optional: It need not be begun if its promise was dropped.
     """
 
-    __slots__ = ("message", "number", "optional", "tries", "worker")
+    __slots__ = ("being_sent", "message", "number", "optional", "tries", "worker")
 
     requester: Tasks
     number: int
     message: Message
     worker: Worker | None
+    being_sent: bool
     tries: int
     optional: bool
 
@@ -81,37 +83,40 @@ class Task(Pending):
         # What the end of its worker means is decided where that is replaced: never, if handlers are nested too deeply. But
         # if it has settled, an interruption may have kept those that wait from being told.
         if self.settled or not isinstance(error, StreamClosedError) or self.requester.loop.depth > MAX_DEPTH:
-            self.requester.take(self, error)
+            self.requester.come_back(self, error)
 
     def tell(self) -> None:
-        self.requester.take(self, self.outcome)
+        self.requester.come_back(self, self.outcome)
 
 
 class Tasks:
-    """The tasks of a pool that no worker has, and the ``Requester`` of all of them (see ``core/pending.py``).
+    """The tasks of a pool, and the ``Requester`` of all of them (see ``core/pending.py``).
 
-    Owns the queue, out of which a scheduler takes the first as it gives that to a worker.
+    Owns where each is: in the queue, or with a worker, whose ``running`` and ``given`` say so. It changes its place in one
+    step, so that no interruption finds it in both or in neither.
 
     Args:
         loop: What drives it.
         peer: Whose ``id_generator`` it uses.
-        take: Called with a task and its outcome when it comes back from its worker. An interrupted call is made again.
+        come_back: Called with a task and its outcome when its worker is done with it. An interrupted call is made again.
 
     Attributes:
         loop: As above.
-        take: As above.
+        come_back: As above.
         watchers: Weak references to what has a method ``note``, which gets each promise that settles.
         closed: Whether none can be queued any more.
+        handed_out: How many tasks workers have.
     """
 
     conversation: None = None  # each worker has its own
     pending_class = Task
 
-    def __init__(self, loop: Loop, peer: Settings, take: Callable[[Task, Any], None]) -> None:
+    def __init__(self, loop: Loop, peer: Settings, come_back: Callable[[Task, Any], None]) -> None:
         self.loop = loop
-        self.take = take
+        self.come_back = come_back
         self.watchers: set[ref[Any]] = set()
         self.closed: bool = False
+        self.handed_out: int = 0
         self._peer = peer
         self._count = 0  # how many were queued in all
         self._queue: deque[Task] = deque()
@@ -127,7 +132,7 @@ class Tasks:
         task.worker = task.deadline = task.callbacks = None
         task.watchers = []  # not None, so that ``tell`` is called
         task.tries = task.number = 0
-        task.optional = False
+        task.being_sent = task.optional = False
         ids = self._peer.id_generator
         task.id = ids.generate()
         check_id(ids, task.id)
@@ -146,15 +151,45 @@ class Tasks:
         if not task.number:
             raise RuntimeError("this WorkerPool is closed; make a new one")
 
-    def put_back(self, worker: Worker, task: Task, tried: bool) -> None:
-        """Queue a task that a worker has again, before those submitted later. An interrupted call can be made again."""
+    def hand_over(self, task: Task, worker: Worker) -> bool:
+        """Give the first task in the queue to a worker; returns whether it is. It is still to be sent."""
+        queue = self.queue
+        # atomic: no calls
+        if queue and queue[0] is task and task.worker is None:
+            del queue[0]
+            task.worker = worker
+            task.unsent = task.being_sent = True
+            worker.running[task] = None
+            worker.given += 1
+            self.handed_out += 1
+            return True
+
+        return False  # a finalizer has used the pool
+
+    def put_back(self, task: Task, worker: Worker, tried: bool) -> None:
+        """Queue a task that a worker has again, before those submitted later. An interrupted call can be made again.
+
+        Args:
+            task: The task.
+            worker: The worker.
+            tried: Whether the worker has ended over it, or only was not sent it.
+        """
         # atomic: no calls
         if task in worker.running:
             del worker.running[task]
             worker.given -= 1
+            self.handed_out -= 1
             task.tries += tried
             task.worker = task.deadline = None
             self._back += (task,)
+
+    def release(self, task: Task, worker: Worker) -> None:
+        """Take a task that has settled from its worker. An interrupted call can be made again."""
+        # atomic: no calls
+        if task in worker.running:
+            del worker.running[task]
+            self.handed_out -= 1
+            task.worker = None
 
     def silence(self, task: Task, timeout: float | None) -> str:
         """Return the text of a timeout."""

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ..core.conversation import Conversation
     from ..messages import Message
+    from ..session import Session
     from ..transports.spawn import Command
+    from .options import Options
     from .tasks import Task
 
 __all__ = ["Worker"]
@@ -31,9 +34,10 @@ class Worker:
         deaths: How many in a row have ended before they answered anything, up to this one.
         start_at: When it may be started; infinity while it is.
         session: The session with it, or None.
-        conversation: What is behind that; None until the supervisor has begun with it.
-        running: What it has.
-        given: How many tasks it was given in all.
+        is_set_up: Whether setting it up has begun.
+        conversation: What is behind its session; there once setting it up has begun.
+        running: What it has, as ``Tasks`` has it.
+        given: How many tasks it was given in all; the same.
         ready: Whether it can be given any.
         came_up: Whether it has answered one, or was busy with one for too long.
         due: When it must have given a sign of life; infinity for not at all.
@@ -41,19 +45,22 @@ class Worker:
         hearing: The handlers that wait for it.
     """
 
-    def __init__(self, command: Command, deaths: int = 0) -> None:
+    conversation: Conversation
+
+    def __init__(self, command: Command, options: Options, deaths: int = 0) -> None:
         self.command = command
         self.deaths = deaths
         self.start_at: float = -math.inf
-        self.session: Any = None
-        self.conversation: Any = None
+        self.session: Session | None = None
+        self.is_set_up: bool = False
         self.running: dict[Task, None] = {}
-        self.given = 0
-        self.ready = False
-        self.came_up = False
+        self.given: int = 0
+        self.ready: bool = False
+        self.came_up: bool = False
         self.due: float = math.inf
         self.heard: list[Message] = []
         self.hearing: tuple[Callable[[Message], Any], ...] = ()
+        self._share = options.tasks_per_worker
 
     @property
     def is_coming(self) -> bool:
@@ -61,19 +68,14 @@ class Worker:
         return not self.ready and (self.session is not None or self.start_at == math.inf)
 
     @property
+    def takes_tasks(self) -> bool:
+        """Whether it can be given tasks, unless it has as many as it may have at a time."""
+        return self.ready and self.given != self._share and self.conversation.is_writable
+
+    @property
     def is_clogged(self) -> bool:
         """Whether it has to read before a task can be sent to it."""
-        return self.ready and self.conversation.outbox.queued_bytes > _MUCH and self.conversation.is_writable
-
-    def can_take(self, in_flight: int, most: int | None) -> bool:
-        """Return whether it can be given a task, if it may have so many at a time, and so many in all, or any number."""
-        return (
-            self.ready
-            and len(self.running) < in_flight
-            and self.given != most
-            and self.conversation.outbox.queued_bytes <= _MUCH
-            and self.conversation.is_writable
-        )
+        return self.conversation.outbox.queued_bytes > _MUCH
 
     def close(self, text: str) -> None:
         """Close its session. Its process is ended and reaped by ticks."""

@@ -27,6 +27,7 @@ from ..interruptions import interruption_in
 from ..messages import Message
 from ..peer import IpcPeer
 from ..promise import ResponsePromise, pending_of, request
+from .options import Options
 from .scheduler import Scheduler
 
 TYPE_CHECKING = False
@@ -133,25 +134,17 @@ class WorkerPool(Facade):
         check_options(**options)
         if size is None:
             size = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._peer = peer
-        self._timeout = timeout
         commands = [commands[n % len(commands)] for n in range(size)]
-        self._scheduler = Scheduler(
-            peer,
-            commands,
-            options,
-            retries=retries,
-            tasks_per_worker=tasks_per_worker,
-            in_flight=in_flight,
-            on_session=on_session,
-            hello=hello,
-            start_timeout=start_timeout,
+        self._peer = peer
+        self._options = Options(
+            commands, retries, timeout, tasks_per_worker, in_flight, on_session, hello, start_timeout, options
         )
+        self._scheduler = Scheduler(peer, self._options)
 
     @safe_repr
     def __repr__(self) -> str:
         state = "closed" if self._scheduler.tasks.closed else "open"
-        return f"<WorkerPool {state} workers={len(self.workers)}/{self._scheduler.size} pending={self.pending}>"
+        return f"<WorkerPool {state} workers={len(self.workers)}/{len(self._options.commands)} pending={self.pending}>"
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -218,12 +211,12 @@ class WorkerPool(Facade):
         if type(message) not in sendable:
             check_message(method, message)
         if timeout is POOLS:
-            timeout = self._peer.timeout if self._timeout is DEFAULT else self._timeout
+            timeout = self._peer.timeout if self._options.timeout is DEFAULT else self._options.timeout
         else:
             check_timeout(timeout)
-        scheduler = self._scheduler
-        scheduler.tasks.loop.check_entry()
-        return request(scheduler.tasks, message, timeout, expect)
+        tasks = self._scheduler.tasks
+        tasks.loop.check_entry()
+        return request(tasks, message, timeout, expect)
 
     def _give(self, promise: ResponsePromise[Any]) -> None:
         """Queue the task of a promise, and give what is queued to workers that are free. It can be called again."""
@@ -298,7 +291,7 @@ class WorkerPool(Facade):
         if timeout is not POOLS:
             check_timeout(timeout)
         if ahead is None:
-            ahead = 2 * self._scheduler.size * self._scheduler.in_flight
+            ahead = 2 * len(self._options.commands) * self._options.in_flight
         check_iterable("map() takes an iterable of messages", messages)
         source = iter(messages)
         from .map import MapIterator
