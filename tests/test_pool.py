@@ -681,6 +681,24 @@ def test_a_sign_that_has_come_counts_though_nobody_has_looked(peer: IpcPeer, hel
         assert len(started) == 1
 
 
+def test_a_sign_that_has_come_counts_though_another_worker_has_ended_meanwhile(peer: IpcPeer) -> None:
+    clock = set_clock(peer, FakeClock())
+    started: List[Session] = []
+
+    def slow(session: Session) -> None:
+        started.append(session)
+        if len(started) == 2:
+            started[0].close(timeout=0)
+            await_output(session)
+            clock.now += 5
+
+    with WorkerPool(peer, worker("hello", "0"), 2, hello=Note, start_timeout=1, on_session=slow) as pool:
+        promises = [pool.submit(Ping("pid"), expect=Pong) for _ in range(2)]
+        peer.tick(0)
+        assert pool.workers == (started[1],)
+        assert {promise.wait().value for promise in promises} == {pid_of(started[1])}
+
+
 @pytest.mark.slow
 def test_start_timeout_without_hello(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker("silent"), 1, start_timeout=0.1) as pool:

@@ -48,6 +48,7 @@ class Scheduler:
         self._options = options
         self._capacity = options.in_flight * len(options.commands)  # how many tasks all workers can have
         self._untidy = False  # whether the next turn is to look at all workers
+        self._read_until = -math.inf  # what had come by then was read
         self.tasks: Tasks = Tasks(self._loop, peer, self.come_back)
         self.supervisor: Supervisor = Supervisor(peer, options, self.tasks, self)
         self._loop.pools[self] = None
@@ -192,6 +193,7 @@ class Scheduler:
 
     def on_time(self, now: float) -> None:
         """Have workers started, or given up: a time has come."""
+        self._read_until = now
         self.check()
 
     def go_on(self) -> None:
@@ -204,7 +206,6 @@ class Scheduler:
     def _tidy(self) -> None:
         """Look at all workers."""
         self._untidy = False  # first: users' functions may leave something
-        now = self._loop.clock()
         for worker in [*self.supervisor.workers]:
             if worker.session is None:
                 continue
@@ -217,8 +218,8 @@ class Scheduler:
             if worker.conversation.reason is not None:
                 self._replace(worker)
             else:
-                self.supervisor.end_if_due(worker, now)
-        self.supervisor.set_timer(now)
+                self.supervisor.end_if_due(worker, self._read_until)
+        self.supervisor.set_timer(self._loop.clock())
 
     def close(self, text: str = "this side closed the peer of the worker pool") -> None:
         """Fail all tasks; the text says why. An interrupted call is made again."""

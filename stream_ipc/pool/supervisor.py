@@ -212,9 +212,14 @@ class Supervisor:
             worker.came_up = True
             worker.kill(f"the worker was killed, because a task took longer than {seconds} s")
 
-    def end_if_due(self, worker: Worker, now: float) -> None:
-        """Kill a worker that has given no sign in time, and close one that has done its share."""
-        if worker.due <= now:
+    def end_if_due(self, worker: Worker, read_until: float) -> None:
+        """Kill a worker that has given no sign in time, and close one that has done its share.
+
+        Args:
+            worker: The worker.
+            read_until: A time. What had come by then was read.
+        """
+        if worker.due <= read_until:
             worker.kill(f"the worker gave no sign within {self._options.start_timeout} s, so it was killed")
         elif worker.given == self._options.tasks_per_worker and not worker.running:
             worker.close("this side replaces the worker, which has done its share of tasks")
