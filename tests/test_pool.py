@@ -1071,6 +1071,30 @@ def test_signal_handler_that_turns_or_closes_while_a_worker_is_started(act: str)
     assert number > 20
 
 
+def test_signal_handler_that_takes_from_the_map_at_every_place(pool: WorkerPool) -> None:
+    gather([pool.submit(Ping(("sleep", 0.05))) for _ in range(2)])
+
+    def take(*_: Any) -> None:
+        try:
+            got.append(next(replies).value)
+        except RemoteError:
+            got.append("error")
+        except StopIteration:
+            pass
+
+    for number in itertools.count(1, places_apart()):
+        got: List[Any] = []
+        replies = pool.map([Ping("error"), Ping(1), Ping("error"), Ping(2)], expect=Pong, ordered=False)
+        with CallAt(number, take) as signal:
+            take()
+        while len(got) < 4:
+            take()
+        assert sorted(map(str, got)) == ["1", "2", "error", "error"], signal.where
+        if not signal.hit:
+            break
+    assert number > 20
+
+
 def test_tasks_are_spread_though_a_worker_may_have_several(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker(), 3, in_flight=4) as pool:
         for _ in range(3):  # while they are started, and when they are there

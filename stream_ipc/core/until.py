@@ -17,10 +17,10 @@ class Until:
 
     __slots__ = ("_condition",)
 
-    def __init__(self, condition: Callable[[], bool]) -> None:
+    def __init__(self, condition: Callable[[], object]) -> None:
         self._condition = condition
 
     @property
-    def settled(self) -> bool:
+    def settled(self) -> object:
         """Whether the condition holds."""
         return self._condition()

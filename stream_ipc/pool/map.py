@@ -6,8 +6,8 @@ Knows promises and the tasks behind them. Must not know workers.
 from __future__ import annotations
 
 from collections import deque
-from operator import attrgetter
 
+from ..core.until import Until
 from ..interruptions import pass_on
 from ..promise import pending_of
 from ..waiting import stray_stop
@@ -34,12 +34,7 @@ class MapIterator:
         loop: What turns until there are replies.
         ordered: Whether replies come in the order of the tasks.
         ahead: How many tasks are submitted and not yielded at most.
-
-    Attributes:
-        settled: Is true if any has settled; what the loop's ``run`` looks at.
     """
-
-    settled: Any = property(attrgetter("_ready"))
 
     def __init__(
         self,
@@ -61,6 +56,7 @@ class MapIterator:
         # In that of settling, if that is asked for. What was yielded last stays until there is another to wait for: it ends
         # the wait of a call in which a handler has taken it.
         self._ready: deque[ResponsePromise[Any]] = deque()
+        self._any_ready = Until(self._ready.__len__)
         self._end: BaseException | None = None  # what is raised once all is yielded: the input has ended
 
     def __iter__(self) -> MapIterator:
@@ -83,7 +79,7 @@ class MapIterator:
                 else:
                     break
 
-            until: Any = pending_of(promise) if self._ordered else self
+            until = pending_of(promise) if self._ordered else self._any_ready
             try:
                 if not until.settled:
                     self._loop.run(until)
@@ -91,20 +87,17 @@ class MapIterator:
                 raise stray_stop() from exc
             if not self._ordered and ready:
                 promise = ready[0]
-            if promise in under_way and promise.settled:
-                break
-        error = reply = None
-        try:
-            reply = promise.wait()
-        except Exception as exc:
-            pass_on(exc)
-            error = exc
-        # atomic: no calls
-        if promise in under_way:
-            del under_way[promise]
-            if error is not None:
-                raise error
-        return reply
+            if promise.settled:
+                outcome = pending_of(promise).outcome
+                failed = isinstance(outcome, BaseException)
+                # atomic: no calls
+                if promise in under_way:
+                    del under_way[promise]
+                    if not failed:
+                        return outcome
+                    else:
+                        outcome.__traceback__ = None
+                        raise outcome
 
     def _submit(self) -> None:
         """Submit as many tasks as may be under way."""
