@@ -253,8 +253,6 @@ class Scheduler:
         teardowns = loop.chores.teardowns
         mine = {worker.conversation.teardown for worker in workers}
         teardowns.wait([teardown for teardown in [*teardowns.all] if teardown in mine], due, background=False)
-        for worker in workers:
-            worker.conversation.close()
 
 
 def _end_of(worker: Worker, task: Task) -> StreamClosedError:
