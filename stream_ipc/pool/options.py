@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Options"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """The arguments of a ``WorkerPool``, checked.
 

@@ -31,7 +31,8 @@ __all__ = ["Scheduler"]
 class Scheduler:
     """Gives the tasks of one pool to its workers, and takes them back; in the role of a ``Pool`` (see ``core/roles.py``).
 
-    Owns whether all workers are to be looked at, be it that a time has come or that an interruption has left something.
+    Owns whether all workers are to be looked at. ``check`` asks for that, because a time has come or an interruption may
+    have left something, and the next turn does it before it gives tasks to whoever is free.
 
     Args:
         peer: What drives it.
@@ -235,7 +236,6 @@ class Scheduler:
 
     def close_workers(self, seconds: float | None) -> None:
         """Fail all tasks, and end the workers side by side, within so many seconds or the usual bounds."""
-        loop = self._loop
         self.tasks.closed = True  # first: now workers keep their places, where a call after an interrupted one finds them
         text = "this side closed the worker pool"
         workers = []
@@ -250,7 +250,7 @@ class Scheduler:
             for worker in workers:
                 worker.close(text)
         # Side by side; session.close() would do it one by one, and hurry each anew.
-        teardowns = loop.chores.teardowns
+        teardowns = self._loop.chores.teardowns
         mine = {worker.conversation.teardown for worker in workers}
         teardowns.wait([teardown for teardown in [*teardowns.all] if teardown in mine], due, background=False)
 

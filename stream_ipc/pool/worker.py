@@ -36,8 +36,8 @@ class Worker:
         session: The session with it, or None.
         is_set_up: Whether setting it up has begun.
         conversation: What is behind its session; there once setting it up has begun.
-        running: What it has, as ``Tasks`` has it.
-        given: How many tasks it was given in all; the same.
+        running: The tasks that it has; ``Tasks`` changes this.
+        given: How many it was given in all; this, too.
         ready: Whether it can be given any.
         came_up: Whether it has answered one, or was busy with one for too long.
         due: When it must have given a sign of life; infinity for not at all.

@@ -137,7 +137,15 @@ class WorkerPool(Facade):
         commands = [commands[n % len(commands)] for n in range(size)]
         self._peer = peer
         self._options = Options(
-            commands, retries, timeout, tasks_per_worker, in_flight, on_session, hello, start_timeout, options
+            commands=commands,
+            retries=retries,
+            timeout=timeout,
+            tasks_per_worker=tasks_per_worker,
+            in_flight=in_flight,
+            on_session=on_session,
+            hello=hello,
+            start_timeout=start_timeout,
+            popen=options,
         )
         self._scheduler = Scheduler(peer, self._options)
 
