@@ -1187,6 +1187,41 @@ def test_a_task_is_given_once_though_what_encodes_it_sends_something_and_is_inte
     assert path.read_text() == "7\n"
 
 
+def test_a_task_is_given_once_though_what_encodes_it_closes_the_session_of_its_worker(tmp_path: Path) -> None:
+    code = """
+        session = IpcPeer().create_stdio_session()
+        @session.on_request
+        def work(ping: Ping) -> Pong:
+            if ping.value:
+                with open(ping.value, "a") as file:
+                    file.write("done\\n")
+                while not os.path.exists(ping.value + " may end"):
+                    time.sleep(0.001)
+            return Pong(ping.value)
+        while session.is_open:
+            session.tick(None)
+    """
+
+    def act() -> None:
+        (session,) = [session for session in pool.workers if not no_pending(session)]
+        session.close(timeout=0)
+        peer.tick(0)  # another worker gets the task
+
+    path = tmp_path / "path"
+    serializer = ActingSerializer(RequestEnvelope)
+    with IpcPeer(serializer, timeout=PATIENCE) as peer, WorkerPool(peer, program(code), 3) as pool:
+        gather([pool.submit(Ping()) for _ in range(3)])
+        serializer.act = act
+        promise = pool.submit(Ping(str(path)))
+        (idle,) = [session for session in pool.workers if no_pending(session)]
+        tick_until(path.exists, peer)
+        idle.close(timeout=0)  # so that all workers are looked at
+        peer.tick(0)
+        (tmp_path / "path may end").touch()
+        promise.wait()
+    assert path.read_text() == "done\n"
+
+
 @pytest.mark.slow
 @BOTH
 def test_interruption_while_a_worker_dies_loses_no_task(tmp_path: Path, kind: Type[BaseException]) -> None:

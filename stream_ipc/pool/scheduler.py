@@ -138,8 +138,10 @@ class Scheduler:
                 self._take_unsent(worker, task, error)
             if error is None:
                 raise
-        finally:
-            task.being_sent = False  # whatever has interrupted this: from now on _tidy() finds what was not sent
+        finally:  # whatever has interrupted this: from now on _tidy() finds what was not sent
+            # atomic: no calls
+            if task.worker is worker and task.unsent:
+                task.stranded = True
 
     def _take_unsent(self, worker: Worker, task: Task, error: Exception | None) -> None:
         """Take a task that was not sent to a worker from it, because of an error or an interruption."""
@@ -213,7 +215,7 @@ class Scheduler:
             if not worker.is_set_up:
                 self.supervisor.set_up(worker)
             for task in [*worker.running]:
-                if task.unsent and not task.being_sent:  # an interruption has kept it from being put back
+                if task.stranded:  # an interruption has kept it from being put back
                     worker.conversation.requests.remove(task)
                     self.tasks.put_back(task, worker, False)
             if worker.conversation.reason is not None:

@@ -44,18 +44,18 @@ class Task(Pending):
         number: How many were queued before it, and itself; 0 until it is queued.
         message: What workers get.
         worker: What has it, or None.
-        being_sent: Whether a call is sending it now.
+        stranded: Whether it was not sent to its worker, and no call is going to.
         tries: How many workers have ended while they had it.
         optional: It need not be begun if its promise was dropped.
     """
 
-    __slots__ = ("being_sent", "message", "number", "optional", "tries", "worker")
+    __slots__ = ("message", "number", "optional", "stranded", "tries", "worker")
 
     requester: Tasks
     number: int
     message: Message
     worker: Worker | None
-    being_sent: bool
+    stranded: bool
     tries: int
     optional: bool
 
@@ -132,7 +132,7 @@ class Tasks:
         task.worker = task.deadline = task.callbacks = None
         task.watchers = []  # not None, so that ``tell`` is called
         task.tries = task.number = 0
-        task.being_sent = task.optional = False
+        task.stranded = task.optional = False
         ids = self._peer.id_generator
         task.id = ids.generate()
         check_id(ids, task.id)
@@ -158,7 +158,8 @@ class Tasks:
         if queue and queue[0] is task and task.worker is None:
             del queue[0]
             task.worker = worker
-            task.unsent = task.being_sent = True
+            task.unsent = True
+            task.stranded = False
             worker.running[task] = None
             worker.given += 1
             self.handed_out += 1
