@@ -62,6 +62,10 @@ def main(how: str = "", *args: str) -> None:
             session.tick(None)
     except StreamClosedError:
         pass
+    if how == "stays":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(60)
 
 
 if __name__ == "__main__":

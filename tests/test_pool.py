@@ -834,6 +834,17 @@ def test_closing_the_peer_fails_everything() -> None:
     pool.close()
 
 
+def test_close_ends_workers_that_were_replaced_too(peer: IpcPeer) -> None:
+    processes: List[Any] = []
+    pool = WorkerPool(
+        peer, worker("stays"), 1, tasks_per_worker=1, on_session=lambda session: processes.append(session.process)
+    )
+    for number in range(3):
+        assert pool.submit(Ping(number), expect=Pong).wait().value == number
+    pool.close(timeout=0)
+    assert len(processes) == 3 and [process.returncode for process in processes] == [-signal.SIGKILL] * 3
+
+
 def test_close_in_a_done_callback_and_in_a_handler(peer: IpcPeer) -> None:
     pool = WorkerPool(peer, worker(), 1)
     promises = [pool.submit(Ping(index)) for index in range(5)]

@@ -253,7 +253,7 @@ class Scheduler:
                 worker.close(text)
         # Side by side; session.close() would do it one by one, and hurry each anew.
         teardowns = self._loop.chores.teardowns
-        mine = {worker.conversation.teardown for worker in workers}
+        mine = {worker.conversation.teardown for worker in [*workers, *self.supervisor.ending]}
         teardowns.wait([teardown for teardown in [*teardowns.all] if teardown in mine], due, background=False)
 
 

@@ -47,10 +47,12 @@ class Supervisor:
 
     Attributes:
         workers: All, also those that are still to be started.
+        ending: Those that were replaced, while their processes end.
     """
 
     def __init__(self, peer: IpcPeer, options: Options, tasks: Tasks, pool: Pool) -> None:
         self.workers: dict[Worker, None] = {Worker(command, options): None for command in options.commands}
+        self.ending: dict[Worker, None] = {}
         self._loop = tasks.loop
         self._create = partial(peer.create_command_session, **options.popen)
         self._options = options
@@ -227,11 +229,15 @@ class Supervisor:
     def replace(self, worker: Worker) -> None:
         """Put another, which is still to be started, in the place of one whose session is closed."""
         successor = Worker(worker.command, self._options, worker.deaths)
+        for other in [*self.ending]:
+            if other.conversation.teardown not in self._loop.chores.teardowns.all:
+                self.ending.pop(other, None)
         # atomic: no calls
         is_first = worker in self.workers
         if is_first:
             del self.workers[worker]
             self.workers[successor] = None
+            self.ending[worker] = None
 
         if is_first and not worker.came_up:
             self._note_death(successor, worker.conversation.reason)
