@@ -195,19 +195,13 @@ class MessageDecoder(FrameDecoder):
             self.spare = payload if keeps else None
             self._idle = False
 
-    def add_junk(self, data: bytes, held: bytes, items: list[Any]) -> bytes:
-        text, held = decode_text(held + data)
+    def add_junk(self, data: bytes, items: list[Any], final: bool = False) -> bytes:
+        text, held = decode_text(data, final)
         if text:
-            items.append(self._junk(text))
+            if self._note is not None:
+                self._note(text)
+            items.append(text_message(text, LogMessage.LEVEL_JUNK))
         return held
-
-    def end_junk(self, held: bytes, items: list[Any]) -> None:
-        items.append(self._junk(decode_text(held, final=True)[0]))
-
-    def _junk(self, text: str) -> LogMessage:
-        if self._note is not None:
-            self._note(text)
-        return text_message(text, LogMessage.LEVEL_JUNK)
 
 
 class TextDecoder:

@@ -121,13 +121,10 @@ class FrameDecoder:
         """Return what stands in the place of a payload for which ``make`` has raised."""
         raise exc
 
-    def add_junk(self, data: bytes, held: bytes, items: list[Any]) -> bytes:
-        """Add bytes that belong to no frame to the items; returns what is held back until the next call."""
+    def add_junk(self, data: bytes, items: list[Any], final: bool = False) -> bytes:
+        """Add bytes that belong to no frame; returns what is held back until more follows, unless ``final``."""
         items.append(Junk(data))
         return b""
-
-    def end_junk(self, held: bytes, items: list[Any]) -> None:
-        """Add what was held back: no junk follows it."""
 
     def done_with(self, payload: bytearray, item: Any) -> None:
         """Take note of a payload that came in several pieces and is no longer needed here."""
@@ -187,7 +184,7 @@ class FrameDecoder:
             if end - at < HEADER_SIZE:
                 return Between(data[at:], held), end
             if held:
-                self.end_junk(held, items)
+                self.add_junk(held, items, final=True)
                 return START, at
             size = _unpack_from(data, at)[1]
             at += HEADER_SIZE
@@ -198,7 +195,7 @@ class FrameDecoder:
         stop = data.find(MAGIC, at)
         if stop < 0:
             stop = end - next(count for count in (3, 2, 1, 0) if data.endswith(MAGIC[:count], at))  # which may begin one
-        return _behind_junk(self.add_junk(data[at:stop], held, items)), stop
+        return _behind_junk(self.add_junk(held + data[at:stop], items)), stop
 
     def _fill(self, state: Filling, more: bytes, items: list[Any]) -> State:
         """Add bytes to an unfinished payload."""
@@ -279,10 +276,9 @@ class FrameDecoder:
         text = ""
         if len(head) >= len(MAGIC):
             text = f"in the middle of a frame's header ({len(head)} of {HEADER_SIZE} bytes had arrived)"
-        elif head:
-            held = self.add_junk(head, held, items)
-        if held:
-            self.end_junk(held, items)
+            head = b""
+        if held or head:
+            self.add_junk(held + head, items, final=True)
         return items, text
 
 
