@@ -171,7 +171,7 @@ class Port:
             if not self.failing:
                 self.write_or_report()
                 if self.channel.outbox.is_broken and self._inputs.ended is None and self.channel.find_invalid() is None:
-                    self.note_write_error(self.channel.broken_error())
+                    self.note_write_error(StreamClosedError(self.channel.broken_text()))
             self._loop.mark(self._dispatcher)
         repairs.pop(self, None)
 

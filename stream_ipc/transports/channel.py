@@ -209,9 +209,9 @@ class Channel:
     def drop_output(self) -> None:
         """Drop what is queued: it can never be written."""
 
-    def broken_error(self) -> StreamClosedError:
-        """Return the error for a message that cannot be written any more."""
-        return StreamClosedError(f"the other side no longer reads ({self.describe()})")
+    def broken_text(self) -> str:
+        """Return why nothing can be written any more."""
+        return f"the other side no longer reads ({self.describe()})"
 
     def complete(self, error: StreamClosedError, inbox: deque[Received]) -> None:
         """Put the other side's last words, which were read since, into the error of a failed write."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
-from ..errors import InvalidStreamError
+from ..errors import InvalidStreamError, StreamClosedError
 from ..interruptions import pass_on
 from ..messages import Message, take_out_of_envelope
 from ..wire.codec import DEFAULT_MAX_FRAME_SIZE, MessageEncoder
@@ -212,7 +212,7 @@ class StreamTransport(MessageTransport):
         if not messages and inputs.ended is not None:
             raise inputs.ended.with_traceback(None)  # or each call would make it longer
         if not messages and self._channel.is_released:  # not one that only writes
-            raise self._channel.broken_error()
+            raise StreamClosedError(self._channel.broken_text())
         return messages
 
     def close(self) -> None:

@@ -185,7 +185,7 @@ class ProcessChannel(StreamChannel):
                 gone = False
             if gone:  # it could still be written to while a grandchild holds its stdin
                 self.drop_output()
-                raise self.broken_error()
+                raise StreamClosedError(self.broken_text())
         self.outbox.put(frame)
 
     def broken_text(self) -> str:

@@ -110,13 +110,9 @@ class StreamChannel(Channel):
             self.outbox.drop(self.outbox.end.error or exc)
         if isinstance(self.outbox.error, InvalidStreamError):
             raise InvalidStreamError(str(self.outbox.error))
-        raise self.broken_error() from self.outbox.error
-
-    def broken_error(self) -> StreamClosedError:
-        return StreamClosedError(self.broken_text())
+        raise StreamClosedError(self.broken_text()) from self.outbox.error
 
     def broken_text(self) -> str:
-        """Return why nothing can be written any more."""
         end = self.outbox.end
         if end.error is not None:
             return f"{describe_stream(end.stream)} cannot be written: {error_text(end.error)}"
