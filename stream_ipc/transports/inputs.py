@@ -304,20 +304,26 @@ class StreamInputs(Inputs):
     def put_end(self, inbox: deque[Received], error: StreamClosedError | None = None) -> None:
         if self.ended is None:
             self.give_out(inbox)  # before it is asked for its last words
-        super().put_end(inbox, error or self.ended_error())
+        if error is None:
+            error = StreamClosedError(self.ended_text())
+            error.__cause__ = None if self.last is None else self.last.error
+            error = unraised(error)
+        super().put_end(inbox, error)
         self.on_change()
 
-    def ended_error(self) -> StreamClosedError:
+    @property
+    def where(self) -> str:
+        """Where in a frame the last of them ended, behind a space; may be empty."""
+        return f" {self.last.where}" if self.last is not None and self.last.where else ""
+
+    def ended_text(self) -> str:
         """Return why nothing more will come."""
-        where, family, cause = "", "", None
-        if self.last is not None:
-            where, family, cause = self.last.where and f" {self.last.where}", self.last.end.family, self.last.error
-        if cause is None or (family == "AF_UNIX" and isinstance(cause, ConnectionResetError)):  # it had not read all
-            error = StreamClosedError(f"the other side closed the stream{where} ({self.channel.describe()})")
-        else:
-            error = StreamClosedError(f"the connection was lost{where} ({self.channel.describe()}): {error_text(cause)}")
-        error.__cause__ = cause
-        return unraised(error)
+        last: Any = self.last
+        cause = None if last is None else last.error
+        # A Unix socket whose other side had not read all says that it was reset.
+        if cause is None or (last.end.family == "AF_UNIX" and isinstance(cause, ConnectionResetError)):
+            return f"the other side closed the stream{self.where} ({self.channel.describe()})"
+        return f"the connection was lost{self.where} ({self.channel.describe()}): {error_text(cause)}"
 
     def resume(self, inbox: deque[Received]) -> None:
         for source in [*self.by_fd.values()]:
@@ -343,7 +349,7 @@ class StreamInputs(Inputs):
     def look_for_hangup(self, inbox: deque[Received]) -> None:
         if has_hung_up(self._fds()):
             self.drain(inbox)
-        super().look_for_hangup(inbox)
+        self.look_for_end(inbox)
 
     def drop(self) -> None:
         """Read none of them any more."""

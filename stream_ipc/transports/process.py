@@ -107,17 +107,8 @@ class ProcessInputs(StreamInputs):
         """Take note of what it has written to stderr. An interrupted read calls it again."""
         self._tail = (self._tail + text)[-TAIL:]
 
-    def ended_error(self) -> StreamClosedError:
-        error = StreamClosedError(self.death_text())
-        error.__cause__ = super().ended_error().__cause__
-        return error
-
-    def death_text(self) -> str:
-        """Return how it died, or that it still runs, and its last words."""
-        text = f"{process_name(self._child.process)} {self._child.end_text()}"
-        if self.last is not None and self.last.where:
-            text += f" {self.last.where}"
-        return text + self.tail_text()
+    def ended_text(self) -> str:
+        return f"{process_name(self._child.process)} {self._child.end_text()}{self.where}{self.tail_text()}"
 
     def tail_text(self) -> str:
         """Return its last words; may be empty."""
@@ -196,7 +187,7 @@ class ProcessChannel(StreamChannel):
                 text = f"{process_name(self.process)} no longer reads its stdin: {self.outbox.error}"
                 return text + self.inputs.tail_text()
             time.sleep(0.001)
-        return self.inputs.death_text()
+        return self.inputs.ended_text()
 
     # -- ending
 
