@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["End", "Ends", "ReadEnd", "WriteEnd"]
 
-PIPE_BUF: int = getattr(select, "PIPE_BUF", 512)
 LARGE_PIPE = 1024 * 1024  # bytes: as much as Linux lets anybody have
 LARGE_SOCKET = 256 * 1024  # bytes, of which Linux makes twice as many; more is no faster
 # Linux counts the pages of all pipes of a user. Once there are too many, each new pipe gets one or two, whichever program
@@ -307,7 +306,7 @@ class WriteEnd(End):
         # A pipe that is writable takes PIPE_BUF bytes without blocking, a terminal just one.
         if not wait_writable(self.fd, 0):
             raise BlockingIOError
-        return memoryview(buffer)[: 1 if self._is_terminal else PIPE_BUF]
+        return memoryview(buffer)[: 1 if self._is_terminal else select.PIPE_BUF]
 
     def abandon(self) -> None:
         # atomic: no calls

@@ -47,17 +47,7 @@ class Outbox:
     """
 
     __slots__ = (
-        "_failed",
-        "_left",
-        "_on_change",
-        "_writes",
-        "blocked",
-        "corked",
-        "end",
-        "error",
-        "held",
-        "queue",
-        "queued_bytes",
+        "_failed", "_left", "_on_change", "_writes", "blocked", "corked", "end", "error", "held", "queue", "queued_bytes",
         "writing",
     )  # fmt: skip
 

@@ -101,8 +101,7 @@ def spawn(
         _open_files(ours, files)
         process.stdin, process.stdout, process.stderr = (*files, None)[:3]
         close_all(theirs)
-        started: subprocess.Popen[bytes] = process
-        return started
+        return process  # type: ignore[no-any-return]
     except BaseException as exc:
         try:
             _undo(exc, process, files, ours, theirs)

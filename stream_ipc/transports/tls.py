@@ -12,6 +12,7 @@ Python nor PHP sends such messages unless a program asks for it.
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 
@@ -34,8 +35,6 @@ __all__ = ["TlsChannel", "check_context", "handshake", "wrap"]
 _RECORD = 16 * 1024  # what one call of OpenSSL reads at most
 _READ = 4 * _RECORD  # bytes of one read
 _WRITE = 64 * 1024  # bytes of one write
-
-_POLLIN, _POLLOUT = 1, 4
 
 
 def check_context(context: Any, server_side: bool) -> None:
@@ -64,9 +63,9 @@ def handshake(sock: ssl.SSLSocket) -> int:
         with Shield():
             sock.do_handshake()
     except ssl.SSLWantReadError:
-        return _POLLIN
+        return select.POLLIN
     except ssl.SSLWantWriteError:
-        return _POLLOUT
+        return select.POLLOUT
     return 0
 
 
