@@ -337,7 +337,7 @@ def decoded(pieces: List[bytes]) -> List[str]:
 
 
 def lines_of(pieces: List[bytes]) -> List[str]:
-    decoder = TextDecoder("stderr", lambda text: None)
+    decoder = TextDecoder(lambda text: None)
     messages: List[Any] = []
     for piece in pieces:
         found, decoder.state = decoder.decode(piece)

@@ -137,7 +137,7 @@ def decode(size: int) -> Callable[[bytes], None]:
 
 def read_lines(size: int) -> Callable[[bytes], None]:
     def run(data: bytes) -> None:
-        decoder = TextDecoder("stderr", lambda text: None)
+        decoder = TextDecoder(lambda text: None)
         for at in range(0, len(data), size):
             _, decoder.state = decoder.decode(data[at : at + size])
         decoder.finish()

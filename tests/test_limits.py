@@ -14,7 +14,6 @@ import pytest
 from stream_ipc import (
     DeferredReply,
     IpcPeer,
-    LogMessage,
     RequestTimeoutError,
     SerializationError,
     WorkerPool,
@@ -169,7 +168,7 @@ def test_so_many_notifications_are_kept_and_no_more(raw: RawPeer) -> None:
 def test_a_line_of_text_comes_in_pieces_above_the_limit() -> None:
     for size, sizes in ((LINE_MAX, [LINE_MAX]), (LINE_MAX + 1, [LINE_MAX, 1]), (2 * LINE_MAX, [LINE_MAX, LINE_MAX])):
         for piece in (size + 1, 1000):
-            decoder = TextDecoder(LogMessage.LEVEL_STDERR, lambda text: None)
+            decoder = TextDecoder(lambda text: None)
             data = b"x" * size + b"\n"
             messages: List[Any] = []
             for at in range(0, len(data), piece):

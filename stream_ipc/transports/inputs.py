@@ -334,7 +334,8 @@ class StreamInputs(Inputs):
 
     def check(self, inbox: deque[Received]) -> None:
         for source in [*self.by_fd.values()]:
-            source.decoder.trim()
+            if source.framed:
+                source.decoder.trim()
         outbox = self.channel.outbox
         if outbox.end.is_tcp:
             from .sockets import has_vanished

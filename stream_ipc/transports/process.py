@@ -12,7 +12,6 @@ import time
 from ..clock import monotonic
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
-from ..messages import LogMessage
 from ..wire.codec import TextDecoder
 from .children import DEATH_INTERVAL, Child, ProcessTeardown, process_name
 from .descriptors import close_stream, describe_stream
@@ -156,7 +155,7 @@ class ProcessChannel(StreamChannel):
             super().__init__(ends, writer, [reader], serializer, max_frame_size, f"pid {process.pid}")
             if process.stderr is not None and not process.stderr.closed:
                 errors = ends.open(ReadEnd, process.stderr)
-                decoder = TextDecoder(LogMessage.LEVEL_STDERR, self.inputs.note_stderr)
+                decoder = TextDecoder(self.inputs.note_stderr)
                 self.inputs.by_fd[errors.fd] = self._text = TextInput(errors, decoder, self.inputs)
             self.put: Callable[[Frame], None] = self._put
             self.child.watch()

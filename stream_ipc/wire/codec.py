@@ -205,20 +205,16 @@ class MessageDecoder(FrameDecoder):
 
 
 class TextDecoder:
-    """Turns the bytes of a stream that has no frames into ``LogMessage``, one for each line.
+    """Turns what a child writes to stderr, which has no frames, into ``LogMessage``, one for each line.
 
-    A message has no line end (``\\n`` or ``\\r\\n``). A line of more than ``LINE_MAX`` bytes comes in pieces.
-
-    Args:
-        level: The level of the messages.
-        note: Called with the text as it was, line ends included.
+    A message has no line end (``\\n`` or ``\\r\\n``). A line of more than ``LINE_MAX`` bytes comes in pieces. ``note`` is
+    called with the text as it was, line ends included.
 
     Attributes:
         state: The bytes of an unfinished line, and whether a piece of it was returned already.
     """
 
-    def __init__(self, level: str, note: Callable[[str], Any]) -> None:
-        self._level = level
+    def __init__(self, note: Callable[[str], Any]) -> None:
         self._note = note
         self.state: TextState = (b"", False)
 
@@ -243,19 +239,15 @@ class TextDecoder:
         said, _ = decode_text(data[: len(data) - len(rest)], final=True)
         return self._messages(texts, said), (rest, begun)
 
-    def give_out(self) -> tuple[list[Any], TextState]:
+    def give_out(self, final: bool = False) -> tuple[list[Any], TextState]:
         """Return an unfinished line as it is, and the state behind it."""
         held, begun = self.state
-        text, held = decode_text(held)
+        text, held = decode_text(held, final)
         return self._messages([text] if text else [], text), (held, begun or bool(text))
 
     def finish(self) -> tuple[list[Any], str]:
         """Return what is left at the end of the stream."""
-        text, _ = decode_text(self.state[0], final=True)
-        return self._messages([text] if text else [], text), ""
-
-    def trim(self) -> None:
-        """Do nothing: no buffer is kept."""
+        return self.give_out(final=True)[0], ""
 
     def _cut(self, texts: list[str], line: bytes, begun: bool) -> tuple[bytes, bool]:
         """Cut pieces off a line that is too long; returns the rest, and whether some of the line was returned."""
@@ -269,4 +261,4 @@ class TextDecoder:
     def _messages(self, texts: list[str], said: str) -> list[Any]:
         if said:
             self._note(said)
-        return [text_message(text, self._level) for text in texts]
+        return [text_message(text, LogMessage.LEVEL_STDERR) for text in texts]
