@@ -237,8 +237,8 @@ class Conversation:
             loop.thread = outer
 
     def _own_reason(self) -> StreamClosedError:
-        removed = f"this side removed the session from its peer ({self.name})"
-        return StreamClosedError(removed if self._release else self.channel.closed_text())
+        what = "removed the session from its peer" if self._release else "closed the session"
+        return StreamClosedError(f"this side {what} ({self.name})")
 
     def hurry(self, due: float) -> None:
         """Have closing, which may have begun, done by a time of ``monotonic()``."""

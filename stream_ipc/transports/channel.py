@@ -220,10 +220,6 @@ class Channel:
         """Return what is wrong with a stream that its owner closed or replaced, or None."""
         return None
 
-    def closed_text(self) -> str:
-        """Return why this side closed, for the errors of what was pending."""
-        return f"this side closed the session ({self.describe()})"
-
     def close(self) -> Teardown | None:
         """Release the streams and close them. An interrupted call can be made again.
 

@@ -96,7 +96,7 @@ class CustomChannel(Channel):
 
     def put(self, frame: list[Message]) -> None:
         if self.inputs.closed:  # by a method of its own that was asked how much is queued
-            raise StreamClosedError(self.closed_text())
+            raise StreamClosedError(f"this side closed the session ({self.describe()})")
         try:
             # What a send() that was interrupted has done is not known, so its reply may be sent twice.
             for _ in map(self.transport.send, frame):  # emptied before a signal is looked at
