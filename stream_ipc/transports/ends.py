@@ -330,8 +330,8 @@ class Ends:
     def __init__(self) -> None:
         self.released: bool = False
         self._ends: list[Any] = []
-        # Once released: what is still to be closed, with its descriptor and the file that this was...
-        self._objects: list[tuple[Any, int, Any]] = []
+        # Once released: what is still to be closed, with its descriptor...
+        self._objects: list[tuple[Any, int]] = []
         self._numbers: list[int] = []  # ...and what of it is a mere descriptor
 
     def open(self, kind: Callable[..., Any], *arguments: Any) -> Any:
@@ -353,7 +353,7 @@ class Ends:
             valid = [end for end in self._ends if end.find_invalid() is None]
             # For close(). The same stream may be written and read, as an object, as a number, or as both.
             given = {id(end.stream): end for end in valid if not isinstance(end.stream, int)}.values()
-            objects = [(end.stream, end.fd, end.identity) for end in given]
+            objects = [(end.stream, end.fd) for end in given]
             taken = {end.fd for end in given}
             numbers = [*dict.fromkeys([end.fd for end in valid if end.fd not in taken])]
             # atomic: no calls
@@ -390,24 +390,14 @@ class Ends:
             end.abandon()
         close_all(self._numbers)
         while self._objects:
-            stream, fd, identity = self._objects.pop()
-            if fd >= 0 and _identity_of(fd) == identity:
+            stream, fd = self._objects.pop()
+            if fd >= 0:
                 _close_copy(stream)
 
     def describe(self) -> str:
         """Return the descriptors, as texts name them."""
         fds = sorted({end.fd for end in self._ends if end.watched})
         return "fd " + "/".join(map(str, fds)) if fds else "stream objects"
-
-
-def _identity_of(fd: int) -> tuple[int, int] | None:
-    """Return what tells the open file of a descriptor from others, or None if it is closed."""
-    try:
-        status = os.fstat(fd)
-    except OSError as exc:
-        pass_on(exc)
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _close_copy(stream: Any) -> None:
