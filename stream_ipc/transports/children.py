@@ -46,7 +46,7 @@ def process_name(process: subprocess.Popen[Any]) -> str:
     """Return the process as it is named in texts."""
     args: Any = process.args
     if not isinstance(args, (str, bytes)) and isinstance(args, Iterable):
-        args = " ".join(shlex.quote(os.fsdecode(arg)) for arg in args)
+        args = shlex.join([os.fsdecode(arg) for arg in args])
     text = os.fsdecode(args)
     if len(text) > 100:
         text = f"{text[:97]}..."

@@ -352,10 +352,8 @@ class Ends:
         if not self.released:
             valid = [end for end in self._ends if end.find_invalid() is None]
             # For close(). The same stream may be written and read, as an object, as a number, or as both.
-            given = {id(end.stream): end for end in valid if not isinstance(end.stream, int)}.values()
-            objects = [(end.stream, end.fd) for end in given]
-            taken = {end.fd for end in given}
-            numbers = [*dict.fromkeys([end.fd for end in valid if end.fd not in taken])]
+            objects = [*{id(end.stream): (end.stream, end.fd) for end in valid if not isinstance(end.stream, int)}.values()]
+            numbers = [*{end.fd for end in valid}.difference([fd for _, fd in objects])]
             # atomic: no calls
             self._objects = objects
             self._numbers = numbers

@@ -100,7 +100,6 @@ class ObjectEnd(End):
         self.fd: int = -next(_numbers)
         self.reads: Iterator[bytes] = iter(self._read, None)  # which it never returns
         target = getattr(stream, "buffer", None) if isinstance(stream, io.TextIOBase) else stream
-        self._name = method
         self._method: Any = getattr(target, method, None)
         self._result: Any = None
         if not callable(self._method):
@@ -123,7 +122,7 @@ class ObjectEnd(End):
                 for self._result in map(self._method, (argument,)):  # stored before a signal is looked at
                     break
                 else:
-                    raise RuntimeError(f"{self._name}() raised StopIteration")
+                    raise RuntimeError("its method raised StopIteration")
             except BlockingIOError:
                 raise
             except Exception as exc:
@@ -147,7 +146,6 @@ class ObjectEnd(End):
         return data
 
     def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
-        """Return what writes once when it is iterated: some of the next buffer; the item is how much."""
         return map(self._write, buffers)
 
     def _write(self, buffer: Any) -> int:

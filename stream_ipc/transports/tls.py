@@ -124,7 +124,6 @@ class _End(End):
         return self.socket is not None and not self._ended and self.socket.pending() > 0
 
     def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
-        """Return what writes once when it is iterated: some of the next buffer; the item is how much."""
         return map(self._write, buffers)
 
     def _write(self, buffer: Any) -> Any:
