@@ -104,12 +104,9 @@ class StreamChannel(Channel):
             if interruption_in(exc) is exc:
                 return
             text = self.find_invalid()
-            if text is not None:
-                self.outbox.drop(InvalidStreamError(text))
-                raise InvalidStreamError(text) from exc
-            self.outbox.drop(self.outbox.end.error or exc)
+            self.outbox.drop(self.outbox.end.error or exc if text is None else InvalidStreamError(text))
         if isinstance(self.outbox.error, InvalidStreamError):
-            raise InvalidStreamError(str(self.outbox.error))
+            raise InvalidStreamError(str(self.outbox.error)) from exc
         raise StreamClosedError(self.broken_text()) from self.outbox.error
 
     def broken_text(self) -> str:
