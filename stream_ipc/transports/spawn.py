@@ -108,7 +108,7 @@ def spawn(
         except BaseException:  # an interruption
             _undo(exc, process, files, ours, theirs)
             raise
-        if isinstance(exc, OSError) and _is_refusal(exc) and exc.errno in (errno.EMFILE, errno.ENFILE):
+        if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE) and interruption_in(exc) is None:
             advice = "starting a process takes some descriptors; close some, or raise the limit (ulimit -n)"
             raise OSError(exc.errno, f"{exc.strerror}: {advice}") from exc
         if isinstance(exc, StopIteration):  # which would end the loop of a caller without a word
@@ -138,14 +138,10 @@ def _open_files(fds: list[int], files: list[Any]) -> None:
             del fds[0]
 
 
-def _is_refusal(exc: BaseException) -> bool:
-    """Return whether the system has refused to start a process, so that there is none."""
-    return isinstance(exc, OSError) and interruption_in(exc) is None
-
-
 def _undo(exc: BaseException, process: Any, files: list[Any], ours: list[int], theirs: list[int]) -> None:
     """Leave nothing of a start that has failed. An interrupted call can be made again."""
-    if getattr(process, "pid", 0) is None and len(theirs) > 1 and not _is_refusal(exc):
+    refused = isinstance(exc, OSError) and interruption_in(exc) is None  # by the system, so there is no process
+    if not refused and getattr(process, "pid", 0) is None and len(theirs) > 1:
         process.pid = _find_pid(*theirs[:2])  # it was not stored yet, or there is none
     for file in files:
         file.close()
