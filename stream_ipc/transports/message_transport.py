@@ -44,8 +44,6 @@ class MessageTransport(ABC):
     ``RequestEnvelope`` and ``ResponseEnvelope``.
     """
 
-    __slots__ = ("__weakref__",)
-
     @abstractmethod
     def send(self, message: Message) -> None:
         """Send a message, or queue it whole.
@@ -114,8 +112,6 @@ class StreamTransport(MessageTransport):
         TypeError: Another argument is of a wrong kind.
         ValueError: ``max_frame_size`` is no size that a frame can have.
     """
-
-    __slots__ = ("__dict__", "_channel", "_received")
 
     def __init__(
         self,
