@@ -55,8 +55,6 @@ POLL_INTERVAL = 0.01
 class EndOfStream:
     """Stands in an inbox behind the last message: nothing more will come."""
 
-    __slots__ = ("error",)
-
     def __init__(self, error: StreamClosedError) -> None:
         self.error: StreamClosedError = error
 

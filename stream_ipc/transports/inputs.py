@@ -52,8 +52,6 @@ class Input:
         error: The error with which it ended.
     """
 
-    __slots__ = ("_count", "_data", "_reads", "decoder", "end", "ended", "error", "inputs", "where")
-
     framed = True
 
     def __init__(self, end: ReadEnd, decoder: MessageDecoder | TextDecoder, inputs: StreamInputs) -> None:
@@ -153,8 +151,6 @@ class TextInput(Input):
     Attributes:
         due: When that is, of the line that has begun; infinity if there is none.
     """
-
-    __slots__ = ("due",)
 
     framed = False
 

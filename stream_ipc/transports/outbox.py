@@ -46,11 +46,6 @@ class Outbox:
         error: Why nothing can be written any more.
     """
 
-    __slots__ = (
-        "_failed", "_left", "_on_change", "_writes", "blocked", "corked", "end", "error", "held", "queue", "queued_bytes",
-        "writing",
-    )  # fmt: skip
-
     def __init__(self, end: WriteEnd, failed: Callable[[Exception | None], None], on_change: Callable[[], None]) -> None:
         self.end: WriteEnd = end
         self.queue: list[Any] = []

@@ -174,8 +174,6 @@ def _ended_without_saying(exc: OSError, sock: Any) -> OSError:
 class _Input(Input):
     """What is read of an ``ssl.SSLSocket``."""
 
-    __slots__ = ()
-
     def read(self, inbox: deque[Received]) -> None:
         try:
             super().read(inbox)

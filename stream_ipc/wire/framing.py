@@ -49,8 +49,6 @@ class Junk(bytes):
 class Between:
     """The stream stands before a frame, or in junk."""
 
-    __slots__ = ("head", "held")
-
     def __init__(self, head: bytes, held: bytes) -> None:
         self.head: bytes = head  # which may begin a frame
         self.held: bytes = held  # what add_junk has held back
@@ -58,8 +56,6 @@ class Between:
 
 class Filling:
     """The stream stands in a payload."""
-
-    __slots__ = ("filled", "frame", "size")
 
     def __init__(self, frame: bytearray, filled: int, size: int) -> None:
         self.frame: bytearray = frame  # may be longer than what has arrived
@@ -74,8 +70,6 @@ class Filling:
 
 class Skipping:
     """The stream stands in a payload that is too large."""
-
-    __slots__ = ("missing",)
 
     def __init__(self, missing: int) -> None:
         self.missing: int = missing
