@@ -67,7 +67,7 @@ _CONVERSIONS = _by_class({
 
 # What stays in its process, whatever is done to it.
 _STAYS = _by_class({
-    "each process has its own": "stream_ipc.peer.IpcPeer stream_ipc.pool.worker_pool.WorkerPool "
+    "each process has its own": "stream_ipc.peer.IpcPeer stream_ipc.pool.WorkerPool "
     "_thread.lock _thread.RLock threading.Thread threading.Event threading.Condition",
     "send its address": "stream_ipc.listener.Listener socket.socket _socket.socket",
     "send its arguments": "functools.partial",

@@ -449,10 +449,10 @@ UNRAISABLE = ("__del__",)
 
 # Where each limit is kept, and by which name.
 _LIMITS = {
-    "back off": ["stream_ipc.pool.supervisor._BACK_OFF"],
+    "back off": ["stream_ipc.workers.supervisor._BACK_OFF"],
     "check interval": ["stream_ipc.core.inspection.CHECK_INTERVAL"],
     "death interval": [f"stream_ipc.transports.{module}.DEATH_INTERVAL" for module in ("process", "children")],
-    "depth": [f"stream_ipc.{module}.MAX_DEPTH" for module in ("core.loop", "core.conversation", "pool.tasks")],
+    "depth": [f"stream_ipc.{module}.MAX_DEPTH" for module in ("core.loop", "core.conversation", "workers.tasks")],
     "exit grace": ["stream_ipc.transports.children.EXIT_GRACE"],
     "flush bound": [f"stream_ipc.core.{module}.FLUSH_BOUND" for module in ("conversation", "lifecycle", "closing")],
     "inbox bytes": ["stream_ipc.core.port.INBOX_BYTES"],

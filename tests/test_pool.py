@@ -44,10 +44,10 @@ from stream_ipc.core import inspection
 from stream_ipc.core.pending import Pending
 from stream_ipc.core.requests import Requests
 from stream_ipc.core.teardowns import Teardowns
-from stream_ipc.pool import scheduler, supervisor
-from stream_ipc.pool.tasks import Task, Tasks
-from stream_ipc.pool.worker import Worker
 from stream_ipc.transports.channel import Teardown
+from stream_ipc.workers import scheduler, supervisor
+from stream_ipc.workers.tasks import Task, Tasks
+from stream_ipc.workers.worker import Worker
 from tests.helpers import (
     PATIENCE,
     ActingSerializer,

@@ -36,6 +36,7 @@ LAYERS = [
     ["promise", "handler_methods", "session", "listener", "deferred"],
     ["opening", "waiting"],
     ["peer"],
+    ["workers"],
     ["pool"],
     [""],  # stream_ipc itself
     ["tap"],  # which needs nothing of it but what frames and formats look like
@@ -270,7 +271,7 @@ def test_the_finder_of_private_names(source, found):
 # What users hold in their hands, and what is in everybody's way when it is too long.
 SHORT = {
     "arguments", "core", "listener", "opening", "peer", "pool", "promise", "session", "transports.inputs",
-    "transports.outbox", "transports.stream_channel", "transports.message_transport",
+    "transports.outbox", "transports.stream_channel", "transports.message_transport", "workers",
 }  # fmt: skip
 
 @each(SOURCES)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-from ..arguments import (
+from .arguments import (
     DEFAULT,
     POOLS,
     USUAL,
@@ -22,21 +22,21 @@ from ..arguments import (
     safe_repr,
     sendable,
 )
-from ..handlers import check_handler
-from ..interruptions import interruption_in
-from ..messages import Message
-from ..peer import IpcPeer
-from ..promise import ResponsePromise, pending_of, request
-from .options import Options
-from .scheduler import Scheduler
+from .handlers import check_handler
+from .interruptions import interruption_in
+from .messages import Message
+from .peer import IpcPeer
+from .promise import ResponsePromise, pending_of, request
+from .workers.options import Options
+from .workers.scheduler import Scheduler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TypeVar, overload
 
-    from ..session import Session
-    from ..transports.spawn import Command, Items
+    from .session import Session
+    from .transports.spawn import Command, Items
 
     M = TypeVar("M", bound=Message)
 
@@ -127,7 +127,7 @@ class WorkerPool(Facade):
             hello = check_expect(hello, "hello")
         if on_session is not None:
             check_handler("on_session", on_session, 1)
-        from ..transports.spawn import check_command, check_options
+        from .transports.spawn import check_command, check_options
 
         for each in commands:
             check_command(each)
@@ -302,7 +302,7 @@ class WorkerPool(Facade):
             ahead = 2 * len(self._options.commands) * self._options.in_flight
         check_iterable("map() takes an iterable of messages", messages)
         source = iter(messages)
-        from .map import MapIterator
+        from .workers.map import MapIterator
 
         make = partial(self._make, "map", expect, timeout)
         return MapIterator(source, make, self._give, self._scheduler.tasks.loop, ordered, ahead)
