@@ -232,6 +232,9 @@ class IpcPeer(SessionOpener):
         child that is ending, and where there is no pidfd, as on macOS, every
         child). Ask whenever the other loop is about to wait: after each
         ``tick(0)`` and ``request()``. Looks through all pending requests.
+
+        That an owner has closed a stream under its session is told by neither:
+        the next ``tick(0)`` finds that out.
         """
         loop = self._loop
         if loop.closing and not loop.forked:

@@ -305,6 +305,12 @@ def test_nothing_of_the_payload_is_held() -> None:
     assert message == Box([Point(1), b"x" * 100_000, bytearray(b"y" * 100_000)])
 
 
+@pytest.mark.parametrize("payload", ["text", 3, None, [1]])
+def test_a_payload_that_is_none_is_a_type_error(payload: Any) -> None:
+    with pytest.raises(TypeError, match="a bytes-like object is required"):
+        S.deserialize(payload)
+
+
 def test_chunks_refer_to_large_bytes_and_copy_a_large_bytearray() -> None:
     large, changing, text = b"x" * 100_000, bytearray(b"y" * 100_000), "z" * 100_000
     message = Box([large, changing, text, "small"])

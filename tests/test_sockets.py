@@ -57,6 +57,10 @@ def test_keepalive_of_a_tcp_connection() -> None:
         session = peer.connect(listener.address)
         assert session.socket is not None
         assert options(session.socket) == [True, 1, 60, 10, 5]
+    one, other = tcp_pair()
+    with other, IpcPeer() as peer:
+        peer.create_stream_session(one, one)
+        assert options(one) == [True, 1, 60, 10, 5]
 
 
 def test_what_the_system_does_not_let_set_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

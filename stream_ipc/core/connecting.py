@@ -12,7 +12,7 @@ import socket
 
 from ..interruptions import pass_on
 from ..transports import streams  # noqa: F401 - for the session: it may have got the last descriptor
-from ..transports.sockets import check_address, describe_address, explain, other_user, resolve, tune
+from ..transports.sockets import check_address, describe_address, explain, other_user, resolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,7 +121,6 @@ def _connect(loop: Loop, family: int, sockaddr: Any, limit: float) -> socket.soc
             number = errno.ECONNREFUSED  # the system chose the same port for our end: TCP then connects it to itself
         if number:
             raise OSError(number, os.strerror(number))
-        tune(sock)
         return sock
     except BaseException:
         sock.close()

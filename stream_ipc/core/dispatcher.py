@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 
 from .. import log
-from ..errors import InvalidStreamError, IpcError, SerializationError, StreamClosedError, describe
+from ..errors import InvalidStreamError, IpcError, SerializationError, StreamClosedError, article, describe
 from ..handlers import HandlerList
 from ..interruptions import pass_on, pass_on_own
 from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
@@ -213,7 +213,7 @@ class Dispatcher:
             return 0
         else:
             error = SerializationError(
-                f"{type(self._channel.transport).__name__}.receive() returned a list with a {type(item).__name__} in it;"
+                f"{type(self._channel.transport).__name__}.receive() returned a list with {article(type(item))} in it;"
                 " all must be Messages"
             )
             self._undecodable(item, error)

@@ -16,7 +16,7 @@ from .. import log
 from ..interruptions import Shield, pass_on
 from ..transports import streams  # noqa: F401 - for sessions, for the same reason
 from ..transports.ends import End
-from ..transports.sockets import check_address, describe_address, explain, linger, listen, other_user, remove_file, tune
+from ..transports.sockets import check_address, describe_address, explain, linger, listen, other_user, remove_file
 from .poller import READ
 
 TYPE_CHECKING = False
@@ -248,7 +248,6 @@ class Acceptor:
                 return
         else:
             name = f"from {describe_address(sock.getpeername())}"
-            tune(sock)
         if self._context is None:
             self._hand_over(sock, name)
             return

@@ -123,7 +123,7 @@ class PickleMessageSerializer:
             SerializationError: The payload is no message; see
                 ``MessageSerializer.deserialize``.
         """
-        return self.reader(payload if type(payload) is bytes or type(payload) is bytearray else bytes(payload))
+        return self.reader(payload if type(payload) is bytes or type(payload) is bytearray else bytes(memoryview(payload)))
 
     @property
     def reader(self) -> Callable[[bytes | bytearray], Message]:

@@ -69,7 +69,9 @@ def _check_pair(pair: tuple[Any, ...]) -> tuple[str, int]:
         raise TypeError(f"the address {pair!r:.200} must be a str, which is the host, and an int, which is the port")
     if not 0 <= port <= 65535:
         raise ValueError(f"the port of the address {pair!r:.200} must be from 0 to 65535")
-    if not host or "\0" in host:
+    if "\0" in host:
+        raise ValueError(f"the host of the address {pair!r:.200} holds a NUL, as no name of a host does")
+    if not host:
         raise ValueError(f'the address {pair!r:.200} names no host; "0.0.0.0" or "::" are all of this machine')
     return host, port
 
@@ -260,7 +262,7 @@ def tune(sock: socket.socket) -> None:
 
 
 def check_connected(sock: Any) -> str:
-    """Prepare a socket that a user has connected, and return what it is connected to; may be empty."""
+    """Look at a socket that a user has connected, and return what it is connected to; may be empty."""
     if not isinstance(sock, socket.socket):
         raise TypeError(f"create_socket_session() takes a socket, not {sock!r:.100}")
     if sock.type != socket.SOCK_STREAM:
@@ -269,8 +271,8 @@ def check_connected(sock: Any) -> str:
         address = sock.getpeername()
     except OSError as exc:
         pass_on(exc)
-        raise ValueError(f"{sock!r} cannot be used: {exc}; connect it first") from exc
-    tune(sock)
+        advice = "pass one that is open and connected, or that accept() has returned"
+        raise ValueError(f"{sock!r} cannot be used: {exc}; {advice}") from exc
     return f"to {describe_address(address)}" if address else ""
 
 

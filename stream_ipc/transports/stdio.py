@@ -63,8 +63,8 @@ class StdioChannel(StreamChannel):
             super().__init__(ends, writer, [reader], serializer, max_frame_size, "stdio")
             if _is_typed(reader.fd):
                 log.warning(
-                    "stdin is a terminal, where a session expects messages: this program is to be started by another one, by"
-                    " create_command_session(); Ctrl-D ends it"
+                    "stdin is a terminal, where a session expects messages: this program is to be started by another one,"
+                    " with create_command_session(); Ctrl-D ends it"
                 )
         except BaseException:
             ends.release()

@@ -64,6 +64,10 @@ class StreamChannel(Channel):
         self._ends = ends
         self._name = name
         self.transport: Any = self  # until somebody asks for a StreamTransport
+        if output.is_tcp and not output.shared:
+            from .sockets import tune
+
+            tune(output.socket)
         for end in reads:
             decoder = MessageDecoder(serializer, max_frame_size, self.inputs.note_text)
             self.inputs.by_fd[end.fd] = self.input_class(end, decoder, self.inputs)

@@ -122,7 +122,7 @@ class ObjectEnd(End):
                 for self._result in map(self._method, (argument,)):  # stored before a signal is looked at
                     break
                 else:
-                    raise RuntimeError("its method raised StopIteration")
+                    raise RuntimeError(f"{self._method!r:.100} raised StopIteration")
             except BlockingIOError:
                 raise
             except Exception as exc:

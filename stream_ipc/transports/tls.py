@@ -19,6 +19,7 @@ import ssl
 from ..interruptions import Shield, pass_on
 from .ends import End, Ends
 from .inputs import Input
+from .sockets import tune
 from .stream_channel import StreamChannel
 
 TYPE_CHECKING = False
@@ -50,6 +51,7 @@ def wrap(context: ssl.SSLContext, sock: socket.socket, server_side: bool, name: 
     """Put TLS around a connected socket, which it then owns; the handshake is still to be made."""
     if isinstance(name, str):
         name.encode("idna")  # ssl does so, but not before the socket is its own, and then nobody would close it
+    tune(sock)  # as a channel does; a handshake comes before that
     options: dict[str, Any] = {"do_handshake_on_connect": False, "suppress_ragged_eofs": False}
     return context.wrap_socket(sock, server_side, server_hostname=name, **options)
 
