@@ -161,7 +161,6 @@ class Port:
 
     def repair(self) -> None:
         """Do what an interruption has left undone, in any number of calls."""
-        repairs = self._loop.repairs
         self.watched = dict.fromkeys(self.watched, 0)
         if not self._closed:
             if self._resume_due == math.inf and not any([type(item) is Failure for item in self._inbox.copy()]):
@@ -173,7 +172,7 @@ class Port:
                 if self.channel.outbox.is_broken and self._inputs.ended is None and self.channel.find_invalid() is None:
                     self.note_write_error(StreamClosedError(self.channel.broken_text()))
             self._loop.mark(self._dispatcher)
-        repairs.pop(self, None)
+        self._loop.repairs.pop(self, None)
 
     def close(self) -> None:
         """Stop watching. An interrupted call can be made again."""

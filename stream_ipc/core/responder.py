@@ -114,11 +114,7 @@ class Responder:
                 take_out(inbox, item)
                 taken = True
             if isinstance(reply, Owed):
-                self.loop.set_timer(self, self.loop.clock() + _LOOK_INTERVAL)
-                reply.enter()
-                reply.go_on()
-                if not self.conversation.is_open:
-                    self.drop_owed()
+                self._put_off(reply)
             elif not self.conversation.is_open:
                 self._log_dropped(item.id)
             else:
@@ -130,18 +126,32 @@ class Responder:
                         reply = Owed(self, item.id, reply)
                         self._send_in_place(reply, exc)
         except BaseException as exc:
-            # If the program goes on, the requester gets its reply in the next turn, or learns what happened; if it ends,
-            # the requester learns that.
             if not taken and isinstance(exc, Exception) and interruption_in(exc) is None:
                 take_out(inbox, item)  # or it would raise this again and again
                 taken = True
             if taken and unsent:
-                if not isinstance(reply, Owed):
-                    deferred = isinstance(reply, Message) or find_deferrer(reply) is not None
-                    reply = Owed(self, item.id, reply if deferred else failed_in_dispatch(exc))
-                reply.enter()
+                self._owe(item.id, reply, exc)
             raise
         return 1
+
+    def _put_off(self, owed: Owed) -> None:
+        """Owe a reply that a handler has put off, or send it if it is known."""
+        self.loop.set_timer(self, self.loop.clock() + _LOOK_INTERVAL)
+        owed.enter()
+        owed.go_on()
+        if not self.conversation.is_open:
+            self.drop_owed()
+
+    def _owe(self, id: Any, reply: Any, exc: BaseException) -> None:
+        """Owe the reply to a request whose handling was cut short.
+
+        If the program goes on, the requester gets it in the next turn, or learns what happened; if it ends, the requester
+        learns that.
+        """
+        if not isinstance(reply, Owed):
+            is_known = isinstance(reply, Message) or find_deferrer(reply) is not None
+            reply = Owed(self, id, reply if is_known else failed_in_dispatch(exc))
+        reply.enter()
 
     def on_time(self, now: float) -> None:
         """Have another turn come: a thread may drop what a reply was put off to, which wakes nobody."""

@@ -113,7 +113,7 @@ def broadcast(loop: Loop, message: Message, timeout: float | None) -> int:
     stuck = []
     taken = 0
     for target in targets:
-        if target.outbox.queued_bytes > HIGH_WATER and target.is_stuck:
+        if target.is_stuck:
             stuck.append(target)
         elif target.is_open:  # a handler of another may have closed it
             taken += _send_to(target, message, frames[target.channel.frame_key])
@@ -152,7 +152,7 @@ def _encode_for(targets: list[Conversation], message: Message) -> dict[Any, Any]
 
 def _send_to(target: Conversation, message: Message, frame: Any) -> int:
     try:
-        if target.port.failing and target.port.invalid is not None:
+        if target.port.invalid is not None:
             raise target.closed_error()
         if type(frame) is list:
             target.send_frame(frame)
