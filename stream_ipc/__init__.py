@@ -71,7 +71,7 @@ What there is:
 * ``IpcError`` and what derives from it: ``StreamClosedError`` (also a ``ConnectionError``), ``RequestTimeoutError``
   (also a ``TimeoutError``), ``RemoteError``, ``UnexpectedReplyError``, ``SerializationError``, ``FrameTooLargeError``,
   ``InvalidStreamError``. Wrong arguments are ``TypeError`` and ``ValueError``; a call from another thread while one is
-  inside, in a forked copy of the process, or on a closed peer is a ``RuntimeError``.
+  inside, or in a forked copy of the process, is a ``RuntimeError``, and so is making a session of a closed peer.
 
 Times are seconds and sizes bytes, everywhere. A ``timeout`` of None is no limit. The logger ``stream_ipc`` tells at
 ``DEBUG`` what happens to sessions and children, without what they say.

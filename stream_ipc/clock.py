@@ -2,7 +2,7 @@
 
 What is waited for are other processes, so limits are in real time also while a library for tests (freezegun) has stopped
 the clock of the rest of the program: a bound that never comes would be a hang. Such libraries look for the functions of
-``time`` in all modules and replace them, so this is none of them.
+``time`` in all modules and replace them, but do not look into a ``partial``.
 """
 
 from __future__ import annotations

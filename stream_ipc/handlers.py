@@ -172,7 +172,7 @@ def _signature(function: Any) -> inspect.Signature:
 
 
 def _may_be_message(cls: type) -> bool:
-    """Whether an instance of a class may be a message: not of one of Python's, nor of this package's facades."""
+    """Return whether an instance of a class may be a message: not of one of Python's, nor of this package's facades."""
     package, _, module = cls.__module__.partition(".")
     return package != "builtins" and (package != _PACKAGE or module == "messages")
 

@@ -1,7 +1,8 @@
 """The logger ``stream_ipc``, and warnings.
 
 At DEBUG: sessions and listeners that open and close, children that start and end, what is refused or dropped. At INFO:
-failed attempts to connect. At WARNING: messages that are dropped. At ERROR: failures that no caller is told of. Never the
+handshakes that failed. At WARNING: messages that are dropped, and a
+terminal in place of a parent. At ERROR: failures that no caller is told of. Never the
 content of messages, and nothing for a message that is sent or received as it should be: that would cost time.
 
 Imports ``logging`` only when there is something to say that can be seen: it would be a tenth of the time that importing

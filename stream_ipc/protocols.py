@@ -1,7 +1,7 @@
 """Protocols of what users may bring themselves: a serializer, a generator of ids.
 
-Knows messages. Must not know who needs such objects. A module of its own that the package does not import at run time,
-because ``typing`` is slow to import.
+Knows messages. Must not know who needs such objects. A module of its own that is imported at run time only if a program
+asks for one of these, because ``typing`` is slow to import.
 """
 
 from __future__ import annotations

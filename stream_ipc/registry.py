@@ -1,6 +1,6 @@
 """Which classes may travel, and under which name.
 
-Must not know any serialization format, messages in particular, or I/O. Everything that comes off a wire is built by the
+Must not know messages, formats or I/O. Everything that comes off a wire is built by the
 ``TypeInfo.build`` of an entry here: a class that was never registered cannot be built, whatever the bytes say.
 """
 

@@ -178,6 +178,7 @@ class Session(HandlerMethods):
             FrameTooLargeError: It is over the peer's ``max_frame_size``.
                 Nothing was sent.
             StreamClosedError: The session is closed.
+            InvalidStreamError: A stream was closed by its owner.
             RequestTimeoutError: The queue did not drain in time. Nothing was
                 sent.
 
@@ -209,6 +210,7 @@ class Session(HandlerMethods):
             FrameTooLargeError: It is over the peer's ``max_frame_size``.
                 Nothing was sent.
             StreamClosedError: The session is closed.
+            InvalidStreamError: A stream was closed by its owner.
             RequestTimeoutError: The queue did not drain in time. Nothing was
                 sent.
         """
@@ -228,6 +230,7 @@ class Session(HandlerMethods):
 
         Raises:
             StreamClosedError: At the end of the block: the other side is gone.
+            InvalidStreamError: A stream was closed by its owner.
 
         Example:
             with session.batch():
@@ -249,6 +252,7 @@ class Session(HandlerMethods):
             TimeoutError: The other side has not read it in time. It is still
                 queued.
             StreamClosedError: The other side is gone.
+            InvalidStreamError: A stream was closed by its owner.
         """
         check_timeout(timeout)
         self._conversation.loop.inside(flush, self._conversation, timeout)

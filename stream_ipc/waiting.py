@@ -275,8 +275,8 @@ class _AsCompleted(_Waiting):
         """Be told of each promise that settles from now on, and find those that have settled."""
         given = tuple(self._rest)  # a signal handler may turn, and so change it
         for requester in set(map(requester_of, given)):
-            watchers = requester.watchers
-            watchers.add(self._references.setdefault(requester, Reference(self, watchers.discard)))
+            observers = requester.observers
+            observers.add(self._references.setdefault(requester, Reference(self, observers.discard)))
         for promise in sorted(filter(is_settled, given), key=is_settled):
             self.note(promise)
         self._watching = True
@@ -285,4 +285,4 @@ class _AsCompleted(_Waiting):
         """Be told no more, so that nothing stays behind. What comes next begins anew."""
         self._watching = False
         for requester, reference in self._references.copy().items():
-            requester.watchers.discard(reference)
+            requester.observers.discard(reference)

@@ -570,33 +570,33 @@ def test_dropping_many_promises_takes_as_long_for_each(raw: RawPeer) -> None:
 # -- what iterators leave
 
 
-def watchers_of(session: Any) -> int:
-    return len(session._conversation.requests.watchers)
+def observers_of(session: Any) -> int:
+    return len(session._conversation.requests.observers)
 
 
 def test_iterators_leave_nothing_behind(raw: RawPeer) -> None:
     promises = [raw.session.request(Ping(index)) for index in range(4)]
     never_begun = as_completed(promises)
-    assert watchers_of(raw.session) == 0
+    assert observers_of(raw.session) == 0
     raw.write(reply_bytes(promises[2].id, Pong()))
     first = as_completed(promises)
-    assert next(first) is promises[2] and watchers_of(raw.session) == 1
+    assert next(first) is promises[2] and observers_of(raw.session) == 1
     second = as_completed(promises)
-    assert next(second) is promises[2] and watchers_of(raw.session) == 1  # it was there: nothing to be told of
+    assert next(second) is promises[2] and observers_of(raw.session) == 1  # it was there: nothing to be told of
     del first
-    assert watchers_of(raw.session) == 0
+    assert observers_of(raw.session) == 0
     timed_out = as_completed(promises, 0.01)
     with pytest.raises(TimeoutError, match="3 of 4"):
         for _ in range(4):
             next(timed_out)
-    assert watchers_of(raw.session) == 0
+    assert observers_of(raw.session) == 0
     raw.write(*[reply_bytes(promises[index].id, Pong()) for index in (3, 0, 1)])
-    assert list(second) == [promises[index] for index in (3, 0, 1)] and watchers_of(raw.session) == 0
+    assert list(second) == [promises[index] for index in (3, 0, 1)] and observers_of(raw.session) == 0
     assert list(never_begun) == [promises[index] for index in (2, 3, 0, 1)]  # settled since the call: in that order
     assert list(timed_out) == [promises[index] for index in (3, 0, 1)]
     with pytest.raises(TimeoutError):
         gather([raw.session.request(Ping())], 0.01)
-    assert watchers_of(raw.session) == 0
+    assert observers_of(raw.session) == 0
     assert all(promise._pending.watchers is None for promise in promises)
 
 

@@ -25,13 +25,13 @@ class Chores:
     Owns what is polled, and which ports are asked in each turn what they want to be watched for.
 
     Attributes:
-        due: Whether a turn has any; otherwise it need not look.
+        are_due: Whether a turn has any; otherwise it need not look.
         corked: Batches that gather what is sent until the next turn.
         teardowns: What is left to be done after something was closed.
     """
 
     def __init__(self) -> None:
-        self.due: bool = True
+        self.are_due: bool = True
         self.corked: dict[Batches, None] = {}
         self.teardowns: Teardowns = Teardowns()
         self._polled: dict[Polled, float] = {}  # and how often
@@ -43,13 +43,13 @@ class Chores:
             self._polled.pop(task, None)
         else:
             self._polled[task] = interval
-            self.due = True
+            self.are_due = True
 
     def add(self, port: Port) -> None:
         """Take in a port, which is asked in each turn if its channel does not tell of changes."""
         if port.channel.volatile:
             self._volatile[port] = None
-            self.due = True
+            self.are_due = True
 
     def remove(self, port: Port) -> None:
         """Ask a port no more."""
@@ -58,12 +58,12 @@ class Chores:
     def cork(self, batches: Batches) -> None:
         """Have what is gathered written when a turn begins."""
         self.corked[batches] = None
-        self.due = True
+        self.are_due = True
 
     def add_teardown(self, teardown: Teardown) -> None:
         """Take in what is left to be done after something was closed: turns do it, step by step."""
         self.teardowns.add(teardown)
-        self.due = True
+        self.are_due = True
 
     def prepare(self) -> None:
         """Do what comes before a wait: write what was gathered, and find out what is to be waited for."""
@@ -76,7 +76,7 @@ class Chores:
         for port in [*self._volatile]:
             port.ask_again()
 
-    def next(self) -> float:
+    def due_in(self) -> float:
         """Return in how many seconds the next is due; infinity if none is."""
         waits = [*self._polled.values()]
         if self.teardowns.all:
@@ -94,6 +94,6 @@ class Chores:
         if self.teardowns.all:
             self.teardowns.step(deliver)
         # atomic: no calls
-        self.due = True
+        self.are_due = True
         if not (self._polled or self._volatile or self.teardowns.all or self.corked):
-            self.due = False
+            self.are_due = False

@@ -277,10 +277,10 @@ class Conversation:
 
     @property
     def teardown(self) -> Teardown | None:
-        """What is left to be done after it was closed, or None."""
+        """What is left to be done after ``close_now``, or None. ``close`` waits for it, or leaves it to turns."""
         return None if self._closing is None else self._closing.teardown
 
-    def drop(self) -> None:
+    def close_streams(self) -> None:
         """Close or release the streams, and leave all else undone: nobody has the peer any more."""
         if self._release:
             self.channel.release()

@@ -92,13 +92,13 @@ def _close(loop: Loop, handlers: bool = True) -> None:
 
 
 def drop_loop(loop: Loop, owner: str) -> None:
-    """Release what a peer that was never closed has left."""
+    """Close what a peer that was never closed has left open."""
     left = bool(loop.conversations or loop.listeners)
     for listener in [*loop.listeners]:
         listener.close()
     for conversation in _unclosed(loop):
         try:
-            conversation.drop()
+            conversation.close_streams()
         except Exception:  # of a transport of somebody's own
             log.error("closing the streams of %r failed", conversation.session, exc_info=True)
     loop.chores.teardowns.abandon()

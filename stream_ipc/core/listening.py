@@ -116,7 +116,7 @@ class Acceptor:
         return f"<Listener {self.place!r} {state} handshakes={len(self._handshakes)}>"
 
     def close(self) -> None:
-        """Release everything. An interrupted call can be made again."""
+        """Close everything. An interrupted call can be made again."""
         if not self.closed:
             log.debug("listener %r closed", self.place)
         # atomic: no calls

@@ -4,9 +4,10 @@ Knows tasks by their roles (see ``roles.py``), and of dispatchers and their port
 replies go first. Must not know messages or streams.
 
 Interruptions. An exception that a signal handler raises can come after any call and at the top of any function. A task
-therefore marks that it has work (in ``todo`` or ``repairs``) before it acts, takes an item out of its queue only after
-the act, and computes everything else anew in ``repair``. Statements that must not be separated stand in a block that is
-marked ``atomic: no calls``, where none can come. ``tests/README.rst`` has more of that, and what users' functions may do.
+therefore marks that it has work (in ``todo``, ``repairs`` or ``later``) before it acts, takes an item out of its queue
+only after the act, and computes everything else anew in ``repair``. Statements that must not be separated stand in a
+block that is marked ``atomic: no calls``, where none can come. ``tests/README.rst`` has more of that, and what users'
+functions may do.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class Loop(Guard):
         self.conversations.pop(conversation, None)
         self.chores.corked.pop(conversation.batches, None)
         self.chores.remove(conversation.port)
-        self.chores.due = True
+        self.chores.are_due = True
         self.todo.pop(conversation.dispatcher, None)
         self._timers.set(conversation, math.inf)
 
@@ -161,7 +162,7 @@ class Loop(Guard):
         """Turn until something has happened, or the clock has reached ``limit``.
 
         One turn waits for descriptors, writes and reads what is ready, then dispatches what stands in the inboxes. The
-        last one begins when the time is over. If handlers have taken that time, none does: the caller looks once more.
+        last one begins when the time is over, unless handlers have taken that time: then the caller looks once more.
 
         Args:
             until: What should happen and has not yet, and counts even if the time is over; None: whatever comes first.
@@ -190,7 +191,7 @@ class Loop(Guard):
                 wait = (limit if limit < due else due) - now
                 if wait < 0:
                     wait = 0
-                if todo or chores.due:
+                if todo or chores.are_due:
                     if until is not None and until.settled:  # a signal handler may have closed its session
                         return count
                     wait = self._prepare(wait, users_wait)
@@ -206,10 +207,10 @@ class Loop(Guard):
                     raise
                 for fd, mask in events:
                     self._owners.get(fd, self).on_ready(fd, mask)
-                if chores.due:
+                if chores.are_due:
                     chores.do(deliver=not self.users_wait)
                     if not self.conversations:
-                        chores.due = True  # so that it looks at ``until`` before each wait
+                        chores.are_due = True  # so that it looks at ``until`` before each wait
                 if not events and wait:
                     now = self.clock()
                 if now >= due:
@@ -283,7 +284,7 @@ class Loop(Guard):
             dispatcher.port.limit_reading()
             if not users_wait and wait and dispatcher.has_work:
                 wait = 0
-        return min(wait, self.chores.next())
+        return min(wait, self.chores.due_in())
 
     def _update_paused(self) -> None:
         for conversation in [*self.conversations]:
@@ -350,11 +351,11 @@ class Loop(Guard):
             return 0.0
         for conversation in [*self.conversations]:
             conversation.update_timer()
-        wait = min(self._timers.next() - self.clock(), chores.next())
+        wait = min(self._timers.due_at() - self.clock(), chores.due_in())
         return None if wait == math.inf else max(0.0, wait)
 
     def _is_busy(self) -> bool:
-        """Whether a turn has something to do, whatever the descriptors and the clock say."""
+        """Return whether a turn has something to do, whatever the descriptors and the clock say."""
         return bool(self.repairs or self.later) or any([dispatcher.has_work for dispatcher in [*self.todo]])
 
     def mark(self, dispatcher: Dispatcher) -> None:

@@ -1,4 +1,4 @@
-"""Replies that are still to be sent: who is owed one, and from where it will come.
+"""Replies that are still to be sent: who is owed one, and where it will come from.
 
 Knows the responder that sends them, and pending requests whose outcome is passed on. Must not know how promises or
 deferred replies look to users.

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
         """What sends requests: the table of a conversation's, or the tasks of a pool.
 
         Attributes:
-            pending_class: What these are.
+            pending_class: The class of its requests.
             loop: What turns until there is an outcome.
-            watchers: Weak references to what has a method ``note``, which gets the promise of each that settles.
+            observers: Weak references to what has a method ``note``, which gets the promise of each that settles.
             conversation: What they are sent over, if that is the same for all.
         """
 
         loop: Loop
-        watchers: set[ref[Any]]
+        observers: set[ref[Any]]
 
         @property
         def conversation(self) -> Conversation | None: ...
@@ -138,7 +138,7 @@ class Pending(Reference):
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it has settled. An interrupted call can be made again."""
         self.settle(error)
-        if self.watchers is not None or self.requester.watchers:
+        if self.watchers is not None or self.requester.observers:
             self.tell()
 
     def tell(self) -> None:
@@ -150,7 +150,7 @@ class Pending(Reference):
         loop.later[self] = None
         promise = self()
         # A copy, because the garbage collector may change the set, but not while it is copied.
-        for reference in self.requester.watchers.copy():
+        for reference in self.requester.observers.copy():
             waiting = reference()
             if waiting is not None:
                 waiting.note(promise)

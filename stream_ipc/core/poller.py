@@ -214,7 +214,7 @@ class Poller:
         return int(self._selector.fileno())
 
     def close(self) -> None:
-        """Release everything. Does nothing to the watched descriptors, nor to the copy in another process."""
+        """Close its own descriptors. Does nothing to the watched descriptors, nor to the copy in another process."""
         if self._epoll is not None:
             self._epoll.close()
         self._selector.close()

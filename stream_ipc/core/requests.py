@@ -56,14 +56,14 @@ class Requests:
         conversation: As above.
         loop: What drives it.
         due: No request is due earlier.
-        watchers: Weak references to what has a method ``note``, which gets each promise that settles.
+        observers: Weak references to what has a method ``note``, which gets each promise that settles.
     """
 
     pending_class = Pending
 
     def __init__(self, conversation: Conversation) -> None:
         self.due: float = math.inf
-        self.watchers: set[ref[Any]] = set()
+        self.observers: set[ref[Any]] = set()
         self.conversation: Conversation = conversation
         self.loop: Loop = conversation.loop
         self._encode = conversation.channel.encode
@@ -176,7 +176,7 @@ class Requests:
             pending.outcome = outcome
             pending.settled = next_moment()
         told = pending.watchers is not None  # after next_moment(): as that returns, a signal handler may begin to watch
-        if told or self.watchers:
+        if told or self.observers:
             pending.tell()
             self.remove(pending)  # there may be another with its id, sent by a done callback
         else:

@@ -36,7 +36,7 @@ _LOOK_INTERVAL = 0.5  # seconds from one turn to the next, while replies are owe
 class Responder:
     """Answers the requests of one conversation.
 
-    Owns the handlers of requests.
+    Owns the handlers of requests, and which replies are owed: each ``Owed`` enters itself there.
 
     Args:
         conversation: Whose requests.

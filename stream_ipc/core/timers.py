@@ -76,6 +76,6 @@ class Timers:
                     del self._due[task]
         self.soonest = min(bound, *self._due.values(), math.inf)
 
-    def next(self) -> float:
+    def due_at(self) -> float:
         """Return when the next task is due; infinity if none is."""
         return min(self._due.values(), default=math.inf)

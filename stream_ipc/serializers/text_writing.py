@@ -2,9 +2,9 @@
 
 Knows messages and the registry. Must not know either format.
 
-What a format says of itself is a ``TextFormat``, which makes functions that write quickly. What these give up is a
-``Walk``'s: without recursion it also writes a message of 511 levels where the interpreter's stack has less left, it counts
-the values, so that it can refer to one, and it knows the path to what is at fault.
+What a format says of itself is a ``TextFormat``, which makes functions that write quickly. What these cannot write
+is left to a ``_Walk``: without recursion it also writes a message of 511 levels where the interpreter's stack has less
+left, it counts the values, so that it can refer to one, and it knows the path to what is at fault.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Frame = list[Any]
 
     class Queue(Protocol):
-        """What is queued to be written: an ``Outbox``, or what knows a transport of somebody's own."""
+        """What is queued to be written: an ``Outbox``, or a ``CustomChannel`` itself."""
 
         @property
         def queued_bytes(self) -> int: ...

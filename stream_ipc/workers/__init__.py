@@ -1,1 +1,1 @@
-"""The workers of a pool: who gets which task, and from where they come."""
+"""The workers of a pool: who gets which task, and where they come from."""

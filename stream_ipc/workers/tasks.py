@@ -41,7 +41,7 @@ class Task(Pending):
 
     Attributes:
         requester: The tasks of its pool.
-        number: How many were queued before it, and itself; 0 until it is queued.
+        number: Its place in the order of submission, from 1; 0 until it is queued.
         message: What workers get.
         worker: What has it, or None.
         stranded: Whether it was not sent to its worker, and no call is going to.
@@ -103,7 +103,7 @@ class Tasks:
     Attributes:
         loop: As above.
         come_back: As above.
-        watchers: Weak references to what has a method ``note``, which gets each promise that settles.
+        observers: Weak references to what has a method ``note``, which gets each promise that settles.
         closed: Whether none can be queued any more.
         handed_out: How many tasks workers have.
     """
@@ -114,7 +114,7 @@ class Tasks:
     def __init__(self, loop: Loop, peer: Settings, come_back: Callable[[Task, Any], None]) -> None:
         self.loop = loop
         self.come_back = come_back
-        self.watchers: set[ref[Any]] = set()
+        self.observers: set[ref[Any]] = set()
         self.closed: bool = False
         self.handed_out: int = 0
         self._peer = peer

@@ -32,7 +32,7 @@ class Worker:
     Attributes:
         command: What is started.
         deaths: How many in a row have ended before they answered anything, up to this one.
-        start_at: When it may be started; infinity while it is.
+        start_at: When it may be started; infinity while it is being started.
         session: The session with it, or None.
         is_set_up: Whether setting it up has begun.
         conversation: What is behind its session; there once setting it up has begun.
@@ -64,7 +64,7 @@ class Worker:
 
     @property
     def is_coming(self) -> bool:
-        """Whether it was started, or is, and cannot be given tasks yet."""
+        """Whether it was started, or is being started, and cannot be given tasks yet."""
         return not self.ready and (self.session is not None or self.start_at == math.inf)
 
     @property
