@@ -25,7 +25,7 @@ __all__ = [
 
 
 class _Pipe(int):
-    """``subprocess.PIPE`` as ``help()`` should show it; importing that takes longer than the rest of the package."""
+    """``subprocess.PIPE`` as ``help()`` should show it, without the import, which most programs do not need."""
 
     def __repr__(self) -> str:
         return "subprocess.PIPE"

@@ -5,8 +5,7 @@ handshakes that failed. At WARNING: messages that are dropped, and a
 terminal in place of a parent. At ERROR: failures that no caller is told of. Never the
 content of messages, and nothing for a message that is sent or received as it should be: that would cost time.
 
-Imports ``logging`` only when there is something to say that can be seen: it would be a tenth of the time that importing
-the library takes.
+Imports ``logging``, which takes long, only when there is something to say that can be seen.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _HEADER = struct.Struct(">II")
 _unpack_from = _HEADER.unpack_from
 
 
-# Returns the eight bytes before a payload of a size. A partial and no function, because that is twice as fast.
+# Returns the eight bytes before a payload of a size. A partial and no function, because that is called without a frame.
 frame_header: Callable[[int], bytes] = partial(_HEADER.pack, _MAGIC_NUMBER)
 
 
