@@ -25,7 +25,7 @@ __all__ = [
 
 
 class _Pipe(int):
-    """``subprocess.PIPE`` as ``help()`` should show it, without the import, which most programs do not need."""
+    """``subprocess.PIPE`` as ``help()`` should show it, without the import, which takes long."""
 
     def __repr__(self) -> str:
         return "subprocess.PIPE"

@@ -1,9 +1,9 @@
 """The logger ``stream_ipc``, and warnings.
 
 At DEBUG: sessions and listeners that open and close, children that start and end, what is refused or dropped. At INFO:
-handshakes that failed. At WARNING: messages that are dropped, and a
-terminal in place of a parent. At ERROR: failures that no caller is told of. Never the
-content of messages, and nothing for a message that is sent or received as it should be: that would cost time.
+handshakes that failed. At WARNING: messages that are dropped, and a terminal in place of a parent. At ERROR: failures
+that no caller is told of. Never the content of messages, and nothing for a message that is sent or received as it
+should be: that would cost time.
 
 Imports ``logging``, which takes long, only when there is something to say that can be seen.
 """

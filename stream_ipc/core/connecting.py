@@ -136,7 +136,7 @@ def _wait_or_fail(loop: Loop, fd: int, events: int, limit: float) -> None:
         raise _TooLate
 
 
-class _Awaited:
+class _Ready:
     """The owner of a descriptor that one call waits for, until it is ready, or its number another file's."""
 
     settled = False
@@ -153,7 +153,7 @@ def wait_for(loop: Loop, fd: int, events: int, limit: float) -> bool:
 
     Returns whether it is ready before the clock has reached ``limit``.
     """
-    awaited = _Awaited()
+    awaited = _Ready()
     try:
         if fd >= 0:
             loop.poller.watch(fd, events, awaited)

@@ -250,7 +250,7 @@ class Loop(Guard):
                 self.waker.show(self._is_busy())
 
     def on_ready(self, fd: int, events: int) -> None:
-        """Get rid of a descriptor that has no owner."""
+        """Stand in for the owner of a descriptor that has none: get rid of it."""
         if not self.closing:  # by another thread, at exit
             self.poller.lose(fd)
 
