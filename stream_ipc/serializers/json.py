@@ -12,7 +12,9 @@ from __future__ import annotations
 import enum
 import json
 import re
+from array import array
 from functools import partial
+from itertools import accumulate
 from json.encoder import encode_basestring, encode_basestring_ascii
 from json.scanner import make_scanner
 from math import isfinite
@@ -64,24 +66,21 @@ _builders: dict[str, Builder] = {}  # by wire name; of known classes only, or th
 registry.clear_on_change(_builders)
 
 
-def _built(value: Any, depth: int = 1, is_known: bool = True) -> Any:
-    """Return a list or dict that was read, with objects in place of the dicts that stand for them.
-
-    ``is_known`` is False for what is in an object of an unknown class, of which only the depth is looked at.
-    """
-    if depth > MAX_DEPTH:
-        raise SerializationError(f"payload is {TOO_DEEP}")
-    build = None
-    if type(value) is dict:
-        name = value.get("__class") if is_known else None
-        if name is not None:  # as in the original, "__class": null is no class
-            build = (_builders.get(name) if type(name) is str else None) or _builder_of(name)
-            is_known = build is not None
-    elif _ATOMS.issuperset(map(type, value)):
+def _built(value: Any) -> Any:
+    """Return what was read, with objects in place of the dicts that stand for them."""
+    if type(value) is list:
+        return value if _ATOMS.issuperset(map(type, value)) else list(map(_built, value))
+    if type(value) is not dict:
         return value
-    for key, v in value.items() if type(value) is dict else enumerate(value):
+    name = value.get("__class")
+    build = None
+    if name is not None:  # as in the original, "__class": null is no class
+        build = (_builders.get(name) if type(name) is str else None) or _builder_of(name)
+        if build is None:
+            return value
+    for key, v in value.items():
         if type(v) is dict or type(v) is list:
-            value[key] = _built(v, depth + 1, is_known)
+            value[key] = _built(v)
     return value if build is None else build(value)
 
 
@@ -155,6 +154,19 @@ _HEAD = re.compile(
 # and spares the scanner a call of _parse_int for each int of a long payload.
 _DIGITS = bytes(0x30 if c in b"0123456789" else 0x20 for c in range(256))
 _LONG_INT = b"0" * 19
+
+# +1 and -1 as signed chars.
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_MARK = bytes(set(range(256)) - set(b'[]{}"'))
+
+
+def _depth(payload: bytes) -> int:
+    """Return how deep a JSON text is nested, much quicker than parsing it."""
+    # Escapes go first. What remains of a text without brackets in it is two quotes, which can go too; so can those
+    # that end one text and begin the next. Between the others, every second piece is inside a text.
+    payload = payload.replace(b"\\\\", b"").replace(b'\\"', b"")
+    marks = b"".join(payload.translate(None, _NO_MARK).replace(b'""', b"").split(b'"')[::2])
+    return max(accumulate(array("b", marks.translate(_STEPS))), default=0)
 
 
 # -- the format
@@ -235,8 +247,12 @@ class _Json(TextFormat):
         text = str(payload, "utf-8")
         start = 0 if text[:1] == "{" else len(text) - len(text.lstrip(_SPACE))
         scan = _scan
-        if len(text) > 1000 and _LONG_INT not in bytes(payload).translate(_DIGITS):
-            scan = _scan_short_ints
+        if len(text) > 2 * MAX_DEPTH:  # more levels take at least two characters each
+            data = bytes(payload)
+            if text.count("[") + text.count("{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
+                raise SerializationError(f"payload is {TOO_DEEP}")
+            if _LONG_INT not in data.translate(_DIGITS):
+                scan = _scan_short_ints
         try:
             value, end = scan(text, start)
         except StopIteration as exc:
@@ -247,7 +263,7 @@ class _Json(TextFormat):
         if "\\u" in text and _ESCAPED_SURROGATE(text) is not None:
             # The scanner lets lone ones pass. Pairs became one character, so what cannot be encoded again is alone.
             json.dumps(value, ensure_ascii=False).encode()
-        return _built(value) if type(value) is dict or type(value) is list else value
+        return _built(value)
 
     def salvage(self, payload: Payload) -> tuple[int, Any]:
         # All known senders write the class and the id first. There may not be enough memory to read the rest.
