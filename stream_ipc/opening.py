@@ -382,7 +382,8 @@ def _make_session(
         return session
     except BaseException:  # an interruption: nobody will ever have the session
         if conversation is not None:
-            conversation.close(release=True, seconds=0)  # what is queued is a transport's own
+            # What is queued is a transport's own. Nobody begins anything else meanwhile.
+            loop.with_users_wait(True, conversation.close, True, 0)
         elif channel is not None and channel.transport is not given:
             channel.release()
         raise

@@ -143,12 +143,12 @@ class IpcPeer(SessionOpener):
         loop = self._loop
         limit = loop.limit_of(seconds)
         wakeups = loop.wakeups
-        count = loop.tick(0)
+        count = self.tick(0)
         while True:
             left = limit - loop.clock()
             if left <= 0 or loop.wakeups != wakeups:
                 return count
-            count += loop.tick(left)
+            count += self.tick(left)
 
     def wakeup(self) -> None:
         """Make the tick that is under way, or else the next one, return at once.

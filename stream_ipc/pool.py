@@ -60,8 +60,9 @@ class WorkerPool(Facade):
         peer: What drives it.
         command: The command of all workers, or a list of commands, one for each
             worker.
-        size: How many workers there are at most; by default as many as CPUs.
-            Not with a list of commands.
+        size: How many workers there are at most, beside those that have been
+            replaced and are ending; by default as many as CPUs. Not with a list
+            of commands.
         retries: How often a task is given to another worker when its worker
             dies. Then it fails with the ``StreamClosedError`` that says how the
             worker ended.
@@ -189,8 +190,8 @@ class WorkerPool(Facade):
     ) -> ResponsePromise[Any]:
         """Queue a task, and give it to a worker as soon as one is free.
 
-        Neither blocks nor runs handlers. May start a worker, and so call
-        ``on_session``.
+        Does not block. May start a worker, and so call ``on_session``. Runs no
+        other handlers, but the done callbacks of tasks that fail meanwhile.
 
         Args:
             message: The task; a worker gets it as a request.

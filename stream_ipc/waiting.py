@@ -39,11 +39,11 @@ class _Waiting:
 
     Args:
         call: What texts call the function that was called.
-        promises: As that got them. Whether they are some is still to be checked, but of the first.
+        promises: As that got them. Only the first was checked to be one.
         timeout: As that got it.
 
     Attributes:
-        given: The promises.
+        given: The promises, as a list.
     """
 
     def __init__(self, call: str, promises: Iterable[ResponsePromise[Any]], timeout: float | None) -> None:

@@ -121,7 +121,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item
             if function in seen:
                 item.add_marker("slow")
             seen.add(function)
-        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+        if (helpers.everything or item.get_closest_marker("slow")) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(300))  # a machine may be busy with much else
     if helpers.everything or config.option.markexpr or any("::" in arg for arg in config.args):
         return

@@ -58,7 +58,9 @@ from tests.helpers import (
     InterruptAt,
     Interruption,
     InterruptionError,
+    RawPeer,
     after,
+    framed,
     is_settled,
     no_pending,
     places_apart,
@@ -697,6 +699,86 @@ def test_a_sign_that_has_come_counts_though_another_worker_has_ended_meanwhile(p
         peer.tick(0)
         assert pool.workers == (started[1],)
         assert {promise.wait().value for promise in promises} == {pid_of(started[1])}
+
+
+def test_a_sign_that_waits_for_its_turn_counts(peer: IpcPeer) -> None:
+    clock = set_clock(peer, FakeClock())
+    started: List[Session] = []
+
+    def slow(note: Note) -> None:
+        clock.now += 2
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            raw = stack.enter_context(RawPeer(peer))
+            raw.session.on_message(slow)
+            raw.write(framed(Note()))
+        pool = WorkerPool(peer, worker("hello", "0"), 1, hello=Note, start_timeout=1, on_session=started.append)
+        promise = pool.submit(Ping(1), expect=Pong)
+        await_output(started[0])
+        assert promise.wait().value == 1
+        assert len(started) == 1
+        pool.close()
+
+
+class Ring(ValueError):
+    """What a signal handler raises, and what our code expects of its own."""
+
+
+class RingWhereHandlersLeave(InterruptAt):
+    def is_place(self, frame: Any, event: str) -> bool:
+        outer = frame
+        while outer is not None and outer.f_code.co_name != "_hear_no_more":
+            outer = outer.f_back
+        return outer is not None and super().is_place(frame, event)
+
+
+@pytest.mark.slow
+def test_no_error_of_a_signal_handler_is_taken_for_one_of_ours(peer: IpcPeer) -> None:
+    for number in itertools.count(1):
+        with WorkerPool(peer, worker("hello", "0"), 1, hello=Note) as pool:
+            promise = pool.submit(Ping(number), expect=Pong)
+            await_output(pool.workers[0])
+            raised = False
+            signal = RingWhereHandlersLeave(number, Ring())
+            try:
+                with signal:
+                    promise.wait()
+            except Ring:
+                raised = True
+            assert raised == signal.hit, signal.where
+            assert promise.wait().value == number
+        if not signal.hit:
+            break
+    assert number > 10
+
+
+def test_what_interrupts_the_start_of_a_worker_comes_out_and_starts_no_other(peer: IpcPeer) -> None:
+    clock = set_clock(peer, FakeClock())
+    started: List[Session] = []
+
+    def ring(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    def start(session: Session) -> None:
+        started.append(session)
+        if len(started) == 3:
+            signal.raise_signal(signal.SIGUSR1)
+        raise ValueError("no")
+
+    old = signal.signal(signal.SIGUSR1, ring)
+    try:
+        pool = WorkerPool(peer, worker(), 2, on_session=start)
+        for number in range(2):
+            pool.submit(Ping(number))
+        assert len(started) == 2
+        clock.now += 1  # now both are due to be started again
+        with pytest.raises(KeyboardInterrupt):
+            peer.tick(0)
+        assert len(started) == 3
+        pool.close(timeout=0)
+    finally:
+        signal.signal(signal.SIGUSR1, old)
 
 
 @pytest.mark.slow

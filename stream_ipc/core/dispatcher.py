@@ -346,7 +346,10 @@ class Dispatcher:
         return 0
 
     def _stream_failed(self, item: Failure) -> int:
-        self._failed(item, item.error)
+        error = item.error
+        if isinstance(error, InvalidStreamError):
+            error.session = self._session  # it may have come through another
+        self._failed(item, error)
         return 0
 
     def _failed(self, item: Any, error: Exception) -> None:

@@ -110,13 +110,16 @@ def _read(conversation: Conversation, limit: float) -> None:
 
 def _read_on(port: Port, times: int) -> None:
     inputs = port.channel.inputs
-    while True:
+    port.update_reading()
+    if not port.paused:
+        port.drain()
+    for _ in range(times):
         port.update_reading()
+        if port.paused or port.failing or not inputs.is_unfinished or not inputs.wait(_PAUSE):
+            break
         before = inputs.received_bytes
-        if not port.paused:
-            port.drain()
-        times -= 1
-        if inputs.received_bytes == before or times < 0 or not inputs.is_unfinished or not inputs.wait(_PAUSE):
+        port.drain()
+        if inputs.received_bytes == before:
             break
 
 

@@ -302,7 +302,7 @@ class Port:
             raise exc
         pass_on(exc)
         pass_on_lack_of_stack(exc)  # of the caller: a turn that has more room goes on
-        if isinstance(exc, InvalidStreamError):
+        if isinstance(exc, InvalidStreamError) and exc.session is None:
             exc.session = self._session
         if self.failing or self._closed:
             return

@@ -63,14 +63,14 @@ if TYPE_CHECKING:
             """Find out what is left, and do it. An interrupted call is made again."""
 
     class Pool(Postponed, Timed, Protocol):
-        """What starts processes when it needs them."""
+        """What gives out tasks, and has processes started for them."""
 
         @property
         def waits(self) -> bool:
             """Whether something will happen though nothing is open."""
 
         def check(self) -> object:
-            """Look at all of them in the next turn."""
+            """Look at all workers in the next turn."""
 
         def close(self) -> object:
             """Fail what was to be done: the loop is closed."""

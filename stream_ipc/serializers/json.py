@@ -88,17 +88,20 @@ def _builder_of(name: Any) -> Builder | None:
     """Return what makes an object of its dict, or None if no such class is known."""
     if type(name) is not str:
         raise SerializationError(f"Unknown class: the name of a class must be text, not {article(type(name))}")
+    build: Builder
     try:
         info = find_class(name)
     except SerializationError:
-        return _without_class if name == "stdClass" else None  # PHP's object that is nothing but its properties
-    build: Builder
-    if info.is_enum:
-        build = partial(_member, info)
-    elif info.fields:
-        build = builder(info, [f.wire_name for f in info.fields], _CONVERSIONS)
+        if name != "stdClass":
+            return None
+        build = _without_class  # PHP's object that is nothing but its properties
     else:
-        build = info.build  # for which "__class" is no attribute
+        if info.is_enum:
+            build = partial(_member, info)
+        elif info.fields:
+            build = builder(info, [f.wire_name for f in info.fields], _CONVERSIONS)
+        else:
+            build = info.build  # for which "__class" is no attribute
     _builders[name] = build
     return build
 
@@ -270,6 +273,8 @@ class _Json(TextFormat):
         head = _HEAD(str(bytes(payload[:HEAD_SIZE]), "utf-8", "replace"))
         if head is not None:
             kind, id = REQUEST if head[1] == "Request" else RESPONSE, json.loads(head[2])
+        elif _depth(bytes(payload)) > MAX_DEPTH:
+            raise ValueError(TOO_DEEP)
         else:
             data, _ = _decoder.raw_decode(str(payload, "utf-8", "replace").strip(_SPACE))
             kind, id = (REQUEST, RESPONSE)[ENVELOPES.index(find_class(data["__class"]).cls)], data["id"]

@@ -64,7 +64,7 @@ class StreamChannel(Channel):
         self._ends = ends
         self._name = name
         self.transport: Any = self  # until somebody asks for a StreamTransport
-        if output.is_tcp and not output.shared:
+        if output.is_tcp:
             from .sockets import tune
 
             tune(output.socket)

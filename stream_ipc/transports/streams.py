@@ -100,6 +100,7 @@ class ObjectEnd(End):
         self.fd: int = -next(_numbers)
         self.reads: Iterator[bytes] = iter(self._read, None)  # which it never returns
         target = getattr(stream, "buffer", None) if isinstance(stream, io.TextIOBase) else stream
+        self._name = method
         self._method: Any = getattr(target, method, None)
         self._result: Any = None
         if not callable(self._method):
@@ -122,7 +123,7 @@ class ObjectEnd(End):
                 for self._result in map(self._method, (argument,)):  # stored before a signal is looked at
                     break
                 else:
-                    raise RuntimeError(f"{self._method!r:.100} raised StopIteration")
+                    raise RuntimeError(f"{self._name}() raised StopIteration")
             except BlockingIOError:
                 raise
             except Exception as exc:

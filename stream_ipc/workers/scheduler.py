@@ -165,7 +165,7 @@ class Scheduler:
                 self.supervisor.note_late(worker, task.timeout)
             elif not isinstance(outcome, StreamClosedError):
                 self.supervisor.note_answer(worker)
-            if worker.given == self._options.tasks_per_worker:
+            if worker.has_done_its_share:
                 self.check()  # it is replaced behind this reply
             self.tasks.release(task, worker)
         if self.tasks.queue:

@@ -7,12 +7,11 @@ given which task, nor processes.
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from functools import partial
 
 from .. import log
 from ..errors import StreamClosedError, describe
-from ..interruptions import interruption_in
+from ..interruptions import interruption_in, pass_on
 from ..messages import Message, is_text
 from ..session import conversation_of
 from .worker import Worker
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Supervisor"]
 
-_CLOGGED_INTERVAL = 0.05  # seconds until the next look at a worker that has much to read
+_LOOK_INTERVAL = 0.05  # seconds until the next look at a worker that has much to read, or much that is not dispatched
 _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
 # After so many deaths in a row at least, without an answer in between, what is queued fails; not while a worker still runs
 # that has not replaced another.
@@ -74,7 +73,7 @@ class Supervisor:
         times = [worker.due for worker in [*self.workers]]
         if self._tasks.queue:
             times += [worker.start_at for worker in [*self.workers] if worker.start_at > now]
-            times += [now + _CLOGGED_INTERVAL for worker in [*self.workers] if worker.takes_tasks and worker.is_clogged]
+            times += [now + _LOOK_INTERVAL for worker in [*self.workers] if worker.takes_tasks and worker.is_clogged]
         self._loop.set_timer(self._pool, min(times))
 
     # -- they come
@@ -151,7 +150,7 @@ class Supervisor:
         except BaseException as exc:
             if not isinstance(exc, Exception) or interruption_in(exc) is not None:
                 if worker.is_set_up:
-                    worker.kill("its start was interrupted")
+                    self._loop.with_users_wait(True, worker.kill, "its start was interrupted")  # and nobody else starts
                 raise
             log.error("on_session of a worker pool failed", exc_info=True)
             worker.kill(f"on_session failed: {describe(exc)}")
@@ -189,8 +188,10 @@ class Supervisor:
     def _hear_no_more(self, worker: Worker) -> None:
         """Leave what comes from a worker to others, from the next message on. An interrupted call is made again."""
         for handler in worker.hearing:
-            with suppress(ValueError):  # done before an interruption
+            try:
                 worker.conversation.session.off_message(handler)
+            except ValueError as exc:  # done before an interruption
+                pass_on(exc)
         worker.hearing = ()
         self._unheard.pop(worker, None)
 
@@ -222,8 +223,11 @@ class Supervisor:
             read_until: A time. What had come by then was read.
         """
         if worker.due <= read_until:
+            if worker.conversation.dispatcher.inbox:  # its sign may be there, and only wait for its turn
+                worker.due = self._loop.clock() + _LOOK_INTERVAL
+                return
             worker.kill(f"the worker gave no sign within {self._options.start_timeout} s, so it was killed")
-        elif worker.given == self._options.tasks_per_worker and not worker.running:
+        elif worker.has_done_its_share and not worker.running:
             worker.close("this side replaces the worker, which has done its share of tasks")
 
     def replace(self, worker: Worker) -> None:

@@ -205,7 +205,7 @@ class Tasks:
             else:
                 return self._queue
             place = bisect_left(self._queue, task.number, key=_number)
-            if place >= len(self._queue) or self._queue[place] is not task:  # where an interruption may have left it
+            if [*islice(self._queue, place, place + 1)] != [task]:  # where an interruption may have left it
                 self._queue.insert(place, task)
             # atomic: no calls
             if self._back and self._back[-1] is task:

@@ -68,9 +68,14 @@ class Worker:
         return not self.ready and (self.session is not None or self.start_at == math.inf)
 
     @property
+    def has_done_its_share(self) -> bool:
+        """Whether it was given as many tasks as it may be in all."""
+        return self.given == self._share
+
+    @property
     def takes_tasks(self) -> bool:
         """Whether it can be given tasks, unless it has as many as it may have at a time."""
-        return self.ready and self.given != self._share and self.conversation.is_writable
+        return self.ready and not self.has_done_its_share and self.conversation.is_writable
 
     @property
     def is_clogged(self) -> bool:
