@@ -21,6 +21,7 @@ from tests.helpers import (
     framed,
     is_settled,
     read_without_dispatching,
+    received_bytes,
     reply_bytes,
     request_bytes,
     run_python,
@@ -96,6 +97,33 @@ def test_a_reply_that_is_larger_than_the_stream(
     clock.now += 100
     try:
         assert len(way(promise).value) == 2_000_000
+    finally:
+        thread.join()
+
+
+@each_way
+def test_the_rest_of_a_reply_that_comes_once_a_turn_has_read_the_beginning(
+    raw: RawPeer, way: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    global promise_peer
+    set_limit("last look pause", 5, monkeypatch)
+    promise_peer = raw.session.peer
+    clock = set_clock(promise_peer, FakeClock())
+    promise = raw.session.request(Ping(), timeout=1, expect=Pong)
+    data = reply_bytes(promise.id, Pong("x" * 20_000))
+    raw.write(data[:10_000])
+
+    def write_rest() -> None:
+        while received_bytes(raw.session) < 10_000:
+            time.sleep(0.001)
+        time.sleep(0.05)  # now the last look finds nothing at first
+        raw.write(data[10_000:])
+
+    thread = threading.Thread(target=write_rest)
+    thread.start()
+    clock.now += 100
+    try:
+        assert len(way(promise).value) == 20_000
     finally:
         thread.join()
 
