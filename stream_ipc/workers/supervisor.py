@@ -12,12 +12,14 @@ from functools import partial
 from .. import log
 from ..errors import StreamClosedError, describe
 from ..interruptions import interruption_in, pass_on
-from ..messages import Message, is_text
+from ..messages import is_text
 from ..session import conversation_of
 from .worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ..core.roles import Pool
     from ..peer import IpcPeer
     from ..session import Session
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Supervisor"]
 
-_LOOK_INTERVAL = 0.05  # seconds until the next look at a worker that has much to read, or much that is not dispatched
+_LOOK_INTERVAL = 0.05  # seconds until the next look at a worker that has much to read, or a sign that is not dispatched yet
 _BACK_OFF, _BACK_OFF_MOST = 0.1, 10.0  # seconds before a worker is started again whose predecessor died
 # After so many deaths in a row at least, without an answer in between, what is queued fails; not while a worker still runs
 # that has not replaced another.
@@ -195,7 +197,7 @@ class Supervisor:
         worker.hearing = ()
         self._unheard.pop(worker, None)
 
-    def _is_sign(self, message: Message) -> bool:
+    def _is_sign(self, message: Any) -> bool:
         hello = self._options.hello
         return hello is None or (isinstance(message, hello) and not is_text(message))
 
@@ -223,7 +225,7 @@ class Supervisor:
             read_until: A time. What had come by then was read.
         """
         if worker.due <= read_until:
-            if worker.conversation.dispatcher.inbox:  # its sign may be there, and only wait for its turn
+            if any(map(self._is_sign, [*worker.conversation.dispatcher.inbox])):  # which only waits for its turn
                 worker.due = self._loop.clock() + _LOOK_INTERVAL
                 return
             worker.kill(f"the worker gave no sign within {self._options.start_timeout} s, so it was killed")
