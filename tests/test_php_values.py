@@ -127,6 +127,21 @@ def test_std_class_in_json(sent: Any, expected: Any) -> None:
     assert JSON.deserialize(payload) == Note(expected)
 
 
+def test_std_class_in_json_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: List[Any] = []
+    lookup = registry.lookup
+
+    def count(name: Any) -> Any:
+        looked_up.append(name)
+        return lookup(name)
+
+    monkeypatch.setattr(registry, "lookup", count)
+    forget()
+    payload = json.dumps({"__class": "test.values.Note", "value": [{"__class": "stdClass", "a": 1}] * 3}).encode()
+    assert JSON.deserialize(payload) == Note([{"a": 1}] * 3)
+    assert looked_up.count("stdClass") == 1
+
+
 def test_a_std_class_is_no_message() -> None:
     for serializer, payload in ((S, FULL), (JSON, b'{"__class":"stdClass","a":1}')):
         with pytest.raises(SerializationError, match="^payload is not a message but a dict$"):

@@ -63,6 +63,14 @@ def test_keepalive_of_a_tcp_connection() -> None:
         assert options(one) == [True, 1, 60, 10, 5]
 
 
+def test_keepalive_of_a_connection_that_is_a_programs_stdin() -> None:
+    code = "import socket, stream_ipc; stream_ipc.IpcPeer().create_socket_session(socket.socket(fileno=0))"
+    one, other = tcp_pair()
+    with one, other:
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code], stdin=one, check=True, timeout=60)
+        assert options(one) == [True, 1, 60, 10, 5]  # they are the connection's, whoever has set them
+
+
 def test_what_the_system_does_not_let_set_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     class Strict(socket.socket):
         refused: Any = ()
