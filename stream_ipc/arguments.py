@@ -35,7 +35,7 @@ PIPE = _Pipe(-1)
 
 
 class _Default:
-    """What stands for an argument that was not given, where None means something else, as ``help()`` should show it."""
+    """Stands for "not given" where None has a meaning of its own; its repr is for ``help()``."""
 
     def __init__(self, text: str) -> None:
         self._text = text

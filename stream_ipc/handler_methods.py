@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .promise import ResponsePromise
     from .session import Session
 
-    # What handlers are to a type checker, which cannot be told that the first parameter is some class of messages: a
-    # bound must not be generic, and without type variables of their own the decorators return the handler's own type.
+    # Handlers for type checkers. "Some message class" cannot be expressed, because a bound must not be generic, so it is
+    # Any. With a type variable for each kind the decorators return the handler's own type.
     EventHandler = Callable[[Any], Any] | Callable[[Any, "Session"], Any]
     RequestHandler = (
         Callable[[Any], Message | ResponsePromise[Any] | DeferredReply | None]

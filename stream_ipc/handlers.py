@@ -118,7 +118,7 @@ class HandlerList:
 def check_handler(event: str, function: Any, most: int) -> tuple[inspect.Parameter | None, bool]:
     """Return the first parameter of a function that is to handle an event, and whether it takes the second argument.
 
-    The parameter is None if there are only ``*args``, or it is a function in C that does not tell.
+    The parameter is None if there are only ``*args``, or if the function is written in C and has no signature.
 
     Args:
         event: What the texts of errors call it.
@@ -239,7 +239,7 @@ def _namespace(function: Any, caller: Any) -> dict[str, Any]:
     code = getattr(function, "__code__", None)
     names: dict[str, Any] = dict(getattr(function, "__globals__", {}))
     if caller is not None:  # a class that is local to the function that registers the handler
-        inner = code in caller.f_code.co_consts  # then its names hide the module's, as they do where the handler is defined
+        inner = code in caller.f_code.co_consts  # the handler was defined there, so local names win over the module's
         names.update({k: v for k, v in caller.f_locals.items() if inner or k not in names})
     for name, cell in zip(getattr(code, "co_freevars", ()), getattr(function, "__closure__", None) or ()):
         try:

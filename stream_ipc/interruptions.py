@@ -61,8 +61,8 @@ def _made_of(error: BaseException | None) -> Iterable[BaseException]:
 def pass_on(error: BaseException) -> None:
     """Raise the exception of a signal handler that an error is, or was raised from; return if there is none.
 
-    For each ``except OSError`` in which something can be interrupted: many a handler raises a ``TimeoutError``, which is
-    one.
+    For each ``except OSError`` in which something can be interrupted: many a signal handler raises a ``TimeoutError``,
+    which is one.
     """
     interruption = interruption_in(error)
     if interruption is not None:
@@ -72,15 +72,15 @@ def pass_on(error: BaseException) -> None:
 def pass_on_own(error: BaseException) -> None:
     """Raise a signal handler's exception, unless it came out of the user's function that was called.
 
-    That function may have set the alarm itself. For each ``except Exception`` around a handler's call. A signal is looked
-    at when a call has returned, too: that of a function in C, and before 3.11 of any.
+    That function may have set the alarm itself. For each ``except Exception`` around the call of an ``on_*`` handler. The
+    interpreter looks at signals when a call has returned, too: that of a function in C, and before 3.11 of any.
     """
     here = below = error.__traceback__
     while here is not None and below is not None and below.tb_frame is here.tb_frame:
         below = below.tb_next
     if below is None:
         return
-    if is_ours(below.tb_frame):  # the handler is one of ours
+    if is_ours(below.tb_frame):  # the on_* handler is a function of this package
         pass_on(error)
     elif below.tb_frame.f_code in _handler_codes():
         raise error

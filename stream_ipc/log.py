@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["debug", "error", "info", "warn", "warning"]
+__all__ = ["debug", "error", "info", "issue_warning", "warning"]
 
 
-def warn(text: str, category: type[Warning]) -> None:
+def issue_warning(text: str, category: type[Warning]) -> None:
     """Issue a warning that names the line of the program which led here."""
     import warnings
 

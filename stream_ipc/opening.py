@@ -225,9 +225,9 @@ class SessionOpener(Facade):
 
         Blocks until the connection is there, TLS handshake included. Runs no
         handlers, but keeps the bytes of the other sessions flowing, so a peer
-        can also connect to its own listener. Looking up the name of a host
-        cannot be cut short, but counts. With TLS 1.3, a server refuses our
-        certificate after the handshake: then the session ends with a
+        can also connect to its own listener. A look-up of a host's name
+        cannot be interrupted; its time counts. With TLS 1.3, a server refuses
+        our certificate after the handshake: then the session ends with a
         ``StreamClosedError`` that says so.
 
         Args:
@@ -352,7 +352,7 @@ def _make_session(
 
     Args:
         peer: Whose session it is, and whose serializer and largest size the channel gets.
-        given: What the user has passed, for a text. A transport stays as it was if it is refused.
+        given: What the user has passed, for a text. A transport that is refused is not released.
         on_session: Gets the session before anything that came over it is dispatched.
         name: What its socket is connected to, in a few words.
     """
@@ -367,7 +367,7 @@ def _make_session(
         else:
             raise RuntimeError(f"an attribute of {given!r:.100} raised StopIteration")
         if isinstance(channel, StreamChannel):
-            channel.connected(name)
+            channel.prefix_name(name)
             loop.claims.check_free(channel)
         session = Session(loop, channel, peer)
         conversation = conversation_of(session)

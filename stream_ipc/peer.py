@@ -107,9 +107,8 @@ class IpcPeer(SessionOpener):
         It writes what is queued, reads what is there, and dispatches it to
         handlers. If these take long, it stops between two of them after some
         0.1 s, and the next tick goes on with the rest. May be called inside
-        handlers. A tick that finds nothing to dispatch gives up the requests
-        whose deadline has passed: their ``wait()`` raises
-        ``RequestTimeoutError`` from then on.
+        handlers. A tick also gives up the requests whose deadline has passed:
+        their ``wait()`` raises ``RequestTimeoutError`` from then on.
 
         Args:
             timeout: 0 polls and returns at once; a number waits at most so many

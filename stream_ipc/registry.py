@@ -106,8 +106,8 @@ def _check_name(cls: type, wire_name: Any) -> None:
     if not isinstance(wire_name, str) or not wire_name:
         raise TypeError(f"wire_name of {cls.__qualname__} must be a non-empty str, not {wire_name!r}")
     if wire_name.startswith("\\") or "\0" in wire_name:
-        what = "holds a NUL" if "\0" in wire_name else "begins with a backslash"
-        raise ValueError(f"wire_name of {cls.__qualname__} {what}, as no class name on the wire does: {wire_name!r}")
+        what = "contain a NUL" if "\0" in wire_name else "begin with a backslash"
+        raise ValueError(f"wire_name of {cls.__qualname__} must not {what}: {wire_name!r}")
 
 
 def source(cls: type) -> tuple[str, Any]:

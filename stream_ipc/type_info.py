@@ -299,11 +299,11 @@ def _mismatch(cls: Any, fields: tuple[FieldInfo, ...]) -> str:
         required.difference_update(function.__kwdefaults__ or (), [f.parameter for f in fields])
         if required:
             name = min(required)
-            return f"its constructor requires {name!r}, which is no field, as an InitVar is none (a default would do)"
+            return f"its constructor requires {name!r}, which is not a field (an InitVar does not count); give it a default"
         taken = code.co_varnames[code.co_posonlyargcount or 1 : end]
         for f in fields:
             if f.parameter not in taken and not code.co_flags & _TAKES_KEYWORDS:
-                return f"its constructor does not take {f.parameter!r}, which is a field (init=False would do)"
+                return f"its constructor does not take {f.parameter!r}, which is a field; declare the field with init=False"
     return ""
 
 

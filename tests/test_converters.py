@@ -520,7 +520,7 @@ class Twice(Base):
         return super().__new__(cls, x, x)
 
 
-REQUIRES, TAKES = "its constructor requires 'NAME', which is no field", "its constructor does not take 'NAME', which is a"
+REQUIRES, TAKES = "its constructor requires 'NAME', which is not", "its constructor does not take 'NAME', which is a"
 
 
 @pytest.mark.parametrize(

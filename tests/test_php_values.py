@@ -217,7 +217,7 @@ def test_a_named_zone_without_data(monkeypatch: pytest.MonkeyPatch) -> None:
         raise zoneinfo.ZoneInfoNotFoundError(name)
 
     monkeypatch.setattr(zoneinfo, "ZoneInfo", missing)
-    with pytest.raises(SerializationError, match="time zone 'Europe/Sofia' is not known here: install .* tzdata"):
+    with pytest.raises(SerializationError, match="time zone 'Europe/Sofia' of a date of PHP is not known here: .* tzdata"):
         php(date(TEXT, 3, "Europe/Sofia"))
     assert same(php(date(TEXT, 3, "UTC")), WHEN.replace(tzinfo=timezone.utc))
 

@@ -728,7 +728,7 @@ class Ring(ValueError):
 class RingWhereHandlersLeave(InterruptAt):
     def is_place(self, frame: Any, event: str) -> bool:
         outer = frame
-        while outer is not None and outer.f_code.co_name != "_hear_no_more":
+        while outer is not None and outer.f_code.co_name != "_await_sign_no_more":
             outer = outer.f_back
         return outer is not None and super().is_place(frame, event)
 

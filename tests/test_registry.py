@@ -547,11 +547,11 @@ class Holding(Message, wire_name="test.Holding"):
 @pytest.mark.parametrize("serializer", [PickleMessageSerializer(), JsonMessageSerializer(), PhpMessageSerializer()])
 def test_a_constructor_that_requires_what_no_field_has_is_refused_at_the_sender(serializer: Any) -> None:
     for message, text in (
-        (Holding([Scaled(2, factor=3)]), r"^Holding\.value\[0\]: test\.Scaled cannot travel: .*'factor'.* would do\)$"),
+        (Holding([Scaled(2, factor=3)]), r"^Holding\.value\[0\]: test\.Scaled cannot travel: .*'factor'.* a default$"),
         (Holding(Nothing(1)), r"^Holding\.value: test\.registry\.Nothing cannot travel: .* 'unused'"),
         (Positioned(1, origin=1), r"test\.Positioned cannot travel: its constructor requires 'origin'"),
         (RequestEnvelope("1", Holding(Positioned(1, origin=1))), r"^Holding\.value: test\.Positioned cannot travel"),
-        (Doubled(1), r"test\.Doubled cannot travel: its constructor does not take 'b', which is a field \(init=False wo"),
+        (Doubled(1), r"test\.Doubled cannot travel: its constructor does not take 'b', which is a field; declare .* init=False"),
         (Left(), r"test\.Left cannot travel: its constructor does not take 'a'"),
     ):
         for _ in range(2):
@@ -573,7 +573,7 @@ def test_attributes_that_are_set_by_nobody() -> None:
 
 
 def test_a_wire_name_with_a_leading_backslash() -> None:
-    with pytest.raises(ValueError, match="begins with a backslash"):
+    with pytest.raises(ValueError, match="must not begin with a backslash"):
 
         @register_type(wire_name="\\App\\Thing")
         class Thing:

@@ -551,7 +551,7 @@ def test_references_cannot_make_many_copies(name: str, value: Any) -> None:
 
     expected = getattr(value_of(again(1))[0], name)
     assert [getattr(typed, name) for typed in value_of(again(5))] == [expected] * 5
-    with pytest.raises(SerializationError, match="a reference that makes more"):
+    with pytest.raises(SerializationError, match="references that repeat more"):
         value_of(again(1000))
 
 
@@ -559,7 +559,7 @@ def test_references_to_what_is_in_an_object() -> None:
     point = b'O:17:"App\\Message\\Point":2:{s:1:"x";i:1;s:1:"y";s:1:"b";}'
     assert value_of(b"a:3:{i:0;" + point + b"i:1;R:5;i:2;r:3;}") == [Point(1, "b"), "b", Point(1, "b")]  # type: ignore[arg-type]
     assert value_of(b"a:3:{i:0;" + point + b"i:1;i:9;i:2;R:6;}") == [Point(1, "b"), 9, 9]  # type: ignore[arg-type]
-    with pytest.raises(SerializationError, match="an object again that is none"):
+    with pytest.raises(SerializationError, match="something that is no object"):
         value_of(b"a:2:{i:0;" + point + b"i:1;r:5;}")
 
 
@@ -760,8 +760,8 @@ class DictSubclass(Dict[str, Any]):
         ({(1,): 1}, r"not a tuple"),
         ({2**63: 1}, r"a dict key beyond 64 bits"),
         ({TextSubclass("x"): 1}, r"not a TextSubclass"),
-        ({5: 1, "5": 2}, r"\[1\]\.name\['5'\]: a dict has a second key that is the same to PHP"),
-        ({"a": 1, b"a": 2}, r"\[1\]\.name\[b'a'\]: a dict has a second key that is the same"),
+        ({5: 1, "5": 2}, r"\[1\]\.name\['5'\]: two keys of the dict are one in PHP"),
+        ({"a": 1, b"a": 2}, r"\[1\]\.name\[b'a'\]: two keys of the dict are one"),
         ({"x\ud800": 1}, r"lone surrogate"),
         ("\ud800", r"\[1\]\.name: text with a lone surrogate"),
         ({1}, r"\[1\]\.name: set cannot travel in PHP's format"),
@@ -868,9 +868,9 @@ def test_announced_lengths_reserve_nothing() -> None:
     for value in (b"a:1999999999:{i:0;N;}", b's:1999999999:"x";', b'O:8:"stdClass":1999999999:{s:1:"a";N;}'):
         tracemalloc.start()
         try:
-            with pytest.raises(SerializationError, match="more than there is|another length"):
+            with pytest.raises(SerializationError, match="more items than fit|length is not what"):
                 value_of(value)
-            with pytest.raises(SerializationError, match="another length"):
+            with pytest.raises(SerializationError, match="length is not what"):
                 S.deserialize(data)
             assert tracemalloc.get_traced_memory()[1] < 1_000_000
         finally:
@@ -1071,7 +1071,7 @@ def test_json_is_not_php() -> None:
 
 @pytest.mark.parametrize("value", [{b"10": 1, 10: 2}, {b"10": 1, "10": 2}, {b"a": 1, "a": 2}, {b"-5": 1, -5: 2}])
 def test_bytes_that_are_the_same_key_to_php(value: Any) -> None:
-    with pytest.raises(SerializationError, match="a second key that is the same to PHP"):
+    with pytest.raises(SerializationError, match="two keys of the dict are one in PHP"):
         PhpMessageSerializer().serialize(AnyMessage(value))
 
 

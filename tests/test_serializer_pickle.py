@@ -1834,7 +1834,7 @@ def test_shapes() -> None:
         request = payload.replace(i(0) + N, i(1) + s("7"), 1)
         assert request != payload
         assert refused(request, text).request_id == ("7" if text != "another form" else None)
-    with pytest.raises(ValueError, match="holds a NUL"):
+    with pytest.raises(ValueError, match="must not contain a NUL"):
         register_type(type("Nul", (), {}), "test.Nul\0x")
 
 

@@ -212,9 +212,9 @@ BROKEN_OFF = "EOFError" if sys.version_info >= (3, 15) else "UnpicklingError: pi
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (b"", "php: payload is not in PHP's format: there is no value that is known at byte 0; begins with b''"),
-        (b"a:1:{", "php: payload is not in PHP's format: an array or object that says it has more than there is at byte"),
-        (b'a:1:{i:0;s:2:"abc";}', "php: payload is not in PHP's format: a string of another length than it says at"),
+        (b"", "php: payload is not in PHP's format: an unknown kind of value at byte 0; begins with b''"),
+        (b"a:1:{", "php: payload is not in PHP's format: an array or object that announces more items than fit at byte"),
+        (b'a:1:{i:0;s:2:"abc";}', "php: payload is not in PHP's format: a string whose length is not what it says at"),
         (b"a:1:{i:0;N;i:1;N;}", "php: payload is not in PHP's format: an array or object that goes on after its last item"),
         (b"a:0:{}N;", "php: payload is not in PHP's format: something after the value at byte 6"),
         (b'{"a":1 "b":2}', "json: JSONDecodeError: Expecting ',' delimiter: line 1 column 8 (char 7)"),

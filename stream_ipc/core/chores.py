@@ -72,7 +72,7 @@ class Chores:
         self.ask_ports()
 
     def ask_ports(self) -> None:
-        """Have those ports watch what they want now that would not do it by themselves."""
+        """Call ``ask_again`` of the ports whose channels do not report their changes."""
         for port in [*self._volatile]:
             port.ask_again()
 

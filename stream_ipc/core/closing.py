@@ -54,7 +54,7 @@ def flush_bound(seconds: float | None, conversations: Iterable[Conversation]) ->
 def write_out(loop: Loop, conversations: Collection[Conversation], seconds: float) -> None:
     """Write what is queued, for at most so long."""
     outboxes = [conversation.outbox for conversation in [*conversations]]
-    # What is being written beneath this call cannot be waited for.
+    # A write that this call has interrupted cannot be waited for.
     written = Until(lambda: not any([outbox.queued_bytes and not outbox.writing for outbox in outboxes]))
     if seconds > 0 and not written.settled:
         loop.run(written, loop.clock() + seconds, dispatch=False)

@@ -56,8 +56,8 @@ def open_connection(
     try:
         sock: Any = _connect_to_any(loop, resolve(place, context is not None), limit)
         try:
-            # Of a Unix socket's listener, the user that it ran as when it began to listen: mostly root, if it has given up
-            # these rights since. Root may do as it likes anyway, so only another must not get what is meant for us.
+            # The system tells the user that a Unix socket's listener had when it began to listen, often root. Root could
+            # read our data anyway; refuse only others.
             user = other_user(sock) if isinstance(place, str) else None
             if user:
                 text = f"user {user} listens there, and this process runs as {os.geteuid()}"

@@ -159,7 +159,7 @@ class Conversation:
         """Find out anew when something is due: what a timer was set for may have been answered."""
         self.dispatcher.responder.update_timer()
         if self.requests.due < math.inf:
-            self.requests.find_due()
+            self.requests.skip_dropped()
             self._set_timer(-math.inf)
 
     def _set_timer(self, done: float) -> None:
@@ -227,8 +227,8 @@ class Conversation:
                         begin([self], reason)
                     seconds = None if self.due is None else self.due - monotonic()
                     write_out(loop, [self], flush_bound(seconds, [self]))
-                finally:  # after an interruption the next turn goes on with closing; not before, or the turns here would
-                    loop.repairs[self] = None
+                finally:  # after an interruption the next turn goes on with closing
+                    loop.repairs[self] = None  # only now: earlier, a turn inside write_out() would close it at once
             self.close_now(reason, handlers=False)
             if self._closing is not None:
                 self._closing.wait()  # before the on_close handlers, which run after a child's last words

@@ -71,7 +71,7 @@ class Dispatcher:
         self._requests = conversation.requests
         self.responder: Responder = Responder(conversation, self.inbox)
         self._by_class = self.on_message.by_class
-        self._scanned = 0  # so many items at the left hold no reply, if _last_scanned is still the last of them
+        self._scanned = 0  # the first so many items hold no reply; valid only while the last of these is _last_scanned
         self._last_scanned: Any = None
         self._waiting = self.kept.waiting
         # What is neither a reply nor a notification, and what to do with it. An action returns how many messages that was;
@@ -115,10 +115,12 @@ class Dispatcher:
 
         Args:
             until: What to stop at, or None.
-            goal: What ``dispatched`` of the loop may have come to then; 0 for what stands there now. What is dispatched
-                beneath counts too, or a flood could keep this one from ever returning. Slow handlers cannot either: it
-                stops when its share of the time is over.
+            goal: Stop when ``dispatched`` of the loop reaches this; 0: after what stands in the inbox now. Nested turns
+                count, or a flood could keep this one from ever returning. So could slow handlers, so it also stops when
+                its share of the time is over.
         """
+        # A reply runs no function of users, unless somebody watches it: so ``until``, the session and the clock are only
+        # looked at after one that was watched, and now and then. All other items may run one, and are looked at after each.
         inbox = self.inbox
         conversation = self._conversation
         count = 0
@@ -248,8 +250,8 @@ class Dispatcher:
             arguments = (message, self._session) if handler.takes_both else (message,)
             following = Delivery(message, chain) if chain else None
             try:
-                # A turn beneath may have gone on with the item. The act falls through from that look, and the call from the
-                # act, in each branch: 3.10 looks at signals where it jumps.
+                # A nested turn may have taken the item. Look, change and call follow each other without a jump, because
+                # 3.10 handles signals at jumps; so the two branches look alike.
                 if following is not None:
                     # atomic: no calls
                     if inbox and inbox[0] is item:

@@ -2,9 +2,9 @@
 
 Knows conversations, their ports, and the loop that turns. Must not know what gives up.
 
-A process that was stopped, or busy with something else, is late itself, so what the other side sent meanwhile still counts.
-And it could send only as much as this side read: so a last look that comes late goes on while the other side does, unless
-the inbox is long. What stands before a reply has its turn first, but not for ever.
+If this process was stopped, or busy with something else, what the other side sent in time still counts. Part of it may
+not be sent yet, because nobody read: so a last look that comes late reads on while more arrives, unless the inbox is long.
+What stands before a reply has its turn first, but not for ever.
 """
 
 from __future__ import annotations

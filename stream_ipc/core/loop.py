@@ -161,11 +161,12 @@ class Loop(Guard):
     def run(self, until: Awaited | None = None, limit: float = math.inf, dispatch: bool = True) -> int:
         """Turn until something has happened, or the clock has reached ``limit``.
 
-        One turn waits for descriptors, writes and reads what is ready, then dispatches what stands in the inboxes. The
-        last one begins when the time is over, unless handlers have taken that time: then the caller looks once more.
+        One turn waits for descriptors, writes and reads what is ready, then dispatches what stands in the inboxes. When
+        the limit is reached, one more turn runs, so what came in time counts. If handlers have used up the time, there is
+        none: the caller takes a last look instead, which runs no handlers.
 
         Args:
-            until: What should happen and has not yet, and counts even if the time is over; None: whatever comes first.
+            until: The condition to wait for, not met yet; None: return after the first event.
             limit: A time of the clock, 0 for one turn without waiting, or infinity.
             dispatch: False only moves bytes and leaves messages in the inboxes.
 
@@ -181,12 +182,14 @@ class Loop(Guard):
         progress = self.progress
         try:
             self.depth = depth + 1
+            # Before any wait: what interruptions have left, what was put off, and what may settle ``until`` already.
             if todo or self.repairs or self.later or users_wait:
                 count = self._begin(until, users_wait, dispatch)
                 if until is not None and until.settled:
                     return count
             now = self.clock()
             while True:
+                # How long to wait: until the limit or the next timer, and not at all if there is work.
                 due = self._timers.soonest
                 wait = (limit if limit < due else due) - now
                 if wait < 0:
@@ -197,6 +200,7 @@ class Loop(Guard):
                     wait = self._prepare(wait, users_wait)
                 if until is None and self.waker.called:
                     wait = 0
+                # Wait, then let the owner of each ready descriptor read or write.
                 try:
                     events = self.poller.poll(wait)
                 except (OSError, ValueError) as exc:
@@ -211,10 +215,12 @@ class Loop(Guard):
                     chores.do(deliver=not self.users_wait)
                     if not self.conversations:
                         chores.are_due = True  # so that it looks at ``until`` before each wait
+                # The clock is asked only if the wait may have lasted until the timer.
                 if not events and wait:
                     now = self.clock()
                 if now >= due:
                     self._on_time(now)
+                # Dispatch: a single conversation needs no turns.
                 if todo:
                     if users_wait:
                         count += self._settle_replies() if dispatch else 0
@@ -226,6 +232,7 @@ class Loop(Guard):
                             break
                 if self.later and dispatch:
                     self.go_on()
+                # Is it over? A wait ends with what it waits for, a tick with anything that has happened.
                 if until is not None:
                     if until.settled:
                         return count
@@ -250,9 +257,9 @@ class Loop(Guard):
                 self.waker.show(self._is_busy())
 
     def on_ready(self, fd: int, events: int) -> None:
-        """Stand in for the owner of a descriptor that has none: get rid of it."""
+        """Handle an event of a descriptor that has no owner: drop it."""
         if not self.closing:  # by another thread, at exit
-            self.poller.lose(fd)
+            self.poller.drop_ownerless(fd)
 
     def _take_turns(self, until: Awaited | None) -> int:
         """Let dispatchers work off their inboxes in turn until ``until`` has settled, but not what nested turns read."""

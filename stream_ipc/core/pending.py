@@ -81,8 +81,8 @@ class Pending(Reference):
         requester: What sends it.
         unsent: The frame, which is empty as soon as it was handed over; None after that.
         watchers: Functions that are called with the promise when it settles, or None.
-        callbacks: Users' functions and the promise that each gets, which these keep alive; None if there are none, and not
-            there at all unless there are watchers.
+        callbacks: Users' functions and the promise that each gets, which these keep alive, or None; not set while
+            ``watchers`` is None.
     """
 
     __slots__ = (

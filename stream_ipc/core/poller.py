@@ -150,10 +150,10 @@ class Poller:
         self._files.pop(fd, None)
         self.owners.pop(fd, None)
 
-    def lose(self, fd: int) -> None:
-        """Get rid of a descriptor that is reported though it has no owner, if that happens again.
+    def drop_ownerless(self, fd: int) -> None:
+        """Drop a descriptor that was reported though it has no owner, once it is reported a second time.
 
-        At first it may be only that its owner has let it go since, as all those of a child are when one tells of its end.
+        The first report may be left over from this turn: the owner stopped watching after the poll.
         """
         if fd not in self._reported:
             self._reported.add(fd)
@@ -165,7 +165,7 @@ class Poller:
             pass_on(exc)
 
     def rebuild(self) -> None:
-        """Make a new set, without a descriptor that is reported though it has no owner. There is no other way to lose one.
+        """Make a new set, without a descriptor that is reported though it has no owner: the only way to drop it.
 
         Its number was closed while another number (a ``dup``, a forked process) keeps the open file, and epoll goes on
         reporting it.

@@ -381,7 +381,7 @@ class Port:
             was_open = self._inputs.ended is None
             self.drain()
             if was_open and is_of_write:
-                self.channel.complete(exc, self._inbox)
+                self.channel.add_last_words(exc, self._inbox)
             reason = unraised(exc)
             if was_open:
                 self._inputs.correct_end(self._inbox, reason)  # the failed write tells more than the end of what was read

@@ -213,8 +213,8 @@ class Requests:
             pending.fail(error)
             self.remove(pending)
 
-    def find_due(self) -> None:
-        """Find out when the next request is due whose promise is kept."""
+    def skip_dropped(self) -> None:
+        """Make sure that the promise of the request that is due next is kept, or find out which is due instead."""
         for pending in self._table.values():  # mostly the first is
             if pending.deadline == self.due and not pending.is_dropped:
                 return
@@ -227,8 +227,7 @@ class Requests:
 
         Args:
             now: The time.
-            arrived: See ``expire``. Whether they still are is due to be looked at soon: what stands before them may have
-                to wait.
+            arrived: See ``expire``. Such a request is looked at again soon: what stands before its reply may have to wait.
         """
         before = self.due
         deadlines = [

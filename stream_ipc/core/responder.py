@@ -63,6 +63,9 @@ class Responder:
         """Ask the handlers of a request, and send the reply."""
         if self._outbox.queued_bytes > HIGH_WATER and self.conversation.is_stuck:
             return None
+        # The item leaves the inbox just before the first handler is entered. From then on the requester must get
+        # something, whatever cuts this short: ``taken`` and ``unsent`` say how far it has come, and the last block owes
+        # what is missing.
         request = item.request
         cls = type(request)
         inbox = self._inbox

@@ -79,11 +79,11 @@ def flush(conversation: Conversation, timeout: float | None) -> None:
             " handler or a finalizer; nothing more can be written until it returns"
         )
     limit = loop.limit_of(timeout)
-    loop.run(Until(lambda: not outbox.queued_bytes or not _drains(conversation)), limit, dispatch=False)
-    if outbox.queued_bytes and _drains(conversation):
+    loop.run(Until(lambda: not outbox.queued_bytes or not _may_still_drain(conversation)), limit, dispatch=False)
+    if outbox.queued_bytes and _may_still_drain(conversation):
         conversation.port.look_for_end()
         write_queued(conversation, limit)
-    if outbox.is_broken or (outbox.queued_bytes and not _drains(conversation)):
+    if outbox.is_broken or (outbox.queued_bytes and not _may_still_drain(conversation)):
         raise conversation.closed_error()
     if outbox.queued_bytes:
         raise TimeoutError(
@@ -92,7 +92,7 @@ def flush(conversation: Conversation, timeout: float | None) -> None:
         )
 
 
-def _drains(conversation: Conversation) -> bool:
+def _may_still_drain(conversation: Conversation) -> bool:
     """Return whether the other side may still read what is queued, though it may write no more."""
     if conversation.is_writable:
         return True

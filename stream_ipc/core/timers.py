@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Share", "Timers"]
 
 _SHARE = 0.1  # seconds
-_SHORT = 0.01  # seconds; if more lies between two looks at the clock, the next comes behind a single message
+_SHORT = 0.01  # seconds; if more has passed since the last look at the clock, the next comes after one message
 _MOST = 100  # messages between two looks at the clock at most
 
 

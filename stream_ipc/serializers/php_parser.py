@@ -143,14 +143,14 @@ def parse(text: str, classes: Classes, member: Callable[[str, str], Any]) -> Any
     while True:
         # A value begins here, behind its key.
         if found is None:
-            _bad(position, "there is no value that is known")
+            _bad(position, "an unknown kind of value")
         kind = found.lastgroup
         position = found.end()
         value: Any
         if kind == "text":
             end = position + int(found["text"])
             if text[end : end + 2] != '";':
-                _bad(position, "a string of another length than it says")
+                _bad(position, "a string whose length is not what it says")
             value = text[position:end]
             if not value.isascii():
                 value = decoded(value)
@@ -180,7 +180,7 @@ def parse(text: str, classes: Classes, member: Callable[[str, str], Any]) -> Any
             if type(value) in _SIZED:
                 repeated += len(value)
             if repeated > max(len(text), _REPEATED):
-                _bad(position, "a reference that makes more of the arrays and texts referred to than there is in all")
+                _bad(position, "references that repeat more than the payload holds")
             if kind == "again":
                 numbered.append(value)
         else:
@@ -229,7 +229,7 @@ def _container(
     array, name, position = found["array"], found["name"], found.end()
     count = int(found["object"] if array is None else array)
     if count * _SHORTEST_ITEM >= len(text) - position:
-        _bad(position, "an array or object that says it has more than there is")
+        _bad(position, "an array or object that announces more items than fit")
     if depth >= MAX_DEPTH:
         _bad(position, f"something nested deeper than {MAX_DEPTH} levels")
     if array is not None:
@@ -255,7 +255,7 @@ def _referred(found: re.Match[str], numbered: list[Any]) -> Any:
             f"the reference before byte {position} is to what it is part of, which cannot be built by its constructor"
         )
     if found.lastgroup == "again" and (value is _PART or type(value) in _NO_OBJECTS):
-        _bad(position, "an object again that is none")
+        _bad(position, "a reference (r:) to something that is no object")
     return value
 
 
@@ -281,4 +281,4 @@ def _unusual_key(text: str, position: int) -> tuple[str | int, int]:
             return text[found.end() : end], end + 2
     elif found is not None and found.lastgroup == "int" and INT_MIN <= int(found["int"]) <= INT_MAX:
         return int(found["int"]), found.end()
-    _bad(position, "no key")
+    _bad(position, "an invalid key")

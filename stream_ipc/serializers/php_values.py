@@ -78,7 +78,7 @@ def _zone(kind: Any, zone: Any) -> tzinfo:
         except (OSError, ValueError, KeyError):  # KeyError: there is no such file; the others: it is no zone's
             pass
     raise SerializationError(
-        f"the offset of a date of PHP in the time zone {shown(zone)} is not known here: install the package tzdata, or"
+        f"the time zone {shown(zone)} of a date of PHP is not known here: install the package tzdata, or"
         " send the date with an offset"
     )
 

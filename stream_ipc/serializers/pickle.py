@@ -272,7 +272,7 @@ def _read(payload: bytes | bytearray) -> Message:
             root = loads(payload)
         except Exception as exc:
             raise _failed_load(payload, exc) from exc
-    # Plain data of another type passes for a tuple once the class is known: to ask would take longer, and it does no harm.
+    # A list in place of a tuple is accepted: to ask would take time, and the values are the same.
     try:
         kind, id, shape, content = root
         make, count, info = _makers[_text(shape, "")]

@@ -34,7 +34,7 @@ __all__ = [
 
 GLOBAL = ("stream_ipc.serializers.pickle", "build")  # the one global that a payload may name
 
-# What the error about a payload that this serializer never writes goes on with: an attack is the rarer cause.
+# The end of the error about a payload that this serializer never writes: a wrong setting is likelier than an attack.
 ADVICE = "; if the other side uses PickleMessageSerializer(unsafe=True), both have to"
 
 ATOMS = frozenset({type(None), bool, int, float, str, bytes, bytearray})

@@ -172,7 +172,7 @@ class TextFormat(registry.Cache):
                 raise
             except Exception as exc:
                 # An object that occurs twice, a field without a value, a lone surrogate; RecursionError: a cycle, or only
-                # a deep message on a full stack. Left before the walk, so that its error is not shown as one about this.
+                # a deep message on a full stack. The walk is behind this block, so that its error has no context.
                 pass_on(exc)
             return write_by_walk(kind, id, message)
 
@@ -265,7 +265,7 @@ class _Walk:
             inner = f"[{shown(key)}]"
             text = self.made(step + inner, self._format.key, key)
             if text in keys:
-                self._fail(step + inner, "a dict has a second key that is the same to PHP, which takes digits for an int")
+                self._fail(step + inner, "two keys of the dict are one in PHP, where '5' is 5")
             keys[text] = inner
         items = zip(keys.values(), value.values())
         self._open(step, value, items, lambda texts: self._format.mapping(list(map(add, keys, texts))))

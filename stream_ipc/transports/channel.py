@@ -211,7 +211,7 @@ class Channel:
         """Return why nothing can be written any more."""
         return f"the other side no longer reads ({self.describe()})"
 
-    def complete(self, error: StreamClosedError, inbox: deque[Received]) -> None:
+    def add_last_words(self, error: StreamClosedError, inbox: deque[Received]) -> None:
         """Put the other side's last words, which were read since, into the error of a failed write."""
 
     def find_invalid(self) -> str | None:

@@ -6,7 +6,7 @@ Knows messages, and what ``MessageTransport`` promises. Must not know sessions; 
 from __future__ import annotations
 
 import math
-from itertools import chain, compress, starmap
+from itertools import starmap
 
 from ..errors import StreamClosedError, check_plugin
 from ..interruptions import pass_on
@@ -48,10 +48,10 @@ class CustomInputs(Inputs):
     def read(self, inbox: deque[Received]) -> None:
         before = len(inbox)
         try:
-            # The list goes from receive() into the inbox inside one call, so no interruption can come in between.
-            unused = iter((True,))
-            inbox.extend(chain.from_iterable(compress(starmap(self._transport.receive, [()]), unused)))
-            for _ in unused:
+            for messages in starmap(self._transport.receive, [()]):  # stored before a signal is looked at
+                inbox += messages
+                break
+            else:
                 raise RuntimeError(f"{type(self._transport).__name__}.receive() raised StopIteration")
         except StreamClosedError as exc:
             pass_on(exc)
@@ -61,7 +61,7 @@ class CustomInputs(Inputs):
             if not str(exc).endswith("is not iterable") or exc.__traceback__.tb_next is not None:  # type: ignore[union-attr]
                 raise  # it is receive()'s own
             raise TypeError(f"{type(self._transport).__name__}.receive() must return a list of Messages: {exc}") from exc
-        self.received_bytes += max(0, len(inbox) - before)  # at least so many; fewer if receive() has turned
+        self.received_bytes += max(0, len(inbox) - before)  # a message counts as a byte; receive() may turn
 
     def drain(self, inbox: deque[Received]) -> None:
         for _ in range(DRAIN_READS):

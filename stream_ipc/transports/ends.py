@@ -222,7 +222,7 @@ def _warn_of_sigpipe() -> None:
     import _signal  # type: ignore[import-not-found]  # of which signal makes enums
 
     if _signal.getsignal(_signal.SIGPIPE) == _signal.SIG_DFL:
-        log.warn(
+        log.issue_warning(
             "SIGPIPE is at its default, so this process will be killed without a word when the other side of a pipe is"
             " gone; use signal.signal(signal.SIGPIPE, signal.SIG_IGN), which is what Python starts with",
             RuntimeWarning,

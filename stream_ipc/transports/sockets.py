@@ -70,9 +70,9 @@ def _check_pair(pair: tuple[Any, ...]) -> tuple[str, int]:
     if not 0 <= port <= 65535:
         raise ValueError(f"the port of the address {pair!r:.200} must be from 0 to 65535")
     if "\0" in host:
-        raise ValueError(f"the host of the address {pair!r:.200} holds a NUL, as no name of a host does")
+        raise ValueError(f"the host of the address {pair!r:.200} must not contain a NUL")
     if not host:
-        raise ValueError(f'the address {pair!r:.200} names no host; "0.0.0.0" or "::" are all of this machine')
+        raise ValueError(f'the address {pair!r:.200} has an empty host; use "0.0.0.0" or "::" for all interfaces')
     return host, port
 
 

@@ -154,8 +154,8 @@ def _undo(exc: BaseException, process: Any, files: list[Any], ours: list[int], t
 def _find_pid(stdin: int, stdout: int) -> Any:
     """Return the child that has these pipes for its stdin and stdout. Only Linux tells, so elsewhere it is None."""
     pid = None
-    # It has them by their numbers here until it becomes another program, but so has another thread's child for a moment:
-    # what comes later is surer.
+    # Until it becomes another program it has them by their numbers here, and so has another thread's child; 0 and 1 are
+    # surer, so they come last and win.
     for number, pipe in ((stdin, stdin), (1, stdout), (0, stdin)):
         for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():
             try:

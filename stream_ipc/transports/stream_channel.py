@@ -121,7 +121,7 @@ class StreamChannel(Channel):
             return str(self.outbox.error)
         return f"the other side no longer reads ({self.describe()}): {self.outbox.error}"
 
-    def complete(self, error: StreamClosedError, inbox: Any) -> None:
+    def add_last_words(self, error: StreamClosedError, inbox: Any) -> None:
         self.inputs.give_out(inbox)
         error.args = (self.broken_text(),)
 
@@ -178,6 +178,6 @@ class StreamChannel(Channel):
             self._name = self._ends.describe()
         return self._name
 
-    def connected(self, how: str) -> None:
+    def prefix_name(self, how: str) -> None:
         """Say what its socket is connected to, in a few words for ``describe``, or none."""
         self._name = f"{how} {self.describe()}".lstrip()

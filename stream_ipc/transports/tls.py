@@ -110,7 +110,7 @@ class _End(End):
             except OSError as exc:
                 pass_on(exc)
                 if not parts:
-                    raise _ended_without_saying(exc, self.socket) from exc
+                    raise _read_error(exc, self.socket) from exc
                 break  # the next read meets it again
             if len(data) < _RECORD:  # what is more is still with the system, and the poller tells
                 break
@@ -159,7 +159,7 @@ class _End(End):
         super().release()
 
 
-def _ended_without_saying(exc: OSError, sock: Any) -> OSError:
+def _read_error(exc: OSError, sock: Any) -> OSError:
     """Return the error for what a read has raised."""
     ended = isinstance(exc, ssl.SSLEOFError) or getattr(exc, "reason", None) == "UNEXPECTED_EOF_WHILE_READING"
     if isinstance(exc, BrokenPipeError):
@@ -193,7 +193,7 @@ class TlsChannel(StreamChannel):
         try:
             self._end = ends.open(_End, sock)
             super().__init__(ends, self._end, [self._end], serializer, max_frame_size)
-            self.connected("TLS")
+            self.prefix_name("TLS")
         except BaseException:
             ends.release()
             raise

@@ -33,7 +33,7 @@ _HEADER = struct.Struct(">II")
 _unpack_from = _HEADER.unpack_from
 
 
-# Returns the eight bytes before a payload of a size. A partial and no function, because that is called without a frame.
+# Returns the eight bytes before a payload of a size. A partial and no function: calling it creates no Python stack frame.
 frame_header: Callable[[int], bytes] = partial(_HEADER.pack, _MAGIC_NUMBER)
 
 
@@ -43,7 +43,8 @@ class Junk(bytes):
     __slots__ = ()
 
 
-# What a decoder remembers from one piece of a stream to the next is one of these, which nobody changes.
+# What a decoder remembers from one piece of a stream to the next is one of these. They are not changed, but for the buffer
+# of Filling, which grows in place.
 
 
 class Between:

@@ -53,8 +53,8 @@ class MapIterator:
         self._ahead = ahead
         self._ordered = ordered
         self._under_way: dict[ResponsePromise[Any], None] = {}  # in the order of the tasks
-        # In that of settling, if that is asked for. What was yielded last stays until there is another to wait for: it ends
-        # the wait of a call in which a handler has taken it.
+        # In the order of settling. What was yielded last stays until there is another to wait for: if a handler has taken
+        # it, the wait around that handler ends nevertheless.
         self._ready: deque[ResponsePromise[Any]] = deque()
         self._any_ready = Until(self._ready.__len__)
         self._end: BaseException | None = None  # what is raised once all is yielded: the input has ended

@@ -95,7 +95,7 @@ class Scheduler:
             return
         later[self] = None
         try:
-            self.supervisor.hear()
+            self.supervisor.look_for_signs()
             if self._untidy and not strict:
                 self._tidy()
             now = self._loop.clock()

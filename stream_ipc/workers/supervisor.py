@@ -60,7 +60,7 @@ class Supervisor:
         self._tasks = tasks
         self._pool = pool
         self._deaths = 0  # since the last answer of any worker
-        self._unheard: dict[Worker, None] = {}  # whose first sign is waited for
+        self._awaited: dict[Worker, None] = {}  # whose first sign is waited for
 
     @property
     def sessions(self) -> list[Session]:
@@ -158,20 +158,20 @@ class Supervisor:
             worker.kill(f"on_session failed: {describe(exc)}")
 
     def _await_sign(self, worker: Worker, session: Session) -> None:
-        self._unheard[worker] = None
+        self._awaited[worker] = None
         # The first two are in C, so that no signal handler's exception comes into them. If one comes into the third, the
         # next turn finds what that has missed.
         notice = partial(self._loop.later.setdefault, self._pool)
-        worker.hearing = (worker.heard.append, notice, lambda message: self._hear(worker))
-        for handler in worker.hearing:
+        worker.sign_handlers = (worker.heard.append, notice, lambda message: self._look_for_sign(worker))
+        for handler in worker.sign_handlers:
             session.on_message(handler)
 
-    def hear(self) -> None:
+    def look_for_signs(self) -> None:
         """Look for the first signs of workers. An interrupted call is made again."""
-        for worker in [*self._unheard]:
-            self._hear(worker)
+        for worker in [*self._awaited]:
+            self._look_for_sign(worker)
 
-    def _hear(self, worker: Worker) -> None:
+    def _look_for_sign(self, worker: Worker) -> None:
         """Look for the first sign of a worker in what has come from it. An interrupted call is made again."""
         heard = tuple(worker.heard)
         if any(map(self._is_sign, heard)):
@@ -182,20 +182,20 @@ class Supervisor:
                 worker.ready = True
                 later[self._pool] = None
 
-            self._hear_no_more(worker)
+            self._await_sign_no_more(worker)
         elif worker.conversation.reason is not None:
-            self._unheard.pop(worker, None)
+            self._awaited.pop(worker, None)
         del worker.heard[: len(heard)]
 
-    def _hear_no_more(self, worker: Worker) -> None:
+    def _await_sign_no_more(self, worker: Worker) -> None:
         """Leave what comes from a worker to others, from the next message on. An interrupted call is made again."""
-        for handler in worker.hearing:
+        for handler in worker.sign_handlers:
             try:
                 worker.conversation.session.off_message(handler)
             except ValueError as exc:  # done before an interruption
                 pass_on(exc)
-        worker.hearing = ()
-        self._unheard.pop(worker, None)
+        worker.sign_handlers = ()
+        self._awaited.pop(worker, None)
 
     def _is_sign(self, message: Any) -> bool:
         hello = self._options.hello
@@ -206,8 +206,8 @@ class Supervisor:
         worker.came_up = True
         worker.due = math.inf
         self._deaths = worker.deaths = 0
-        if worker in self._unheard:
-            self._hear_no_more(worker)
+        if worker in self._awaited:
+            self._await_sign_no_more(worker)
 
     # -- they go
 

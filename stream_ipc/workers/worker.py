@@ -42,7 +42,7 @@ class Worker:
         came_up: Whether it has answered one, or was busy with one for too long.
         due: When it must have given a sign of life; infinity for not at all.
         heard: What has come from it until then, and was not looked at yet.
-        hearing: The handlers that wait for it.
+        sign_handlers: The handlers that wait for it.
     """
 
     conversation: Conversation
@@ -59,7 +59,7 @@ class Worker:
         self.came_up: bool = False
         self.due: float = math.inf
         self.heard: list[Message] = []
-        self.hearing: tuple[Callable[[Message], Any], ...] = ()
+        self.sign_handlers: tuple[Callable[[Message], Any], ...] = ()
         self._share = options.tasks_per_worker
 
     @property
