@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ..messages import Message
     from .conversation import Conversation
     from .loop import Loop
-    from .requests import Requests
 
     class Requester(Protocol):
         """What sends requests: the table of a conversation's, or the tasks of a pool.
@@ -79,7 +78,7 @@ class Pending(Reference):
         settled: 0 until the outcome is known; then the moment at which it became known, by ``next_moment``.
         outcome: The reply, or the error in its place; None until it has settled.
         requester: What sends it.
-        unsent: The frame, which is empty as soon as it was handed over; None after that.
+        unsent: Is true until it is handed over: the frame, which is empty as soon as it was; None after that.
         watchers: Functions that are called with the promise when it settles, or None.
         callbacks: Users' functions and the promise that each gets, which these keep alive, or None; not set while
             ``watchers`` is None.
@@ -130,11 +129,6 @@ class Pending(Reference):
 
         return False
 
-    def withdraw_from(self, requests: Requests) -> None:
-        """Have nothing become of it any more: sending it has failed, and nobody gets the promise."""
-        self.settled = 1
-        requests.remove(self)
-
     def fail(self, error: BaseException) -> None:
         """Take an error in place of a reply, unless it has settled. An interrupted call can be made again."""
         self.settle(error)
@@ -181,7 +175,7 @@ class Pending(Reference):
     def go_on(self) -> None:
         """Tell what is left to be told: a turn calls this."""
         if self.settled:
-            Pending.tell(self)
+            self.tell()
         else:  # cancelling it was interrupted before it began
             self.requester.loop.later.pop(self, None)
 

@@ -7,8 +7,11 @@ come. Must not know how a worker is started, nor processes.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from ..clock import monotonic
+from ..core.loop import MAX_DEPTH
+from ..core.pending import Pending
 from ..core.until import Until
 from ..errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, unraised
 from ..interruptions import interruption_in
@@ -50,7 +53,8 @@ class Scheduler:
         self._capacity = options.in_flight * len(options.commands)  # how many tasks all workers can have
         self._untidy = False  # whether the next turn is to look at all workers
         self._read_until = -math.inf  # what had come by then was read
-        self.tasks: Tasks = Tasks(self._loop, peer, self.come_back)
+        self._answered: dict[Task, Any] = {}  # whose request has settled, until they are taken from their workers
+        self.tasks: Tasks = Tasks(self._loop, peer)
         self.supervisor: Supervisor = Supervisor(peer, options, self.tasks, self)
         self._loop.pools[self] = None
 
@@ -95,6 +99,7 @@ class Scheduler:
             return
         later[self] = None
         try:
+            self._collect()
             self.supervisor.look_for_signs()
             if self._untidy and not strict:
                 self._tidy()
@@ -128,25 +133,30 @@ class Scheduler:
     def _give_to(self, worker: Worker, task: Task) -> None:
         """Give the first task in the queue to a worker."""
         requests = worker.conversation.requests
+        sent = Pending(worker)
+        sent.requester, sent.timeout, sent.expect, sent.id = requests, task.timeout, task.expect, task.id
+        sent.settled, sent.unsent, sent.outcome, sent.callbacks = 0, True, None, None
+        # All of them are in C, so that no signal handler's exception comes into them.
+        sent.watchers = [partial(self._answered.setdefault, task), partial(self._loop.later.setdefault, self), self._collect]
         try:
-            if self.tasks.hand_over(task, worker):
-                requests.send(task, task.message)
+            if self.tasks.hand_over(task, worker, sent):
+                requests.send(sent, task.message)
+                task.deadline = sent.deadline
         except BaseException as exc:
             error = exc if isinstance(exc, Exception) and interruption_in(exc) is None else None
-            if task.worker is worker and (error or task.unsent):  # otherwise another has it, or a reply will come
-                requests.remove(task)
+            if sent.unsent and worker.running.get(task) is sent:  # otherwise a reply will come
                 self._take_unsent(worker, task, error)
             if error is None:
                 raise
         finally:  # whatever has interrupted this: from now on _tidy() finds what was not sent
             # atomic: no calls
-            if task.worker is worker and task.unsent:
-                task.stranded = True
+            if sent.unsent:
+                sent.settled = 1
 
     def _take_unsent(self, worker: Worker, task: Task, error: Exception | None) -> None:
         """Take a task that was not sent to a worker from it, because of an error or an interruption."""
         if isinstance(error, RequestTimeoutError):  # it does not read
-            self.come_back(task, error)
+            self._come_back(task, error)
             return
         if isinstance(error, (StreamClosedError, InvalidStreamError)):
             worker.ready = False  # it is dead, or its stream is; its end is on the way
@@ -155,7 +165,18 @@ class Scheduler:
         self.tasks.put_back(task, worker, False)
         task.go_on()
 
-    def come_back(self, task: Task, outcome: Any) -> None:
+    def _collect(self, promise: Any = None) -> None:
+        """Take the tasks from their workers of which the requests have settled. An interrupted call is made again."""
+        for task in [*self._answered]:
+            sent = None if task.worker is None else task.worker.running.get(task)
+            if sent is not None and sent.settled:
+                # What the end of its worker means is decided where that is replaced: never, if handlers are nested too
+                # deeply.
+                if task.settled or not isinstance(sent.outcome, StreamClosedError) or self._loop.depth > MAX_DEPTH:
+                    self._come_back(task, sent.outcome)
+            self._answered.pop(task, None)
+
+    def _come_back(self, task: Task, outcome: Any) -> None:
         """Take a task from its worker, which has answered it or was too slow. An interrupted call is made again."""
         worker = task.worker
         if worker is not None:
@@ -201,6 +222,7 @@ class Scheduler:
 
     def go_on(self) -> None:
         """Do what was left to a turn, and give tasks to workers."""
+        self._collect()
         while not self._loop.users_wait:  # otherwise this is inside of a call that runs no handlers
             self.give()
             if self.tasks.closed or not self._untidy:
@@ -214,9 +236,9 @@ class Scheduler:
                 continue
             if not worker.is_set_up:
                 self.supervisor.set_up(worker)
-            for task in [*worker.running]:
-                if task.stranded:  # an interruption has kept it from being put back
-                    worker.conversation.requests.remove(task)
+            for task, sent in worker.running.copy().items():
+                if sent.unsent and sent.settled:  # an interruption has kept it from being put back
+                    worker.conversation.requests.remove(sent)
                     self.tasks.put_back(task, worker, False)
             if worker.conversation.reason is not None:
                 self._replace(worker)
@@ -233,6 +255,7 @@ class Scheduler:
                 worker.conversation.stop()
         self.tasks.fail([*self._under_way(), *self.tasks.queue], StreamClosedError(text))
         self.tasks.queue.clear()
+        self._answered.clear()
         self._loop.later.pop(self, None)
         self._loop.pools.pop(self, None)  # last: an interrupted call is made again
 

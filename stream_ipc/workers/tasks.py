@@ -10,20 +10,18 @@ from collections import deque
 from itertools import islice
 from operator import attrgetter
 
-from ..core.loop import MAX_DEPTH
 from ..core.pending import Pending
-from ..errors import IpcError, StreamClosedError
+from ..errors import IpcError
 from ..ids import check_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from typing import Any
     from weakref import ref
 
     from ..core.conversation import Conversation
     from ..core.loop import Loop
-    from ..core.requests import Requests
     from ..core.roles import Settings
     from ..messages import Message
     from .worker import Worker
@@ -34,28 +32,25 @@ _number = attrgetter("number")
 
 
 class Task(Pending):
-    """A request to whichever worker is free, and to another one if that ends: what the promise of ``submit`` refers to.
+    """What the promise of ``submit`` refers to. Each worker that gets it gets a request of its own.
 
-    A worker that has it, has it among the requests of its conversation, which call ``settle``, ``fail`` and ``tell``. It
-    may have settled before, by ``cancel()``: the worker is busy with it all the same.
+    It may have settled before that, by ``cancel()``: the worker is busy with it all the same.
 
     Attributes:
         requester: The tasks of its pool.
         number: Its place in the order of submission, from 1; 0 until it is queued.
         message: What workers get.
         worker: What has it, or None.
-        stranded: Whether it was not sent to its worker, and no call is going to.
         tries: How many workers have ended while they had it.
         optional: It need not be begun if its promise was dropped.
     """
 
-    __slots__ = ("message", "number", "optional", "stranded", "tries", "worker")
+    __slots__ = ("message", "number", "optional", "tries", "worker")
 
     requester: Tasks
     number: int
     message: Message
     worker: Worker | None
-    stranded: bool
     tries: int
     optional: bool
 
@@ -69,25 +64,6 @@ class Task(Pending):
         """Whether it is still to be begun."""
         return not self.settled and self.worker is None and not (self.optional and self() is None)
 
-    @property
-    def is_dropped(self) -> bool:
-        return False  # its worker comes back with the reply
-
-    def withdraw_from(self, requests: Requests) -> None:
-        pass  # the scheduler takes it back if it was not handed over
-
-    def settle(self, outcome: Any) -> bool:
-        return False  # its worker has ended, which another may replace
-
-    def fail(self, error: BaseException) -> None:
-        # What the end of its worker means is decided where that is replaced: never, if handlers are nested too deeply. But
-        # if it has settled, an interruption may have kept those that wait from being told.
-        if self.settled or not isinstance(error, StreamClosedError) or self.requester.loop.depth > MAX_DEPTH:
-            self.requester.come_back(self, error)
-
-    def tell(self) -> None:
-        self.requester.come_back(self, self.outcome)
-
 
 class Tasks:
     """The tasks of a pool, and the ``Requester`` of all of them (see ``core/pending.py``).
@@ -98,11 +74,9 @@ class Tasks:
     Args:
         loop: What drives it.
         peer: Whose ``id_generator`` it uses.
-        come_back: Called with a task and its outcome when its worker is done with it. An interrupted call is made again.
 
     Attributes:
         loop: As above.
-        come_back: As above.
         observers: Weak references to what has a method ``note``, which gets each promise that settles.
         closed: Whether none can be queued any more.
         handed_out: How many tasks workers have.
@@ -111,9 +85,8 @@ class Tasks:
     conversation: None = None  # each worker has its own
     pending_class = Task
 
-    def __init__(self, loop: Loop, peer: Settings, come_back: Callable[[Task, Any], None]) -> None:
+    def __init__(self, loop: Loop, peer: Settings) -> None:
         self.loop = loop
-        self.come_back = come_back
         self.observers: set[ref[Any]] = set()
         self.closed: bool = False
         self.handed_out: int = 0
@@ -129,10 +102,9 @@ class Tasks:
             ValueError: The id cannot be used.
         """
         task.message = message
-        task.worker = task.deadline = task.callbacks = None
-        task.watchers = []  # not None, so that ``tell`` is called
+        task.worker = task.deadline = None
         task.tries = task.number = 0
-        task.stranded = task.optional = False
+        task.optional = False
         ids = self._peer.id_generator
         task.id = ids.generate()
         check_id(ids, task.id)
@@ -151,16 +123,14 @@ class Tasks:
         if not task.number:
             raise RuntimeError("this WorkerPool is closed; make a new one")
 
-    def hand_over(self, task: Task, worker: Worker) -> bool:
-        """Give the first task in the queue to a worker; returns whether it is. It is still to be sent."""
+    def hand_over(self, task: Task, worker: Worker, sent: Pending) -> bool:
+        """Give the first task in the queue to a worker; returns whether it is. The request for it is still to be sent."""
         queue = self.queue
         # atomic: no calls
         if queue and queue[0] is task and task.worker is None:
             del queue[0]
             task.worker = worker
-            task.unsent = True
-            task.stranded = False
-            worker.running[task] = None
+            worker.running[task] = sent
             worker.given += 1
             self.handed_out += 1
             return True
@@ -240,7 +210,7 @@ class Tasks:
     def settle(self, task: Task, outcome: Any) -> bool:
         """Take note of the outcome of a task, unless it has one; returns whether it had none. Its ``go_on`` tells of it."""
         self.loop.later[task] = None  # first: a turn goes on after an interruption
-        return Pending.settle(task, outcome)
+        return task.settle(outcome)
 
     def fail(self, tasks: Iterable[Task], error: BaseException) -> None:
         """Fail many. All settle first: a done callback may wait for any of them."""

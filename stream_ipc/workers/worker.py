@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..core.conversation import Conversation
+    from ..core.pending import Pending
     from ..messages import Message
     from ..session import Session
     from ..transports.spawn import Command
@@ -36,7 +37,7 @@ class Worker:
         session: The session with it, or None.
         is_set_up: Whether setting it up has begun.
         conversation: What is behind its session; there once setting it up has begun.
-        running: The tasks that it has; ``Tasks`` changes this.
+        running: The tasks that it has, and the request for each; ``Tasks`` changes this.
         given: How many it was given in all; this, too.
         ready: Whether it can be given any.
         came_up: Whether it has answered one, or was busy with one for too long.
@@ -53,7 +54,7 @@ class Worker:
         self.start_at: float = -math.inf
         self.session: Session | None = None
         self.is_set_up: bool = False
-        self.running: dict[Task, None] = {}
+        self.running: dict[Task, Pending] = {}
         self.given: int = 0
         self.ready: bool = False
         self.came_up: bool = False
