@@ -184,7 +184,6 @@ def request(
     pending.timeout = timeout
     pending.expect = expect
     pending.settled = 0
-    pending.unsent = True
     pending.id = pending.outcome = pending.watchers = None
     requester.send(pending, message)
     return promise

@@ -5,7 +5,8 @@ import signal
 import sys
 import time
 
-from stream_ipc import IpcPeer, LogMessage, Message, Session, StreamClosedError
+from stream_ipc import IpcPeer, LogMessage, Message, PickleMessageSerializer, Session, StreamClosedError
+from stream_ipc.wire.framing import frame_header
 from tests.messages import Note, Ping, Pong
 
 
@@ -14,6 +15,13 @@ def main(how: str = "", *args: str) -> None:
         sys.exit("no licence")
     if how == "silent":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(60)
+    if how == "deaf" and not os.path.exists(args[0]):
+        open(args[0], "w").close()
+        os.close(0)  # nobody reads its stdin any more, though it lives on
+        payload = PickleMessageSerializer().serialize(Note("hello"))
+        os.write(1, frame_header(len(payload)) + payload)
         while True:
             time.sleep(60)
     if how == "flaky" and os.urandom(1)[0] < 128:
@@ -54,8 +62,9 @@ def main(how: str = "", *args: str) -> None:
             time.sleep(args[0])
         return Pong(ping.value)
 
-    if how == "hello":
-        time.sleep(float(args[0]))
+    if how in ("hello", "deaf"):
+        if how == "hello":
+            time.sleep(float(args[0]))
         session.notify(Note("hello"))
     try:
         while True:

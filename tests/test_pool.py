@@ -542,6 +542,13 @@ def test_a_task_that_is_tried_again_has_not_settled(peer: IpcPeer) -> None:
         assert called == [True]
 
 
+def test_a_task_that_could_not_be_sent_was_not_tried(peer: IpcPeer, tmp_path: Path) -> None:
+    with WorkerPool(peer, worker("deaf", str(tmp_path / "begun")), 1, retries=0, hello=Note) as pool:
+        first = pool.submit(Ping(1), expect=Pong)
+        tick_until(lambda: pool.workers, peer)
+        assert first.wait(PATIENCE) == Pong(1)
+
+
 def test_flaky_start(peer: IpcPeer) -> None:
     with WorkerPool(peer, [worker("flaky"), worker()], retries=20) as pool:
         promises = [pool.submit(Ping(index), expect=Pong) for index in range(200)]

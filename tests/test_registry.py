@@ -551,7 +551,7 @@ def test_a_constructor_that_requires_what_no_field_has_is_refused_at_the_sender(
         (Holding(Nothing(1)), r"^Holding\.value: test\.registry\.Nothing cannot travel: .* 'unused'"),
         (Positioned(1, origin=1), r"test\.Positioned cannot travel: its constructor requires 'origin'"),
         (RequestEnvelope("1", Holding(Positioned(1, origin=1))), r"^Holding\.value: test\.Positioned cannot travel"),
-        (Doubled(1), r"test\.Doubled cannot travel: its constructor does not take 'b', which is a field; declare .* init=False"),
+        (Doubled(1), r"test\.Doubled cannot travel: its constructor does not take 'b', which is a field; .* init=False"),
         (Left(), r"test\.Left cannot travel: its constructor does not take 'a'"),
     ):
         for _ in range(2):

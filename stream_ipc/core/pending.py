@@ -78,7 +78,7 @@ class Pending(Reference):
         settled: 0 until the outcome is known; then the moment at which it became known, by ``next_moment``.
         outcome: The reply, or the error in its place; None until it has settled.
         requester: What sends it.
-        unsent: Is true until it is handed over: the frame, which is empty as soon as it was; None after that.
+        unsent: The frame, which is empty as soon as it was handed over; None after that, and not set before.
         watchers: Functions that are called with the promise when it settles, or None.
         callbacks: Users' functions and the promise that each gets, which these keep alive, or None; not set while
             ``watchers`` is None.

@@ -119,7 +119,7 @@ class Requests:
                 pending.unsent = None  # an empty list takes room, too
             except BaseException as exc:
                 loop.repairs[conversation.port] = None
-                if pending.unsent:
+                if getattr(pending, "unsent", True):
                     pending.settled = 1  # nothing will become of it
                     self.remove(pending)
                 conversation.port.note_write_error(exc)

@@ -136,15 +136,18 @@ class Scheduler:
         sent = Pending(worker)
         sent.requester, sent.timeout, sent.expect, sent.id = requests, task.timeout, task.expect, task.id
         sent.settled, sent.unsent, sent.outcome, sent.callbacks = 0, True, None, None
-        # All of them are in C, so that no signal handler's exception comes into them.
-        sent.watchers = [partial(self._answered.setdefault, task), partial(self._loop.later.setdefault, self), self._collect]
+        # The first two are in C, so that no signal handler's exception comes into them. If one comes into the third, the
+        # next turn does what that has left.
+        notice = partial(self._loop.later.setdefault, self)
+        sent.watchers = [partial(self._answered.setdefault, task), notice, self._collect]
         try:
             if self.tasks.hand_over(task, worker, sent):
                 requests.send(sent, task.message)
                 task.deadline = sent.deadline
         except BaseException as exc:
             error = exc if isinstance(exc, Exception) and interruption_in(exc) is None else None
-            if sent.unsent and worker.running.get(task) is sent:  # otherwise a reply will come
+            if (error is not None or sent.unsent) and worker.running.get(task) is sent:  # otherwise a reply will come
+                requests.remove(sent)
                 self._take_unsent(worker, task, error)
             if error is None:
                 raise
@@ -169,11 +172,10 @@ class Scheduler:
         """Take the tasks from their workers of which the requests have settled. An interrupted call is made again."""
         for task in [*self._answered]:
             sent = None if task.worker is None else task.worker.running.get(task)
-            if sent is not None and sent.settled:
-                # What the end of its worker means is decided where that is replaced: never, if handlers are nested too
-                # deeply.
-                if task.settled or not isinstance(sent.outcome, StreamClosedError) or self._loop.depth > MAX_DEPTH:
-                    self._come_back(task, sent.outcome)
+            # What the end of its worker means is decided where that is replaced: never, if handlers are nested too deeply.
+            ended = sent is not None and isinstance(sent.outcome, StreamClosedError) and self._loop.depth <= MAX_DEPTH
+            if sent is not None and sent.settled and (task.settled or not ended):
+                self._come_back(task, sent.outcome)
             self._answered.pop(task, None)
 
     def _come_back(self, task: Task, outcome: Any) -> None:
