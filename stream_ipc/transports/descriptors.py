@@ -40,7 +40,7 @@ def wait_writable(fd: int, seconds: float) -> bool:
 
 def has_hung_up(fds: Sequence[int]) -> bool:
     """Return whether the other side of a descriptor has closed it altogether, whatever is still to be read."""
-    return _poll(fds, 0, 0)  # a hang-up is always told, but not by gevent's poll
+    return _poll(fds, select.POLLHUP, 0)  # Linux tells it always, macOS if it is asked for, gevent's poll never
 
 
 def _poll(fds: Sequence[int], events: int, seconds: float) -> bool:
