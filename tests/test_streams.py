@@ -610,6 +610,27 @@ def test_a_shared_pipe_that_cannot_be_opened_again_is_written_in_pieces(
     os.close(write2)
 
 
+def test_a_shared_socket_is_written_in_pieces_on_macos(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # There a send() on a blocking socket waits until it has taken everything, whatever flags it gets.
+    class Blocking(socket.socket):
+        def send(self, data: Any, flags: int = 0) -> int:
+            assert len(data) <= select.PIPE_BUF and select.select([], [self], [], 0)[1], "this would have blocked"
+            pieces.append(data)
+            return super().send(data, flags)
+
+    pieces: List[Any] = []
+    ours, other = socket.socketpair()
+    read2, write2 = os.pipe()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(socket, "socket", Blocking)
+    session = peer.create_stream_session(shared_write_end(ours.detach()), read2)
+    note = Note("", bytes(500_000))
+    session.notify(note)
+    assert session.queued_bytes and receive(other.fileno(), len(framed(note)), peer) == framed(note) and len(pieces) > 10
+    other.close()
+    os.close(write2)
+
+
 def test_a_shared_descriptor_is_not_read_before_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     class Buffered:
         def fileno(self) -> int:

@@ -288,6 +288,8 @@ class WriteEnd(End):
         sock = self.socket
         if sock is not None:
             flags = self._socket_flags() | getattr(sys.modules["socket"], "MSG_NOSIGNAL", 0)
+            if self.shared and sys.platform == "darwin":  # where MSG_DONTWAIT does not keep send() from waiting for room
+                buffers = map(self._cut, buffers)
             return map(sock.send, buffers, repeat(flags))
         if self.shared and self.poll_fd == self.fd and not stat.S_ISREG(self._mode):
             buffers = map(self._cut, buffers)
@@ -303,7 +305,7 @@ class WriteEnd(End):
             pass_on(exc)
 
     def _cut(self, buffer: Any) -> memoryview:
-        # A pipe that is writable takes PIPE_BUF bytes without blocking, a terminal just one.
+        # A pipe or a socket that is writable takes PIPE_BUF bytes without blocking, a terminal just one.
         if not wait_writable(self.fd, 0):
             raise BlockingIOError
         return memoryview(buffer)[: 1 if self._is_terminal else select.PIPE_BUF]
