@@ -394,8 +394,14 @@ class Reconnecting(Memory):
             each.close()
 
 
+@pytest.mark.parametrize("numbered", [True, False])
 @pytest.mark.parametrize("between", [True, False])
-def test_a_descriptor_may_become_another_file_under_the_same_number(peer: IpcPeer, between: bool) -> None:
+def test_a_descriptor_may_become_another_file_under_the_same_number(
+    peer: IpcPeer, between: bool, numbered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not numbered:  # as TCP sockets are on macOS
+        fstat = os.fstat
+        monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result((*fstat(fd)[:1], 0, 0, *fstat(fd)[3:10])))
     transport = Reconnecting()
     session = peer.create_session(transport)
     number = transport.ours.fileno()

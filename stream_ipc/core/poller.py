@@ -89,13 +89,14 @@ class Poller:
         return status
 
     def is_same(self, fd: int) -> bool:
-        """Return whether a watched descriptor is still that of the same file."""
+        """Return whether a watched descriptor is still that of the same file; False where the system does not tell."""
         try:
             status = os.fstat(fd)
         except OSError as exc:
             pass_on(exc)
             return False
-        return self._files.get(fd) == (status.st_dev, status.st_ino)
+        # On macOS all TCP sockets are the file 0, and its kqueue forgets one that is closed.
+        return status.st_ino != 0 and self._files.get(fd) == (status.st_dev, status.st_ino)
 
     def watch(self, fd: int, events: int, owner: Owner | None) -> None:
         """Watch a descriptor for a task, or watch it for other events than before.
