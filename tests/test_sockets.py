@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import fcntl
 import importlib.util
@@ -9,11 +10,13 @@ import os
 import select
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import termios
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, List
 
 import pytest
@@ -224,7 +227,18 @@ def test_what_was_written_arrives_though_the_other_side_talks_only_after_the_clo
     tick_until(lambda: nothing_is_torn_down(peer), peer)
 
 
-def test_a_close_lingers_until_everything_has_arrived() -> None:
+@pytest.mark.parametrize("system", ["", "darwin"])
+def test_a_close_lingers_until_everything_has_arrived(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    if system and sys.platform != system:
+
+        class Socket(_socket.socket):
+            def getsockopt(self, level: int, option: int) -> int:  # type: ignore[override]
+                assert (level, option) == (socket.SOL_SOCKET, 0x1024)  # SO_NWRITE
+                (size,) = struct.unpack("i", fcntl.ioctl(self.fileno(), termios.TIOCOUTQ, bytes(4)))
+                return max(0, int(size) - 1)
+
+        monkeypatch.setattr(sys, "platform", system)
+        monkeypatch.setattr(sockets, "_socket", SimpleNamespace(socket=Socket))
     one, other = tcp_pair()
     with other:
         one.setblocking(False)

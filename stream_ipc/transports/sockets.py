@@ -6,6 +6,7 @@ with the first session over a socket.
 
 from __future__ import annotations
 
+import _socket  # not gevent's
 import errno
 import fcntl
 import os
@@ -318,18 +319,24 @@ def has_vanished(sock: socket.socket) -> bool:
     return info[2] + info[3] >= _ASKED and last >= VANISHED * 1000
 
 
-# Asks how many bytes of a socket the other host has not acknowledged. FIONWRITE of macOS has no name in Python.
-_UNSENT = 0x40046677 if sys.platform == "darwin" else termios.TIOCOUTQ
+_SO_NWRITE = 0x1024  # of macOS, which has no name in Python
 
 
 def _has_unsent(fd: int) -> bool:
-    """Return whether something that was written is still on its way, so that a reset would overtake it."""
+    """Return whether something that was written is not acknowledged yet, so that a reset would overtake it."""
     try:
-        (size,) = struct.unpack("i", fcntl.ioctl(fd, _UNSENT, bytes(4)))
+        if sys.platform != "darwin":
+            (size,) = struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)))
+            return bool(size > 1)  # the end of writing counts for one
+        with Shield():  # or an interruption could leave the descriptor to the object
+            sock = _socket.socket(fileno=fd)
+            try:
+                return sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE) > 0
+            finally:
+                sock.detach()
     except OSError as exc:
         pass_on(exc)
         return False
-    return bool(size > 1)  # the end of writing counts for one
 
 
 def linger(sock: socket.socket) -> Teardown | None:
