@@ -1395,6 +1395,21 @@ def test_only_connected_stream_sockets_are_taken(peer: IpcPeer) -> None:
     assert peer.sessions == ()
 
 
+def test_what_was_written_before_the_other_side_closed_is_read_on_macos(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(sock: socket.socket) -> Any:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # as there, once the other side is gone
+
+    ours, other = socket.socketpair()
+    other.sendall(framed(Note("last words")))
+    other.close()
+    monkeypatch.setattr(socket.socket, "getpeername", refuse)
+    session = peer.create_socket_session(ours)
+    assert session.receive(5) == Note("last words")
+    tick_until(lambda: not session.is_open, peer)
+
+
 # -- much
 
 

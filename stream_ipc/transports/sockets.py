@@ -272,6 +272,8 @@ def check_connected(sock: Any) -> str:
         address = sock.getpeername()
     except OSError as exc:
         pass_on(exc)
+        if exc.errno == errno.EINVAL:  # macOS: the other side has closed it, and what it had written is still to be read
+            return ""
         advice = "pass one that is open and connected, or that accept() has returned"
         raise ValueError(f"{sock!r} cannot be used: {exc}; {advice}") from exc
     return f"to {describe_address(address)}" if address else ""
