@@ -155,7 +155,7 @@ class Shield:
             raise
 
     def __exit__(self, kind: type | None, *exc_info: object) -> None:
-        if kind is not None and not kind.__name__.startswith("SSLWant") and hasattr(_signal, "sigtimedwait"):
+        if kind is not None and not kind.__name__.startswith("SSLWant") and _signal.SIGPIPE in _signal.sigpending():
             # A write has failed: OpenSSL writes without MSG_NOSIGNAL, and SIGPIPE may be at its default.
-            _signal.sigtimedwait([_signal.SIGPIPE], 0)
+            _signal.sigwait([_signal.SIGPIPE])  # macOS has no sigtimedwait()
         _signal.pthread_sigmask(_signal.SIG_SETMASK, self._before)

@@ -568,6 +568,23 @@ def test_sigpipe_at_its_default_is_warned_of() -> None:
     subprocess.run(program(code), check=True, timeout=20)
 
 
+def test_sigpipe_at_its_default_is_dropped_while_signals_are_held_back_though_no_sigtimedwait_is_there() -> None:
+    code = """
+        import _signal
+        vars(_signal).pop("sigtimedwait", None)  # as on macOS
+        from stream_ipc.interruptions import Shield
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        read, write = os.pipe()
+        os.close(read)
+        try:
+            with Shield():
+                os.write(write, b"x")  # as OpenSSL does
+        except BrokenPipeError:
+            os._exit(7)
+    """
+    assert subprocess.run(program(code), timeout=20).returncode == 7
+
+
 # -- ending
 
 
