@@ -365,8 +365,24 @@ def test_fileno_tells_of_a_connection(peer, host, path):
             assert not select.select([fd], [], [], 0)[0]
 
 
+ON_MACOS = """
+import os, socket, sys
+sys.platform = "darwin"
+accept = socket.socket.accept
+def accept_or_lose(sock):
+    try:
+        os.close(os.dup(0))
+    except OSError:
+        socket.socket.accept = None  # there the connection would be lost
+        raise
+    return accept(sock)
+socket.socket.accept = accept_or_lose
+"""
+
+
 @pytest.mark.slow
-def test_out_of_descriptors():
+@pytest.mark.parametrize("system", ["", ON_MACOS])
+def test_out_of_descriptors(system):
     code = """
 import os, resource, socket, sys, tempfile
 from stream_ipc import IpcPeer
@@ -408,7 +424,7 @@ with IpcPeer() as peer, IpcPeer() as other:
         sock.close()
 os.rmdir(folder)
 """
-    done = run_python(code)
+    done = run_python(system + code)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("cannot accept") == 1
     assert "Too many open files" in done.stderr

@@ -10,6 +10,7 @@ import logging  # noqa: F401 - for log.py: nothing can be imported once there ar
 import math
 import os
 import socket
+import sys
 from dataclasses import dataclass
 
 from .. import log
@@ -207,6 +208,8 @@ class Acceptor:
                     return
                 self._drop_unless_ready(oldest, "others are waiting")
             try:
+                if sys.platform == "darwin":  # where accept() closes a connection for which no descriptor is left
+                    os.close(os.dup(self._sock.fileno()))
                 sock = self._sock.accept()[0]
             except BlockingIOError:
                 return
