@@ -174,6 +174,24 @@ def test_an_address_of_vsock() -> None:
         assert describe_address(sock.getsockname()).startswith(f"{socket.VMADDR_CID_ANY}:")
 
 
+@pytest.mark.filterwarnings("ignore:.*unclosed:ResourceWarning")  # what is lost before anybody had it closes itself
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupted_connect_keeps_no_descriptor_from_the_next_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    fstat = os.fstat  # there all TCP sockets are the file 0
+    monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result((*fstat(fd)[:1], 0, 0, *fstat(fd)[3:10])))
+    number = 0
+    while True:
+        number += 1
+        with IpcPeer() as peer, socket.create_server(("127.0.0.1", 0)) as server:
+            with InterruptAt(number, Interruption()) as interrupt, contextlib.suppress(Interruption):
+                peer.connect(server.getsockname())
+            interrupt.error.__traceback__ = None  # whose frames keep what was lost
+            peer.connect(server.getsockname())
+        if not interrupt.hit:
+            break
+    assert number > 10
+
+
 # --- the end of a connection ----------------------------------------------------------------------------------
 
 

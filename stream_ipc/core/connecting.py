@@ -141,11 +141,17 @@ class _Ready:
 
     settled = False
 
+    def __init__(self, loop: Loop, fd: int) -> None:
+        self._loop = loop
+        self._fd = fd
+
     def on_ready(self, fd: int, events: int) -> None:
         self.settled = True
 
     def check(self) -> None:
+        """Let go of the descriptor: another task is to have it, and an interruption has left it here."""
         self.settled = True
+        self._loop.poller.unwatch(self._fd, self)
 
 
 def wait_for(loop: Loop, fd: int, events: int, limit: float) -> bool:
@@ -153,7 +159,7 @@ def wait_for(loop: Loop, fd: int, events: int, limit: float) -> bool:
 
     Returns whether it is ready before the clock has reached ``limit``.
     """
-    awaited = _Ready()
+    awaited = _Ready(loop, fd)
     try:
         if fd >= 0:
             loop.poller.watch(fd, events, awaited)
