@@ -27,7 +27,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def open_descriptors() -> Set[str]:
     """The descriptors that this process has open, with what they are."""
     found = set()
-    for name in os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"):
+    for name in os.listdir("/dev/fd"):
         try:
             found.add(f"{name} {os.fstat(int(name)).st_ino}")
         except OSError:
@@ -37,7 +37,6 @@ def open_descriptors() -> Set[str]:
 
 # The children that this process has started itself. Others are adopted: their parents have died.
 own_children: Set[int] = set()
-waitid = os.waitid  # a test takes it away
 fork_server: Optional[ForkServer] = None
 
 
@@ -67,19 +66,16 @@ def children_left() -> str:
     end = time.monotonic() + 10.0
     while True:
         try:
-            ended = waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            ended = os.waitpid(-1, os.WNOHANG)[0]
         except ChildProcessError:
             return ""
-        if ended is None and fork_server is not None and children() == [fork_server.process.pid]:
+        if not ended and fork_server is not None and children() == [fork_server.process.pid]:
             return ""
-        if ended is not None and ended.si_pid in own_children:
-            os.waitpid(ended.si_pid, 0)
-            return f"{ended.si_pid} is not reaped"
-        if ended is not None:
-            os.waitpid(ended.si_pid, 0)
-        elif time.monotonic() > end:
+        if ended in own_children:
+            return f"{ended} is not reaped"
+        if not ended and time.monotonic() > end:
             return kill_children()
-        else:
+        if not ended:
             time.sleep(0.005)  # there may be nothing else to wait for: a process that was adopted has no pipe to us
 
 
@@ -97,11 +93,12 @@ def children() -> List[int]:
 
 def kill_children() -> str:
     """Kill what runs on, so that the next test is not blamed for it, and return what it was."""
-    lines = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], stdout=subprocess.PIPE).stdout
+    lines = subprocess.run(["ps", "-A", "-o", "ppid=,pid=,args="], stdout=subprocess.PIPE).stdout.decode().splitlines()
     kept = "" if fork_server is None else str(fork_server.process.pid)
-    found = [line for line in lines.decode().splitlines() if " ps -o pid=" not in line and line.split()[0] != kept]
+    found = [line for line in lines if line.split()[0] == str(os.getpid()) and " ps -A -o ppid=" not in line]
+    found = [line for line in found if line.split()[1] != kept]
     for line in found:
-        pid = int(line.split()[0])
+        pid = int(line.split()[1])
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     return "running on: " + "; ".join(found)
@@ -140,6 +137,8 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # what is made while tests are collected is kept: to look for garbage would take much of that time
     helpers.everything = config.option.all
     note_own_children()
+    if sys.platform == "darwin":  # whose folder for temporary files has too long a name for Unix sockets in it
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")
     # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

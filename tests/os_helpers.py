@@ -134,9 +134,9 @@ class Gate:
 def listing() -> List[str]:
     """The descriptors that are open now."""
     found = []
-    for name in os.listdir("/proc/self/fd"):
+    for name in os.listdir("/dev/fd"):
         try:
-            found.append(f"{name} -> {os.readlink(f'/proc/self/fd/{name}')}")
+            found.append(f"{name} -> {os.readlink(f'/dev/fd/{name}')}")
         except OSError:
             pass
     return sorted(found)
