@@ -2,15 +2,17 @@
 
 import os
 import select
-from typing import Any, Callable, Iterator, Tuple, Type
+import selectors
+import time
+from typing import Any, Callable, Iterator, List, Tuple, Type
 
 import pytest
 
 from stream_ipc.core.poller import READ, WRITE, Poller
 
-from .helpers import InterruptAt, Interruption, InterruptionError
+from .helpers import WAIT, InterruptAt, Interruption, InterruptionError
 
-pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="only epoll reports what is closed")
+EPOLL = pytest.mark.skipif(not hasattr(select, "epoll"), reason="only epoll reports what is closed")
 
 BOTH_KINDS = pytest.mark.parametrize("kind", [Interruption, InterruptionError])
 
@@ -62,6 +64,7 @@ def interrupted_at_every_place(
     assert number > least
 
 
+@EPOLL
 @BOTH_KINDS
 @pytest.mark.slow
 def test_a_number_that_the_kernels_set_has_already_is_watched_wherever_the_rebuilding_is_interrupted(kind: Any) -> None:
@@ -79,8 +82,40 @@ def test_a_number_that_the_kernels_set_has_already_is_watched_wherever_the_rebui
         assert apart.ready() == [(apart.source, READ)], where
 
 
+@EPOLL
 @BOTH_KINDS
 def test_a_new_set_is_seen_by_registering_and_by_waiting_wherever_making_it_is_interrupted(kind: Any) -> None:
     for apart, where in interrupted_at_every_place(lambda apart: apart.poller.rebuild(), kind, 5):
         apart.poller.watch(apart.other, WRITE, "another writer")
         assert apart.ready() == [(apart.other, WRITE)], where
+
+
+class Kqueue(selectors.PollSelector):  # type: ignore[name-defined, misc, unused-ignore]
+    """What stands for a selector over kqueue, of which a call is interrupted between its own table and the system's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.interruptions: List[BaseException] = [Interruption()]
+
+    def unregister(self, fd: Any) -> Any:
+        if self.interruptions:
+            del self._fd_to_key[fd]
+            raise self.interruptions.pop()
+        return super().unregister(fd)
+
+
+def test_what_an_interruption_has_left_in_the_table_of_kqueue_is_taken_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(select, "epoll", raising=False)
+    monkeypatch.setattr(selectors, "DefaultSelector", Kqueue)
+    poller = Poller()
+    read, write = os.pipe()
+    os.write(write, b"x")
+    poller.watch(read, READ, "reader")
+    with pytest.raises(Interruption):
+        poller.unwatch(read, "reader")
+    poller.unwatch(read, "reader")
+    start = time.monotonic()
+    assert poller.poll(WAIT) == [] and time.monotonic() - start > WAIT / 2  # or a wait would spin
+    poller.close()
+    os.close(read)
+    os.close(write)

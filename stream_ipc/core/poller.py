@@ -145,7 +145,12 @@ class Poller:
         if self._always.pop(fd, None) is not None:
             self._choose()
         try:
-            self._selector.unregister(fd)
+            try:
+                self._selector.unregister(fd)
+            except KeyError as exc:
+                pass_on(exc)
+                self._selector.register(fd, 3)  # an interrupted call may have left it in kqueue's table
+                self._selector.unregister(fd)
         except (KeyError, ValueError, OSError) as exc:
             pass_on(exc)
         self._files.pop(fd, None)
