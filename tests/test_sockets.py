@@ -66,6 +66,14 @@ def test_keepalive_of_a_tcp_connection() -> None:
         assert options(one) == [True, 1, 60, 10, 5]
 
 
+def test_on_macos_the_system_is_told_when_a_host_has_vanished(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: List[Any] = []
+    sock: Any = SimpleNamespace(family=socket.AF_INET, setsockopt=lambda *option: options.append(option))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    tune(sock)
+    assert (socket.IPPROTO_TCP, 0x80, 110) in options  # TCP_RXT_CONNDROPTIME
+
+
 def test_keepalive_of_a_connection_that_is_a_programs_stdin() -> None:
     code = "import socket, stream_ipc; stream_ipc.IpcPeer().create_socket_session(socket.socket(fileno=0))"
     one, other = tcp_pair()

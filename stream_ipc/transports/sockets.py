@@ -244,6 +244,8 @@ def _remove_dead(path: str) -> None:
 # vanished is noticed within two minutes. The first option has another name on macOS.
 _KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 5))
 
+_TCP_RXT_CONNDROPTIME = 0x80  # of macOS: seconds for which it sends what is not acknowledged again; has no name in Python
+
 
 def tune(sock: socket.socket) -> None:
     """Let small messages of a connected TCP socket leave at once, and notice when its other host has vanished.
@@ -255,6 +257,8 @@ def tune(sock: socket.socket) -> None:
         return
     options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     options += [(socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in _KEEPALIVE if hasattr(socket, name)]
+    if sys.platform == "darwin":
+        options.append((socket.IPPROTO_TCP, _TCP_RXT_CONNDROPTIME, int(VANISHED)))  # as has_vanished() does on Linux
     for option in options:
         try:
             sock.setsockopt(*option)
