@@ -97,12 +97,13 @@ def test_what_the_system_does_not_let_set_is_left(monkeypatch: pytest.MonkeyPatc
     with one, other, Strict(fileno=other.detach()) as strict:
         strict.refused = (socket.TCP_KEEPINTVL, socket.TCP_NODELAY)
         tune(strict)
-        assert Strict.tried == 5
+        more = sys.platform == "darwin"
+        assert Strict.tried == 5 + more
         assert options(strict)[0] is True
         assert options(strict)[4] == 5
         monkeypatch.setattr(sockets, "_KEEPALIVE", (("TCP_NO_SUCH_OPTION", 1),))
         tune(strict)
-        assert Strict.tried == 7
+        assert Strict.tried == 7 + 2 * more
 
 
 def test_other_sockets_are_not_tuned() -> None:
