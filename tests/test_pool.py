@@ -613,6 +613,16 @@ def test_task_that_takes_too_long_fails_and_its_worker_is_killed(peer: IpcPeer) 
         tick_until(lambda: not is_alive(pid), peer)
 
 
+def test_worker_that_took_too_long_is_dead_before_the_next_tick(peer: IpcPeer) -> None:
+    with WorkerPool(peer, worker(), 1, timeout=0.1) as pool:
+        slow = pool.submit(Ping("spin"))
+        process = pool.workers[0].process
+        assert process is not None
+        with pytest.raises(RequestTimeoutError):
+            slow.wait()
+        await_death(process)
+
+
 @pytest.mark.slow
 def test_timeout_counts_from_when_a_worker_gets_the_task(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker(), 1, timeout=1.2) as pool:

@@ -88,6 +88,8 @@ class Worker:
         self.conversation.close_now(StreamClosedError(f"{text} ({self.conversation.name})"))
 
     def kill(self, text: str) -> None:
-        """Close its session, and have its process killed, which may be busy for ever."""
+        """Close its session, and kill its process, which may be busy for ever. It is reaped by ticks."""
         self.conversation.hurry(-math.inf)
         self.close(text)
+        if self.conversation.teardown is not None:
+            self.conversation.teardown.step()  # the next tick may come late, if at all
