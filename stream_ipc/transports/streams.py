@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_channel", "open_read_end", "open_write_end", "socket_opener"]
 
-_BUFFERS = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.BufferedRWPair)  # they pass bytes on as they are
+_BUFFERS = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)  # they pass bytes on as they are
 
 _numbers = count(2)  # the negatives of these stand for ends without a descriptor
 
@@ -61,8 +61,10 @@ def _has_descriptor(stream: Any) -> bool:
     except (AttributeError, NotImplementedError, OSError, ValueError) as exc:  # io.UnsupportedOperation, or it is closed
         pass_on(exc)
         return False
-    buffered = getattr(stream, "buffer", stream) if isinstance(stream, io.TextIOBase) else stream
-    if isinstance(buffered, io.BufferedIOBase) and not isinstance(buffered, _BUFFERS):
+    layer = getattr(stream, "buffer", stream) if isinstance(stream, io.TextIOBase) else stream
+    while isinstance(layer, _BUFFERS):
+        layer = layer.raw
+    if isinstance(layer, io.BufferedIOBase):
         return False
     return isinstance(fd, int) and fd >= 0
 
