@@ -295,6 +295,27 @@ def test_removed_session_leaves_its_streams_open_and_as_they_were(peer: IpcPeer)
     right.close()
 
 
+def test_what_a_removed_session_has_read_and_not_written_is_told(
+    peer: IpcPeer, raw: RawPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    @raw.session.on_message
+    def leave(message: Note) -> None:
+        peer.remove_session(raw.session)
+
+    stream = raw.session.socket
+    raw.write(*[framed(Note(str(number))) for number in range(3)])
+    tick_until(lambda: not raw.session.is_open, peer)
+    assert "with 2 messages that were read and not dispatched, and 0 bytes that were not written" in caplog.text
+    assert stream is not None
+    stream.close()
+    caplog.clear()
+    left, right = socket.socketpair()
+    peer.remove_session(peer.create_socket_session(left))
+    assert caplog.text == ""
+    left.close()
+    right.close()
+
+
 def test_session_of_another_peer_is_not_removed(peer: IpcPeer) -> None:
     with IpcPeer() as other:
         session = other.create_session_pair()[0]

@@ -80,6 +80,7 @@ class Closing:
         self.is_done: bool = False
         self._conversation = conversation
         channel = conversation.channel
+        self._release = release
         self._close_or_release: Any = channel.release if release else channel.close
         self._handlers = [*conversation.on_close.of(type(conversation.session))]
         self._ended = False  # whether only handlers are left to be called
@@ -111,6 +112,8 @@ class Closing:
             conversation.loop.repairs.pop(conversation, None)
 
     def _close_channel(self) -> None:
+        if self._release:
+            self._tell_of_loss()
         try:
             if self.teardown is None:
                 self.teardown = self._close_or_release()
@@ -121,6 +124,17 @@ class Closing:
         except Exception as exc:
             pass_on(exc)
             log.error("closing or releasing the streams of %r failed", self._conversation.session, exc_info=True)
+
+    def _tell_of_loss(self) -> None:
+        """Log what the owner of the streams will miss, who goes on with them."""
+        conversation = self._conversation
+        unread, unwritten = len(conversation.dispatcher.inbox), conversation.outbox.queued_bytes
+        if unread or unwritten:
+            log.warning(
+                "session %s was removed from its peer with %d messages that were read and not dispatched, and %d bytes that"
+                " were not written; both are lost: flush() and tick before",
+                conversation.name, unread, unwritten,
+            )  # fmt: skip
 
     def _fail_pending(self) -> None:
         conversation = self._conversation
