@@ -150,13 +150,16 @@ class SessionOpener(Facade):
         is there; ``write(data)`` returns how many bytes it took, or None for
         none. They are called on every tick, and at least every 10 ms while
         waiting. What they raise is the end of the session. For a stream that
-        blocks see ``examples/blocking_stream.py``.
+        blocks see ``examples/blocking_stream.py``; in place of a socket's
+        ``makefile("rwb")``, which blocks, pass the socket. What a file object
+        has read ahead is used, unless it is text.
 
         ``read`` may be the same as ``write``; ``read2`` is a second input.
 
         Raises:
             InvalidStreamError: A stream is closed or another session's, or has
-                neither a descriptor nor such methods. The streams stay open.
+                neither a descriptor nor such methods, or has read text ahead.
+                The streams stay open.
             ValueError: There is an ``ssl.SSLSocket`` among them.
         """
         from .transports.streams import open_channel

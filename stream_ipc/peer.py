@@ -202,7 +202,7 @@ class IpcPeer(SessionOpener):
 
         Raises:
             OSError: This program's selector has none: call ``tick`` now and
-                then.
+                then. Or none is left: the first call makes one.
             RuntimeError: The peer is closed.
 
         Example:
@@ -245,8 +245,11 @@ class IpcPeer(SessionOpener):
     def remove_session(self, session: Session) -> None:
         """Close a session but leave its streams open, to their owner.
 
-        They are left as they were found, and a child process is left running.
-        Does nothing if the session is closed.
+        They are left as they were found, but for TCP's options, and a child
+        process is left running. What is queued is written first, for at most a
+        second. What is left of it, and messages that were read and not
+        dispatched, are lost; a warning is logged. A ``StreamTransport`` cannot
+        be used again. Does nothing if the session is closed.
 
         Raises:
             TypeError: It is no session.

@@ -71,7 +71,8 @@ class WorkerPool(Facade):
             fails with ``RequestTimeoutError``, and its worker is killed and
             replaced.
         tasks_per_worker: A worker is replaced after so many tasks.
-        in_flight: How many tasks a worker has at a time.
+        in_flight: How many tasks a worker has at a time. If it dies, each of
+            them has had one of its tries.
         on_session: Called with each new worker's session, for handlers and
             set-up messages. What it raises is logged, and the worker counts as
             one that died.
@@ -190,8 +191,10 @@ class WorkerPool(Facade):
     ) -> ResponsePromise[Any]:
         """Queue a task, and give it to a worker as soon as one is free.
 
-        Does not block. May start a worker, and so call ``on_session``. Runs no
-        other handlers, but the done callbacks of tasks that fail meanwhile.
+        The message is encoded when a worker gets it, so it must not be changed
+        until there is a reply. Does not block. May start a worker, and so call
+        ``on_session``. Runs no other handlers, but the done callbacks of tasks
+        that fail meanwhile.
 
         Args:
             message: The task; a worker gets it as a request.

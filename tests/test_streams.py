@@ -637,7 +637,11 @@ def test_a_shared_descriptor_is_not_read_before_it_is_ready(monkeypatch: pytest.
             return read
 
         def peek(self) -> bytes:
-            raise AssertionError("this would have blocked")
+            return os.read(read, 100)
+
+        def read1(self, size: int) -> bytes:
+            assert size == 0
+            return b""
 
     def block(fd: int, size: int) -> bytes:
         assert wait_readable(fd, 0), "this would have blocked"
@@ -1146,11 +1150,29 @@ def test_a_reader_that_had_read_ahead(peer: IpcPeer) -> None:
     os.close(out)
 
 
-@pytest.mark.parametrize("text", [False, True])
-def test_a_compressed_file_is_used_by_its_methods(peer: IpcPeer, tmp_path: pathlib.Path, text: bool) -> None:
+def test_a_text_file_that_has_read_ahead_is_refused(peer: IpcPeer, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "notes").write_bytes(b"a line\n" + framed(Note("1")))
+    file = open(tmp_path / "notes", encoding="latin-1")  # noqa: SIM115 - it is the session's, in the end
+    inheritable = os.get_inheritable(file.fileno())
+    out = os.open(os.devnull, os.O_WRONLY)
+    assert file.readline() == "a line\n"
+    with pytest.raises(InvalidStreamError, match="has read text ahead"):
+        peer.create_stream_session(out, file)
+    assert os.get_inheritable(file.fileno()) == inheritable
+    file.seek(7)
+    session = peer.create_stream_session(out, file)
+    notes, closed = collect(session, Note), ended(session)
+    tick_until(lambda: closed, peer)
+    assert notes == [Note("1")]
+
+
+@pytest.mark.parametrize("layer", [None, io.TextIOWrapper, io.BufferedReader])
+def test_a_compressed_file_is_used_by_its_methods(peer: IpcPeer, tmp_path: pathlib.Path, layer: Any) -> None:
     def opened(mode: str) -> Any:
         zipped: Any = gzip.open(tmp_path / "notes.gz", mode)  # noqa: SIM115
-        return io.TextIOWrapper(zipped) if text else zipped
+        if layer is io.BufferedReader and mode == "wb":
+            return io.BufferedWriter(zipped)
+        return layer(zipped) if layer else zipped
 
     notes = [Note(str(index), bytes(1000)) for index in range(100)]
     with peer.create_stream_session(opened("wb"), os.open(os.devnull, os.O_RDONLY)) as session:

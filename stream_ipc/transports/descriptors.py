@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "READ_SIZE", "close_all", "close_stream", "describe_stream", "has_hung_up", "is_socket", "is_tls", "unusable",
-    "wait_readable", "wait_writable",
+    "READ_SIZE", "close_all", "close_stream", "describe_stream", "has_hung_up", "is_socket", "is_tls", "take_read_ahead",
+    "unusable", "wait_readable", "wait_writable",
 ]  # fmt: skip
 
 # With more, a buffer is mapped and unmapped for every read, which makes small round trips slower.
@@ -87,6 +87,34 @@ def close_stream(stream: Any) -> None:
     except Exception as exc:  # of somebody's own class
         pass_on(exc)
         log.error("closing %s failed", describe_stream(stream), exc_info=True)
+
+
+def take_read_ahead(stream: Any) -> bytes:
+    """Return what a file object has read and not given out. A read of its descriptor must not block now.
+
+    Raises:
+        InvalidStreamError: It is text, of which the bytes are not known.
+    """
+    text = ""
+    try:
+        buffered = getattr(stream, "buffer", stream)  # under a text layer
+        if not hasattr(buffered, "peek"):
+            return b""
+        ahead = bytes(buffered.read1(len(buffered.peek())) or b"")
+        if buffered is not stream:
+            try:
+                text = stream.read()
+            except UnicodeDecodeError:
+                text = "?"
+    except (OSError, ValueError) as exc:  # it is closed
+        pass_on(exc)
+        return b""
+    if text:
+        raise InvalidStreamError(
+            f"{describe_stream(stream)} has read text ahead that may belong to messages; create the session before"
+            " anything reads from it, or read from its .buffer"
+        )
+    return ahead
 
 
 def is_socket(stream: Any) -> bool:

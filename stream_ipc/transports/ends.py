@@ -24,7 +24,16 @@ from itertools import repeat, starmap
 from .. import log
 from ..errors import InvalidStreamError
 from ..interruptions import Shield, pass_on
-from .descriptors import READ_SIZE, close_all, close_stream, describe_stream, is_socket, unusable, wait_writable
+from .descriptors import (
+    READ_SIZE,
+    close_all,
+    close_stream,
+    describe_stream,
+    is_socket,
+    take_read_ahead,
+    unusable,
+    wait_writable,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -240,15 +249,28 @@ class ReadEnd(End):
             self.reads: Iterator[bytes] = map(os.read, repeat(self.fd), repeat(READ_SIZE))
         else:
             self.reads = map(sock.recv, repeat(READ_SIZE), repeat(self._socket_flags()))
-        buffered = getattr(stream, "buffer", stream)  # under a text layer
         try:
-            if hasattr(buffered, "peek") and not self.shared:  # where it could block, peek() would wait
-                self.ahead: bytes = bytes(buffered.read1(len(buffered.peek())) or b"")
-        except (OSError, ValueError) as exc:
-            pass_on(exc)
+            if hasattr(stream, "buffer") or (self.shared and hasattr(stream, "peek")):  # where that might block
+                self.ahead: bytes = self._take_from_object()
+            else:
+                self.ahead = take_read_ahead(stream)
+        except (InvalidStreamError, OSError):
+            raise
         except Exception as exc:  # of somebody's own class
             pass_on(exc)
             raise unusable(stream, repr(exc)) from exc
+
+    def _take_from_object(self) -> bytes:
+        """Return what the file object has read ahead, while the null device stands in for its descriptor."""
+        inheritable = os.get_inheritable(self.fd)
+        with Shield(), open(os.devnull, "rb") as null:
+            mine = os.dup(self.fd)
+            try:
+                os.dup2(null.fileno(), self.fd, inheritable)
+                return take_read_ahead(self.stream)
+            finally:
+                os.dup2(mine, self.fd, inheritable)
+                os.close(mine)
 
     def reads_into(self, view: memoryview) -> Iterator[int]:
         if self.growable:

@@ -19,6 +19,7 @@ import sys
 from .. import log
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
+from .descriptors import take_read_ahead
 from .ends import Ends, ReadEnd, WriteEnd
 from .stream_channel import StreamChannel
 
@@ -193,22 +194,10 @@ def _flush() -> None:
 
 def _read_ahead() -> bytes:
     """Return what ``sys.stdin`` has read before; descriptor 0 is the null device by now, so this cannot block."""
-    stdin: Any = sys.stdin
     try:
-        if stdin.fileno() != 0:
+        if sys.stdin.fileno() != 0:
             return b""
-        buffered = stdin.buffer
-        ahead: bytes = buffered.read1(len(buffered.peek()))
-        try:
-            rest = stdin.read()
-        except UnicodeDecodeError:
-            rest = "?"
     except (AttributeError, OSError, ValueError) as exc:
         pass_on(exc)
         return b""  # there is none, it is closed, or an object that is no file
-    if rest:
-        raise InvalidStreamError(
-            "sys.stdin has read text ahead that may belong to messages; create the session before anything reads"
-            " from sys.stdin, or read from sys.stdin.buffer"
-        )
-    return ahead
+    return take_read_ahead(sys.stdin)

@@ -119,7 +119,9 @@ class StreamChannel(Channel):
             return f"{describe_stream(end.stream)} cannot be written: {error_text(end.error)}"
         if isinstance(self.outbox.error, StreamClosedError):  # it was not the other side
             return str(self.outbox.error)
-        return f"the other side no longer reads ({self.describe()}): {self.outbox.error}"
+        gone = isinstance(self.outbox.error, (ConnectionError, TimeoutError))
+        what = "the other side no longer reads" if gone else "nothing can be written any more"
+        return f"{what} ({self.describe()}): {self.outbox.error}"
 
     def add_last_words(self, error: StreamClosedError, inbox: Any) -> None:
         self.inputs.give_out(inbox)
