@@ -9,7 +9,8 @@ import inspect
 import sys
 from functools import partial
 
-from .interruptions import function_of, pass_on
+from . import log
+from .interruptions import function_of, pass_on, pass_on_own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     Chain = Union[Tuple[()], Tuple["Handler", "Chain"]]
 
-__all__ = ["Handler", "HandlerList", "check_handler", "name_of"]
+__all__ = ["Handler", "HandlerList", "check_handler", "first_failure", "name_of"]
 
 _PACKAGE = __name__.partition(".")[0]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -142,8 +143,9 @@ def check_handler(event: str, function: Any, most: int) -> tuple[inspect.Paramet
     if len(required) > most or keywords or not (positional or starred):
         number = "one argument" if most == 1 else "one or two arguments"
         raise TypeError(f"{event} takes a handler of {number}, but {name_of(function)} has the signature {signature}")
-    for test, what in ((inspect.iscoroutinefunction, "coroutine"), (inspect.isgeneratorfunction, "generator")):
-        if test(function):
+    for test in (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
+        if test(function) or test(type(function).__call__):
+            what = "generator" if test is inspect.isgeneratorfunction else "coroutine"
             raise TypeError(f"{event} takes a plain function, but {name_of(function)} is a {what} function")
     # A second parameter with a default is the handler's own, unless it is called session. The *args of builtins such as
     # print() are not for the session, and before CPython 3.11 the signature does not show them.
@@ -153,6 +155,28 @@ def check_handler(event: str, function: Any, most: int) -> tuple[inspect.Paramet
         or (len(positional) > 1 and positional[1].name == "session")
     )
     return (positional[0] if positional else None), takes_both
+
+
+def first_failure(error: BaseException, first: Exception | None, session: Any) -> Exception:
+    """Return the first error of the handlers of one message, and log another; raise what interrupts them.
+
+    Args:
+        error: What a handler has raised.
+        first: What one before it has raised, or None.
+        session: Whose handlers these are, for texts.
+    """
+    try:
+        if not isinstance(error, Exception):
+            raise error
+        pass_on_own(error)
+    except BaseException:
+        if first is not None:  # which nobody would learn of
+            log.error("%r: an on_message handler failed", session, exc_info=first)
+        raise
+    if first is None:
+        return error
+    log.error("%r: another on_message handler failed too", session, exc_info=error)
+    return first
 
 
 def _do_nothing(*arguments: Any) -> None:
@@ -165,10 +189,20 @@ def name_of(function: Any) -> str:
 
 
 def _signature(function: Any) -> inspect.Signature:
+    """Return what a function takes, and the annotations of what it wraps."""
+    options: dict[str, Any] = {}
     if sys.version_info >= (3, 14):  # where annotations that are no text are evaluated now, all of them
-        formats = sys.modules["annotationlib"].Format  # inspect has imported it
-        return inspect.signature(function, annotation_format=formats.FORWARDREF)
-    return inspect.signature(function)
+        options["annotation_format"] = sys.modules["annotationlib"].Format.FORWARDREF  # inspect has imported it
+    wrapped = inspect.signature(function, **options)
+    own = inspect.signature(function, follow_wrapped=False, **options)
+    parameters = list(own.parameters.values())
+    if not parameters or any([p.kind in _STARRED for p in parameters]):  # a wrapper that passes on what it gets
+        return wrapped
+    for p in wrapped.parameters.values():
+        if parameters[0].annotation is inspect.Parameter.empty:
+            parameters[0] = parameters[0].replace(annotation=p.annotation)
+        break
+    return own.replace(parameters=parameters)
 
 
 def _may_be_message(cls: type) -> bool:

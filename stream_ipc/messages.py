@@ -39,7 +39,8 @@ class Message:
     wire_name="App\\\\Message\\\\TaskRequest")``. Both sides must know the class
     under the same name, so define it in a module that both import. A dataclass
     is rebuilt by its constructor on the other side, so ``__post_init__`` can
-    check what came; any other class is rebuilt from its attributes.
+    check what came; any other class is rebuilt from its attributes, also one
+    that derives from a dataclass and has a constructor of its own.
 
     Raises:
         TypeError: At the definition: instances of the class cannot be rebuilt

@@ -233,7 +233,7 @@ class IpcPeer(SessionOpener):
         ``tick(0)`` and ``request()``. Looks through all pending requests.
 
         That an owner has closed a stream under its session is told by neither:
-        the next ``tick(0)`` finds that out.
+        ticks look for that every half second, at some sessions at a time.
         """
         loop = self._loop
         if loop.closing and not loop.forked:

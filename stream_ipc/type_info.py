@@ -264,12 +264,22 @@ def fields_of(cls: Any) -> tuple[FieldInfo, ...] | None:
             nothing = getattr(sys.modules.get("attr"), "NOTHING", None)
             named = [(a, getattr(a, "alias", None) or a.name.lstrip("_")) for a in cls.__attrs_attrs__ if a.init]
             return tuple([_field(a, name, a.default is nothing) for a, name in named])
-        if "__init__" in base.__dict__ or "__new__" in base.__dict__:
+        if _has_own_constructor(base, cls):
             break
     if is_named_tuple(cls):
         annotations, defaults = _annotations(cls), getattr(cls, "_field_defaults", {})
         return tuple([FieldInfo(f, annotations.get(f, object), {}, f, f not in defaults) for f in cls._fields])
     return None
+
+
+def _has_own_constructor(base: Any, cls: type) -> bool:
+    """Return whether a class, of the bases of another, has a constructor that takes the place of those behind it."""
+    if base.__dict__.get("_is_protocol"):  # typing has given it one, which calls the next
+        return False
+    init = base.__dict__.get("__init__")
+    behind = cls.__mro__[cls.__mro__.index(base) + 1 :]
+    is_borrowed = any([other.__dict__.get("__init__") is init for other in behind])  # which typing does then
+    return (init is not None and not is_borrowed) or "__new__" in base.__dict__
 
 
 def _field(f: Any, parameter: str, is_required: bool) -> FieldInfo:

@@ -54,6 +54,41 @@ FIRST = [First, FirstChild]
 # --- how many arguments ---------------------------------------------------------------------------------------
 
 
+def test_a_wrapper_that_takes_another_number_than_what_it_wraps() -> None:
+    def one(message: First) -> None: ...
+
+    def two(message: First, session: Any) -> None: ...
+
+    @functools.wraps(one)
+    def adds_the_session(anything: Any, its_session: Any) -> None: ...
+
+    @functools.wraps(two)
+    def takes_none(anything: Any) -> None: ...
+
+    @functools.wraps(one)
+    def passes_on(*arguments: Any, **keywords: Any) -> None: ...
+
+    assert [takes_both(function) for function in (adds_the_session, takes_none, passes_on)] == [True, False, False]
+    for function in (adds_the_session, takes_none, passes_on):
+        assert called_for(function) == FIRST
+
+
+def test_what_does_nothing_when_it_is_called_is_refused() -> None:
+    async def several(message: Any) -> Any:
+        yield message
+
+    class Asynchronous:
+        async def __call__(self, message: Any) -> None: ...
+
+    class Generating:
+        def __call__(self, message: Any) -> Any:
+            yield message
+
+    for function, what in ((several, "coroutine"), (Asynchronous(), "coroutine"), (Generating(), "generator")):
+        with pytest.raises(TypeError, match=f"takes a plain function, but .* is a {what} function"):
+            added(function)
+
+
 class Methods:
     def one(self, message: Any) -> None: ...
 

@@ -8,7 +8,7 @@ import re
 import signal
 import types
 from dataclasses import InitVar, dataclass, field
-from typing import Any, Dict, Generic, List, NamedTuple, TypeVar
+from typing import Any, Dict, Generic, List, NamedTuple, Protocol, TypeVar
 
 import pytest
 
@@ -542,6 +542,32 @@ class Nothing(Message, wire_name="test.registry.Nothing"):
 @dataclass
 class Holding(Message, wire_name="test.Holding"):
     value: Any
+
+
+class HasNumber(Protocol):
+    number: int
+
+
+@dataclass
+class Checked(Message, wire_name="test.registry.Checked"):
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number < 0:
+            raise ValueError("negative")
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_protocol_does_not_keep_a_dataclass_from_being_checked(used: bool) -> None:
+    class OfProtocol(HasNumber, Checked, wire_name=f"test.OfProtocol{used}"):
+        if used:  # from then on it has a constructor of its own, which is its base's
+            __init__ = Checked.__init__
+
+    serializer = JsonMessageSerializer()
+    payload = serializer.serialize(OfProtocol(number=7))
+    assert serializer.deserialize(payload) == OfProtocol(number=7)
+    with pytest.raises(SerializationError, match="ValueError: negative"):
+        serializer.deserialize(payload.replace(b"7", b"-7"))
 
 
 @pytest.mark.parametrize("serializer", [PickleMessageSerializer(), JsonMessageSerializer(), PhpMessageSerializer()])

@@ -606,6 +606,15 @@ def test_enums() -> None:
             value_of(bad)
 
 
+@pytest.mark.parametrize(
+    ("wire_name", "case"), [("urn:test:Color", "RED"), ("test.php.Case", "x:y"), ("test.php.Case", 'x"y')]
+)
+def test_an_enum_whose_name_the_format_cannot_hold_is_refused(wire_name: str, case: str) -> None:
+    cls = register_type(enum.Enum("Case", {case: 1}), wire_name)
+    with pytest.raises(SerializationError, match="cannot be an enum's case in PHP's format"):
+        PhpMessageSerializer().serialize(LogMessage(cls(1)))  # type: ignore[arg-type]
+
+
 def test_an_enum_is_no_object() -> None:
     with pytest.raises(SerializationError, match="is an enum, but came as an object"):
         value_of(b'O:16:"App\\Message\\Suit":2:{s:4:"name";s:6:"Hearts";s:5:"value";s:1:"H";}')

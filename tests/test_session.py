@@ -8,6 +8,7 @@ import socket
 import struct
 import typing
 import weakref
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, List, Union
 
@@ -1496,6 +1497,38 @@ def test_errors_of_several_handlers(peer: IpcPeer, raw: RawPeer, caplog: pytest.
         peer.tick()
     assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["second", "third"]
     assert all("another on_message handler failed too" in record.getMessage() for record in caplog.records)
+
+
+def test_what_interrupts_the_handlers_of_a_message_hides_no_failure(
+    raw: RawPeer, peer: IpcPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    @raw.session.on_message
+    def fail(note: Note) -> None:
+        raise ValueError("first")
+
+    @raw.session.on_message
+    def leave(note: Note) -> None:
+        raise KeyboardInterrupt
+
+    raw.write(framed(Note()))
+    with pytest.raises(KeyboardInterrupt):
+        peer.tick()
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["first"]
+
+
+def test_an_unexpected_reply_of_a_class_of_the_same_name(peer: IpcPeer) -> None:
+    def another(number: int) -> Any:
+        @dataclass
+        class Same(Message, wire_name=f"test.session.Same{number}"): ...
+
+        Same.__qualname__ = f"Same{number}"
+        return Same
+
+    expected, got = another(1), another(2)
+    a, b = peer.create_session_pair()
+    b.on_request(lambda ping: got())
+    with pytest.raises(UnexpectedReplyError, match=r"is <class '.*Same2'>, and the request expected <class '.*Same1'>"):
+        a.request(Ping(), expect=expected).wait()
 
 
 def test_users_may_attach_what_they_like() -> None:

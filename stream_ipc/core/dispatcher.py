@@ -14,7 +14,7 @@ from collections import deque
 
 from .. import log
 from ..errors import InvalidStreamError, IpcError, SerializationError, StreamClosedError, article, describe
-from ..handlers import HandlerList
+from ..handlers import HandlerList, first_failure
 from ..interruptions import pass_on, pass_on_own
 from ..messages import ErrorMessage, Message, RequestEnvelope, ResponseEnvelope
 from ..transports.channel import EndOfStream
@@ -267,12 +267,8 @@ class Dispatcher:
 
                         handler.function(*arguments)
                     break
-            except Exception as exc:
-                pass_on_own(exc)
-                if error is None:
-                    error = exc
-                else:
-                    log.error("%r: another on_message handler failed too", self._session, exc_info=exc)
+            except BaseException as exc:
+                error = first_failure(exc, error, self._session)
             if following is None:
                 break
             item = following

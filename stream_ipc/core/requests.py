@@ -189,8 +189,11 @@ class Requests:
         """Return the error that an unwelcome reply is."""
         if isinstance(reply, ErrorMessage):
             return RemoteError(printable(str(reply)))
-        text = f"the reply to request {pending.id} is {article(type(reply))}, and the request expected"
-        return UnexpectedReplyError(f"{text} {article(pending.expect)} ({self._name})", reply)
+        got, expected = article(type(reply)), article(pending.expect)
+        if got == expected:
+            got, expected = repr(type(reply)), f"{pending.expect!r}, which is another class"
+        text = f"the reply to request {pending.id} is {got}, and the request expected {expected}"
+        return UnexpectedReplyError(f"{text} ({self._name})", reply)
 
     def fail(self, id: Any, error: BaseException) -> None:
         """Take an error in place of a reply."""

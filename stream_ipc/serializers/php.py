@@ -337,6 +337,8 @@ class _Php(TextFormat):
                 raise ValueError
             seen.add(id(value))
             text = f"{name}:{raw(value._name_)}"
+            if text.count(":") != 1 or '"' in text:
+                raise SerializationError(f"{shown(info.wire_name)}.{value._name_} cannot be an enum's case in PHP's format")
             return f'E:{len(text)}:"{text}";'
 
         return encode

@@ -85,7 +85,7 @@ class PickleMessageSerializer:
 
     Args:
         unsafe: Plain pickle instead, for a peer that may run code here anyway.
-            Both sides must use the same.
+            Both sides must use the same. ``register_type`` has no part in it.
     """
 
     def __init__(self, *, unsafe: bool = False) -> None:
@@ -366,12 +366,12 @@ def _load_objects(payload: bytes | bytearray) -> Any:
     if not built and not (0x98 in payload and 0x96 in payload):
         return root
     try:
-        item = Resolver(not built).item
+        resolver = Resolver(not built)
         content = root[3]
         if type(content) is tuple:
-            return (*root[:3], tuple([item(value) for value in content]))
+            return (*root[:3], tuple(resolver.values(root[2], content)))
         if type(content) is dict:
-            return (*root[:3], item(content))
+            return (*root[:3], resolver.item(content))
         raise SerializationError("payload is not a message: it has no fields")
     except SerializationError as exc:
         add_id(exc, *root[:2])

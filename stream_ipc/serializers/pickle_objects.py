@@ -19,7 +19,7 @@ from ..type_info import compile_function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
     from typing import Any
 
     from ..type_info import TypeInfo
@@ -209,6 +209,18 @@ class Resolver:
         self._done: dict[int, Any] = {}
         self._may_loop = may_loop
 
+    def values(self, shape: Any, values: Sequence[Any]) -> list[Any]:
+        """Return the values of a shape with objects in place of handles.
+
+        A field that the class does not have here is dropped later: it may hold what cannot be built, so it becomes None.
+        """
+        names: Sequence[Any] = shape.split(SEPARATOR) if type(shape) is str else ()
+        if len(names) != len(values) + 1 or len(names) == 1:
+            return [self.item(value) for value in values]
+        info = registry.lookup(names[0])
+        known = {field.name for field in info.fields} if info.fields else names
+        return [self.item(value) if name in known else None for name, value in zip(names[1:], values)]
+
     def item(self, value: Any) -> Any:
         """Return a value with objects in place of handles."""
         cls = type(value)
@@ -259,7 +271,7 @@ _IN_PROGRESS = object()
 def _unusual(handle: Handle, resolver: Resolver) -> Any:
     """Build what is not to be built by a function for its class: the first of its shape, and others."""
     shape, *parts = handle or (None,)
-    values = [resolver.item(part) for part in parts]
+    values = resolver.values(shape, parts)
     content = values[0] if len(values) == 1 else None
     is_shape = type(shape) is str and SEPARATOR in shape
     if is_shape or type(content) is dict:
