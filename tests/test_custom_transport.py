@@ -222,6 +222,28 @@ def test_read_fds_that_returns_no_list_is_named(peer: IpcPeer, returned: Any) ->
     assert str(errors[0]) == f"Odd.read_fds() must return a list of descriptors, not {returned}"
 
 
+@pytest.mark.parametrize("name", ["read_fds", "wants_write"])
+def test_whatever_of_a_transport_says_that_the_stream_is_closed_ends_the_session(peer: IpcPeer, name: str) -> None:
+    def ask(self: Any) -> Any:
+        if self.gone:
+            raise StreamClosedError("the line is dead")
+        return []
+
+    kind = type("Odd", (Memory,), {"gone": False, name: ask if name == "read_fds" else property(ask)})
+    transport = kind()
+    session = peer.create_session(transport)
+    errors: List[Exception] = []
+    session.on_exception(errors.append)
+    notes: List[Message] = []
+    session.on_message(notes.append)
+    transport.incoming.append(Note("before"))
+    peer.tick(0)
+    transport.gone = True
+    tick_until(lambda: not session.is_open, peer)
+    assert errors == [] and notes == [Note("before")]
+    assert str(session.reason) == "the line is dead"
+
+
 @pytest.mark.parametrize("name", ["send", "receive", "read_fds", "close"])
 def test_object_whose_attribute_raises_stop_iteration_is_named(peer: IpcPeer, name: str) -> None:
     def stop(self: Any) -> Any:

@@ -89,6 +89,11 @@ class Port:
         try:
             reads, write_fd, poll_in, self._polls_output = self.channel.interest()
             wanted = dict.fromkeys(reads, READ)
+        except StreamClosedError as exc:  # as receive() says it
+            pass_on(exc)
+            self._inputs.put_end(self._inbox, exc)
+            self._loop.mark(self._dispatcher)
+            return
         except Exception as exc:  # of a user's transport
             self._loop.repairs[self] = None
             self.report_failure(exc)
