@@ -194,7 +194,10 @@ def _signature(function: Any) -> inspect.Signature:
     if sys.version_info >= (3, 14):  # where annotations that are no text are evaluated now, all of them
         options["annotation_format"] = sys.modules["annotationlib"].Format.FORWARDREF  # inspect has imported it
     wrapped = inspect.signature(function, **options)
-    own = inspect.signature(function, follow_wrapped=False, **options)
+    try:
+        own = inspect.signature(function, follow_wrapped=False, **options)
+    except ValueError:  # a wrapper in C, such as functools.lru_cache
+        return wrapped
     parameters = list(own.parameters.values())
     if not parameters or any([p.kind in _STARRED for p in parameters]):  # a wrapper that passes on what it gets
         return wrapped
@@ -269,7 +272,8 @@ def _classes(annotation: Any, namespace: Callable[[], dict[str, Any]]) -> list[A
 
 
 def _namespace(function: Any, caller: Any) -> dict[str, Any]:
-    function = function_of(inspect.unwrap(function_of(function)))
+    called = function_of(function)
+    function = function_of(inspect.unwrap(called if hasattr(called, "__code__") else function))  # or it is a wrapper in C
     code = getattr(function, "__code__", None)
     names: dict[str, Any] = dict(getattr(function, "__globals__", {}))
     if caller is not None:  # a class that is local to the function that registers the handler

@@ -73,6 +73,18 @@ def test_a_wrapper_that_takes_another_number_than_what_it_wraps() -> None:
         assert called_for(function) == FIRST
 
 
+def test_a_wrapper_in_c_that_does_not_tell_what_it_takes() -> None:
+    @functools.lru_cache(None)
+    def one(message: First) -> None: ...
+
+    @functools.lru_cache(None)
+    def two(message: First, session: Any) -> None: ...
+
+    assert [takes_both(function) for function in (one, two)] == [False, True]
+    for function in (one, two, staticmethod(one)):
+        assert called_for(function) == FIRST
+
+
 def test_what_does_nothing_when_it_is_called_is_refused() -> None:
     async def several(message: Any) -> Any:
         yield message
