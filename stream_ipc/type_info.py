@@ -274,9 +274,9 @@ def fields_of(cls: Any) -> tuple[FieldInfo, ...] | None:
 
 def _has_own_constructor(base: Any, cls: type) -> bool:
     """Return whether a class, of the bases of another, has a constructor that takes the place of those behind it."""
-    if base.__dict__.get("_is_protocol"):  # typing has given it one, which calls the next
-        return False
     init = base.__dict__.get("__init__")
+    if base.__dict__.get("_is_protocol") and getattr(init, "__module__", "typing") == "typing":
+        return False  # typing has given it one, which calls the next
     behind = cls.__mro__[cls.__mro__.index(base) + 1 :]
     is_borrowed = any([other.__dict__.get("__init__") is init for other in behind])  # which typing does then
     return (init is not None and not is_borrowed) or "__new__" in base.__dict__

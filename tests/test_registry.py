@@ -6,6 +6,7 @@ import enum
 import functools
 import re
 import signal
+import sys
 import types
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Dict, Generic, List, NamedTuple, Protocol, TypeVar
@@ -568,6 +569,20 @@ def test_a_protocol_does_not_keep_a_dataclass_from_being_checked(used: bool) -> 
     assert serializer.deserialize(payload) == OfProtocol(number=7)
     with pytest.raises(SerializationError, match="ValueError: negative"):
         serializer.deserialize(payload.replace(b"7", b"-7"))
+
+
+class Scaling(Protocol):
+    def __init__(self, number: int) -> None:
+        self.number = number * 2
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="typing puts its own in the place of a protocol's constructor")
+def test_a_protocol_with_a_constructor_of_its_own_is_no_dataclass() -> None:
+    class OfScaling(Scaling, Checked, wire_name="test.OfScaling"): ...
+
+    serializer = JsonMessageSerializer()
+    message: Any = serializer.deserialize(serializer.serialize(OfScaling(3)))
+    assert message.number == 6
 
 
 @pytest.mark.parametrize("serializer", [PickleMessageSerializer(), JsonMessageSerializer(), PhpMessageSerializer()])
