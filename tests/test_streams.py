@@ -1166,6 +1166,47 @@ def test_a_text_file_that_has_read_ahead_is_refused(peer: IpcPeer, tmp_path: pat
     assert notes == [Note("1")]
 
 
+@pytest.mark.parametrize("more", [b"more", b"\xc3", b"x" * 20_000])
+def test_a_text_file_around_a_socket_that_has_read_ahead_is_refused(peer: IpcPeer, more: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(b"a line\n" + more)
+    with ours, theirs, ours.makefile("r", encoding="utf-8") as file:
+        assert file.readline() == "a line\n"
+        with pytest.raises(InvalidStreamError, match="has read text ahead"):
+            peer.create_stream_session(ours, file)
+        ours.setblocking(False)
+        theirs.sendall(b"the end")
+        assert ours.recv(100_000).endswith(b"the end")
+
+
+class Holder:
+    """A stream by its descriptor alone, with an attribute that text layers have."""
+
+    def __init__(self, fd: int) -> None:
+        self.buffer = os.fdopen(fd, "rb")
+
+    def fileno(self) -> int:
+        return self.buffer.fileno()
+
+    def close(self) -> None:
+        self.buffer.close()
+
+
+@pytest.mark.parametrize("wrap", [Holder, os.fdopen])
+def test_what_was_read_ahead_is_taken_without_a_null_device(
+    peer: IpcPeer, wrap: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "devnull", "/no/such/device")  # as in a chroot
+    (read, write), (out, sink) = os.pipe(), os.pipe()
+    reader = wrap(read)
+    write_all(write, b"+" + framed(Note("1")))
+    assert reader.buffer.read(1) == b"+"
+    session = peer.create_stream_session(sink, reader)
+    assert session.receive(PATIENCE) == Note("1")
+    os.close(write)
+    os.close(out)
+
+
 @pytest.mark.parametrize("layer", [None, io.TextIOWrapper, io.BufferedReader])
 def test_a_compressed_file_is_used_by_its_methods(peer: IpcPeer, tmp_path: pathlib.Path, layer: Any) -> None:
     def opened(mode: str) -> Any:

@@ -101,9 +101,9 @@ def take_read_ahead(stream: Any) -> bytes:
         if not hasattr(buffered, "peek"):
             return b""
         ahead = bytes(buffered.read1(len(buffered.peek())) or b"")
-        if buffered is not stream:
+        if buffered is not stream and hasattr(stream, "encoding"):
             try:
-                text = stream.read()
+                text = stream.read(1)
             except UnicodeDecodeError:
                 text = "?"
     except (OSError, ValueError) as exc:  # it is closed

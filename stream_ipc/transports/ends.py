@@ -261,16 +261,24 @@ class ReadEnd(End):
             raise unusable(stream, repr(exc)) from exc
 
     def _take_from_object(self) -> bytes:
-        """Return what the file object has read ahead, while the null device stands in for its descriptor."""
+        """Return what the file object has read ahead, while something that has ended stands in for its descriptor."""
         inheritable = os.get_inheritable(self.fd)
-        with Shield(), open(os.devnull, "rb") as null:
-            mine = os.dup(self.fd)
+        with Shield():
+            if self.socket is None:
+                ended, other = os.pipe()
+            else:  # a file object around a socket calls recv()
+                ended, other = [sock.detach() for sock in sys.modules["_socket"].socketpair()]
+            os.close(other)
             try:
-                os.dup2(null.fileno(), self.fd, inheritable)
-                return take_read_ahead(self.stream)
+                mine = os.dup(self.fd)
+                try:
+                    os.dup2(ended, self.fd, inheritable)
+                    return take_read_ahead(self.stream)
+                finally:
+                    os.dup2(mine, self.fd, inheritable)
+                    os.close(mine)
             finally:
-                os.dup2(mine, self.fd, inheritable)
-                os.close(mine)
+                os.close(ended)
 
     def reads_into(self, view: memoryview) -> Iterator[int]:
         if self.growable:
