@@ -101,6 +101,11 @@ class TypeInfo:
             self._fields = fields or ()
         return self._fields
 
+    @property
+    def is_declared(self) -> bool:
+        """Whether it has the declared fields and no others, be it none at all."""
+        return bool(self.fields) or (self.encode is None and not self._open)
+
     def values(self, obj: Any) -> dict[str, Any]:
         """Take an instance apart: ``{field name: value}`` in the order of declaration."""
         if self.encode is not None:

@@ -218,7 +218,7 @@ class Resolver:
         if len(names) != len(values) + 1 or len(names) == 1:
             return [self.item(value) for value in values]
         info = registry.lookup(names[0])
-        known = {field.name for field in info.fields} if info.fields else names
+        known = {field.name for field in info.fields} if info.is_declared else names
         return [self.item(value) if name in known else None for name, value in zip(names[1:], values)]
 
     def item(self, value: Any) -> Any:
