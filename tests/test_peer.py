@@ -312,8 +312,13 @@ def test_what_a_removed_session_has_read_and_not_written_is_told(
     left, right = socket.socketpair()
     peer.remove_session(peer.create_socket_session(left))
     assert caplog.text == ""
-    left.close()
+    ended = peer.create_socket_session(left)
     right.close()
+    with pytest.raises(StreamClosedError):
+        ended.notify(Note())
+    peer.remove_session(ended)
+    assert caplog.text == ""  # that nothing more comes is no message
+    left.close()
 
 
 def test_session_of_another_peer_is_not_removed(peer: IpcPeer) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .. import log
 from ..interruptions import pass_on, pass_on_own
+from ..transports.channel import EndOfStream
 from .until import Until
 
 TYPE_CHECKING = False
@@ -128,7 +129,8 @@ class Closing:
     def _tell_of_loss(self) -> None:
         """Log what the owner of the streams will miss, who goes on with them."""
         conversation = self._conversation
-        unread, unwritten = len(conversation.dispatcher.inbox), conversation.outbox.queued_bytes
+        unread = len([item for item in [*conversation.dispatcher.inbox] if type(item) is not EndOfStream])
+        unwritten = conversation.outbox.queued_bytes
         if unread or unwritten:
             log.warning(
                 "session %s was removed from its peer with %d messages that were read and not dispatched, and %d bytes that"
