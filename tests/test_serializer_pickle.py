@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import timeit
+import tracemalloc
 import uuid
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Callable, ClassVar, Dict, Generic, Iterator, List, NamedTuple, Optional, Tuple, TypeVar
@@ -2209,6 +2210,20 @@ class Newer(Message, wire_name="test.pickle.Part1"):
 @dataclass
 class Older(Message, wire_name="test.pickle.Part2"):
     job: str
+
+
+def test_a_long_shape_that_many_nested_objects_share_takes_little_memory() -> None:
+    value = N
+    for _ in range(20):
+        value = BUILD + b"(h\x00" + value + b"t\x85R"
+    payload = root("test.Box\0other\0value", tup(s("test.Box" + "\0" * 100_000) + b"\x94", value))
+    tracemalloc.start()
+    try:
+        with pytest.raises(SerializationError, match="test.Box comes with 100000 fields and 1 values"):
+            S.deserialize(payload)
+        assert tracemalloc.get_traced_memory()[1] < 100 * len(payload)
+    finally:
+        tracemalloc.stop()
 
 
 @dataclass

@@ -214,12 +214,13 @@ class Resolver:
 
         A field that the class does not have here is dropped later: it may hold what cannot be built, so it becomes None.
         """
-        names: Sequence[Any] = shape.split(SEPARATOR) if type(shape) is str else ()
-        if len(names) != len(values) + 1 or len(names) == 1:
+        # Counted first: while the values are built, which nest, a list of names stays that may be far longer than they are.
+        if type(shape) is not str or not values or shape.count(SEPARATOR) != len(values):
             return [self.item(value) for value in values]
-        info = registry.lookup(names[0])
+        wire_name, *names = shape.split(SEPARATOR)
+        info = registry.lookup(wire_name)
         known = {field.name for field in info.fields} if info.is_declared else names
-        return [self.item(value) if name in known else None for name, value in zip(names[1:], values)]
+        return [self.item(value) if name in known else None for name, value in zip(names, values)]
 
     def item(self, value: Any) -> Any:
         """Return a value with objects in place of handles."""
