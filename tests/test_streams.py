@@ -19,6 +19,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -1177,6 +1178,20 @@ def test_a_text_file_around_a_socket_that_has_read_ahead_is_refused(peer: IpcPee
         ours.setblocking(False)
         theirs.sendall(b"the end")
         assert ours.recv(100_000).endswith(b"the end")
+
+
+def test_a_text_file_that_is_written_too_and_has_read_ahead(peer: IpcPeer, tmp_path: pathlib.Path) -> None:
+    out = os.open(os.devnull, os.O_WRONLY)
+    with tempfile.NamedTemporaryFile("w+", dir=tmp_path) as file:
+        file.write("a line\nmore")
+        file.seek(0)
+        file.readline()
+        with pytest.raises(InvalidStreamError, match="has read text ahead"):
+            peer.create_stream_session(out, file)
+    (tmp_path / "notes").write_bytes(b"+" + framed(Note("1")))
+    reader = open(tmp_path / "notes", "r+")  # noqa: SIM115 - it is the session's
+    assert reader.buffer.read(1) == b"+"
+    assert peer.create_stream_session(out, reader).receive(PATIENCE) == Note("1")
 
 
 class Holder:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "READ_SIZE", "close_all", "close_stream", "describe_stream", "has_hung_up", "is_socket", "is_tls", "take_read_ahead",
-    "unusable", "wait_readable", "wait_writable",
+    "READ_SIZE", "close_all", "close_stream", "describe_stream", "has_hung_up", "is_socket", "is_tls", "refuse_text",
+    "take_read_ahead", "unusable", "wait_readable", "wait_writable",
 ]  # fmt: skip
 
 # With more, a buffer is mapped and unmapped for every read, which makes small round trips slower.
@@ -90,31 +90,34 @@ def close_stream(stream: Any) -> None:
 
 
 def take_read_ahead(stream: Any) -> bytes:
-    """Return what a file object has read and not given out. A read of its descriptor must not block now.
-
-    Raises:
-        InvalidStreamError: It is text, of which the bytes are not known.
-    """
-    text = ""
+    """Return what a file object has read and not given out. A read of its descriptor must not block now."""
+    buffered = getattr(stream, "buffer", stream)  # under a text layer
     try:
-        buffered = getattr(stream, "buffer", stream)  # under a text layer
-        if not hasattr(buffered, "peek"):
-            return b""
-        ahead = bytes(buffered.read1(len(buffered.peek())) or b"")
-        if buffered is not stream and hasattr(stream, "encoding"):
-            try:
-                text = stream.read(1)
-            except UnicodeDecodeError:
-                text = "?"
+        return bytes(buffered.read1(len(buffered.peek())) or b"") if hasattr(buffered, "peek") else b""
     except (OSError, ValueError) as exc:  # it is closed
         pass_on(exc)
         return b""
+
+
+def refuse_text(stream: Any) -> None:
+    """Check that a text layer has not read ahead. Its descriptor must be at its end now.
+
+    Raises:
+        InvalidStreamError: It has, and of text the bytes are not known.
+    """
+    text = ""
+    try:
+        if hasattr(stream, "buffer") and hasattr(stream, "encoding"):
+            text = stream.read(1)
+    except UnicodeDecodeError:
+        text = "?"
+    except (OSError, ValueError) as exc:  # it is closed
+        pass_on(exc)
     if text:
         raise InvalidStreamError(
             f"{describe_stream(stream)} has read text ahead that may belong to messages; create the session before"
             " anything reads from it, or read from its .buffer"
         )
-    return ahead
 
 
 def is_socket(stream: Any) -> bool:

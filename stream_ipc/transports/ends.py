@@ -30,6 +30,7 @@ from .descriptors import (
     close_stream,
     describe_stream,
     is_socket,
+    refuse_text,
     take_read_ahead,
     unusable,
     wait_writable,
@@ -250,10 +251,11 @@ class ReadEnd(End):
         else:
             self.reads = map(sock.recv, repeat(READ_SIZE), repeat(self._socket_flags()))
         try:
-            if hasattr(stream, "buffer") or (self.shared and hasattr(stream, "peek")):  # where that might block
-                self.ahead: bytes = self._take_from_object()
-            else:
-                self.ahead = take_read_ahead(stream)
+            is_text = hasattr(stream, "buffer")
+            may_block = (self.shared or is_text) and not stat.S_ISREG(self._mode)  # a file's buffer may have to seek in it
+            self.ahead: bytes = b"" if may_block else take_read_ahead(stream)
+            if is_text or (may_block and hasattr(stream, "peek")):
+                self.ahead += self._take_from_object()
         except (InvalidStreamError, OSError):
             raise
         except Exception as exc:  # of somebody's own class
@@ -273,7 +275,9 @@ class ReadEnd(End):
                 mine = os.dup(self.fd)
                 try:
                     os.dup2(ended, self.fd, inheritable)
-                    return take_read_ahead(self.stream)
+                    ahead = take_read_ahead(self.stream)
+                    refuse_text(self.stream)
+                    return ahead
                 finally:
                     os.dup2(mine, self.fd, inheritable)
                     os.close(mine)

@@ -19,7 +19,7 @@ import sys
 from .. import log
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
-from .descriptors import take_read_ahead
+from .descriptors import refuse_text, take_read_ahead
 from .ends import Ends, ReadEnd, WriteEnd
 from .stream_channel import StreamChannel
 
@@ -200,4 +200,6 @@ def _read_ahead() -> bytes:
     except (AttributeError, OSError, ValueError) as exc:
         pass_on(exc)
         return b""  # there is none, it is closed, or an object that is no file
-    return take_read_ahead(sys.stdin)
+    ahead = take_read_ahead(sys.stdin)
+    refuse_text(sys.stdin)
+    return ahead
