@@ -60,7 +60,11 @@ class RequestTimeoutError(IpcError, TimeoutError):
 
 
 class RemoteError(IpcError):
-    """The reply to a request is an ``ErrorMessage``; the text is its text."""
+    """The reply to a request is an ``ErrorMessage``; the text is its text.
+
+    If a handler has raised an exception, its second line is the type and the
+    text of that, and the traceback follows.
+    """
 
 
 class UnexpectedReplyError(IpcError, TypeError):

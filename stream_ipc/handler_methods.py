@@ -117,9 +117,11 @@ class HandlerMethods(Facade):
 
         It takes ``(error)`` or ``(error, session)``, and may be annotated with
         a class of exceptions. After them the session closes, unless one returns
-        False; a failure that lasts is then reported every 10 ms at most.
-        Without any, failures are logged. That the other side is gone is no
-        failure: see ``on_close``. What a handler raises is logged.
+        False; a failure that lasts is then reported every 10 ms at most. A
+        ``broadcast()`` that the other side did not take in time is told, too,
+        and closes nothing. Without any, failures are logged. That the other
+        side is gone is no failure: see ``on_close``. What a handler raises is
+        logged.
         """
         self._checked().dispatcher.on_exception.add(handler, sys._getframe(2))
         return handler

@@ -48,8 +48,8 @@ class WorkerPool(Facade):
 
     They are started when they are needed. The peer's ticks and waits drive it;
     there is no thread. A worker is any program that talks over its stdin and
-    stdout. A context manager: leaving waits for what is queued, then closes it;
-    an exception closes it at once.
+    stdout. A context manager: leaving waits for what is queued by then, and
+    closes it; an exception closes it at once.
 
     A worker that dies is replaced, and its tasks are given to others. If
     workers die again and again before any has answered something, what is

@@ -865,6 +865,22 @@ def test_leaving_waits_for_what_is_queued(peer: IpcPeer) -> None:
         pool.submit(Ping())
 
 
+def test_leaving_does_not_wait_for_what_is_queued_meanwhile(peer: IpcPeer) -> None:
+    later: List[Any] = []
+
+    def submit(promise: Any) -> None:
+        if len(later) < 1000:  # it would go on for ever
+            later.append(pool.submit(Ping(len(later))))
+            later[-1].add_done_callback(submit)
+
+    with WorkerPool(peer, worker(), 1, in_flight=2) as pool:
+        first = [pool.submit(Ping(index), expect=Pong) for index in range(5)]
+        for promise in first:
+            promise.add_done_callback(submit)
+    assert [promise.wait(0).value for promise in first] == list(range(5))
+    assert len(later) < 100 and StreamClosedError in [outcome(promise) for promise in later]
+
+
 def test_leaving_costs_each_task_the_same_however_many_there_are(peer: IpcPeer) -> None:
     def count(frame: Any, event: str, arg: Any) -> None:
         nonlocal calls

@@ -73,10 +73,15 @@ class Scheduler:
         return self.tasks.first is not None
 
     def finish(self) -> None:
-        """Turn until all tasks have settled."""
-        until = Until(lambda: self.tasks.first is None and not self._under_way())
+        """Turn until all tasks have settled that were queued by now. Handlers may queue more for ever."""
+        last = self.tasks.count
+        until = Until(lambda: not self._has_any_up_to(last))
         if not until.settled:
             self._loop.run(until)
+
+    def _has_any_up_to(self, last: int) -> bool:
+        first = self.tasks.first
+        return (first is not None and first.number <= last) or any([task.number <= last for task in self._under_way()])
 
     # -- giving tasks to workers
 

@@ -79,6 +79,7 @@ class Tasks:
         loop: As above.
         observers: Weak references to what has a method ``note``, which gets each promise that settles.
         closed: Whether none can be queued any more.
+        count: How many were queued in all.
         handed_out: How many tasks workers have.
     """
 
@@ -89,9 +90,9 @@ class Tasks:
         self.loop = loop
         self.observers: set[ref[Any]] = set()
         self.closed: bool = False
+        self.count: int = 0
         self.handed_out: int = 0
         self._peer = peer
-        self._count = 0  # how many were queued in all
         self._queue: deque[Task] = deque()
         self._back: list[Task] = []  # those that are still to get their places in the queue
 
@@ -117,7 +118,7 @@ class Tasks:
         """
         # atomic: no calls
         if not task.number and not self.closed:
-            self._count = task.number = self._count + 1
+            self.count = task.number = self.count + 1
             self._queue += (task,)
 
         if not task.number:
