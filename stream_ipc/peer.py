@@ -248,8 +248,9 @@ class IpcPeer(SessionOpener):
         They are left as they were found, but for TCP's options, and a child
         process is left running. What is queued is written first, for at most a
         second. What is left of it, and messages that were read and not
-        dispatched, are lost; a warning is logged. A ``StreamTransport`` cannot
-        be used again. Does nothing if the session is closed.
+        dispatched, be it the beginning of one, are lost; a warning is logged. A
+        ``StreamTransport`` cannot be used again. Does nothing if the session is
+        closed.
 
         Raises:
             TypeError: It is no session.

@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import resource
+import select
 import socket
 import subprocess
 import sys
@@ -310,6 +311,12 @@ def test_what_a_removed_session_has_read_and_not_written_is_told(
     stream.close()
     caplog.clear()
     left, right = socket.socketpair()
+    partly = peer.create_socket_session(left)
+    right.sendall(framed(Note("half"))[:-1])
+    tick_until(lambda: not select.select([left], [], [], 0)[0], peer)
+    peer.remove_session(partly)
+    assert "with 0 messages and the beginning of another that were read and not dispatched" in caplog.text
+    caplog.clear()
     peer.remove_session(peer.create_socket_session(left))
     assert caplog.text == ""
     ended = peer.create_socket_session(left)

@@ -131,11 +131,12 @@ class Closing:
         conversation = self._conversation
         unread = len([item for item in [*conversation.dispatcher.inbox] if type(item) is not EndOfStream])
         unwritten = conversation.outbox.queued_bytes
-        if unread or unwritten:
+        unfinished = conversation.channel.inputs.is_unfinished
+        if unread or unwritten or unfinished:
             log.warning(
-                "session %s was removed from its peer with %d messages that were read and not dispatched, and %d bytes that"
-                " were not written; both are lost: flush() and tick before",
-                conversation.name, unread, unwritten,
+                "session %s was removed from its peer with %d messages%s that were read and not dispatched, and %d bytes"
+                " that were not written; both are lost: flush() and tick before",
+                conversation.name, unread, " and the beginning of another" if unfinished else "", unwritten,
             )  # fmt: skip
 
     def _fail_pending(self) -> None:
