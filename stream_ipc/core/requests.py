@@ -81,7 +81,9 @@ class Requests:
         return sum([not pending.is_dropped for pending in [*self._table.values()]])
 
     def send(self, pending: Pending, message: Message) -> None:
-        """Send a request, with a new id if it has none, and let it stand in the table. If this raises, it is withdrawn.
+        """Send a request, with a new id if it has none, and let it stand in the table.
+
+        If this raises, it is withdrawn, unless its frame was handed over already: then a reply will come.
 
         Raises:
             ValueError: The id cannot be used.
