@@ -160,6 +160,7 @@ class SessionOpener(Facade):
             InvalidStreamError: A stream is closed or another session's, or has
                 neither a descriptor nor such methods, or has read text ahead.
                 The streams stay open.
+            OSError: No descriptor is left, and one is needed.
             ValueError: There is an ``ssl.SSLSocket`` among them.
         """
         from .transports.streams import open_channel

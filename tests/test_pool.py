@@ -546,8 +546,8 @@ def test_a_task_that_is_tried_again_has_not_settled(peer: IpcPeer) -> None:
 def test_a_task_that_could_not_be_sent_was_not_tried(peer: IpcPeer, tmp_path: Path) -> None:
     with WorkerPool(peer, worker("deaf", str(tmp_path / "begun")), 1, retries=0, hello=Note) as pool:
         first = pool.submit(Ping(1), expect=Pong)
-        tick_until(lambda: pool.workers, peer)
         assert first.wait(PATIENCE) == Pong(1)
+        pool.close(timeout=0)
 
 
 def test_flaky_start(peer: IpcPeer) -> None:

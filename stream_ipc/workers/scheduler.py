@@ -53,6 +53,7 @@ class Scheduler:
         self._capacity = options.in_flight * len(options.commands)  # how many tasks all workers can have
         self._untidy = False  # whether the next turn is to look at all workers
         self._read_until = -math.inf  # what had come by then was read
+        self._notice = partial(self._loop.later.setdefault, self)  # has the next turn look at it
         self._answered: dict[Task, Any] = {}  # whose request has settled, until they are taken from their workers
         self.tasks: Tasks = Tasks(self._loop, peer)
         self.supervisor: Supervisor = Supervisor(peer, options, self.tasks, self)
@@ -143,8 +144,7 @@ class Scheduler:
         sent.settled, sent.unsent, sent.outcome, sent.callbacks = 0, True, None, None
         # The first two are in C, so that no signal handler's exception comes into them. If one comes into the third, the
         # next turn does what that has left.
-        notice = partial(self._loop.later.setdefault, self)
-        sent.watchers = [partial(self._answered.setdefault, task), notice, self._collect]
+        sent.watchers = [partial(self._answered.setdefault, task), self._notice, self._collect]
         try:
             if self.tasks.hand_over(task, worker, sent):
                 requests.send(sent, task.message)
@@ -178,8 +178,9 @@ class Scheduler:
         for task in [*self._answered]:
             sent = None if task.worker is None else task.worker.running.get(task)
             # What the end of its worker means is decided where that is replaced: never, if handlers are nested too deeply.
-            ended = sent is not None and isinstance(sent.outcome, StreamClosedError) and self._loop.depth <= MAX_DEPTH
-            if sent is not None and sent.settled and (task.settled or not ended):
+            if sent is not None and sent.settled and (
+                task.settled or not isinstance(sent.outcome, StreamClosedError) or self._loop.depth > MAX_DEPTH
+            ):
                 self._come_back(task, sent.outcome)
             self._answered.pop(task, None)
 

@@ -236,7 +236,8 @@ class Supervisor:
         """Put another, which is still to be started, in the place of one whose session is closed."""
         successor = Worker(worker.command, self._options, worker.deaths)
         for other in [*self.ending]:
-            if other.conversation.teardown not in self._loop.chores.teardowns.all:
+            conversation = other.conversation  # an interruption may have kept closing it from coming so far
+            if conversation not in self._loop.repairs and conversation.teardown not in self._loop.chores.teardowns.all:
                 self.ending.pop(other, None)
         # atomic: no calls
         is_first = worker in self.workers
