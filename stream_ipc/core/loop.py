@@ -163,7 +163,7 @@ class Loop(Guard):
 
         One turn waits for descriptors, writes and reads what is ready, then dispatches what stands in the inboxes. When
         the limit is reached, one more turn runs, so what came in time counts. If handlers have used up the time, there is
-        none: the caller takes a last look instead, which runs no handlers.
+        none: the caller takes a last look instead, for what it waits for alone (see ``last_look.py``).
 
         Args:
             until: The condition to wait for, not met yet; None: return after the first event.
@@ -236,7 +236,7 @@ class Loop(Guard):
                 if until is not None:
                     if until.settled:
                         return count
-                    if count:  # handlers have run, maybe for long; the caller looks once more, which runs none
+                    if count:  # handlers have run, maybe for long; the caller takes a last look
                         now = self.clock()
                 elif self.waker.called:
                     self.waker.called = False

@@ -149,7 +149,8 @@ class Poller:
                 self._selector.unregister(fd)
             except KeyError as exc:
                 pass_on(exc)
-                self._selector.register(fd, 3)  # an interrupted call may have left it in kqueue's table
+                # An interrupted call may have left it in kqueue's table.
+                self._selector.register(fd, _TO_SELECTOR[READ | WRITE])
                 self._selector.unregister(fd)
         except (KeyError, ValueError, OSError) as exc:
             pass_on(exc)
