@@ -1,4 +1,4 @@
-"""The handlers that users register: which of them are for which class, and what they are called with.
+"""The handlers that users register: which are for which class, what they are called with, and whose error counts.
 
 Knows how to inspect a callable, and which classes may be messages. Must not know sessions or who calls.
 """
@@ -157,25 +157,25 @@ def check_handler(event: str, function: Any, most: int) -> tuple[inspect.Paramet
     return (positional[0] if positional else None), takes_both
 
 
-def first_failure(error: BaseException, first: Exception | None, session: Any) -> Exception:
+def first_failure(error: BaseException, first: Exception | None, owner: Any) -> Exception:
     """Return the first error of the handlers of one message, and log another; raise what interrupts them.
 
     Args:
         error: What a handler has raised.
         first: What one before it has raised, or None.
-        session: Whose handlers these are, for texts.
+        owner: Whose handlers these are, for the log.
     """
     try:
         if not isinstance(error, Exception):
             raise error
         pass_on_own(error)
     except BaseException:
-        if first is not None:  # which nobody would learn of
-            log.error("%r: an on_message handler failed", session, exc_info=first)
+        if first is not None:  # or it would be lost
+            log.error("%r: an on_message handler failed", owner, exc_info=first)
         raise
     if first is None:
         return error
-    log.error("%r: another on_message handler failed too", session, exc_info=error)
+    log.error("%r: another on_message handler failed too", owner, exc_info=error)
     return first
 
 

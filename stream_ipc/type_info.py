@@ -283,7 +283,8 @@ def _has_own_constructor(base: Any, cls: type) -> bool:
     if base.__dict__.get("_is_protocol") and getattr(init, "__module__", "typing") == "typing":
         return False  # typing has given it one, which calls the next
     behind = cls.__mro__[cls.__mro__.index(base) + 1 :]
-    is_borrowed = any([other.__dict__.get("__init__") is init for other in behind])  # which typing does then
+    # At the first call typing puts the constructor behind a protocol into the class that derives from that.
+    is_borrowed = any([other.__dict__.get("__init__") is init for other in behind])
     return (init is not None and not is_borrowed) or "__new__" in base.__dict__
 
 
