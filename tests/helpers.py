@@ -614,18 +614,17 @@ def set_large_pickle(size: int) -> Iterator[None]:
         pickle._LARGE = old
 
 
-def shared_read_end(stream: Any) -> Any:
-    """Return what reads a stream whose open file other processes have, too."""
-    from stream_ipc.transports.ends import ReadEnd
+def share(monkeypatch: Any, *streams: Any) -> None:
+    """Have these streams taken for such whose open file other processes have, too."""
+    from stream_ipc.transports import streams as module
+    from stream_ipc.transports.ends import ReadEnd, WriteEnd
 
-    return ReadEnd(stream, shared=True)
+    for name, kind in (("open_read_end", ReadEnd), ("open_write_end", WriteEnd)):
+        monkeypatch.setattr(module, name, functools.partial(_open_as_shared, kind, getattr(module, name), streams))
 
 
-def shared_write_end(stream: Any) -> Any:
-    """Return what writes a stream whose open file other processes have, too."""
-    from stream_ipc.transports.ends import WriteEnd
-
-    return WriteEnd(stream, shared=True)
+def _open_as_shared(kind: Any, real: Any, shared: Any, stream: Any) -> Any:
+    return kind(stream, shared=True) if stream in shared else real(stream)
 
 
 def patch_process(monkeypatch: Any, name: str, function: Callable[..., Any]) -> None:

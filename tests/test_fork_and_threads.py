@@ -21,7 +21,7 @@ from stream_ipc import (
     as_completed,
     gather,
 )
-from tests.helpers import ActingSerializer, RawPeer, framed, run_python, shared_write_end, tick_until, unframe
+from tests.helpers import ActingSerializer, RawPeer, framed, run_python, share, tick_until, unframe
 from tests.messages import Note, Ping, Pong
 from tests.os_helpers import listing
 
@@ -142,11 +142,12 @@ def test_copy_that_is_forked_in_the_middle_of_a_send_is_refused(call: str) -> No
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and pidfds")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_copy_closes_its_copies_of_all_descriptors(peer: IpcPeer) -> None:
+def test_copy_closes_its_copies_of_all_descriptors(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(listing())
     (read, write), (read2, write2) = os.pipe(), os.pipe()
     # One that is opened again, to be written without blocking.
-    shared = peer.create_stream_session(shared_write_end(write), read2)
+    share(monkeypatch, write)
+    shared = peer.create_stream_session(write, read2)
     started = peer.create_command_session(["cat"])
     assert len(set(listing()) - before) >= 8
 

@@ -56,7 +56,7 @@ from tests.helpers import (
     tick_until,
 )
 
-from .helpers import drop_queued, shared_read_end, shared_write_end
+from .helpers import drop_queued, share
 from .messages import Note, Ping, Pong
 from .os_helpers import (
     await_death,
@@ -598,11 +598,11 @@ def test_a_shared_pipe_that_cannot_be_opened_again_is_written_in_pieces(
         return written(fd, data)
 
     (read, out), (read2, write2) = os.pipe(), os.pipe()
+    share(monkeypatch, out)
+    monkeypatch.setattr(os, "write", write)
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse)
-        end = shared_write_end(out)
-    monkeypatch.setattr(os, "write", write)
-    session = peer.create_stream_session(end, read2)
+        session = peer.create_stream_session(out, read2)
     note = Note("", bytes(200_000))
     session.notify(note)
     assert receive(read, len(framed(note)), peer) == framed(note)
@@ -624,7 +624,9 @@ def test_a_shared_socket_is_written_in_pieces_on_macos(peer: IpcPeer, monkeypatc
     read2, write2 = os.pipe()
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(socket, "socket", Blocking)
-    session = peer.create_stream_session(shared_write_end(ours.detach()), read2)
+    number = ours.detach()
+    share(monkeypatch, number)
+    session = peer.create_stream_session(number, read2)
     note = Note("", bytes(500_000))
     session.notify(note)
     assert session.queued_bytes and receive(other.fileno(), len(framed(note)), peer) == framed(note) and len(pieces) > 10
@@ -650,7 +652,9 @@ def test_a_shared_descriptor_is_not_read_before_it_is_ready(monkeypatch: pytest.
 
     (read, write), (read2, write2), data = os.pipe(), os.pipe(), os.read
     monkeypatch.setattr(os, "read", block)
-    transport = StreamTransport(write2, [shared_read_end(Buffered())], PickleMessageSerializer())
+    shared = Buffered()
+    share(monkeypatch, shared)
+    transport = StreamTransport(write2, [shared], PickleMessageSerializer())
     assert os.get_blocking(read)
     assert transport.receive() == []
     write_all(write, framed(Note("x")))

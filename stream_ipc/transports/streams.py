@@ -70,9 +70,7 @@ def _has_descriptor(stream: Any) -> bool:
 
 
 def _open(kind: Callable[[Any], Any], kind_without: Callable[[Any], Any], stream: Any) -> Any:
-    """Return the end of a stream, of one kind if it has a descriptor, of the other if not; an end is itself."""
-    if isinstance(stream, End):
-        return stream
+    """Return the end of a stream, of one kind if it has a descriptor, of the other if not."""
     if isinstance(stream, bool):
         raise unusable(stream, "it is a bool")
     if is_tls(stream):
