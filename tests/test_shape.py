@@ -630,7 +630,7 @@ NEEDED = {
     "core.closing", "core.conversation", "core.dispatcher", "core.guard", "core.inspection", "core.items", "core.receiving",
     "core.last_look", "core.lifecycle", "core.loop", "core.owed", "core.pending", "core.poller", "core.port",
     "core.requests", "core.responder", "core.sending",
-    "core.teardowns", "core.timers", "core.until", "core.waker", "serializers", "serializers.pickle",
+    "core.teardowns", "core.timers", "core.waker", "serializers", "serializers.pickle",
     "serializers.pickle_objects", "transports", "transports.channel", "transports.descriptors", "transports.ends",
     "transports.inputs", "transports.outbox", "transports.stdio", "transports.stream_channel", "wire", "wire.codec",
     "wire.framing",

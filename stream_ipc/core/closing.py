@@ -9,7 +9,7 @@ from __future__ import annotations
 from .. import log
 from ..interruptions import pass_on, pass_on_own
 from ..transports.channel import EndOfStream
-from .until import Until
+from .loop import Loop, Until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ..errors import StreamClosedError
     from ..transports.channel import Teardown
     from .conversation import Conversation
-    from .loop import Loop
 
 __all__ = ["FLUSH_BOUND", "Closing", "begin", "flush_bound", "write_out"]
 

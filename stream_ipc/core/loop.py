@@ -36,11 +36,25 @@ if TYPE_CHECKING:
     from .dispatcher import Dispatcher
     from .roles import Awaited, Pool, Postponed, Repairable, Timed
 
-__all__ = ["MAX_DEPTH", "Loop"]
+__all__ = ["MAX_DEPTH", "Loop", "Until"]
 
 MAX_DEPTH = 32  # nested dispatches; a tick beyond this only settles replies
 
 _SLICE = 64  # messages of one conversation before the next has its turn
+
+
+class Until:
+    """A condition that a call waits for: in the role of what is ``Awaited``."""
+
+    __slots__ = ("_condition",)
+
+    def __init__(self, condition: Callable[[], object]) -> None:
+        self._condition = condition
+
+    @property
+    def settled(self) -> object:
+        """Whether the condition holds."""
+        return self._condition()
 
 
 class Loop(Guard):

@@ -10,7 +10,7 @@ from ..errors import FrameTooLargeError, RequestTimeoutError, within
 from ..interruptions import pass_on
 from ..messages import NOTIFICATION
 from .last_look import write_queued
-from .until import Until
+from .loop import Loop, Until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..messages import Message
     from .conversation import Conversation
-    from .loop import Loop
 
 __all__ = ["HIGH_WATER", "broadcast", "flush", "make_room"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from ..core.until import Until
+from ..core.loop import Loop, Until
 from ..interruptions import pass_on
 from ..promise import pending_of
 from ..waiting import stray_stop
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from ..core.loop import Loop
     from ..messages import Message
     from ..promise import ResponsePromise
 

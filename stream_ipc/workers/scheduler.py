@@ -10,9 +10,8 @@ import math
 from functools import partial
 
 from ..clock import monotonic
-from ..core.loop import MAX_DEPTH
+from ..core.loop import MAX_DEPTH, Until
 from ..core.pending import Pending
-from ..core.until import Until
 from ..errors import InvalidStreamError, RequestTimeoutError, StreamClosedError, unraised
 from ..interruptions import interruption_in
 from ..peer import loop_of
