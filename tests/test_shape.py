@@ -626,7 +626,7 @@ UNNEEDED = {
 # What such a worker imports of the package: its start waits for each of them, and so does whoever started it.
 NEEDED = {
     "arguments", "clock", "errors", "handlers", "handler_methods", "ids", "interruptions", "log", "messages",
-    "opening", "peer", "promise", "registry", "session", "type_info", "core", "core.batches", "core.chores", "core.claims",
+    "opening", "peer", "promise", "registry", "session", "type_info", "core", "core.chores", "core.claims",
     "core.closing", "core.conversation", "core.dispatcher", "core.guard", "core.inspection", "core.items", "core.receiving",
     "core.last_look", "core.lifecycle", "core.loop", "core.owed", "core.pending", "core.poller", "core.port",
     "core.requests", "core.responder", "core.sending",

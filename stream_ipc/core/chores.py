@@ -12,9 +12,9 @@ from .teardowns import TEARDOWN_INTERVAL, Teardowns
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..transports.channel import Teardown
-    from .batches import Batches
     from .port import Port
     from .roles import Polled
+    from .sending import Batches
 
 __all__ = ["Chores"]
 

@@ -11,14 +11,13 @@ from ..clock import monotonic
 from ..errors import InvalidStreamError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, Message
-from .batches import Batches
 from .closing import FLUSH_BOUND, Closing, begin, flush_bound, write_out
 from .dispatcher import Dispatcher
 from .last_look import read_replies
 from .loop import MAX_DEPTH
 from .port import Port
 from .requests import Requests
-from .sending import HIGH_WATER, make_room
+from .sending import HIGH_WATER, Batches, make_room
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
