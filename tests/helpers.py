@@ -450,7 +450,7 @@ UNRAISABLE = ("__del__",)
 # Where each limit is kept, and by which name.
 _LIMITS = {
     "back off": ["stream_ipc.workers.supervisor._BACK_OFF"],
-    "check interval": ["stream_ipc.core.inspection.CHECK_INTERVAL"],
+    "check interval": ["stream_ipc.core.chores.CHECK_INTERVAL"],
     "death interval": [f"stream_ipc.transports.{module}.DEATH_INTERVAL" for module in ("process", "children")],
     "depth": [f"stream_ipc.{module}.MAX_DEPTH" for module in ("core.loop", "core.conversation", "workers.scheduler")],
     "exit grace": ["stream_ipc.transports.children.EXIT_GRACE"],

@@ -40,7 +40,7 @@ from stream_ipc import (
     as_completed,
     gather,
 )
-from stream_ipc.core import inspection
+from stream_ipc.core import chores
 from stream_ipc.core.pending import Pending
 from stream_ipc.core.requests import Requests
 from stream_ipc.core.teardowns import Teardowns
@@ -1437,7 +1437,7 @@ def test_what_a_worker_says_behind_its_first_reply_is_kept(peer: IpcPeer) -> Non
 def test_a_done_callback_may_wait_for_what_the_next_worker_does(
     peer: IpcPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspection, "CHECK_INTERVAL", 3600.0)  # nothing else is to wake it
+    monkeypatch.setattr(chores, "CHECK_INTERVAL", 3600.0)  # nothing else is to wake it
     with WorkerPool(peer, worker(), 1, retries=0) as pool:
         promises = [pool.submit(Ping("die")), pool.submit(Ping(1))]
         outcomes: List[Any] = []

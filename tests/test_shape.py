@@ -29,7 +29,7 @@ LAYERS = [
     ["wire"],
     ["transports"],
     ["handlers", "arguments"],
-    ["core.guard", "core.inspection", "core.items", "core.poller", "core.teardowns", "core.timers", "core.waker"],
+    ["core.guard", "core.items", "core.poller", "core.teardowns", "core.timers", "core.waker"],
     ["core.chores", "core.claims"],
     ["core.loop"],
     ["core"],  # what is left of it
@@ -627,7 +627,7 @@ UNNEEDED = {
 NEEDED = {
     "arguments", "clock", "errors", "handlers", "handler_methods", "ids", "interruptions", "log", "messages",
     "opening", "peer", "promise", "registry", "session", "type_info", "core", "core.chores", "core.claims",
-    "core.closing", "core.conversation", "core.dispatcher", "core.guard", "core.inspection", "core.items", "core.receiving",
+    "core.closing", "core.conversation", "core.dispatcher", "core.guard", "core.items", "core.receiving",
     "core.last_look", "core.lifecycle", "core.loop", "core.owed", "core.pending", "core.poller", "core.port",
     "core.requests", "core.responder", "core.sending",
     "core.teardowns", "core.timers", "core.waker", "serializers", "serializers.pickle",

@@ -1,6 +1,6 @@
-"""Chores: what a turn has to do that no descriptor and no time of the clock tells of.
+"""Chores: what a turn has to do that no descriptor and no time of the clock tells of; and an inspection, now and then.
 
-Knows batches, ports and teardowns by what a turn asks of them. Must not know conversations or messages.
+Knows batches, ports, teardowns, and what is open, by what a turn asks of them. Must not know messages.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from .teardowns import TEARDOWN_INTERVAL, Teardowns
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..transports.channel import Teardown
+    from .loop import Loop
     from .port import Port
     from .roles import Polled
     from .sending import Batches
 
-__all__ = ["Chores"]
+__all__ = ["Chores", "Inspection"]
+
+CHECK_INTERVAL = 0.5  # seconds between two inspections
+_CHECKED_AT_ONCE = 16  # conversations in one, so that it costs the same with one or a thousand
 
 
 class Chores:
@@ -97,3 +101,33 @@ class Chores:
         self.are_due = True
         if not (self._polled or self._volatile or self.teardowns.all or self.corked):
             self.are_due = False
+
+
+class Inspection:
+    """Checks some conversations at a time, in turn, and all listeners and pools.
+
+    Owns whose turn it is.
+
+    Attributes:
+        due: When the next check is due.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self.due: float = -math.inf
+        self._loop = loop
+        self._checked = 0
+
+    def check(self, now: float) -> None:
+        """Have tasks check whether their streams are still what they were."""
+        self.due = now + CHECK_INTERVAL
+        conversations = tuple(self._loop.conversations)
+        if len(conversations) > _CHECKED_AT_ONCE:
+            at = self._checked % len(conversations)
+            self._checked = at + _CHECKED_AT_ONCE
+            conversations = conversations[at : at + _CHECKED_AT_ONCE]
+        for conversation in conversations:
+            conversation.port.check()
+        for listener in [*self._loop.listeners]:
+            listener.check()
+        for pool in [*self._loop.pools]:
+            pool.check()

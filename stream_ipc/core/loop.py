@@ -19,10 +19,9 @@ import time
 from ..clock import monotonic
 from ..errors import StreamClosedError
 from ..interruptions import pass_on
-from .chores import Chores
+from .chores import Chores, Inspection
 from .claims import Claims
 from .guard import Guard
-from .inspection import Inspection
 from .poller import OuterPoller, Poller
 from .timers import Share, Timers
 from .waker import Waker
