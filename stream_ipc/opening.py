@@ -47,11 +47,6 @@ class SessionOpener(Facade):
         max_frame_size: int
         _loop: Loop
 
-    @property
-    def sessions(self) -> tuple[Session, ...]:
-        """The sessions that are open, in the order in which they were made."""
-        return tuple([each.session for each in [*self._loop.conversations] if each.is_open])
-
     def create_stdio_session(self) -> Session:
         """Talk over this process's stdin and stdout, as a worker does.
 

@@ -99,7 +99,12 @@ class IpcPeer(SessionOpener):
         if loop is not None and not loop.closed and not loop.forked:
             drop_loop(loop, repr(self))
 
-    # -- driving all sessions
+    # -- all sessions
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """The sessions that are open, in the order in which they were made."""
+        return tuple([each.session for each in [*self._loop.conversations] if each.is_open])
 
     def tick(self, timeout: float | None = 0.0) -> int:
         """Do one turn over all sessions.
