@@ -27,8 +27,8 @@ from .interruptions import interruption_in
 from .messages import Message
 from .peer import IpcPeer
 from .promise import ResponsePromise, pending_of, request
-from .workers.options import Options
 from .workers.scheduler import Scheduler
+from .workers.worker import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

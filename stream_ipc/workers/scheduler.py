@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..peer import IpcPeer
-    from .options import Options
-    from .worker import Worker
+    from .worker import Options, Worker
 
 __all__ = ["Scheduler"]
 

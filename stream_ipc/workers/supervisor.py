@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ..core.roles import Pool
     from ..peer import IpcPeer
     from ..session import Session
-    from .options import Options
     from .tasks import Tasks
+    from .worker import Options
 
 __all__ = ["Supervisor"]
 

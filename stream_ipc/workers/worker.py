@@ -1,4 +1,4 @@
-"""One worker of a pool: its process, and what it has been given.
+"""One worker of a pool: its process, and what it has been given; and what the pool was made with.
 
 Knows its session, and the requests by which it has tasks. Must not know the other workers, nor when another is started.
 """
@@ -6,12 +6,13 @@ Knows its session, and the requests by which it has tasks. Must not know the oth
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from ..errors import StreamClosedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from ..core.conversation import Conversation
@@ -19,12 +20,32 @@ if TYPE_CHECKING:
     from ..messages import Message
     from ..session import Session
     from ..transports.spawn import Command
-    from .options import Options
     from .tasks import Task
 
-__all__ = ["Worker"]
+__all__ = ["Options", "Worker"]
 
 _MUCH = 512 * 1024  # bytes; a worker that has more to read gets no further task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments of a ``WorkerPool``, checked.
+
+    Attributes:
+        commands: The command of each worker.
+        timeout: Seconds that a worker has for a task, or ``DEFAULT``.
+        popen: Further arguments of ``create_command_session``.
+    """
+
+    commands: Sequence[Command]
+    retries: int
+    timeout: Any
+    tasks_per_worker: int | None
+    in_flight: int
+    on_session: Callable[[Session], Any] | None
+    hello: type[Message] | None
+    start_timeout: float | None
+    popen: Mapping[str, Any]
 
 
 class Worker:
