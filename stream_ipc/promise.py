@@ -184,7 +184,8 @@ def request(
     pending.timeout = timeout
     pending.expect = expect
     pending.settled = 0
-    pending.id = pending.outcome = pending.watchers = None
+    pending.unsent = True
+    pending.id = pending.outcome = pending.watchers = pending.callbacks = None
     requester.send(pending, message)
     return promise
 

@@ -78,10 +78,10 @@ class Pending(Reference):
         settled: 0 until the outcome is known; then the moment at which it became known, by ``next_moment``.
         outcome: The reply, or the error in its place; None until it has settled.
         requester: What sends it.
-        unsent: The frame, which is empty as soon as it was handed over; None after that, and not set before.
+        unsent: Is true until it is handed over: the frame once that was made, which is empty from then on; then None.
         watchers: Functions that are called with the promise when it settles, or None.
-        callbacks: Users' functions and the promise that each gets, which these keep alive, or None; not set while
-            ``watchers`` is None.
+        callbacks: Users' functions and the promise that each gets, which these keep alive, or None; ``watchers`` is a list
+            then.
     """
 
     __slots__ = (
@@ -157,7 +157,7 @@ class Pending(Reference):
                 watcher(promise)
             else:
                 break
-        while self.watchers is not None and self.callbacks:
+        while self.callbacks:
             if loop.users_wait:
                 return
             try:
@@ -182,14 +182,12 @@ class Pending(Reference):
     def watch(self, watcher: Callable[[Any], Any]) -> None:
         """Have a function called with the promise when it settles, by the requester's loop at the latest."""
         if self.watchers is None:
-            self.callbacks = None
             self.watchers = []
         self.watchers.append(watcher)
 
     def call_back(self, function: Callable[[Any], Any], promise: Any) -> None:
         """Have a user's function called with the promise, which stays alive until then: when it settles, or now."""
         if self.watchers is None:
-            self.callbacks = None
             self.watchers = []
         if self.callbacks is None:
             self.callbacks = []

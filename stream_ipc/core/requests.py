@@ -121,7 +121,7 @@ class Requests:
                 pending.unsent = None  # an empty list takes room, too
             except BaseException as exc:
                 loop.repairs[conversation.port] = None
-                if getattr(pending, "unsent", True):
+                if pending.unsent:
                     pending.settled = 1  # nothing will become of it
                     self.remove(pending)
                 conversation.port.note_write_error(exc)
