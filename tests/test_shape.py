@@ -707,7 +707,7 @@ def code_objects(code):
 
 # Loops whose try has nothing to undo: it answers an error of the system, or a value that is wrong.
 NOTHING_TO_UNDO = {
-    "_LingeringClose.step", "ProcessTeardown._has_ended", "TypeInfo._build_open", "Waker.on_ready", "_Walk.text",
+    "_LingeringClose.step", "ProcessTeardown._has_ended", "Waker.on_ready", "_Walk.text",
     "Direction.run", "Watcher.catch_up",
 }  # fmt: skip
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import warnings
 from collections import deque
 from functools import partial
 from weakref import ref
@@ -103,8 +102,8 @@ def drop_loop(loop: Loop, owner: str) -> None:
             log.error("closing the streams of %r failed", conversation.session, exc_info=True)
     loop.chores.teardowns.abandon()
     loop.close()
-    if left:  # last, because it may raise; stacklevel 3 is the line that has dropped the peer, if one has
-        warnings.warn(f"unclosed {owner}; close it, or use it in a with statement", ResourceWarning, stacklevel=3)
+    if left:  # last, because it may raise
+        log.issue_warning(f"unclosed {owner}; close it, or use it in a with statement", ResourceWarning)
 
 
 def _living() -> list[Loop]:
