@@ -9,6 +9,7 @@ import sys
 import time
 import weakref
 from typing import Any, Callable, Dict, List, Tuple
+from unittest.mock import Mock
 
 import pytest
 
@@ -331,6 +332,12 @@ def test_as_completed_looks_no_further_than_one_of_many_that_has_settled(peer: I
             as_completed(given)
     with pytest.raises(TypeError, match=r"^gather\(\) takes promises, as request"):
         gather([settled, *rest])
+
+
+@pytest.mark.parametrize("wait", [gather, as_completed])
+def test_a_mock_is_no_promise(wait: Any) -> None:
+    with pytest.raises(TypeError, match=r"takes promises, as request\(\) returns them, not <Mock"):
+        wait([Mock(spec=ResponsePromise)])
 
 
 def test_gather_inside_a_handler(peer: IpcPeer) -> None:
