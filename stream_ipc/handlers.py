@@ -47,15 +47,17 @@ class HandlerList:
         event: The name of the method that registers, for error texts.
         most: How many arguments the event has.
         of_messages: Whether the first is a message.
+        always: Its class, if that is always the same.
 
     Attributes:
         by_class: The chain of handlers, if any, for each class that ``chain_of`` was called for; emptied by each change.
     """
 
-    def __init__(self, event: str, most: int = 2, of_messages: bool = False) -> None:
+    def __init__(self, event: str, most: int = 2, of_messages: bool = False, always: type | None = None) -> None:
         self._event = event
         self._most = most
         self._of_messages = of_messages
+        self._always = always
         self._handlers: list[Handler] = []
         self.by_class: dict[type, Chain] = {}
 
@@ -78,6 +80,9 @@ class HandlerList:
                 problem = f"is no message class, so {self._event}() would never call it"
                 remedy = "the message comes first, the session second"
                 raise _refused(function, first.annotation, problem, remedy)
+            if self._always is not None and types and not issubclass(self._always, types):
+                problem = f"is another class than {self._always.__name__}, so {self._event}() would never call it"
+                raise _refused(function, first.annotation, problem, "annotate it with that class, or with nothing")
         self._handlers = [*self._handlers, Handler(function, types, takes_both)]
         self.by_class.clear()
 

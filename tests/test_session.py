@@ -1319,6 +1319,26 @@ def test_on_close_takes_no_handler_of_two_arguments(raw: RawPeer) -> None:
     raw.session.close()
 
 
+def test_on_close_takes_no_handler_of_what_is_no_session(raw: RawPeer) -> None:
+    calls: List[str] = []
+
+    def of_a_note(note: Note) -> None:
+        calls.append("note")
+
+    def of_a_session(session: Session) -> None:
+        calls.append("session")
+
+    def of_either(either: Union[Note, Session, None]) -> None:
+        calls.append("either")
+
+    with pytest.raises(TypeError, match=r"is another class than Session, so on_close\(\) would never call it"):
+        raw.session.on_close(of_a_note)
+    raw.session.on_close(of_a_session)
+    raw.session.on_close(of_either)
+    raw.session.close()
+    assert calls == ["session", "either"]
+
+
 def test_handlers_of_the_end_that_an_earlier_one_unregisters_do_not_run(raw: RawPeer) -> None:
     calls: List[str] = []
 

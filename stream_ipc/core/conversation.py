@@ -65,7 +65,7 @@ class Conversation:
         self.due: float | None = None
         self.name: str = channel.describe()
         self.requests: Requests = Requests(self)
-        self.on_close: HandlerList = HandlerList("on_close", most=1)
+        self.on_close: HandlerList = HandlerList("on_close", most=1, always=type(session))
         self.dispatcher: Dispatcher = Dispatcher(self)
         self.port: Port = Port(loop, channel, self.dispatcher, session)
         self.batches: Batches = Batches(loop, self.port)
