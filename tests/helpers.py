@@ -452,7 +452,7 @@ _LIMITS = {
     "back off": ["stream_ipc.workers.supervisor._BACK_OFF"],
     "check interval": ["stream_ipc.core.chores.CHECK_INTERVAL"],
     "death interval": [f"stream_ipc.transports.{module}.DEATH_INTERVAL" for module in ("process", "children")],
-    "depth": [f"stream_ipc.{module}.MAX_DEPTH" for module in ("core.loop", "core.conversation", "workers.scheduler")],
+    "depth": [f"stream_ipc.{module}.MAX_DEPTH" for module in ("core.loop", "core.requests", "workers.scheduler")],
     "exit grace": ["stream_ipc.transports.children.EXIT_GRACE"],
     "flush bound": [f"stream_ipc.core.{module}.FLUSH_BOUND" for module in ("conversation", "lifecycle", "closing")],
     "inbox bytes": ["stream_ipc.core.port.INBOX_BYTES"],

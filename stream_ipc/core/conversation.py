@@ -14,7 +14,6 @@ from ..messages import NOTIFICATION, Message
 from .closing import FLUSH_BOUND, Closing, begin, flush_bound, write_out
 from .dispatcher import Dispatcher
 from .last_look import read_replies
-from .loop import MAX_DEPTH
 from .port import Port
 from .requests import Requests
 from .sending import HIGH_WATER, Batches, make_room
@@ -167,26 +166,6 @@ class Conversation:
             writes_until = self._writes_until
             due = math.inf if writes_until is None or writes_until <= done else writes_until
             self.loop.set_timer(self, min(due, self.requests.due))
-
-    def silence_hint(self) -> str:
-        """Return what probably keeps a reply from coming, for the error of a request that got none."""
-        channel = self.channel
-        # What a serializer knows of the usual other side: PHP answers less often than Python does.
-        hint: str = getattr(getattr(channel.transport, "serializer", None), "silence_hint", "")
-        if self.loop.depth >= MAX_DEPTH:
-            return (
-                "; handlers that wait are nested so deeply that requests which came meanwhile had to wait: the reply may"
-                " depend on one of them"
-            )
-        junk = channel.inputs.junk.strip()
-        if junk:
-            return f"; what has come between messages, or in place of them, ends with {junk[-100:]!r}{hint}"
-        if channel.inputs.received_bytes > channel.inputs.text_bytes:
-            return hint
-        return (
-            "; nothing has ever come from the other side (is it ticking, does it use the same serializer, does it know the"
-            f" class of the request?){hint}"
-        )
 
     # -- closing
 

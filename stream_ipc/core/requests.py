@@ -23,6 +23,7 @@ from ..errors import (
 from ..ids import check_id, needs_check
 from ..interruptions import pass_on
 from ..messages import REQUEST, ErrorMessage
+from .loop import MAX_DEPTH, Loop
 from .pending import Pending, next_moment
 from .sending import HIGH_WATER, make_room
 from .timers import Share
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from ..messages import Message
     from .conversation import Conversation
-    from .loop import Loop
 
 __all__ = ["Requests"]
 
@@ -265,7 +265,7 @@ class Requests:
             if pending.is_dropped:
                 self.remove(pending)
             else:
-                self.time_out(pending)
+                self._time_out(pending)
                 count += 1
                 if share.is_over():
                     break
@@ -284,8 +284,28 @@ class Requests:
         """Return the text of a timeout."""
         return f"no reply to request {pending.id} within {timeout} s ({self._name})"
 
-    def time_out(self, pending: Pending) -> None:
+    def _time_out(self, pending: Pending) -> None:
         """Fail a request because no reply came in time."""
-        text = f"{self.silence(pending, pending.timeout)}{self.conversation.silence_hint()}"
+        text = f"{self.silence(pending, pending.timeout)}{self._hint()}"
         pending.fail(RequestTimeoutError(text, timeout=pending.timeout))
         self.remove(pending)
+
+    def _hint(self) -> str:
+        """Return what probably keeps a reply from coming, for the error of a request that got none."""
+        channel = self.conversation.channel
+        # What a serializer knows of the usual other side: PHP answers less often than Python does.
+        hint: str = getattr(getattr(channel.transport, "serializer", None), "silence_hint", "")
+        if self.loop.depth >= MAX_DEPTH:
+            return (
+                "; handlers that wait are nested so deeply that requests which came meanwhile had to wait: the reply may"
+                " depend on one of them"
+            )
+        junk = channel.inputs.junk.strip()
+        if junk:
+            return f"; what has come between messages, or in place of them, ends with {junk[-100:]!r}{hint}"
+        if channel.inputs.received_bytes > channel.inputs.text_bytes:
+            return hint
+        return (
+            "; nothing has ever come from the other side (is it ticking, does it use the same serializer, does it know the"
+            f" class of the request?){hint}"
+        )
