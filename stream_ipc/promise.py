@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from typing import Any, Generic, TypeVar
 
     from .core.owed import Owed
-    from .core.pending import Pending, Requester
+    from .core.pending import Pending
+    from .core.roles import Requester
 
     M_co = TypeVar("M_co", bound=Message, covariant=True)
 else:

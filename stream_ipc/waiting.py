@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any, Literal, TypeVar, overload
 
     from .core.loop import Loop
-    from .core.pending import Requester
+    from .core.roles import Requester
     from .messages import Message
 
     M = TypeVar("M", bound=Message)

@@ -14,36 +14,10 @@ from ..interruptions import pass_on_own
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Protocol
+    from typing import Any
 
-    from ..messages import Message
     from .conversation import Conversation
-    from .loop import Loop
-
-    class Requester(Protocol):
-        """What sends requests: the table of a conversation's, or the tasks of a pool.
-
-        Attributes:
-            pending_class: The class of its requests.
-            loop: What turns until there is an outcome.
-            observers: Weak references to what has a method ``note``, which gets the promise of each that settles.
-            conversation: What they are sent over, if that is the same for all.
-        """
-
-        loop: Loop
-        observers: set[ref[Any]]
-
-        @property
-        def conversation(self) -> Conversation | None: ...
-
-        @property
-        def pending_class(self) -> type[Pending]: ...
-
-        def send(self, pending: Any, message: Message, /) -> None: ...
-
-        def cancel(self, pending: Any, /) -> bool: ...
-
-        def silence(self, pending: Any, timeout: float | None, /) -> str: ...
+    from .roles import Requester
 
     Base = ref[Any]
 else:

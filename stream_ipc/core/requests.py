@@ -46,7 +46,7 @@ class Requests:
     """Sends requests, and holds those that have no reply yet.
 
     Owns the table and the time until which none is due. A scan of the table finds the next such time, so a request
-    costs nothing for its deadline as long as it is answered. It is the ``Requester`` of each (see ``pending.py``),
+    costs nothing for its deadline as long as it is answered. It is the ``Requester`` of each (see ``roles.py``),
     but for the tasks of a pool.
 
     Args:

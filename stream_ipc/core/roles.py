@@ -1,15 +1,20 @@
 """What things must have for what the core does with them: types only.
 
-Knows nothing else. A thing may have several of these roles.
+Must not know what has one. A thing may have several of these roles.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Any, Protocol
+    from weakref import ref
 
+    from ..messages import Message
     from ..protocols import RequestIdGenerator
+    from .conversation import Conversation
+    from .loop import Loop
+    from .pending import Pending
 
     class Settings(Protocol):
         """A peer, as its conversations see it."""
@@ -28,6 +33,31 @@ if TYPE_CHECKING:
         @property
         def settled(self) -> object:
             """Is true once it has come."""
+
+    class Requester(Protocol):
+        """What sends requests: a conversation's table of them, or the tasks of a pool.
+
+        Attributes:
+            pending_class: The class of its requests.
+            loop: What turns until there is an outcome.
+            observers: Weak references to what has a method ``note``, which gets the promise of each that settles.
+            conversation: What they are sent over, if that is the same for all.
+        """
+
+        loop: Loop
+        observers: set[ref[Any]]
+
+        @property
+        def conversation(self) -> Conversation | None: ...
+
+        @property
+        def pending_class(self) -> type[Pending]: ...
+
+        def send(self, pending: Any, message: Message, /) -> None: ...
+
+        def cancel(self, pending: Any, /) -> bool: ...
+
+        def silence(self, pending: Any, timeout: float | None, /) -> str: ...
 
     class Owner(Protocol):
         """What a descriptor is watched for."""

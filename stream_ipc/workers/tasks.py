@@ -66,7 +66,7 @@ class Task(Pending):
 
 
 class Tasks:
-    """The tasks of a pool, and the ``Requester`` of all of them (see ``core/pending.py``).
+    """The tasks of a pool, and the ``Requester`` of all of them (see ``core/roles.py``).
 
     Owns where each is: in the queue, or with a worker, whose ``running`` and ``given`` say so. It changes its place in one
     step, so that no interruption finds it in both or in neither.
