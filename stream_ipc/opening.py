@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .listener import Listener
     from .protocols import MessageSerializer, RequestIdGenerator
     from .transports.channel import Channel
-    from .transports.custom_channel import Transport
+    from .transports.message_transport import Transport
     from .transports.sockets import Address
     from .transports.spawn import Command, Path, PopenOptions
     from .transports.streams import ReadStream, WriteStream

@@ -16,22 +16,10 @@ from .channel import DRAIN_READS, POLL_INTERVAL, Channel, Inputs
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Iterable
-    from typing import Any, Protocol
+    from typing import Any
 
     from ..messages import Message
     from .channel import Interest, Queue, Received, Teardown
-
-    class Transport(Protocol):
-        """What an object must have to be carried by a ``CustomChannel``, derived from ``MessageTransport`` or not."""
-
-        def send(self, message: Message, /) -> Any: ...
-
-        def receive(self) -> Iterable[Message]: ...
-
-        def read_fds(self) -> Iterable[int]: ...
-
-        def close(self) -> Any: ...
 
 __all__ = ["CustomChannel"]
 

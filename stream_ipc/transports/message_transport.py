@@ -20,12 +20,23 @@ from .streams import open_channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
+    from collections.abc import Iterable, Sequence
+    from typing import Any, Protocol
 
     from ..protocols import MessageSerializer
     from .channel import Channel
     from .streams import ReadStream, WriteStream
+
+    class Transport(Protocol):
+        """What has the abstract methods of ``MessageTransport``, derived from it or not."""
+
+        def send(self, message: Message, /) -> Any: ...
+
+        def receive(self) -> Iterable[Message]: ...
+
+        def read_fds(self) -> Iterable[int]: ...
+
+        def close(self) -> Any: ...
 
 __all__ = ["MessageTransport", "StreamTransport", "channel_of", "transport_of"]
 
