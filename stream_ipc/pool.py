@@ -26,7 +26,7 @@ from .handlers import check_handler
 from .interruptions import interruption_in
 from .messages import Message
 from .peer import IpcPeer
-from .promise import ResponsePromise, pending_of, request
+from .promise import ResponsePromise, pending_of, send_request
 from .workers.scheduler import Scheduler
 from .workers.worker import Options
 
@@ -228,7 +228,7 @@ class WorkerPool(Facade):
             check_timeout(timeout)
         tasks = self._scheduler.tasks
         tasks.loop.check_entry()
-        return request(tasks, message, timeout, expect)
+        return send_request(tasks, message, timeout, expect)
 
     def _give(self, promise: ResponsePromise[Any]) -> None:
         """Queue the task of a promise, and give what is queued to workers that are free. It can be called again."""

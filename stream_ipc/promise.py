@@ -35,7 +35,7 @@ else:
             return cls
 
 
-__all__ = ["ResponsePromise", "is_settled", "pending_of", "request", "requester_of"]
+__all__ = ["ResponsePromise", "is_settled", "pending_of", "requester_of", "send_request"]
 
 _new = object.__new__  # without the call of an __init__
 
@@ -175,7 +175,7 @@ class ResponsePromise(Facade, Generic[M_co]):
         return pending.requester.loop.inside(pending.requester.cancel, pending)
 
 
-def request(
+def send_request(
     requester: Requester, message: Message, timeout: float | None, expect: type[M_co]
 ) -> ResponsePromise[M_co]:
     """Send a request; returns its promise."""

@@ -21,7 +21,7 @@ from .core.receiving import receive
 from .core.sending import flush
 from .handler_methods import HandlerMethods
 from .messages import Message
-from .promise import ResponsePromise, request
+from .promise import ResponsePromise, send_request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class Session(HandlerMethods):
             check_timeout(timeout)
         else:
             timeout = conversation.peer.timeout
-        return request(conversation.requests, message, timeout, expect)
+        return send_request(conversation.requests, message, timeout, expect)
 
     def notify(self, message: Message) -> None:
         """Send a message that expects nothing.
