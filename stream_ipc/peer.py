@@ -290,5 +290,4 @@ class IpcPeer(SessionOpener):
 
 
 def loop_of(peer: IpcPeer) -> Loop:
-    """Return the loop behind a peer."""
     return peer._loop

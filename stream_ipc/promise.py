@@ -178,7 +178,6 @@ class ResponsePromise(Facade, Generic[M_co]):
 def send_request(
     requester: Requester, message: Message, timeout: float | None, expect: type[M_co]
 ) -> ResponsePromise[M_co]:
-    """Send a request; returns its promise."""
     promise: ResponsePromise[M_co] = _new(ResponsePromise)
     promise._pending = pending = requester.pending_class(promise)
     pending.requester = requester

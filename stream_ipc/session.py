@@ -366,5 +366,4 @@ class Session(HandlerMethods):
 
 
 def conversation_of(session: Session) -> Conversation:
-    """Return the conversation behind a session."""
     return session._conversation

@@ -58,7 +58,6 @@ class _Waiting:
         self._limit: float = math.inf if timeout is None else self._clock() + timeout
 
     def check(self, given: Sequence[object]) -> None:
-        """Raise ``TypeError`` unless all are promises."""
         if not all([issubclass(cls, ResponsePromise) for cls in {*map(type, given)}]):
             wrong = next(one for one in given if not issubclass(type(one), ResponsePromise))  # a mock of one says it is
             raise TypeError(f"{self._call} takes promises, as request() returns them, not {wrong!r:.100}")

@@ -106,7 +106,6 @@ class Conversation:
     # -- sending
 
     def notify(self, message: Message) -> None:
-        """Send a notification."""
         loop = self.loop
         outer = loop.enter()
         try:

@@ -113,7 +113,6 @@ class Loop(Guard):
     # -- tasks
 
     def add(self, conversation: Conversation) -> None:
-        """Take in a conversation."""
         self.conversations[conversation] = None
         self.chores.add(conversation.port)
         self.progress += 1

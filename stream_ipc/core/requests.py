@@ -141,7 +141,6 @@ class Requests:
             raise ValueError(f"{name}.generate() returned {id!r}, which a pending request has already")
 
     def remove(self, pending: Pending) -> None:
-        """Take a request out of the table."""
         id = pending.id
         if type(id) is str and self._table.get(id) is pending:
             self._table.pop(id, None)

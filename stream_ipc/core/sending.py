@@ -64,7 +64,7 @@ def _stuck_error(conversation: Conversation, timeout: float | None) -> RequestTi
 
 
 def flush(conversation: Conversation, timeout: float | None) -> None:
-    """Write until nothing is queued."""
+    """See ``Session.flush``."""
     loop = conversation.loop
     if conversation.reason is not None:
         raise conversation.closed_error()

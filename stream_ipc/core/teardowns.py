@@ -32,7 +32,6 @@ class Teardowns:
         self.all: dict[Teardown, None] = dict.fromkeys(teardowns)
 
     def add(self, teardown: Teardown) -> None:
-        """Take one in, unless it is there."""
         self.all[teardown] = None
 
     def step(self, deliver: bool = True, only: Collection[Teardown] | None = None) -> float:
@@ -83,7 +82,6 @@ class Teardowns:
                 time.sleep(min(wait, TEARDOWN_INTERVAL))
 
     def abandon(self) -> None:
-        """Abandon all."""
         for teardown in [*self.all]:
             teardown.abandon()
         self.all = {}

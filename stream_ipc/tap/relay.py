@@ -144,7 +144,6 @@ class Tap:
         self.pid: int = self._process.pid
 
     def kill(self) -> None:
-        """Kill the worker and reap it."""
         with self._process:  # which closes its streams, and waits for it alone
             self._process.kill()
 

@@ -133,7 +133,6 @@ class Report:
     def line(
         self, arrow: str, kind: str, text: str, id: str = "", latency: str = "", size: str = "", colour: str = ""
     ) -> None:
-        """Write a line."""
         begin = f"{self.time:10.6f}" if self._is_timed else f"{self._bytes[arrow]:10}"
         shown = f"{kind:12}"
         if self._coloured:

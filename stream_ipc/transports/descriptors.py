@@ -121,7 +121,6 @@ def refuse_text(stream: Any) -> None:
 
 
 def is_socket(stream: Any) -> bool:
-    """Return whether a stream is a socket object."""
     # Importing it takes long, and whoever has a socket object has imported it.
     sockets: Any = sys.modules.get("socket")
     return sockets is not None and isinstance(stream, sockets.socket)

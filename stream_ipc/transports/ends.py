@@ -150,7 +150,6 @@ class End:
 
     @property
     def is_tcp(self) -> bool:
-        """Whether it is a TCP socket."""
         return self.family in ("AF_INET", "AF_INET6")
 
     def _socket_flags(self) -> int:

@@ -164,7 +164,6 @@ class Tasks:
             task.worker = None
 
     def silence(self, task: Task, timeout: float | None) -> str:
-        """Return the text of a timeout."""
         return f"no reply to task {task.id} within {timeout} s (worker pool)"
 
     @property
