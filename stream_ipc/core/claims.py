@@ -22,7 +22,7 @@ __all__ = ["Claims"]
 
 
 class Claims:
-    """Who writes to a descriptor, which the poller does not know: it watches one only while that is full.
+    """Which channel writes to which descriptor. The poller does not know: it watches an output only while that is full.
 
     Owns that, by weak references.
     """

@@ -115,9 +115,9 @@ class Dispatcher:
 
         Args:
             until: What to stop at, or None.
-            goal: Stop when ``dispatched`` of the loop reaches this; 0: after what stands in the inbox now. Nested turns
-                count, or a flood could keep this one from ever returning. So could slow handlers, so it also stops when
-                its share of the time is over.
+            goal: Stop when the loop's ``dispatched`` reaches this; 0: behind what stands in the inbox now. What nested
+                turns dispatch counts, or a flood could keep this one from ever returning. It also stops when its share of
+                the time is over, because handlers may be slow.
         """
         # A reply runs no function of users, unless somebody watches it: so ``until``, the session and the clock are only
         # looked at after one that was watched, and now and then. All other items may run one, and are looked at after each.

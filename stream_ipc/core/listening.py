@@ -225,9 +225,9 @@ class Acceptor:
                     self._pause()
                 return
             self._complained = False
-            self._go_on(sock, self._take)
+            self._try(sock, self._take)
 
-    def _go_on(self, sock: Any, step: Callable[..., None], *arguments: Any) -> None:
+    def _try(self, sock: Any, step: Callable[..., None], *arguments: Any) -> None:
         """Take a step with a connection; if it fails, the connection is closed."""
         try:
             step(sock, *arguments)
@@ -272,7 +272,7 @@ class Acceptor:
             self._drop(handshake, str(exc))
             return
         self._remove(handshake)
-        self._go_on(handshake.sock, self._hand_over, handshake.name)
+        self._try(handshake.sock, self._hand_over, handshake.name)
 
     def _drop_unless_ready(self, handshake: _Handshake, why: str) -> None:
         """Drop a handshake, unless what it waits for is there and could only not be read."""

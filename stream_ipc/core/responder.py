@@ -205,7 +205,7 @@ class Responder:
         log.debug("session %s: request %.128r was answered with %s", self.conversation.name, id, article(type(exc)))
 
     def _log_dropped(self, id: Any) -> None:
-        log.debug("session %s: reply to request %.128r dropped: it is closed", self.conversation.name, id)
+        log.debug("session %s: the reply to request %.128r is dropped: the session is closed", self.conversation.name, id)
 
     def drop_owed(self) -> None:
         """Drop the replies that are owed: nobody can get them any more. An interrupted call can be made again."""

@@ -177,7 +177,7 @@ def _take_over(drop_stderr: bool) -> None:
                 pass_on(exc)
     except OSError as exc:
         pass_on(exc)
-        exc.strerror = f"cannot take over stdin and stdout, in whose place the null device stands: {exc.strerror}"
+        exc.strerror = f"cannot take over stdin and stdout and put the null device in their place: {exc.strerror}"
         raise
     finally:
         if null >= 0:

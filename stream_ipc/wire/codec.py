@@ -1,4 +1,4 @@
-"""Messages in frames: one direction each way of one stream.
+"""Messages in frames, and lines of text in none: one direction of one stream.
 
 Knows framing, serializers and messages. Must not know streams or sessions. What cannot be decoded becomes an error
 object in its place among the messages, so that order is kept and nothing that stands before or behind it is lost.

@@ -52,7 +52,7 @@ class Scheduler:
         self._untidy = False  # whether the next turn is to look at all workers
         self._read_until = -math.inf  # what had come by then was read
         self._notice = partial(self._loop.later.setdefault, self)  # has the next turn look at it
-        self._answered: dict[Task, Any] = {}  # whose request has settled, until they are taken from their workers
+        self._answered: dict[Task, Any] = {}  # whose requests have settled, until they are taken from their workers
         self.tasks: Tasks = Tasks(self._loop, peer)
         self.supervisor: Supervisor = Supervisor(peer, options, self.tasks, self)
         self._loop.pools[self] = None
@@ -172,7 +172,7 @@ class Scheduler:
         task.go_on()
 
     def _collect(self, promise: Any = None) -> None:
-        """Take the tasks from their workers of which the requests have settled. An interrupted call is made again."""
+        """Take tasks whose requests have settled from their workers. An interrupted call is made again."""
         for task in [*self._answered]:
             sent = None if task.worker is None else task.worker.running.get(task)
             # What the end of its worker means is decided where that is replaced: never, if handlers are nested too deeply.

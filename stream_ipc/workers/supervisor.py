@@ -69,7 +69,7 @@ class Supervisor:
         return [session for session in sessions if session is not None and session.is_open]
 
     def set_timer(self, now: float) -> None:
-        """Have them looked at when something is due that was not due at a time that has just passed."""
+        """Set the pool's timer to what is due next; what was due by ``now`` is not waited for."""
         if self._tasks.closed:
             return
         times = [worker.due for worker in [*self.workers]]
