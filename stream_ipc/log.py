@@ -49,7 +49,7 @@ def _log(level: str, text: str, *args: Any, **options: Any) -> None:
             import logging
 
             _logger = logging.getLogger("stream_ipc")
-        getattr(_logger, level)(text, *args, **options)
+        getattr(_logger, level)(text, *args, stacklevel=2, **options)  # the record names the line that calls this
     except Exception as exc:
         # A log handler may do anything, such as sending the record over the very session that is closing, and callers are
         # often in the middle of what must not stop here.

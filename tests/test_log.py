@@ -39,6 +39,7 @@ class Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         assert record.name == "stream_ipc" and not record.exc_info
+        assert record.filename != "log.py"  # it names the line that has something to say
         self.lines.append(f"{record.levelname} {record.getMessage()}")
 
     def take(self) -> List[str]:
@@ -317,7 +318,7 @@ def test_the_logger_is_asked_for_once(peer: IpcPeer, monkeypatch: pytest.MonkeyP
     peer.create_session_pair()
     said: List[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(logging.getLogger("stream_ipc"), "debug", lambda text, *args: said.append(text % args))
+        patch.setattr(logging.getLogger("stream_ipc"), "debug", lambda text, *args, **options: said.append(text % args))
         patch.setattr(logging, "getLogger", None)
         a, _ = peer.create_session_pair()
         a.close()
