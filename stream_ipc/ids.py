@@ -1,6 +1,6 @@
 """Request ids: text that is unique among the requests which are pending on one session.
 
-Knows how long one may be. Any object with ``generate()`` will do in place of the two classes here.
+Must not know messages. Any object with ``generate()`` will do in place of the two classes here.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import operator
 import os
 import time
 
-from .messages import MAX_ID_LENGTH
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-__all__ = ["PidCounterRequestIdGenerator", "PidHrtimeRequestIdGenerator", "check_id", "needs_check"]
+__all__ = ["MAX_ID_LENGTH", "PidCounterRequestIdGenerator", "PidHrtimeRequestIdGenerator", "check_id", "needs_check"]
+
+MAX_ID_LENGTH = 128  # characters
 
 
 class PidCounterRequestIdGenerator:

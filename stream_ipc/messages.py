@@ -10,19 +10,19 @@ from dataclasses import InitVar, dataclass, field
 
 from . import registry
 from .errors import SerializationError, article
+from .ids import MAX_ID_LENGTH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "ENVELOPES", "MAX_ID_LENGTH", "NOTIFICATION", "REQUEST", "RESPONSE", "ErrorMessage", "LogMessage", "Message",
+    "ENVELOPES", "NOTIFICATION", "REQUEST", "RESPONSE", "ErrorMessage", "LogMessage", "Message",
     "RequestEnvelope", "ResponseEnvelope", "add_id", "failed_in_dispatch", "is_text", "no_message",
     "put_in_envelope", "take_out_of_envelope", "text_message",
 ]  # fmt: skip
 
 NOTIFICATION, REQUEST, RESPONSE = 0, 1, 2  # the kinds of what travels
-MAX_ID_LENGTH = 128  # characters of the id of a request
 
 
 class Message:

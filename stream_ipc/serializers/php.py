@@ -15,7 +15,8 @@ from operator import add
 
 from .. import registry
 from ..errors import SerializationError, article
-from ..messages import ENVELOPES, MAX_ID_LENGTH, NOTIFICATION, REQUEST, RESPONSE, Message, RequestEnvelope
+from ..ids import MAX_ID_LENGTH
+from ..messages import ENVELOPES, NOTIFICATION, REQUEST, RESPONSE, Message, RequestEnvelope
 from .php_parser import bare, decoded, key_of, parse, raw, unraw
 from .text_serializer import (
     HEAD_SIZE,

@@ -20,10 +20,10 @@ from io import BytesIO
 
 from .. import registry
 from ..errors import SerializationError, article, describe
+from ..ids import MAX_ID_LENGTH
 from ..interruptions import pass_on
 from ..messages import (
     ENVELOPES,
-    MAX_ID_LENGTH,
     NOTIFICATION,
     REQUEST,
     RESPONSE,

@@ -11,8 +11,9 @@ import re
 
 from .. import registry
 from ..errors import SerializationError, article, printable
+from ..ids import MAX_ID_LENGTH
 from ..interruptions import interruption_in, pass_on
-from ..messages import ENVELOPES, MAX_ID_LENGTH, ErrorMessage, LogMessage, Message, add_id, take_out_of_envelope
+from ..messages import ENVELOPES, ErrorMessage, LogMessage, Message, add_id, take_out_of_envelope
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
