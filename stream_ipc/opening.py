@@ -9,7 +9,7 @@ from functools import partial
 
 from . import log
 from .arguments import DEFAULT, PIPE, Facade, check_timeout, name_methods
-from .core.poller import ADVICE
+from .core.poller import IN_USE
 from .errors import InvalidStreamError
 from .handlers import check_handler
 from .session import Session, conversation_of
@@ -190,7 +190,7 @@ class SessionOpener(Facade):
                 as it was.
         """
         if any([other.channel.transport is transport for other in [*self._loop.conversations]]):
-            raise InvalidStreamError(f"{type(transport).__name__} belongs to another session of this peer; {ADVICE}")
+            raise InvalidStreamError(f"{type(transport).__name__} belongs to another session of this peer; {IN_USE}")
         from .transports.message_transport import channel_of
 
         return _make_session(self, transport, lambda *_: channel_of(transport))

@@ -1360,7 +1360,7 @@ def test_what_another_session_writes_to_is_refused_as_output(peer: IpcPeer, as_n
     (ours, far), (read, write) = socket.socketpair(), os.pipe()
     with far:
         first = peer.create_socket_session(ours)
-        with pytest.raises(InvalidStreamError, match="is written by another session of this peer; use that one"):
+        with pytest.raises(InvalidStreamError, match="is written by another session of this peer; use that session"):
             peer.create_stream_session(ours.fileno() if as_number else ours, read)
         first.notify(Note("still works"))
         assert framed(Note("still works")) == far.recv(1000) and peer.sessions == (first,)
@@ -1373,7 +1373,7 @@ def test_what_another_session_writes_to_is_refused_as_both_ways(peer: IpcPeer) -
     (ours, far), (read, write) = socket.socketpair(), os.pipe()
     with far:
         first = peer.create_stream_session(ours, read)
-        with pytest.raises(InvalidStreamError, match="is written by another session of this peer; use that one"):
+        with pytest.raises(InvalidStreamError, match="is written by another session of this peer; use that session"):
             peer.create_socket_session(ours)
         first.notify(Note("still works"))
         assert framed(Note("still works")) == far.recv(1000) and peer.sessions == (first,)

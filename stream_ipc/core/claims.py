@@ -10,7 +10,7 @@ from weakref import ref
 from ..errors import InvalidStreamError
 from ..interruptions import pass_on
 from ..transports.stream_channel import StreamChannel
-from .poller import ADVICE
+from .poller import IN_USE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Claims:
             # One that is closed or released has let go of it. Or its owner has closed it, and it may be another file's now.
             if other is None or other is channel or other.outbox.end.fd != fd or other.find_invalid() is not None:
                 continue
-            raise InvalidStreamError(f"descriptor {fd} is written by another session of this peer; {ADVICE}")
+            raise InvalidStreamError(f"descriptor {fd} is written by another session of this peer; {IN_USE}")
         if output.watched:
             self._check_unwatched(output.fd)
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from .roles import Owner
 
-__all__ = ["ADVICE", "READ", "WRITE", "OuterPoller", "Poller"]
+__all__ = ["IN_USE", "READ", "WRITE", "OuterPoller", "Poller"]
 
-ADVICE = "use that one, or call remove_session() with it first"  # of the session that has a descriptor
+IN_USE = "use that session, or pass it to remove_session() first"  # what to do about a stream that another session has
 
 # The numbers of poll and epoll, so that what epoll reports can be used as it is.
 READ = 1
@@ -84,7 +84,7 @@ class Poller:
         status = os.fstat(fd)
         if other is not None and other is not owner:
             if self._files.get(fd) == (status.st_dev, status.st_ino):
-                raise OSError(f"it belongs to another session of this peer, or to a listener; {ADVICE}")
+                raise OSError(f"it belongs to another session of this peer, or to a listener; {IN_USE}")
             self._forget(fd)
         return status
 
