@@ -694,6 +694,17 @@ def test_receive_tells_a_closed_descriptor_from_the_end_of_the_stream() -> None:
     os.close(read2)
 
 
+def test_one_stream_in_place_of_the_list_that_a_transport_reads() -> None:
+    read, write = os.pipe()
+    with open(read, "rb") as file, socket.socket() as sock:  # to iterate over the file would wait for ever
+        for one in (read, file, sock, None):
+            reads: Any = one
+            with pytest.raises(TypeError, match=r"^StreamTransport\(\) takes a list of the streams that it reads, not "):
+                StreamTransport(write, reads, PickleMessageSerializer())
+        assert os.get_blocking(write)
+    os.close(write)
+
+
 def test_receive_of_a_transport_that_only_writes_returns_nothing_until_it_is_closed() -> None:
     read, write = os.pipe()
     transport = StreamTransport(write, [], PickleMessageSerializer())
