@@ -1458,6 +1458,13 @@ def test_a_handler_that_returns_an_envelope(peer: IpcPeer) -> None:
         a.request(Ping()).wait()
 
 
+def test_a_handler_that_returns_a_class(peer: IpcPeer) -> None:
+    a, b = peer.create_session_pair()
+    b.on_request(lambda request: Pong)
+    with pytest.raises(RemoteError, match="returned the class Pong; it must return a Message"):
+        a.request(Ping()).wait()
+
+
 @pytest.mark.parametrize("expect", [int, object, list, "Pong", (Pong,), None])
 def test_expect_is_a_message_class(peer: IpcPeer, expect: Any) -> None:
     a, b = peer.create_session_pair()

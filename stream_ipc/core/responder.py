@@ -235,8 +235,9 @@ class Responder:
 
 
 def _wrong_reply(function: Any, reply: Any) -> ErrorMessage:
+    returned = f"the class {reply.__name__}" if isinstance(reply, type) else article(type(reply))
     error = TypeError(
-        f"the on_request handler {name_of(function)} returned {article(type(reply))}; it must return a Message (no"
+        f"the on_request handler {name_of(function)} returned {returned}; it must return a Message (no"
         " envelope), a ResponsePromise, a DeferredReply, or None to pass the request on"
     )
     return failed_in_dispatch(error)
