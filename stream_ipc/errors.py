@@ -1,4 +1,4 @@
-"""The exceptions of the library.
+"""The exceptions of the library, and what every layer uses to word them.
 
 Imports nothing of the package but ``interruptions``, so every other module may import this one. The tree is flat,
 because callers catch by remedy::

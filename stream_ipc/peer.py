@@ -1,4 +1,4 @@
-"""``IpcPeer``, as users see it: drives the sessions of a program and closes them. ``opening`` opens them.
+"""``IpcPeer``, as users see it: drives the sessions of a program and closes them. ``opening_methods`` opens them.
 
 Checks what users pass, and hands it on to the loop behind it. Must not know how anything is sent.
 """
@@ -14,7 +14,7 @@ from .core.sending import broadcast
 from .errors import check_plugin
 from .ids import PidCounterRequestIdGenerator
 from .interruptions import pass_on
-from .opening import SessionOpener
+from .opening_methods import OpeningMethods
 from .session import Session, conversation_of
 from .wire.codec import DEFAULT_MAX_FRAME_SIZE, check_max_frame_size
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["IpcPeer", "loop_of"]
 
 
-class IpcPeer(SessionOpener):
+class IpcPeer(OpeningMethods):
     """Owns any number of sessions and drives them.
 
     It belongs to the process that made it, and to one thread at a time: any

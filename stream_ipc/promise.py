@@ -127,7 +127,7 @@ class ResponsePromise(Facade, Generic[M_co]):
             if not pending.settled:
                 take_replies([pending], limit)
                 if not pending.settled:
-                    raise TimeoutError(f"{pending.requester.silence(pending, timeout)}; it is still pending")
+                    raise TimeoutError(f"{pending.requester.timeout_text(pending, timeout)}; it is still pending")
         outcome = pending.outcome
         if isinstance(outcome, BaseException):
             raise outcome.with_traceback(None)

@@ -34,7 +34,7 @@ LAYERS = [
     ["core.loop"],
     ["core"],  # what is left of it
     ["promise", "handler_methods", "session", "listener", "deferred"],
-    ["opening", "waiting"],
+    ["opening_methods", "waiting"],
     ["peer"],
     ["workers"],
     ["pool"],
@@ -172,8 +172,8 @@ def own_imports(module):
 
 
 def test_the_reader_of_imports_sees_them():
-    assert {"core.loop", "opening", "session", "wire.codec"} <= set(own_imports("peer"))
-    assert "transports.stdio" in own_imports("opening")  # inside a method
+    assert {"core.loop", "opening_methods", "session", "wire.codec"} <= set(own_imports("peer"))
+    assert "transports.stdio" in own_imports("opening_methods")  # inside a method
     assert "session" not in own_imports("errors")  # for type checkers only
     assert {"select", "selectors"} <= set(imported_modules("core.poller"))
     assert "wire.framing" in own_imports("wire.codec")
@@ -270,7 +270,7 @@ def test_the_finder_of_private_names(source, found):
 
 # What users hold in their hands, and what is in everybody's way when it is too long.
 SHORT = {
-    "arguments", "core", "listener", "opening", "peer", "pool", "promise", "session", "transports.inputs",
+    "arguments", "core", "listener", "opening_methods", "peer", "pool", "promise", "session", "transports.inputs",
     "transports.outbox", "transports.stream_channel", "transports.message_transport", "workers",
 }  # fmt: skip
 
@@ -626,7 +626,7 @@ UNNEEDED = {
 # What such a worker imports of the package: its start waits for each of them, and so does whoever started it.
 NEEDED = {
     "arguments", "clock", "errors", "handlers", "handler_methods", "ids", "interruptions", "log", "messages",
-    "opening", "peer", "promise", "registry", "session", "type_info", "core", "core.chores", "core.claims",
+    "opening_methods", "peer", "promise", "registry", "session", "type_info", "core", "core.chores", "core.claims",
     "core.closing", "core.conversation", "core.dispatcher", "core.guard", "core.items", "core.receiving",
     "core.last_look", "core.lifecycle", "core.loop", "core.owed", "core.pending", "core.poller", "core.port",
     "core.requests", "core.responder", "core.sending",

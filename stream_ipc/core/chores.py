@@ -130,4 +130,4 @@ class Inspection:
         for listener in [*self._loop.listeners]:
             listener.check()
         for pool in [*self._loop.pools]:
-            pool.check()
+            pool.look_soon()

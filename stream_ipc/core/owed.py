@@ -50,7 +50,7 @@ class Owed:
 
     Attributes:
         id: As above.
-        source: What the handler has returned, until it has been told to settle this.
+        source: What the handler has returned; None once that has been told to settle this.
         reply: What will be sent, once it is known.
         unsent: Is true until the reply is handed over: the frame that was made last, which is empty from then on.
         was_open: Whether the requester's session was open when the reply was sent.

@@ -55,7 +55,7 @@ class Entry:
     Attributes:
         message: The message.
         size: About how many bytes it takes.
-        unseen: True if no handler has seen it yet, so that one that is registered later still may; otherwise None.
+        unseen: True while no handler has seen it, so that one that is registered later still may; then None.
         wanted: The call that it came for. While that waits no other takes it, such as one of a handler that is getting it.
     """
 

@@ -279,13 +279,13 @@ class Requests:
         pending.go_on()
         return cancelled
 
-    def silence(self, pending: Pending, timeout: float | None) -> str:
+    def timeout_text(self, pending: Pending, timeout: float | None) -> str:
         """Return the text of a timeout."""
         return f"no reply to request {pending.id} within {timeout} s ({self._name})"
 
     def _time_out(self, pending: Pending) -> None:
         """Fail a request because no reply came in time."""
-        text = f"{self.silence(pending, pending.timeout)}{self._hint()}"
+        text = f"{self.timeout_text(pending, pending.timeout)}{self._hint()}"
         pending.fail(RequestTimeoutError(text, timeout=pending.timeout))
         self.remove(pending)
 

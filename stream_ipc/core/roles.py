@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
         def cancel(self, pending: Any, /) -> bool: ...
 
-        def silence(self, pending: Any, timeout: float | None, /) -> str: ...
+        def timeout_text(self, pending: Any, timeout: float | None, /) -> str: ...
 
     class Owner(Protocol):
         """What a descriptor is watched for."""
@@ -99,7 +99,7 @@ if TYPE_CHECKING:
         def waits(self) -> bool:
             """Whether something will happen though nothing is open."""
 
-        def check(self) -> object:
+        def look_soon(self) -> object:
             """Look at all workers in the next turn."""
 
         def close(self) -> object:

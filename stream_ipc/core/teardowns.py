@@ -1,6 +1,6 @@
 """What is left to be done after channels were closed: children that are still to end, connections that linger.
 
-Knows teardowns by their steps. Must not know what one ends, nor loops.
+Knows teardowns by their steps (``Teardown`` is in ``transports/channel.py``). Must not know what one ends, nor loops.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from math import isfinite
 from .. import registry
 from ..errors import SerializationError, article
 from ..messages import ENVELOPES, REQUEST, RESPONSE
-from .text_serializer import HEAD_SIZE, TextSerializer, builder, find_class, shown, wire_name
+from .text_serializer import HEAD_SIZE, TextSerializer, dict_builder, find_class, shown, wire_name
 from .text_writing import INT_MAX, INT_MIN, MAX_DEPTH, TOO_DEEP, TextFormat
 
 TYPE_CHECKING = False
@@ -99,7 +99,7 @@ def _builder_of(name: Any) -> Builder | None:
         if info.is_enum:
             build = partial(_member, info)
         elif info.fields:
-            build = builder(info, [f.wire_name for f in info.fields], _CONVERSIONS)
+            build = dict_builder(info, [f.wire_name for f in info.fields], _CONVERSIONS)
         else:
             build = info.build  # for which "__class" is no attribute
     _builders[name] = build

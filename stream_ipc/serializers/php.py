@@ -21,8 +21,8 @@ from .php_parser import bare, decoded, key_of, parse, raw, unraw
 from .text_serializer import (
     HEAD_SIZE,
     TextSerializer,
-    builder,
-    compile_builder,
+    compile_checked,
+    dict_builder,
     find_class,
     shown,
     wire_name,
@@ -148,7 +148,7 @@ def _class_of(name: str) -> tuple[Build, int, Simple | None]:
         simple = _simple_reader(info, keys)
         if issubclass(info.cls, Message):
             _heads[f'O:{len(name)}:"{name}":{len(keys)}:{{'] = simple
-    return builder(info, keys, _CONVERSIONS, rename), len(keys), simple
+    return dict_builder(info, keys, _CONVERSIONS, rename), len(keys), simple
 
 
 def _info_of(name: str) -> TypeInfo:
@@ -201,7 +201,7 @@ def _simple_reader(info: TypeInfo, names: list[str]) -> Simple:
             f"    else: v{i} = None if d{i} is None else float(d{i})",
         ]
     fullmatch = re.compile(pattern + r"\}").fullmatch
-    return compile_builder(lines, info, _CONVERSIONS, {"fullmatch": fullmatch, "decoded": decoded})
+    return compile_checked(lines, info, _CONVERSIONS, {"fullmatch": fullmatch, "decoded": decoded})
 
 
 # -- reading: payloads

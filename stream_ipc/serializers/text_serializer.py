@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Conversions = dict[str, dict[type, Callable[[Any], Any]]]  # by plain_type() of the field and type of the value
 
 __all__ = [
-    "HEAD_SIZE", "TextSerializer", "builder", "compile_builder", "find_class", "other_format", "plain_type",
+    "HEAD_SIZE", "TextSerializer", "compile_checked", "dict_builder", "find_class", "other_format", "plain_type",
     "shown", "wire_name",
 ]  # fmt: skip
 
@@ -99,7 +99,7 @@ def plain_type(annotation: Any) -> str:
 # -- instances
 
 
-def builder(info: TypeInfo, keys: Sequence[str], conversions: Conversions, rename: Builder | None = None) -> Builder:
+def dict_builder(info: TypeInfo, keys: Sequence[str], conversions: Conversions, rename: Builder | None = None) -> Builder:
     """Make the function that builds an instance of a class with fields from the dict that was read.
 
     Each field should have its key there. ``rename`` returns the same dict with such keys, if some of them are missing.
@@ -121,11 +121,11 @@ def builder(info: TypeInfo, keys: Sequence[str], conversions: Conversions, renam
     lines = ["def made(data):", "    try:"]
     lines += [f"        v{i} = data[{key!r}]" for i, key in enumerate(keys)]
     lines += ["    except KeyError:", "        return otherwise(data)"]
-    build = compile_builder(lines, info, conversions, {"otherwise": otherwise})
+    build = compile_checked(lines, info, conversions, {"otherwise": otherwise})
     return build
 
 
-def compile_builder(
+def compile_checked(
     lines: list[str], info: TypeInfo, conversions: Conversions, names: dict[str, Any]
 ) -> Callable[..., Any]:
     """Do what ``TypeInfo.compile_builder`` does, with values as they were read."""

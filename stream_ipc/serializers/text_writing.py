@@ -97,7 +97,7 @@ class TextFormat(registry.Cache):
         text = walk.text(message)
         if kind != NOTIFICATION:
             before, between = self.heads[kind]
-            text = f"{before}{walk.made('the id of the envelope', self.scalars[str], id)}{between}{text}}}"
+            text = f"{before}{walk.written('the id of the envelope', self.scalars[str], id)}{between}{text}}}"
         return self.encode(text)
 
     def encoder_of(self, cls: type) -> Encoder:
@@ -230,7 +230,7 @@ class _Walk:
         assert text is not None
         return text
 
-    def made(self, step: str, function: Callable[..., str], *args: Any) -> str:
+    def written(self, step: str, function: Callable[..., str], *args: Any) -> str:
         """Return the text that a function of the format makes; its error is one about the value of this step."""
         try:
             text = function(*args)
@@ -247,7 +247,7 @@ class _Walk:
         self._count += 1
         format, cls = self._format, type(value)
         if cls in format.scalars:
-            return self.made(step, format.scalars[cls], value)
+            return self.written(step, format.scalars[cls], value)
         if cls is list or cls is tuple:
             self._open(step, value, ((f"[{i}]", v) for i, v in enumerate(value)), format.array)
         elif cls is dict:
@@ -263,7 +263,7 @@ class _Walk:
         keys: dict[str, str] = {}  # as they are written -> the steps to their values
         for key in value:
             inner = f"[{shown(key)}]"
-            text = self.made(step + inner, self._format.key, key)
+            text = self.written(step + inner, self._format.key, key)
             if text in keys:
                 self._fail(step + inner, "two keys of the dict are one in PHP, where '5' is 5")
             keys[text] = inner
@@ -278,15 +278,15 @@ class _Walk:
         except SerializationError as exc:
             self._fail(step, (cls not in registry.by_class and self._advice(cls)) or str(exc))
         if info.is_enum:
-            return self.made(step, format.enum_encoder(info), value, self._depth + 1, set())
-        names = [self.made(f"{step}.{name}", format.attribute, name) for name in values]
+            return self.written(step, format.enum_encoder(info), value, self._depth + 1, set())
+        names = [self.written(f"{step}.{name}", format.attribute, name) for name in values]
         for f in info.fields:
             if hasattr(value, f.name):
                 values[f.name] = getattr(value, f.name)
-                names.append(self.made(f"{step}.{f.name}", format.field, f, info))
+                names.append(self.written(f"{step}.{f.name}", format.field, f, info))
             elif not format.leaves_out:
                 self._fail(f"{step}.{f.name}", "has no value")
-        start = self.made(step, format.start, info, len(names))
+        start = self.written(step, format.start, info, len(names))
         items = ((f".{name}", v) for name, v in values.items())
         self._open(step, value, items, lambda texts: start + "".join(map(add, names, texts)) + "}")
         return None

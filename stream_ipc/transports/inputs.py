@@ -1,6 +1,7 @@
 """What a channel over streams reads: each stream, bytes into what a decoder makes of them, and the end of all.
 
-Knows ends that are read, decoders, and the channel that they belong to. Must not know how anything is written.
+Knows ends that are read, decoders, and the channel that they belong to. (Custom transports have ``Inputs`` of another
+kind; their base is in ``channel.py``.) Must not know how anything is written.
 """
 
 from __future__ import annotations

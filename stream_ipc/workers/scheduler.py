@@ -32,8 +32,8 @@ __all__ = ["Scheduler"]
 class Scheduler:
     """Gives the tasks of one pool to its workers, and takes them back; in the role of a ``Pool`` (see ``core/roles.py``).
 
-    Owns whether all workers are to be looked at. ``check`` asks for that, because a time has come or an interruption may
-    have left something, and the next turn does it before it gives tasks to whoever is free.
+    Owns whether all workers are to be looked at. ``look_soon`` asks for that, because a time has come or an interruption
+    may have left something, and the next turn does it before it gives tasks to whoever is free.
 
     Args:
         peer: What drives it.
@@ -120,7 +120,7 @@ class Scheduler:
                     break
                 self._give_to(worker, task)
         except BaseException:  # a signal handler may have given tasks, too, and have been told that a worker is not free
-            self.check()
+            self.look_soon()
             raise
         if not self._untidy:
             later.pop(self, None)
@@ -193,7 +193,7 @@ class Scheduler:
             elif not isinstance(outcome, StreamClosedError):
                 self.supervisor.note_answer(worker)
             if worker.has_done_its_share:
-                self.check()  # it is replaced behind this reply
+                self.look_soon()  # it is replaced behind this reply
             self.tasks.release(task, worker)
         if self.tasks.queue:
             self._loop.later[self] = None
@@ -214,7 +214,7 @@ class Scheduler:
 
     # -- what the loop calls
 
-    def check(self) -> None:
+    def look_soon(self) -> None:
         """Have all workers looked at in the next turn."""
         # atomic: no calls
         if not self.tasks.closed:
@@ -224,7 +224,7 @@ class Scheduler:
     def on_time(self, now: float) -> None:
         """Have workers started, or given up: a time has come."""
         self._read_until = now
-        self.check()
+        self.look_soon()
 
     def go_on(self) -> None:
         """Do what was left to a turn, and give tasks to workers."""

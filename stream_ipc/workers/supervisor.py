@@ -137,7 +137,7 @@ class Supervisor:
             if self._tasks.closed:  # by a signal handler
                 worker.kill("this side closed the worker pool")
                 return
-            session.on_close(lambda session: self._pool.check())
+            session.on_close(lambda session: self._pool.look_soon())
             options = self._options
             if options.start_timeout is not None:
                 now = self._loop.clock()

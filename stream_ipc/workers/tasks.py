@@ -163,7 +163,7 @@ class Tasks:
             self.handed_out -= 1
             task.worker = None
 
-    def silence(self, task: Task, timeout: float | None) -> str:
+    def timeout_text(self, task: Task, timeout: float | None) -> str:
         return f"no reply to task {task.id} within {timeout} s (worker pool)"
 
     @property

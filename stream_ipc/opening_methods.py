@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from .transports.spawn import Command, Path, PopenOptions
     from .transports.streams import ReadStream, WriteStream
 
-__all__ = ["SessionOpener"]
+__all__ = ["OpeningMethods"]
 
 
-class SessionOpener(Facade):
+class OpeningMethods(Facade):
     """The part of ``IpcPeer`` that opens sessions."""
 
     if TYPE_CHECKING:
@@ -312,7 +312,7 @@ class SessionOpener(Facade):
 
 
 def _add_socket(
-    peer: SessionOpener, sock: socket.socket, name: str = "", on_session: Callable[[Session], Any] | None = None
+    peer: OpeningMethods, sock: socket.socket, name: str = "", on_session: Callable[[Session], Any] | None = None
 ) -> Session:
     """Make a session over a connected socket, also one with TLS."""
     from .transports.streams import socket_opener
@@ -320,7 +320,7 @@ def _add_socket(
     return _make_session(peer, sock, socket_opener(sock), on_session, name)
 
 
-def _add_own_sockets(peer: SessionOpener, *sockets: socket.socket, name: str = "") -> list[Session]:
+def _add_own_sockets(peer: OpeningMethods, *sockets: socket.socket, name: str = "") -> list[Session]:
     """Make sessions over sockets that nobody else has. If that fails, all of them are closed."""
     try:
         return [_add_socket(peer, sock, name) for sock in sockets]
@@ -333,7 +333,7 @@ def _add_own_sockets(peer: SessionOpener, *sockets: socket.socket, name: str = "
         raise
 
 
-def _close_orphans(peer: SessionOpener, is_one: Callable[[Session], bool]) -> None:
+def _close_orphans(peer: OpeningMethods, is_one: Callable[[Session], bool]) -> None:
     """Close the sessions that a call has made before it was interrupted: nobody will ever have them."""
     for conversation in [*peer._loop.conversations]:
         if is_one(conversation.session):
@@ -341,7 +341,7 @@ def _close_orphans(peer: SessionOpener, is_one: Callable[[Session], bool]) -> No
 
 
 def _make_session(
-    peer: SessionOpener,
+    peer: OpeningMethods,
     given: Any,
     make: Callable[[MessageSerializer, int], Channel],
     on_session: Callable[[Session], Any] | None = None,
@@ -390,4 +390,4 @@ def _make_session(
         loop.thread = outer
 
 
-name_methods(SessionOpener, "IpcPeer")
+name_methods(OpeningMethods, "IpcPeer")
