@@ -107,6 +107,14 @@ class HandlerList:
         """Return the handlers for instances of a class."""
         return tuple([h for h in self._handlers if h.types is None or issubclass(cls, h.types)])
 
+    def twin_of(self, cls: type) -> type | None:
+        """Return another class of the same name that a handler takes, if any."""
+        for handler in self._handlers:
+            for other in handler.types or ():
+                if other is not cls and other.__qualname__ == cls.__qualname__:
+                    return other
+        return None
+
     def chain_of(self, cls: type) -> Chain:
         """Return them as nested pairs (first, rest), so that delivering a message slices nothing."""
         try:

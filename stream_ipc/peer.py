@@ -272,10 +272,11 @@ class IpcPeer(OpeningMethods):
         """Close every session and listener, and end children, side by side.
 
         A second call does nothing. What is pending fails. What is queued is
-        written, for at most a second in all; then done callbacks run. TCP
-        connections on which the other side is still talking, or has not
-        received all, are kept a second more. Children are waited for, 6 s in
-        the worst case, and ``on_close`` handlers run behind their last words.
+        written, for at most a second in all; what is left is dropped, and
+        logged. Then done callbacks run. TCP connections on which the other side
+        is still talking, or has not received all, are kept a second more.
+        Children are waited for, 6 s in the worst case, and ``on_close``
+        handlers run behind their last words.
         An interrupted call can be made again; if it is not, the end of the
         interpreter ends what is left, and Ctrl-C there kills it.
 

@@ -77,7 +77,8 @@ class WorkerPool(Facade):
             set-up messages. What it raises is logged, and the worker counts as
             one that died.
         hello: A message class: a worker gets tasks once it has notified the
-            pool of one. None: it gets one at once.
+            pool of one; without ``start_timeout`` that is waited for without
+            limit. None: it gets one at once.
         start_timeout: Seconds until a worker must have given its first sign
             (``hello``, or else any message, be it a line on its stderr), or it
             is killed and replaced; None for no limit.

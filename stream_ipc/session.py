@@ -338,19 +338,20 @@ class Session(HandlerMethods):
         """Close the session. A second call does nothing; allowed inside a handler.
 
         What is pending fails with ``StreamClosedError``. What is queued is
-        written, for at most a second; then done callbacks run, and the streams
-        are released and closed. A child process that the peer started is ended
-        and reaped: its stdin is closed, and if it does not exit, it is
-        terminated after 2 s and killed after 2 s more. What it writes to stderr
-        until then still goes to the ``on_message`` handlers. At the end the
-        ``on_close`` handlers run. A TCP connection on which the other side is
-        still talking, or has not received all, is closed by a later tick, at
-        most a second later.
+        written, for at most a second; what is left is dropped, and logged.
+        Then done callbacks run, and the streams are released and closed. A
+        child process that the peer started is ended and reaped: its stdin is
+        closed, and if it does not exit, it is terminated after 2 s and killed
+        after 2 s more. What it writes to stderr until then still goes to the
+        ``on_message`` handlers. At the end the ``on_close`` handlers run. A TCP
+        connection on which the other side is still talking, or has not received
+        all, is closed by a later tick, at most a second later.
 
         Args:
             timeout: Seconds for all of that, in place of these bounds; what is
-                not done by then is cut short. 0 drops what is queued and kills
-                a child that the peer started at once. None sets no limit.
+                not done by then is cut short. Of more than a second the last
+                one is left to a child. 0 drops what is queued and kills a child
+                that the peer started at once. None sets no limit.
 
         Raises:
             TypeError: ``timeout`` is no number.

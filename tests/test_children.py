@@ -703,6 +703,48 @@ def test_a_timeout_of_nothing_drops_what_is_queued(peer: IpcPeer, monkeypatch: p
     sock.close()
 
 
+@pytest.mark.parametrize("how", ["session", "peer"])
+def test_what_closing_drops_is_logged(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    set_limit("flush bound", 0.01, monkeypatch)
+    mine, other = socket.socketpair()
+    session = peer.create_socket_session(mine)
+    peer.create_session_pair()[0].notify(Note("arrives"))
+    while session.queued_bytes < 300_000:
+        session.notify(Note("queued", b"x" * 100_000))
+    size = session.queued_bytes
+    if how == "session":
+        session.close()
+    else:
+        peer.close(timeout=0.01)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1 and f"{size} bytes" in told[0] and "flush()" in told[0]
+    other.close()
+
+
+def test_what_nobody_can_read_any_more_is_not_logged(peer: IpcPeer, caplog: pytest.LogCaptureFixture) -> None:
+    mine, other = socket.socketpair()
+    session = peer.create_socket_session(mine)
+    while session.queued_bytes < 300_000:
+        session.notify(Note("queued", b"x" * 100_000))
+    other.close()
+    session.close()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.slow
+def test_what_is_queued_has_all_but_the_last_second_of_a_longer_timeout(peer: IpcPeer) -> None:
+    code = "os.write(2, b'up\\n'); time.sleep(2.4); data = sys.stdin.buffer.read(); os.write(2, b'%d' % len(data))"
+    session = peer.create_command_session(script(code))
+    lines = lines_of(session)
+    tick_until(lambda: lines, peer)
+    while session.queued_bytes < 300_000:
+        session.notify(Note("queued", b"x" * 100_000))
+    session.close(timeout=4)
+    assert int(lines[1]) > 300_000
+
+
 def test_a_timeout_bounds_the_close_of_a_connection_that_lingers(monkeypatch: pytest.MonkeyPatch) -> None:
     set_limit("linger", 20.0, monkeypatch)
     server = socket.create_server(("127.0.0.1", 0))
@@ -747,6 +789,32 @@ def lines_of(session: Session) -> List[str]:
             found.append(log.message)
 
     return found
+
+
+@pytest.mark.parametrize("how", ["session", "timeout", "peer"])
+def test_what_was_read_with_the_last_reply_reaches_its_handlers_as_the_session_closes(peer: IpcPeer, how: str) -> None:
+    code = """
+        session = IpcPeer().create_stdio_session()
+        session.on_request(lambda ping: Pong())
+        session.tick(None)
+        os.write(2, b"one\\ntwo\\n")
+        serve(session)
+        os.write(2, b"three\\n")
+    """
+    session = peer.create_command_session(program(code))
+    lines, calls = lines_of(session), []
+    session.on_close(lambda session: calls.append([*lines]))
+    promise = session.request(Ping())
+    process = session.process
+    assert process is not None
+    for stream in process.stdout, process.stderr:  # one after the other
+        assert select.select([stream], [], [], PATIENCE)[0]
+    promise.wait()
+    if how == "peer":
+        peer.close()
+    else:
+        session.close(**{"timeout": 5} if how == "timeout" else {})
+    assert lines == ["one", "two", "three"] and calls == [lines]
 
 
 WRITES = (

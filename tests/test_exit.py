@@ -373,6 +373,20 @@ def test_exit_handlers_run_in_order_and_can_still_talk(peer: IpcPeer) -> None:
     assert notes == [Note("goodbye", bytes(200_000))]
 
 
+def test_what_is_dropped_at_exit_is_logged() -> None:
+    code = """
+        from stream_ipc.core import lifecycle
+        lifecycle.FLUSH_BOUND = 0.1
+        session = IpcPeer().create_stdio_session()
+        while session.queued_bytes < 300_000:
+            session.notify(Note("queued", b"x" * 100_000))
+    """
+    done = subprocess.Popen(program(code), stdin=PIPE, stdout=PIPE, stderr=PIPE)
+    with done:
+        assert done.stderr is not None and done.wait(PATIENCE) == 0
+        assert b"bytes, which are dropped: flush() first" in done.stderr.read()
+
+
 def test_a_tick_in_an_orphan_ends_it() -> None:
     for loop in ("session.tick(None)", "session.peer.tick(None)", "session.receive()"):
         code = f"""

@@ -437,7 +437,7 @@ def test_pool_whose_host_never_comes_up(peer: IpcPeer) -> None:
     with WorkerPool(peer, [never, other], hello=Ready, start_timeout=3, on_session=on_session) as pool:
         held = [pool.submit(Ping("hold"), expect=Pong) for _ in range(2)]
         tick_until(lambda: len(started) >= 3 and len(began) == 1, peer)
-        assert "gave no sign within 3 s" in str(started[0].reason)
+        assert "gave no sign within 3 s (no Ready has come)" in str(started[0].reason)
         for number, promise in enumerate(held, 1):
             tick_until(lambda number=number: len(began) == number, peer)  # type: ignore[misc]
             started[1].notify(Note())

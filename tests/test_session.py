@@ -1558,6 +1558,26 @@ def test_an_unexpected_reply_of_a_class_of_the_same_name(peer: IpcPeer) -> None:
         a.request(Ping(), expect=expected).wait()
 
 
+def test_a_request_that_a_handler_of_another_class_of_the_same_name_passes_over(peer: IpcPeer) -> None:
+    def another(module: str) -> Any:
+        @dataclass
+        class Task(Message, wire_name=f"test.session.{module}.Task"): ...
+
+        Task.__module__, Task.__qualname__ = module, "Task"
+        return Task
+
+    run, imported = another("__main__"), another("work")
+    a, b = peer.create_session_pair()
+
+    def handler(task: Any) -> None: ...
+
+    handler.__annotations__ = {"task": imported}
+    b.on_request(handler)
+    text = r"^Unhandled request: test\.session\.__main__\.Task \(as __main__\.Task; a handler takes work\.Task, another"
+    with pytest.raises(RemoteError, match=text):
+        a.request(run()).wait()
+
+
 def test_users_may_attach_what_they_like() -> None:
     with IpcPeer() as peer:
         a, _ = peer.create_session_pair()

@@ -6,8 +6,11 @@ interrupted. What the steps leave to be done is in ``teardowns.py``. Must not kn
 
 from __future__ import annotations
 
+from collections import deque
+
 from .. import log
 from ..interruptions import pass_on, pass_on_own
+from ..messages import is_text
 from ..transports.channel import EndOfStream
 from .loop import Loop, Until
 
@@ -20,10 +23,10 @@ if TYPE_CHECKING:
     from ..transports.channel import Teardown
     from .conversation import Conversation
 
-__all__ = ["FLUSH_BOUND", "Closing", "begin", "flush_bound", "write_out"]
+__all__ = ["FLUSH_BOUND", "Closing", "begin", "flush_bound", "log_dropped", "write_out"]
 
 
-FLUSH_BOUND = 1.0  # seconds that closing gives to what is still queued
+FLUSH_BOUND = 1.0  # seconds that closing gives to what is still queued, and leaves to a child if it has more
 
 
 def begin(conversations: Sequence[Conversation], reason: StreamClosedError) -> None:
@@ -42,13 +45,25 @@ def flush_bound(seconds: float | None, conversations: Iterable[Conversation]) ->
 
     Args:
         seconds: How long all of closing may take; None for the usual bounds.
-        conversations: What is closed. If one has a child, that is left some of the time.
+        conversations: What is closed. If one has a child, the end of the time is left to that.
     """
     if seconds is None:
         return FLUSH_BOUND
     if any([conversation.channel.process is not None for conversation in conversations]):
-        return min(seconds, max(FLUSH_BOUND, seconds / 2))
+        return max(min(seconds, FLUSH_BOUND), seconds - FLUSH_BOUND)
     return seconds
+
+
+def log_dropped(conversations: Iterable[Conversation]) -> None:
+    """Log what could not be written in time, and is dropped next."""
+    for conversation in [*conversations]:
+        size = conversation.outbox.queued_bytes
+        if size:
+            log.warning(
+                "session %s closes before the other side has taken %d bytes, which are dropped: flush() first, or give"
+                " close() more time",
+                conversation.name, size,
+            )  # fmt: skip
 
 
 def write_out(loop: Loop, conversations: Collection[Conversation], seconds: float) -> None:
@@ -83,6 +98,9 @@ class Closing:
         self._release = release
         self._close_or_release: Any = channel.release if release else channel.close
         self._handlers = [*conversation.on_close.of(type(conversation.session))]
+        # What a child has written was read with a reply, maybe, and did not have its turn.
+        read = [*conversation.dispatcher.inbox] if channel.process is not None else []
+        self._words = deque([item for item in read if is_text(item)])
         self._ended = False  # whether only handlers are left to be called
 
     def go_on(self, handlers: bool = True) -> None:
@@ -118,6 +136,7 @@ class Closing:
             if self.teardown is None:
                 self.teardown = self._close_or_release()
             if self.teardown is not None:
+                self.teardown.messages = self._words
                 self.teardown.take = self._conversation.dispatcher.deliver_late
                 self._conversation.loop.chores.add_teardown(self.teardown)
                 self.hurry()

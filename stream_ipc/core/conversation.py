@@ -11,7 +11,7 @@ from ..clock import monotonic
 from ..errors import InvalidStreamError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, Message
-from .closing import FLUSH_BOUND, Closing, begin, flush_bound, write_out
+from .closing import FLUSH_BOUND, Closing, begin, flush_bound, log_dropped, write_out
 from .dispatcher import Dispatcher
 from .last_look import read_replies
 from .port import Port
@@ -204,6 +204,8 @@ class Conversation:
                         begin([self], reason)
                     seconds = None if self.due is None else self.due - monotonic()
                     write_out(loop, [self], flush_bound(seconds, [self]))
+                    if not release and (seconds is None or seconds > 0):
+                        log_dropped([self])
                 finally:  # after an interruption the next turn goes on with closing
                     loop.repairs[self] = None  # only now: earlier, a turn inside write_out() would close it at once
             self.close_now(reason, handlers=False)

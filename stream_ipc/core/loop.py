@@ -156,6 +156,8 @@ class Loop(Guard):
             if self.closed or (self.is_empty and not self.waker.called):
                 self.check_entry()
                 state = "is closed" if self.closed else "has no session and no listener; open one, or pass seconds"
+                if self.pools and not self.closed:
+                    state = "has no session and no listener, and its worker pool has no task; submit one, or pass seconds"
                 raise StreamClosedError(f"nothing is open, so tick(None) would wait for ever: this IpcPeer {state}")
             is_left = self.repairs or (self.later and not self.users_wait)  # something to do at once
             return self.run(None, 0 if is_left else math.inf)

@@ -108,7 +108,7 @@ class Responder:
                 taken = True  # it is already: a loop in a try must not end with an if (tests/README.rst)
             if not isinstance(reply, Message) or type(reply) in _ENVELOPES:
                 if reply is None:
-                    reply = ErrorMessage(f"Unhandled request: {wire_name_of(cls)}")
+                    reply = self._unhandled(cls)
                 elif find_deferrer(reply) is not None:
                     reply = Owed(self, item.id, reply)
                 else:
@@ -203,6 +203,16 @@ class Responder:
 
     def _log_error_reply(self, id: Any, exc: BaseException) -> None:
         log.debug("session %s: request %.128r was answered with %s", self.conversation.name, id, article(type(exc)))
+
+    def _unhandled(self, cls: type) -> ErrorMessage:
+        text = f"Unhandled request: {wire_name_of(cls)}"
+        twin = self.on_request.twin_of(cls)
+        if twin is not None:
+            text = (
+                f"{text} (as {cls.__module__}.{cls.__qualname__}; a handler takes {twin.__module__}.{twin.__qualname__},"
+                " another class: is its module there twice, run as a program and imported?)"
+            )
+        return ErrorMessage(text)
 
     def _log_dropped(self, id: Any) -> None:
         log.debug("session %s: the reply to request %.128r is dropped: the session is closed", self.conversation.name, id)

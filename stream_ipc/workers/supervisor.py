@@ -228,7 +228,9 @@ class Supervisor:
             if any(map(self._is_sign, [*worker.conversation.dispatcher.inbox])):  # which only waits for its turn
                 worker.due = self._loop.clock() + _LOOK_INTERVAL
                 return
-            worker.kill(f"the worker gave no sign within {self._options.start_timeout} s, so it was killed")
+            options = self._options
+            hello = "" if options.hello is None else f" (no {options.hello.__name__} has come)"
+            worker.kill(f"the worker gave no sign within {options.start_timeout} s{hello}, so it was killed")
         elif worker.has_done_its_share and not worker.running:
             worker.close("this side replaces the worker, which has done its share of tasks")
 
