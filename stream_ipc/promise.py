@@ -117,12 +117,11 @@ class ResponsePromise(Facade, Generic[M_co]):
                 it. The request is still pending.
         """
         pending = self._pending
+        if timeout is not None:
+            check_timeout(timeout)
         if not pending.settled:
             loop = pending.requester.loop
-            limit = inf
-            if timeout is not None:
-                check_timeout(timeout)
-                limit = loop.clock() + timeout
+            limit = inf if timeout is None else loop.clock() + timeout
             loop.run(pending, limit)
             if not pending.settled:
                 take_replies([pending], limit)

@@ -17,6 +17,8 @@ from tests.helpers import (
     PATIENCE,
     CpuMeter,
     FakeClock,
+    InterruptAt,
+    Interruption,
     RawPeer,
     deadline_of,
     framed,
@@ -30,6 +32,7 @@ from tests.helpers import (
     tick_until,
 )
 from tests.messages import Note, Ping, Pong
+from tests.os_helpers import listing
 from tests.test_custom_transport import Memory
 
 
@@ -252,6 +255,26 @@ def test_zero_while_a_regular_file_is_read(peer: IpcPeer, tmp_path: Any) -> None
     assert session.receive(20) == Note("1")
     tick_until(lambda: not session.is_open, peer)
     assert peer.next_deadline() is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_a_descriptor_whose_making_is_interrupted_leaves_none_open() -> None:
+    before = listing()
+    number = 0
+    while True:
+        number += 1
+        peer = IpcPeer()
+        with InterruptAt(number, Interruption()) as interrupted:
+            try:
+                peer.fileno()
+            except Interruption as exc:
+                exc.__traceback__ = exc.__context__ = None  # or it would keep what was being made
+        peer.close()
+        gc.collect()  # the standard library's selectors refer to themselves
+        assert listing() == before, interrupted.where
+        if not interrupted.hit:
+            break
+    assert number > 20
 
 
 def test_soon_while_there_is_a_transport_without_descriptors(peer: IpcPeer) -> None:

@@ -3,6 +3,7 @@
 import collections
 import gc
 import itertools
+import math
 import os
 import signal
 import sys
@@ -332,6 +333,19 @@ def test_as_completed_looks_no_further_than_one_of_many_that_has_settled(peer: I
             as_completed(given)
     with pytest.raises(TypeError, match=r"^gather\(\) takes promises, as request"):
         gather([settled, *rest])
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"), [("1", TypeError), (True, TypeError), (-1, ValueError), (math.nan, ValueError)]
+)
+def test_a_timeout_is_checked_also_of_a_promise_that_has_settled(peer: IpcPeer, timeout: Any, error: Any) -> None:
+    a, b = peer.create_session_pair()
+    b.on_request(lambda ping: Pong(ping.value))
+    promise = a.request(Ping(1), expect=Pong)
+    for _ in "pending", "settled":
+        with pytest.raises(error):
+            promise.wait(timeout)
+        assert promise.wait().value == 1
 
 
 @pytest.mark.parametrize("wait", [gather, as_completed])

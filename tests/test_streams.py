@@ -1831,6 +1831,28 @@ def test_object_that_takes_nothing_now_is_asked_again_later(peer: IpcPeer, says:
     assert stream.written == framed(Note("a"))
 
 
+class GivesLittle(TakesNothing):
+    """A stream object that returns one byte for each call, and then nothing."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(None)
+        self.data = data
+
+    def read(self, size: int) -> Optional[bytes]:
+        piece, self.data = self.data[:1], self.data[1:]
+        return piece or None
+
+
+def test_object_that_gives_little_at_a_time_is_asked_on_until_nothing_is_there(peer: IpcPeer) -> None:
+    stream = GivesLittle(framed(Note("", b"x" * 5000)))  # with a pause behind each byte that would take 50 s
+    peer.create_stream_session(stream, stream)  # type: ignore[arg-type]
+    assert peer.tick(PATIENCE) == 1
+    assert peer.next_deadline() == 0.0
+    peer.tick(0)
+    due = peer.next_deadline()
+    assert due is not None and 0 < due <= 0.01
+
+
 def test_object_that_takes_nothing_now_is_asked_as_often_once_the_other_has_ended(peer: IpcPeer) -> None:
     stream = TakesNothing(None)
     session = peer.create_stream_session(stream, io.BytesIO())  # type: ignore[arg-type]

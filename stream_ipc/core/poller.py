@@ -225,6 +225,7 @@ class Poller:
         if self._epoll is not None:
             self._epoll.close()
         self._selector.close()
+        self.on_rebuild = None  # or an outer one whose making was interrupted would keep its descriptors
         self.owners.clear()
         self._files.clear()
         self._always.clear()

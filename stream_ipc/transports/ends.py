@@ -69,7 +69,7 @@ class End:
         reads_into: Called with a buffer, returns what reads once into it when it is iterated once, and gives the number of
             bytes. None if only ``reads`` can be used.
         ahead: What a buffered file object had read before it came here.
-        pending: Whether something can be read that the descriptor does not show (TLS).
+        pending: Whether something can be read, or may be, that no descriptor shows.
         identity: Which file the descriptor was.
         poll_fd: The descriptor that is written and waited for: ``fd``, or one of this process's own for the same file.
     """

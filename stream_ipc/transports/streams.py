@@ -89,7 +89,8 @@ def _open(kind: Callable[[Any], Any], kind_without: Callable[[Any], Any], stream
 class ObjectEnd(End):
     """The end of a stream that has no descriptor, but a method that does not block: see ``IpcPeer.create_stream_session``.
 
-    Owns what the method has returned until that is taken.
+    Owns what the method has returned until that is taken. After some bytes there may be ``pending`` ones: it is asked again
+    at once, until it returns None.
     """
 
     watched = False
@@ -133,6 +134,7 @@ class ObjectEnd(End):
     def _read(self) -> bytes:
         self._call(READ_SIZE)
         if self._result is None:
+            self.pending = False
             raise BlockingIOError
         if not isinstance(self._result, bytes):
             try:
@@ -144,6 +146,7 @@ class ObjectEnd(End):
         # atomic: no calls
         data: bytes = self._result
         self._result = None
+        self.pending = data != b""
         return data
 
     def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
