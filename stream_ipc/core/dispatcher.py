@@ -125,7 +125,7 @@ class Dispatcher:
         conversation = self._conversation
         count = 0
         share: Share | None = None
-        look = 0  # when dispatched has come to this, it looks at goal and clock
+        look = 0  # when dispatched has come to this, and there is more, it looks at goal and clock
         if not conversation.is_open:
             inbox.clear()  # of what a read that was under way has brought
         while True:
@@ -157,9 +157,6 @@ class Dispatcher:
                     loop = self._loop
                     by_class = self._by_class
                     waiting = self._waiting
-                    goal = goal or loop.dispatched + len(inbox) + 1  # a failure is followed by the end
-                    share = share or Share(loop.clock)
-                    look = min(goal, loop.dispatched + 2)
                 if cls not in by_class or waiting:
                     done = self._actions.get(cls, self._arrive)(item)
                     if done is None:
@@ -172,8 +169,13 @@ class Dispatcher:
                     if loop.forked:  # a handler has forked, and this is the copy
                         raise loop.refusal()
                     inbox.clear()  # of what a handler or an interruption has left behind the end
-                if loop.dispatched >= look:
-                    if loop.dispatched >= goal or share is None or share.is_over():
+                if inbox and loop.dispatched >= look:
+                    if not look:  # only now: mostly there is no second one
+                        goal = goal or loop.dispatched + len(inbox) + 1  # a failure is followed by the end
+                        share = share or Share(loop.clock)
+                    elif share is None or share.is_over():
+                        break
+                    if loop.dispatched >= goal:
                         break
                     look = min(goal, loop.dispatched + share.step)
         return count
