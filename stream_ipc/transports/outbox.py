@@ -63,42 +63,23 @@ class Outbox:
         self._writes: Iterator[int] = map(sub, sizes, end.writes(map(itemgetter(0), repeat(self.queue))))
 
     def put(self, frame: Frame) -> None:
-        """Queue the buffers of a frame, which is empty from then on, and write what the stream takes now."""
-        if self.held or self.writing:
-            self._put_behind(frame)
-            return
-        # atomic: no calls
-        self.queue += frame
-        del frame[:]
+        """Queue the buffers of a frame, which is empty from then on, and write what the stream takes now.
 
-        self._write()
-
-    def _put_behind(self, frame: Frame) -> None:
-        """Queue a frame that is not to be written at once."""
-        if self.error is not None:
-            self._failed(None)
-        size = sum(map(len, frame))
-        # atomic: no calls
-        self.queue += frame
-        self.queued_bytes += size
-        del frame[:]
-
-        if self.corked and self.queued_bytes >= _GATHER and not (self.blocked or self.writing):
-            self._write()
-
-    def flush(self) -> None:
-        """Write what the stream takes now.
+        If frames are held, one that is empty has what is queued written.
 
         Raises:
             Exception: What ``failed`` raises.
         """
-        if not self.writing:
-            self._write()
-
-    def _write(self) -> None:
+        if self.writing or (self.held and frame):
+            self._put_behind(frame)
+            return
         queue = self.queue
         try:
+            # atomic: no calls
             self.writing = True
+            queue += frame
+            del frame[:]
+
             while True:
                 if not queue:
                     if not self.queued_bytes:
@@ -135,6 +116,24 @@ class Outbox:
             raise
         finally:
             self.writing = False
+
+    def flush(self) -> None:
+        """Write what the stream takes now of what is queued; raises as ``put`` does."""
+        if not self.writing:
+            self.put([])
+
+    def _put_behind(self, frame: Frame) -> None:
+        """Queue a frame that is not to be written at once."""
+        if self.error is not None:
+            self._failed(None)
+        size = sum(map(len, frame))
+        # atomic: no calls
+        self.queue += frame
+        self.queued_bytes += size
+        del frame[:]
+
+        if self.corked and self.queued_bytes >= _GATHER and not self.blocked:
+            self.flush()
 
     def _take_off(self, left: int) -> None:
         """Take what was written off the first buffer, of which so many bytes are left."""
