@@ -158,7 +158,7 @@ class Dispatcher:
                     by_class = self._by_class
                     waiting = self._waiting
                 if cls not in by_class or waiting:
-                    done = self._actions.get(cls, self._arrive)(item)
+                    done = (self._actions.get(cls) or self._arrive)(item)
                     if done is None:
                         return count
                     count += done

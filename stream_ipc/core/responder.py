@@ -57,6 +57,8 @@ class Responder:
         self._session = conversation.session
         self.loop: Loop = conversation.loop
         self._channel = conversation.channel
+        self._encode = conversation.channel.encode
+        self._put = conversation.channel.put
         self._outbox = conversation.channel.outbox
 
     def serve(self, item: RequestEnvelope) -> int | None:
@@ -122,8 +124,8 @@ class Responder:
                 self._log_dropped(item.id)
             else:
                 try:
-                    unsent = self._channel.encode(RESPONSE, item.id, reply)
-                    self._channel.put(unsent)
+                    unsent = self._encode(RESPONSE, item.id, reply)
+                    self._put(unsent)
                 except BaseException as exc:
                     if self._takes_another(exc):
                         reply = Owed(self, item.id, reply)
@@ -188,8 +190,8 @@ class Responder:
                 self._send_in_place(owed, exc)
 
     def _hand_over(self, owed: Owed, reply: Message) -> None:
-        owed.unsent = self._channel.encode(RESPONSE, owed.id, reply)
-        self._channel.put(owed.unsent)
+        owed.unsent = self._encode(RESPONSE, owed.id, reply)
+        self._put(owed.unsent)
 
     def _takes_another(self, exc: BaseException) -> bool:
         """Take note of what sending a reply has raised; returns whether another can be sent in its place."""
