@@ -169,7 +169,7 @@ class Dispatcher:
                     if loop.forked:  # a handler has forked, and this is the copy
                         raise loop.refusal()
                     inbox.clear()  # of what a handler or an interruption has left behind the end
-                if inbox and loop.dispatched >= look:
+                if loop.dispatched >= look and inbox:
                     if not look:  # only now: mostly there is no second one
                         goal = goal or loop.dispatched + len(inbox) + 1  # a failure is followed by the end
                         share = share or Share(loop.clock)
