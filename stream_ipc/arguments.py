@@ -133,8 +133,8 @@ def check_timeout(timeout: Any, name: str = "timeout", optional: bool = True) ->
 
 
 def close_bound(timeout: float | None) -> float | None:
-    """Return the seconds that closing may take, or None for the usual bounds."""
+    """Return the seconds that closing may take: None for the usual bounds, minus infinity to drop what is queued."""
     if timeout is USUAL:
         return None
     check_timeout(timeout)
-    return math.inf if timeout is None else timeout
+    return math.inf if timeout is None else timeout or -math.inf

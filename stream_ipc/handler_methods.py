@@ -129,10 +129,11 @@ class HandlerMethods(Facade):
     def on_close(self, handler: CloseH) -> CloseH:
         """Register a handler for the end of the session, whoever ends it.
 
-        Usable as a decorator. It takes ``(session)``, or is a ``TypeError``. It
-        runs once, when pending requests have failed and the streams are
-        released. What it raises is logged. One that is registered after the end
-        never runs: look at ``is_open`` then.
+        Usable as a decorator. It takes ``(session)``, or is a ``TypeError``, as
+        is one that is annotated with another class. It runs once, when pending
+        requests have failed and the streams are released. What it raises is
+        logged. One that is registered after the end never runs: look at
+        ``is_open`` then.
         """
         self._checked().on_close.add(handler, sys._getframe(1))
         return handler

@@ -70,19 +70,23 @@ class HandlerList:
             caller: The frame that registers it: names that are local to a function are looked up there.
 
         Raises:
-            TypeError: It cannot be called, takes the wrong number of arguments, or its annotation cannot be resolved.
+            TypeError: It cannot be called, takes the wrong number of arguments, or would never be called by its annotation,
+                which may also be one that cannot be resolved.
         """
         first, takes_both = check_handler(f"{self._event}()", function, self._most)
         types = None
         if first is not None:
-            types = _types(function, first.annotation, caller)
+            remedy = "annotate it with a message class, a union of them, or nothing"
+            if self._always is not None:
+                remedy = f"annotate it with {self._always.__name__}, or with nothing"
+            types = _types(function, first.annotation, caller, remedy)
             if self._of_messages and types and not any([_may_be_message(cls) for cls in types]):
                 problem = f"is no message class, so {self._event}() would never call it"
                 remedy = "the message comes first, the session second"
                 raise _refused(function, first.annotation, problem, remedy)
             if self._always is not None and types and not issubclass(self._always, types):
                 problem = f"is another class than {self._always.__name__}, so {self._event}() would never call it"
-                raise _refused(function, first.annotation, problem, "annotate it with that class, or with nothing")
+                raise _refused(function, first.annotation, problem, remedy)
         self._handlers = [*self._handlers, Handler(function, types, takes_both)]
         self.by_class.clear()
 
@@ -108,12 +112,10 @@ class HandlerList:
         return tuple([h for h in self._handlers if h.types is None or issubclass(cls, h.types)])
 
     def twin_of(self, cls: type) -> type | None:
-        """Return another class of the same name that a handler takes, if any."""
-        for handler in self._handlers:
-            for other in handler.types or ():
-                if other is not cls and other.__qualname__ == cls.__qualname__:
-                    return other
-        return None
+        """Return a class of the same name in another module that a handler takes; None also if one takes this class."""
+        taken = tuple([other for handler in self._handlers for other in handler.types or ()])
+        twins = [other for other in taken if other.__qualname__ == cls.__qualname__ and other.__module__ != cls.__module__]
+        return None if issubclass(cls, taken) or not twins else twins[0]
 
     def chain_of(self, cls: type) -> Chain:
         """Return them as nested pairs (first, rest), so that delivering a message slices nothing."""
@@ -227,8 +229,8 @@ def _may_be_message(cls: type) -> bool:
     return package != "builtins" and (package != _PACKAGE or module == "messages")
 
 
-def _types(function: Any, annotation: Any, caller: Any) -> tuple[type, ...] | None:
-    """Return the classes that an annotation names, or None for all.
+def _types(function: Any, annotation: Any, caller: Any, remedy: str) -> tuple[type, ...] | None:
+    """Return the classes that an annotation names, or None for all; the remedy is for one that names something else.
 
     Only this one annotation is resolved: another one may name what is imported under TYPE_CHECKING.
     """
@@ -244,7 +246,6 @@ def _types(function: Any, annotation: Any, caller: Any) -> tuple[type, ...] | No
         [issubclass(object, cls) for cls in types]  # which fails if one is None, a Protocol, a TypedDict
     except TypeError as exc:
         problem = "is no class" if None in types else f"is of no use: {exc}"
-        remedy = "annotate it with a message class, a union of them, or nothing"
         raise _refused(function, annotation, problem, remedy) from exc
     return None if object in types else types
 

@@ -11,6 +11,7 @@ Imports ``logging``, which takes long, only when there is something to say that 
 from __future__ import annotations
 
 import sys
+import warnings
 from functools import partial
 
 from .interruptions import is_ours, pass_on
@@ -24,9 +25,7 @@ __all__ = ["debug", "error", "info", "issue_warning", "warning"]
 
 
 def issue_warning(text: str, category: type[Warning]) -> None:
-    """Issue a warning that names the line of the program which led here."""
-    import warnings
-
+    """Issue a warning that names the line of the program which led here, also as the interpreter ends."""
     level = 2
     frame: Any = sys._getframe(1)
     while frame is not None and is_ours(frame):

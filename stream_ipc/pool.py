@@ -315,7 +315,8 @@ class WorkerPool(Facade):
     def close(self, timeout: float | None = USUAL) -> None:
         """End the workers, side by side. What is queued or with workers fails.
 
-        A second call does nothing.
+        What was sent to workers besides tasks, and these have not received, is
+        dropped. A second call does nothing.
 
         Args:
             timeout: Seconds until workers that have not ended are killed; by

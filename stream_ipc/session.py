@@ -337,8 +337,11 @@ class Session(HandlerMethods):
     def close(self, timeout: float | None = USUAL) -> None:
         """Close the session. A second call does nothing; allowed inside a handler.
 
-        What is pending fails with ``StreamClosedError``. What is queued is
-        written, for at most a second; what is left is dropped, and logged.
+        What is pending fails with ``StreamClosedError``. Notifications that
+        were read and not dispatched are dropped, also for the other handlers of
+        a message of which one closes the session; so are replies of a handler
+        that does. What is queued is written, for at most a second; what is left
+        is dropped, and logged.
         Then done callbacks run, and the streams are released and closed. A
         child process that the peer started is ended and reaped: its stdin is
         closed, and if it does not exit, it is terminated after 2 s and killed
@@ -349,9 +352,10 @@ class Session(HandlerMethods):
 
         Args:
             timeout: Seconds for all of that, in place of these bounds; what is
-                not done by then is cut short. Of more than a second the last
-                one is left to a child. 0 drops what is queued and kills a child
-                that the peer started at once. None sets no limit.
+                not done by then is cut short. If there is a child, what is
+                queued has the first second, or all but the last one. 0 drops
+                what is queued, without a word, and kills a child that the peer
+                started at once. None sets no limit.
 
         Raises:
             TypeError: ``timeout`` is no number.

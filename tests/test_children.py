@@ -18,7 +18,7 @@ from typing import Any, Callable, Iterator, List
 
 import pytest
 
-from stream_ipc import IpcPeer, LogMessage, Session, StreamClosedError
+from stream_ipc import IpcPeer, LogMessage, MessageTransport, Session, StreamClosedError, WorkerPool
 from stream_ipc.transports import children, spawn
 from tests.helpers import (
     PATIENCE,
@@ -689,7 +689,10 @@ def test_the_timeout_of_close_is_checked(peer: IpcPeer, timeout: Any, error: Any
     assert a.is_open
 
 
-def test_a_timeout_of_nothing_drops_what_is_queued(peer: IpcPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["session", "peer"])
+def test_a_timeout_of_nothing_drops_what_is_queued_without_a_word(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
     set_limit("flush bound", 20.0, monkeypatch)
     a, b = peer.create_session_pair()
     sock = b.socket
@@ -697,10 +700,11 @@ def test_a_timeout_of_nothing_drops_what_is_queued(peer: IpcPeer, monkeypatch: p
     while a.queued_bytes < 300_000:
         a.notify(Note("queued", b"x" * 100_000))
     start = time.monotonic()
-    a.close(timeout=0)
+    {"session": a, "peer": peer}[how].close(timeout=0)
     assert time.monotonic() - start < 10 and a.queued_bytes == 0
     assert sock is not None
     sock.close()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 @pytest.mark.parametrize("how", ["session", "peer"])
@@ -718,8 +722,119 @@ def test_what_closing_drops_is_logged(
         session.close()
     else:
         peer.close(timeout=0.01)
-    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(told) == 1 and f"{size} bytes" in told[0] and "flush()" in told[0]
+    told = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1 and told[0].filename == "closing.py"
+    assert f"{size} bytes" in told[0].getMessage() and "flush()" in told[0].getMessage()
+    other.close()
+
+
+@pytest.mark.parametrize("how", ["session", "peer", "tick"])
+def test_a_log_handler_may_close_or_tick_as_it_is_told_what_closing_drops(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    set_limit("flush bound", 0.01, monkeypatch)
+    told: List[str] = []
+
+    class Closing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelname == "WARNING":
+                told.append(record.getMessage())
+                {"session": session.close, "peer": peer.close, "tick": peer.tick}[how]()
+
+    handler = Closing()
+    logging.getLogger("stream_ipc").addHandler(handler)
+    try:
+        for close in "session", "peer":
+            mine, other = socket.socketpair()
+            peer = IpcPeer()
+            session = peer.create_socket_session(mine)
+            while session.queued_bytes < 300_000:
+                session.notify(Note("queued", b"x" * 100_000))
+            {"session": session.close, "peer": peer.close}[close]()
+            other.close()
+            peer.close()
+    finally:
+        logging.getLogger("stream_ipc").removeHandler(handler)
+    assert len(told) == 2
+
+
+def test_what_a_half_closed_stream_does_not_take_is_logged(
+    peer: IpcPeer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_limit("flush bound", 0.01, monkeypatch)
+    mine, other = socket.socketpair()
+    session = peer.create_socket_session(mine)
+    while session.queued_bytes < 300_000:
+        session.notify(Note("queued", b"x" * 100_000))
+    other.shutdown(socket.SHUT_WR)
+    tick_until(lambda: not session.is_open, peer)
+    assert ["bytes, which are dropped" in record.getMessage() for record in caplog.records] == [True]
+    other.close()
+
+
+@pytest.mark.parametrize("then", ["session", "peer"])
+def test_a_close_that_was_interrupted_goes_on_writing_when_it_is_made_again(peer: IpcPeer, then: str) -> None:
+    mine, other = socket.socketpair()
+    session = peer.create_socket_session(mine)
+    count = 0
+    while session.queued_bytes < 300_000:
+        session.notify(Note("queued", b"x" * 100_000))
+        count += 1
+
+    def ring(number: int, frame: Any) -> None:
+        raise InterruptionError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(InterruptionError):
+            session.close()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    got = bytearray()
+    reader = threading.Thread(target=lambda: [got.extend(data) for data in iter(lambda: other.recv(65536), b"")])
+    reader.start()
+    (session if then == "session" else peer).close()
+    reader.join()
+    assert len(got) > count * 100_000
+    other.close()
+
+
+def test_a_failure_that_no_handler_was_told_of_is_logged(peer: IpcPeer, caplog: pytest.LogCaptureFixture) -> None:
+    class Burning(MessageTransport):
+        received: Iterator[Any] = iter([[Note()]])
+
+        def receive(self) -> Any:
+            for messages in self.received:
+                return messages
+            raise OSError("the disk is on fire")
+
+        def send(self, message: Any) -> None: ...
+
+        def read_fds(self) -> Any:
+            return []
+
+        def close(self) -> None: ...
+
+    mine, other = socket.socketpair()
+    stuck = peer.create_socket_session(mine)
+    while not stuck.queued_bytes:
+        stuck.notify(Note("queued", b"x" * 100_000))
+    session = peer.create_session(Burning())
+    told: List[Any] = []
+    session.on_exception(told.append)
+
+    @session.on_message
+    def close(note: Note) -> None:
+        with pytest.raises(TimeoutError):
+            stuck.flush(0.01)  # which reads, and dispatches nothing
+        session.close()
+
+    peer.tick()
+    assert told == []
+    assert ["before its on_exception handlers were told" in record.getMessage() for record in caplog.records] == [True]
+    stuck.close(0)
     other.close()
 
 
@@ -739,10 +854,12 @@ def test_what_is_queued_has_all_but_the_last_second_of_a_longer_timeout(peer: Ip
     session = peer.create_command_session(script(code))
     lines = lines_of(session)
     tick_until(lambda: lines, peer)
+    count = 0
     while session.queued_bytes < 300_000:
         session.notify(Note("queued", b"x" * 100_000))
+        count += 1
     session.close(timeout=4)
-    assert int(lines[1]) > 300_000
+    assert int(lines[1]) > count * 100_000
 
 
 def test_a_timeout_bounds_the_close_of_a_connection_that_lingers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -793,28 +910,120 @@ def lines_of(session: Session) -> List[str]:
 
 @pytest.mark.parametrize("how", ["session", "timeout", "peer"])
 def test_what_was_read_with_the_last_reply_reaches_its_handlers_as_the_session_closes(peer: IpcPeer, how: str) -> None:
-    code = """
-        session = IpcPeer().create_stdio_session()
-        session.on_request(lambda ping: Pong())
-        session.tick(None)
-        os.write(2, b"one\\ntwo\\n")
-        serve(session)
-        os.write(2, b"three\\n")
-    """
-    session = peer.create_command_session(program(code))
+    session = read_lines_with_a_reply(peer)
     lines, calls = lines_of(session), []
     session.on_close(lambda session: calls.append([*lines]))
+    if how == "peer":
+        peer.close()
+    else:
+        session.close(**{"timeout": 5} if how == "timeout" else {})
+    assert lines == ALL and calls == [lines]
+
+
+LINES_AND_MORE = """
+    session = IpcPeer().create_stdio_session()
+    session.on_request(lambda ping: Pong())
+    session.tick(None)
+    os.write(2, b"one\\ntwo\\nthree\\n")
+    serve(session)
+    os.write(2, b"four\\n")
+"""
+
+
+def read_lines_with_a_reply(peer: IpcPeer, code: str = LINES_AND_MORE) -> Session:
+    """Return the session of a child that has answered, while the lines behind that stand in the inbox."""
+    session = peer.create_command_session(program(code))
     promise = session.request(Ping())
     process = session.process
     assert process is not None
     for stream in process.stdout, process.stderr:  # one after the other
         assert select.select([stream], [], [], PATIENCE)[0]
     promise.wait()
-    if how == "peer":
-        peer.close()
-    else:
-        session.close(**{"timeout": 5} if how == "timeout" else {})
-    assert lines == ["one", "two", "three"] and calls == [lines]
+    return session
+
+
+ALL = ["one", "two", "three", "four"]
+
+
+@pytest.mark.parametrize("act", ["tick", "wait", "close"])
+def test_last_words_reach_each_handler_in_order_whatever_the_first_does(peer: IpcPeer, act: str) -> None:
+    session = read_lines_with_a_reply(peer)
+    other, answering = peer.create_session_pair()
+    answering.on_request(lambda ping: Pong())
+    lines: List[List[str]] = [[], []]
+
+    @session.on_message
+    def first(text: LogMessage) -> None:
+        lines[0].append(text.message)
+        if act == "tick":
+            peer.tick(0)
+        elif act == "wait":
+            other.request(Ping()).wait()
+        else:
+            session.close()
+
+    session.on_message(lambda text: lines[1].append(text.message))
+    session.close()
+    assert lines == [ALL, ALL]
+
+
+@pytest.mark.parametrize("close", ["session", "peer", "with"])
+def test_a_line_of_which_one_handler_was_interrupted_reaches_the_others_as_the_session_closes(close: str) -> None:
+    lines: List[List[str]] = [[], []]
+    with IpcPeer() as peer:
+        session = read_lines_with_a_reply(peer)
+
+        @session.on_message
+        def first(text: LogMessage) -> None:
+            lines[0].append(text.message)
+            if text.message in ("one", "three"):
+                raise Interruption
+
+        session.on_message(lambda text: lines[1].append(text.message))
+        with pytest.raises(Interruption):
+            peer.tick()
+        with pytest.raises(Interruption):
+            peer.close() if close != "session" else session.close()
+        if close != "with":
+            peer.close()
+    assert lines == [ALL, ALL]
+
+
+def test_lines_are_kept_for_their_handlers_while_the_closing_of_a_pool_runs_others(peer: IpcPeer) -> None:
+    lines: List[List[str]] = []
+    with WorkerPool(peer, program(LINES_AND_MORE), 1, on_session=lambda session: lines.append(lines_of(session))) as pool:
+        promise = pool.submit(Ping())
+        process = pool.workers[0].process
+        assert process is not None
+        for stream in process.stdout, process.stderr:
+            assert select.select([stream], [], [], PATIENCE)[0]
+        promise.wait()
+        pool.submit(Ping()).add_done_callback(lambda promise: peer.tick(0))
+        pool.close()
+    assert lines == [ALL]
+
+
+def test_more_lines_than_are_read_ahead_are_followed_by_the_last(peer: IpcPeer) -> None:
+    code = LINES_AND_MORE.replace('b"one\\ntwo\\nthree\\n"', 'b"x\\n" * 5000')
+    session = read_lines_with_a_reply(peer, code)
+    lines, process = lines_of(session), session.process
+    assert process is not None
+    session.request(Ping()).add_done_callback(lambda promise: await_death(process))  # it fails once stdin is closed
+    peer.close()
+    assert len(lines) == 5001 and lines[-1] == "four"
+
+
+def test_what_an_attached_child_has_written_reaches_its_handlers_as_the_session_closes(peer: IpcPeer) -> None:
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(program(LINES_AND_MORE), **pipes) as process:
+        session = peer.create_process_session(process)
+        lines = lines_of(session)
+        promise = session.request(Ping())
+        for stream in process.stdout, process.stderr:
+            assert select.select([stream], [], [], PATIENCE)[0]
+        promise.wait()
+        session.close()
+    assert lines == ALL[:3]
 
 
 WRITES = (

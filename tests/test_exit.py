@@ -373,6 +373,24 @@ def test_exit_handlers_run_in_order_and_can_still_talk(peer: IpcPeer) -> None:
     assert notes == [Note("goodbye", bytes(200_000))]
 
 
+def test_a_peer_that_is_dropped_at_the_very_end_is_warned_of_all_the_same() -> None:
+    code = """
+        import atexit
+
+        def make():
+            global kept
+            from stream_ipc import IpcPeer
+            kept = IpcPeer()
+            kept.create_session_pair()
+
+        atexit.register(make)
+        import stream_ipc
+    """
+    for flags, told in ([], b""), (["-X", "dev"], b"ResourceWarning: unclosed <IpcPeer"):
+        done = subprocess.run([sys.executable, *flags, "-c", textwrap.dedent(code)], stderr=PIPE, timeout=PATIENCE)
+        assert done.returncode == 0 and told in done.stderr and b"Traceback" not in done.stderr
+
+
 def test_what_is_dropped_at_exit_is_logged() -> None:
     code = """
         from stream_ipc.core import lifecycle

@@ -799,6 +799,27 @@ def test_what_interrupts_the_start_of_a_worker_comes_out_and_starts_no_other(pee
         signal.signal(signal.SIGUSR1, old)
 
 
+def test_a_reply_that_was_there_as_another_task_of_the_worker_timed_out_counts(peer: IpcPeer) -> None:
+    code = """
+        session = IpcPeer().create_stdio_session()
+        held = DeferredReply()
+        session.on_request(lambda ping: Pong(ping.value) if ping.value else held)
+        while session.is_open:
+            session.tick(None)
+    """
+    with WorkerPool(peer, program(code), 1, in_flight=2, retries=0) as pool:
+        assert pool.submit(Ping(1), expect=Pong).wait().value == 1
+        clock = set_clock(peer, FakeClock())
+        late, quick = pool.submit(Ping(0), timeout=5), pool.submit(Ping(2), expect=Pong)
+        process = pool.workers[0].process
+        assert process is not None and process.stdout is not None
+        assert select.select([process.stdout], [], [], PATIENCE)[0]
+        clock.now += 6
+        with pytest.raises(RequestTimeoutError):
+            late.wait()
+        assert quick.wait().value == 2
+
+
 @pytest.mark.slow
 def test_start_timeout_without_hello(peer: IpcPeer) -> None:
     with WorkerPool(peer, worker("silent"), 1, start_timeout=0.1) as pool:

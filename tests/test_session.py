@@ -1461,7 +1461,7 @@ def test_a_handler_that_returns_an_envelope(peer: IpcPeer) -> None:
 def test_a_handler_that_returns_a_class(peer: IpcPeer) -> None:
     a, b = peer.create_session_pair()
     b.on_request(lambda request: Pong)
-    with pytest.raises(RemoteError, match="returned the class Pong; it must return a Message"):
+    with pytest.raises(RemoteError, match=r"returned the class Pong; it must return an instance: Pong\(\.\.\.\)"):
         a.request(Ping()).wait()
 
 
@@ -1559,22 +1559,33 @@ def test_an_unexpected_reply_of_a_class_of_the_same_name(peer: IpcPeer) -> None:
 
 
 def test_a_request_that_a_handler_of_another_class_of_the_same_name_passes_over(peer: IpcPeer) -> None:
-    def another(module: str) -> Any:
+    def another(module: str, number: int = 1) -> Any:
         @dataclass
-        class Task(Message, wire_name=f"test.session.{module}.Task"): ...
+        class Task(Message, wire_name=f"test.session.{module}{number}.Task"): ...
 
         Task.__module__, Task.__qualname__ = module, "Task"
         return Task
 
-    run, imported = another("__main__"), another("work")
     a, b = peer.create_session_pair()
 
-    def handler(task: Any) -> None: ...
+    def register(cls: Any) -> None:
+        def handler(task: Any) -> None: ...
 
-    handler.__annotations__ = {"task": imported}
-    b.on_request(handler)
-    text = r"^Unhandled request: test\.session\.__main__\.Task \(as __main__\.Task; a handler takes work\.Task, another"
-    with pytest.raises(RemoteError, match=text):
+        handler.__annotations__ = {"task": cls}
+        b.on_request(handler)
+
+    run, imported, third, local = another("__main__"), another("work"), another("third"), another("work", 2)
+    register(imported)
+    for cls, hint in (
+        (run, r" \(it is a class of __main__, and a handler takes that of work, a module that is there twice: run .*\)"),
+        (third, r" \(it is a class of third, and a handler takes that of work\)"),
+        (local, ""),  # two of one module, as a function makes them
+        (imported, ""),
+    ):
+        with pytest.raises(RemoteError, match=rf"^Unhandled request: [\w.]*Task{hint}$"):
+            a.request(cls()).wait()
+    register(run)  # which has seen it then
+    with pytest.raises(RemoteError, match=r"^Unhandled request: [\w.]*Task$"):
         a.request(run()).wait()
 
 

@@ -1795,6 +1795,21 @@ def test_a_send_that_raises_has_queued_nothing(peer: IpcPeer, state: str, how: s
         sock.close()
 
 
+def test_one_of_two_inputs_that_ends_inside_a_message_is_logged(peer: IpcPeer, caplog: pytest.LogCaptureFixture) -> None:
+    (first, write1), (second, write2), (read, out) = os.pipe(), os.pipe(), os.pipe()
+    session = peer.create_stream_session(out, first, second)
+    write_all(write1, framed(Note("half"))[:-5])
+    os.close(write1)
+    tick_until(lambda: caplog.records, peer)
+    assert "in the middle of a frame" in caplog.records[0].getMessage() and session.is_open
+    write_all(write2, framed(Note("other")))
+    assert session.receive(PATIENCE) == Note("other")
+    session.close()
+    os.close(write2)
+    os.close(read)
+    assert ["other inputs of that session go on" in record.getMessage() for record in caplog.records] == [True]
+
+
 class TakesNothing:
     """A stream object that takes nothing for a while, and says so by 0 or by None."""
 

@@ -6,12 +6,14 @@ interrupted. What the steps leave to be done is in ``teardowns.py``. Must not kn
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from .. import log
 from ..interruptions import pass_on, pass_on_own
 from ..messages import is_text
-from ..transports.channel import EndOfStream
+from ..transports.channel import EndOfStream, Teardown
+from .items import Delivery, Failure
 from .loop import Loop, Until
 
 TYPE_CHECKING = False
@@ -20,19 +22,19 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..errors import StreamClosedError
-    from ..transports.channel import Teardown
     from .conversation import Conversation
 
-__all__ = ["FLUSH_BOUND", "Closing", "begin", "flush_bound", "log_dropped", "write_out"]
+__all__ = ["FLUSH_BOUND", "Closing", "begin", "flush_bound", "write_out"]
 
 
-FLUSH_BOUND = 1.0  # seconds that closing gives to what is still queued, and leaves to a child if it has more
+FLUSH_BOUND = 1.0  # seconds that closing gives to what is still queued; if it has more than two, a child gets the last
 
 
 def begin(conversations: Sequence[Conversation], reason: StreamClosedError) -> None:
     """Take no more messages, fail what is pending, and write what is queued as far as it goes."""
     for conversation in conversations:
         conversation.stop()  # all of them first: what fails in one may be a reply that another waits for
+        conversation.logs_loss = conversation.due != -math.inf
     for conversation in conversations:
         conversation.requests.fail_all(reason)
     for conversation in conversations:
@@ -52,18 +54,6 @@ def flush_bound(seconds: float | None, conversations: Iterable[Conversation]) ->
     if any([conversation.channel.process is not None for conversation in conversations]):
         return max(min(seconds, FLUSH_BOUND), seconds - FLUSH_BOUND)
     return seconds
-
-
-def log_dropped(conversations: Iterable[Conversation]) -> None:
-    """Log what could not be written in time, and is dropped next."""
-    for conversation in [*conversations]:
-        size = conversation.outbox.queued_bytes
-        if size:
-            log.warning(
-                "session %s closes before the other side has taken %d bytes, which are dropped: flush() first, or give"
-                " close() more time",
-                conversation.name, size,
-            )  # fmt: skip
 
 
 def write_out(loop: Loop, conversations: Collection[Conversation], seconds: float) -> None:
@@ -99,8 +89,11 @@ class Closing:
         self._close_or_release: Any = channel.release if release else channel.close
         self._handlers = [*conversation.on_close.of(type(conversation.session))]
         # What a child has written was read with a reply, maybe, and did not have its turn.
-        read = [*conversation.dispatcher.inbox] if channel.process is not None else []
-        self._words = deque([item for item in read if is_text(item)])
+        read = [*conversation.dispatcher.inbox]
+        words = [item for item in read if is_text(item.message if type(item) is Delivery else item)]
+        self._words = deque(words if channel.process is not None and not release else ())
+        self._failures = [item.error for item in read if type(item) is Failure]
+        self._loss = _loss_of(conversation, release)
         self._ended = False  # whether only handlers are left to be called
 
     def go_on(self, handlers: bool = True) -> None:
@@ -113,6 +106,7 @@ class Closing:
             self._close_channel()
             self._fail_pending()
             self._ended = True
+            self._log()  # only now: a log handler may close it again
         conversation.loop.go_on()
         while self._handlers and handlers:
             try:
@@ -130,11 +124,11 @@ class Closing:
             conversation.loop.repairs.pop(conversation, None)
 
     def _close_channel(self) -> None:
-        if self._release:
-            self._tell_of_loss()
         try:
             if self.teardown is None:
                 self.teardown = self._close_or_release()
+            if self.teardown is None and self._words:
+                self.teardown = _LastWords()
             if self.teardown is not None:
                 self.teardown.messages = self._words
                 self.teardown.take = self._conversation.dispatcher.deliver_late
@@ -144,19 +138,6 @@ class Closing:
             pass_on(exc)
             log.error("closing or releasing the streams of %r failed", self._conversation.session, exc_info=True)
 
-    def _tell_of_loss(self) -> None:
-        """Log what the owner of the streams will miss, who goes on with them."""
-        conversation = self._conversation
-        unread = len([item for item in [*conversation.dispatcher.inbox] if type(item) is not EndOfStream])
-        unwritten = conversation.outbox.queued_bytes
-        unfinished = conversation.channel.inputs.is_unfinished
-        if unread or unwritten or unfinished:
-            log.warning(
-                "session %s was removed from its peer with %d messages%s that were read and not dispatched, and %d bytes"
-                " that were not written; both are lost: flush() and tick before",
-                conversation.name, unread, " and the beginning of another" if unfinished else "", unwritten,
-            )  # fmt: skip
-
     def _fail_pending(self) -> None:
         conversation = self._conversation
         assert conversation.reason is not None
@@ -164,6 +145,14 @@ class Closing:
         conversation.dispatcher.kept.end()
         conversation.dispatcher.responder.drop_owed()
         conversation.requests.fail_all(conversation.reason)
+
+    def _log(self) -> None:
+        conversation = self._conversation
+        assert conversation.reason is not None
+        for error in self._failures:
+            log.warning("session %s was closed before its on_exception handlers were told: %s", conversation.name, error)
+        if self._loss:
+            log.warning("session %s %s", conversation.name, self._loss)
         log.debug("session %s closed: %s", conversation.name, conversation.short(conversation.reason))
 
     def wait(self) -> None:
@@ -177,3 +166,31 @@ class Closing:
         due = self._conversation.due
         if self.teardown is not None and due is not None:
             self.teardown.hurry(due)
+
+
+class _LastWords(Teardown):
+    """Has delivered what a child has written that lives on."""
+
+    def step(self) -> float | None:
+        return None
+
+
+def _loss_of(conversation: Conversation, release: bool) -> str:
+    """Return what closing will drop, for the log; empty if nothing, or if it was told to."""
+    unwritten = conversation.outbox.queued_bytes
+    if release:
+        unread = len([item for item in [*conversation.dispatcher.inbox] if type(item) is not EndOfStream])
+        unfinished = conversation.channel.inputs.is_unfinished
+        if not (unread or unwritten or unfinished):
+            return ""
+        more = " and the beginning of another" if unfinished else ""
+        return (
+            f"was removed from its peer with {unread} messages{more} that were read and not dispatched, and {unwritten}"
+            " bytes that were not written; both are lost: flush() and tick before"
+        )
+    if not unwritten or not conversation.logs_loss:
+        return ""
+    return (
+        f"was closed before the other side has taken {unwritten} bytes, which are dropped: flush() first, or give close()"
+        " more time"
+    )

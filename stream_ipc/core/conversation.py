@@ -11,7 +11,7 @@ from ..clock import monotonic
 from ..errors import InvalidStreamError, StreamClosedError, describe
 from ..handlers import HandlerList
 from ..messages import NOTIFICATION, Message
-from .closing import FLUSH_BOUND, Closing, begin, flush_bound, log_dropped, write_out
+from .closing import FLUSH_BOUND, Closing, begin, flush_bound, write_out
 from .dispatcher import Dispatcher
 from .last_look import read_replies
 from .port import Port
@@ -44,6 +44,7 @@ class Conversation:
         is_open: Whether closing has not begun yet.
         reason: Why it is closed, or None; in a forked process, that it is a fork.
         due: When closing has to be done, in the time of ``monotonic()``; None for the usual bounds.
+        logs_loss: Whether what is queued has time to be written, so that it is worth a word if it is dropped.
         outbox: What is queued to be written.
         dispatcher: Works off its inbox.
         port: Moves its bytes.
@@ -62,6 +63,7 @@ class Conversation:
         self.is_open: bool = True
         self.reason: StreamClosedError | None = None
         self.due: float | None = None
+        self.logs_loss: bool = False
         self.name: str = channel.describe()
         self.requests: Requests = Requests(self)
         self.on_close: HandlerList = HandlerList("on_close", most=1, always=type(session))
@@ -177,6 +179,7 @@ class Conversation:
     def start_writing_out(self) -> None:
         """Start the time for which an ended stream is kept, unless it has started or nothing is queued."""
         if self._writes_until is None and self.outbox.queued_bytes:
+            self.logs_loss = True
             until = self.loop.clock() + FLUSH_BOUND
             self.loop.set_timer(self, min(until, self.requests.due))
             self._writes_until = until  # last, so that an interrupted call is made again
@@ -202,10 +205,9 @@ class Conversation:
                 try:
                     if self.is_open:
                         begin([self], reason)
+                    loop.repairs.pop(self, None)  # of an interrupted call, or write_out() would close it at once
                     seconds = None if self.due is None else self.due - monotonic()
                     write_out(loop, [self], flush_bound(seconds, [self]))
-                    if not release and (seconds is None or seconds > 0):
-                        log_dropped([self])
                 finally:  # after an interruption the next turn goes on with closing
                     loop.repairs[self] = None  # only now: earlier, a turn inside write_out() would close it at once
             self.close_now(reason, handlers=False)

@@ -127,6 +127,9 @@ class Dispatcher:
         share: Share | None = None
         look = 0  # when dispatched has come to this, and there is more, it looks at goal and clock
         if not conversation.is_open:
+            if conversation.reason is None:  # closing has begun, and its steps see to what is left
+                self._todo.pop(self, None)
+                return 0
             inbox.clear()  # of what a read that was under way has brought
         while True:
             if inbox:  # here, and no condition of the loop: behind that a signal handler may take the last
@@ -168,6 +171,8 @@ class Dispatcher:
                 if not conversation.is_open:
                     if loop.forked:  # a handler has forked, and this is the copy
                         raise loop.refusal()
+                    if conversation.reason is None:
+                        break
                     inbox.clear()  # of what a handler or an interruption has left behind the end
                 if loop.dispatched >= look and inbox:
                     if not look:  # only now: mostly there is no second one
@@ -280,25 +285,19 @@ class Dispatcher:
 
     def deliver_late(self, messages: deque[Any]) -> None:
         """Give the first of a child's last words to its handlers, though the session is closed. Errors are logged."""
-        for message in messages:
+        for item in messages:
             break
         else:
             return
-        taken = False
-        for handler in self.on_message.of(type(message)):
-            arguments = (message, self._session) if handler.takes_both else (message,)
-            try:
-                # atomic: no calls
-                if not taken:
-                    taken = True
-                    del messages[0]  # before its first handler is called
-
-                handler.function(*arguments)
-            except Exception as exc:
-                pass_on_own(exc)
-                log.error("on_message handler of %r failed", self._session, exc_info=True)
-        if not taken:
-            del messages[0]
+        rest = item if type(item) is Delivery else Delivery(item, self.on_message.chain_of(type(item)))
+        if not rest.chain:
+            take_out(messages, item)
+            return
+        try:
+            self._deliver(messages, item, rest.message, rest.chain)
+        except Exception as exc:
+            pass_on_own(exc)
+            log.error("on_message handler of %r failed", self._session, exc_info=True)
 
     def offer(self, entry: Entry) -> None:
         """Give a kept message to the handlers that were not there when it came."""

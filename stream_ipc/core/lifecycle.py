@@ -14,7 +14,7 @@ from weakref import ref
 from .. import log
 from ..clock import monotonic
 from ..errors import StreamClosedError
-from .closing import FLUSH_BOUND, begin, flush_bound, log_dropped, write_out
+from .closing import FLUSH_BOUND, begin, flush_bound, write_out
 from .conversation import Conversation
 from .loop import Loop
 from .teardowns import Teardowns
@@ -47,9 +47,9 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
             conversation.hurry(due)
     _begin(loop)
     try:
+        for conversation in [*loop.conversations]:
+            loop.repairs.pop(conversation, None)  # of an interrupted call, or write_out() would close it at once
         write_out(loop, loop.conversations, flush_bound(seconds, conversations))
-        if seconds is None or seconds > 0:
-            log_dropped(loop.conversations)
     finally:
         loop.repairs.update(dict.fromkeys(loop.conversations))  # after another interruption turns go on with closing
         _close(loop, handlers=False)
@@ -131,8 +131,6 @@ def _close_side_by_side(loops: Collection[Loop]) -> None:
     while left and monotonic() < due:
         left = [loop for loop in left if any([c.outbox.queued_bytes for c in [*loop.conversations]])]
         left = [loop for loop in left if _try(loop, partial(write_out, loop, loop.conversations, _EXIT_TURN))]
-    for loop in left:
-        log_dropped(loop.conversations)
     for loop in loops:
         _try(loop, partial(_close, loop, handlers=False))
     try:

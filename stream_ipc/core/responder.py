@@ -210,10 +210,9 @@ class Responder:
         text = f"Unhandled request: {wire_name_of(cls)}"
         twin = self.on_request.twin_of(cls)
         if twin is not None:
-            text = (
-                f"{text} (as {cls.__module__}.{cls.__qualname__}; a handler takes {twin.__module__}.{twin.__qualname__},"
-                " another class: is its module there twice, run as a program and imported?)"
-            )
+            text = f"{text} (it is a class of {cls.__module__}, and a handler takes that of {twin.__module__}"
+            twice = ", a module that is there twice: run as a program, and imported"
+            text += f"{twice if '__main__' in (cls.__module__, twin.__module__) else ''})"
         return ErrorMessage(text)
 
     def _log_dropped(self, id: Any) -> None:
@@ -247,9 +246,10 @@ class Responder:
 
 
 def _wrong_reply(function: Any, reply: Any) -> ErrorMessage:
-    returned = f"the class {reply.__name__}" if isinstance(reply, type) else article(type(reply))
-    error = TypeError(
-        f"the on_request handler {name_of(function)} returned {returned}; it must return a Message (no"
-        " envelope), a ResponsePromise, a DeferredReply, or None to pass the request on"
-    )
+    remedy = "it must return a Message (no envelope), a ResponsePromise, a DeferredReply, or None to pass the request on"
+    returned = article(type(reply))
+    if isinstance(reply, type):
+        returned = f"the class {reply.__name__}"
+        remedy = f"it must return an instance: {reply.__name__}(...)" if issubclass(reply, Message) else remedy
+    error = TypeError(f"the on_request handler {name_of(function)} returned {returned}; {remedy}")
     return failed_in_dispatch(error)

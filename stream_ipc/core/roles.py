@@ -1,6 +1,6 @@
 """What things must have for what the core does with them: types only.
 
-Must not know what has one. A thing may have several of these roles.
+Knows other classes for their types alone. A thing may have several of these roles.
 """
 
 from __future__ import annotations

@@ -246,6 +246,8 @@ class ProcessTeardown(Teardown):
             if self._stage != "by itself" or (child.status() or 0) >= 0:
                 how = f"{how}, {self._stage}"
             log.debug("%s %s", process_name(child.process), how)
+        if len(self.messages) >= _MESSAGES_MAX:  # these are delivered first
+            return DEATH_INTERVAL
         self._read()  # its last words
         self._close()
         return None

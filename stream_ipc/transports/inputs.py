@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import math
 
+from .. import log
 from ..clock import monotonic
 from ..errors import InvalidStreamError, StreamClosedError, unraised
 from ..interruptions import interruption_in
@@ -288,6 +289,8 @@ class StreamInputs(Inputs):
 
         if self._have_ended():
             self.framed_ended(inbox)
+        elif source.framed and (source.where or source.error is not None):
+            log.warning("%s; other inputs of that session go on", self.ended_text())
         self.on_change()
 
     def _have_ended(self) -> bool:

@@ -132,7 +132,7 @@ class StreamTransport(MessageTransport):
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     ) -> None:
         MessageEncoder(serializer, max_frame_size)  # checks them before anything is opened
-        if not hasattr(reads, "__iter__") or hasattr(reads, "fileno"):  # to go through a file would read it, and block
+        if not hasattr(reads, "__iter__") or hasattr(reads, "read"):  # to go through a file would read it, and block
             raise TypeError(f"StreamTransport() takes a list of the streams that it reads, not {reads!r:.100}")
         self._received: list[Any] = []  # what an interrupted receive() has left
         self._channel = open_channel(write, reads, serializer, max_frame_size)

@@ -215,6 +215,7 @@ class Supervisor:
         """Kill a worker that is still busy with a task, which it had so many seconds for."""
         if worker.conversation.is_open:
             worker.came_up = True
+            worker.conversation.dispatcher.settle_replies()  # those of other tasks are there, perhaps
             worker.kill(f"the worker was killed, because a task took longer than {seconds} s")
 
     def end_if_due(self, worker: Worker, read_until: float) -> None:
