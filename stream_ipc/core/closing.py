@@ -10,6 +10,7 @@ import math
 from collections import deque
 
 from .. import log
+from ..errors import InvalidStreamError
 from ..interruptions import pass_on, pass_on_own
 from ..messages import is_text
 from ..transports.channel import EndOfStream, Teardown
@@ -92,7 +93,9 @@ class Closing:
         read = [*conversation.dispatcher.inbox]
         words = [item for item in read if is_text(item.message if type(item) is Delivery else item)]
         self._words = deque(words if channel.process is not None and not release else ())
-        self._failures = [item.error for item in read if type(item) is Failure]
+        # Of a stream that its owner closed, each call tells.
+        failures = [item.error for item in read if type(item) is Failure]
+        self._failures = [error for error in failures if not isinstance(error, InvalidStreamError)]
         self._loss = _loss_of(conversation, release)
         self._ended = False  # whether only handlers are left to be called
 

@@ -146,7 +146,7 @@ class ObjectEnd(End):
         # atomic: no calls
         data: bytes = self._result
         self._result = None
-        self.pending = data != b""
+        self.pending: bool = data != b""
         return data
 
     def writes(self, buffers: Iterator[Any]) -> Iterator[int]:
