@@ -35,7 +35,7 @@ def begin(conversations: Sequence[Conversation], reason: StreamClosedError) -> N
     """Take no more messages, fail what is pending, and write what is queued as far as it goes."""
     for conversation in conversations:
         conversation.stop()  # all of them first: what fails in one may be a reply that another waits for
-        conversation.logs_loss = conversation.due != -math.inf
+        conversation.logs_loss = True
     for conversation in conversations:
         conversation.requests.fail_all(reason)
     for conversation in conversations:
@@ -177,6 +177,9 @@ class _LastWords(Teardown):
     def step(self) -> float | None:
         return None
 
+    def abandon(self) -> None:
+        self.messages = ()
+
 
 def _loss_of(conversation: Conversation, release: bool) -> str:
     """Return what closing will drop, for the log; empty if nothing, or if it was told to."""
@@ -191,7 +194,7 @@ def _loss_of(conversation: Conversation, release: bool) -> str:
             f"was removed from its peer with {unread} messages{more} that were read and not dispatched, and {unwritten}"
             " bytes that were not written; both are lost: flush() and tick before"
         )
-    if not unwritten or not conversation.logs_loss:
+    if not unwritten or not conversation.logs_loss or conversation.due == -math.inf:
         return ""
     return (
         f"was closed before the other side has taken {unwritten} bytes, which are dropped: flush() first, or give close()"

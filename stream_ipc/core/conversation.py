@@ -252,6 +252,7 @@ class Conversation:
     def repair(self) -> None:
         """Do what an interruption has left undone."""
         if self._closing is None:
+            self.logs_loss = True
             self.close_now(self._own_reason())
         else:
             self._closing.go_on()

@@ -160,6 +160,7 @@ class Dispatcher:
                     loop = self._loop
                     by_class = self._by_class
                     waiting = self._waiting
+                    goal = goal or loop.dispatched + len(inbox) + 1  # a failure is followed by the end
                 if cls not in by_class or waiting:
                     done = (self._actions.get(cls) or self._arrive)(item)
                     if done is None:
@@ -175,13 +176,9 @@ class Dispatcher:
                         break
                     inbox.clear()  # of what a handler or an interruption has left behind the end
                 if loop.dispatched >= look and inbox:
-                    if not look:  # only now: mostly there is no second one
-                        goal = goal or loop.dispatched + len(inbox) + 1  # a failure is followed by the end
-                        share = share or Share(loop.clock)
-                    elif share is None or share.is_over():
+                    if loop.dispatched >= goal or (share is not None and share.is_over()):
                         break
-                    if loop.dispatched >= goal:
-                        break
+                    share = share or Share(loop.clock)  # only now: mostly there is no second one
                     look = min(goal, loop.dispatched + share.step)
         return count
 
@@ -289,15 +286,16 @@ class Dispatcher:
             break
         else:
             return
-        rest = item if type(item) is Delivery else Delivery(item, self.on_message.chain_of(type(item)))
-        if not rest.chain:
-            take_out(messages, item)
-            return
+        rest = Delivery(item, ())
         try:
-            self._deliver(messages, item, rest.message, rest.chain)
+            rest = item if type(item) is Delivery else Delivery(item, self.on_message.chain_of(type(item)))
+            if rest.chain:
+                self._deliver(messages, item, rest.message, rest.chain)
         except Exception as exc:
             pass_on_own(exc)
             log.error("on_message handler of %r failed", self._session, exc_info=True)
+        if not rest.chain:  # there is no handler, or the class of one has failed as it was compared
+            take_out(messages, item)
 
     def offer(self, entry: Entry) -> None:
         """Give a kept message to the handlers that were not there when it came."""

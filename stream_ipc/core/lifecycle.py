@@ -47,11 +47,14 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
             conversation.hurry(due)
     _begin(loop)
     try:
-        for conversation in [*loop.conversations]:
-            loop.repairs.pop(conversation, None)  # of an interrupted call, or write_out() would close it at once
-        write_out(loop, loop.conversations, flush_bound(seconds, conversations))
+        try:
+            for conversation in [*loop.conversations]:
+                if conversation.reason is None:  # left there by an interrupted call: write_out() would close it
+                    loop.repairs.pop(conversation, None)
+            write_out(loop, loop.conversations, flush_bound(seconds, conversations))
+        finally:
+            loop.repairs.update(dict.fromkeys(loop.conversations))  # after another interruption turns go on with closing
     finally:
-        loop.repairs.update(dict.fromkeys(loop.conversations))  # after another interruption turns go on with closing
         _close(loop, handlers=False)
         loop.with_users_wait(False, loop.go_on)  # what is left of done callbacks
         # Before the on_close handlers, which run after a child's last words.

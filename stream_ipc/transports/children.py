@@ -39,7 +39,7 @@ EXIT_GRACE = 2.0
 TERMINATE_GRACE = 2.0
 KILL_GRACE = 2.0
 
-_MESSAGES_MAX = 4096  # lines of stderr that wait to be delivered; more are not read
+_MESSAGES_MAX = 4096  # lines of stderr that wait to be delivered; more are not read while it lives
 
 
 def process_name(process: subprocess.Popen[Any]) -> str:
@@ -246,27 +246,25 @@ class ProcessTeardown(Teardown):
             if self._stage != "by itself" or (child.status() or 0) >= 0:
                 how = f"{how}, {self._stage}"
             log.debug("%s %s", process_name(child.process), how)
-        if len(self.messages) >= _MESSAGES_MAX:  # these are delivered first
-            return DEATH_INTERVAL
-        self._read()  # its last words
+        self._read(len(self.messages) + READ_SIZE)  # its last words: no more lines than a pipe has bytes
         self._close()
         return None
 
-    def _read(self) -> None:
+    def _read(self, most: int = _MESSAGES_MAX) -> None:
         for fd, stream in self._outputs.copy().items():
-            if stream.closed or self._has_ended(fd, stream):
+            if stream.closed or self._has_ended(fd, stream, most):
                 close_stream(stream)  # before it is forgotten: an interrupted call is made again
                 del self._outputs[fd]
 
-    def _has_ended(self, fd: int, stream: Any) -> bool:
-        """Read some of an output, and return whether that was all."""
+    def _has_ended(self, fd: int, stream: Any, most: int) -> bool:
+        """Read some of an output, while no more than so many messages wait; return whether that was all."""
         text = self._text if stream is self._child.process.stderr else None
         try:
             for _ in range(16):
                 if text is None or text.ended:
                     if not os.read(fd, READ_SIZE):
                         return True
-                elif len(self.messages) >= _MESSAGES_MAX:
+                elif len(self.messages) >= most:
                     return False
                 else:
                     text.read(self.messages)

@@ -289,7 +289,7 @@ class StreamInputs(Inputs):
 
         if self._have_ended():
             self.framed_ended(inbox)
-        elif source.framed and (source.where or source.error is not None):
+        elif source.framed and (source.where or source.error is not None) and not self.channel.outbox.is_broken:
             log.warning("%s; other inputs of that session go on", self.ended_text())
         self.on_change()
 

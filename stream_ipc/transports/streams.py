@@ -126,6 +126,7 @@ class ObjectEnd(End):
                 else:
                     raise RuntimeError(f"{self._name}() raised StopIteration")
             except BlockingIOError:
+                self.pending = False
                 raise
             except Exception as exc:
                 pass_on(exc)

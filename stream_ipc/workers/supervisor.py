@@ -213,9 +213,13 @@ class Supervisor:
 
     def note_late(self, worker: Worker, seconds: float | None) -> None:
         """Kill a worker that is still busy with a task, which it had so many seconds for."""
-        if worker.conversation.is_open:
+        if worker.conversation.is_open and not worker.is_late:
             worker.came_up = True
-            worker.conversation.dispatcher.settle_replies()  # those of other tasks are there, perhaps
+            try:  # replies to other tasks may be there; each that is settled leads here again
+                worker.is_late = True
+                self._loop.with_users_wait(True, worker.conversation.dispatcher.settle_replies)
+            finally:
+                worker.is_late = False
             worker.kill(f"the worker was killed, because a task took longer than {seconds} s")
 
     def end_if_due(self, worker: Worker, read_until: float) -> None:

@@ -62,6 +62,7 @@ class Worker:
         given: How many it was given in all; this, too.
         ready: Whether it can be given any.
         came_up: Whether it has answered one, or was busy with one for too long.
+        is_late: Whether it is about to be killed for that.
         due: When it must have given a sign of life; infinity for not at all.
         heard: What has come from it until then, and was not looked at yet.
         sign_handlers: The handlers that wait for it.
@@ -79,6 +80,7 @@ class Worker:
         self.given: int = 0
         self.ready: bool = False
         self.came_up: bool = False
+        self.is_late: bool = False
         self.due: float = math.inf
         self.heard: list[Message] = []
         self.sign_handlers: tuple[Callable[[Message], Any], ...] = ()
