@@ -801,6 +801,35 @@ def test_a_close_that_was_interrupted_goes_on_writing_when_it_is_made_again(peer
     other.close()
 
 
+@pytest.mark.parametrize(("then", "logged"), [("tick", True), ("close", False)])
+def test_what_a_close_that_was_interrupted_drops_is_logged_unless_it_is_to_be_dropped(
+    peer: IpcPeer, caplog: pytest.LogCaptureFixture, then: str, logged: bool
+) -> None:
+    mine, other = socket.socketpair()
+    session = peer.create_socket_session(mine)
+    while session.queued_bytes < 300_000:
+        session.notify(Note("queued", b"x" * 100_000))
+
+    def ring(number: int, frame: Any) -> None:
+        raise InterruptionError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(InterruptionError):
+            session.close()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    if then == "tick":
+        peer.tick(0)
+    else:
+        session.close(timeout=0)
+    assert session.reason is not None
+    assert any("which are dropped" in record.getMessage() for record in caplog.records) == logged
+    other.close()
+
+
 def test_a_failure_that_no_handler_was_told_of_is_logged(peer: IpcPeer, caplog: pytest.LogCaptureFixture) -> None:
     class Burning(MessageTransport):
         received: Iterator[Any] = iter([[Note()]])
@@ -1011,6 +1040,18 @@ def test_more_lines_than_are_read_ahead_are_followed_by_the_last(peer: IpcPeer) 
     session.request(Ping()).add_done_callback(lambda promise: await_death(process))  # it fails once stdin is closed
     peer.close()
     assert len(lines) == 5001 and lines[-1] == "four"
+
+
+def test_another_writer_of_its_stderr_keeps_no_close_from_ending(peer: IpcPeer) -> None:
+    code = """
+        subprocess.Popen(["yes"], stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
+        serve(IpcPeer().create_stdio_session())
+    """
+    session = peer.create_command_session(program(code))
+    lines = lines_of(session)
+    tick_until(lambda: lines, peer)
+    session.close()
+    assert session.process is not None and session.process.returncode is not None
 
 
 def test_what_an_attached_child_has_written_reaches_its_handlers_as_the_session_closes(peer: IpcPeer) -> None:

@@ -60,6 +60,7 @@ from tests.helpers import (
     InterruptionError,
     RawPeer,
     after,
+    deadline_of,
     framed,
     is_settled,
     no_pending,
@@ -818,6 +819,31 @@ def test_a_reply_that_was_there_as_another_task_of_the_worker_timed_out_counts(p
         with pytest.raises(RequestTimeoutError):
             late.wait()
         assert quick.wait().value == 2
+
+
+def test_many_replies_that_were_there_as_another_task_of_the_worker_timed_out_count(peer: IpcPeer) -> None:
+    count = 300
+    code = f"""
+        session = IpcPeer().create_stdio_session()
+        held, seen = DeferredReply(), []
+        session.on_request(lambda ping: seen.append(ping) or (Pong(ping.value) if ping.value else held))
+        while len(seen) <= {count}:
+            session.tick(None)
+        os.write(2, b"all")
+        while session.is_open:
+            session.tick(None)
+    """
+    with WorkerPool(peer, program(code), 1, in_flight=count + 1, retries=0) as pool:
+        late, *quick = [pool.submit(Ping(n), timeout=None if n else 5, expect=Pong) for n in range(count + 1)]
+        process = pool.workers[0].process
+        assert process is not None and process.stderr is not None
+        assert select.select([process.stderr], [], [], PATIENCE)[0]
+        deadline = deadline_of(late)
+        assert deadline is not None
+        set_clock(peer, FakeClock()).now = deadline + 1
+        with pytest.raises(RequestTimeoutError):
+            late.wait()
+        assert [reply.value for reply in gather(quick)] == [*range(1, count + 1)]
 
 
 @pytest.mark.slow

@@ -1868,6 +1868,22 @@ def test_object_that_gives_little_at_a_time_is_asked_on_until_nothing_is_there(p
     assert due is not None and 0 < due <= 0.01
 
 
+def test_object_that_says_by_an_exception_that_nothing_is_there_is_not_asked_at_once(peer: IpcPeer) -> None:
+    class Raises(GivesLittle):
+        def read(self, size: int) -> Optional[bytes]:
+            data, self.data = self.data, b""
+            if not data:
+                raise BlockingIOError
+            return data
+
+    stream = Raises(framed(Note("a")))
+    peer.create_stream_session(stream, stream)  # type: ignore[arg-type]
+    assert peer.tick() == 1
+    peer.tick()
+    due = peer.next_deadline()
+    assert due is not None and 0 < due <= 0.01
+
+
 def test_object_that_takes_nothing_now_is_asked_as_often_once_the_other_has_ended(peer: IpcPeer) -> None:
     stream = TakesNothing(None)
     session = peer.create_stream_session(stream, io.BytesIO())  # type: ignore[arg-type]
