@@ -174,11 +174,13 @@ class Closing:
 class _LastWords(Teardown):
     """Has delivered what a child has written that lives on."""
 
+    messages: deque[Any]
+
     def step(self) -> float | None:
         return None
 
     def abandon(self) -> None:
-        self.messages = ()
+        self.messages.clear()
 
 
 def _loss_of(conversation: Conversation, release: bool) -> str:
