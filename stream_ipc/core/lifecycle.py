@@ -45,12 +45,12 @@ def close_loop(loop: Loop, seconds: float | None = None) -> None:
     if due is not None:
         for conversation in conversations:
             conversation.hurry(due)
+    to_write = [conversation for conversation in conversations if conversation.reason is None]
     _begin(loop)
     try:
         try:
-            for conversation in [*loop.conversations]:
-                if conversation.reason is None:  # left there by an interrupted call: write_out() would close it
-                    loop.repairs.pop(conversation, None)
+            for conversation in to_write:  # write_out() would close what an interrupted call has left there
+                loop.repairs.pop(conversation, None)
             write_out(loop, loop.conversations, flush_bound(seconds, conversations))
         finally:
             loop.repairs.update(dict.fromkeys(loop.conversations))  # after another interruption turns go on with closing
